@@ -1,0 +1,67 @@
+/* The only door to malloc, and a stack-like arena on top of it.
+ *
+ * mom_memory_alloc / mom_memory_free
+ *     64-byte aligned blocks with overflow-checked sizes; counts live and peak bytes; can be told to
+ *     fail at the n-th call, so that tests reach every failure path.
+ * mom_arena
+ *     alloc is a pointer bump; mark/release give back everything allocated since a mark and keep the
+ *     memory for the next use. Blocks are never moved, so pointers stay valid until released. When an
+ *     arena is emptied after it had to grow, its blocks are merged into one, so that a training loop
+ *     settles on a single block and no further calls to malloc.
+ */
+#ifndef MOM_BASE_ARENA_H
+#define MOM_BASE_ARENA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+#define MOM_ALIGNMENT 64
+
+/* Returns NULL and sets MOM_ERR_MEMORY when count * size overflows or memory is refused.
+ * `what` names the thing in the message. A request of zero bytes gives a valid pointer. */
+void *mom_memory_alloc(size_t count, size_t size, const char *what, mom_error *err);
+void *mom_memory_calloc(size_t count, size_t size, const char *what, mom_error *err);
+void mom_memory_free(void *block);
+
+/* The n-th allocation from now (1 = the next) fails, once; 0 switches this off. */
+void mom_memory_fail_at(long n);
+size_t mom_memory_live_bytes(void);
+size_t mom_memory_peak_bytes(void);
+void mom_memory_reset_peak(void);
+
+typedef struct mom_arena_block {
+    struct mom_arena_block *previous;
+    size_t capacity, used; /* bytes */
+    unsigned char *data;
+} mom_arena_block;
+
+typedef struct {
+    mom_arena_block *top; /* newest block; earlier ones hang behind it */
+    mom_arena_block *spare; /* one emptied block kept for reuse */
+    const char *name; /* in error messages */
+    size_t live, peak; /* bytes handed out; most since the arena was last empty after a merge */
+} mom_arena;
+
+typedef struct {
+    mom_arena_block *block;
+    size_t used, live;
+} mom_arena_mark;
+
+void mom_arena_init(mom_arena *arena, const char *name);
+void mom_arena_free(mom_arena *arena);
+void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *err);
+mom_arena_mark mom_arena_get_mark(const mom_arena *arena);
+void mom_arena_release(mom_arena *arena, mom_arena_mark mark);
+void mom_arena_clear(mom_arena *arena); /* releases everything, keeps one block of the peak size */
+
+/* Typed allocation that returns MOM_ERR_MEMORY from the calling function on failure. */
+#define MOM_ARENA_NEW(target, arena, count, err)                                                      \
+    do {                                                                                              \
+        (target) = mom_arena_alloc((arena), (count), sizeof *(target), (err));                        \
+        if (!(target))                                                                                \
+            return MOM_ERR_MEMORY;                                                                    \
+    } while (0)
+
+#endif

@@ -1,0 +1,82 @@
+#if defined(__linux__)
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
+
+#include "base/parallel.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if !defined(__linux__) && (defined(__unix__) || defined(__APPLE__))
+#include <unistd.h>
+#endif
+
+/* Denormal numbers cost a hundred times what others do and carry nothing here (the tails of softmaxes, moments of
+ * rows long unused): while tasks run they count as zero. The caller's mode is restored afterwards. */
+#if defined(__SSE2__)
+#include <immintrin.h>
+#define FLUSH_AND_ZERO 0x8040u
+static unsigned flush_denormals(void) {
+    const unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | FLUSH_AND_ZERO);
+    return mode;
+}
+static void restore_denormals(unsigned mode) { _mm_setcsr(mode); }
+#else
+static unsigned flush_denormals(void) { return 0; }
+static void restore_denormals(unsigned mode) { (void)mode; }
+#endif
+
+static void run_one(mom_task run, void *context, size_t task, int thread) {
+    const unsigned mode = flush_denormals();
+    run(context, task, thread);
+    restore_denormals(mode);
+}
+
+void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context) {
+#ifdef _OPENMP
+    if (threads > 1 && tasks > 1) {
+        const int team = (size_t)threads < tasks ? threads : (int)tasks;
+        const long long count = (long long)tasks;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+        for (long long i = 0; i < count; i++)
+            run_one(run, context, (size_t)i, omp_get_thread_num());
+        return;
+    }
+#else
+    (void)threads;
+#endif
+    for (size_t i = 0; i < tasks; i++)
+        run_one(run, context, i, 0);
+}
+
+void mom_range(size_t n, size_t parts, size_t p, size_t *begin, size_t *end) {
+    const size_t base = n / parts, extra = n % parts;
+    *begin = p * base + (p < extra ? p : extra);
+    *end = *begin + base + (p < extra ? 1 : 0);
+}
+
+int mom_have_openmp(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+int mom_available_cpus(void) {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        const int n = CPU_COUNT(&set);
+        return n > 0 ? n : 1;
+    }
+#endif
+#if defined(_SC_NPROCESSORS_ONLN)
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+#else
+    return 1;
+#endif
+}

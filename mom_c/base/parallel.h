@@ -1,0 +1,24 @@
+/* Threads: one primitive, a loop over independent tasks.
+ *
+ * Tasks own disjoint outputs and every reduction inside a task has a fixed order, so results do not
+ * depend on which thread runs a task or on how many there are. Without OpenMP the loop is serial.
+ */
+#ifndef MOM_BASE_PARALLEL_H
+#define MOM_BASE_PARALLEL_H
+
+#include <stddef.h>
+
+#define MOM_MAX_THREADS 256
+
+/* task < tasks; thread < threads tells which per-thread scratch may be used. */
+typedef void (*mom_task)(void *context, size_t task, int thread);
+
+void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context);
+
+/* Splits [0, n) into `parts` ranges of nearly equal size; part p is [begin, end). */
+void mom_range(size_t n, size_t parts, size_t p, size_t *begin, size_t *end);
+
+int mom_have_openmp(void);
+int mom_available_cpus(void); /* CPUs the process may run on, at least 1 */
+
+#endif

@@ -1,0 +1,33 @@
+/* Counter-based random numbers: the same draw for any number of threads and any order of calls.
+ *
+ * A draw is a pure function of (key, index): the finaliser of SplitMix64 (Steele, Lea and Flood 2014)
+ * applied to key + index * golden ratio, twice with the key in between. A key is derived from a seed,
+ * a step counter and a site (which dropout, which round), see mom_rng_key.
+ */
+#ifndef MOM_BASE_RNG_H
+#define MOM_BASE_RNG_H
+
+#include <stdint.h>
+
+static inline uint64_t mom_rng_mix(uint64_t z) {
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static inline uint64_t mom_rng_key(uint64_t seed, uint64_t counter, uint64_t site) {
+    uint64_t key = mom_rng_mix(seed + UINT64_C(0x9e3779b97f4a7c15));
+    key = mom_rng_mix(key + counter * UINT64_C(0x9e3779b97f4a7c15) + 1);
+    return mom_rng_mix(key + site * UINT64_C(0x9e3779b97f4a7c15) + 2);
+}
+
+static inline uint64_t mom_rng_u64(uint64_t key, uint64_t index) {
+    return mom_rng_mix(mom_rng_mix(key + index * UINT64_C(0x9e3779b97f4a7c15)) ^ key);
+}
+
+/* Uniform in [0, 1), a multiple of 2^-24. */
+static inline float mom_rng_uniform(uint64_t key, uint64_t index) {
+    return (float)(mom_rng_u64(key, index) >> 40) * 0x1p-24f;
+}
+
+#endif

@@ -1,0 +1,31 @@
+/* From Python objects to checked pointers. Every failure sets an exception whose message names the argument, what came
+ * and what was wanted. */
+#ifndef MOM_BINDINGS_CONVERT_H
+#define MOM_BINDINGS_CONVERT_H
+
+#include "bindings/numpy_api.h"
+
+#include <stdint.h>
+
+/* `object` itself (borrowed) when it is an ndarray of NumPy type number `type`, C-contiguous, aligned, in native byte
+ * order (and writable, if asked for); else NULL with TypeError (kind, dtype) or ValueError (layout). */
+PyArrayObject *mom_check_storage(PyObject *object, const char *name, int type, int writable);
+
+/* The same, and its shape must be (shape[0], ..., shape[ndim - 1]); -1 stands for any size. */
+PyArrayObject *mom_check_array(PyObject *object, const char *name, int type, int ndim, const npy_intp *shape,
+                               int writable);
+
+/* Integers of any integer dtype, layout and byte order (or nested sequences) as a fresh C-contiguous array of `type`
+ * (NPY_INT16 or NPY_INT32). Values must be in [low, high) or equal `also` (pass `low` for no such value).
+ * New reference. */
+PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type, int64_t low, int64_t high,
+                                    int64_t also);
+
+/* Truth values of a mask of any boolean, integer or floating dtype as a C-contiguous uint8 array of 0 and 1.
+ * New reference. */
+PyArrayObject *mom_convert_mask(PyObject *object, const char *name);
+
+/* Writes "(3, 4)" and returns the written length, never more than size - 1. */
+size_t mom_format_shape(char *text, size_t size, int ndim, const npy_intp *shape);
+
+#endif

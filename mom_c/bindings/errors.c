@@ -1,0 +1,19 @@
+/* Codes of the core become built-in exceptions: shape or value ValueError, dtype TypeError, memory MemoryError, wrong
+ * order of calls RuntimeError. */
+#include "bindings/errors.h"
+
+void mom_init_exceptions(mom_state *state) {
+    state->exceptions[MOM_OK] = Py_NewRef(PyExc_SystemError); /* an error without a code is a bug of ours */
+    state->exceptions[MOM_ERR_VALUE] = Py_NewRef(PyExc_ValueError);
+    state->exceptions[MOM_ERR_TYPE] = Py_NewRef(PyExc_TypeError);
+    state->exceptions[MOM_ERR_MEMORY] = Py_NewRef(PyExc_MemoryError);
+    state->exceptions[MOM_ERR_STATE] = Py_NewRef(PyExc_RuntimeError);
+}
+
+PyObject *mom_raise(PyObject *owner, const mom_error *err) {
+    const mom_state *state =
+        PyType_Check(owner) ? PyType_GetModuleState((PyTypeObject *)owner) : PyModule_GetState(owner);
+    if (state)
+        PyErr_SetString(state->exceptions[err->code], err->text);
+    return NULL;
+}

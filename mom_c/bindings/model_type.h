@@ -1,0 +1,24 @@
+/* The Python type of a network, and what the optimizer's type needs of it. */
+#ifndef MOM_BINDINGS_MODEL_TYPE_H
+#define MOM_BINDINGS_MODEL_TYPE_H
+
+#include "bindings/numpy_api.h"
+
+#include "model/gpt.h"
+
+typedef struct {
+    PyObject_HEAD
+    mom_gpt gpt;
+    _Atomic int busy;
+} mom_network;
+
+int mom_add_network(PyObject *module);
+
+/* Claims the network for the calling thread: -1 with a RuntimeError set when another one has it. */
+int mom_network_enter(mom_network *self);
+void mom_network_leave(mom_network *self);
+
+/* View of parameter i's place in `block` (an array laid out like the parameters); `owner` is kept alive. */
+PyObject *mom_network_view(mom_network *self, PyObject *owner, Py_ssize_t i, float *block);
+
+#endif

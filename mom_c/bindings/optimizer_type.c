@@ -1,0 +1,228 @@
+/* _core.AdamW: moments and step counts for the parameters of one network; and gradient clipping, sampling. */
+#include "bindings/optimizer_type.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "bindings/convert.h"
+#include "bindings/errors.h"
+#include "bindings/model_type.h"
+#include "bindings/state.h"
+#include "model/sample.h"
+#include "ops/adamw.h"
+
+typedef struct {
+    PyObject_HEAD
+    mom_network *network; /* strong reference */
+    float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
+    double *steps;               /* one per parameter */
+} mom_optimizer;
+
+/* One entry per parameter; moments NULL when only gradients matter. */
+static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_error *err) {
+    mom_params *p = &gpt->params;
+    mom_adamw_tensor *list = mom_memory_alloc(p->count, sizeof *list, "optimizer", err);
+    for (size_t i = 0; list && i < p->count; i++) {
+        const mom_param *param = &p->table[i];
+        list[i] = (mom_adamw_tensor){.param = p->values + param->offset, .grad = p->grads + param->offset,
+                                     .n = param->count, .decay = param->decay, .used = param->used};
+        if (o) {
+            list[i].exp_avg = o->exp_avg + param->offset;
+            list[i].exp_avg_sq = o->exp_avg_sq + param->offset;
+            list[i].step = o->steps[i];
+        }
+    }
+    return list;
+}
+
+static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"network", NULL};
+    mom_state *state = PyType_GetModuleState(type);
+    PyObject *network;
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!:AdamW", names, state->network_type, &network))
+        return NULL;
+    mom_optimizer *self = (mom_optimizer *)type->tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    self->network = (mom_network *)Py_NewRef(network);
+    const mom_params *p = &self->network->gpt.params;
+    mom_error err;
+    self->exp_avg = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
+    if (self->exp_avg)
+        self->exp_avg_sq = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
+    if (self->exp_avg_sq)
+        self->steps = mom_memory_calloc(p->count, sizeof(double), "optimizer", &err);
+    if (!self->steps) {
+        mom_raise((PyObject *)type, &err);
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void optimizer_dealloc(mom_optimizer *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    mom_memory_free(self->exp_avg);
+    mom_memory_free(self->exp_avg_sq);
+    mom_memory_free(self->steps);
+    Py_XDECREF(self->network);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
+    mom_adamw_spec spec;
+    if (!PyArg_ParseTuple(args, "ddddd:step", &spec.lr, &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay))
+        return NULL;
+    mom_gpt *gpt = &self->network->gpt;
+    mom_error err;
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    if (!gpt->params.grads) { /* nothing has a gradient yet */
+        mom_network_leave(self->network);
+        Py_RETURN_NONE;
+    }
+    mom_adamw_tensor *list = list_tensors(gpt, self, &err);
+    if (!list) {
+        mom_network_leave(self->network);
+        return mom_raise((PyObject *)Py_TYPE(self), &err);
+    }
+    const mom_exec exec = mom_current_exec(&gpt->workspace);
+    Py_BEGIN_ALLOW_THREADS
+    mom_adamw_step(&exec, list, gpt->params.count, &spec);
+    for (size_t i = 0; i < gpt->params.count; i++)
+        self->steps[i] = list[i].step;
+    Py_END_ALLOW_THREADS
+    mom_network_leave(self->network);
+    mom_memory_free(list);
+    Py_RETURN_NONE;
+}
+
+static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
+    const Py_ssize_t i = PyNumber_AsSsize_t(arg, PyExc_IndexError);
+    if (i == -1 && PyErr_Occurred())
+        return NULL;
+    return mom_network_view(self->network, (PyObject *)self, i, block);
+}
+
+static PyObject *optimizer_exp_avg(mom_optimizer *self, PyObject *arg) { return moment_view(self, arg, self->exp_avg); }
+static PyObject *optimizer_exp_avg_sq(mom_optimizer *self, PyObject *arg) {
+    return moment_view(self, arg, self->exp_avg_sq);
+}
+
+static PyObject *optimizer_get_steps(mom_optimizer *self, void *Py_UNUSED(closure)) {
+    const npy_intp dims[1] = {(npy_intp)self->network->gpt.params.count};
+    PyObject *view = PyArray_SimpleNewFromData(1, dims, NPY_FLOAT64, self->steps);
+    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef((PyObject *)self)) < 0) /* steals */
+        Py_CLEAR(view);
+    return view;
+}
+
+static PyMethodDef optimizer_methods[] = {
+    {"step", (PyCFunction)optimizer_step, METH_VARARGS,
+     "step($self, lr, beta1, beta2, eps, weight_decay, /)\n--\n\nUpdate every parameter that has a gradient."},
+    {"exp_avg", (PyCFunction)optimizer_exp_avg, METH_O, "exp_avg($self, index, /)\n--\n\nView of a first moment."},
+    {"exp_avg_sq", (PyCFunction)optimizer_exp_avg_sq, METH_O, "exp_avg_sq($self, index, /)\n--\n\nView of a second moment."},
+    {NULL, NULL, 0, NULL}};
+
+static PyGetSetDef optimizer_getset[] = {
+    {"steps", (getter)optimizer_get_steps, NULL, "float64 view: updates each parameter has had", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot optimizer_slots[] = {{Py_tp_new, optimizer_new},
+                                        {Py_tp_dealloc, optimizer_dealloc},
+                                        {Py_tp_methods, optimizer_methods},
+                                        {Py_tp_getset, optimizer_getset},
+                                        {Py_tp_doc, "AdamW(network)\n--\n\nMoments of a network's parameters; see mom.AdamW."},
+                                        {0, NULL}};
+
+static PyType_Spec optimizer_spec = {.name = "mom._core.AdamW",
+                                     .basicsize = sizeof(mom_optimizer),
+                                     .flags = Py_TPFLAGS_DEFAULT,
+                                     .slots = optimizer_slots};
+
+static PyObject *clip_grad_norm(PyObject *module, PyObject *args) {
+    PyObject *object;
+    double max_norm, norm = 0.0;
+    mom_state *state = mom_get_state(module);
+    if (!PyArg_ParseTuple(args, "O!d:clip_grad_norm", state->network_type, &object, &max_norm))
+        return NULL;
+    mom_network *network = (mom_network *)object;
+    mom_gpt *gpt = &network->gpt;
+    mom_error err;
+    if (mom_network_enter(network) < 0)
+        return NULL;
+    if (!gpt->params.grads) {
+        mom_network_leave(network);
+        return PyFloat_FromDouble(0.0);
+    }
+    mom_adamw_tensor *list = list_tensors(gpt, NULL, &err);
+    mom_status status = list ? MOM_OK : MOM_ERR_MEMORY;
+    if (list) {
+        const mom_exec exec = mom_current_exec(&gpt->workspace);
+        Py_BEGIN_ALLOW_THREADS
+        status = mom_grad_norm(&exec, &norm, list, gpt->params.count, &err);
+        const double factor = max_norm / (norm + 1e-6);
+        if (status == MOM_OK && isfinite(norm) && factor < 1.0)
+            mom_grad_scale(&exec, list, gpt->params.count, (float)factor);
+        Py_END_ALLOW_THREADS
+    }
+    mom_network_leave(network);
+    mom_memory_free(list);
+    return status == MOM_OK ? PyFloat_FromDouble(norm) : mom_raise(module, &err);
+}
+
+static PyObject *sample(PyObject *module, PyObject *args) {
+    PyObject *logits_o;
+    Py_ssize_t top_k;
+    unsigned long long seed, step;
+    mom_sampling s = {0};
+    if (!PyArg_ParseTuple(args, "OfnfKK:sample", &logits_o, &s.temperature, &top_k, &s.top_p, &seed, &step))
+        return NULL;
+    const npy_intp any[2] = {-1, -1};
+    PyArrayObject *logits = mom_check_array(logits_o, "logits", NPY_FLOAT32, 2, any, 0); /* borrowed */
+    if (!logits)
+        return NULL;
+    if (PyArray_DIM(logits, 1) < 1) {
+        PyErr_SetString(PyExc_ValueError, "logits: no tokens to choose from");
+        return NULL;
+    }
+    if (!(s.temperature >= 0.0f) || top_k < 0 || !(s.top_p > 0.0f && s.top_p <= 1.0f)) {
+        PyErr_SetString(PyExc_ValueError, "temperature, top_k, top_p: out of range");
+        return NULL;
+    }
+    s.top_k = (size_t)top_k;
+    s.seed = seed;
+    s.step = step;
+    const npy_intp dims[1] = {PyArray_DIM(logits, 0)};
+    PyObject *out = PyArray_SimpleNew(1, dims, NPY_INT32); /* new reference */
+    if (!out)
+        return NULL;
+    mom_arena workspace;
+    mom_arena_init(&workspace, "sampling");
+    const mom_exec exec = mom_current_exec(&workspace);
+    mom_error err;
+    const mom_status status = mom_sample(&exec, PyArray_DATA((PyArrayObject *)out), PyArray_DATA(logits), &s,
+                                         (size_t)dims[0], (size_t)PyArray_DIM(logits, 1), &err);
+    mom_arena_free(&workspace);
+    if (status == MOM_OK)
+        return out;
+    Py_DECREF(out);
+    return mom_raise(module, &err);
+}
+
+static PyMethodDef functions[] = {
+    {"clip_grad_norm", clip_grad_norm, METH_VARARGS,
+     "clip_grad_norm($module, network, max_norm, /)\n--\n\nScale gradients to at most max_norm; returns the norm before."},
+    {"sample", sample, METH_VARARGS,
+     "sample($module, logits, temperature, top_k, top_p, seed, step, /)\n--\n\nNext tokens (B,) from logits (B, V)."},
+    {NULL, NULL, 0, NULL}};
+
+int mom_add_optimizer(PyObject *module) {
+    PyObject *type = PyType_FromModuleAndSpec(module, &optimizer_spec, NULL); /* new reference */
+    if (!type)
+        return -1;
+    const int failed = PyModule_AddObjectRef(module, "AdamW", type);
+    Py_DECREF(type);
+    return failed < 0 ? -1 : PyModule_AddFunctions(module, functions);
+}

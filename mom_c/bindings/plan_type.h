@@ -1,0 +1,21 @@
+/* The Python type of a routing plan. */
+#ifndef MOM_BINDINGS_PLAN_TYPE_H
+#define MOM_BINDINGS_PLAN_TYPE_H
+
+#include "bindings/numpy_api.h"
+
+#include "ops/routing_plan.h"
+
+int mom_add_plan_type(PyObject *module);
+
+/* A new plan object of state->plan_type, empty; init_* of ops/routing_plan.h fills plan from arena. */
+typedef struct {
+    PyObject_HEAD
+    mom_routing_plan plan;
+    mom_arena arena;
+} mom_plan_object;
+
+mom_plan_object *mom_plan_new(PyObject *module);
+static inline const mom_routing_plan *mom_plan_of(PyObject *object) { return &((mom_plan_object *)object)->plan; }
+
+#endif

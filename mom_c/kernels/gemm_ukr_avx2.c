@@ -1,0 +1,43 @@
+/* 6 x 16 micro-kernel: 12 accumulators of 8 floats, 2 registers for b, broadcasts of a.
+ * Contract: kernels.h, gemm_ukr. b is 32-byte aligned (packed), a any, c may be unaligned. */
+#include <immintrin.h>
+
+#include "kernels/levels.h"
+
+#define ROW(i)                                          \
+    do {                                                \
+        const __m256 ai = _mm256_broadcast_ss(a + (i)); \
+        c##i##0 = _mm256_fmadd_ps(ai, b0, c##i##0);     \
+        c##i##1 = _mm256_fmadd_ps(ai, b1, c##i##1);     \
+    } while (0)
+
+#define STORE(i)                                                                            \
+    do {                                                                                    \
+        float *out = c + (size_t)(i) * ldc;                                                 \
+        if (accumulate) {                                                                   \
+            c##i##0 = _mm256_add_ps(_mm256_loadu_ps(out), c##i##0);                         \
+            c##i##1 = _mm256_add_ps(_mm256_loadu_ps(out + 8), c##i##1);                     \
+        }                                                                                   \
+        _mm256_storeu_ps(out, c##i##0);                                                     \
+        _mm256_storeu_ps(out + 8, c##i##1);                                                 \
+    } while (0)
+
+void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
+    __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
+    __m256 c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
+    for (size_t p = 0; p < kc; p++, a += 6, b += 16) {
+        const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
+        ROW(0);
+        ROW(1);
+        ROW(2);
+        ROW(3);
+        ROW(4);
+        ROW(5);
+    }
+    STORE(0);
+    STORE(1);
+    STORE(2);
+    STORE(3);
+    STORE(4);
+    STORE(5);
+}

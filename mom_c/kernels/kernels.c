@@ -1,0 +1,47 @@
+#include "kernels/kernels.h"
+
+#include <string.h>
+
+#include "base/cpu.h"
+#include "kernels/levels.h"
+
+#define MAX_LEVELS 4
+
+/* Tables in rising order of preference; those the machine lacks are left out. */
+static size_t collect(const mom_kernels **tables) {
+    size_t n = 0;
+    tables[n++] = &mom_kernels_baseline;
+#ifndef MOM_NO_X86_LEVELS
+    const mom_cpu_features cpu = mom_cpu_detect();
+    if (cpu.avx2)
+        tables[n++] = &mom_kernels_avx2;
+    if (cpu.avx512)
+        tables[n++] = &mom_kernels_avx512;
+#endif
+    return n;
+}
+
+const char *const *mom_kernels_available(void) {
+    /* Every caller writes the same values, so a race between first calls is harmless. */
+    static const char *names[MAX_LEVELS + 1];
+    const mom_kernels *tables[MAX_LEVELS];
+    const size_t n = collect(tables);
+    for (size_t i = 0; i < n; i++)
+        names[i] = tables[i]->name;
+    names[n] = NULL;
+    return names;
+}
+
+const mom_kernels *mom_kernels_get(const char *level) {
+    const mom_kernels *tables[MAX_LEVELS];
+    const size_t n = collect(tables);
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(tables[i]->name, level) == 0)
+            return tables[i];
+    return NULL;
+}
+
+const mom_kernels *mom_kernels_best(void) {
+    const mom_kernels *tables[MAX_LEVELS];
+    return tables[collect(tables) - 1];
+}

@@ -1,0 +1,11 @@
+/* AVX2 + FMA. A kc x 16 panel of b is 16 KB: half of a 32 KB L1 cache. */
+#define MOM_LEVEL_NAME "avx2"
+#define MOM_LEVEL_TABLE mom_kernels_avx2
+#define MOM_GEMM_NAME "mom_gemm_f32_6x16_avx2"
+#define MOM_GEMM_UKR mom_gemm_f32_6x16_avx2
+#define MOM_GEMM_MR 6
+#define MOM_GEMM_NR 16
+#define MOM_GEMM_MC 96
+#define MOM_GEMM_KC 256
+#define MOM_GEMM_NC 2048
+#include "kernels/level.inc"

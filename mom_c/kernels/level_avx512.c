@@ -1,0 +1,12 @@
+/* AVX-512 F, BW, DQ, VL. A kc x 32 panel of b is 24 KB, so that it stays in a 32 KB L1 cache while panels of a
+ * (12 x kc, 9 KB) stream from L2. */
+#define MOM_LEVEL_NAME "avx512"
+#define MOM_LEVEL_TABLE mom_kernels_avx512
+#define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
+#define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
+#define MOM_GEMM_MR 12
+#define MOM_GEMM_NR 32
+#define MOM_GEMM_MC 192
+#define MOM_GEMM_KC 192
+#define MOM_GEMM_NC 2048
+#include "kernels/level.inc"

@@ -1,0 +1,18 @@
+/* The levels' tables and micro-kernels, for kernels.c and the level files only. */
+#ifndef MOM_KERNELS_LEVELS_H
+#define MOM_KERNELS_LEVELS_H
+
+#include "kernels/kernels.h"
+
+#define MOM_GEMM_MAX_TILE 512 /* largest mr * nr of any level */
+
+extern const mom_kernels mom_kernels_baseline;
+void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+
+#ifndef MOM_NO_X86_LEVELS
+extern const mom_kernels mom_kernels_avx2, mom_kernels_avx512;
+void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+#endif
+
+#endif

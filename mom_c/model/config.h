@@ -1,0 +1,40 @@
+/* Shape and behaviour of a network, as the core needs it. The fields are those of mom.MoMConfig (Python),
+ * with derived sizes already worked out; mom_config_check guards every size the core relies on. */
+#ifndef MOM_MODEL_CONFIG_H
+#define MOM_MODEL_CONFIG_H
+
+#include <stddef.h>
+
+#include "base/status.h"
+#include "ops/attention.h"
+#include "ops/cross_entropy.h"
+#include "ops/router.h"
+
+typedef struct {
+    size_t V, P, C, H, F; /* vocabulary, positions, channels, heads, inner width */
+    size_t bottom, chunks, top; /* anchor layers below, blocks, anchor layers above */
+    int anchor_between;         /* an anchor layer after every block */
+    int vanilla;                /* chunks == 0: plain GPT-2 with Hugging Face's parameter names */
+    size_t num_attn, num_ffn, rounds;
+    size_t choices_attn, choices_ffn; /* router outputs S */
+    size_t top_k;
+    mom_router_kind router_kind;
+    int router_softmax, router_random;
+    size_t R;
+    float temperature;
+    int use_ste, weighted_qkv, all_paths;
+    int balance_enabled;   /* output_router_logits */
+    int balance_reference; /* definition: 1 "reference", 0 "switch" */
+    int balance_depthwise;
+    int balance_step_counts; /* counts gathered since gradients were last zeroed */
+    mom_masked_query masked_query;
+    float embd_pdrop, attn_pdrop, resid_pdrop;
+    float ln_eps;
+    int scale_attention;
+    float init_range, anchor_proj_range; /* standard deviations of fresh weights */
+    size_t num_labels; /* 0: language model */
+} mom_config;
+
+mom_status mom_config_check(const mom_config *config, mom_error *err);
+
+#endif

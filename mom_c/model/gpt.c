@@ -1,0 +1,561 @@
+/* The whole network. Reading order: forward (embedding, places, head), then backward in reverse.
+ *
+ * Memory: `saved` holds what backward and the routes need and is emptied by the next forward; `workspace` holds
+ * temporaries. Without `keep` the residual stream is updated in place and a place's activations are released as
+ * soon as it is done, except for the routes (scores, choices, weights).
+ */
+#include "model/gpt.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/parallel.h"
+#include "ops/balance_loss.h"
+#include "ops/embedding.h"
+#include "ops/layernorm.h"
+#include "ops/linear.h"
+
+enum { SITE_EMBEDDING = 1, SITE_FIRST_HALF = 16 };
+
+mom_status mom_gpt_init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
+    memset(gpt, 0, sizeof *gpt);
+    mom_arena_init(&gpt->saved, "activations");
+    mom_arena_init(&gpt->workspace, "workspace");
+    MOM_TRY(mom_params_init(&gpt->params, config, err));
+    gpt->config = *config;
+    return MOM_OK;
+}
+
+void mom_gpt_free(mom_gpt *gpt) {
+    mom_params_free(&gpt->params);
+    mom_arena_free(&gpt->saved);
+    mom_arena_free(&gpt->workspace);
+    mom_memory_free(gpt->step_counts);
+    mom_memory_free(gpt->step_tokens);
+    memset(gpt, 0, sizeof *gpt);
+}
+
+/* ------------------------------------------------------------------ balance loss over halves, rounds and blocks */
+
+/* Widest router of either half: counts of all halves are kept with this stride. */
+static size_t widest_router(const mom_config *c) {
+    return c->choices_attn > c->choices_ffn ? c->choices_attn : c->choices_ffn;
+}
+
+static int contributes(const mom_route *r) { return r->counts != NULL; }
+
+typedef struct {
+    double *counts, *prob_sums; /* (S) */
+    double count_tokens, tokens;
+    size_t S;
+} balance_group;
+
+/* The groups whose losses are added: pooled: one per half; depthwise: one per (block, round, half). */
+typedef struct {
+    balance_group *groups;
+    size_t count;
+    double factor; /* of each group's loss */
+} balance_groups;
+
+static size_t group_index(const mom_config *c, size_t block, size_t round, int half) {
+    return c->balance_depthwise ? (block * c->rounds + round) * 2 + (size_t)half : (size_t)half;
+}
+
+static mom_status collect_balance(mom_gpt *gpt, balance_groups *out, mom_arena *arena, mom_error *err) {
+    const mom_config *c = &gpt->config;
+    const size_t S = widest_router(c);
+    out->count = c->balance_depthwise ? c->chunks * c->rounds * 2 : 2;
+    out->factor = c->balance_depthwise && c->rounds ? 1.0 / (double)(c->chunks * c->rounds) : 1.0;
+    MOM_ARENA_NEW(out->groups, arena, out->count, err);
+    for (size_t g = 0; g < out->count; g++) {
+        balance_group *group = &out->groups[g];
+        memset(group, 0, sizeof *group);
+        MOM_ARENA_NEW(group->counts, arena, S, err);
+        MOM_ARENA_NEW(group->prob_sums, arena, S, err);
+        memset(group->counts, 0, S * sizeof(double));
+        memset(group->prob_sums, 0, S * sizeof(double));
+    }
+    size_t block = 0;
+    for (size_t i = 0; i < gpt->params.num_places; i++) {
+        const mom_place *place = &gpt->params.places[i];
+        if (!place->block)
+            continue;
+        for (size_t round = 0; round < place->rounds; round++) {
+            for (int half = 0; half < 2; half++) {
+                const mom_route *r = &gpt->halves[i][2 * round + (size_t)half].route;
+                const mom_pool *pool = half ? &place->ffn : &place->attn;
+                if (!pool->routed || !contributes(r))
+                    continue;
+                balance_group *group = &out->groups[group_index(c, block, round, half)];
+                group->S = pool->S;
+                group->tokens += r->tokens;
+                for (size_t s = 0; s < pool->S; s++) {
+                    group->counts[s] += r->counts[s];
+                    group->prob_sums[s] += r->prob_sums[s];
+                }
+            }
+        }
+        block++;
+    }
+    for (size_t g = 0; g < out->count; g++)
+        out->groups[g].count_tokens = out->groups[g].tokens;
+    return MOM_OK;
+}
+
+/* With balance_step_counts the shares are those of all micro-batches since gradients were last zeroed.
+ * `remember` adds this micro-batch's counts to the memory (once per kept forward). */
+static mom_status gather_step_counts(mom_gpt *gpt, balance_groups *b, int remember, mom_error *err) {
+    const size_t S = widest_router(&gpt->config);
+    if (!gpt->config.balance_step_counts || !b->count)
+        return MOM_OK;
+    if (!gpt->step_counts) {
+        gpt->step_counts = mom_memory_calloc(b->count * S, sizeof(double), "balance counts", err);
+        if (!gpt->step_counts)
+            return MOM_ERR_MEMORY;
+    }
+    if (!gpt->step_tokens) {
+        gpt->step_tokens = mom_memory_calloc(b->count, sizeof(double), "balance counts", err);
+        if (!gpt->step_tokens)
+            return MOM_ERR_MEMORY;
+    }
+    for (size_t g = 0; g < b->count; g++) {
+        balance_group *group = &b->groups[g];
+        for (size_t s = 0; s < S; s++) {
+            group->counts[s] += gpt->step_counts[g * S + s];
+            if (remember)
+                gpt->step_counts[g * S + s] = group->counts[s];
+        }
+        group->count_tokens += gpt->step_tokens[g];
+        if (remember)
+            gpt->step_tokens[g] = group->count_tokens;
+    }
+    return MOM_OK;
+}
+
+static double total_balance(const balance_groups *b, int *any) {
+    double loss = 0.0;
+    *any = 0;
+    for (size_t g = 0; g < b->count; g++) {
+        const balance_group *group = &b->groups[g];
+        if (!group->S)
+            continue;
+        *any = 1;
+        loss += mom_balance_loss(group->counts, group->count_tokens, group->prob_sums, group->tokens, group->S);
+    }
+    return loss * b->factor;
+}
+
+/* ------------------------------------------------------------------ forward */
+
+static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const size_t N = batch->B * batch->T;
+    gpt->batch = *batch;
+    MOM_ARENA_NEW(gpt->tokens, &gpt->saved, N, err);
+    memcpy(gpt->tokens, batch->tokens, N * sizeof(int32_t));
+    MOM_ARENA_NEW(gpt->positions, &gpt->saved, N, err);
+    for (size_t i = 0; i < N; i++)
+        gpt->positions[i] = batch->positions ? batch->positions[i] : (int32_t)(i % batch->T);
+    gpt->mask = NULL;
+    if (batch->mask) {
+        MOM_ARENA_NEW(gpt->mask, &gpt->saved, N, err);
+        memcpy(gpt->mask, batch->mask, N);
+    }
+    return MOM_OK;
+}
+
+/* The residual stream after the half: a new array when activations are kept, else the same one. */
+static mom_status next_stream(mom_gpt *gpt, float **x_out, float *x_in, mom_error *err) {
+    *x_out = x_in;
+    if (gpt->batch.keep)
+        MOM_ARENA_NEW(*x_out, &gpt->saved, gpt->run.N * gpt->config.C, err);
+    return MOM_OK;
+}
+
+/* Copies a route that must outlive the release of its half's activations (forward without `keep`). */
+typedef struct {
+    float *scores, *kept;
+    int16_t *index;
+    double *counts, *prob_sums;
+} route_room;
+
+static mom_status make_room(mom_gpt *gpt, const mom_pool *pool, route_room *room, mom_error *err) {
+    const size_t N = gpt->run.N;
+    MOM_ARENA_NEW(room->scores, &gpt->saved, N * pool->S, err);
+    MOM_ARENA_NEW(room->kept, &gpt->saved, N * pool->K, err);
+    MOM_ARENA_NEW(room->index, &gpt->saved, N * pool->K, err);
+    MOM_ARENA_NEW(room->counts, &gpt->saved, pool->S, err);
+    MOM_ARENA_NEW(room->prob_sums, &gpt->saved, pool->S, err);
+    return MOM_OK;
+}
+
+static void move_route(const mom_gpt *gpt, const mom_pool *pool, mom_route *r, const route_room *room) {
+    const size_t N = gpt->run.N;
+    memcpy(room->scores, r->scores, N * pool->S * sizeof(float));
+    memcpy(room->kept, r->kept, N * pool->K * sizeof(float));
+    memcpy(room->index, r->index, N * pool->K * sizeof(int16_t));
+    double *counts = NULL, *prob_sums = NULL;
+    if (r->counts) {
+        counts = memcpy(room->counts, r->counts, pool->S * sizeof(double));
+        prob_sums = memcpy(room->prob_sums, r->prob_sums, pool->S * sizeof(double));
+    }
+    *r = (mom_route){.scores = room->scores, .kept = room->kept, .index = room->index, .counts = counts,
+                     .prob_sums = prob_sums, .tokens = r->tokens};
+}
+
+static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **x, mom_error *err) {
+    const mom_run *run = &gpt->run;
+    const mom_place *place = &gpt->params.places[i];
+    const size_t R = gpt->config.R, N = run->N;
+    const int recurrent = gpt->config.router_kind != MOM_ROUTER_NAIVE;
+    const float *states[2] = {NULL, NULL};
+    float *held[2] = {NULL, NULL}; /* states that outlive a release */
+    if (!gpt->batch.keep && recurrent)
+        for (int half = 0; half < 2; half++)
+            if ((half ? &place->ffn : &place->attn)->routed)
+                MOM_ARENA_NEW(held[half], &gpt->saved, N * R, err);
+
+    for (size_t round = 0; round < place->rounds; round++) {
+        for (int half = 0; half < 2; half++) {
+            const mom_pool *pool = half ? &place->ffn : &place->attn;
+            mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
+            saved->site = *site;
+            *site += MOM_STREAMS;
+            float *next;
+            MOM_TRY(next_stream(gpt, &next, *x, err));
+            route_room room = {0};
+            if (!gpt->batch.keep && pool->routed)
+                MOM_TRY(make_room(gpt, pool, &room, err));
+            const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
+            if (half)
+                MOM_TRY(mom_ffn_pool_forward(run, pool, saved, next, *x, states[half]));
+            else
+                MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
+            *x = next;
+            if (pool->routed && recurrent)
+                states[half] = saved->route.router.hidden;
+            if (gpt->batch.keep)
+                continue;
+            if (pool->routed) {
+                if (recurrent)
+                    states[half] = memcpy(held[half], saved->route.router.hidden, N * R * sizeof(float));
+                move_route(gpt, pool, &saved->route, &room);
+            }
+            mom_arena_release(&gpt->saved, mark);
+        }
+    }
+    return MOM_OK;
+}
+
+static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
+    const size_t places = gpt->params.num_places;
+    MOM_ARENA_NEW(gpt->halves, &gpt->saved, places, err);
+    for (size_t i = 0; i < places; i++) {
+        const size_t n = 2 * gpt->params.places[i].rounds;
+        MOM_ARENA_NEW(gpt->halves[i], &gpt->saved, n, err);
+        memset(gpt->halves[i], 0, n * sizeof(mom_half_saved));
+    }
+    uint64_t site = SITE_FIRST_HALF;
+    float *x = gpt->embedded;
+    for (size_t i = 0; i < places; i++)
+        MOM_TRY(forward_place(gpt, i, &site, &x, err));
+    gpt->x = x;
+    return MOM_OK;
+}
+
+/* Rows with a label: position t of a row is scored against label t + 1. */
+static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error *err) {
+    const size_t B = gpt->run.B, T = gpt->run.T;
+    MOM_ARENA_NEW(gpt->rows, &gpt->saved, B * T, err);
+    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, B * T, err);
+    size_t n = 0;
+    for (size_t b = 0; b < B; b++)
+        for (size_t t = 0; t + 1 < T; t++)
+            if (labels[b * T + t + 1] != MOM_IGNORED_LABEL) {
+                gpt->rows[n] = (int32_t)(b * T + t);
+                gpt->row_labels[n++] = labels[b * T + t + 1];
+            }
+    gpt->losses.labelled = n;
+    MOM_ARENA_NEW(gpt->lse, &gpt->saved, n, err);
+    return MOM_OK;
+}
+
+static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const size_t B = gpt->run.B, T = gpt->run.T, C = gpt->config.C, L = gpt->config.num_labels;
+    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
+    MOM_ARENA_NEW(gpt->pooled_hidden, &gpt->saved, B * C, err);
+    MOM_ARENA_NEW(gpt->pooled_logits, &gpt->saved, B * L, err);
+    for (size_t b = 0; b < B; b++) {
+        gpt->pooled[b] = batch->pooled[b];
+        memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (b * T + (size_t)batch->pooled[b]) * C, C * sizeof(float));
+    }
+    MOM_TRY(mom_linear_forward(gpt->run.exec, gpt->pooled_logits, gpt->pooled_hidden,
+                               mom_param_value(&gpt->params, gpt->params.score), NULL, MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
+    gpt->classes = NULL;
+    gpt->values = NULL;
+    if (batch->classes) {
+        MOM_ARENA_NEW(gpt->classes, &gpt->saved, B, err);
+        memcpy(gpt->classes, batch->classes, B * sizeof(int32_t));
+    } else if (batch->values) {
+        MOM_ARENA_NEW(gpt->values, &gpt->saved, B * L, err);
+        memcpy(gpt->values, batch->values, B * L * sizeof(float));
+    } else {
+        return MOM_OK;
+    }
+    gpt->losses.has_loss = 1;
+    gpt->losses.labelled = B;
+    gpt->losses.lm_loss = mom_label_loss_compute(gpt->run.exec, NULL, gpt->pooled_logits, gpt->classes, gpt->values,
+                                                 batch->label_loss, 1.0f, B, L);
+    return MOM_OK;
+}
+
+static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const mom_config *c = &gpt->config;
+    const mom_exec *x = gpt->run.exec;
+    const mom_params *p = &gpt->params;
+    const size_t N = gpt->run.N, C = c->C;
+
+    /* pass 1: embedding */
+    MOM_TRY(copy_batch(gpt, batch, err));
+    gpt->run.mask = gpt->mask;
+    MOM_ARENA_NEW(gpt->embedded, &gpt->saved, N * C, err);
+    mom_embedding_forward(x, gpt->embedded, gpt->tokens, gpt->positions, mom_param_value(p, p->wte),
+                          mom_param_value(p, p->wpe), mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
+
+    /* pass 2: anchor layers and blocks */
+    MOM_TRY(forward_places(gpt, err));
+    gpt->has_routes = 1;
+
+    /* pass 3: final LayerNorm */
+    MOM_ARENA_NEW(gpt->mean, &gpt->saved, N, err);
+    MOM_ARENA_NEW(gpt->rstd, &gpt->saved, N, err);
+    MOM_ARENA_NEW(gpt->hidden, &gpt->saved, N * C, err);
+    mom_layernorm_forward(x, gpt->hidden, gpt->mean, gpt->rstd, gpt->x, mom_param_value(p, p->lnf_weight),
+                          mom_param_value(p, p->lnf_bias), c->ln_eps, N, C);
+
+    /* pass 4: losses */
+    if (c->num_labels)
+        return forward_classifier(gpt, batch, err);
+    if (batch->labels) {
+        double sum = 0.0;
+        MOM_TRY(collect_labels(gpt, batch->labels, err));
+        MOM_TRY(mom_lm_head_forward(x, &sum, gpt->lse, gpt->hidden, mom_param_value(p, p->wte), gpt->rows,
+                                    gpt->row_labels, gpt->losses.labelled, c->V, C, err));
+        gpt->losses.has_loss = 1;
+        gpt->losses.lm_loss = sum / (double)gpt->losses.labelled; /* NaN when nothing is labelled, as a mean of nothing */
+    }
+    balance_groups balance;
+    MOM_TRY(collect_balance(gpt, &balance, &gpt->workspace, err));
+    MOM_TRY(gather_step_counts(gpt, &balance, 0, err));
+    gpt->losses.balance_loss = total_balance(&balance, &gpt->losses.has_balance);
+    return MOM_OK;
+}
+
+static int draws(const mom_config *c, const mom_batch *batch) {
+    const int dropout = c->embd_pdrop > 0.0f || c->attn_pdrop > 0.0f || c->resid_pdrop > 0.0f;
+    return (batch->training && dropout) || (c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE);
+}
+
+mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
+    gpt->can_backward = gpt->has_routes = 0;
+    mom_arena_clear(&gpt->saved);
+    mom_arena_clear(&gpt->workspace);
+    mom_exec *own; /* lives as long as the activations that backward reads through run.exec */
+    MOM_ARENA_NEW(own, &gpt->saved, 1, err);
+    *own = (mom_exec){exec->k, exec->threads, &gpt->workspace};
+    gpt->run = (mom_run){own, &gpt->config, &gpt->saved, batch->B, batch->T, batch->B * batch->T, NULL, batch->training,
+                         gpt->seed, gpt->counter, err};
+    gpt->losses = (mom_losses){0};
+    gpt->losses.lm_loss = gpt->losses.balance_loss = NAN;
+
+    const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
+    const mom_status status = forward(gpt, batch, err);
+    mom_arena_release(&gpt->workspace, mark);
+    if (status != MOM_OK) {
+        gpt->has_routes = 0;
+        mom_arena_clear(&gpt->saved);
+        return status;
+    }
+    gpt->can_backward = batch->keep && gpt->losses.has_loss;
+    if (draws(&gpt->config, batch))
+        gpt->counter++;
+    *losses = gpt->losses;
+    return MOM_OK;
+}
+
+mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err) {
+    if (!gpt->has_routes)
+        return mom_error_set(err, MOM_ERR_STATE, "logits: there is no forward pass to take them from");
+    const mom_exec x = {exec->k, exec->threads, &gpt->workspace};
+    const size_t C = gpt->config.C, V = gpt->config.V;
+    mom_gemm g = {.m = count, .n = V, .k = C, .c = out, .ldc = V};
+    g.a = mom_matrix_rows(gpt->hidden, C);
+    g.a.row_index = rows;
+    g.b = mom_matrix_transposed(mom_param_value(&gpt->params, gpt->params.wte), C);
+    return mom_gemm_run(&x, &g, 1, err);
+}
+
+/* ------------------------------------------------------------------ backward */
+
+/* Marks parameters that have a gradient now. A module has one if a token reached it in any round; a router if it
+ * took part in a weight or in the balance loss. */
+static void mark_used(mom_gpt *gpt, int balance_active) {
+    mom_params *p = &gpt->params;
+    for (size_t i = 0; i < p->num_places; i++) {
+        const mom_place *place = &p->places[i];
+        for (int half = 0; half < 2; half++) {
+            const mom_pool *pool = half ? &place->ffn : &place->attn;
+            int router_used = 0;
+            for (size_t m = 0; m < pool->M; m++) {
+                int used = !pool->routed && place->rounds > 0;
+                for (size_t round = 0; pool->routed && !used && round < place->rounds; round++) {
+                    const mom_routing_plan *plan = &gpt->halves[i][2 * round + (size_t)half].route.plan;
+                    used = plan->offsets[m + 1] > plan->offsets[m];
+                }
+                if (!used)
+                    continue;
+                router_used = 1;
+                for (size_t t = 0; t < 6; t++)
+                    p->table[mom_pool_param(pool, m, t)].used = 1;
+            }
+            if (!pool->routed || !place->rounds)
+                continue;
+            router_used |= balance_active && contributes(&gpt->halves[i][half].route);
+            for (size_t r = 0; router_used && r < pool->router_params; r++)
+                p->table[pool->first_router_param + r].used = 1;
+        }
+    }
+    p->table[p->wte].used = p->table[p->wpe].used = 1;
+    p->table[p->lnf_weight].used = p->table[p->lnf_bias].used = 1;
+    if (gpt->config.num_labels)
+        p->table[p->score].used = 1;
+}
+
+static mom_balance_terms balance_terms(const mom_gpt *gpt, const balance_groups *b, size_t block, size_t round, int half,
+                                       float scale) {
+    if (scale == 0.0f || !gpt->losses.has_balance)
+        return (mom_balance_terms){0};
+    const balance_group *group = &b->groups[group_index(&gpt->config, block, round, half)];
+    return (mom_balance_terms){1, group->counts, group->count_tokens, group->tokens, (float)(scale * b->factor)};
+}
+
+static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx, const balance_groups *balance,
+                                 float balance_scale, mom_error *err) {
+    const mom_run *run = &gpt->run;
+    mom_place *place = &gpt->params.places[i];
+    const int recurrent = gpt->config.router_kind != MOM_ROUTER_NAIVE;
+    float *dstates[2] = {NULL, NULL};
+    if (place->block && recurrent)
+        for (int half = 0; half < 2; half++)
+            if ((half ? &place->ffn : &place->attn)->routed)
+                MOM_ARENA_NEW(dstates[half], &gpt->workspace, run->N * gpt->config.R, err);
+
+    for (size_t round = place->rounds; round-- > 0;) {
+        for (int half = 1; half >= 0; half--) {
+            mom_pool *pool = half ? &place->ffn : &place->attn;
+            const mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
+            const float *state = NULL;
+            if (pool->routed && recurrent && round > 0)
+                state = gpt->halves[i][2 * (round - 1) + (size_t)half].route.router.hidden;
+            mom_balance_terms terms = {0};
+            if (pool->routed && contributes(&saved->route))
+                terms = balance_terms(gpt, balance, block, round, half, balance_scale);
+            const int has_dstate = round + 1 < place->rounds && dstates[half] != NULL;
+            if (half)
+                MOM_TRY(mom_ffn_pool_backward(run, pool, saved, dx, state, dstates[half], has_dstate, &terms));
+            else
+                MOM_TRY(mom_attention_pool_backward(run, pool, saved, dx, state, dstates[half], has_dstate, &terms));
+        }
+    }
+    return MOM_OK;
+}
+
+/* Gradient of the head: dhidden (N, C), zeroed by the caller. */
+static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
+    const mom_exec *x = gpt->run.exec;
+    mom_params *p = &gpt->params;
+    const size_t B = gpt->run.B, T = gpt->run.T, C = gpt->config.C, L = gpt->config.num_labels;
+    if (!L) {
+        if (!gpt->losses.labelled)
+            return MOM_OK;
+        const float scale = lm_scale / (float)gpt->losses.labelled;
+        return mom_lm_head_backward(x, dhidden, mom_param_grad(p, p->wte), gpt->hidden, mom_param_value(p, p->wte),
+                                    gpt->lse, gpt->rows, gpt->row_labels, scale, gpt->losses.labelled, gpt->config.V, C, err);
+    }
+    float *dlogits, *dpooled;
+    MOM_ARENA_NEW(dlogits, &gpt->workspace, B * L, err);
+    MOM_ARENA_NEW(dpooled, &gpt->workspace, B * C, err);
+    mom_label_loss_compute(x, dlogits, gpt->pooled_logits, gpt->classes, gpt->values, gpt->batch.label_loss, lm_scale, B, L);
+    MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, mom_param_value(p, p->score), MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
+    MOM_TRY(mom_linear_backward_weight(x, mom_param_grad(p, p->score), NULL, gpt->pooled_hidden, dlogits,
+                                       MOM_WEIGHT_OUT_IN, B, C, L, err));
+    for (size_t b = 0; b < B; b++)
+        memcpy(dhidden + (b * T + (size_t)gpt->pooled[b]) * C, dpooled + b * C, C * sizeof(float));
+    return MOM_OK;
+}
+
+static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mom_error *err) {
+    const mom_exec *x = gpt->run.exec;
+    mom_params *p = &gpt->params;
+    const mom_config *c = &gpt->config;
+    const size_t N = gpt->run.N, C = c->C;
+    balance_groups balance;
+    MOM_TRY(collect_balance(gpt, &balance, &gpt->workspace, err));
+    MOM_TRY(gather_step_counts(gpt, &balance, 1, err));
+
+    float *dx, *dhidden;
+    MOM_ARENA_NEW(dx, &gpt->workspace, N * C, err);
+    MOM_ARENA_NEW(dhidden, &gpt->workspace, N * C, err);
+    memset(dx, 0, N * C * sizeof *dx);
+    memset(dhidden, 0, N * C * sizeof *dhidden);
+
+    /* pass 4: losses; pass 3: final LayerNorm */
+    MOM_TRY(backward_head(gpt, dhidden, lm_scale, err));
+    MOM_TRY(mom_layernorm_backward(x, dx, mom_param_grad(p, p->lnf_weight), mom_param_grad(p, p->lnf_bias), dhidden,
+                                   gpt->x, mom_param_value(p, p->lnf_weight), gpt->mean, gpt->rstd, N, C, err));
+
+    /* pass 2: blocks and anchor layers, last first */
+    size_t block = c->chunks;
+    for (size_t i = p->num_places; i-- > 0;) {
+        if (p->places[i].block)
+            block--;
+        const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
+        MOM_TRY(backward_place(gpt, i, block, dx, &balance, balance_scale, err));
+        mom_arena_release(&gpt->workspace, mark);
+    }
+
+    /* pass 1: embedding */
+    mom_embedding_backward(x, mom_param_grad(p, p->wte), mom_param_grad(p, p->wpe), dx, gpt->tokens, gpt->positions,
+                           mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
+    mark_used(gpt, balance_scale != 0.0f && gpt->losses.has_balance);
+    return MOM_OK;
+}
+
+mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, float balance_scale, mom_error *err) {
+    if (!gpt->can_backward)
+        return mom_error_set(err, MOM_ERR_STATE,
+                             "backward: needs a forward pass with labels before it, and can follow it only once");
+    MOM_TRY(mom_params_add_gradients(&gpt->params, err));
+    mom_exec own = {exec->k, exec->threads, &gpt->workspace};
+    gpt->run.exec = &own;
+    gpt->run.err = err;
+    const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
+    const mom_status status = backward(gpt, lm_scale, balance_scale, err);
+    mom_arena_release(&gpt->workspace, mark);
+    gpt->run.exec = NULL;
+    gpt->can_backward = 0;
+    return status;
+}
+
+void mom_gpt_zero_grad(mom_gpt *gpt) {
+    mom_params *p = &gpt->params;
+    if (p->grads)
+        memset(p->grads, 0, p->total * sizeof(float));
+    for (size_t i = 0; i < p->count; i++)
+        p->table[i].used = 0;
+    const mom_config *c = &gpt->config;
+    const size_t groups = c->balance_depthwise ? c->chunks * c->rounds * 2 : 2;
+    if (gpt->step_counts)
+        memset(gpt->step_counts, 0, groups * widest_router(c) * sizeof(double));
+    if (gpt->step_tokens)
+        memset(gpt->step_tokens, 0, groups * sizeof(double));
+}

@@ -1,0 +1,75 @@
+/* The whole network: forward, backward and losses in one call each.
+ *
+ * Order of calls: init; any number of { forward; backward }; free. backward belongs to the last forward made with
+ * `keep` and may follow it once. Parameters and gradients are plain memory that the caller may read and write
+ * between calls. One thread at a time may use a network; the calls themselves use several.
+ */
+#ifndef MOM_MODEL_GPT_H
+#define MOM_MODEL_GPT_H
+
+#include "model/pool.h"
+
+typedef struct {
+    size_t B, T;
+    const int32_t *tokens;    /* (B, T) ids below V */
+    const int32_t *labels;    /* (B, T) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
+    const uint8_t *mask;      /* (B, T) of 0/1 or NULL */
+    const int32_t *positions; /* (B, T) below P, or NULL for 0 .. T-1 */
+    /* sequence classification */
+    const int32_t *pooled;    /* (B) position of the pooled token in each row */
+    const int32_t *classes;   /* (B) or NULL */
+    const float *values;      /* (B, num_labels) or NULL */
+    mom_label_loss label_loss;
+    int keep;     /* keep activations for backward */
+    int training; /* dropout */
+} mom_batch;
+
+typedef struct {
+    int has_loss, has_balance;
+    double lm_loss;      /* mean over labelled positions (or the classification loss); NaN without any */
+    double balance_loss;
+    size_t labelled;     /* positions that were scored */
+} mom_losses;
+
+typedef struct {
+    mom_config config;
+    mom_params params;
+    uint64_t seed, counter; /* random streams of dropout and noise; counter rises with every call that draws */
+
+    /* Balance counts since gradients were last zeroed, for balance_step_counts: (groups, S) and (groups). */
+    double *step_counts, *step_tokens;
+
+    /* ---- state of the last forward */
+    mom_arena saved, workspace;
+    int can_backward, has_routes;
+    mom_run run;
+    mom_batch batch;
+    mom_losses losses;
+    int32_t *tokens, *positions;
+    uint8_t *mask;
+    mom_half_saved **halves;   /* per place: rounds * 2 entries, attention then FFN */
+    float *embedded;           /* (N, C) */
+    float *x;                  /* (N, C) before the final LayerNorm */
+    float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm */
+    int32_t *rows, *row_labels; /* (labelled) */
+    float *lse;                /* (labelled) */
+    int32_t *classes, *pooled;
+    float *values, *pooled_logits, *pooled_hidden; /* classification: values/logits (B, num_labels), (B, C) */
+} mom_gpt;
+
+mom_status mom_gpt_init(mom_gpt *gpt, const mom_config *config, mom_error *err);
+void mom_gpt_free(mom_gpt *gpt);
+
+/* Losses into *losses. On an error nothing that a caller can see has changed except that backward needs a new forward.
+ * exec supplies kernels and threads; the network's own workspace is used. */
+mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err);
+
+/* Adds to the gradients those of lm_scale * lm_loss + balance_scale * balance_loss. */
+mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, float balance_scale, mom_error *err);
+
+/* Logits of the last forward at the given rows (b * T + t): out (count, V). */
+mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
+
+void mom_gpt_zero_grad(mom_gpt *gpt);
+
+#endif

@@ -1,0 +1,226 @@
+#include "model/params.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/rng.h"
+
+/* Pass 1 counts the parameters, pass 2 writes them: both run the same code (table NULL in pass 1). */
+typedef struct {
+    mom_param *table;
+    size_t count, total;
+} builder;
+
+static size_t add(builder *b, int decay, float std, float value, size_t d0, size_t d1, const char *format, ...)
+    MOM_PRINTF(7, 8);
+
+static size_t add(builder *b, int decay, float std, float value, size_t d0, size_t d1, const char *format, ...) {
+    const size_t index = b->count++, count = d1 ? d0 * d1 : d0;
+    if (b->table) {
+        mom_param *p = &b->table[index];
+        va_list args;
+        va_start(args, format);
+        vsnprintf(p->name, sizeof p->name, format, args);
+        va_end(args);
+        p->dims[0] = d0;
+        p->dims[1] = d1;
+        p->ndim = d1 ? 2 : 1;
+        p->offset = b->total;
+        p->count = count;
+        p->init_std = std;
+        p->init_value = value;
+        p->decay = decay;
+        p->used = 0;
+    }
+    /* Every tensor begins on a cache line. */
+    b->total += (count + 15) / 16 * 16;
+    return index;
+}
+
+#define WEIGHT(std, d0, d1, ...) add(b, 1, (std), 0.0f, (d0), (d1), __VA_ARGS__)
+#define BIAS(d0, ...) add(b, 0, 0.0f, 0.0f, (d0), 0, __VA_ARGS__)
+#define NORM_WEIGHT(d0, ...) add(b, 0, 0.0f, 1.0f, (d0), 0, __VA_ARGS__)
+
+static void add_router(builder *b, const mom_config *c, mom_pool *pool, const char *prefix) {
+    const size_t gates = mom_router_gates(&pool->spec), R = c->R;
+    const float std = c->init_range;
+    pool->first_router_param = b->count;
+    if (pool->spec.kind == MOM_ROUTER_NAIVE) {
+        WEIGHT(std, R, c->C, "%s.router.router.0.weight", prefix);
+        BIAS(R, "%s.router.router.0.bias", prefix);
+        WEIGHT(std, pool->S, R, "%s.router.router.2.weight", prefix);
+        BIAS(pool->S, "%s.router.router.2.bias", prefix);
+    } else {
+        WEIGHT(std, pool->S, R, "%s.router.router.weight", prefix);
+        BIAS(pool->S, "%s.router.router.bias", prefix);
+        WEIGHT(std, gates * R, R, "%s.router.h2h.weight", prefix);
+        BIAS(gates * R, "%s.router.h2h.bias", prefix);
+        WEIGHT(std, gates * R, c->C, "%s.router.x2h.weight", prefix);
+        BIAS(gates * R, "%s.router.x2h.bias", prefix);
+    }
+    pool->router_params = b->count - pool->first_router_param;
+}
+
+static void add_pool(builder *b, const mom_config *c, mom_place *place, mom_pool *pool, mom_pool_kind kind, size_t i) {
+    const size_t M = place->block ? (kind == MOM_POOL_ATTN ? c->num_attn : c->num_ffn) : 1;
+    const int attn = kind == MOM_POOL_ATTN;
+    pool->kind = kind;
+    pool->M = M;
+    pool->routed = M > 1;
+    pool->S = attn ? c->choices_attn : c->choices_ffn;
+    pool->K = c->top_k < pool->S ? c->top_k : pool->S;
+    pool->F = attn ? 3 * c->C : c->F;
+    pool->spec = (mom_router_spec){c->router_kind, c->router_random, c->C, c->R, pool->S};
+    pool->first_param = b->count;
+
+    char half[64], norm[96];
+    if (c->vanilla) {
+        snprintf(half, sizeof half, "transformer.h.%zu.%s", i, attn ? "attn" : "mlp");
+        snprintf(norm, sizeof norm, "transformer.h.%zu.%s", i, attn ? "ln_1" : "ln_2");
+    } else {
+        snprintf(half, sizeof half, "transformer.h.%zu.%s", i, attn ? "mot_attn" : "mot_ffn");
+        snprintf(norm, sizeof norm, "%s.%s", half, attn ? "attention_layernorm" : "ffn_layernorm");
+    }
+    const char *in = attn ? "c_attn" : "c_fc";
+    const size_t out_rows = attn ? c->C : c->F;
+    const float proj_std = place->block ? c->init_range : c->anchor_proj_range;
+    for (int pair = 0; pair < 3; pair++) {
+        for (size_t m = 0; m < M; m++) {
+            char index[24] = "";
+            if (pool->routed)
+                snprintf(index, sizeof index, ".%zu", m);
+            if (pair == 0) {
+                NORM_WEIGHT(c->C, "%s%s.weight", norm, index);
+                BIAS(c->C, "%s%s.bias", norm, index);
+            } else if (pair == 1) {
+                WEIGHT(c->init_range, c->C, pool->F, "%s.%s%s.weight", half, in, index);
+                BIAS(pool->F, "%s.%s%s.bias", half, in, index);
+            } else {
+                WEIGHT(proj_std, out_rows, c->C, "%s.c_proj%s.weight", half, index);
+                BIAS(c->C, "%s.c_proj%s.bias", half, index);
+            }
+        }
+    }
+    if (pool->routed)
+        add_router(b, c, pool, half);
+}
+
+static void add_all(builder *b, const mom_config *c, mom_params *p) {
+    p->wte = WEIGHT(c->init_range, c->V, c->C, "transformer.wte.weight");
+    p->wpe = WEIGHT(c->init_range, c->P, c->C, "transformer.wpe.weight");
+    for (size_t i = 0; i < p->num_places; i++) {
+        add_pool(b, c, &p->places[i], &p->places[i].attn, MOM_POOL_ATTN, i);
+        add_pool(b, c, &p->places[i], &p->places[i].ffn, MOM_POOL_FFN, i);
+    }
+    p->lnf_weight = NORM_WEIGHT(c->C, "transformer.ln_f.weight");
+    p->lnf_bias = BIAS(c->C, "transformer.ln_f.bias");
+    p->score = 0;
+    if (c->num_labels)
+        p->score = WEIGHT(c->init_range, c->num_labels, c->C, "score.weight");
+}
+
+static mom_status point_pool(mom_params *p, mom_pool *pool, mom_pool_tensors *tensors, mom_router_tensors *router,
+                             float *block, mom_error *err) {
+    float ***arrays[6] = {&tensors->ln_weight, &tensors->ln_bias,    &tensors->in_weight,
+                          &tensors->in_bias,   &tensors->out_weight, &tensors->out_bias};
+    for (size_t t = 0; t < 6; t++) {
+        MOM_ARENA_NEW(*arrays[t], &p->arena, pool->M, err);
+        for (size_t m = 0; m < pool->M; m++)
+            (*arrays[t])[m] = block + p->table[mom_pool_param(pool, m, t)].offset;
+    }
+    if (!pool->routed)
+        return MOM_OK;
+    float *r[6] = {0};
+    for (size_t i = 0; i < pool->router_params; i++)
+        r[i] = block + p->table[pool->first_router_param + i].offset;
+    if (pool->spec.kind == MOM_ROUTER_NAIVE)
+        *router = (mom_router_tensors){r[0], r[1], NULL, NULL, r[2], r[3]};
+    else
+        *router = (mom_router_tensors){r[4], r[5], r[2], r[3], r[0], r[1]};
+    return MOM_OK;
+}
+
+static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
+    MOM_TRY(mom_config_check(c, err));
+    p->num_places = c->bottom + c->chunks * (1 + (c->anchor_between ? 1 : 0)) + c->top;
+    MOM_ARENA_NEW(p->places, &p->arena, p->num_places, err);
+    memset(p->places, 0, p->num_places * sizeof *p->places);
+    for (size_t i = 0; i < p->num_places; i++) {
+        const size_t chunk_places = c->chunks * (1 + (c->anchor_between ? 1 : 0));
+        const int in_chunks = i >= c->bottom && i < c->bottom + chunk_places;
+        p->places[i].block = in_chunks && (!c->anchor_between || (i - c->bottom) % 2 == 0);
+        p->places[i].rounds = p->places[i].block ? c->rounds : 1;
+    }
+    builder b = {NULL, 0, 0};
+    add_all(&b, c, p);
+    MOM_ARENA_NEW(p->table, &p->arena, b.count, err);
+    p->count = b.count;
+    p->total = b.total;
+    b = (builder){p->table, 0, 0};
+    add_all(&b, c, p);
+    p->values = mom_memory_calloc(p->total, sizeof(float), "parameters", err);
+    if (!p->values)
+        return MOM_ERR_MEMORY;
+    for (size_t i = 0; i < p->num_places; i++) {
+        mom_place *place = &p->places[i];
+        MOM_TRY(point_pool(p, &place->attn, &place->attn.weight, &place->attn.router_weight, p->values, err));
+        MOM_TRY(point_pool(p, &place->ffn, &place->ffn.weight, &place->ffn.router_weight, p->values, err));
+    }
+    return MOM_OK;
+}
+
+mom_status mom_params_init(mom_params *p, const mom_config *c, mom_error *err) {
+    memset(p, 0, sizeof *p);
+    mom_arena_init(&p->arena, "parameter table");
+    const mom_status status = init(p, c, err);
+    if (status != MOM_OK)
+        mom_params_free(p);
+    return status;
+}
+
+mom_status mom_params_add_gradients(mom_params *p, mom_error *err) {
+    if (p->grads)
+        return MOM_OK;
+    float *grads = mom_memory_calloc(p->total, sizeof(float), "gradients", err);
+    if (!grads)
+        return MOM_ERR_MEMORY;
+    for (size_t i = 0; i < p->num_places; i++) {
+        mom_place *place = &p->places[i];
+        mom_status status = point_pool(p, &place->attn, &place->attn.grad, &place->attn.router_grad, grads, err);
+        if (status == MOM_OK)
+            status = point_pool(p, &place->ffn, &place->ffn.grad, &place->ffn.router_grad, grads, err);
+        if (status != MOM_OK) {
+            mom_memory_free(grads);
+            return status;
+        }
+    }
+    p->grads = grads;
+    return MOM_OK;
+}
+
+void mom_params_free(mom_params *p) {
+    mom_memory_free(p->values);
+    mom_memory_free(p->grads);
+    mom_arena_free(&p->arena);
+    memset(p, 0, sizeof *p);
+}
+
+void mom_params_randomize(mom_params *p, uint64_t seed) {
+    for (size_t i = 0; i < p->count; i++) {
+        const mom_param *param = &p->table[i];
+        float *out = p->values + param->offset;
+        const uint64_t key = mom_rng_key(seed, 0, i);
+        for (size_t j = 0; j < param->count; j++) {
+            if (param->init_std == 0.0f) {
+                out[j] = param->init_value;
+                continue;
+            }
+            /* Box-Muller; the radius uses a draw in (0, 1]. */
+            const double u = 1.0 - (double)(mom_rng_u64(key, 2 * j) >> 11) * 0x1p-53;
+            const double v = (double)(mom_rng_u64(key, 2 * j + 1) >> 11) * 0x1p-53;
+            out[j] = (float)((double)param->init_std * sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+        }
+    }
+}

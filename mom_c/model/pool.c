@@ -1,0 +1,109 @@
+/* What attention and feed-forward pools share: the router's part of a half. */
+#include "model/pool.h"
+
+#include <string.h>
+
+#include "ops/balance_loss.h"
+#include "base/parallel.h"
+
+mom_dropout mom_run_dropout(const mom_run *run, float p, uint64_t stream) {
+    return (mom_dropout){run->training ? p : 0.0f, mom_rng_key(run->seed, run->counter, stream)};
+}
+
+/* Whether the balance loss takes probabilities from the softmax of the scores. */
+static int balance_softmax(const mom_config *c) { return c->balance_reference || !c->router_softmax; }
+
+static int balance_wanted(const mom_config *c) {
+    return c->balance_enabled && !(c->balance_reference && c->num_attn == 1);
+}
+
+/* (N, M) columns of the modules out of (N, S) scores. */
+static void module_scores(float *out, const float *scores, size_t N, size_t S, size_t M) {
+    for (size_t t = 0; t < N; t++)
+        memcpy(out + t * M, scores + t * S, M * sizeof *out);
+}
+
+mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
+    const mom_config *c = run->config;
+    mom_route *r = &saved->route;
+    mom_error *err = run->err;
+    const size_t N = run->N, S = pool->S, K = pool->K, R = pool->spec.R, gates = mom_router_gates(&pool->spec);
+
+    MOM_ARENA_NEW(r->router.hidden, run->saved, N * R, err);
+    if (gates) {
+        MOM_ARENA_NEW(r->router.gates, run->saved, N * gates * R, err);
+        MOM_ARENA_NEW(r->router.h_n, run->saved, N * R, err);
+    }
+    MOM_ARENA_NEW(r->scores, run->saved, N * S, err);
+    MOM_ARENA_NEW(r->index, run->saved, N * K, err);
+    MOM_ARENA_NEW(r->kept, run->saved, N * K, err);
+
+    const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
+    MOM_TRY(mom_router_forward(run->exec, r->scores, &r->router, saved->input, state, &pool->router_weight, noise,
+                               &pool->spec, N, err));
+    mom_router_scores_forward(run->exec, r->scores, r->scores, c->router_softmax, c->temperature, N, S);
+    mom_router_topk_forward(run->exec, r->index, r->kept, r->scores, c->router_softmax, N, S, K);
+
+    if (c->all_paths) {
+        MOM_TRY(mom_routing_plan_init_dense(&r->plan, run->saved, N, pool->M, err));
+        MOM_ARENA_NEW(r->used, run->saved, N * pool->M, err);
+        module_scores(r->used, r->scores, N, S, pool->M);
+    } else {
+        MOM_TRY(mom_routing_plan_init(&r->plan, run->saved, r->index, N, K, pool->M, err));
+        r->used = r->kept;
+    }
+    if (c->use_ste) {
+        const size_t n = N * r->plan.K;
+        const float *scores = r->used;
+        MOM_ARENA_NEW(r->used, run->saved, n, err);
+        mom_router_ste_forward(r->used, scores, n);
+    }
+
+    r->tokens = 0.0;
+    r->counts = r->prob_sums = NULL;
+    if (balance_wanted(c)) {
+        MOM_ARENA_NEW(r->counts, run->saved, S, err);
+        MOM_ARENA_NEW(r->prob_sums, run->saved, S, err);
+        memset(r->counts, 0, S * sizeof *r->counts);
+        memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
+        MOM_TRY(mom_balance_accumulate(run->exec, r->counts, r->prob_sums, &r->tokens, r->scores, run->mask,
+                                       balance_softmax(c), N, S, err));
+    }
+    return MOM_OK;
+}
+
+mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx, float *dused,
+                              float *dused2, const float *state, float *dstate, int has_dstate,
+                              const mom_balance_terms *balance) {
+    const mom_config *c = run->config;
+    const mom_route *r = &saved->route;
+    const mom_exec *x = run->exec;
+    const size_t N = run->N, S = pool->S, n = N * r->plan.K;
+    mom_error *err = run->err;
+
+    if (c->use_ste) {
+        mom_router_ste_backward(dused, dused, n);
+        if (dused2)
+            mom_router_ste_backward(dused2, dused2, n);
+    }
+    if (dused2)
+        x->k->add(dused, dused2, n);
+
+    float *dscores;
+    MOM_ARENA_NEW(dscores, x->workspace, N * S, err);
+    memset(dscores, 0, N * S * sizeof *dscores);
+    if (c->all_paths) {
+        for (size_t t = 0; t < N; t++)
+            memcpy(dscores + t * S, dused + t * pool->M, pool->M * sizeof *dscores);
+    } else {
+        mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);
+    }
+    if (balance->active)
+        mom_balance_backward(x, dscores, r->scores, run->mask, balance->counts, balance->count_tokens, balance->tokens,
+                             balance->scale, balance_softmax(c), N, S);
+    mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
+
+    const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
+    return mom_router_backward(x, dx, state ? dstate : NULL, &pool->router_grad, dscores, has_dstate ? dstate : NULL,
+                               saved->input, state, &r->router, &pool->router_weight, noise, &pool->spec, N, err);
+}

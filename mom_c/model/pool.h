@@ -1,0 +1,86 @@
+/* One half of a round: a pool of modules, its router, and what forward saves for backward.
+ *
+ * A half adds its modules' outputs to the residual stream. Order of calls, once per round and half:
+ *   mom_attention_pool_forward or mom_ffn_pool_forward
+ *   ... and, in reverse order of the rounds, the matching backward.
+ * A half that is not routed (an anchor layer, or a pool with a single module) runs its module for every token.
+ */
+#ifndef MOM_MODEL_POOL_H
+#define MOM_MODEL_POOL_H
+
+#include "base/dropout.h"
+#include "model/params.h"
+#include "ops/routed_linear.h"
+
+/* One call of the network, seen from a pool. */
+typedef struct {
+    const mom_exec *exec;
+    const mom_config *config;
+    mom_arena *saved;     /* activations for backward and routes */
+    size_t B, T, N;       /* N = B * T */
+    const uint8_t *mask;  /* (N) keys, or NULL */
+    int training;         /* dropout is active */
+    uint64_t seed, counter; /* of the random streams of this call */
+    mom_error *err;
+} mom_run;
+
+/* Routing of one half in one round. Everything but the plan is there for the caller to read. */
+typedef struct {
+    mom_router_saved router;
+    float *scores;   /* (N, S) what the router returns */
+    int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP */
+    float *kept;     /* (N, K) kept scores (renormalised with softmax), before any straight-through sign */
+    float *used;     /* (N, plan.K) what multiplies the modules' outputs */
+    mom_routing_plan plan;
+    /* balance loss of this half and round */
+    double *counts, *prob_sums; /* (S) */
+    double tokens;
+} mom_route;
+
+typedef struct {
+    const float *input;        /* (N, C) residual stream before this half */
+    float *mean, *rstd;        /* (N) */
+    mom_route route;           /* routed halves only */
+    float *inner;              /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F) */
+    float *heads;              /* attention: (N, C) */
+    float *lse;                /* attention: (B, H, T) */
+    uint64_t site;             /* identifies this half and round among the random streams */
+} mom_half_saved;
+
+/* Streams within a half and round, added to `site`. */
+enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
+
+/* x (N, C): residual stream, updated in place when x_out == x_in, else x_out = x_in + output.
+ * state (N, R): recurrent state of the round before, or NULL. */
+mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+                                      const float *x_in, const float *state);
+mom_status mom_ffn_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+                                const float *x_in, const float *state);
+
+/* What backward needs to know about the balance loss of this half: the totals it is computed from. */
+typedef struct {
+    int active;
+    const double *counts; /* (S) */
+    double count_tokens, tokens;
+    float scale; /* d(total loss) / d(this balance loss) */
+} mom_balance_terms;
+
+/* dx (N, C): gradient of the residual stream after the half on entry, before the half on return.
+ * dstate (N, R): gradient of this round's recurrent state, coming from the next round (has_dstate), replaced by the
+ * gradient of the previous round's state; NULL for routers without state. */
+mom_status mom_attention_pool_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx,
+                                       const float *state, float *dstate, int has_dstate, const mom_balance_terms *balance);
+mom_status mom_ffn_pool_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx,
+                                 const float *state, float *dstate, int has_dstate, const mom_balance_terms *balance);
+
+/* ---- shared by the two kinds (pool.c) */
+mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
+
+/* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each),
+ * dused2 may be NULL. */
+mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx, float *dused,
+                              float *dused2, const float *state, float *dstate, int has_dstate,
+                              const mom_balance_terms *balance);
+mom_dropout mom_run_dropout(const mom_run *run, float p, uint64_t stream);
+
+#endif

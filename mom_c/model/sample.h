@@ -1,0 +1,18 @@
+/* Choosing the next token from logits: greedy, temperature, top-k, top-p. */
+#ifndef MOM_MODEL_SAMPLE_H
+#define MOM_MODEL_SAMPLE_H
+
+#include "kernels/kernels.h"
+
+typedef struct {
+    float temperature; /* 0: greedy (lowest id among equals) */
+    size_t top_k;      /* 0: all */
+    float top_p;       /* 1: all */
+    uint64_t seed, step; /* row b draws from the stream (seed, step, b) */
+} mom_sampling;
+
+/* tokens (B) from logits (B, V). Fails on NaN logits. */
+mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, const mom_sampling *s, size_t B, size_t V,
+                      mom_error *err);
+
+#endif

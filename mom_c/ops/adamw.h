@@ -1,0 +1,30 @@
+/* AdamW with decoupled weight decay, and gradient-norm clipping, over lists of tensors.
+ * Source: Loshchilov and Hutter, arXiv:1711.05101; derivation in docs/derivations/adamw.md. */
+#ifndef MOM_OPS_ADAMW_H
+#define MOM_OPS_ADAMW_H
+
+#include "kernels/kernels.h"
+
+typedef struct {
+    float *param;
+    float *grad;
+    float *exp_avg, *exp_avg_sq;
+    size_t n;
+    double step;  /* updates this tensor has had, before this one; written: + 1 when used */
+    int decay;    /* weight decay applies */
+    int used;     /* 0: no gradient in this step: nothing changes, not even the step count */
+} mom_adamw_tensor;
+
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay;
+} mom_adamw_spec;
+
+/* param -= lr * (weight_decay * param) first, then the Adam update with bias correction by the tensor's own step. */
+void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec);
+
+/* Square root of the sum of squares of all used gradients, in float64 over fixed chunks. */
+mom_status mom_grad_norm(const mom_exec *x, double *norm, const mom_adamw_tensor *tensors, size_t count, mom_error *err);
+/* Multiplies all used gradients by factor. */
+void mom_grad_scale(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, float factor);
+
+#endif

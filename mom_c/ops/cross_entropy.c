@@ -1,0 +1,281 @@
+/* The tied head never holds all logits: it walks over tiles of ROWS x COLUMNS of them, which stay in cache
+ * between the product that makes them and the passes that use them. Forward keeps a running maximum and sum
+ * per row; backward needs no such order, since the log-sum-exp is known, and computes the logits again. */
+#include "ops/cross_entropy.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/parallel.h"
+
+#define ROWS ((size_t)512)     /* of a tile of logits */
+#define COLUMNS ((size_t)2048) /* of a tile of logits */
+#define TASK_ROWS ((size_t)8)  /* rows of a row-wise task */
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t tasks_of_rows(size_t n) { return (n + TASK_ROWS - 1) / TASK_ROWS; }
+
+/* ---- cross entropy of given logits */
+
+typedef struct {
+    const mom_kernels *k;
+    float *out; /* loss or dlogits */
+    float *lse;
+    const float *logits, *saved_lse;
+    const int32_t *labels;
+    float scale;
+    size_t N, V;
+} rows_job;
+
+/* Sum of exp(in - max); the exponentials themselves are not kept. */
+static double exp_total(const mom_kernels *k, const float *in, float max, size_t n) {
+    float thrown_away[1024];
+    double total = 0.0;
+    for (size_t i = 0; i < n; i += 1024)
+        total += (double)k->exp_sum(thrown_away, in + i, 1.0f, max, min_size(n - i, 1024));
+    return total;
+}
+
+static void forward_task(void *context, size_t task, int thread) {
+    const rows_job *job = context;
+    const size_t end = min_size(job->N, (task + 1) * TASK_ROWS);
+    (void)thread;
+    for (size_t i = task * TASK_ROWS; i < end; i++) {
+        const float *logits = job->logits + i * job->V;
+        const float max = job->k->max(logits, job->V);
+        const double log_total = log(exp_total(job->k, logits, max, job->V));
+        job->lse[i] = (float)((double)max + log_total);
+        job->out[i] = 0.0f;
+        if (job->labels[i] != MOM_IGNORED_LABEL)
+            job->out[i] = (float)(log_total - ((double)logits[job->labels[i]] - (double)max));
+    }
+}
+
+void mom_cross_entropy_forward(const mom_exec *x, float *loss, float *lse, const float *logits, const int32_t *labels,
+                               size_t N, size_t V) {
+    rows_job job = {x->k, loss, lse, logits, NULL, labels, 1.0f, N, V};
+    mom_parallel_for(x->threads, tasks_of_rows(N), forward_task, &job);
+}
+
+static void backward_task(void *context, size_t task, int thread) {
+    const rows_job *job = context;
+    const size_t end = min_size(job->N, (task + 1) * TASK_ROWS), V = job->V;
+    (void)thread;
+    for (size_t i = task * TASK_ROWS; i < end; i++) {
+        float *dlogits = job->out + i * V;
+        if (job->labels[i] == MOM_IGNORED_LABEL) {
+            memset(dlogits, 0, V * sizeof *dlogits);
+            continue;
+        }
+        job->k->exp_sum(dlogits, job->logits + i * V, 1.0f, job->saved_lse[i], V);
+        job->k->scale(dlogits, job->scale, dlogits, V);
+        dlogits[job->labels[i]] -= job->scale;
+    }
+}
+
+void mom_cross_entropy_backward(const mom_exec *x, float *dlogits, const float *logits, const float *lse,
+                                const int32_t *labels, float scale, size_t N, size_t V) {
+    rows_job job = {x->k, dlogits, NULL, logits, lse, labels, scale, N, V};
+    mom_parallel_for(x->threads, tasks_of_rows(N), backward_task, &job);
+}
+
+/* ---- tied head and loss */
+
+typedef struct {
+    const mom_kernels *k;
+    float *logits; /* (rows, columns): the current tile, dense */
+    size_t rows, columns, first_column;
+    const int32_t *labels; /* (rows) */
+    float *max;            /* (rows): forward, running */
+    double *total, *label; /* (rows): forward, running sum of exp(logit - max); logit of the label */
+    const float *lse;      /* (rows): backward */
+    float scale;
+    float *dhidden;         /* (N, C) */
+    const float *dselected; /* (rows, C) */
+    const int32_t *index;   /* (rows) rows of dhidden */
+    size_t C;
+} head_job;
+
+/* Column of the label inside the current tile; `columns` or more when it lies elsewhere. */
+static size_t label_column(const head_job *job, size_t row) { return (size_t)job->labels[row] - job->first_column; }
+
+static mom_gemm logits_product(const head_job *job, const float *hidden, const float *wte) {
+    mom_gemm g = {.m = job->rows, .n = job->columns, .k = job->C, .c = job->logits, .ldc = job->columns};
+    g.a = mom_matrix_rows(hidden, job->C);
+    g.a.row_index = job->index;
+    g.b = mom_matrix_transposed(wte + job->first_column * job->C, job->C);
+    return g;
+}
+
+static void head_forward_task(void *context, size_t task, int thread) {
+    const head_job *job = context;
+    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    (void)thread;
+    for (size_t i = task * TASK_ROWS; i < end; i++) {
+        float *logits = job->logits + i * job->columns;
+        if (label_column(job, i) < job->columns)
+            job->label[i] = (double)logits[label_column(job, i)];
+        const float max = fmaxf(job->max[i], job->k->max(logits, job->columns));
+        const double before = job->first_column ? job->total[i] * exp((double)job->max[i] - (double)max) : 0.0;
+        job->total[i] = before + (double)job->k->exp_sum(logits, logits, 1.0f, max, job->columns);
+        job->max[i] = max;
+    }
+}
+
+mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, const float *hidden, const float *wte,
+                               const int32_t *rows, const int32_t *labels, size_t n, size_t V, size_t C,
+                               mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const size_t most_rows = min_size(n, ROWS);
+    head_job job = {.k = x->k, .C = C};
+    mom_status status = MOM_ERR_MEMORY;
+    double sum = 0.0;
+    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * min_size(V, COLUMNS), sizeof *job.logits, err)) ||
+        !(job.max = mom_arena_alloc(x->workspace, most_rows, sizeof *job.max, err)) ||
+        !(job.total = mom_arena_alloc(x->workspace, most_rows, sizeof *job.total, err)) ||
+        !(job.label = mom_arena_alloc(x->workspace, most_rows, sizeof *job.label, err)))
+        goto done;
+    for (size_t r = 0; r < n; r += ROWS) {
+        job.rows = min_size(n - r, ROWS);
+        job.index = rows + r;
+        job.labels = labels + r;
+        for (size_t i = 0; i < job.rows; i++)
+            job.max[i] = -INFINITY;
+        for (job.first_column = 0; job.first_column < V; job.first_column += COLUMNS) {
+            job.columns = min_size(V - job.first_column, COLUMNS);
+            const mom_gemm product = logits_product(&job, hidden, wte);
+            if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
+                goto done;
+            mom_parallel_for(x->threads, tasks_of_rows(job.rows), head_forward_task, &job);
+        }
+        for (size_t i = 0; i < job.rows; i++) {
+            const double log_total = log(job.total[i]);
+            lse[r + i] = (float)((double)job.max[i] + log_total);
+            sum += log_total - (job.label[i] - (double)job.max[i]);
+        }
+    }
+    *loss_sum = sum;
+    status = MOM_OK;
+done:
+    mom_arena_release(x->workspace, mark);
+    return status;
+}
+
+static void head_backward_task(void *context, size_t task, int thread) {
+    const head_job *job = context;
+    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    (void)thread;
+    for (size_t i = task * TASK_ROWS; i < end; i++) {
+        float *logits = job->logits + i * job->columns;
+        job->k->exp_sum(logits, logits, 1.0f, job->lse[i], job->columns);
+        if (label_column(job, i) < job->columns)
+            logits[label_column(job, i)] -= 1.0f;
+    }
+}
+
+static void add_to_rows_task(void *context, size_t task, int thread) {
+    const head_job *job = context;
+    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    (void)thread;
+    for (size_t i = task * TASK_ROWS; i < end; i++)
+        job->k->axpy(job->dhidden + (size_t)job->index[i] * job->C, job->scale, job->dselected + i * job->C, job->C);
+}
+
+mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, const float *hidden, const float *wte,
+                                const float *lse, const int32_t *rows, const int32_t *labels, float scale, size_t n,
+                                size_t V, size_t C, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const size_t most_rows = min_size(n, ROWS);
+    head_job job = {.k = x->k, .scale = scale, .dhidden = dhidden, .C = C};
+    mom_status status = MOM_ERR_MEMORY;
+    float *dselected = NULL; /* (rows, C): gradient of the chunk's rows of hidden, without `scale` */
+    float *scales = NULL;    /* (rows): all `scale` */
+    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * min_size(V, COLUMNS), sizeof *job.logits, err)) ||
+        !(dselected = mom_arena_alloc(x->workspace, most_rows * C, sizeof *dselected, err)) ||
+        !(scales = mom_arena_alloc(x->workspace, most_rows, sizeof *scales, err)))
+        goto done;
+    for (size_t i = 0; i < most_rows; i++)
+        scales[i] = scale;
+    job.dselected = dselected;
+    for (size_t r = 0; r < n; r += ROWS) {
+        job.rows = min_size(n - r, ROWS);
+        job.index = rows + r;
+        job.labels = labels + r;
+        job.lse = lse + r;
+        for (job.first_column = 0; job.first_column < V; job.first_column += COLUMNS) {
+            job.columns = min_size(V - job.first_column, COLUMNS);
+            const mom_gemm product = logits_product(&job, hidden, wte);
+            if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
+                goto done;
+            mom_parallel_for(x->threads, tasks_of_rows(job.rows), head_backward_task, &job);
+
+            /* dselected = or += dlogits * wte;  dwte += dlogits^T * (scale * hidden). One call for both: their
+             * outputs are separate. The logits' gradient itself is not scaled: that would be one more pass
+             * over the tile, and small probabilities times a small scale are slow, denormal numbers. */
+            const size_t wte_begin = job.first_column * C;
+            mom_gemm gradients[2] = {
+                {.m = job.rows, .n = C, .k = job.columns, .c = dselected, .ldc = C, .accumulate = job.first_column > 0},
+                {.m = job.columns, .n = C, .k = job.rows, .c = dwte + wte_begin, .ldc = C, .k_scale = scales,
+                 .accumulate = 1}};
+            gradients[0].a = mom_matrix_rows(job.logits, job.columns);
+            gradients[0].b = mom_matrix_rows(wte + wte_begin, C);
+            gradients[1].a = mom_matrix_transposed(job.logits, job.columns);
+            gradients[1].b = mom_matrix_rows(hidden, C);
+            gradients[1].b.row_index = job.index;
+            if ((status = mom_gemm_run(x, gradients, 2, err)) != MOM_OK)
+                goto done;
+        }
+        mom_parallel_for(x->threads, tasks_of_rows(job.rows), add_to_rows_task, &job);
+    }
+    status = MOM_OK;
+done:
+    mom_arena_release(x->workspace, mark);
+    return status;
+}
+
+/* ---- losses of sequence classification */
+
+static double class_loss(const mom_kernels *k, float *dlogits, const float *logits, const int32_t *classes,
+                         double scale, size_t B, size_t L) {
+    size_t used = 0;
+    for (size_t b = 0; b < B; b++)
+        used += classes[b] != MOM_IGNORED_LABEL;
+    double sum = 0.0;
+    for (size_t b = 0; b < B; b++) {
+        const float *row = logits + b * L;
+        const int ignored = classes[b] == MOM_IGNORED_LABEL;
+        const double max = (double)k->max(row, L);
+        double total = 0.0;
+        for (size_t i = 0; i < L; i++)
+            total += exp((double)row[i] - max);
+        if (!ignored)
+            sum += log(total) - ((double)row[classes[b]] - max);
+        for (size_t i = 0; dlogits && i < L; i++) {
+            const double error = exp((double)row[i] - max) / total - ((size_t)classes[b] == i ? 1.0 : 0.0);
+            dlogits[b * L + i] = ignored ? 0.0f : (float)(scale * error / (double)used);
+        }
+    }
+    return used ? sum / (double)used : 0.0;
+}
+
+double mom_label_loss_compute(const mom_exec *x, float *dlogits, const float *logits, const int32_t *classes,
+                              const float *values, mom_label_loss kind, float scale, size_t B, size_t L) {
+    if (kind == MOM_LOSS_CROSS_ENTROPY)
+        return class_loss(x->k, dlogits, logits, classes, (double)scale, B, L);
+    const size_t n = B * L;
+    double sum = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        const double z = (double)logits[i], y = (double)values[i];
+        double gradient;
+        if (kind == MOM_LOSS_MSE) {
+            sum += (z - y) * (z - y);
+            gradient = 2.0 * (z - y);
+        } else {
+            sum += (z > 0.0 ? z : 0.0) + log1p(exp(-fabs(z))) - y * z;
+            gradient = 1.0 / (1.0 + exp(-z)) - y;
+        }
+        if (dlogits)
+            dlogits[i] = (float)((double)scale * gradient / (double)n);
+    }
+    return n ? sum / (double)n : 0.0;
+}

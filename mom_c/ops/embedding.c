@@ -1,0 +1,93 @@
+#include "ops/embedding.h"
+
+#include "base/parallel.h"
+
+#define ROWS ((size_t)32)     /* tokens per task, forward */
+#define COLUMNS ((size_t)32)  /* channels per task, backward */
+#define CHUNK ((size_t)16384) /* elements per task, dropout */
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+static void dropout_range(float *out, const float *inp, mom_dropout dropout, size_t first_index, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = inp[i] * mom_dropout_scale(dropout, first_index + i);
+}
+
+typedef struct {
+    float *out;
+    const int32_t *tokens, *positions;
+    const float *wte, *wpe;
+    mom_dropout dropout;
+    size_t N, C;
+} forward_job;
+
+static void forward_task(void *context, size_t task, int thread) {
+    const forward_job *job = context;
+    const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
+    (void)thread;
+    for (size_t t = task * ROWS; t < end; t++) {
+        const float *restrict token = job->wte + (size_t)job->tokens[t] * C;
+        const float *restrict position = job->wpe + (size_t)job->positions[t] * C;
+        float *restrict out = job->out + t * C;
+        for (size_t c = 0; c < C; c++)
+            out[c] = token[c] + position[c];
+        if (job->dropout.p > 0.0f)
+            dropout_range(out, out, job->dropout, t * C, C);
+    }
+}
+
+void mom_embedding_forward(const mom_exec *x, float *out, const int32_t *tokens, const int32_t *positions,
+                           const float *wte, const float *wpe, mom_dropout dropout, size_t N, size_t C) {
+    forward_job job = {out, tokens, positions, wte, wpe, dropout, N, C};
+    mom_parallel_for(x->threads, (N + ROWS - 1) / ROWS, forward_task, &job);
+}
+
+typedef struct {
+    const mom_kernels *k;
+    float *dwte, *dwpe;
+    const float *dout;
+    const int32_t *tokens, *positions;
+    mom_dropout dropout;
+    size_t N, C;
+} backward_job;
+
+static void backward_task(void *context, size_t task, int thread) {
+    const backward_job *job = context;
+    const size_t C = job->C, begin = task * COLUMNS, width = min_size(C - begin, COLUMNS);
+    float kept[COLUMNS];
+    (void)thread;
+    for (size_t t = 0; t < job->N; t++) {
+        const float *dout = job->dout + t * C + begin;
+        if (job->dropout.p > 0.0f) {
+            dropout_range(kept, dout, job->dropout, t * C + begin, width);
+            dout = kept;
+        }
+        job->k->add(job->dwte + (size_t)job->tokens[t] * C + begin, dout, width);
+        job->k->add(job->dwpe + (size_t)job->positions[t] * C + begin, dout, width);
+    }
+}
+
+void mom_embedding_backward(const mom_exec *x, float *dwte, float *dwpe, const float *dout, const int32_t *tokens,
+                            const int32_t *positions, mom_dropout dropout, size_t N, size_t C) {
+    backward_job job = {x->k, dwte, dwpe, dout, tokens, positions, dropout, N, C};
+    mom_parallel_for(x->threads, (C + COLUMNS - 1) / COLUMNS, backward_task, &job);
+}
+
+typedef struct {
+    float *out;
+    const float *inp;
+    mom_dropout dropout;
+    size_t n;
+} dropout_job;
+
+static void dropout_task(void *context, size_t task, int thread) {
+    const dropout_job *job = context;
+    const size_t begin = task * CHUNK;
+    (void)thread;
+    dropout_range(job->out + begin, job->inp + begin, job->dropout, begin, min_size(job->n - begin, CHUNK));
+}
+
+void mom_dropout_apply(const mom_exec *x, float *out, const float *inp, mom_dropout dropout, size_t n) {
+    dropout_job job = {out, inp, dropout, n};
+    mom_parallel_for(x->threads, (n + CHUNK - 1) / CHUNK, dropout_task, &job);
+}

@@ -1,0 +1,109 @@
+#include "ops/layernorm.h"
+
+#include <string.h>
+
+#include "base/parallel.h"
+
+/* Rows per task. Backward sums the gradients of weight and bias over one task's rows and then over the tasks in
+ * order, so their bits follow from N alone. */
+#define ROWS ((size_t)64)
+#define COLUMNS ((size_t)64) /* columns per task when adding up those sums */
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+typedef struct {
+    const mom_kernels *k;
+    float *out, *mean, *rstd;
+    const float *inp, *weight, *bias;
+    float eps;
+    size_t N, C;
+} forward_job;
+
+static void stats_task(void *context, size_t task, int thread) {
+    const forward_job *job = context;
+    const size_t end = min_size(job->N, (task + 1) * ROWS);
+    (void)thread;
+    for (size_t t = task * ROWS; t < end; t++)
+        job->k->layernorm_stats(&job->mean[t], &job->rstd[t], job->inp + t * job->C, job->eps, job->C);
+}
+
+void mom_layernorm_stats(const mom_exec *x, float *mean, float *rstd, const float *inp, float eps, size_t N, size_t C) {
+    forward_job job = {x->k, NULL, mean, rstd, inp, NULL, NULL, eps, N, C};
+    mom_parallel_for(x->threads, (N + ROWS - 1) / ROWS, stats_task, &job);
+}
+
+static void forward_task(void *context, size_t task, int thread) {
+    const forward_job *job = context;
+    const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
+    (void)thread;
+    for (size_t t = task * ROWS; t < end; t++) {
+        const float *inp = job->inp + t * C;
+        job->k->layernorm_stats(&job->mean[t], &job->rstd[t], inp, job->eps, C);
+        job->k->layernorm_apply(job->out + t * C, inp, job->mean[t], job->rstd[t], job->weight, job->bias, C);
+    }
+}
+
+void mom_layernorm_forward(const mom_exec *x, float *out, float *mean, float *rstd, const float *inp,
+                           const float *weight, const float *bias, float eps, size_t N, size_t C) {
+    forward_job job = {x->k, out, mean, rstd, inp, weight, bias, eps, N, C};
+    mom_parallel_for(x->threads, (N + ROWS - 1) / ROWS, forward_task, &job);
+}
+
+typedef struct {
+    const mom_kernels *k;
+    float *dinp, *dweight, *dbias;
+    const float *dout, *inp, *weight, *mean, *rstd;
+    float *dxhat;    /* (threads, C) */
+    float *partial;  /* (chunks, 2, C): sums for dweight and dbias */
+    size_t chunks, N, C;
+} backward_job;
+
+/* Gradient of the scaled and shifted row: dxhat = weight * dout; dweight += dout * xhat; dbias += dout. */
+static void affine_backward(float *restrict dxhat, float *restrict dweight, float *restrict dbias,
+                            const float *restrict dout, const float *restrict inp, const float *restrict weight,
+                            float mean, float rstd, size_t C) {
+    for (size_t c = 0; c < C; c++) {
+        dxhat[c] = weight[c] * dout[c];
+        dweight[c] += dout[c] * ((inp[c] - mean) * rstd);
+        dbias[c] += dout[c];
+    }
+}
+
+static void backward_task(void *context, size_t task, int thread) {
+    const backward_job *job = context;
+    const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
+    float *dxhat = job->dxhat + (size_t)thread * C;
+    float *dweight = job->partial + task * 2 * C, *dbias = dweight + C;
+    memset(dweight, 0, 2 * C * sizeof *dweight);
+    for (size_t t = task * ROWS; t < end; t++) {
+        const float *inp = job->inp + t * C;
+        affine_backward(dxhat, dweight, dbias, job->dout + t * C, inp, job->weight, job->mean[t], job->rstd[t], C);
+        job->k->layernorm_backward(job->dinp + t * C, dxhat, inp, job->mean[t], job->rstd[t], C);
+    }
+}
+
+static void partial_sum_task(void *context, size_t task, int thread) {
+    const backward_job *job = context;
+    const size_t C = job->C, begin = task * COLUMNS, width = min_size(C - begin, COLUMNS);
+    (void)thread;
+    for (size_t i = 0; i < job->chunks; i++) {
+        const float *partial = job->partial + i * 2 * C + begin;
+        job->k->add(job->dweight + begin, partial, width);
+        job->k->add(job->dbias + begin, partial + C, width);
+    }
+}
+
+mom_status mom_layernorm_backward(const mom_exec *x, float *dinp, float *dweight, float *dbias, const float *dout,
+                                  const float *inp, const float *weight, const float *mean, const float *rstd, size_t N,
+                                  size_t C, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const size_t chunks = (N + ROWS - 1) / ROWS;
+    float *scratch;
+    MOM_ARENA_NEW(scratch, x->workspace, ((size_t)x->threads + 2 * chunks) * C, err);
+    backward_job job = {x->k, dinp, dweight, dbias, dout, inp, weight, mean, rstd,
+                        scratch, scratch + (size_t)x->threads * C, chunks, N, C};
+    mom_parallel_for(x->threads, chunks, backward_task, &job);
+    mom_parallel_for(x->threads, (C + COLUMNS - 1) / COLUMNS, partial_sum_task, &job);
+    mom_arena_release(x->workspace, mark);
+    return MOM_OK;
+}

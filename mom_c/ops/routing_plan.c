@@ -1,0 +1,99 @@
+/* Routing plan: a stable counting sort of the choices by module. Contracts: routing_plan.h.
+ *
+ * Two passes over index (N, K) and one over M; serial, as it costs a few operations per choice beside
+ * the products of a whole module row.
+ */
+#include "ops/routing_plan.h"
+
+#include <string.h>
+
+static mom_status check_size(size_t N, size_t K, mom_error *err) {
+    if (K && N > INT32_MAX / K)
+        return mom_error_set(err, MOM_ERR_VALUE,
+                             "index: %zu tokens with %zu choices each, expected at most %ld choices in all", N, K,
+                             (long)INT32_MAX);
+    return MOM_OK;
+}
+
+static mom_status allocate(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
+    MOM_ARENA_NEW(plan->token, arena, plan->slots, err);
+    MOM_ARENA_NEW(plan->choice, arena, plan->slots, err);
+    MOM_ARENA_NEW(plan->slot, arena, plan->N * plan->K, err);
+    return MOM_OK;
+}
+
+/* Slots are dealt out in order of (token, choice), so they rise by token within each module; while that
+ * goes on, offsets[m] is the next free slot of module m. */
+static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, mom_error *err) {
+    const size_t choices = plan->N * plan->K, M = plan->M;
+    MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
+    int32_t *offsets = plan->offsets;
+
+    /* pass 1: count */
+    memset(offsets, 0, (M + 1) * sizeof *offsets);
+    for (size_t i = 0; i < choices; i++)
+        if ((size_t)index[i] < M)
+            offsets[(size_t)index[i] + 1]++;
+    for (size_t m = 0; m < M; m++)
+        offsets[m + 1] += offsets[m];
+    plan->slots = (size_t)offsets[M];
+    MOM_TRY(allocate(plan, arena, err));
+
+    /* pass 2: deal out */
+    for (size_t t = 0; t < plan->N; t++) {
+        for (size_t k = 0; k < plan->K; k++) {
+            const size_t choice = t * plan->K + k, m = (size_t)index[choice];
+            if (m >= M) {
+                plan->slot[choice] = -1;
+                continue;
+            }
+            const int32_t slot = offsets[m]++;
+            plan->slot[choice] = slot;
+            plan->token[slot] = (int32_t)t;
+            plan->choice[slot] = (int32_t)k;
+        }
+    }
+
+    /* Each offset has moved on to its module's end, which is the next module's beginning. */
+    memmove(offsets + 1, offsets, M * sizeof *offsets);
+    offsets[0] = 0;
+    return MOM_OK;
+}
+
+mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
+                                 size_t M, mom_error *err) {
+    MOM_TRY(check_size(N, K, err));
+    *plan = (mom_routing_plan){.N = N, .K = K, .M = M};
+    const mom_arena_mark mark = mom_arena_get_mark(arena);
+    const mom_status status = sort_choices(plan, arena, index, err);
+    if (status != MOM_OK)
+        mom_arena_release(arena, mark);
+    return status;
+}
+
+static mom_status fill_dense(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
+    const size_t N = plan->N, M = plan->M;
+    MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
+    MOM_TRY(allocate(plan, arena, err));
+    for (size_t m = 0; m <= M; m++)
+        plan->offsets[m] = (int32_t)(m * N);
+    for (size_t m = 0; m < M; m++) {
+        for (size_t t = 0; t < N; t++) {
+            const size_t slot = m * N + t;
+            plan->token[slot] = (int32_t)t;
+            plan->choice[slot] = (int32_t)m;
+            plan->slot[t * M + m] = (int32_t)slot;
+        }
+    }
+    return MOM_OK;
+}
+
+mom_status mom_routing_plan_init_dense(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M, mom_error *err) {
+    MOM_TRY(check_size(N, M, err));
+    *plan = (mom_routing_plan){.N = N, .K = M, .M = M, .slots = N * M};
+    const mom_arena_mark mark = mom_arena_get_mark(arena);
+    const mom_status status = fill_dense(plan, arena, err);
+    if (status != MOM_OK)
+        mom_arena_release(arena, mark);
+    return status;
+}

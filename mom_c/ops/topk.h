@@ -1,0 +1,20 @@
+/* Indices of the K largest of a few scores, in falling order.
+ *
+ * Scores just after initialisation lie so close together that exact ties between float32 numbers occur in every
+ * batch. Which of two equal scores is kept is then a matter of the selection algorithm; to follow recorded runs, up to
+ * MOM_TOPK_EXACT scores are selected with the steps of C++'s std::nth_element and std::sort as the GNU library does
+ * them, which is what torch.topk uses for so few elements. Above that, ties go to the lower index.
+ * NaN counts as larger than every number. The indices are always distinct.
+ */
+#ifndef MOM_OPS_TOPK_H
+#define MOM_OPS_TOPK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define MOM_TOPK_EXACT 64
+
+/* index (K); scores (S); K <= S <= INT16_MAX. */
+void mom_topk(int16_t *index, const float *scores, size_t S, size_t K);
+
+#endif

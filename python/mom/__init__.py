@@ -1,0 +1,23 @@
+"""Mixture-of-Modules language models with a C core.
+
+The public names are imported here and nowhere defined; see `mom.MoM`, `mom.MoMConfig`, `mom.train` and the
+submodules ``ops`` (every operator on plain arrays), ``reference`` (the NumPy twin), ``routing``, ``data``.
+"""
+
+from . import ops
+from ._version import __version__
+from .config import MoMConfig
+from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
+from .model import Block, MoM, MoMForSequenceClassification, ModelOutput, Module, Pool, Router, Routes
+from .optim import AdamW, clip_grad_norm
+from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
+from .tokenizer import Tokenizer
+from .training import TrainingConfig, train
+
+
+
+__all__ = [
+    "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "MoM", "MoMConfig", "MoMForSequenceClassification",
+    "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "Tokenizer", "TrainingConfig", "TrainingError",
+    "__version__", "clip_grad_norm", "cpu_info", "get_num_threads", "ops", "set_cpu_level", "set_num_threads", "train",
+]  # fmt: skip

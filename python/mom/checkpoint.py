@@ -1,0 +1,419 @@
+"""Folders that are either wholly there or not there at all.
+
+`write_folder` writes every file of a checkpoint into a temporary sibling, flushes and fsyncs each,
+adds ``manifest.json`` (sizes and SHA-256 sums), fsyncs, and renames the folder into place. A crash
+or a full disk at any moment leaves the earlier folder as it was. `verify_folder` checks a folder
+against its manifest, `latest_valid` finds the newest valid one of a training run and says what it
+passed over, `rotate` removes old ones.
+
+While at work, a sibling of folder ``X`` is called ``.X.<kind>-<process id>-<random>``:
+
+``tmp``   a new version being written; a leftover is deleted
+``old``   the version that is being replaced; a leftover goes back to ``X`` if that is missing (the
+          process died between two renames), else it is deleted
+``drop``  an outdated folder being deleted; a leftover is deleted
+
+`clean_leftovers` does that; it lets the folders of other living processes alone. Hashing costs about
+as much as writing; files are written and read once, in pieces, and never held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import CheckpointError
+
+__all__ = [
+    "MANIFEST",
+    "clean_leftovers",
+    "latest_valid",
+    "read_manifest",
+    "rotate",
+    "sync_folder",
+    "verify_folder",
+    "write_file",
+    "write_folder",
+]
+
+PathLike = str | os.PathLike[str]
+Content = bytes | str | Callable[[BinaryIO], object]
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_CHUNK = 1 << 20
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|drop)-(?P<pid>\d+)-[0-9a-f]{8}")
+#: Siblings this process is working on; its own process id alone says nothing after a restart in a container.
+_active: set[Path] = set()
+
+
+class _HashingWriter(io.RawIOBase):
+    """A write-only stream that counts and hashes what goes to the file behind it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._hash.update(view)
+        self._size += view.nbytes
+        return view.nbytes
+
+    def summary(self) -> dict[str, Any]:
+        return {"size": self._size, "sha256": self._hash.hexdigest()}
+
+
+def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
+    """Write one file through to the disk; gives its size and hash."""
+    try:
+        with open(path, "wb") as file:
+            writer = _HashingWriter(file)
+            if callable(content):
+                content(writer)  # type: ignore[arg-type]
+            else:
+                writer.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+            return writer.summary()
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable, where the system can (Windows cannot open folders)."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _sibling(path: Path, kind: str) -> Iterator[Path]:
+    """An unused name beside `path`, marked as in use by this process until the block ends."""
+    sibling = Path(os.path.abspath(path.parent)) / f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+    _active.add(sibling)
+    try:
+        yield sibling
+    finally:
+        _active.discard(sibling)
+
+
+def write_file(path: PathLike, content: Content) -> dict[str, Any]:
+    """Write or replace one file such that a crash leaves the old or the new one, never a mixture.
+
+    Parameters
+    ----------
+    path : path
+        The file; its folder must exist.
+    content : bytes, str or callable
+        What to write; a callable gets a write-only binary stream.
+
+    Returns
+    -------
+    dict
+        ``size`` in bytes and ``sha256``.
+    """
+    path = Path(path)
+    with _sibling(path, "tmp") as temporary:
+        try:
+            summary = _write_and_sync(temporary, content)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+    return summary
+
+
+def write_folder(
+    path: PathLike, files: Mapping[str, Content], *, keep_last: int | None = None, prefix: str = "step-"
+) -> dict[str, Any]:
+    """Write a folder atomically; an earlier one of the same name is replaced only when all went well.
+
+    Parameters
+    ----------
+    path : path
+        The folder; parents are made when missing.
+    files : mapping of str to bytes, str or callable
+        File name (no sub-folders) to content; a callable gets a write-only binary stream, so that
+        large files need not be held in memory.
+    keep_last : int, optional
+        Afterwards keep only so many folders ``<prefix><number>`` beside this one, see `rotate`.
+    prefix : str
+        See `keep_last`.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    CheckpointError
+        If a file name is not allowed, or `path` exists and is not a folder.
+    OSError
+        If writing fails, with the file's name; the earlier folder is then intact.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "step-10"
+    >>> manifest = write_folder(folder, {"note.txt": "hello"})
+    >>> manifest["files"]["note.txt"]["size"], verify_folder(folder) == manifest
+    (5, True)
+    """
+    path = Path(os.path.abspath(path))
+    for name in files:
+        if not _is_plain_name(name) or name == MANIFEST:
+            raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
+    if keep_last is not None and keep_last < 1:
+        raise CheckpointError(f"keep_last: {keep_last} is less than 1")
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path}: exists and is not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _sibling(path, "tmp") as temporary:
+        try:
+            temporary.mkdir()
+            manifest = {
+                "format": _FORMAT,
+                "files": {name: _write_and_sync(temporary / name, content) for name, content in files.items()},
+            }
+            _write_and_sync(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            sync_folder(temporary)
+            _put_in_place(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    if keep_last is not None:
+        rotate(path.parent, keep_last, prefix=prefix, protect=path)
+    return manifest
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    with _sibling(path, "old") as old:
+        try:
+            if path.exists():
+                os.rename(path, old)
+            os.rename(new, path)
+            sync_folder(path.parent)
+        except BaseException:
+            if not new.exists():
+                os.rename(path, new)
+            if old.exists():
+                os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
+
+
+def read_manifest(path: PathLike) -> dict[str, Any]:
+    """The manifest of a folder, checked for its form.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, not JSON, or not a manifest.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{file}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise CheckpointError(f"{file}: not a manifest of format {_FORMAT}")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{file}: 'files' is not an object")
+    for name, entry in files.items():
+        if not _is_plain_name(name):
+            raise CheckpointError(f"{file}: {name!r} is not the name of a file in the same folder")
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
+            raise CheckpointError(f"{file}: entry of {name!r} lacks size or sha256")
+    return manifest
+
+
+def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
+    """Check a folder against its manifest.
+
+    Parameters
+    ----------
+    path : path
+        The folder. Files that the manifest does not list are let be.
+    hashes : bool
+        Also read every file and compare SHA-256; False compares sizes only.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first file that is missing, of another size or of other content.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if (size := file.stat().st_size) != entry["size"]:
+            raise CheckpointError(f"{file}: {size} bytes, expected {entry['size']}")
+        if hashes and _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{file}: content differs from its SHA-256 in {MANIFEST}")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _numbered(run_dir: Path, prefix: str) -> list[Path]:
+    """Folders ``<prefix><number>`` of a run, newest (largest number) first."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)", re.ASCII)
+    found = [
+        (int(m[1]), entry) for entry in run_dir.iterdir() if (m := pattern.fullmatch(entry.name)) and entry.is_dir()
+    ]
+    return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def latest_valid(run_dir: PathLike, prefix: str = "step-") -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest valid checkpoint of a run.
+
+    Leftovers of interrupted writers are cleaned up first.
+
+    Parameters
+    ----------
+    run_dir : path
+        Folder that holds folders ``<prefix><number>``; need not exist.
+    prefix : str
+        See `run_dir`.
+
+    Returns
+    -------
+    path : Path or None
+        The valid folder with the largest number, if any.
+    passed_over : list of (Path, str)
+        Newer folders that are not valid, and why.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        return None, []
+    clean_leftovers(run_dir)
+    passed_over: list[tuple[Path, str]] = []
+    for folder in _numbered(run_dir, prefix):
+        try:
+            verify_folder(folder)
+        except (CheckpointError, OSError) as error:
+            passed_over.append((folder, str(error)))
+        else:
+            return folder, passed_over
+    return None, passed_over
+
+
+def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect: PathLike | None = None) -> list[Path]:
+    """Delete all but the newest checkpoints of a run.
+
+    Only complete folders (by their manifest's sizes) count as kept, so a damaged newer one never
+    pushes out a good older one.
+
+    Parameters
+    ----------
+    run_dir, prefix
+        As in `latest_valid`.
+    keep_last : int
+        How many to keep, at least 1.
+    protect : path, optional
+        A folder that stays whatever its number.
+
+    Returns
+    -------
+    list of Path
+        What was deleted, newest first.
+    """
+    if keep_last < 1:
+        raise CheckpointError(f"keep_last: {keep_last} is less than 1")
+    run_dir = Path(run_dir)
+    protected = None if protect is None else Path(protect).name
+    kept, dropped = 0, []
+    for folder in _numbered(run_dir, prefix):
+        if kept < keep_last or folder.name == protected:
+            with contextlib.suppress(CheckpointError):
+                verify_folder(folder, hashes=False)
+                kept += 1
+            continue
+        # Renamed first: a folder that is being deleted must not look like a damaged checkpoint.
+        with _sibling(folder, "drop") as doomed:
+            os.rename(folder, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        dropped.append(folder)
+    return dropped
+
+
+def clean_leftovers(folder: PathLike) -> list[Path]:
+    """Remove or restore what interrupted writers left in `folder` (see the module's description).
+
+    Returns
+    -------
+    list of Path
+        The leftovers that were dealt with.
+    """
+    done = []
+    for entry in sorted(Path(folder).iterdir()):
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match is None or Path(os.path.abspath(entry)) in _active or _is_alive(int(match["pid"])):
+            continue
+        target = entry.parent / match["name"]
+        if match["kind"] == "old" and not target.exists():
+            os.rename(entry, target)
+            sync_folder(entry.parent)
+        elif entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        done.append(entry)
+    return done
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether another process of this number runs; True where one cannot ask without harm."""
+    if pid == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

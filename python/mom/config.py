@@ -1,0 +1,458 @@
+"""Model configuration: field names of the published reference, plus named behaviours of our own.
+
+`MoMConfig` is frozen and validated on construction. Files written by the reference (or by
+Hugging Face's GPT-2) select the reference's behaviour in every respect where the defaults here
+differ; see ``BEHAVIOUR_FIELDS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+from .errors import ConfigError
+
+__all__ = ["BEHAVIOUR_FIELDS", "MoMConfig", "PRESETS"]
+
+#: Fields in which the default of this package differs from the published reference, with the
+#: value that restores the reference's behaviour. A configuration file that carries none of this
+#: package's own fields gets these values.
+BEHAVIOUR_FIELDS: dict[str, Any] = {
+    "balance_loss": "reference",
+    "balance_counts": "micro",
+    "router_choices": "reference",
+    "masked_query_attention": "reference",
+    "pooling": "reference",
+    "copy_final_norm": False,
+    "copy_single_modules": False,
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "balance_loss": ("reference", "switch"),
+    "balance_counts": ("micro", "step"),
+    "router_choices": ("max", "own", "reference"),
+    "masked_query_attention": ("causal", "reference"),
+    "pooling": ("mask", "reference"),
+    "problem_type": ("regression", "single_label_classification", "multi_label_classification"),
+}
+
+#: Keys of other programs' files that have no effect on what is computed here (or that the
+#: reference forces off itself); they are accepted and dropped when a file is read.
+_IGNORED_KEYS = frozenset(
+    """summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    use_cache scale_attn_by_inverse_layer_idx reorder_and_upcast_attn model_type architectures
+    transformers_version torch_dtype dtype n_ctx task_specific_params _name_or_path
+    attn_implementation _attn_implementation_autoset gradient_checkpointing predict_special_tokens
+    tie_word_embeddings return_dict id2label label2id use_bfloat16 output_hidden_states
+    output_attentions finetuning_task resid_dropout embd_dropout attn_dropout
+    _num_labels""".split()
+)
+
+
+@dataclass(frozen=True)
+class MoMConfig:
+    """Shape and behaviour of a Mixture-of-Modules or of a plain GPT-2.
+
+    The body of the network is ``num_bottom_layers`` ordinary ("anchor") layers, then ``chunks``
+    times one MoM block (followed by one anchor layer if ``require_anchor_layer``), then
+    ``num_top_layers`` anchor layers. ``chunks=0`` is a plain GPT-2.
+
+    Parameters
+    ----------
+    vocab_size, n_positions, n_embd, n_head : int
+        Vocabulary V, longest sequence, width C and number of heads H (H divides C).
+    n_layer : int
+        Sets the initial standard deviation of the anchor layers' output projections,
+        ``initializer_range / sqrt(2 * n_layer)``, as in GPT-2. The depth of the network follows
+        from the structure fields, except that a plain GPT-2 (``chunks=0``) has ``n_layer`` layers.
+    n_inner : int or None
+        Width of the feed-forward modules; None means ``4 * n_embd``.
+    activation_function : str
+        ``"gelu_new"`` (the tanh form; ``"gelu_pytorch_tanh"`` is the same function).
+    resid_pdrop, embd_pdrop, attn_pdrop : float
+        Dropout probabilities in [0, 1), active in training mode only. Routed feed-forward outputs
+        have no dropout, as in the reference.
+    layer_norm_epsilon, initializer_range : float
+        GPT-2's constants.
+    scale_attn_weights : bool
+        Divide attention scores by the square root of the head size.
+    chunks, num_bottom_layers, num_top_layers, require_anchor_layer
+        Structure of the body, see above.
+    num_attn, num_ffn : int
+        Modules in a block's attention and feed-forward pool. A half with a single module has no
+        router: the module is applied in every round.
+    depth_per_chunk : int or None
+        Rounds per block; None means ``int(num_ffn * depth_multiplier)``.
+    depth_multiplier : float
+        See `depth_per_chunk`.
+    router_type : str
+        Read by substring: ``naive`` (two linear layers), else ``gru-dev``, else ``gru`` (recurrent
+        over rounds); ``softmax`` normalises the scores; ``random`` adds the noise gate.
+    router_dim : int
+        Width R of the routers.
+    router_softmax_temperature : float
+        Divides the router's outputs before the softmax.
+    routing_top_k : int
+        Choices kept per token, 0 to all.
+    enable_pause : bool
+        Whether SKIP is among the choices.
+    use_ste, weighted_qkv, routing_all_possible_path : bool
+        Straight-through sign of the scores; scores also multiply q, k and v; dense mixture.
+    router_aux_loss_coef : float
+        Weight of the balance loss in ``loss = lm_loss + router_aux_loss_coef * balance_loss``.
+    output_router_logits : bool
+        False leaves the balance loss out altogether.
+    depthwise_bal_loss : bool
+        Balance loss per round and block, averaged, instead of pooled over all of them.
+    bind_ffn_attn : bool
+        Only asserts ``num_attn == num_ffn``, as in the reference.
+    balance_loss : {"switch", "reference"}
+        ``"switch"`` (default): on probabilities once (scores that are probabilities already are
+        not put through a softmax again), for every routed half. ``"reference"``: softmax of the
+        scores in any case, and no balance loss at all when ``num_attn == 1``.
+    balance_counts : {"micro", "step"}
+        Whether the share of tokens f_m is counted in each micro-batch (default; the reference) or
+        over the micro-batches since the gradients were last zeroed (arXiv:2501.11873).
+    router_choices : {"max", "own", "reference"}
+        Outputs of a router, without SKIP: ``"max"`` (default) the larger pool for both halves,
+        ``"own"`` each half's own pool, ``"reference"`` ``num_ffn`` for linear and ``dev`` routers
+        and the larger pool for ``gru``. An index beyond the half's own pool means SKIP.
+    masked_query_attention : {"causal", "reference"}
+        What a masked token attends to when everything before it is masked too: its own past
+        (default), or, as in the reference, also real tokens in its future.
+    pooling : {"mask", "reference"}
+        Sequence classification pools at the last token whose mask is 1 (default; without a mask,
+        as the reference), or before the first ``pad_token_id`` (the last position if there is none).
+    copy_final_norm, copy_single_modules : bool
+        When starting from a plain GPT-2: copy the final LayerNorm; fill halves with a single
+        module. Both True by default and False in the reference.
+    num_labels : int or None
+        Outputs of the classification head; None for a language model.
+    problem_type : str or None
+        ``"regression"``, ``"single_label_classification"``, ``"multi_label_classification"``;
+        None decides from `num_labels` and the labels' type.
+    bos_token_id, eos_token_id, pad_token_id : int or None
+        Special tokens.
+
+    Raises
+    ------
+    ConfigError
+        If a field is out of range or contradicts another one.
+
+    Notes
+    -----
+    Source: Gong et al., Mixture-of-Modules, arXiv:2407.06677. The reference's defaults for dropout
+    are 0.1, but its training script sets them to 0, which is the default here.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.0
+    embd_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    chunks: int = 4
+    depth_multiplier: float = 4
+    num_top_layers: int = 2
+    num_bottom_layers: int = 1
+    num_attn: int = 8
+    num_ffn: int = 8
+    bind_ffn_attn: bool = False
+    use_ste: bool = False
+    output_router_logits: bool = True
+    router_aux_loss_coef: float = 0.01
+    depth_per_chunk: int | None = None
+    router_type: str = "naive"
+    router_dim: int = 256
+    router_softmax_temperature: float = 1.0
+    enable_pause: bool = True
+    require_anchor_layer: bool = True
+    depthwise_bal_loss: bool = False
+    weighted_qkv: bool = False
+    routing_all_possible_path: bool = False
+    routing_top_k: int = 1
+    num_labels: int | None = None
+    problem_type: str | None = None
+    balance_loss: str = "switch"
+    balance_counts: str = "micro"
+    router_choices: str = "max"
+    masked_query_attention: str = "causal"
+    pooling: str = "mask"
+    copy_final_norm: bool = True
+    copy_single_modules: bool = True
+
+    # ------------------------------------------------------------------ validation
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self._check_type(field.name, str(field.type), getattr(self, field.name))
+        for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "router_dim", "num_attn", "num_ffn"):
+            self._at_least(name, 1)
+        for name in ("chunks", "num_top_layers", "num_bottom_layers", "routing_top_k"):
+            self._at_least(name, 0)
+        for name in ("n_inner", "depth_per_chunk", "num_labels"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 0 if name == "depth_per_chunk" else 1)
+        for name in ("vocab_size", "n_positions", "n_embd", "router_dim", "n_inner"):
+            value = getattr(self, name)
+            if value is not None and value > 2**24:
+                raise ConfigError(f"{name}: {value} is larger than the supported maximum {2**24}")
+        for name in ("num_attn", "num_ffn", "chunks", "num_top_layers", "num_bottom_layers", "n_layer"):
+            if getattr(self, name) > 4096:
+                raise ConfigError(f"{name}: {getattr(self, name)} is larger than the supported maximum 4096")
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        for name in ("layer_norm_epsilon", "router_softmax_temperature"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a positive finite number")
+        for name in ("initializer_range", "depth_multiplier", "router_aux_loss_coef"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a non-negative finite number")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"n_head: {self.n_head} does not divide n_embd = {self.n_embd}")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{name}: {value} is negative")
+        if self.chunks:
+            self._check_routing()
+
+    def _check_type(self, name: str, annotation: str, value: Any) -> None:
+        optional = annotation.endswith("| None")
+        kind = annotation.split(" |")[0]
+        if value is None and optional:
+            return
+        ok = {
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+            "bool": isinstance(value, bool),
+            "str": isinstance(value, str),
+        }[kind]
+        if not ok:
+            raise ConfigError(f"{name}: expected {annotation}, got {type(value).__name__} {value!r}")
+
+    def _at_least(self, name: str, least: int) -> None:
+        if getattr(self, name) < least:
+            raise ConfigError(f"{name}: {getattr(self, name)} is less than {least}")
+
+    def _check_routing(self) -> None:
+        if not any(word in self.router_type for word in ("naive", "gru")):
+            raise ConfigError(f"router_type: {self.router_type!r} contains neither 'naive' nor 'gru'")
+        if self.bind_ffn_attn and self.num_attn != self.num_ffn:
+            raise ConfigError(f"bind_ffn_attn: needs num_attn == num_ffn, got {self.num_attn} and {self.num_ffn}")
+        if self.rounds > 65536:
+            raise ConfigError(f"depth_per_chunk: {self.rounds} rounds are more than the supported maximum 65536")
+        if self.router_choices == "reference" and self.router_kind != "gru":
+            have = self.num_ffn + self.enable_pause
+            if self.num_attn > 1 and self.num_attn > have:
+                raise ConfigError(
+                    f"num_attn: {self.num_attn} modules but the reference's {self.router_kind} router has only "
+                    f"{have} outputs (num_ffn + SKIP); use router_choices='max' or 'own'"
+                )
+
+    # ------------------------------------------------------------------ derived facts
+    @property
+    def is_vanilla(self) -> bool:
+        """True for a plain GPT-2 (no blocks)."""
+        return self.chunks == 0
+
+    @property
+    def inner_size(self) -> int:
+        """Width F of the feed-forward modules."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def rounds(self) -> int:
+        """Rounds L of a block."""
+        return int(self.num_ffn * self.depth_multiplier) if self.depth_per_chunk is None else self.depth_per_chunk
+
+    @property
+    def router_kind(self) -> str:
+        """``"naive"``, ``"gru-dev"`` or ``"gru"``, as the reference reads `router_type`."""
+        if "naive" in self.router_type:
+            return "naive"
+        return "gru-dev" if "dev" in self.router_type else "gru"
+
+    @property
+    def router_softmax(self) -> bool:
+        """Whether scores are probabilities."""
+        return "softmax" in self.router_type
+
+    @property
+    def router_random(self) -> bool:
+        """Whether the recurrent router has the noise gate (no effect on ``naive``)."""
+        return "random" in self.router_type and self.router_kind != "naive"
+
+    def num_choices(self, half: str) -> int:
+        """Outputs S of the router of ``half`` (``"attn"`` or ``"ffn"``), SKIP and surplus included."""
+        if half not in ("attn", "ffn"):
+            raise ValueError(f"half: expected 'attn' or 'ffn', got {half!r}")
+        own = self.num_attn if half == "attn" else self.num_ffn
+        if self.router_choices == "own":
+            modules = own
+        elif self.router_choices == "reference" and self.router_kind != "gru":
+            modules = self.num_ffn
+        else:
+            modules = max(self.num_attn, self.num_ffn)
+        return modules + int(self.enable_pause)
+
+    def places(self) -> list[str]:
+        """Kind of every entry of ``transformer.h`` in order: ``"anchor"`` or ``"block"``."""
+        if self.is_vanilla:
+            return ["anchor"] * self.n_layer
+        chunk = ["block", "anchor"] if self.require_anchor_layer else ["block"]
+        return ["anchor"] * self.num_bottom_layers + chunk * self.chunks + ["anchor"] * self.num_top_layers
+
+    def vanilla_layers(self) -> int:
+        """Layers of the plain GPT-2 that fills every place of this model (phase one of the recipe)."""
+        if self.is_vanilla:
+            return self.n_layer
+        per_chunk = max(self.num_attn, self.num_ffn) + int(self.require_anchor_layer)
+        return self.num_bottom_layers + self.chunks * per_chunk + self.num_top_layers
+
+    def vanilla_config(self) -> MoMConfig:
+        """Configuration of the plain GPT-2 whose layers become this model's modules."""
+        if self.is_vanilla:
+            return self
+        return dataclasses.replace(self, chunks=0, n_layer=self.vanilla_layers(), num_bottom_layers=0, num_top_layers=0)
+
+    def replace(self, **changes: Any) -> MoMConfig:
+        """A copy with some fields changed (and validated)."""
+        unknown = sorted(set(changes) - {f.name for f in dataclasses.fields(self)})
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: unknown configuration field")
+        return dataclasses.replace(self, **changes)
+
+    # ------------------------------------------------------------------ presets and files
+    @classmethod
+    def vanilla(cls, n_layer: int = 12, **fields: Any) -> MoMConfig:
+        """A plain GPT-2 of ``n_layer`` layers."""
+        return cls._build({"chunks": 0, "num_bottom_layers": 0, "num_top_layers": 0, "n_layer": n_layer, **fields}, "vanilla")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> MoMConfig:
+        """A named configuration, optionally with some fields changed.
+
+        Parameters
+        ----------
+        name : str
+            One of ``mom.config.PRESETS``. The paper's structure files are not published: the
+            ``mom-*`` presets have the sizes of the GPT-2 family with blocks of 4 + 4 modules.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"name: no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        return cls._build({**PRESETS[name], **changes}, f"preset {name}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> MoMConfig:
+        """Build from a mapping as found in a ``config.json``: ours, the reference's or GPT-2's.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown field or an invalid value; the message begins with `source`.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{source}: expected a mapping of fields, got {type(values).__name__}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        fields = {k: v for k, v in values.items() if k not in _IGNORED_KEYS}
+        fields.pop("mom_format", None)
+        label_names = values.get("id2label")
+        if isinstance(label_names, Mapping) and "num_labels" not in fields:
+            fields["num_labels"] = len(label_names)
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ConfigError(f"{source}: unknown configuration field {unknown[0]!r}")
+        if "mom_format" not in values and not set(BEHAVIOUR_FIELDS) & set(fields):
+            fields.update(BEHAVIOUR_FIELDS)
+        if "chunks" not in fields:
+            if set(fields) & {"num_attn", "num_ffn", "router_type", "depth_per_chunk"}:
+                pass
+            else:
+                fields.update(chunks=0, num_bottom_layers=0, num_top_layers=0)
+        return cls._build(fields, source)
+
+    @classmethod
+    def _build(cls, fields: Mapping[str, Any], source: str) -> MoMConfig:
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"{source}: unknown configuration field {unknown[0]!r}")
+        try:
+            return cls(**fields)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> MoMConfig:
+        """Read a ``config.json`` (or the folder that holds one)."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
+        try:
+            values = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid JSON ({error})") from None
+        return cls.from_dict(values, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, with the marker ``mom_format`` that says the behaviour fields are meant."""
+        model_type = "gpt2" if self.is_vanilla else "gpt2-mot"
+        return {"mom_format": 1, "model_type": model_type, **dataclasses.asdict(self)}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the configuration as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _mom(n_embd: int, n_head: int, chunks: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "n_embd": n_embd, "n_head": n_head, "chunks": chunks, "num_attn": 4, "num_ffn": 4, "depth_per_chunk": 4,
+        "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False, "router_type": "gru-softmax",
+        "router_softmax_temperature": 0.2, "routing_top_k": 1, **fields,
+    }  # fmt: skip
+
+
+def _gpt2(n_embd: int, n_head: int, n_layer: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "chunks": 0, "num_bottom_layers": 0,
+        "num_top_layers": 0, **fields,
+    }  # fmt: skip
+
+
+#: Named configurations. ``mini`` and ``base`` are the benchmark sizes.
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 16, 24),
+    "gpt2-large": _gpt2(1280, 20, 36),
+    "mom-small": _mom(768, 12, 2, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
+    "mom-medium": _mom(1024, 16, 5, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
+    "mom-large": _mom(1280, 20, 8, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
+    "mini": _mom(256, 4, 1, vocab_size=8192, n_positions=256, routing_top_k=1),
+    "base": _mom(512, 8, 1, vocab_size=16384, n_positions=512, routing_top_k=2),
+    "mini-vanilla": _gpt2(256, 4, 6, vocab_size=8192, n_positions=256),
+    "base-vanilla": _gpt2(512, 8, 6, vocab_size=16384, n_positions=512),
+    "demo": _mom(128, 4, 1, vocab_size=2048, n_positions=128, router_dim=64, routing_top_k=2),
+}

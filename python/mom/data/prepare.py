@@ -1,0 +1,273 @@
+"""Text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and ``tokenizer.json`` in one folder.
+
+The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
+65,536). Documents are read, encoded and written in batches, so memory does not grow with the text.
+Everything goes to temporary files beside the final ones first; only when all of it is on the disk are
+they renamed into place, ``meta.json`` last, and a failure on the way undoes the renames. So a folder
+holds the earlier content or the new one, never a part.
+
+Which documents are for validation follows from a hash of seed and document number. When that leaves one
+side empty (a single long document, or few), the last tokens of the whole become the validation part.
+
+A batch is encoded by the worker threads of the ``tokenizers`` library (``RAYON_NUM_THREADS`` sets how many,
+``TOKENIZERS_PARALLELISM=false`` switches them off); the result does not depend on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from ..checkpoint import sync_folder, write_file
+from ..errors import DataError
+from ..tokenizer import Tokenizer
+from .sources import Documents, Piece, TextDocuments
+
+__all__ = ["prepare"]
+
+PathLike = str | os.PathLike[str]
+
+_BATCH_CHARS = 1 << 20
+_COPY_BYTES = 1 << 20
+
+
+def prepare(
+    sources: PathLike | Sequence[PathLike] | Documents | TextDocuments,
+    out_dir: PathLike,
+    *,
+    tokenizer: Tokenizer | PathLike | None = None,
+    vocab_size: int = 8192,
+    val_fraction: float = 0.01,
+    seed: int = 0,
+    append_eos: bool = True,
+    key: str = "text",
+    split: str = "file",
+    on_error: str = "raise",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Turn text into token files.
+
+    Parameters
+    ----------
+    sources : path, sequence of paths, Documents or TextDocuments
+        The text; `standard_library_text` gives one that is always there.
+    out_dir : path
+        Folder for the files; made when missing. Other files in it are let alone.
+    tokenizer : Tokenizer or path, optional
+        By default a new one is trained on all of `sources`.
+    vocab_size : int
+        Vocabulary of a new tokenizer; little text may yield a smaller one.
+    val_fraction : float
+        Expected share of documents in ``val.bin``, in [0, 1). 0 writes no ``val.bin``.
+    seed : int
+        Decides which documents these are.
+    append_eos : bool
+        End every document with the tokenizer's end-of-text token.
+    key, split, on_error
+        See `Documents`; without effect when `sources` is one of its objects.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    dict
+        What ``meta.json`` holds: ``dtype``, ``vocab_size``, ``eos_id``, ``tokenizer_sha256``, ``files``
+        (tokens, documents and SHA-256 of each file), ``val_split`` (``"documents"``, ``"tail"`` or
+        ``"none"``), and what was read and skipped.
+
+    Raises
+    ------
+    DataError
+        If an argument or the text cannot be used.
+    OSError
+        If the disk fails or is full; `out_dir` is then as it was.
+    """
+    if not 0.0 <= val_fraction < 1.0:
+        raise DataError(f"val_fraction: {val_fraction} is not in [0, 1)")
+    if isinstance(sources, (Documents, TextDocuments)):
+        documents = sources
+    else:
+        documents = Documents(sources, key=key, split=split, on_error=on_error)
+    if tokenizer is None:
+        texts = tqdm(documents.texts(), "reading for the tokenizer", unit=" pieces", disable=not progress)
+        tokenizer = Tokenizer.train(texts, vocab_size, progress=progress)
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer)
+    if append_eos and tokenizer.eos_id is None:
+        raise DataError("tokenizer: has no end-of-text token; use another one or append_eos=False")
+
+    out_dir = Path(out_dir)
+    stage = out_dir / f".prepare-{os.getpid()}-{secrets.token_hex(4)}"
+    missing = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    try:
+        stage.mkdir(parents=True)
+        meta = _write_files(stage, documents, tokenizer, val_fraction, seed, append_eos, progress)
+        _put_in_place(stage, out_dir)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    shutil.rmtree(stage, ignore_errors=True)
+    return meta
+
+
+def _write_files(
+    stage: Path,
+    documents: Documents | TextDocuments,
+    tokenizer: Tokenizer,
+    val_fraction: float,
+    seed: int,
+    append_eos: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write all files, under their final names and through to the disk, into `stage`; gives the meta data."""
+    dtype = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
+    end = np.array([tokenizer.eos_id] if append_eos else [], dtype)
+    with (
+        contextlib.closing(_TokenWriter(stage / "train.part", dtype)) as train,
+        contextlib.closing(_TokenWriter(stage / "val.part", dtype)) as val,
+    ):
+        number = 0
+        for batch in _batches(documents, progress):
+            encoded = tokenizer.encode_batch([piece.text for piece in batch])
+            for piece, ids in zip(batch, encoded, strict=True):
+                writer = val if _is_validation(seed, number, val_fraction) else train
+                writer.add(ids)
+                if piece.end:
+                    writer.add(end)
+                    writer.documents += 1
+                    number += 1
+        val_split = "documents" if val_fraction else "none"
+        if not train.tokens + val.tokens:
+            raise DataError(f"{', '.join(documents.names)}: holds no text")
+        if val_fraction and not (train.tokens and val.tokens):
+            val_split = "tail"
+            if not train.tokens:
+                train, val = val, train
+            # Never everything: an empty token file is of no use to anyone.
+            _move_tail(train, val, min(max(1, round(train.tokens * val_fraction)), train.tokens - 1))
+        files = {"train.bin": train.finish(stage / "train.bin")}
+        if val.tokens:
+            files["val.bin"] = val.finish(stage / "val.bin")
+    report = documents.report
+    meta = {
+        "format": 1,
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "tokenizer_sha256": tokenizer.sha256,
+        "files": files,
+        "val_split": val_split,
+        "val_fraction": val_fraction,
+        "seed": seed,
+        "append_eos": append_eos,
+        "sources": documents.names,
+        "source_files": report.files,
+        "source_bytes": report.bytes_read,
+        "documents": report.documents,
+        "empty_documents": report.empty,
+        "skipped": report.skipped,
+        "problems": report.problems,
+    }
+    tokenizer.save(stage)
+    write_file(stage / "meta.json", json.dumps(meta, indent=2) + "\n")
+    return meta
+
+
+def _put_in_place(stage: Path, out_dir: Path) -> None:
+    """Rename the files of `stage` to `out_dir`; what cannot be finished is undone.
+
+    A ``val.bin`` of before goes when there is no new one. Should the machine stop between two renames,
+    `TokenFile` sees from ``meta.json``, which comes last, that the sizes do not fit.
+    """
+    undo: list[tuple[Path, Path]] = []
+    try:
+        for name in ("train.bin", "val.bin", "tokenizer.json", "meta.json"):
+            old = out_dir / name
+            if old.exists():
+                os.rename(old, stage / f"{name}.old")
+                undo.append((stage / f"{name}.old", old))
+            if (stage / name).exists():
+                os.rename(stage / name, old)
+                undo.append((old, stage / name))
+        sync_folder(out_dir)
+    except BaseException:
+        for now, before in reversed(undo):
+            os.rename(now, before)
+        raise
+
+
+def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[list[Piece]]:
+    """Pieces in lists of about `_BATCH_CHARS` characters."""
+    total = documents.total_bytes or None
+    with tqdm(desc="tokens", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+        batch: list[Piece] = []
+        chars = done = 0
+        for piece in documents:
+            batch.append(piece)
+            chars += len(piece.text)
+            if chars >= _BATCH_CHARS:
+                yield batch
+                bar.update(documents.report.bytes_read - done)
+                batch, chars, done = [], 0, documents.report.bytes_read
+        if batch:
+            yield batch
+        bar.update(documents.report.bytes_read - done)
+
+
+def _is_validation(seed: int, number: int, fraction: float) -> bool:
+    digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < fraction * 2.0**64
+
+
+class _TokenWriter:
+    """A token file in the making: appends ids and counts them."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self.dtype = path, dtype
+        self.tokens = self.documents = 0
+        self.file = open(path, "w+b")
+
+    def close(self) -> None:
+        self.file.close()
+
+    def add(self, ids: npt.NDArray[np.integer[Any]]) -> None:
+        if ids.size:
+            self.file.write(ids.astype(self.dtype, copy=False).view(np.uint8).data)
+            self.tokens += ids.size
+
+    def finish(self, path: Path) -> dict[str, Any]:
+        """Bring everything to the disk and give the file its final name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.seek(0)
+        digest = hashlib.sha256()
+        while block := self.file.read(_COPY_BYTES):
+            digest.update(block)
+        os.rename(self.path, path)
+        return {"tokens": self.tokens, "documents": self.documents, "sha256": digest.hexdigest()}
+
+
+def _move_tail(source: _TokenWriter, target: _TokenWriter, count: int) -> None:
+    """Move the last `count` tokens from one file to the end of another."""
+    position = source.tokens - count
+    block_size = _COPY_BYTES // source.dtype.itemsize
+    source.file.seek(position * source.dtype.itemsize)
+    for start in range(0, count, block_size):
+        size = min(block_size, count - start)
+        target.add(np.frombuffer(source.file.read(size * source.dtype.itemsize), source.dtype))
+    source.file.truncate(position * source.dtype.itemsize)
+    source.tokens = position

@@ -1,0 +1,28 @@
+"""Exceptions of the package.
+
+Every exception raised by `mom` on bad input derives from `MomError` and from the
+built-in exception a caller would expect, so that both ``except mom.MomError`` and
+``except ValueError`` work.
+"""
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "MomError", "TrainingError"]
+
+
+class MomError(Exception):
+    """Base class of the exceptions defined by this package."""
+
+
+class ConfigError(MomError, ValueError):
+    """A configuration field is unknown, of the wrong type, out of range or contradicts another."""
+
+
+class CheckpointError(MomError, ValueError):
+    """A checkpoint or weight file is missing, truncated, corrupted or does not fit the model."""
+
+
+class DataError(MomError, ValueError):
+    """A text, token or tokenizer file cannot be used."""
+
+
+class TrainingError(MomError, RuntimeError):
+    """A training run cannot go on (for example after repeated non-finite losses)."""

@@ -1,0 +1,900 @@
+"""The language model and the sequence classifier: thin objects over the C core.
+
+Every forward, backward and sampling step is one call into C; what is here checks arguments,
+names tensors and keeps files.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core, checkpoint, weights
+from .config import MoMConfig
+from .errors import CheckpointError, ConfigError
+
+__all__ = [
+    "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
+]  # fmt: skip
+
+_DTYPES = ("float32",)
+
+
+class TensorMap(Mapping[str, NDArray[np.float32]]):
+    """Read-only mapping from names to writable ndarray views of C memory.
+
+    The arrays are views: what is written through them is what the core computes with, and a view
+    keeps the memory alive. Assigning to a key copies into the memory.
+    """
+
+    def __init__(self, title: str, arrays: dict[str, NDArray[np.float32]]) -> None:
+        self._title = title
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise KeyError(f"{self._title}: no tensor {name!r}") from None
+
+    def __setitem__(self, name: str, value: ArrayLike) -> None:
+        target = self[name]
+        array = np.asarray(value)
+        if array.shape != target.shape:
+            raise ValueError(f"{name}: shape {array.shape}, expected {target.shape}")
+        target[...] = array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        count = sum(a.size for a in self._arrays.values())
+        return f"<{self._title}: {len(self)} tensors, {count:,} numbers>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td><td>{'x'.join(map(str, a.shape))}</td>"
+            f"<td>{float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) if a.size else 0.0:.4g}</td></tr>"
+            for name, a in self._arrays.items()
+        )
+        return (
+            f"<b>{html.escape(self._title)}</b><table><tr><th>tensor</th><th>shape</th><th>rms</th></tr>{rows}</table>"
+        )
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Named tensors of one part of a model, with the gradients beside them."""
+
+    name: str
+    _model: "_Network"
+    _names: dict[str, str]  # short name -> state-dict name
+
+    @property
+    def parameters(self) -> TensorMap:
+        """Short names to writable views, shapes as in the state dict."""
+        return TensorMap(self.name, {k: self._model.parameters[v] for k, v in self._names.items()})
+
+    @property
+    def gradients(self) -> TensorMap:
+        """As `parameters`, for the gradients."""
+        return TensorMap(f"{self.name} gradients", {k: self._model.gradients[v] for k, v in self._names.items()})
+
+    def __getattr__(self, key: str) -> NDArray[np.float32]:
+        names: dict[str, str] = object.__getattribute__(self, "_names")
+        attribute = key.replace("__", ".")
+        if attribute in names:
+            return self._model.parameters[names[attribute]]
+        raise AttributeError(f"{self.name} has no tensor {key!r}; it has {', '.join(names)}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(k.replace(".", "__") for k in self._names)]
+
+    def _repr_html_(self) -> str:
+        return self.parameters._repr_html_()
+
+
+class Module(_Tensors):
+    """One attention or feed-forward module: ``ln.weight``, ``ln.bias``, then ``c_attn.*`` (attention) or ``c_fc.*``, and
+    ``c_proj.*``. As attributes the dots become two underscores: ``module.c_proj__weight``."""
+
+
+class Router(_Tensors):
+    """A router's tensors under the reference's names (``router.0.weight``, ``x2h.weight``, ...), [out, in]."""
+
+
+class Pool(Sequence[Module]):
+    """The modules of one half of a block, ``pool[j]`` is a `Module`."""
+
+    def __init__(self, name: str, kind: str, modules: list[Module]) -> None:
+        self.name = name
+        #: ``"attn"`` or ``"ffn"``
+        self.kind = kind
+        self._modules = modules
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._modules[index]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {len(self)} {self.kind} modules>"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(n)}</th>" for n in self._modules[0].parameters)
+        rows = "".join(
+            f"<tr><td>{j}</td>"
+            + "".join(
+                f"<td>{'x'.join(map(str, a.shape))}<br>rms {float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))):.3g}</td>"
+                for a in module.parameters.values()
+            )
+            + "</tr>"
+            for j, module in enumerate(self._modules)
+        )
+        return f"<b>{html.escape(self.name)}</b><table><tr><th>module</th>{head}</tr>{rows}</table>"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One MoM block: its place in ``transformer.h``, pools, and routers (None for a half with a single module)."""
+
+    place: int
+    attention_pool: Pool
+    ffn_pool: Pool
+    attention_router: Router | None
+    ffn_router: Router | None
+
+
+class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
+    """How the tokens of a batch were routed: ``routes[half][block][round]``.
+
+    ``half`` is ``"attn"`` or ``"ffn"``; the entry is None for a half without a router, else a dict of
+    ``scores`` (B, T, S) float32, ``index`` (B, T, K) int16 in falling order of score and ``weight``
+    (B, T, K) float32: the kept scores, renormalised with softmax, before any straight-through sign.
+    An index of at least ``num_modules[half]`` means SKIP. Arrays are copies.
+    """
+
+    def __init__(self, halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]], num_modules: dict[str, int]) -> None:
+        self._halves = halves
+        self.num_modules = num_modules
+
+    def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:
+        return self._halves[half]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._halves)
+
+    def __len__(self) -> int:
+        return len(self._halves)
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a forward pass returns; absent values are None.
+
+    Attributes
+    ----------
+    loss : float or None
+        ``lm_loss + router_aux_loss_coef * balance_loss``; without a balance loss, `lm_loss`.
+    lm_loss : float or None
+        Mean cross entropy over the labelled positions (for a classifier: its own loss).
+    balance_loss : float or None
+    logits : ndarray of float32 or None
+        (B, T, V); for a classifier (B, num_labels).
+    routes : Routes or None
+    num_labelled : int
+        Positions that were scored.
+    """
+
+    loss: float | None
+    lm_loss: float | None
+    balance_loss: float | None
+    logits: NDArray[np.float32] | None
+    routes: Routes | None
+    num_labelled: int
+
+
+def _as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
+    """(B, T) int32; one row is accepted as (T,)."""
+    array = np.asarray(value)
+    if array.dtype == object or not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name}: dtype {array.dtype}, expected an integer dtype")
+    if array.ndim == 1:
+        array = array[None, :]
+    if array.ndim != 2:
+        raise ValueError(f"{name}: shape {array.shape}, expected (B, T)")
+    if array.size == 0:
+        raise ValueError(f"{name}: shape {array.shape} is empty")
+    if array.dtype != np.int32 and array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < -(2**31) or high >= 2**31:
+            raise ValueError(f"{name}: value {low if low < -(2**31) else high} does not fit 32 bits")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _as_mask(value: ArrayLike, shape: tuple[int, int], name: str = "attention_mask") -> NDArray[np.uint8]:
+    array = np.asarray(value)
+    if array.ndim == 1:
+        array = array[None, :]
+    if array.shape != shape:
+        raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: dtype {array.dtype}, expected bool, integer or float")
+    binary = (array != 0).astype(np.uint8)
+    if not np.array_equal(binary, array):
+        raise ValueError(f"{name}: values other than 0 and 1")
+    return np.ascontiguousarray(binary)
+
+
+class _Network:
+    """What the language model and the classifier share."""
+
+    _classifier = False
+
+    def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
+        if not isinstance(config, MoMConfig):
+            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(map(repr, _DTYPES))}")
+        if not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**63:
+            raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed!r}")
+        #: The model's configuration.
+        self.config = self._check_config(config)
+        #: Number format of weights and activations.
+        self.dtype = dtype
+        #: Whether dropout is active in forward passes; see `train` and `eval`.
+        self.training = False
+        #: The tokenizer read with the model, or None; saved with it.
+        self.tokenizer: Any = None
+        self._core = _core.Network(_core_config(self.config))
+        self._core.random_state = (int(seed), 0)
+        self._core.randomize(int(seed))
+        table = self._core.parameter_table()
+        self._parameters = TensorMap("parameters", {row[0]: self._core.parameter(i) for i, row in enumerate(table)})
+        self._gradients: TensorMap | None = None
+        self._decayed = {row[0]: bool(row[2]) for row in table}
+        self._balance_scale = self.config.router_aux_loss_coef
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ tensors
+    @property
+    def parameters(self) -> TensorMap:
+        """State-dict name to writable view of the weights (float32). The tied head is ``transformer.wte.weight``."""
+        return self._parameters
+
+    @property
+    def gradients(self) -> TensorMap:
+        """State-dict name to writable view of the gradients; allocated on first use."""
+        if self._gradients is None:
+            arrays = {name: self._core.gradient(i) for i, name in enumerate(self._parameters)}
+            self._gradients = TensorMap("gradients", arrays)
+        return self._gradients
+
+    @property
+    def has_gradient(self) -> dict[str, bool]:
+        """Which parameters took part in a backward pass since `zero_grad`.
+
+        A module that no token reached has none; the optimizer leaves its parameters, moments and
+        step count alone, as the reference does.
+        """
+        return dict(zip(self._parameters, (bool(u) for u in self._core.used), strict=True))
+
+    def mark_gradient(self, name: str, has: bool = True) -> None:
+        """Say that a gradient written by hand counts (or does not) in the next optimizer step."""
+        names = list(self._parameters)
+        if name not in self._parameters:
+            raise KeyError(f"name: no parameter {name!r}")
+        used = self._core.used
+        used[names.index(name)] = has
+        self._core.used = used
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all parameters, the tied head counted once."""
+        return sum(a.size for a in self._parameters.values())
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The MoM blocks with their pools and routers (empty for a plain GPT-2)."""
+        return [self._block(i) for i, kind in enumerate(self.config.places()) if kind == "block"]
+
+    def _block(self, place: int) -> Block:
+        parts: dict[str, Any] = {}
+        for half, norm, first, count in (
+            ("attn", "attention_layernorm", "c_attn", self.config.num_attn),
+            ("ffn", "ffn_layernorm", "c_fc", self.config.num_ffn),
+        ):
+            prefix = f"transformer.h.{place}.mot_{half}"
+            modules = []
+            for j in range(count):
+                index = f".{j}" if count > 1 else ""
+                names = {
+                    f"{short}.{kind}": f"{prefix}.{long}{index}.{kind}"
+                    for short, long in (("ln", norm), (first, first), ("c_proj", "c_proj"))
+                    for kind in ("weight", "bias")
+                }
+                modules.append(Module(f"block {place} {half} module {j}", self, names))
+            parts[half] = Pool(f"block {place} {half} pool", half, modules)
+            router_prefix = f"{prefix}.router."
+            names = {n[len(router_prefix) :]: n for n in self._parameters if n.startswith(router_prefix)}
+            parts[f"{half}_router"] = Router(f"block {place} {half} router", self, names) if names else None
+        return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])
+
+    # ------------------------------------------------------------------ modes and random numbers
+    def train(self) -> None:
+        """Switch dropout on (where the configuration has any)."""
+        self.training = True
+
+    def eval(self) -> None:
+        """Switch dropout off."""
+        self.training = False
+
+    @property
+    def random_state(self) -> tuple[int, int]:
+        """(seed, counter) of the random streams of dropout and of the ``random`` routers' noise.
+
+        The counter rises by one with every forward pass that draws; set both to repeat a pass.
+        """
+        seed, counter = self._core.random_state
+        return int(seed), int(counter)
+
+    @random_state.setter
+    def random_state(self, value: tuple[int, int]) -> None:
+        self._core.random_state = (int(value[0]), int(value[1]))
+
+    # ------------------------------------------------------------------ gradients
+    def zero_grad(self) -> None:
+        """Set all gradients to zero and forget which parameters had one."""
+        self._core.zero_grad()
+
+    def backward(self, lm_scale: float = 1.0, balance_scale: float | None = None) -> None:
+        """Add the gradients of ``lm_scale * lm_loss + balance_scale * balance_loss`` of the last forward pass.
+
+        Parameters
+        ----------
+        lm_scale : float
+            With gradient accumulation: this micro-batch's share of the step's labelled positions.
+        balance_scale : float or None
+            None: ``router_aux_loss_coef``.
+
+        Raises
+        ------
+        RuntimeError
+            Without a forward pass that had labels, or when called twice for one forward pass.
+        """
+        for name, value in (("lm_scale", lm_scale), ("balance_scale", balance_scale)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name}: {value} is not finite")
+        self._core.backward(float(lm_scale), float(self._balance_scale if balance_scale is None else balance_scale))
+
+    def _routes(self, batch: int, length: int) -> Routes:
+        counts = {"attn": self.config.num_attn, "ffn": self.config.num_ffn}
+        halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]] = {"attn": [], "ffn": []}
+        for place, kind in enumerate(self.config.places()):
+            if kind != "block":
+                continue
+            for number, half in enumerate(("attn", "ffn")):
+                rounds: list[dict[str, NDArray[Any]] | None] = []
+                for r in range(self.config.rounds):
+                    entry = self._core.route(place, r, number)
+                    if entry is not None:
+                        entry = {k: v.reshape(batch, length, v.shape[1]) for k, v in entry.items()}
+                    rounds.append(entry)
+                halves[half].append(rounds)
+        return Routes(halves, counts)
+
+    # ------------------------------------------------------------------ files
+    def save_pretrained(self, folder: str | os.PathLike[str], naming: str = "canonical") -> None:
+        """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
+
+        The folder is written beside its final place, flushed and renamed, with a manifest of sizes
+        and hashes; an existing folder is replaced only after that.
+
+        Parameters
+        ----------
+        folder : path
+        naming : {"canonical", "reference", "huggingface", "bare"}
+            Names of the tensors; see `mom.weights`.
+        """
+        tensors = weights.rename(dict(self._parameters), self.config, to=naming)
+        checkpoint.write_folder(folder, self._files(tensors))
+
+    def _files(self, tensors: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
+        config_text = json.dumps(self.config.to_dict(), indent=2) + "\n"
+        files: dict[str, Any] = {
+            "config.json": config_text.encode(),
+            "model.safetensors": lambda file: weights.write_safetensors(file, tensors, {"format": "np"}),
+        }
+        if self.tokenizer is not None:
+            files["tokenizer.json"] = self.tokenizer.to_json().encode()
+        return files
+
+    def load_state(self, tensors: Mapping[str, ArrayLike], source: str = "tensors") -> None:
+        """Copy a complete set of weights, under any of the known namings, into the model.
+
+        Raises
+        ------
+        CheckpointError
+            Listing missing, unexpected and wrongly shaped names; the model is then unchanged.
+        """
+        canonical = weights.detect_and_canonicalise(dict(tensors), self.config, source)
+        for name, target in self._parameters.items():
+            target[...] = canonical[name]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **config_changes: Any) -> Any:
+        """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
+
+        Parameters
+        ----------
+        folder : path
+            Holds ``config.json`` and ``model.safetensors`` (or a sharded index); a tokenizer is read
+            if there is one.
+        **config_changes
+            Configuration fields to override.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing, truncated, corrupted or does not fit the configuration.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"folder: {folder} is not a folder")
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json")
+        if (folder / checkpoint.MANIFEST).is_file():
+            checkpoint.verify_folder(folder)
+        config = MoMConfig.from_json(folder)
+        tensors = weights.read_weights(folder)
+        config = cls._adapt_config(config, tensors).replace(**config_changes)
+        model = cls(config)
+        model._load_file(tensors, str(folder))
+        model.tokenizer = _load_tokenizer(folder)
+        return model
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        raise NotImplementedError
+
+    def _load_file(self, tensors: Mapping[str, ArrayLike], source: str) -> None:
+        self.load_state(tensors, source)
+
+    # ------------------------------------------------------------------ display
+    def _summary(self) -> list[tuple[str, str]]:
+        c = self.config
+        rows = [
+            ("parameters", f"{self.num_parameters:,} {self.dtype}"),
+            ("width, heads, inner", f"{c.n_embd}, {c.n_head}, {c.inner_size}"),
+            ("vocabulary, positions", f"{c.vocab_size}, {c.n_positions}"),
+        ]
+        if c.is_vanilla:
+            rows.append(("layers", str(c.n_layer)))
+        else:
+            rows += [
+                ("body", " - ".join(c.places())),
+                ("pool", f"{c.num_attn} attention + {c.num_ffn} feed-forward" + (" + SKIP" if c.enable_pause else "")),
+                ("rounds per block", str(c.rounds)),
+                ("router", f"{c.router_type}, width {c.router_dim}, top-{c.routing_top_k}"),
+            ]
+        return rows
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: " + "; ".join(f"{k} {v}" for k, v in self._summary()) + ">"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(k)}</td><td style='text-align:left'>{html.escape(v)}</td></tr>"
+            for k, v in self._summary()
+        )
+        return f"<b>{type(self).__name__}</b><table>{rows}</table>"
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from .tokenizer import Tokenizer
+
+    names = ("tokenizer.json", "vocab.json", "encoder.json")
+    return Tokenizer.load(folder) if any((folder / n).is_file() for n in names) else None
+
+
+def _core_config(c: MoMConfig) -> dict[str, Any]:
+    """The configuration as the core reads it: derived sizes worked out, words turned into numbers."""
+    return {
+        "V": c.vocab_size, "P": c.n_positions, "C": c.n_embd, "H": c.n_head, "F": c.inner_size,
+        "bottom": c.n_layer if c.is_vanilla else c.num_bottom_layers,
+        "chunks": c.chunks,
+        "top": 0 if c.is_vanilla else c.num_top_layers,
+        "anchor_between": bool(c.require_anchor_layer and c.chunks),
+        "vanilla": c.is_vanilla,
+        "num_attn": c.num_attn, "num_ffn": c.num_ffn, "rounds": c.rounds if c.chunks else 0,
+        "choices_attn": c.num_choices("attn"), "choices_ffn": c.num_choices("ffn"),
+        "top_k": c.routing_top_k,
+        "router_kind": ("naive", "gru", "gru-dev").index(c.router_kind) if c.chunks else 0,
+        "router_softmax": c.router_softmax, "router_random": c.router_random, "R": c.router_dim,
+        "temperature": float(c.router_softmax_temperature),
+        "use_ste": c.use_ste, "weighted_qkv": c.weighted_qkv, "all_paths": c.routing_all_possible_path,
+        "balance_enabled": c.output_router_logits, "balance_reference": c.balance_loss == "reference",
+        "balance_depthwise": c.depthwise_bal_loss, "balance_step_counts": c.balance_counts == "step",
+        "masked_query_reference": c.masked_query_attention == "reference",
+        "embd_pdrop": float(c.embd_pdrop), "attn_pdrop": float(c.attn_pdrop), "resid_pdrop": float(c.resid_pdrop),
+        "ln_eps": float(c.layer_norm_epsilon), "scale_attention": c.scale_attn_weights,
+        "init_range": float(c.initializer_range),
+        "anchor_proj_range": float(c.initializer_range) / math.sqrt(2 * c.n_layer),
+        "num_labels": c.num_labels or 0,
+    }  # fmt: skip
+
+
+class MoM(_Network):
+    """A Mixture-of-Modules (or plain GPT-2) language model.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    seed : int
+        Of the initial weights and of the random streams.
+    dtype : {"float32"}
+
+    Examples
+    --------
+    >>> import mom
+    >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+    >>> out = model([[1, 2, 3, 4]], labels=[[1, 2, 3, 4]])
+    >>> model.backward()
+    >>> out.num_labelled
+    3
+    """
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        if config.num_labels is not None:
+            raise ConfigError("num_labels: a language model has none; use MoMForSequenceClassification")
+        return config
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        return config.replace(num_labels=None, problem_type=None)
+
+    def _load_file(self, tensors: Mapping[str, ArrayLike], source: str) -> None:
+        # A classifier's body is a language model: its extra head is left behind.
+        self.load_state({k: v for k, v in tensors.items() if k != "score.weight"}, source)
+
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        return_logits: bool = False,
+        return_routes: bool = False,
+        *,
+        positions: ArrayLike | None = None,
+        keep: bool | None = None,
+    ) -> ModelOutput:
+        """Forward pass.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B, T)
+            Ids below ``vocab_size``; T at most ``n_positions``.
+        labels : array of int, shape (B, T), optional
+            Position t is scored against label t + 1; -100 is ignored. Usually the tokens themselves.
+        attention_mask : array of 0/1, shape (B, T), optional
+            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore it.
+        return_logits, return_routes : bool
+            Also return logits (B, T, V), or how the tokens were routed.
+        positions : array of int, shape (B, T), optional
+            Position ids; 0 to T-1 by default.
+        keep : bool, optional
+            Keep what `backward` needs; by default exactly when there are labels.
+
+        Returns
+        -------
+        ModelOutput
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the argument, what came and what was wanted; the model stays usable.
+        """
+        ids = _as_ids(tokens, "tokens")
+        shape = ids.shape
+        result = self._core.forward(
+            ids,
+            labels=None if labels is None else _like(_as_ids(labels, "labels"), shape, "labels"),
+            mask=None if attention_mask is None else _as_mask(attention_mask, shape),
+            positions=None if positions is None else _like(_as_ids(positions, "positions"), shape, "positions"),
+            keep=bool(labels is not None if keep is None else keep),
+            training=self.training,
+        )
+        lm_loss, balance_loss, labelled = result
+        loss = lm_loss
+        if loss is not None and balance_loss is not None:
+            loss += self.config.router_aux_loss_coef * balance_loss
+        logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
+        return ModelOutput(loss, lm_loss, balance_loss, logits, self._routes(*shape) if return_routes else None, labelled)
+
+    def generate(
+        self,
+        prompt: ArrayLike | Sequence[ArrayLike],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_token: int | None = None,
+    ) -> Any:
+        """Continue one prompt or a batch of prompts of possibly unequal length.
+
+        Parameters
+        ----------
+        prompt : array of int, shape (T,) or (B, T), or a list of 1-D arrays
+            Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``.
+        max_new_tokens : int
+        temperature : float
+            0 is greedy; otherwise logits are divided by it before sampling.
+        top_k, top_p : optional
+            Sample among the `top_k` most probable tokens; among the smallest set whose probability reaches `top_p`.
+        seed : int
+            Of the sampling.
+        stop_token : int, optional
+            A row ends after producing this token.
+
+        Returns
+        -------
+        ndarray of int32 or list of them
+            Prompt and continuation: 1-D for one prompt, (B, T + new) for an array of prompts without
+            `stop_token`, else a list.
+
+        Notes
+        -----
+        The context is computed again for every token.
+        """
+        rows, single = _prompts(prompt)
+        new = _count(max_new_tokens, "max_new_tokens")
+        longest = max(len(r) for r in rows) + new
+        if longest > self.config.n_positions:
+            raise ValueError(
+                f"max_new_tokens: prompt and {new} new tokens need {longest} positions, the model has {self.config.n_positions}"
+            )
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"temperature: {temperature} is not a non-negative finite number")
+        if top_k is not None and _count(top_k, "top_k") < 1:
+            raise ValueError(f"top_k: {top_k} is less than 1")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p: {top_p} is not in (0, 1]")
+        lengths = np.array([len(r) for r in rows])
+        buffer = np.zeros((len(rows), longest), dtype=np.int32)
+        for b, row in enumerate(rows):
+            buffer[b, : len(row)] = row
+        done = np.zeros(len(rows), dtype=bool)
+        for step in range(new):
+            length = int(lengths.max())
+            # Rows end at different places; what lies to the right of a row's end is never seen by it.
+            self._core.forward(np.ascontiguousarray(buffer[:, :length]), keep=False, training=False)
+            last = (np.arange(len(rows)) * length + lengths - 1).astype(np.int32)
+            chosen = _core.sample(
+                self._core.logits(last), float(temperature), top_k or 0, 1.0 if top_p is None else float(top_p),
+                int(seed), step,
+            )  # fmt: skip
+            active = np.flatnonzero(~done)
+            buffer[active, lengths[active]] = chosen[active]
+            lengths[active] += 1
+            if stop_token is not None:
+                done[active] = chosen[active] == stop_token
+                if done.all():
+                    break
+        result = [buffer[b, : lengths[b]].copy() for b in range(len(rows))]
+        if single:
+            return result[0]
+        return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
+
+    @classmethod
+    def from_vanilla(
+        cls,
+        gpt2: MoM | str | os.PathLike[str],
+        config: MoMConfig,
+        seed: int = 0,
+        copy_final_norm: bool | None = None,
+        copy_single_modules: bool | None = None,
+    ) -> MoM:
+        """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
+
+        Layer j of a chunk becomes attention module j and feed-forward module j, as far as the pools
+        go; embeddings and anchor layers are copied; routers start fresh from `seed`.
+
+        Parameters
+        ----------
+        gpt2 : MoM or path
+            A plain GPT-2 (model or folder) of the same width.
+        config : MoMConfig
+            Of the new model.
+        copy_final_norm, copy_single_modules : bool, optional
+            Also copy the final LayerNorm; fill halves with a single module. None: as `config` says
+            (True by default; the reference does neither).
+
+        Raises
+        ------
+        ConfigError
+            If the two do not fit together.
+        """
+        source = gpt2 if isinstance(gpt2, MoM) else cls.from_pretrained(gpt2)
+        if not source.config.is_vanilla:
+            raise ConfigError("gpt2: expected a plain GPT-2 (chunks = 0)")
+        for name in ("vocab_size", "n_positions", "n_embd", "n_head", "inner_size"):
+            if getattr(source.config, name) != getattr(config, name):
+                raise ConfigError(
+                    f"config: {name} = {getattr(config, name)}, the plain model has {getattr(source.config, name)}"
+                )
+        model = cls(config, seed=seed)
+        mapping = weights.vanilla_mapping(
+            config,
+            config.copy_final_norm if copy_final_norm is None else copy_final_norm,
+            config.copy_single_modules if copy_single_modules is None else copy_single_modules,
+        )
+        for target, name in mapping:
+            if name in source.parameters:
+                model.parameters[target] = source.parameters[name]
+        model.tokenizer = source.tokenizer
+        return model
+
+
+def _count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name}: {value} is negative")
+    return int(value)
+
+
+def _like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArray[np.int32]:
+    if array.shape != shape:
+        raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
+    return array
+
+
+def _prompts(prompt: Any) -> tuple[list[NDArray[np.int32]], bool]:
+    """Rows of ids, and whether a single prompt came."""
+    if not isinstance(prompt, np.ndarray) and len(prompt) and not np.isscalar(prompt[0]):
+        rows = [_as_ids(row, "prompt").ravel() for row in prompt]
+        single = False
+    else:
+        array = np.asarray(prompt)
+        single = array.ndim == 1
+        rows = list(_as_ids(array, "prompt"))
+    if not rows:
+        raise ValueError("prompt: no prompts")
+    return rows, single
+
+
+class MoMForSequenceClassification(_Network):
+    """A Mixture-of-Modules (or plain GPT-2) with a linear head on the last real token.
+
+    Parameters
+    ----------
+    config : MoMConfig
+        With ``num_labels`` set. ``problem_type`` None means regression for one label, otherwise
+        single-label classification for integer labels and multi-label for float ones.
+    seed : int
+    dtype : {"float32"}
+    """
+
+    _classifier = True
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        return config.replace(num_labels=2) if config.num_labels is None else config
+
+    def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
+        super().__init__(config, seed, dtype)
+        self._balance_scale = 0.0  # the reference's classification loss has no balance term
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        if "score.weight" in tensors:
+            return config.replace(num_labels=int(np.shape(tensors["score.weight"])[0]))
+        return config
+
+    def _load_file(self, tensors: Mapping[str, ArrayLike], source: str) -> None:
+        # A language model's folder has no head: it keeps its fresh values.
+        if "score.weight" not in tensors:
+            tensors = {**tensors, "score.weight": self.parameters["score.weight"]}
+        self.load_state(tensors, source)
+
+    def pooled_positions(
+        self, tokens: NDArray[np.int32], attention_mask: NDArray[np.uint8] | None
+    ) -> NDArray[np.int32]:
+        """Position of the token whose state is classified, (B,) int32; see ``MoMConfig.pooling``."""
+        batch, length = tokens.shape
+        if self.config.pooling == "mask" and attention_mask is not None:
+            if not attention_mask.any(axis=1).all():
+                row = int(np.flatnonzero(~attention_mask.any(axis=1))[0])
+                raise ValueError(f"attention_mask: row {row} masks every token")
+            return (length - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=1)).astype(np.int32)
+        pad = self.config.pad_token_id
+        if pad is None:
+            if batch > 1:
+                raise ValueError(
+                    "tokens: more than one row needs an attention_mask or, in the configuration, a pad_token_id"
+                )
+            return np.full(batch, length - 1, dtype=np.int32)
+        # The reference's rule: before the first pad; no pad, or a pad in front, gives the last position.
+        return ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
+
+    def _targets(self, labels: ArrayLike, batch: int) -> dict[str, Any]:
+        count = self.config.num_labels or 1
+        array = np.asarray(labels)
+        integer = np.issubdtype(array.dtype, np.integer)
+        if not integer and not np.issubdtype(array.dtype, np.floating):
+            raise TypeError(f"labels: dtype {array.dtype}, expected integer or float")
+        problem = self.config.problem_type
+        if problem is None:
+            problem = "regression" if count == 1 else "single_label_classification"
+            if count > 1 and not integer:
+                problem = "multi_label_classification"
+        if problem == "single_label_classification":
+            if not integer:
+                raise TypeError(f"labels: dtype {array.dtype}, expected an integer dtype for classification")
+            if array.shape != (batch,):
+                raise ValueError(f"labels: shape {array.shape}, expected ({batch},)")
+            bad = (array != -100) & ((array < 0) | (array >= count))
+            if bad.any():
+                raise ValueError(f"labels: {int(array[bad][0])} is not in [0, {count})")
+            return {"classes": np.ascontiguousarray(array, dtype=np.int32), "label_loss": 1}
+        if array.shape not in ((batch, count), *(((batch,),) if count == 1 else ())):
+            raise ValueError(f"labels: shape {array.shape}, expected ({batch}, {count})")
+        values = np.ascontiguousarray(array.reshape(batch, count), dtype=np.float32)
+        return {"values": values, "label_loss": 0 if problem == "regression" else 2}
+
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        return_logits: bool = True,
+        return_routes: bool = False,
+        *,
+        keep: bool | None = None,
+    ) -> ModelOutput:
+        """Forward pass.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B, T)
+        labels : array, optional
+            (B,) of int for classification; (B,) or (B, num_labels) of float for regression; (B, num_labels) of
+            float for multi-label classification.
+        attention_mask : array of 0/1, shape (B, T), optional
+        return_logits, return_routes : bool
+        keep : bool, optional
+            Keep what `backward` needs; by default exactly when there are labels.
+
+        Returns
+        -------
+        ModelOutput
+            With logits (B, num_labels) at the pooled position and the loss as ``lm_loss`` and ``loss``.
+        """
+        ids = _as_ids(tokens, "tokens")
+        mask = None if attention_mask is None else _as_mask(attention_mask, ids.shape)
+        targets = {} if labels is None else self._targets(labels, ids.shape[0])
+        lm_loss, _, labelled = self._core.forward(
+            ids,
+            mask=mask,
+            pooled=self.pooled_positions(ids, mask),
+            keep=bool(labels is not None if keep is None else keep),
+            training=self.training,
+            **targets,
+        )
+        logits = self._core.pooled_logits() if return_logits else None
+        return ModelOutput(lm_loss, lm_loss, None, logits, self._routes(*ids.shape) if return_routes else None, labelled)

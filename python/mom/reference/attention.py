@@ -1,0 +1,138 @@
+"""Causal multi-head attention with an optional key mask. See docs/derivations/attention.md.
+
+A masked key is invisible. A query whose whole past (itself included) is masked has nothing to look
+at; it then attends uniformly, and its output does not depend on any score:
+
+- ``masked_query="causal"``: to the positions up to its own;
+- ``masked_query="reference"``: to those and to every real position in its future, which is what
+  adding the most negative finite number twice amounts to in the published model.
+
+Only the rows of masked tokens differ between the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import dropout
+from ._checks import Bool, Float, as_float, check_shape
+
+
+def visible(steps: int, key_mask: ArrayLike | None, masked_query: str = "causal") -> tuple[Bool, Bool]:
+    """Which keys each query sees.
+
+    Parameters
+    ----------
+    steps : int
+        T.
+    key_mask : ndarray, shape (B, T), or None
+        Nonzero where the token is real.
+    masked_query : {"causal", "reference"}
+
+    Returns
+    -------
+    sees : ndarray of bool, shape (B or 1, T, T)
+        ``sees[b, i, j]``: query i sees key j.
+    blind : ndarray of bool, shape (B or 1, T)
+        Queries whose past is masked as a whole; they attend uniformly to what they see.
+    """
+    if masked_query not in ("causal", "reference"):
+        raise ValueError(f"masked_query: {masked_query!r} is neither 'causal' nor 'reference'")
+    past = np.tri(steps, dtype=bool)
+    if key_mask is None:
+        return past[None], np.zeros((1, steps), dtype=bool)
+    real = np.asarray(key_mask)[:, None, :] != 0
+    sees = past & real
+    blind = ~sees.any(-1)
+    for_blind = past | real if masked_query == "reference" else np.broadcast_to(past, sees.shape)
+    return np.where(blind[:, :, None], for_blind, sees), blind
+
+
+def forward(
+    qkv: ArrayLike,
+    n_head: int,
+    key_mask: ArrayLike | None = None,
+    masked_query: str = "causal",
+    scaled: bool = True,
+    keep: ArrayLike | None = None,
+    p: float = 0.0,
+) -> tuple[Float, Float]:
+    """``out = dropout(softmax(q k^T * scale)) v`` in every head.
+
+    Parameters
+    ----------
+    qkv : ndarray of float64, shape (B, T, 3C)
+        Queries, keys and values side by side; a head is D = C/H neighbouring channels of each.
+    n_head : int
+        H.
+    key_mask : ndarray, shape (B, T), optional
+        Nonzero where the token is real.
+    masked_query : {"causal", "reference"}
+        See the head of this file.
+    scaled : bool
+        Multiply scores by ``1 / sqrt(D)``.
+    keep, p
+        Dropout of the attention weights: mask of shape (B, H, T, T) and probability.
+
+    Returns
+    -------
+    out : ndarray of float64, shape (B, T, C)
+    probs : ndarray of float64, shape (B, H, T, T)
+        Attention weights before dropout, saved for `backward`.
+    """
+    qkv = as_float("qkv", qkv, ("B", "T", "3C"))
+    if qkv.shape[2] % (3 * n_head):
+        raise ValueError(f"qkv: {qkv.shape[2]} channels are not 3 * n_head ({n_head}) equal parts")
+    if key_mask is not None:
+        check_shape("key_mask", np.shape(key_mask), qkv.shape[:2])
+    q, k, v = _split(qkv, n_head)
+    sees, blind = visible(qkv.shape[1], key_mask, masked_query)
+    scores = np.where(blind[:, None, :, None], 0.0, q @ k.swapaxes(-1, -2) * _scale(q, scaled))
+    scores = np.where(sees[:, None], scores, -np.inf)
+    probs = np.exp(scores - scores.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    return _merge(dropout.forward(probs, keep, p) @ v), probs
+
+
+def backward(
+    dout: Float,
+    qkv: Float,
+    probs: Float,
+    n_head: int,
+    key_mask: ArrayLike | None = None,
+    masked_query: str = "causal",
+    scaled: bool = True,
+    keep: ArrayLike | None = None,
+    p: float = 0.0,
+) -> Float:
+    """Gradient of `forward` with respect to `qkv`, shape (B, T, 3C)."""
+    q, k, v = _split(qkv, n_head)
+    _, blind = visible(qkv.shape[1], key_mask, masked_query)
+    dheads = _heads(dout, n_head)
+    dv = dropout.forward(probs, keep, p).swapaxes(-1, -2) @ dheads
+    dprobs = dropout.backward(dheads @ v.swapaxes(-1, -2), keep, p)
+    dscores = probs * (dprobs - (dprobs * probs).sum(-1, keepdims=True))
+    dscores = np.where(blind[:, None, :, None], 0.0, dscores) * _scale(q, scaled)
+    return np.concatenate([_merge(dscores @ k), _merge(dscores.swapaxes(-1, -2) @ q), _merge(dv)], axis=-1)
+
+
+def _scale(q: Float, scaled: bool) -> float:
+    return 1.0 / np.sqrt(q.shape[-1]) if scaled else 1.0
+
+
+def _heads(x: Float, n_head: int) -> Float:
+    """(B, T, C) to (B, H, T, D)."""
+    batch, steps, channels = x.shape
+    return x.reshape(batch, steps, n_head, channels // n_head).swapaxes(1, 2)
+
+
+def _merge(x: Float) -> Float:
+    """(B, H, T, D) to (B, T, C)."""
+    batch, heads, steps, width = x.shape
+    return x.swapaxes(1, 2).reshape(batch, steps, heads * width)
+
+
+def _split(qkv: Float, n_head: int) -> tuple[Float, Float, Float]:
+    q, k, v = np.split(qkv, 3, axis=-1)
+    return _heads(q, n_head), _heads(k, n_head), _heads(v, n_head)

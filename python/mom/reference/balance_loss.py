@@ -1,0 +1,87 @@
+"""Load balancing loss of the routers, after the Switch Transformer (Fedus et al., arXiv:2101.03961).
+
+See docs/derivations/balance_loss.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._checks import Float, as_float
+from .router import scores_backward, scores_forward
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `forward` saves: probabilities (L, N, S), shares f (S,) or (L, S), token weights (N,)."""
+
+    probabilities: Float
+    share: Float
+    token_weight: Float
+
+
+def count(scores: ArrayLike, mask: ArrayLike | None = None) -> Float:
+    """How many tokens have each choice as their best one: (L, N, S) to (L, S); masked tokens are left out."""
+    scores = as_float("scores", scores, ("L", "N", "S"))
+    best = np.arange(scores.shape[2]) == scores.argmax(-1)[..., None]
+    counts: Float = np.einsum("lns,n->ls", best, _real(mask, scores.shape[1]))
+    return counts
+
+
+def forward(
+    scores: ArrayLike,
+    softmax: bool,
+    depthwise: bool = False,
+    mask: ArrayLike | None = None,
+    counts: ArrayLike | None = None,
+) -> tuple[float, Saved]:
+    """``S * sum over choices of f * P`` with P the mean probability and f the share of best choices.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (L, N, S)
+        Scores of one half in all rounds of all blocks.
+    softmax : bool
+        Put the scores through a softmax first. The published model always does
+        (``balance_loss="reference"``); ``"switch"`` only when they are not probabilities already.
+    depthwise : bool
+        The loss of every round, averaged, instead of f and P over all rounds together.
+    mask : ndarray, shape (N,), optional
+        Nonzero for real tokens; others are left out of both means.
+    counts : ndarray, shape (S,), or (L, S) with `depthwise`, optional
+        Counts that define f instead of those of `scores` (``balance_counts="step"``: the sum over
+        the micro-batches of an optimizer step).
+
+    Returns
+    -------
+    loss : float
+    saved : Saved
+        For `backward`.
+    """
+    scores = as_float("scores", scores, ("L", "N", "S"))
+    rounds, _, choices = scores.shape
+    probabilities = scores_forward(scores, 1.0 if softmax else None)
+    real = _real(mask, scores.shape[1])
+    token_weight = real / max(real.sum(), 1.0)
+    if counts is None:
+        counts = count(scores, mask) if depthwise else count(scores, mask).sum(0)
+    counts = as_float("counts", counts, (rounds, choices) if depthwise else (choices,))
+    share = counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
+    mean = np.einsum("lns,n->ls", probabilities, token_weight)
+    loss = choices * (share * mean).sum() / rounds
+    return float(loss), Saved(probabilities, share, token_weight)
+
+
+def backward(dloss: float, saved: Saved, softmax: bool) -> Float:
+    """Gradient with respect to the scores, shape (L, N, S); f is a constant."""
+    rounds, _, choices = saved.probabilities.shape
+    share = np.broadcast_to(saved.share, (rounds, choices))
+    dprobabilities = dloss * choices / rounds * share[:, None, :] * saved.token_weight[:, None]
+    return scores_backward(dprobabilities, saved.probabilities, 1.0 if softmax else None)
+
+
+def _real(mask: ArrayLike | None, tokens: int) -> Float:
+    return np.ones(tokens) if mask is None else (as_float("mask", mask, (tokens,)) != 0).astype(np.float64)

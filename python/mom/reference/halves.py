@@ -1,0 +1,223 @@
+"""One half (attention or feed-forward) of one place of the body: its router, if any, and its pool.
+
+A round is ``x += attention(x); x += ffn(x)``; each half routes on the x it is added to, before any
+normalisation. See docs/derivations/router.md for the gradient through rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import MoMConfig
+from . import router, routing_plan
+from ._checks import Float, Int, as_float
+from .parameters import is_routed, num_modules
+from .pools import AttentionPool, Batch, FfnPool, Store
+
+
+@dataclass(frozen=True)
+class Route:
+    """Routing decisions of one half in one round.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (B, T, S)
+        Router outputs, after the softmax where the router has one.
+    index : ndarray of int64, shape (B, T, K)
+        Best choices in falling order; at least the number of modules means SKIP.
+    weight : ndarray of float64, shape (B, T, K)
+        Kept scores, renormalised where they are probabilities, before any straight-through sign.
+    """
+
+    scores: Float
+    index: Int
+    weight: Float
+
+
+@dataclass
+class RouterRecord:
+    """What the router of a half saves in one round."""
+
+    inp: Float
+    state: Float | None
+    cell: Any  # hidden activations (N, R) of a linear router, `GruGates` of a recurrent one
+    noise: Float | None
+    scores: Float
+    index: Int
+    weight: Float
+
+
+@dataclass
+class RoundRecord:
+    """What a half saves for the backward pass of one round."""
+
+    pool: Any  # `AttentionRecord` or `FfnRecord`
+    router: RouterRecord | None
+
+
+class Half:
+    """Router and pool of one half.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    store : Store
+    place : int
+        Index in ``transformer.h``.
+    name : {"attn", "ffn"}
+    """
+
+    def __init__(self, config: MoMConfig, store: Store, place: int, name: str) -> None:
+        self.config, self.store, self.name = config, store, name
+        kind = AttentionPool if name == "attn" else FfnPool
+        self.pool: AttentionPool | FfnPool = kind(config, store, place, name)
+        self.modules = num_modules(config, place, name)
+        self.routed = is_routed(config, place, name)
+        self.prefix = f"transformer.h.{place}.mot_{name}.router."
+        self.dev = config.router_kind == "gru-dev"
+        self.temperature = config.router_softmax_temperature if config.router_softmax else None
+
+    # -------------------------------------------------------------- forward
+    def forward(
+        self, x: Float, state: Float | None, batch: Batch, site: str
+    ) -> tuple[Float, Float | None, RoundRecord, Route | None]:
+        """One round.
+
+        Parameters
+        ----------
+        x : ndarray of float64, shape (N, C)
+        state : ndarray of float64, shape (N, R), or None
+            Recurrent state after the previous round; None in the first one.
+        batch : Batch
+        site : str
+            Name of the place and round in traces, ``block{i}`` or ``block{i}/round{r}``.
+
+        Returns
+        -------
+        out : ndarray of float64, shape (N, C)
+            What the half adds to x.
+        state : ndarray of float64, shape (N, R), or None
+        record : RoundRecord
+        route : Route or None
+            None for a half without router.
+        """
+        if not self.routed:
+            plan = routing_plan.build(np.zeros((len(x), 1), dtype=np.int64), 1)
+            out, pool = self.pool.forward(x, plan, None, batch, site)
+            return out, None, RoundRecord(pool, None), None
+        logits, state, rec = self._router_forward(x, state, batch, f"{site}/{self.name}")
+        used, weight = rec.index, rec.weight
+        if self.config.routing_all_possible_path:
+            used = np.tile(np.arange(self.modules), (len(x), 1))
+            weight = rec.scores[:, : self.modules]
+        if self.config.use_ste:
+            weight = router.sign_forward(weight)
+        out, pool = self.pool.forward(x, routing_plan.build(used, self.modules), weight, batch, site)
+        kept = (batch.size, batch.steps, rec.index.shape[1])
+        route = Route(
+            rec.scores.reshape(batch.size, batch.steps, -1), rec.index.reshape(kept), rec.weight.reshape(kept)
+        )
+        batch.record(f"router_logit/{site}/{self.name}", logits)
+        batch.record(f"score/{site}/{self.name}", rec.scores)
+        batch.trace[f"topk_index/{site}/{self.name}"] = route.index
+        batch.trace[f"topk_weight/{site}/{self.name}"] = route.weight
+        if state is not None:
+            batch.record(f"router_state/{site}/{self.name}", state)
+        return out, state, RoundRecord(pool, rec), route
+
+    def _router_forward(
+        self, x: Float, state: Float | None, batch: Batch, site: str
+    ) -> tuple[Float, Float | None, RouterRecord]:
+        config, before, new, noise = self.config, None, None, None
+        cell: Any
+        if config.router_kind == "naive":
+            logits, cell = router.naive_forward(x, *self._naive_weights())
+        else:
+            shape = (len(x), config.router_dim)
+            before = np.zeros(shape) if state is None else state
+            if config.router_random:
+                if batch.noise is None:
+                    raise ValueError("noise: a source is needed, the router type is 'random'")
+                noise = as_float("noise", batch.noise(site, shape), shape)
+            logits, new, cell = router.gru_forward(x, before, self._gru_weights(), self.dev, noise)
+        scores = router.scores_forward(logits, self.temperature)
+        index, weight = router.top_k_forward(scores, config.routing_top_k, config.router_softmax)
+        return logits, new, RouterRecord(x, before, cell, noise, scores, index, weight)
+
+    # -------------------------------------------------------------- backward
+    def backward(
+        self, dout: Float, dstate: Float | None, dscores: Float | None, rec: RoundRecord, batch: Batch
+    ) -> tuple[Float, Float | None]:
+        """Gradients of one round.
+
+        Parameters
+        ----------
+        dout : ndarray of float64, shape (N, C)
+            Gradient of what the half adds.
+        dstate : ndarray of float64, shape (N, R), or None
+            Gradient of the state from the next round; None if nothing depends on it.
+        dscores : ndarray of float64, shape (N, S), or None
+            Gradient of the scores from the balance loss.
+        rec : RoundRecord
+        batch : Batch
+
+        Returns
+        -------
+        dx : ndarray of float64, shape (N, C)
+        dstate : ndarray of float64, shape (N, R), or None
+            For the previous round.
+        """
+        dx, uses = self.pool.backward(dout, rec.pool, batch)
+        if rec.router is None:
+            return dx, None
+        if rec.pool.plan.num_slots:
+            from_pool = self._scores_backward(uses, rec.router)
+            dscores = from_pool if dscores is None else dscores + from_pool
+        if dscores is None and dstate is None:  # nothing that was computed depends on the router
+            return dx, None
+        dlogits = np.zeros_like(rec.router.scores)
+        if dscores is not None:
+            dlogits = router.scores_backward(dscores, rec.router.scores, self.temperature)
+        dinp, dstate = self._router_backward(dlogits, dstate, rec.router)
+        return dx + dinp, dstate
+
+    def _scores_backward(self, uses: list[Float], rec: RouterRecord) -> Float:
+        """Gradient of the scores (N, S) from the gradients of the weights in each of their uses."""
+        if self.config.use_ste:
+            uses = [router.sign_backward(use) for use in uses]
+        dweight = sum(uses[1:], uses[0])
+        if self.config.routing_all_possible_path:
+            dscores = np.zeros_like(rec.scores)
+            dscores[:, : self.modules] = dweight
+            return dscores
+        return router.top_k_backward(dweight, rec.scores, rec.index, rec.weight, self.config.router_softmax)
+
+    def _router_backward(self, dlogits: Float, dstate: Float | None, rec: RouterRecord) -> tuple[Float, Float | None]:
+        if rec.state is None:
+            w0, _, w2, _ = self._naive_weights()
+            dinp, *gradients = router.naive_backward(dlogits, rec.inp, rec.cell, w0, w2)
+            self._add_gradients(self._NAIVE, gradients)
+            return dinp, None
+        dstate = np.zeros_like(rec.state) if dstate is None else dstate
+        dinp, dstate, dweights = router.gru_backward(
+            dlogits, dstate, rec.inp, rec.state, rec.cell, self._gru_weights(), self.dev, rec.noise
+        )
+        self._add_gradients(self._GRU, dweights)
+        return dinp, dstate
+
+    def _add_gradients(self, names: Iterable[str], gradients: Iterable[Float]) -> None:
+        for name, gradient in zip(names, gradients, strict=True):
+            self.store.add(self.prefix + name, gradient)
+
+    _NAIVE = ("router.0.weight", "router.0.bias", "router.2.weight", "router.2.bias")
+    _GRU = ("x2h.weight", "x2h.bias", "h2h.weight", "h2h.bias", "router.weight", "router.bias")
+
+    def _naive_weights(self) -> list[Float]:
+        return [self.store.parameters[self.prefix + name] for name in self._NAIVE]
+
+    def _gru_weights(self) -> router.GruWeights:
+        return router.GruWeights(*(self.store.parameters[self.prefix + name] for name in self._GRU))

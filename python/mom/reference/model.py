@@ -1,0 +1,351 @@
+"""The whole network, forward and backward, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..config import MoMConfig
+from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
+from . import dropout as dropout_op
+from ._checks import Array, Float, Int, as_int, check_shape
+from .halves import Half, RoundRecord, Route
+from .parameters import checked
+from .pools import Batch, Sampler, Store
+
+HALVES = ("attn", "ffn")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Result of a call of `Model`.
+
+    Parameters
+    ----------
+    loss : float or None
+        ``lm_loss + router_aux_loss_coef * balance_loss``; None without labels.
+    lm_loss : float or None
+        Mean cross entropy (of a classifier: its loss).
+    balance_loss : float or None
+        None without labels and where the model has none.
+    logits : ndarray of float64, shape (B, T, V), or (B, num_labels) of a classifier
+    routes : dict
+        ``routes[half][place][round]`` is a `Route`, for routed halves.
+    trace : dict of str to ndarray
+        Intermediate values (B, T, width): ``hidden/embed``, ``hidden/block{i}``,
+        ``hidden/block{i}/round{r}``, ``hidden/ln_f``, ``attn_out/...``, ``ffn_out/...``, and by half
+        ``router_logit``, ``router_state``, ``score``, ``topk_index``, ``topk_weight``.
+    """
+
+    loss: float | None
+    lm_loss: float | None
+    balance_loss: float | None
+    logits: Float
+    routes: dict[str, dict[int, list[Route]]]
+    trace: dict[str, Array]
+
+
+class Gradients(dict[str, Float]):
+    """Gradient of every parameter by name.
+
+    Attributes
+    ----------
+    unused : frozenset of str
+        Parameters the loss does not depend on because no token reached them; their entries are
+        zero and an optimizer leaves them alone.
+    """
+
+    unused: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Place:
+    """An entry of ``transformer.h``: its halves, its rounds, and what the last forward saved."""
+
+    halves: dict[str, Half]
+    rounds: int
+    is_block: bool
+    records: dict[str, list[RoundRecord]]
+
+
+@dataclass
+class _Tape:
+    """What the last forward pass with labels leaves for the backward pass."""
+
+    tokens: Int
+    batch: Batch
+    keep_embed: Float | None
+    last: Float
+    mean: Float
+    rstd: Float
+    hidden: Float
+    logits: Float
+    rows: Int
+    labels: Array
+    problem: str | None
+    lse: Float
+    balance: dict[str, balance_loss.Saved]
+
+
+class Model:
+    """Mixture-of-Modules, plain GPT-2 (``chunks=0``) or a sequence classifier (``num_labels``) of either.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    parameters : mapping of str to ndarray
+        All names of `parameter_shapes`; converted to float64 copies.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray of float64
+        May be replaced in place, as `AdamW.step` does.
+    counts : dict of str to ndarray of float64
+        With ``balance_counts="step"``: best choices counted by half since `reset_counts`.
+    """
+
+    def __init__(self, config: MoMConfig, parameters: Mapping[str, ArrayLike]) -> None:
+        self.config = config
+        self.parameters = checked(config, parameters)
+        self.counts: dict[str, Float] = {}
+        self._store = Store(self.parameters)
+        self._places = [
+            _Place(
+                {half: Half(config, self._store, i, half) for half in HALVES},
+                config.rounds if kind == "block" else 1,
+                kind == "block",
+                {},
+            )
+            for i, kind in enumerate(config.places())
+        ]
+        self._tape: _Tape | None = None
+
+    # ------------------------------------------------------------------ forward
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        dropout: Sampler | None = None,
+        noise: Sampler | None = None,
+    ) -> Output:
+        """Forward pass.
+
+        Parameters
+        ----------
+        tokens : ndarray of int, shape (B, T)
+        labels : ndarray, optional
+            Language model: int, shape (B, T), unshifted (position t is scored against label
+            t + 1), -100 is left out. Classifier: see `classification_loss.forward`.
+        attention_mask : ndarray, shape (B, T), optional
+            Nonzero for real tokens. Restricts the keys of attention and the balance loss.
+        dropout : callable (site, shape) -> ndarray of 0/1, optional
+            Keep masks, asked for at every site whose dropout probability is not 0; None means
+            evaluation mode.
+        noise : callable (site, shape) -> ndarray of float64, optional
+            Uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``.
+        """
+        config, values = self.config, self.parameters
+        tokens = as_int("tokens", tokens, ("B", "T"))
+        if not tokens.size:
+            raise ValueError(f"tokens: shape {tokens.shape} is empty")
+        mask = None
+        if attention_mask is not None:
+            check_shape("attention_mask", np.shape(attention_mask), tokens.shape)
+            mask = (np.asarray(attention_mask) != 0).astype(np.int64)
+        batch = Batch(tokens.shape[0], tokens.shape[1], mask, dropout, noise, {})
+
+        x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"])
+        keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
+        x = dropout_op.forward(x, keep_embed, config.embd_pdrop).reshape(tokens.size, -1)
+        batch.record("hidden/embed", x)
+        routes: dict[str, dict[int, list[Route]]] = {half: {} for half in HALVES}
+        for i, place in enumerate(self._places):
+            x = self._place_forward(x, i, place, batch, routes)
+        norm = values["transformer.ln_f.weight"], values["transformer.ln_f.bias"]
+        hidden, mean, rstd = layernorm.forward(x, *norm, config.layer_norm_epsilon)
+        batch.record("hidden/ln_f", hidden)
+        rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, mask)
+        logits = linear.forward(hidden[rows], self._head().T)
+
+        tape = _Tape(tokens, batch, keep_embed, x, mean, rstd, hidden, logits, rows, np.empty(0), None, np.empty(0), {})
+        shape = tokens.shape if config.num_labels is None else (len(tokens),)
+        lm_loss = balance = loss = None
+        if labels is not None:
+            lm_loss = self._task_loss(labels, tape)
+            balance = self._balance_forward(tape)
+            loss = lm_loss + (0.0 if balance is None else config.router_aux_loss_coef * balance)
+        self._tape = tape if labels is not None else None
+        return Output(loss, lm_loss, balance, logits.reshape(*shape, -1), routes, batch.trace)
+
+    def _place_forward(
+        self, x: Float, i: int, place: _Place, batch: Batch, routes: dict[str, dict[int, list[Route]]]
+    ) -> Float:
+        place.records = {half: [] for half in HALVES}
+        state: dict[str, Float | None] = dict.fromkeys(HALVES)
+        for r in range(place.rounds):
+            site = f"block{i}/round{r}" if place.is_block else f"block{i}"
+            for name, half in place.halves.items():
+                out, state[name], record, route = half.forward(x, state[name], batch, site)
+                x = x + out
+                place.records[name].append(record)
+                batch.record(f"{name}_out/{site}", out)
+                if route is not None:
+                    routes[name].setdefault(i, []).append(route)
+            batch.record(f"hidden/{site}", x)
+        batch.record(f"hidden/block{i}", x)
+        return x
+
+    def _head(self) -> Float:
+        """Output weights [out, in]: the tied embedding, or the classification head."""
+        return self.parameters["transformer.wte.weight" if self.config.num_labels is None else "score.weight"]
+
+    def _pooled_rows(self, tokens: Int, mask: Int | None) -> Int:
+        """Flat index of the position at which each sequence is classified."""
+        size, steps = tokens.shape
+        if self.config.pooling == "mask" and mask is not None:
+            last = steps - 1 - mask[:, ::-1].argmax(-1)
+        elif self.config.pad_token_id is None:
+            last = np.full(size, steps - 1)
+        else:
+            last = (tokens == self.config.pad_token_id).argmax(-1) - 1
+        rows: Int = np.arange(size) * steps + last % steps
+        return rows
+
+    def _task_loss(self, labels: ArrayLike, tape: _Tape) -> float:
+        if self.config.num_labels is not None:
+            tape.labels = np.asarray(labels)
+            tape.problem = classification_loss.problem_type(self.config.num_labels, labels, self.config.problem_type)
+            return classification_loss.forward(tape.logits, labels, tape.problem)
+        given = as_int("labels", labels, tape.tokens.shape)
+        shifted = np.full_like(given, cross_entropy.IGNORED)
+        shifted[:, :-1] = given[:, 1:]
+        tape.labels = shifted.reshape(-1)
+        total, count, tape.lse = cross_entropy.forward(tape.logits, tape.labels)
+        return total / max(count, 1)
+
+    # ------------------------------------------------------------------ balance loss
+    def reset_counts(self) -> None:
+        """Forget the counts of ``balance_counts="step"``, as when an optimizer step begins."""
+        self.counts = {}
+
+    def _balanced_halves(self) -> list[str]:
+        config = self.config
+        if config.is_vanilla or config.num_labels is not None or not config.output_router_logits or not config.rounds:
+            return []
+        routed = [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
+        return [] if config.balance_loss == "reference" and "attn" not in routed else routed
+
+    def _balance_softmax(self) -> bool:
+        return self.config.balance_loss == "reference" or not self.config.router_softmax
+
+    def _balance_forward(self, tape: _Tape) -> float | None:
+        config = self.config
+        mask = None if tape.batch.mask is None else tape.batch.mask.reshape(-1)
+        losses = []
+        for half in self._balanced_halves():
+            records = [rec.router for place in self._places if place.is_block for rec in place.records[half]]
+            scores = np.stack([rec.scores for rec in records if rec is not None])
+            if config.balance_counts == "step":
+                counts = balance_loss.count(scores, mask)
+                counts = counts if config.depthwise_bal_loss else counts.sum(0)
+                self.counts[half] = self.counts.get(half, 0.0) + counts
+            loss, tape.balance[half] = balance_loss.forward(
+                scores, self._balance_softmax(), config.depthwise_bal_loss, mask, self.counts.get(half)
+            )
+            losses.append(loss)
+        return sum(losses) if losses else None
+
+    def _balance_backward(self, dloss: float, tape: _Tape) -> dict[str, Float]:
+        """Gradient of the scores, by half (L, N, S) with L = rounds of all blocks."""
+        softmax = self._balance_softmax()
+        return {half: balance_loss.backward(dloss, saved, softmax) for half, saved in tape.balance.items()}
+
+    # ------------------------------------------------------------------ backward
+    def backward(self, lm_scale: float = 1.0, balance_scale: float | None = None) -> Gradients:
+        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` of the last call.
+
+        Parameters
+        ----------
+        lm_scale : float
+        balance_scale : float, optional
+            Default: ``config.router_aux_loss_coef``.
+
+        Raises
+        ------
+        RuntimeError
+            If the last call had no labels.
+        """
+        tape = self._tape
+        if tape is None:
+            raise RuntimeError("backward: needs a preceding call with labels")
+        config, batch, store = self.config, tape.batch, self._store
+        store.gradients.clear()
+        dscores = self._balance_backward(config.router_aux_loss_coef if balance_scale is None else balance_scale, tape)
+
+        dlogits = self._task_backward(lm_scale, tape)
+        dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)
+        dhidden = np.zeros_like(tape.hidden)
+        dhidden[tape.rows] = dpooled
+        store.add("transformer.wte.weight" if config.num_labels is None else "score.weight", dhead.T)
+        dx, dweight, dbias = layernorm.backward(
+            dhidden, tape.last, self.parameters["transformer.ln_f.weight"], tape.mean, tape.rstd
+        )
+        store.add("transformer.ln_f.weight", dweight)
+        store.add("transformer.ln_f.bias", dbias)
+
+        remaining = {half: len(d) for half, d in dscores.items()}
+        for place in reversed(self._places):
+            dstate: dict[str, Float | None] = dict.fromkeys(HALVES)
+            for r in reversed(range(place.rounds)):
+                for name in reversed(HALVES):
+                    from_balance = None
+                    if place.is_block and name in dscores:
+                        remaining[name] -= 1
+                        from_balance = dscores[name][remaining[name]]
+                    dinp, dstate[name] = place.halves[name].backward(
+                        dx, dstate[name], from_balance, place.records[name][r], batch
+                    )
+                    dx = dx + dinp
+
+        dembed = dropout_op.backward(dx.reshape(*tape.tokens.shape, -1), tape.keep_embed, config.embd_pdrop)
+        dwte, dwpe = embedding.backward(dembed, tape.tokens, config.vocab_size, config.n_positions)
+        store.add("transformer.wte.weight", dwte)
+        store.add("transformer.wpe.weight", dwpe)
+        gradients = Gradients(
+            (name, store.gradients.get(name, np.zeros_like(value))) for name, value in self.parameters.items()
+        )
+        gradients.unused = frozenset(name for name in self.parameters if name not in store.gradients)
+        return gradients
+
+    def _task_backward(self, dloss: float, tape: _Tape) -> Float:
+        if tape.problem is not None:
+            return classification_loss.backward(dloss, tape.logits, tape.labels, tape.problem)
+        count = int((tape.labels != cross_entropy.IGNORED).sum())
+        return cross_entropy.backward(dloss / max(count, 1), tape.logits, tape.labels, tape.lse)
+
+    # ------------------------------------------------------------------ generation
+    def generate_greedy(self, tokens: ArrayLike, n: int, *, noise: Sampler | None = None) -> Int:
+        """Append the `n` most probable tokens, recomputing the whole context for each.
+
+        Parameters
+        ----------
+        tokens : ndarray of int, shape (B, T)
+        n : int
+            At least 0, with T + n - 1 <= n_positions.
+
+        Returns
+        -------
+        ndarray of int64, shape (B, T + n)
+        """
+        if self.config.num_labels is not None:
+            raise RuntimeError("generate_greedy: a classifier has no next token")
+        tokens = as_int("tokens", tokens, ("B", "T"))
+        for _ in range(n):
+            best = self(tokens, noise=noise).logits[:, -1].argmax(-1)
+            tokens = np.concatenate([tokens, best[:, None]], axis=1)
+        return tokens

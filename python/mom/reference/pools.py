@@ -1,0 +1,219 @@
+"""Module pools: what the selected modules of one half add to the residual stream in one round.
+
+An anchor layer, and a half with a single module, is a pool of one module that every token selects
+with weight 1, so the same code serves all of them. See docs/derivations/routed_linear.md.
+
+Both pools have one interface. `forward` returns what the half adds and a record; `backward` takes
+the gradient of the former and the record, adds the gradients of the parameters to the `Store`, and
+returns the gradient of the input and, for each place where the weights are used, that of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..config import MoMConfig
+from . import attention, dropout, gelu, layernorm, routed_linear
+from ._checks import Array, Float, Int
+from .parameters import is_routed, module_names
+from .routing_plan import RoutingPlan
+
+Sampler = Callable[[str, tuple[int, ...]], Float]
+
+
+@dataclass
+class Store:
+    """Parameters by name, and the gradients collected so far. A name without gradient was not used."""
+
+    parameters: dict[str, Float]
+    gradients: dict[str, Float] = field(default_factory=dict)
+
+    def add(self, name: str, gradient: Float) -> None:
+        """Add to the gradient of a parameter."""
+        self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
+
+
+@dataclass
+class Batch:
+    """What all layers of one call share: sizes, key mask, sources of dropout masks and noise, trace."""
+
+    size: int
+    steps: int
+    mask: Int | None
+    dropout: Sampler | None
+    noise: Sampler | None
+    trace: dict[str, Array]
+
+    def keep(self, site: str, shape: tuple[int, ...], p: float) -> Float | None:
+        """Dropout mask of a site, None where nothing is dropped."""
+        return None if self.dropout is None or p == 0.0 else self.dropout(site, shape)
+
+    def record(self, name: str, rows: Float) -> None:
+        """Keep rows of tokens (N, width) in the trace as (B, T, width)."""
+        self.trace[name] = rows.reshape(self.size, self.steps, -1).copy()
+
+
+class Layers:
+    """One layer (norm or linear) of all modules of a half, by role."""
+
+    def __init__(self, config: MoMConfig, store: Store, place: int, half: str) -> None:
+        self.config, self.store, self.place, self.half = config, store, place, half
+
+    def tensors(self, role: str) -> tuple[list[Float], list[Float]]:
+        """Weights and biases of all modules."""
+        names = module_names(self.config, self.place, self.half, role)
+        values = self.store.parameters
+        return [values[f"{n}.weight"] for n in names], [values[f"{n}.bias"] for n in names]
+
+    def add_gradients(self, role: str, dweight: list[Float], dbias: list[Float], plan: RoutingPlan) -> None:
+        """Add the gradients of the modules that have slots; the others stay unused."""
+        names = module_names(self.config, self.place, self.half, role)
+        for m, _ in plan.modules():
+            self.store.add(f"{names[m]}.weight", dweight[m])
+            self.store.add(f"{names[m]}.bias", dbias[m])
+
+    def norm_forward(self, x: Float, plan: RoutingPlan) -> tuple[Float, tuple[Float, Float, Float]]:
+        """Gather and normalise: (N, C) to (P, C), each slot with its module's LayerNorm."""
+        weight, bias = self.tensors("norm")
+        slots = routed_linear.gather_forward(x, plan)
+        out, mean, rstd = np.empty_like(slots), np.empty(plan.num_slots), np.empty(plan.num_slots)
+        for m, rows in plan.modules():
+            out[rows], mean[rows], rstd[rows] = layernorm.forward(
+                slots[rows], weight[m], bias[m], self.config.layer_norm_epsilon
+            )
+        return out, (slots, mean, rstd)
+
+    def norm_backward(self, dout: Float, saved: tuple[Float, Float, Float], plan: RoutingPlan) -> Float:
+        """Gradient of `norm_forward` with respect to x, shape (N, C)."""
+        slots, mean, rstd = saved
+        weight, bias = self.tensors("norm")
+        dslots = np.empty_like(slots)
+        dweight, dbias = [np.zeros_like(w) for w in weight], [np.zeros_like(b) for b in bias]
+        for m, rows in plan.modules():
+            dslots[rows], dweight[m], dbias[m] = layernorm.backward(
+                dout[rows], slots[rows], weight[m], mean[rows], rstd[rows]
+            )
+        self.add_gradients("norm", dweight, dbias, plan)
+        return routed_linear.gather_backward(dslots, plan)
+
+
+@dataclass
+class AttentionRecord:
+    """What `AttentionPool.forward` saves."""
+
+    plan: RoutingPlan
+    weight: Float | None
+    norm: tuple[Float, Float, Float]
+    normed: Float
+    qkv: Float
+    probs: Float
+    heads: Float
+    keep_probs: Float | None
+    keep_out: Float | None
+
+
+class AttentionPool(Layers):
+    """Attention half: q, k, v mixed over the selected modules, one attention, mixed output projections."""
+
+    def forward(
+        self, x: Float, plan: RoutingPlan, weight: Float | None, batch: Batch, site: str
+    ) -> tuple[Float, AttentionRecord]:
+        """What the half adds to `x` (N, C); `weight` is (N, K), or None for 1."""
+        config = self.config
+        normed, norm = self.norm_forward(x, plan)
+        mixed = routed_linear.combine_forward(normed, *self.tensors("c_attn"), self._qkv_weight(weight), plan)
+        qkv = mixed.reshape(batch.size, batch.steps, -1)
+        shape = (batch.size, config.n_head, batch.steps, batch.steps)
+        keep_probs = batch.keep(f"attn_probs/{site}", shape, config.attn_pdrop)
+        out, probs = attention.forward(
+            qkv,
+            config.n_head,
+            batch.mask,
+            config.masked_query_attention,
+            config.scale_attn_weights,
+            keep_probs,
+            config.attn_pdrop,
+        )
+        heads = out.reshape(len(x), -1)
+        slots = routed_linear.gather_forward(heads, plan)
+        out = routed_linear.combine_forward(slots, *self.tensors("c_proj"), weight, plan)
+        keep_out = batch.keep(f"attn_out/{site}", out.shape, config.resid_pdrop)
+        record = AttentionRecord(plan, weight, norm, normed, qkv, probs, heads, keep_probs, keep_out)
+        return dropout.forward(out, keep_out, config.resid_pdrop), record
+
+    def backward(self, dout: Float, rec: AttentionRecord, batch: Batch) -> tuple[Float, list[Float]]:
+        """Gradients of x (N, C), and of the weights (N, K) on the output and, if weighted, on q, k, v."""
+        config, plan = self.config, rec.plan
+        dout = dropout.backward(dout, rec.keep_out, config.resid_pdrop)
+        slots = routed_linear.gather_forward(rec.heads, plan)
+        dslots, dweight, dbias, dout_weight = routed_linear.combine_backward(
+            dout, slots, *self.tensors("c_proj"), rec.weight, plan
+        )
+        self.add_gradients("c_proj", dweight, dbias, plan)
+        dheads = routed_linear.gather_backward(dslots, plan).reshape(batch.size, batch.steps, -1)
+        dqkv = attention.backward(
+            dheads,
+            rec.qkv,
+            rec.probs,
+            config.n_head,
+            batch.mask,
+            config.masked_query_attention,
+            config.scale_attn_weights,
+            rec.keep_probs,
+            config.attn_pdrop,
+        )
+        dnormed, dweight, dbias, dqkv_weight = routed_linear.combine_backward(
+            dqkv.reshape(len(dout), -1), rec.normed, *self.tensors("c_attn"), self._qkv_weight(rec.weight), plan
+        )
+        self.add_gradients("c_attn", dweight, dbias, plan)
+        uses = [dout_weight, dqkv_weight] if config.weighted_qkv else [dout_weight]
+        return self.norm_backward(dnormed, rec.norm, plan), uses
+
+    def _qkv_weight(self, weight: Float | None) -> Float | None:
+        return weight if self.config.weighted_qkv else None
+
+
+@dataclass
+class FfnRecord:
+    """What `FfnPool.forward` saves."""
+
+    plan: RoutingPlan
+    weight: Float | None
+    norm: tuple[Float, Float, Float]
+    normed: Float
+    inner: Float
+    keep_out: Float | None
+
+
+class FfnPool(Layers):
+    """Feed-forward half: ``sum of weight * c_proj(gelu(c_fc(LN(x))))`` over the selected modules."""
+
+    def forward(
+        self, x: Float, plan: RoutingPlan, weight: Float | None, batch: Batch, site: str
+    ) -> tuple[Float, FfnRecord]:
+        """What the half adds to `x` (N, C); `weight` is (N, K), or None for 1."""
+        normed, norm = self.norm_forward(x, plan)
+        inner = routed_linear.forward(normed, *self.tensors("c_fc"), plan)
+        out = routed_linear.combine_forward(gelu.forward(inner), *self.tensors("c_proj"), weight, plan)
+        p = self._output_dropout()
+        keep_out = batch.keep(f"ffn_out/{site}", out.shape, p)
+        return dropout.forward(out, keep_out, p), FfnRecord(plan, weight, norm, normed, inner, keep_out)
+
+    def backward(self, dout: Float, rec: FfnRecord, batch: Batch) -> tuple[Float, list[Float]]:
+        """Gradients of x (N, C), and of the weights (N, K) in their only use, on the output."""
+        plan = rec.plan
+        dout = dropout.backward(dout, rec.keep_out, self._output_dropout())
+        dslots, dweight, dbias, dout_weight = routed_linear.combine_backward(
+            dout, gelu.forward(rec.inner), *self.tensors("c_proj"), rec.weight, plan
+        )
+        self.add_gradients("c_proj", dweight, dbias, plan)
+        dinner = gelu.backward(dslots, rec.inner)
+        dnormed, dweight, dbias = routed_linear.backward(dinner, rec.normed, self.tensors("c_fc")[0], plan)
+        self.add_gradients("c_fc", dweight, dbias, plan)
+        return self.norm_backward(dnormed, rec.norm, plan), [dout_weight]
+
+    def _output_dropout(self) -> float:
+        return 0.0 if is_routed(self.config, self.place, "ffn") else self.config.resid_pdrop

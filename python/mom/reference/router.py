@@ -1,0 +1,242 @@
+"""Routers: from a token to the modules it uses and their weights. See docs/derivations/router.md.
+
+The stages, each with its backward: router outputs ("logits") by `naive_forward` or `gru_forward`;
+`scores_forward` (softmax with temperature, or nothing); `top_k_forward` (selection, and
+renormalisation of probabilities); `sign_forward` (straight-through sign).
+
+Router weights are stored [out, in]. R is the router's width, S its number of outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import linear
+from ._checks import Float, Int, as_float
+
+
+# ------------------------------------------------------------------ two linear layers
+def naive_forward(
+    inp: ArrayLike, weight_0: Float, bias_0: Float, weight_2: Float, bias_2: Float
+) -> tuple[Float, Float]:
+    """Linear, ReLU, linear.
+
+    Parameters
+    ----------
+    inp : ndarray of float64, shape (N, C)
+    weight_0, bias_0 : ndarray of float64, shapes (R, C), (R,)
+    weight_2, bias_2 : ndarray of float64, shapes (S, R), (S,)
+
+    Returns
+    -------
+    logits : ndarray of float64, shape (N, S)
+    hidden : ndarray of float64, shape (N, R)
+        After the ReLU, saved for `naive_backward`.
+    """
+    hidden = np.maximum(linear.forward(inp, weight_0.T, bias_0), 0.0)
+    return linear.forward(hidden, weight_2.T, bias_2), hidden
+
+
+def naive_backward(
+    dlogits: Float, inp: Float, hidden: Float, weight_0: Float, weight_2: Float
+) -> tuple[Float, Float, Float, Float, Float]:
+    """Gradients dinp, dweight_0, dbias_0, dweight_2, dbias_2 of `naive_forward`."""
+    dhidden, dweight_2, dbias_2 = linear.backward(dlogits, hidden, weight_2.T)
+    dinp, dweight_0, dbias_0 = linear.backward(dhidden * (hidden > 0), inp, weight_0.T)
+    return dinp, dweight_0.T, dbias_0, dweight_2.T, dbias_2
+
+
+# ------------------------------------------------------------------ recurrent
+class GruWeights(NamedTuple):
+    """Parameters of a recurrent router, [out, in]; G gates (3, or 4 with noise) in the order r, i, n, p."""
+
+    x2h_weight: Float  #: (G * R, C)
+    x2h_bias: Float  #: (G * R,)
+    h2h_weight: Float  #: (G * R, R)
+    h2h_bias: Float  #: (G * R,)
+    router_weight: Float  #: (S, R)
+    router_bias: Float  #: (S,)
+
+
+@dataclass(frozen=True)
+class GruGates:
+    """What `gru_forward` saves, each (N, R)."""
+
+    r: Float
+    i: Float
+    n: Float
+    h_n: Float  #: the state's part of the candidate n, before the reset gate
+    p: Float | None  #: only with noise
+    cell: Float  #: the state before noise is mixed in
+    state: Float  #: the new state
+
+
+def gru_forward(
+    inp: ArrayLike, state: ArrayLike, weights: GruWeights, dev: bool = False, noise: ArrayLike | None = None
+) -> tuple[Float, Float, GruGates]:
+    """One round of the recurrent router.
+
+    Parameters
+    ----------
+    inp : ndarray of float64, shape (N, C)
+    state : ndarray of float64, shape (N, R)
+        State after the previous round, zero in a block's first round.
+    weights : GruWeights
+    dev : bool
+        Leave the reset gate out of the candidate state.
+    noise : ndarray of float64, shape (N, R), optional
+        Uniform numbers in [0, 1); selects the variant with the fourth gate p.
+
+    Returns
+    -------
+    logits : ndarray of float64, shape (N, S)
+    state : ndarray of float64, shape (N, R)
+    gates : GruGates
+        Saved for `gru_backward`.
+
+    Notes
+    -----
+    With ``x = inp @ x2h.T + b`` and ``h = state @ h2h.T + b`` cut into gates: ``r = sigmoid(x_r + h_r)``,
+    ``i = sigmoid(x_i + h_i)``, ``n = tanh(x_n + r * h_n)`` (``dev``: ``tanh(x_n)``),
+    ``cell = n + i * (state - n)``. With noise u: ``p = sigmoid(x_p + h_p)``, new state
+    ``p * (cell - u) + u``; else ``cell``. Logits are a linear map of the new state.
+    """
+    state = as_float("state", state, ("N", "R"))
+    num_gates = 3 if noise is None else 4
+    x = np.split(linear.forward(inp, weights.x2h_weight.T, weights.x2h_bias), num_gates, axis=-1)
+    h = np.split(linear.forward(state, weights.h2h_weight.T, weights.h2h_bias), num_gates, axis=-1)
+    r, i = _sigmoid(x[0] + h[0]), _sigmoid(x[1] + h[1])
+    n = np.tanh(x[2]) if dev else np.tanh(x[2] + r * h[2])
+    cell = n + i * (state - n)
+    p, new = None, cell
+    if noise is not None:
+        noise = as_float("noise", noise, state.shape)
+        p = _sigmoid(x[3] + h[3])
+        new = p * (cell - noise) + noise
+    logits = linear.forward(new, weights.router_weight.T, weights.router_bias)
+    return logits, new, GruGates(r, i, n, h[2], p, cell, new)
+
+
+def gru_backward(
+    dlogits: Float,
+    dstate: Float,
+    inp: Float,
+    state: Float,
+    gates: GruGates,
+    weights: GruWeights,
+    dev: bool = False,
+    noise: Float | None = None,
+) -> tuple[Float, Float, GruWeights]:
+    """Gradients of `gru_forward`.
+
+    Parameters
+    ----------
+    dlogits : ndarray of float64, shape (N, S)
+    dstate : ndarray of float64, shape (N, R)
+        Gradient of the new state from the next round, zero in the last one.
+    inp, state, gates, weights, dev, noise
+        As in and from `gru_forward`; `state` is the one before the round.
+
+    Returns
+    -------
+    dinp : ndarray of float64, shape (N, C)
+    dstate : ndarray of float64, shape (N, R)
+        For the previous round.
+    dweights : GruWeights
+    """
+    dnew, drouter_weight, drouter_bias = linear.backward(dlogits, gates.state, weights.router_weight.T)
+    dnew = dnew + dstate
+    dcell, dp = dnew, []
+    if noise is not None and gates.p is not None:
+        dcell = dnew * gates.p
+        dp = [dnew * (gates.cell - noise) * gates.p * (1.0 - gates.p)]
+    di = dcell * (state - gates.n) * gates.i * (1.0 - gates.i)
+    dn = dcell * (1.0 - gates.i) * (1.0 - gates.n**2)
+    dr = np.zeros_like(dn) if dev else dn * gates.h_n * gates.r * (1.0 - gates.r)
+    dh_n = np.zeros_like(dn) if dev else dn * gates.r
+    dinp, dx2h_weight, dx2h_bias = linear.backward(np.concatenate([dr, di, dn, *dp], -1), inp, weights.x2h_weight.T)
+    dbefore, dh2h_weight, dh2h_bias = linear.backward(
+        np.concatenate([dr, di, dh_n, *dp], -1), state, weights.h2h_weight.T
+    )
+    dweights = GruWeights(dx2h_weight.T, dx2h_bias, dh2h_weight.T, dh2h_bias, drouter_weight.T, drouter_bias)
+    return dinp, dbefore + dcell * gates.i, dweights
+
+
+def _sigmoid(x: Float) -> Float:
+    y: Float = 0.5 * (1.0 + np.tanh(0.5 * x))  # does not overflow
+    return y
+
+
+# ------------------------------------------------------------------ scores
+def scores_forward(logits: ArrayLike, temperature: float | None) -> Float:
+    """``softmax(logits / temperature)`` over the last axis, or the logits themselves if it is None."""
+    logits = as_float("logits", logits, ("...", "S"))
+    if temperature is None:
+        return logits
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} is not positive")
+    z = logits / temperature
+    e = np.exp(z - z.max(-1, keepdims=True))
+    scores: Float = e / e.sum(-1, keepdims=True)
+    return scores
+
+
+def scores_backward(dscores: Float, scores: Float, temperature: float | None) -> Float:
+    """Gradient of `scores_forward` with respect to the logits."""
+    if temperature is None:
+        return dscores
+    dlogits: Float = scores * (dscores - (dscores * scores).sum(-1, keepdims=True)) / temperature
+    return dlogits
+
+
+# ------------------------------------------------------------------ selection
+def top_k_forward(scores: ArrayLike, top_k: int, renormalise: bool) -> tuple[Int, Float]:
+    """The K = min(top_k, S) best choices.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (N, S)
+    top_k : int
+        At least 0.
+    renormalise : bool
+        Divide the kept scores by their sum (SKIP's included).
+
+    Returns
+    -------
+    index : ndarray of int64, shape (N, K)
+        In falling order of the scores; of equal scores the lower index comes first.
+    weight : ndarray of float64, shape (N, K)
+    """
+    scores = as_float("scores", scores, ("N", "S"))
+    if top_k < 0:
+        raise ValueError(f"top_k: {top_k} is negative")
+    index = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
+    kept = np.take_along_axis(scores, index, -1)
+    return index, kept / kept.sum(-1, keepdims=True) if renormalise else kept
+
+
+def top_k_backward(dweight: Float, scores: Float, index: Int, weight: Float, renormalise: bool) -> Float:
+    """Gradient of the kept weights with respect to all scores, shape (N, S); the selection is a constant."""
+    if renormalise:
+        total = np.take_along_axis(scores, index, -1).sum(-1, keepdims=True)
+        dweight = (dweight - (dweight * weight).sum(-1, keepdims=True)) / total
+    dscores = np.zeros_like(scores)
+    np.put_along_axis(dscores, index, dweight, -1)
+    return dscores
+
+
+def sign_forward(weight: ArrayLike) -> Float:
+    """Straight-through estimator, forward: the sign (0 of 0)."""
+    return np.sign(np.asarray(weight, dtype=np.float64))
+
+
+def sign_backward(dsign: Float) -> Float:
+    """Straight-through estimator, backward: the gradient clamped to [-1, 1].
+
+    It is applied once to every (token, choice, use), to the gradient summed over the features.
+    """
+    return np.clip(dsign, -1.0, 1.0)

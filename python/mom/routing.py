@@ -1,0 +1,181 @@
+"""Reading routes: how often modules were used, and which path each token took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import MoM, MoMForSequenceClassification, Routes
+
+__all__ = ["ModuleUse", "format_paths", "module_use", "paths", "plot_module_use"]
+
+_HALVES = ("attn", "ffn")
+
+
+@dataclass(frozen=True)
+class ModuleUse:
+    """Share of kept choices per module.
+
+    Attributes
+    ----------
+    half : str
+        ``"attn"`` or ``"ffn"``.
+    share : ndarray of float64, shape (blocks * rounds, M + 1)
+        One row per round, blocks one after another; SKIP is the last column. Rows sum to 1.
+    labels : list of str
+        Names of the rows, for example ``"block 1 round 0"``.
+    """
+
+    half: str
+    share: NDArray[np.float64]
+    labels: list[str]
+
+    @property
+    def skip_share(self) -> float:
+        """Mean share of SKIP."""
+        return float(self.share[:, -1].mean()) if len(self.share) else 0.0
+
+
+def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, ModuleUse]:
+    """Count how often each module was chosen, by half and round.
+
+    Parameters
+    ----------
+    routes : Routes
+        From ``model(tokens, return_routes=True).routes``.
+    mask : array of 0/1, shape (B, T), optional
+        Tokens to count; all by default.
+
+    Returns
+    -------
+    dict of str to ModuleUse
+        Only halves that have a router.
+    """
+    result = {}
+    for half in _HALVES:
+        modules = routes.num_modules[half]
+        rows, labels = [], []
+        for b, block in enumerate(routes[half]):
+            for r, entry in enumerate(block):
+                if entry is None:
+                    continue
+                index = entry["index"] if mask is None else entry["index"][np.asarray(mask, bool)]
+                counts = np.bincount(np.minimum(index.ravel(), modules), minlength=modules + 1)
+                rows.append(counts / max(1, counts.sum()))
+                labels.append(f"block {b} round {r}" if len(routes[half]) > 1 else f"round {r}")
+        if rows:
+            result[half] = ModuleUse(half, np.array(rows), labels)
+    return result
+
+
+def paths(routes: Routes, row: int = 0) -> list[list[str]]:
+    """The path of every token of one row: for each round ``"A2+A0 F1"`` and the like; SKIP is ``"-"``.
+
+    Parameters
+    ----------
+    routes : Routes
+    row : int
+        Which sequence of the batch.
+
+    Returns
+    -------
+    list of list of str
+        One list per token with an entry per round (blocks one after another). A half without a router is
+        written ``A`` or ``F``.
+    """
+    length = None
+    steps: list[dict[str, Any]] = []
+    blocks = max(len(routes["attn"]), len(routes["ffn"]))
+    for b in range(blocks):
+        for r in range(len(routes["attn"][b])):
+            steps.append({half: routes[half][b][r] for half in _HALVES})
+            for half in _HALVES:
+                if steps[-1][half] is not None:
+                    length = steps[-1][half]["index"].shape[1]
+    if length is None:
+        return []
+
+    def written(entry: Any, half: str, t: int) -> str:
+        letter = half[0].upper()
+        if entry is None:
+            return letter
+        chosen = [f"{letter}{i}" for i in entry["index"][row, t] if i < routes.num_modules[half]]
+        return "+".join(chosen) if chosen else "-"
+
+    return [[" ".join(written(step[half], half, t) for half in _HALVES) for step in steps] for t in range(length)]
+
+
+def format_paths(
+    model: MoM | MoMForSequenceClassification, tokens: NDArray[Any], routes: Routes, names: Sequence[str], row: int = 0
+) -> str:
+    """A table of one row's tokens with their paths.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+    tokens : array of int, shape (T,)
+    routes : Routes
+    names : sequence of str
+        What to print for each token.
+    row : int
+
+    Returns
+    -------
+    str
+    """
+    if len(names) != len(tokens):
+        raise ValueError(f"names: {len(names)} of them for {len(tokens)} tokens")
+    table = paths(routes, row)
+    if not table:
+        return f"{type(model).__name__} has no routers"
+    count = len(table[0])
+    width = max([len(n) for n in names] + [5])
+    cell = max(max(len(c) for line in table for c in line), 7)
+    head = "token".ljust(width) + "  " + "  ".join(f"round {r}".ljust(cell) for r in range(count))
+    lines = [n.ljust(width) + "  " + "  ".join(c.ljust(cell) for c in line) for n, line in zip(names, table, strict=True)]
+    return "\n".join(line.rstrip() for line in [head, *lines])
+
+
+def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round") -> Any:
+    """Heat map of module use, one panel per half.
+
+    Parameters
+    ----------
+    use : dict of str to ModuleUse
+        From `module_use`.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib; the message names the extra.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'mom[plots]'") from None
+    rows = max((len(u.share) for u in use.values()), default=1)
+    figure = Figure(figsize=(4.5 * max(1, len(use)), 1.6 + 0.45 * rows), layout="constrained")
+    axes = figure.subplots(1, max(1, len(use)), squeeze=False)[0]
+    image = None
+    for axis, (half, u) in zip(axes, use.items(), strict=False):
+        image = axis.imshow(u.share, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+        modules = u.share.shape[1] - 1
+        axis.set_xticks(range(modules + 1), [str(m) for m in range(modules)] + ["SKIP"])
+        axis.set_yticks(range(len(u.labels)), u.labels)
+        axis.set_xlabel("module")
+        axis.set_title("attention" if half == "attn" else "feed-forward")
+        for (y, x), value in np.ndenumerate(u.share):
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8)
+    if image is not None:
+        figure.colorbar(image, ax=list(axes), label="share of kept choices")
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,134 @@
+"""What happens with a run's records: the JSON-lines log, the progress bar, TensorBoard.
+
+A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. Records
+have a ``step`` and a ``kind``: ``"train"``, ``"eval"``, ``"checkpoint"`` or ``"skip"``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+__all__ = ["Callback", "JsonLines", "Progress", "TensorBoard"]
+
+
+class Callback(Protocol):
+    """Receives the records of a run."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """One record."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class JsonLines:
+    """One JSON object a line in ``log.jsonl``; a resumed run drops the lines of steps it will do again."""
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        kept: list[str] = []
+        if resume_step is not None and path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # the last line of a killed run may be cut
+                if entry.get("step", 0) <= resume_step:
+                    kept.append(line)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Progress:
+    """A progress bar on standard error; without a terminal, a plain line every tenth of the run."""
+
+    def __init__(self, steps: int, done: int, description: str = "train", show: bool | None = None) -> None:
+        self._steps, self._description = steps, description
+        self._terminal = sys.stderr.isatty()
+        self._show = True if show is None else show
+        self._bar = None
+        if self._show and self._terminal:
+            self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
+        self._next_line = done
+        self._last_eval: float | None = None
+
+    def record(self, record: dict[str, Any]) -> None:
+        if not self._show:
+            return
+        if record["kind"] == "eval":
+            self._last_eval = record["val_loss"]
+        if record["kind"] == "skip":
+            self._write(f"{self._description}: step {record['step']} skipped: {record['reason']}")
+        if record["kind"] != "train":
+            return
+        shown = {"loss": f"{record['lm_loss']:.4f}"}
+        if record.get("balance_loss") is not None:
+            shown["balance"] = f"{record['balance_loss']:.3f}"
+        if self._last_eval is not None:
+            shown["val"] = f"{self._last_eval:.4f}"
+        shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(record["step"] - self._bar.n)
+        elif record["step"] >= self._next_line or record["step"] == self._steps:
+            self._next_line = record["step"] + max(1, self._steps // 10)
+            self._write(
+                f"{self._description}: step {record['step']}/{self._steps} " + " ".join(f"{k} {v}" for k, v in shown.items())
+            )
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class TensorBoard:
+    """Scalars of every record as TensorBoard events in ``run_dir/tensorboard``.
+
+    Raises
+    ------
+    ImportError
+        Without the package ``tensorboard``; the message names the extra.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError:
+            raise ImportError("tensorboard=True needs the package tensorboard: pip install 'mom[tensorboard]'") from None
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(run_dir / "tensorboard"))
+
+    def record(self, record: dict[str, Any]) -> None:
+        values = [
+            self._summary.Value(tag=f"{record['kind']}/{key}", simple_value=float(value))
+            for key, value in record.items()
+            if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]
+        if values:
+            event = self._event(wall_time=record.get("time", 0.0), step=record["step"], summary=self._summary(value=values))
+            self._writer.add_event(event)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,47 @@
+"""Resumable state of a run: folders ``step-NNNNNNNN`` with model, optimizer, random numbers and data position."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint, weights
+from ..errors import CheckpointError
+from ..model import _Network
+from ..optim import AdamW
+
+__all__ = ["load_state", "save_state"]
+
+PREFIX = "step-"
+
+
+def save_state(
+    run_dir: Path, step: int, model: _Network, optimizer: AdamW, progress: dict[str, Any], keep_last: int
+) -> Path:
+    """Write everything a run needs to go on after `step` steps; older folders beyond `keep_last` are removed after it."""
+    path = run_dir / f"{PREFIX}{step:08d}"
+    files = model._files(dict(model.parameters))
+    state = optimizer.state
+    files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
+    files["training.json"] = (json.dumps({"step": step, "random_state": model.random_state, **progress}) + "\n").encode()
+    checkpoint.write_folder(path, files)
+    checkpoint.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
+    return path
+
+
+def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
+    """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
+    try:
+        progress = json.loads((path / "training.json").read_text(encoding="utf-8"))
+        random_state = progress["random_state"]
+        int(progress["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/training.json: not readable ({error!r})") from None
+    model.load_state(weights.read_safetensors(path / "model.safetensors"), str(path))
+    try:
+        optimizer.load_state(weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True))
+    except ValueError as error:
+        raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
+    model.random_state = (random_state[0], random_state[1])
+    return progress

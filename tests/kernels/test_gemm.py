@@ -1,0 +1,87 @@
+"""Matrix products beyond what holds for every operator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mom
+from mom import ops
+from mom.ops import GemmProduct
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(0, 70), st.integers(0, 70), st.integers(0, 70)),
+    transpose=st.tuples(st.booleans(), st.booleans()),
+    level=st.sampled_from(mom.cpu_info()["levels"]),
+    seed=st.integers(0, 2**32),
+)
+def test_any_shape(sizes: tuple[int, int, int], transpose: tuple[bool, bool], level: str, seed: int) -> None:
+    m, n, k = sizes
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((k, m) if transpose[0] else (m, k), dtype=np.float32)
+    b = rng.standard_normal((n, k) if transpose[1] else (k, n), dtype=np.float32)
+    with ops.use_level(level):
+        got = ops.gemm(a, b, transpose_a=transpose[0], transpose_b=transpose[1])
+    exact = (a.T if transpose[0] else a).astype(np.float64) @ (b.T if transpose[1] else b)
+    assert np.abs(got - exact).max(initial=0.0) <= 1e-6 * (k + 1)
+
+
+def test_group_of_unequal_products(level: str, rng: np.random.Generator) -> None:
+    sizes = [(0, 5, 3), (1, 300, 40), (130, 7, 0), (17, 33, 300), (64, 64, 64), (2, 0, 9)]
+    products = [
+        GemmProduct(rng.standard_normal((m, k), dtype=np.float32), rng.standard_normal((k, n), dtype=np.float32))
+        for m, n, k in sizes
+    ]
+    together = ops.gemm_grouped(products)
+    for product, got in zip(products, together, strict=True):
+        assert got.tobytes() == ops.gemm(product.a, product.b).tobytes()
+        assert np.allclose(got, product.a.astype(np.float64) @ product.b, atol=1e-4)
+    assert ops.gemm_grouped([]) == []
+
+
+def test_rows_have_the_same_bits_in_any_company(level: str, rng: np.random.Generator) -> None:
+    a, b = rng.standard_normal((201, 500), dtype=np.float32), rng.standard_normal((500, 130), dtype=np.float32)
+    whole = ops.gemm(a, b)
+    for rows in (slice(0, 1), slice(7, 20), slice(200, 201)):
+        assert ops.gemm(a[rows].copy(), b).tobytes() == whole[rows].tobytes()
+    assert ops.gemm(a, b[:, :33].copy()).tobytes() == whole[:, :33].tobytes()
+
+
+def test_large_product_against_a_random_vector(level: str, rng: np.random.Generator) -> None:
+    """(A B) x = A (B x), which costs n^2."""
+    a, b = rng.standard_normal((700, 900), dtype=np.float32), rng.standard_normal((900, 2500), dtype=np.float32)
+    x = rng.standard_normal(2500)
+    got, exact = ops.gemm(a, b).astype(np.float64) @ x, a.astype(np.float64) @ (b.astype(np.float64) @ x)
+    assert np.linalg.norm(got - exact) < 2e-6 * np.linalg.norm(exact)
+
+
+def test_infinities_and_nan_pass_through(level: str) -> None:
+    a = np.eye(20, dtype=np.float32)
+    b = np.ones((20, 40), dtype=np.float32)
+    b[3, 5], b[4, 6] = np.inf, np.nan
+    got = ops.gemm(a, b)
+    assert np.isnan(got[:, 6]).all()
+    assert got[3, 5] == np.inf
+    assert np.array_equal(np.delete(got, [5, 6], axis=1), np.delete(a @ np.ones_like(b), [5, 6], axis=1))
+
+
+@pytest.mark.parametrize("serial", [False, True])
+def test_k_of_zero_gives_the_bias(level: str, serial: bool) -> None:
+    a, b = np.zeros((3, 0), dtype=np.float32), np.zeros((0, 2), dtype=np.float32)
+    bias = np.array([1.0, 2.0], dtype=np.float32)
+    assert ops.gemm(a, b, bias=bias, serial=serial).tolist() == [[1.0, 2.0]] * 3
+    assert ops.gemm(a, b, serial=serial).tolist() == [[0.0, 0.0]] * 3
+
+
+def test_arguments_are_checked() -> None:
+    a, b = np.zeros((2, 3), dtype=np.float32), np.zeros((4, 5), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"^b: shape \(4, 5\), expected \(3, N\)$"):
+        ops.gemm(a, b)
+    with pytest.raises(ValueError, match=r"^a_rows: value 2, expected \[0, 2\)$"):
+        ops.gemm(a, b, a_rows=[0, 2])
+    with pytest.raises(ValueError, match=r"^c: shape \(3, 2\), expected \(2, 5\)$"):
+        ops.gemm(a, b[:3].copy(), c=np.zeros((3, 2), dtype=np.float32))
