@@ -71,6 +71,14 @@ class BuildCore(build_ext):
             flags += WARNINGS
         return flags
 
+    def rebuild_if_changed(self, settings: str) -> None:
+        """Other flags than last time in this build folder: what is there does not count as up to date."""
+        stamp = Path(self.build_temp) / "settings.txt"
+        if not stamp.is_file() or stamp.read_text() != settings:
+            self.force = True
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(settings)
+
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type == "msvc":
             raise RuntimeError("mom needs GCC or Clang; build with --compiler=mingw32")
@@ -88,11 +96,9 @@ class BuildCore(build_ext):
             flags.append("-DMOM_NO_X86_LEVELS")
             ext.sources = [source for source in ext.sources if level_of(source) in (None, "baseline")]
         ext.extra_link_args = link_flags
+        self.rebuild_if_changed("\n".join([*flags, "--", *link_flags]))
 
         compile_serially = self.compiler.compile
-        jobs = self.parallel if isinstance(self.parallel, int) else len(os.sched_getaffinity(0)) if hasattr(
-            os, "sched_getaffinity"
-        ) else os.cpu_count()
 
         def compile_all(sources, **options):  # type: ignore[no-untyped-def]
             options.pop("extra_postargs", None)
@@ -101,7 +107,7 @@ class BuildCore(build_ext):
                 own = LEVEL_FLAGS[level_of(source) or "baseline"]
                 return compile_serially([source], extra_postargs=[*flags, *own], **options)
 
-            with ThreadPoolExecutor(jobs) as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 return [name for names in pool.map(compile_one, sources) for name in names]
 
         self.compiler.compile = compile_all

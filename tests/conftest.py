@@ -26,7 +26,7 @@ def _same_runtime_after() -> Iterator[None]:
 
 
 @pytest.fixture(params=mom.cpu_info()["levels"])
-def level(request: pytest.FixtureRequest) -> str:
+def kernel_level(request: pytest.FixtureRequest) -> str:
     """Runs the test once at every instruction-set level of this machine."""
     mom.set_cpu_level(request.param)
     return str(request.param)

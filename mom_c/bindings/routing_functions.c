@@ -164,12 +164,6 @@ static PyObject *router_scores_backward(PyObject *module, PyObject *args) {
     return mom_call_end(&call);
 }
 
-static void check_no_nan(mom_call *call, const char *name, const float *values, size_t n) {
-    for (size_t i = 0; i < n && !call->failed; i++)
-        if (values[i] != values[i])
-            mom_call_fail(call, PyExc_ValueError, "%s: NaN at position %zu", name, i);
-}
-
 static PyObject *topk_forward(PyObject *module, PyObject *args) {
     PyObject *scores_o;
     Py_ssize_t k;
@@ -184,7 +178,6 @@ static PyObject *topk_forward(PyObject *module, PyObject *args) {
         mom_call_fail(&call, PyExc_ValueError, "scores: %zu choices, expected fewer than %d", S, INT16_MAX);
     if (k < 0 || (size_t)k > S)
         mom_call_fail(&call, PyExc_ValueError, "k: %zd, expected 0 to %zu", k, S);
-    check_no_nan(&call, "scores", scores, call.failed ? 0 : N * S);
     mom_set_size(&call, 'K', call.failed ? 0 : (size_t)k);
     int16_t *index = mom_new_i16(&call, "N K");
     float *weight = mom_new_f32(&call, "N K");

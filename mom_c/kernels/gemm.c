@@ -156,6 +156,8 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     for (size_t i = 0; i < count; i++)
         if (problems[i].n > slab_begin && problems[i].m)
             widest = problems[i].n - slab_begin > widest ? problems[i].n - slab_begin : widest;
+    if (!widest)
+        return MOM_OK;
     const task_shape shape = choose_shape(x, problems, count, smaller(widest, slab));
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];

@@ -1,8 +1,9 @@
 """Exceptions of the package.
 
-Every exception raised by `mom` on bad input derives from `MomError` and from the
-built-in exception a caller would expect, so that both ``except mom.MomError`` and
-``except ValueError`` work.
+What concerns files, configurations and runs derives from `MomError` and from the built-in
+exception a caller would expect, so that both ``except mom.MomError`` and ``except ValueError``
+work. Wrong arguments of a call (a shape, a dtype, a range) raise the plain built-in exceptions,
+``ValueError``, ``TypeError``, ``RuntimeError`` or ``MemoryError``, that NumPy users know.
 """
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "MomError", "TrainingError"]

@@ -840,7 +840,6 @@ def topk_forward(scores: Float, k: int, renormalise: bool = False) -> tuple[NDAr
     Parameters
     ----------
     scores : ndarray of float32, shape (N, S)
-        No NaN.
     k : int
         0 to S.
     renormalise : bool
@@ -849,9 +848,14 @@ def topk_forward(scores: Float, k: int, renormalise: bool = False) -> tuple[NDAr
     Returns
     -------
     index : ndarray of int16, shape (N, k)
-        In falling order of the scores; of equal scores the lower index comes first.
+        In falling order of the scores; NaN counts as larger than every number.
     weight : ndarray of float32, shape (N, k)
         The kept scores.
+
+    Notes
+    -----
+    Which of equal scores are kept follows, for S up to 64, the steps of C++'s ``std::nth_element``
+    (as PyTorch does); above that, the lower index is kept.
     """
     return _core.topk_forward(scores, k, renormalise)
 

@@ -54,8 +54,14 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
     -------
     dict of str to ModuleUse
         Only halves that have a router.
+
+    Raises
+    ------
+    ValueError
+        If `mask` has another shape than the tokens.
     """
     result = {}
+    counted = None if mask is None else np.asarray(mask, bool)
     for half in _HALVES:
         modules = routes.num_modules[half]
         rows, labels = [], []
@@ -63,7 +69,11 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
             for r, entry in enumerate(block):
                 if entry is None:
                     continue
-                index = entry["index"] if mask is None else entry["index"][np.asarray(mask, bool)]
+                index = entry["index"]
+                if counted is not None:
+                    if counted.shape != index.shape[:2]:
+                        raise ValueError(f"mask: shape {counted.shape}, expected {index.shape[:2]} like the tokens")
+                    index = index[counted]
                 counts = np.bincount(np.minimum(index.ravel(), modules), minlength=modules + 1)
                 rows.append(counts / max(1, counts.sum()))
                 labels.append(f"block {b} round {r}" if len(routes[half]) > 1 else f"round {r}")
@@ -126,16 +136,25 @@ def format_paths(
     Returns
     -------
     str
+        One line per token, one column per round.
+
+    Raises
+    ------
+    ValueError
+        If `names`, `tokens` and `routes` are not equally long.
     """
     if len(names) != len(tokens):
         raise ValueError(f"names: {len(names)} of them for {len(tokens)} tokens")
     table = paths(routes, row)
     if not table:
         return f"{type(model).__name__} has no routers"
-    count = len(table[0])
+    if len(table) != len(tokens):
+        raise ValueError(f"tokens: {len(tokens)} of them, but the routes are of {len(table)}")
+    blocks, rounds = len(routes["attn"]), model.config.rounds
+    heads = [f"block {b} round {r}" if blocks > 1 else f"round {r}" for b in range(blocks) for r in range(rounds)]
     width = max([len(n) for n in names] + [5])
-    cell = max(max(len(c) for line in table for c in line), 7)
-    head = "token".ljust(width) + "  " + "  ".join(f"round {r}".ljust(cell) for r in range(count))
+    cell = max(len(c) for line in [heads, *table] for c in line)
+    head = "token".ljust(width) + "  " + "  ".join(h.ljust(cell) for h in heads)
     lines = [n.ljust(width) + "  " + "  ".join(c.ljust(cell) for c in line) for n, line in zip(names, table, strict=True)]
     return "\n".join(line.rstrip() for line in [head, *lines])
 
@@ -157,16 +176,19 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
     ------
     ImportError
         Without matplotlib; the message names the extra.
+    ValueError
+        If there is nothing to show.
     """
+    if not use:
+        raise ValueError("use: empty; the model has no routers")
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("plots need matplotlib: pip install 'mom[plots]'") from None
-    rows = max((len(u.share) for u in use.values()), default=1)
-    figure = Figure(figsize=(4.5 * max(1, len(use)), 1.6 + 0.45 * rows), layout="constrained")
-    axes = figure.subplots(1, max(1, len(use)), squeeze=False)[0]
-    image = None
-    for axis, (half, u) in zip(axes, use.items(), strict=False):
+    rows = max(len(u.share) for u in use.values())
+    figure = Figure(figsize=(4.5 * len(use), 1.6 + 0.45 * rows), layout="constrained")
+    axes = figure.subplots(1, len(use), squeeze=False)[0]
+    for axis, (half, u) in zip(axes, use.items(), strict=True):
         image = axis.imshow(u.share, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
         modules = u.share.shape[1] - 1
         axis.set_xticks(range(modules + 1), [str(m) for m in range(modules)] + ["SKIP"])
@@ -175,7 +197,6 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
         axis.set_title("attention" if half == "attn" else "feed-forward")
         for (y, x), value in np.ndenumerate(u.share):
             axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8)
-    if image is not None:
-        figure.colorbar(image, ax=list(axes), label="share of kept choices")
+    figure.colorbar(image, ax=list(axes), label="share of kept choices")
     figure.suptitle(title)
     return figure

@@ -30,7 +30,7 @@ def test_any_shape(sizes: tuple[int, int, int], transpose: tuple[bool, bool], le
     assert np.abs(got - exact).max(initial=0.0) <= 1e-6 * (k + 1)
 
 
-def test_group_of_unequal_products(level: str, rng: np.random.Generator) -> None:
+def test_group_of_unequal_products(kernel_level: str, rng: np.random.Generator) -> None:
     sizes = [(0, 5, 3), (1, 300, 40), (130, 7, 0), (17, 33, 300), (64, 64, 64), (2, 0, 9)]
     products = [
         GemmProduct(rng.standard_normal((m, k), dtype=np.float32), rng.standard_normal((k, n), dtype=np.float32))
@@ -43,7 +43,7 @@ def test_group_of_unequal_products(level: str, rng: np.random.Generator) -> None
     assert ops.gemm_grouped([]) == []
 
 
-def test_rows_have_the_same_bits_in_any_company(level: str, rng: np.random.Generator) -> None:
+def test_rows_have_the_same_bits_in_any_company(kernel_level: str, rng: np.random.Generator) -> None:
     a, b = rng.standard_normal((201, 500), dtype=np.float32), rng.standard_normal((500, 130), dtype=np.float32)
     whole = ops.gemm(a, b)
     for rows in (slice(0, 1), slice(7, 20), slice(200, 201)):
@@ -51,7 +51,7 @@ def test_rows_have_the_same_bits_in_any_company(level: str, rng: np.random.Gener
     assert ops.gemm(a, b[:, :33].copy()).tobytes() == whole[:, :33].tobytes()
 
 
-def test_large_product_against_a_random_vector(level: str, rng: np.random.Generator) -> None:
+def test_large_product_against_a_random_vector(kernel_level: str, rng: np.random.Generator) -> None:
     """(A B) x = A (B x), which costs n^2."""
     a, b = rng.standard_normal((700, 900), dtype=np.float32), rng.standard_normal((900, 2500), dtype=np.float32)
     x = rng.standard_normal(2500)
@@ -59,7 +59,7 @@ def test_large_product_against_a_random_vector(level: str, rng: np.random.Genera
     assert np.linalg.norm(got - exact) < 2e-6 * np.linalg.norm(exact)
 
 
-def test_infinities_and_nan_pass_through(level: str) -> None:
+def test_infinities_and_nan_pass_through(kernel_level: str) -> None:
     a = np.eye(20, dtype=np.float32)
     b = np.ones((20, 40), dtype=np.float32)
     b[3, 5], b[4, 6] = np.inf, np.nan
@@ -70,7 +70,7 @@ def test_infinities_and_nan_pass_through(level: str) -> None:
 
 
 @pytest.mark.parametrize("serial", [False, True])
-def test_k_of_zero_gives_the_bias(level: str, serial: bool) -> None:
+def test_k_of_zero_gives_the_bias(kernel_level: str, serial: bool) -> None:
     a, b = np.zeros((3, 0), dtype=np.float32), np.zeros((0, 2), dtype=np.float32)
     bias = np.array([1.0, 2.0], dtype=np.float32)
     assert ops.gemm(a, b, bias=bias, serial=serial).tolist() == [[1.0, 2.0]] * 3

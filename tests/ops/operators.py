@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cases import Case
 from numpy.typing import NDArray
 
+from cases import Case
 from mom import ops, reference
 
 Array = NDArray[Any]
@@ -210,10 +210,8 @@ def _attention(case: Case, rng: np.random.Generator) -> Operator:
     def expected(qkv: Array, dout: Array) -> Results:
         keep = ops.random_uniform(4, 5, 6, b * h * t * t).reshape(b, h, t, t) >= drop
         out, probs = reference.attention.forward(qkv, h, mask, how, scaled, keep, drop)
-        return {
-            "out": out,
-            "dqkv": reference.attention.backward(dout, qkv, probs, h, mask, how, scaled, keep, drop),
-        }
+        dqkv = reference.attention.backward(dout, qkv, probs, h, mask, how, scaled, keep, drop)
+        return {"out": out, "dqkv": dqkv}
 
     return Operator({"qkv": _normal(rng, b, t, 3 * c), "dout": _normal(rng, b, t, c)}, run, expected, tolerance=4e-6)
 

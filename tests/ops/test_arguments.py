@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, cases_of
 from operators import make
 
+from cases import CASES, cases_of
 from mom import _core, ops
 
 ONES = np.ones(8, dtype=np.float32)
@@ -34,7 +34,7 @@ def test_wrong_shape_names_both_shapes() -> None:
     with pytest.raises(ValueError, match=r"^weight: shape \(8,\), expected \(5,\)$"):
         layernorm(np.zeros((2, 5), dtype=np.float32))
     with pytest.raises(ValueError, match=r"^inp: shape \(\), expected \(\.\.\., C\)$"):
-        layernorm(np.float32(1.0).reshape(()))
+        layernorm(np.zeros((), dtype=np.float32))
     with pytest.raises(ValueError, match=r"^qkv: shape \(2, 3\), expected \(B, T, 3C\)$"):
         ops.attention_forward(np.zeros((2, 3), dtype=np.float32), 1)
     with pytest.raises(ValueError, match=r"^qkv: shape \(1, 2, 4\), expected \(B, T, 3C\)$"):
@@ -60,7 +60,7 @@ def test_unaligned_is_named() -> None:
         layernorm(unaligned)
 
 
-def test_four_byte_alignment_is_enough(level: str, rng: np.random.Generator) -> None:
+def test_four_byte_alignment_is_enough(kernel_level: str, rng: np.random.Generator) -> None:
     values = rng.standard_normal((5, 8), dtype=np.float32)
     shifted = np.empty(41, dtype=np.float32)[1:].reshape(5, 8)
     shifted[...] = values
@@ -73,9 +73,8 @@ def test_every_integer_dtype_gives_the_same(dtype: Any, rng: np.random.Generator
     wte, wpe = rng.standard_normal((9, 4), dtype=np.float32), rng.standard_normal((5, 4), dtype=np.float32)
     tokens = rng.integers(0, 9, (3, 5))
     expected = wte[tokens] + wpe
-    for form in (tokens.astype(dtype), tokens.astype(dtype).newbyteorder() if hasattr(tokens, "newbyteorder") else
-                 tokens.astype(np.dtype(dtype).newbyteorder()), np.asfortranarray(tokens.astype(dtype)),
-                 tokens.tolist()):  # fmt: skip
+    swapped = tokens.astype(np.dtype(dtype).newbyteorder())
+    for form in (tokens.astype(dtype), swapped, np.asfortranarray(tokens.astype(dtype)), tokens.tolist()):
         assert np.array_equal(ops.embedding_forward(form, wte, wpe), expected)
 
 
@@ -129,8 +128,6 @@ def test_other_values_are_checked() -> None:
         ops.router_scores_forward(scores, 0.0)
     with pytest.raises(ValueError, match="^k: 4, expected 0 to 3$"):
         ops.topk_forward(scores, 4)
-    with pytest.raises(ValueError, match="^scores: NaN at position 4$"):
-        ops.topk_forward(np.where(np.arange(6).reshape(2, 3) == 4, np.float32(np.nan), scores), 1)
     with pytest.raises(ValueError, match=r"^index: value 3, expected \[0, 3\)$"):
         ops.topk_backward(scores[:, :1].copy(), [[3], [0]], scores[:, :1].copy(), scores)
     with pytest.raises(ValueError, match="^index: token 1 chooses module 0 twice$"):

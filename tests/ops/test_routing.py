@@ -1,4 +1,4 @@
-"""Routing beyond what holds for every operator: ties, plans, and properties on random choices."""
+"""Routing beyond what holds for every operator: equal scores, plans, and properties on random choices."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from hypothesis import strategies as st
 from mom import ops, reference
 
 
-def test_of_equal_scores_the_lower_index_is_kept(level: str) -> None:
-    scores = np.array([[1, 1, 1, 1], [0, 2, 2, 1], [-1, -1, -2, -1], [-0.0, 0.0, 0.0, -0.0]], dtype=np.float32)
-    index, weight = ops.topk_forward(scores, 2)
-    assert index.tolist() == [[0, 1], [1, 2], [0, 1], [0, 1]]
-    assert weight.tolist() == [[1, 1], [2, 2], [-1, -1], [0, 0]]
+@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 9, 33, 64, 65, 200])
+def test_equal_scores_are_kept_once_each(s: int, rng: np.random.Generator) -> None:
+    scores = rng.integers(0, 3, (40, s)).astype(np.float32)
+    for k in {1, 2, s // 2, s} - {0}:
+        if k > s:
+            continue
+        index, weight = ops.topk_forward(scores, k)
+        assert all(len(set(row)) == k for row in index.tolist())
+        assert np.array_equal(weight, -np.sort(-scores, axis=1)[:, :k])
+        assert np.array_equal(weight, np.take_along_axis(scores, index.astype(np.int64), 1))
+        if s > 64:
+            assert np.array_equal(index, np.argsort(-scores, axis=1, kind="stable")[:, :k])
 
 
-def test_infinite_scores_are_ordered(level: str) -> None:
+def test_infinite_scores_are_ordered(kernel_level: str) -> None:
     scores = np.array([[-np.inf, 0, np.inf]], dtype=np.float32)
     assert ops.topk_forward(scores, 3)[0].tolist() == [[2, 1, 0]]
+    scores[0, 1] = np.nan
+    assert ops.topk_forward(scores, 2)[0].tolist() == [[1, 2]]
     assert ops.router_scores_forward(np.array([[1e30, 0.0]], dtype=np.float32), 0.1).tolist() == [[1.0, 0.0]]
 
 
-def test_renormalised_top_1_is_exactly_one(level: str, rng: np.random.Generator) -> None:
+def test_renormalised_top_1_is_exactly_one(kernel_level: str, rng: np.random.Generator) -> None:
     scores = ops.router_scores_forward(rng.standard_normal((50, 5), dtype=np.float32), 0.2)
     _, weight = ops.topk_forward(scores, 1, renormalise=True)
     assert (weight == 1.0).all()
@@ -66,7 +75,7 @@ def test_dense_plan_is_the_plan_of_all_choices() -> None:
         assert np.array_equal(getattr(dense, name), getattr(plan, name)), name
 
 
-def test_module_without_tokens_leaves_its_gradient_alone(level: str, rng: np.random.Generator) -> None:
+def test_module_without_tokens_leaves_its_gradient_alone(kernel_level: str, rng: np.random.Generator) -> None:
     plan = ops.routing_plan(np.array([[0], [2], [3], [0]]), 3)
     weights = rng.standard_normal((3, 4, 5), dtype=np.float32)
     before = rng.standard_normal((3, 4, 5), dtype=np.float32)
@@ -76,7 +85,7 @@ def test_module_without_tokens_leaves_its_gradient_alone(level: str, rng: np.ran
     assert not np.array_equal(dweights[0], before[0])
 
 
-def test_rows_do_not_depend_on_their_company(level: str, rng: np.random.Generator) -> None:
+def test_rows_do_not_depend_on_their_company(kernel_level: str, rng: np.random.Generator) -> None:
     """A token's output has the same bits whatever the other tokens of its module are."""
     weights, biases = rng.standard_normal((2, 30, 40), dtype=np.float32), rng.standard_normal((2, 40), dtype=np.float32)
     inp = rng.standard_normal((50, 30), dtype=np.float32)

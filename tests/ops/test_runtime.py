@@ -20,10 +20,10 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_cpu_info_describes_the_active_level(level: str) -> None:
+def test_cpu_info_describes_the_active_level(kernel_level: str) -> None:
     info = mom.cpu_info()
-    assert info["level"] == level
-    assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(level)
+    assert info["level"] == kernel_level
+    assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(kernel_level)
     assert info["levels"][0] == "baseline"
     assert info["threads"] == mom.get_num_threads()
     assert info["cpus"] >= 1

@@ -98,9 +98,26 @@ def test_attention(rng: np.random.Generator, masked: bool, masked_query: str, sc
     options = {"n_head": 2, "key_mask": mask, "masked_query": masked_query, "scaled": scaled}
     options |= {"keep": rng.random((2, 2, 5, 5)) > 0.3, "p": 0.3}
     values, dout = {"qkv": rng.standard_normal((2, 5, 18))}, rng.standard_normal((2, 5, 6))
+    if masked and masked_query == "reference":
+        dout[0, :2] = 0.0  # rows without a real key: the reference's gradient is not the derivative, see below
     _, probs = attention.forward(values["qkv"], **options)
     dqkv = attention.backward(dout, values["qkv"], probs, **options)
     assert_operator_gradients(lambda v: (attention.forward(v["qkv"], **options)[0] * dout).sum(), values, {"qkv": dqkv})
+
+
+def test_attention_gradient_of_masked_queries_passes_to_past_scores_as_in_the_reference(rng: np.random.Generator) -> None:
+    """The reference adds a constant that drowns the score; its autograd still hands the gradient on."""
+    qkv, dout, mask = rng.standard_normal((1, 3, 6)), np.zeros((1, 3, 2)), np.array([[0, 0, 1]])
+    dout[0, 1] = 1.0
+    _, probs = attention.forward(qkv, 1, mask, "reference")
+    dqkv = attention.backward(dout, qkv, probs, 1, mask, "reference")
+    q, k, v = np.split(qkv[0], 3, axis=-1)
+    dprobs = v.sum(-1)
+    dscores = (dprobs - dprobs.mean()) / 3 / np.sqrt(2)
+    assert np.allclose(dqkv[0, 1, :2], dscores[:2] @ k[:2])
+    assert np.allclose(dqkv[0, :2, 2:4], np.outer(dscores[:2], q[1])) and not dqkv[0, 2, 2:4].any()
+    _, probs = attention.forward(qkv, 1, mask, "causal")
+    assert not attention.backward(dout, qkv, probs, 1, mask, "causal")[..., :4].any()
 
 
 def test_attention_of_masked_queries(rng: np.random.Generator) -> None:

@@ -22,7 +22,7 @@ def forward(logits: ArrayLike, labels: ArrayLike) -> tuple[float, int, Float]:
     Returns
     -------
     total : float
-        The sum; the mean is ``total / max(count, 1)`` (0 when nothing is labelled).
+        The sum; the mean over labelled rows is ``total / count``.
     count : int
         Number of labelled rows.
     lse : ndarray of float64, shape (N,)

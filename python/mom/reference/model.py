@@ -226,7 +226,7 @@ class Model:
         shifted[:, :-1] = given[:, 1:]
         tape.labels = shifted.reshape(-1)
         total, count, tape.lse = cross_entropy.forward(tape.logits, tape.labels)
-        return total / max(count, 1)
+        return total / count if count else float("nan")
 
     # ------------------------------------------------------------------ balance loss
     def reset_counts(self) -> None:

@@ -7,6 +7,7 @@ have a ``step`` and a ``kind``: ``"train"``, ``"eval"``, ``"checkpoint"`` or ``"
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -46,7 +47,9 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        # JSON has no NaN and no infinity.
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -56,19 +59,15 @@ class JsonLines:
 class Progress:
     """A progress bar on standard error; without a terminal, a plain line every tenth of the run."""
 
-    def __init__(self, steps: int, done: int, description: str = "train", show: bool | None = None) -> None:
+    def __init__(self, steps: int, done: int, description: str = "train") -> None:
         self._steps, self._description = steps, description
-        self._terminal = sys.stderr.isatty()
-        self._show = True if show is None else show
         self._bar = None
-        if self._show and self._terminal:
+        if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
         self._next_line = done
         self._last_eval: float | None = None
 
     def record(self, record: dict[str, Any]) -> None:
-        if not self._show:
-            return
         if record["kind"] == "eval":
             self._last_eval = record["val_loss"]
         if record["kind"] == "skip":

@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["TrainingConfig"]
+__all__ = ["TrainingConfig", "read_toml"]
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,7 @@ class TrainingConfig:
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> TrainingConfig:
         """Read a TOML file: the fields at top level or in a table ``[training]``."""
-        path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid TOML ({error})") from None
-        section = values.get("training", values)
-        if not isinstance(section, dict):
-            raise ConfigError(f"{path}: training is not a table")
-        return cls.from_dict(section, source=str(path))
+        return cls.from_dict(read_toml(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
@@ -174,6 +166,19 @@ class TrainingConfig:
                 text = "inf" if value == float("inf") else json.dumps(value)
                 lines.append(f"{name} = {text}")
         return "\n".join(lines) + "\n"
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Fields that a TOML file sets: those of its table ``[training]``, or those at top level; names are not checked."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    section = values.get("training", values)
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: training is not a table")
+    return section
 
 
 def _check_known(values: Mapping[str, Any], source: str) -> None:

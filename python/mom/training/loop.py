@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,16 @@ def _stop_signals() -> Iterator[list[str]]:
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handler)
+            # A signal that is ignored (as in a background job) stays ignored; None is a handler not set by Python.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread: signals are somebody else's business
         pass
     try:
         yield received
     finally:
         for number, old in previous.items():
-            if old is not None:
-                signal.signal(number, old)
+            signal.signal(number, old)
 
 
 def _schedule(config: TrainingConfig) -> Any:
@@ -212,45 +213,56 @@ def train(
         raise ConfigError(
             f"sequence_length: {config.sequence_length} is more than the model's n_positions = {model.config.n_positions}"
         )
-    tokens, validation = _open_data(data, val_data, model)
+    if config.tensorboard and run_dir is None:
+        raise ConfigError("tensorboard: needs a run_dir")
+    tokens, validation = _open_data(data, val_data, model, config.sequence_length)
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
     run = _Run(model, config, sampler, validation, Path(run_dir) if run_dir is not None else None)
     run.prepare(resume)
-    every: list[Callback] = list(callbacks)
-    if run.dir is not None:
-        every.append(JsonLines(run.dir / "log.jsonl", run.step if resume else None))
-    if config.tensorboard:
-        if run.dir is None:
-            raise ConfigError("tensorboard: needs a run_dir")
-        every.append(TensorBoard(run.dir))
-    if progress is not False:
-        every.append(Progress(config.steps, run.step, description))
-    run.callbacks = every
     was_training = model.training
-    model.train()
-    try:
-        with _stop_signals() as signals:
-            return run.loop(signals)
-    finally:
-        model.training = was_training
-        for callback in every:
-            close = getattr(callback, "close", None)
-            if close is not None:
-                close()
+    with ExitStack() as closing:
+        run.callbacks = list(callbacks)
+        for callback in run.callbacks:
+            if hasattr(callback, "close"):
+                closing.callback(callback.close)
+
+        def add(callback: JsonLines | TensorBoard | Progress) -> None:
+            run.callbacks.append(callback)
+            closing.callback(callback.close)
+
+        if run.dir is not None:
+            add(JsonLines(run.dir / "log.jsonl", run.step if resume else None))
+            if config.tensorboard:
+                add(TensorBoard(run.dir))
+        if progress is not False:
+            add(Progress(config.steps, run.step, description))
+        model.train()
+        try:
+            with _stop_signals() as signals:
+                return run.loop(signals)
+        finally:
+            model.training = was_training
 
 
-def _open_data(data: Any, val_data: Any, model: MoM) -> tuple[TokenFile, TokenFile | None]:
+def _open_data(
+    data: Any, val_data: Any, model: MoM, sequence_length: int
+) -> tuple[TokenFile, TokenFile | None]:
     def open_one(source: Any) -> TokenFile:
         return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
 
-    if isinstance(data, TokenFile):
-        return data, None if val_data is None else open_one(val_data)
-    path = Path(data)
-    if path.is_dir():
-        if val_data is None and (path / "val.bin").is_file() and (path / "val.bin").stat().st_size:
-            val_data = path / "val.bin"
-        path = path / "train.bin"
-    return open_one(path), None if val_data is None else open_one(val_data)
+    found = False
+    if not isinstance(data, TokenFile) and Path(data).is_dir():
+        beside = Path(data) / "val.bin"
+        if val_data is None and beside.is_file() and beside.stat().st_size:
+            val_data, found = beside, True
+    validation = None if val_data is None else open_one(val_data)
+    if validation is not None and len(validation) < sequence_length:
+        problem = f"{validation.path} holds {len(validation)} tokens, fewer than sequence_length = {sequence_length}"
+        if not found:
+            raise DataError(f"val_data: {problem}")
+        print(f"no validation: {problem}", file=sys.stderr)
+        validation = None
+    return open_one(data), validation
 
 
 class _Run:
@@ -303,6 +315,7 @@ class _Run:
     def loop(self, signals: list[str]) -> TrainingResult:
         config = self.config
         factor = _schedule(config)
+        due = False
         while self.step < config.steps and not signals:
             self.optimizer.lr = config.lr * factor(self.step)
             self._one_step()
@@ -310,14 +323,17 @@ class _Run:
             last = self.step == config.steps
             if self.validation is not None and (last or (config.eval_every and self.step % config.eval_every == 0)):
                 self._evaluate()
-            if last or (config.save_every and self.step % config.save_every == 0):
+            due = due or last or bool(config.save_every and self.step % config.save_every == 0)
+            # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step.
+            if due and (last or not self.bad_in_a_row):
                 self._save()
-        if signals:
+                due = False
+        interrupted = signals[0] if signals and self.step < config.steps else None
+        if interrupted:
             self._save()
         return TrainingResult(
-            self.step, self.lm_loss, self.val_loss, self.skipped, signals[0] if signals else None, self.checkpoint,
-            self.passed_over,
-        )  # fmt: skip
+            self.step, self.lm_loss, self.val_loss, self.skipped, interrupted, self.checkpoint, self.passed_over
+        )
 
     def _one_step(self) -> None:
         started = time.perf_counter()

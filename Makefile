@@ -1,0 +1,72 @@
+# Everything a developer runs. `make` alone lists the targets.
+PYTHON ?= python3
+TEXT ?=
+TESTS ?= tests
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+VENV := .venv
+TEST_VENV := .venv-test
+# Each differently built copy has an environment of its own, so that they never mix.
+build_in = $(PYTHON) -m venv --clear $(1) && $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test test-levels test-no-openmp test-debug test-asan lint stubs bench dist clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## install into .venv and train a small model on the spot (TEXT=path: on your own text)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) .
+	$(VENV)/bin/mom demo $(if $(TEXT),--text "$(TEXT)")
+
+dev: ## editable install into .venv with everything that tests need, warnings as errors
+	$(PYTHON) -m venv $(VENV)
+	MOM_WERROR=1 $(VENV)/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
+
+test: ## install into a fresh .venv-test and run all tests
+	$(call build_in,$(TEST_VENV))
+	$(TEST_VENV)/bin/python -m pytest $(TESTS)
+
+test-levels: ## run the tests of operators and kernels with each instruction-set level as the default
+	$(call build_in,$(TEST_VENV))
+	set -e; for level in $$($(TEST_VENV)/bin/python -c 'import mom; print(*mom.cpu_info()["levels"])'); do \
+		echo "level $$level"; MOM_CPU=$$level $(TEST_VENV)/bin/python -m pytest -q $(TESTS); done
+
+test-no-openmp: ## run the tests of a build without threads
+	MOM_OPENMP=0 $(call build_in,.venv-serial)
+	.venv-serial/bin/python -c 'import mom; assert not mom.cpu_info()["openmp"]'
+	.venv-serial/bin/python -m pytest $(TESTS)
+
+test-debug: ## run the tests of a build with assertions and all warnings as errors
+	MOM_DEBUG=1 $(call build_in,.venv-debug)
+	.venv-debug/bin/python -m pytest $(TESTS)
+
+# The sanitizer's library has to be loaded before Python. Python itself keeps memory until it exits, so leaks are looked
+# for by the tests (live bytes, reference counts) and not by the sanitizer. OpenMP's threads are left out: the run-time
+# library is not built with the sanitizer.
+test-asan: ## run the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer
+	MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0 $(call build_in,.venv-asan)
+	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		.venv-asan/bin/python -m pytest -q -p no:cacheprovider tests/kernels tests/ops tests/model
+
+lint: ## check formatting, names and types
+	$(VENV)/bin/python -m ruff check python tests setup.py
+	$(VENV)/bin/python -m mypy
+
+stubs: ## compare the extension's stubs with the compiled module
+	$(VENV)/bin/python -m mypy.stubtest mom._core
+
+bench: ## measure train steps and operators
+	$(VENV)/bin/python benchmarks/bench_train_step.py
+
+dist: ## source distribution and wheel in dist/
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) build
+	$(VENV)/bin/python -m build
+
+clean: ## remove everything that was built
+	rm -rf build dist .venv .venv-test .venv-serial .venv-debug .venv-asan .pytest_cache .mypy_cache .ruff_cache
+	rm -rf python/*.egg-info python/mom/_core*.so .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,536 @@
+"""The command ``mom``: each flag has the name of the Python argument it sets (dashes do as well as underscores).
+
+Results go to standard output; progress and messages go to standard error. Exit status: 0 success, 1 an error (one line on
+standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usage, 128 + number after a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _version, checkpoint, ops
+from .config import PRESETS, MoMConfig
+from .data import Documents, TokenFile, standard_library_text
+from .data.prepare import prepare
+from .demo import run_demo
+from .errors import ConfigError, DataError, MomError
+from .model import MoM
+from .runtime import cpu_info, get_num_threads, set_num_threads
+from .tokenizer import Tokenizer
+from .training import TrainingConfig, evaluate_loss, train
+from .training.config import read_toml
+from .training.state import PREFIX
+
+__all__ = ["main"]
+
+#: What becomes one line on standard error instead of a traceback.
+_EXPECTED = (MomError, ValueError, OSError, ImportError, MemoryError)
+
+#: (m, k, n) of products in one training step of the presets ``mini`` and ``base``.
+_GEMM_SHAPES = {
+    "mini q, k, v": (2048, 256, 768),
+    "mini feed-forward in": (2048, 256, 1024),
+    "mini feed-forward out": (2048, 1024, 256),
+    "base feed-forward in": (2048, 512, 2048),
+    "base output head": (2048, 512, 16384),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    arguments = _parser().parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            if getattr(arguments, "threads", None) is not None:
+                set_num_threads(arguments.threads)
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt:
+        print("mom: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to be said to it, not even when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except _EXPECTED as error:
+        if os.environ.get("MOM_DEBUG_TRACEBACK"):
+            raise
+        print(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+
+
+def _with_underscores(argv: Sequence[str]) -> list[str]:
+    """Long flags with underscores for dashes; values and everything after a bare ``--`` stay as they are."""
+    result = list(argv)
+    for i, word in enumerate(result):
+        if word == "--":
+            break
+        if re.match(r"--[a-z]", word):
+            name, equals, value = word[2:].partition("=")
+            result[i] = f"--{name.replace('-', '_')}{equals}{value}"
+    return result
+
+
+# ------------------------------------------------------------------ flags
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where they say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mom",
+        description="Mixture-of-Modules language models on a CPU.",
+        epilog="'mom COMMAND --help' explains a command. First steps: 'mom demo'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mom {_version.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_generate, _add_info, _add_bench):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str, details: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.{' ' if details else ''}{details}",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all CPUs)")
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"{text!r} is not 'true' or 'false'")
+
+
+def _field_help(documented: type) -> dict[str, str]:
+    """Help text of every field, out of the ``Parameters`` section of a class's docstring."""
+    found: dict[str, str] = {}
+    section = re.search(r"Parameters\n\s*-+\n(.*?)(?:\n\n|\Z)", documented.__doc__ or "", re.DOTALL)
+    entries = re.findall(r"^ {4}(\w[^\n:]*) :([^\n]*)\n((?: {8}[^\n]*\n?)+)", section[1] if section else "", re.MULTILINE)
+    for names, kind, text in entries:
+        choices = re.search(r"\{(.*)\}", kind)
+        words = [*text.replace("``", "").replace("`", "").split()]
+        if choices:
+            words += [f"[{choices[1]}]".replace('"', "")]
+        found.update(dict.fromkeys(re.split(r",\s*", names), " ".join(words).replace("%", "%%")))
+    return found
+
+
+# ------------------------------------------------------------------ demo
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands, "demo", _run_demo, "train a small model on the spot and look at its routes",
+        "Without --text it reads the source code of Python's standard library.",
+    )  # fmt: skip
+    parser.add_argument("--text", metavar="PATH", help="file or folder with your own text (.txt, .jsonl, .parquet, ...)")
+    parser.add_argument("--out_dir", default="mom-demo", metavar="DIR", help="folder for the model and the picture")
+    parser.add_argument("--minutes", type=float, default=2.0, help="about how long to train")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and sampling")
+    _add_threads(parser)
+
+
+def _run_demo(a: argparse.Namespace) -> int:
+    run_demo(text=a.text, out_dir=a.out_dir, minutes=a.minutes, seed=a.seed)
+    return 0
+
+
+# ------------------------------------------------------------------ prepare
+def _add_prepare(commands: Any) -> None:
+    parser = _command(
+        commands, "prepare", _run_prepare, "turn text into token files",
+        "Writes train.bin, val.bin, meta.json and tokenizer.json.",
+    )  # fmt: skip
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE",
+        help="files (.txt, .jsonl, also .gz, or .parquet) and folders (default: the source of Python's standard library)",
+    )  # fmt: skip
+    parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or its folder (default: train a new one)")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="vocabulary of a new tokenizer")
+    parser.add_argument("--val_fraction", type=float, default=0.01, help="share of documents kept for validation")
+    parser.add_argument("--seed", type=int, default=0, help="decides which documents these are")
+    parser.add_argument(
+        "--append_eos", type=_truth, nargs="?", const=True, default=True, help="end every document with <|endoftext|>"
+    )
+    parser.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
+    parser.add_argument(
+        "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
+    )
+    parser.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about unreadable records"
+    )
+
+
+def _run_prepare(a: argparse.Namespace) -> int:
+    documents = (
+        Documents(a.sources, key=a.key, split=a.split, on_error=a.on_error) if a.sources else standard_library_text()
+    )
+    meta = prepare(
+        documents, a.out_dir, tokenizer=a.tokenizer, vocab_size=a.vocab_size, val_fraction=a.val_fraction, seed=a.seed,
+        append_eos=a.append_eos, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(f"{meta['documents']:,} documents, {meta['source_bytes']:,} bytes; vocabulary of {meta['vocab_size']:,}")
+    for name, entry in meta["files"].items():
+        print(f"{Path(a.out_dir) / name}: {entry['tokens']:,} tokens")
+    return 0
+
+
+# ------------------------------------------------------------------ train
+def _add_train(commands: Any) -> None:
+    parser = _command(
+        commands, "train", _run_train, "train a language model",
+        "The run's folder gets checkpoints, log.jsonl and, at the end, the trained model in the folder 'model'. SIGTERM and "
+        "Ctrl-C save a checkpoint first; --resume goes on from there to the same bits as a run that was never stopped.",
+    )  # fmt: skip
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare', or one token file")
+    parser.add_argument("--val_data", metavar="PATH", help="token file for validation (default: val.bin beside train.bin)")
+    parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest valid checkpoint, with the model and settings in it"
+    )
+    parser.add_argument("--progress", type=_truth, nargs="?", const=True, default=True, help="show progress")
+    _add_threads(parser)
+    group = parser.add_argument_group("model", "one of --preset, --model or --init_from, unless a run is resumed")
+    group.add_argument("--preset", metavar="NAME", help=f"a named configuration: {', '.join(PRESETS)}")
+    group.add_argument("--model", metavar="FILE", help="a config.json")
+    group.add_argument("--init_from", metavar="FOLDER", help="go on training the model in this folder")
+    group.add_argument(
+        "--from_vanilla", metavar="FOLDER", help="start the modules from the layers of this plain GPT-2 (phase two)"
+    )
+    group.add_argument(
+        "--vanilla", action="store_true", help="train the plain GPT-2 whose layers fill the model's modules (phase one)"
+    )
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change a field of the model's configuration; may be repeated",
+    )  # fmt: skip
+    group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
+    group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
+    help_texts = _field_help(TrainingConfig)
+    kinds = {"int": int, "float": float, "str": str, "bool": _truth}
+    for field in dataclasses.fields(TrainingConfig):
+        shown = "the model's n_positions, at most 1024" if field.name == "sequence_length" else field.default
+        note = "" if field.default is None else f" (default: {shown})"
+        group.add_argument(
+            f"--{field.name}", type=kinds[str(field.type).split(" |")[0]], default=argparse.SUPPRESS,
+            help=help_texts.get(field.name, "") + note, metavar=field.name.upper(),
+            **({"nargs": "?", "const": True} if field.type == "bool" else {}),
+        )  # fmt: skip
+
+
+def _run_train(a: argparse.Namespace) -> int:
+    latest = checkpoint.latest_valid(a.run_dir, prefix=PREFIX)[0] if a.resume else None
+    settings = _training_settings(a, latest)
+    meta = _meta(a.data)
+    model = _model_to_train(a, settings.get("seed", 0), meta) if latest is None else _model_to_resume(a, latest)
+    vocabulary = meta.get("vocab_size")
+    if vocabulary is not None and vocabulary > model.config.vocab_size:
+        raise ConfigError(f"vocab_size: the model has {model.config.vocab_size} tokens, the data {vocabulary}")
+    tokenizer = _tokenizer_beside(a.data)
+    if tokenizer is not None:
+        if model.tokenizer is not None and model.tokenizer.sha256 != tokenizer.sha256:
+            warnings.warn("the data were made with another tokenizer than the model's; the data's is kept", stacklevel=1)
+        model.tokenizer = tokenizer
+    settings.setdefault("sequence_length", min(TrainingConfig.sequence_length, model.config.n_positions))
+    config = TrainingConfig().replace(**settings)
+    print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
+
+    result = train(
+        model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress
+    )
+    if result.interrupted is not None:
+        print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
+        return 128 + signal.Signals[result.interrupted].value
+    folder = Path(a.run_dir) / "model"
+    model.save_pretrained(folder)
+    print(f"step {result.step}")
+    for name, loss in (("loss", result.lm_loss), ("validation loss", result.val_loss)):
+        if loss is not None:
+            print(f"{name} {loss:.4f}")
+    if result.skipped:
+        print(f"skipped steps {result.skipped}")
+    print(f"model {folder}")
+    return 0
+
+
+def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, Any]:
+    """Fields from the checkpoint to resume, else the file, then the flags; each wins over the one before."""
+    settings: dict[str, Any] = {}
+    if latest is not None:
+        settings.update(json.loads((latest / "training.json").read_text(encoding="utf-8"))["config"])
+    if a.config is not None:
+        given = read_toml(a.config)
+        TrainingConfig.from_dict(given, source=a.config)
+        settings.update(given)
+    names = {f.name for f in dataclasses.fields(TrainingConfig)}
+    settings.update({name: value for name, value in vars(a).items() if name in names})
+    return settings
+
+
+def _meta(data: str) -> dict[str, Any]:
+    """``meta.json`` of prepared data; empty for a bare token file."""
+    path = Path(data)
+    file = (path if path.is_dir() else path.parent) / "meta.json"
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
+        raise DataError(f"{file}: not written by 'mom prepare'")
+    return values
+
+
+def _tokenizer_beside(data: str | Path) -> Tokenizer | None:
+    """The ``tokenizer.json`` of a folder, or in the folder of a file."""
+    path = Path(data)
+    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    return Tokenizer.load(file) if file.is_file() else None
+
+
+def _changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; values are JSON, or else strings."""
+    words = {"none": None, "true": True, "false": False}
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"set: {pair!r} is not NAME=VALUE")
+        name = name.strip().replace("-", "_")
+        try:
+            changes[name] = words[text.lower()] if text.lower() in words else json.loads(text)
+        except ValueError:
+            changes[name] = text
+    return changes
+
+
+def _base_config(a: argparse.Namespace) -> MoMConfig:
+    return MoMConfig.preset(a.preset) if a.preset is not None else MoMConfig.from_json(a.model)
+
+
+def _check_sources(a: argparse.Namespace) -> None:
+    given = [name for name in ("preset", "model", "init_from") if getattr(a, name) is not None]
+    if len(given) != 1:
+        what = "nothing" if not given else " and ".join(f"--{name}" for name in given)
+        raise ConfigError(f"model: expected one of --preset, --model, --init_from, got {what}")
+    if a.init_from is not None and (a.from_vanilla is not None or a.vanilla):
+        raise ConfigError(f"init_from: cannot be combined with --{'vanilla' if a.vanilla else 'from_vanilla'}")
+    if a.from_vanilla is not None and a.vanilla:
+        raise ConfigError("from_vanilla: cannot be combined with --vanilla")
+
+
+def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> MoM:
+    _check_sources(a)
+    changes = _changes(a.changes)
+    if a.init_from is not None:
+        started: MoM = MoM.from_pretrained(a.init_from, **changes)
+        started.random_state = (seed, 0)
+        return started
+    config = _base_config(a)
+    if a.from_vanilla is not None:
+        vanilla: MoM = MoM.from_pretrained(a.from_vanilla)
+        taken = {name: getattr(vanilla.config, name) for name in ("vocab_size", "n_positions")}
+        return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed)
+    if "vocab_size" in meta:
+        changes.setdefault("vocab_size", meta["vocab_size"])
+    config = config.replace(**changes)
+    return MoM(config.vanilla_config() if a.vanilla else config, seed=seed)
+
+
+def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
+    """A model of the checkpoint's shape; `mom.train` reads the weights. Flags may repeat the shape, not change it."""
+    config = MoMConfig.from_json(latest)
+    changes = _changes(a.changes)
+    if a.preset is not None or a.model is not None:
+        _check_sources(a)
+        asked = _base_config(a)
+        kept = {name: getattr(config, name) for name in ("vocab_size", "n_positions")}
+        asked = asked.replace(**{**kept, **changes})
+        asked = asked.vanilla_config() if a.vanilla else asked
+    else:
+        asked = config.replace(**changes)
+    for field in dataclasses.fields(config):
+        ours, theirs = getattr(config, field.name), getattr(asked, field.name)
+        if ours != theirs:
+            raise ConfigError(f"resume: {field.name} is {ours!r} in {latest}, but {theirs!r} is asked for")
+    model = MoM(config)
+    model.tokenizer = _tokenizer_beside(latest)
+    return model
+
+
+# ------------------------------------------------------------------ evaluate
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(commands, "evaluate", _run_evaluate, "loss and perplexity of a model on token files")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="token file, or prepared folder (its val.bin; without one, train.bin)"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
+    parser.add_argument(
+        "--sequence_length", type=int, help="tokens per row (default: the model's n_positions, at most 1024)"
+    )
+    parser.add_argument("--batches", type=int, help="at most so many batches (default: the whole file)")
+    _add_threads(parser)
+
+
+def _run_evaluate(a: argparse.Namespace) -> int:
+    for name in ("batch_size", "batches"):
+        if getattr(a, name) is not None and getattr(a, name) < 1:
+            raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
+    model: MoM = MoM.from_pretrained(a.model)
+    positions = model.config.n_positions
+    length = min(1024, positions) if a.sequence_length is None else a.sequence_length
+    if not 2 <= length <= positions:
+        raise ConfigError(f"sequence_length: {length} is not in [2, {positions}], the model's n_positions")
+    path = Path(a.data)
+    if path.is_dir():
+        path = path / ("val.bin" if (path / "val.bin").is_file() else "train.bin")
+    tokens = TokenFile(path, vocab_size=model.config.vocab_size)
+    whole = -(-len(tokens) // (a.batch_size * length))
+    started = time.perf_counter()
+    loss = evaluate_loss(model, tokens, a.batch_size, length, whole if a.batches is None else a.batches)
+    seconds = time.perf_counter() - started
+    windows = min(len(tokens) // length, a.batch_size * (whole if a.batches is None else a.batches))
+    print(f"data {path}, {windows * length:,} tokens in windows of {length}")
+    print(f"loss {loss:.6f}")
+    print(f"perplexity {math.exp(min(loss, 700.0)):.4f}")
+    print(f"tokens per second {windows * length / seconds:,.0f}")
+    return 0
+
+
+# ------------------------------------------------------------------ generate
+def _add_generate(commands: Any) -> None:
+    parser = _command(commands, "generate", _run_generate, "continue a text")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue ('' begins a document)")
+    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
+    parser.add_argument("--max_new_tokens", type=int, help="tokens to add (default: 100, or fewer if no more fit)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
+    parser.add_argument("--top_k", type=int, help="sample among so many most probable tokens")
+    parser.add_argument("--top_p", type=float, help="sample among the most probable tokens that make up this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    _add_threads(parser)
+
+
+def _run_generate(a: argparse.Namespace) -> int:
+    model: MoM = MoM.from_pretrained(a.model)
+    tokenizer: Tokenizer | None = model.tokenizer if a.tokenizer is None else Tokenizer.load(a.tokenizer)
+    if tokenizer is None:
+        raise DataError(f"tokenizer: {a.model} holds none; name one with --tokenizer")
+    prompt = tokenizer.encode(a.prompt, special=True)
+    begun = len(prompt)
+    if begun == 0:
+        if tokenizer.eos_id is None:
+            raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
+        prompt = np.array([tokenizer.eos_id], np.int32)
+    room = model.config.n_positions - len(prompt)
+    new = max(1, min(100, room)) if a.max_new_tokens is None else a.max_new_tokens
+    tokens = model.generate(
+        prompt, max_new_tokens=new, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed,
+        stop_token=tokenizer.eos_id,
+    )  # fmt: skip
+    print(tokenizer.decode(tokens[len(prompt) - begun :]))
+    return 0
+
+
+# ------------------------------------------------------------------ info
+def _add_info(commands: Any) -> None:
+    _command(commands, "info", _run_info, "versions, processor and active kernels")
+
+
+def _run_info(_: argparse.Namespace) -> int:
+    cpu = cpu_info()
+    rows = [("mom", _version.__version__), ("python", platform.python_version()), ("platform", platform.platform())]
+    for package in ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib"):
+        try:
+            rows.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            rows.append((package, "not installed"))
+    rows += [
+        ("level", f"{cpu['level']} (of {', '.join(cpu['levels'])}; MOM_CPU chooses)"),
+        ("matrix kernel", cpu["gemm"]),
+        ("features", ", ".join(name for name, there in cpu["features"].items() if there) or "none"),
+        ("threads", f"{cpu['threads']} of {cpu['cpus']} CPUs" + ("" if cpu["openmp"] else "; built without OpenMP")),
+        ("compiler", cpu["compiler"]),
+    ]
+    for name, value in rows:
+        print(f"{name:14}{value}")
+    return 0
+
+
+# ------------------------------------------------------------------ bench
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", _run_bench, "measure the matrix product on this machine")
+    parser.add_argument("what", choices=("gemm",), help="gemm: mom.ops.gemm beside NumPy's, in GFLOP/s, best of the repeats")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each product")
+    _add_threads(parser)
+
+
+def _run_bench(a: argparse.Namespace) -> int:
+    if a.repeats < 1:
+        raise ConfigError(f"repeats: {a.repeats} is less than 1")
+    cpu = cpu_info()
+    print(f"fp32 matrix products, GFLOP/s, best of {a.repeats}; level {cpu['level']}, kernel {cpu['gemm']}")
+    print(f"mom: {get_num_threads()} threads; numpy {np.__version__}: as many threads as its BLAS takes\n")
+    print(f"{'product':24}{'m, k, n':>18}{'mom':>10}{'numpy':>10}")
+    rng = np.random.default_rng(0)
+    for name, (m, k, n) in _GEMM_SHAPES.items():
+        left, right = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
+        best = {}
+        for who, product in (("mom", ops.gemm), ("numpy", np.matmul)):
+            product(left, right)
+            seconds = math.inf
+            for _ in range(a.repeats):
+                started = time.perf_counter()
+                product(left, right)
+                seconds = min(seconds, time.perf_counter() - started)
+            best[who] = 2e-9 * m * k * n / seconds
+        print(f"{name:24}{f'{m}, {k}, {n}':>18}{best['mom']:10.1f}{best['numpy']:10.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""A run that was stopped and resumed ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import kill_resume
+import numpy as np
+import pytest
+import small_run
+
+import mom
+from mom import checkpoint
+
+LAST = "step-00000020"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of 20 steps that was never stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    mom.train(small_run.model(), data, run_dir=folder, progress=False, **small_run.SETTINGS)
+    return folder
+
+
+def train(data: Path, run_dir: Path, *, resume: bool = False, callbacks: Any = (), **changes: Any) -> mom.MoM:
+    """Train a model whose own weights are others each time: what is resumed comes from the checkpoint."""
+    model = small_run.model(seed=1000 if resume else 0)
+    settings = {**small_run.SETTINGS, **changes}
+    model.last_result = mom.train(  # type: ignore[attr-defined]
+        model, data, run_dir=run_dir, resume=resume, callbacks=callbacks, progress=False, **settings
+    )
+    return model
+
+
+def states(run_dir: Path) -> tuple[bytes, bytes, dict[str, Any]]:
+    folder = run_dir / LAST
+    progress = json.loads((folder / "training.json").read_text())
+    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes(), progress
+
+
+def log(run_dir: Path, kind: str = "train", drop: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    timed = {"time", "seconds", "tokens_per_second", "peak_memory_bytes", "path"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("step", [1, 3, 8, 13, 19])
+def test_crashed_run_resumes_to_the_same_bits(data: Path, whole: Path, tmp_path: Path, step: int) -> None:
+    with pytest.raises(small_run.Crash):
+        train(data, tmp_path, callbacks=[small_run.crash_at(step)])
+    model = train(data, tmp_path, resume=True)
+    assert states(tmp_path) == states(whole)
+    assert small_run.parameter_bytes(model) == b"".join(
+        array.tobytes() for array in mom.MoM.from_pretrained(whole / LAST).parameters.values()
+    )
+    for kind in ("train", "eval"):
+        assert log(tmp_path, kind) == log(whole, kind)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_run_resumes_to_the_same_bits(
+    data: Path, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    for stop in (2, 9, 10, 17):
+        end = small_run.Call(lambda record, stop=stop: record["step"] == stop and os.kill(os.getpid(), number))
+        result = train(data, tmp_path, resume=stop != 2, callbacks=[end]).last_result  # type: ignore[attr-defined]
+        assert (result.interrupted, result.step) == (number.name, stop)
+        assert result.checkpoint == tmp_path / f"step-{stop:08d}"
+    assert train(data, tmp_path, resume=True).last_result.interrupted is None  # type: ignore[attr-defined]
+    assert states(tmp_path) == states(whole)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_signal_in_the_last_step_is_no_interruption(data: Path, whole: Path, tmp_path: Path) -> None:
+    end = small_run.Call(lambda record: record["step"] == 20 and os.kill(os.getpid(), signal.SIGTERM))
+    result = train(data, tmp_path, callbacks=[end]).last_result  # type: ignore[attr-defined]
+    assert result.interrupted is None and result.step == 20
+    assert states(tmp_path) == states(whole)
+
+
+def test_ignored_signal_stays_ignored(data: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        send = small_run.Call(lambda record: os.kill(os.getpid(), signal.SIGINT))
+        assert train(data, tmp_path, callbacks=[send], steps=3).last_result.step == 3  # type: ignore[attr-defined]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    digests = kill_resume.kill_and_resume(tmp_path, steps=40, repeats=1, seed=seed)
+    assert len(set(digests)) == 1
+
+
+def test_terminated_process_saves_leaves_and_resumes(tmp_path: Path) -> None:
+    data = small_run.write_data(tmp_path / "data")
+    kill_resume.finish(kill_resume.start(data, tmp_path / "whole", 40, resume=False))
+    process = kill_resume.start(data, tmp_path / "run", 40, resume=False)
+    last = kill_resume.stop(process, 11, 0.0, signal.SIGTERM)
+    assert process.returncode == 0 and (tmp_path / "run" / f"step-{last:08d}").is_dir()
+    assert kill_resume.finish(kill_resume.start(data, tmp_path / "run", 40, resume=True)) == 40 - last
+    assert kill_resume.digest(tmp_path / "run", 40) == kill_resume.digest(tmp_path / "whole", 40)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_damaged_newest_checkpoint_is_passed_over_with_the_reason(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    with pytest.raises(small_run.Crash):
+        train(data, tmp_path, callbacks=[small_run.crash_at(10)])
+    newest = tmp_path / "step-00000008"
+    file = newest / ("manifest.json" if damage == "manifest" else "optimizer.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-5] if damage in ("truncate", "manifest") else content)
+    result = train(data, tmp_path, resume=True).last_result  # type: ignore[attr-defined]
+    [(path, reason)] = result.passed_over
+    assert path == newest and file.name in reason
+    assert f"passed over {newest}: {reason}" in capsys.readouterr().err
+    assert states(tmp_path) == states(whole)
+    checkpoint.verify_folder(newest)
+
+
+def test_resume_without_checkpoint_starts_from_the_beginning(data: Path, whole: Path, tmp_path: Path) -> None:
+    mom.train(small_run.model(), data, run_dir=tmp_path, resume=True, progress=False, **small_run.SETTINGS)
+    assert states(tmp_path) == states(whole)
+
+
+def test_resume_of_a_finished_run_changes_nothing(data: Path, whole: Path) -> None:
+    before = states(whole), (whole / "log.jsonl").read_text()
+    result = train(data, whole, resume=True).last_result  # type: ignore[attr-defined]
+    assert result.step == 20 and result.lm_loss == log(whole)[-1]["lm_loss"]
+    assert (states(whole), (whole / "log.jsonl").read_text()) == before
+
+
+def test_used_run_dir_is_refused_and_left_alone(data: Path, whole: Path) -> None:
+    before = states(whole), (whole / "log.jsonl").read_text()
+    with pytest.raises(mom.TrainingError, match="run_dir: .* already holds checkpoints"):
+        train(data, whole)
+    assert (states(whole), (whole / "log.jsonl").read_text()) == before
+
+
+def test_resume_needs_a_run_dir(data: Path) -> None:
+    with pytest.raises(mom.ConfigError, match="resume: needs a run_dir"):
+        mom.train(small_run.model(), data, resume=True, progress=False, **small_run.SETTINGS)
+
+
+def test_resume_with_other_data_or_another_model_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(small_run.Crash):
+        train(data, tmp_path / "run", callbacks=[small_run.crash_at(5)])
+    with pytest.raises(mom.DataError, match="tokens is 3000, but this sampler has 2000"):
+        train(small_run.write_tokens(tmp_path / "other.bin", 2000), tmp_path / "run", resume=True)
+    with pytest.raises(mom.CheckpointError, match="does not fit the configuration"):
+        mom.train(
+            small_run.model(num_ffn=2), data, run_dir=tmp_path / "run", resume=True, progress=False, **small_run.SETTINGS
+        )
+
+
+def test_changed_settings_are_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(small_run.Crash):
+        train(data, tmp_path, callbacks=[small_run.crash_at(5)])
+    train(data, tmp_path, resume=True, lr=2e-3, batch_size=2)
+    said = capsys.readouterr().err
+    assert "resume: lr was 0.01 and is now 0.002" in said and "resume: batch_size was 4 and is now 2" in said
+
+
+def test_only_the_newest_checkpoints_are_kept(whole: Path) -> None:
+    assert sorted(p.name for p in whole.glob("step-*")) == [f"step-{s:08d}" for s in (12, 16, 20)]
+
+
+def test_checkpoint_is_a_model(whole: Path) -> None:
+    model = mom.MoM.from_pretrained(whole / LAST)
+    assert model.config == small_run.config()
+    assert len(model.generate(np.array([1, 2]), 3)) == 5
