@@ -17,7 +17,7 @@ help: ## list the targets
 
 demo: ## install into .venv and train a small model on the spot (TEXT=path: on your own text)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(PIP_FLAGS) .
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) '.[plots]'
 	$(VENV)/bin/mom demo $(if $(TEXT),--text "$(TEXT)")
 
 dev: ## editable install into .venv with everything that tests need, warnings as errors

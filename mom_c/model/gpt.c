@@ -397,8 +397,8 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
 /* ------------------------------------------------------------------ backward */
 
 /* Marks parameters that have a gradient now. A module has one if a token reached it in any round; a router if it
- * took part in a weight or in the balance loss. */
-static void mark_used(mom_gpt *gpt, int balance_active) {
+ * took part in a weight or in the balance loss (whatever that is weighted by: a product with zero depends on it too). */
+static void mark_used(mom_gpt *gpt, int has_balance) {
     mom_params *p = &gpt->params;
     for (size_t i = 0; i < p->num_places; i++) {
         const mom_place *place = &p->places[i];
@@ -419,7 +419,7 @@ static void mark_used(mom_gpt *gpt, int balance_active) {
             }
             if (!pool->routed || !place->rounds)
                 continue;
-            router_used |= balance_active && contributes(&gpt->halves[i][half].route);
+            router_used |= has_balance && contributes(&gpt->halves[i][half].route);
             for (size_t r = 0; router_used && r < pool->router_params; r++)
                 p->table[pool->first_router_param + r].used = 1;
         }
@@ -526,7 +526,7 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     /* pass 1: embedding */
     mom_embedding_backward(x, mom_param_grad(p, p->wte), mom_param_grad(p, p->wpe), dx, gpt->tokens, gpt->positions,
                            mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
-    mark_used(gpt, balance_scale != 0.0f && gpt->losses.has_balance);
+    mark_used(gpt, gpt->losses.has_balance);
     return MOM_OK;
 }
 

@@ -4,6 +4,7 @@ The public names are imported here and nowhere defined; see `mom.MoM`, `mom.MoMC
 submodules ``ops`` (every operator on plain arrays), ``reference`` (the NumPy twin), ``routing``, ``data``.
 """
 
+from . import _openmp as _openmp  # first: it loads the extension
 from . import ops
 from ._version import __version__
 from .config import MoMConfig

@@ -1,7 +1,7 @@
 """The command ``mom``: each flag has the name of the Python argument it sets (dashes do as well as underscores).
 
-Results go to standard output; progress and messages go to standard error. Exit status: 0 success, 1 an error (one line on
-standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usage, 128 + number after a signal.
+Results go to standard output; progress and messages go to standard error. Exit status: 0 success, 1 an error (one line
+on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usage, 128 + number after a signal.
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ def _field_help(documented: type) -> dict[str, str]:
     """Help text of every field, out of the ``Parameters`` section of a class's docstring."""
     found: dict[str, str] = {}
     section = re.search(r"Parameters\n\s*-+\n(.*?)(?:\n\n|\Z)", documented.__doc__ or "", re.DOTALL)
-    entries = re.findall(r"^ {4}(\w[^\n:]*) :([^\n]*)\n((?: {8}[^\n]*\n?)+)", section[1] if section else "", re.MULTILINE)
+    entries = re.findall(
+        r"^ {4}(\w[^\n:]*) :([^\n]*)\n((?: {8}[^\n]*\n?)+)", section[1] if section else "", re.MULTILINE
+    )
     for names, kind, text in entries:
         choices = re.search(r"\{(.*)\}", kind)
         words = [*text.replace("``", "").replace("`", "").split()]
@@ -164,7 +166,9 @@ def _add_demo(commands: Any) -> None:
         commands, "demo", _run_demo, "train a small model on the spot and look at its routes",
         "Without --text it reads the source code of Python's standard library.",
     )  # fmt: skip
-    parser.add_argument("--text", metavar="PATH", help="file or folder with your own text (.txt, .jsonl, .parquet, ...)")
+    parser.add_argument(
+        "--text", metavar="PATH", help="file or folder with your own text (.txt, .jsonl, .parquet, ...)"
+    )
     parser.add_argument("--out_dir", default="mom-demo", metavar="DIR", help="folder for the model and the picture")
     parser.add_argument("--minutes", type=float, default=2.0, help="about how long to train")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and sampling")
@@ -184,7 +188,7 @@ def _add_prepare(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE",
-        help="files (.txt, .jsonl, also .gz, or .parquet) and folders (default: the source of Python's standard library)",
+        help="files (.txt, .jsonl, also .gz, or .parquet) and folders (default: Python's standard library)",
     )  # fmt: skip
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for the files")
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or its folder (default: train a new one)")
@@ -192,8 +196,9 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--val_fraction", type=float, default=0.01, help="share of documents kept for validation")
     parser.add_argument("--seed", type=int, default=0, help="decides which documents these are")
     parser.add_argument(
-        "--append_eos", type=_truth, nargs="?", const=True, default=True, help="end every document with <|endoftext|>"
-    )
+        "--append_eos", type=_truth, nargs="?", const=True, default=True, metavar="BOOL",
+        help="end every document with <|endoftext|>",
+    )  # fmt: skip
     parser.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
     parser.add_argument(
         "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
@@ -221,16 +226,22 @@ def _run_prepare(a: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     parser = _command(
         commands, "train", _run_train, "train a language model",
-        "The run's folder gets checkpoints, log.jsonl and, at the end, the trained model in the folder 'model'. SIGTERM and "
-        "Ctrl-C save a checkpoint first; --resume goes on from there to the same bits as a run that was never stopped.",
+        "The run's folder gets checkpoints, log.jsonl and, at the end, the trained model in the folder 'model'. "
+        "SIGTERM and Ctrl-C save a checkpoint first; --resume goes on from there to the same bits as a run never stopped.",
     )  # fmt: skip
     parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare', or one token file")
-    parser.add_argument("--val_data", metavar="PATH", help="token file for validation (default: val.bin beside train.bin)")
+    parser.add_argument(
+        "--val_data", metavar="PATH", help="token file for validation (default: val.bin beside train.bin)"
+    )
     parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest valid checkpoint, with the model and settings in it"
+        "--resume",
+        action="store_true",
+        help="go on from the newest valid checkpoint, with the model and settings in it",
     )
-    parser.add_argument("--progress", type=_truth, nargs="?", const=True, default=True, help="show progress")
+    parser.add_argument(
+        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
     _add_threads(parser)
     group = parser.add_argument_group("model", "one of --preset, --model or --init_from, unless a run is resumed")
     group.add_argument("--preset", metavar="NAME", help=f"a named configuration: {', '.join(PRESETS)}")
@@ -249,15 +260,18 @@ def _add_train(commands: Any) -> None:
     group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     help_texts = _field_help(TrainingConfig)
-    kinds = {"int": int, "float": float, "str": str, "bool": _truth}
+    kinds: dict[str, dict[str, Any]] = {
+        "int": {"type": int, "metavar": "N"},
+        "float": {"type": float, "metavar": "X"},
+        "str": {"type": str, "metavar": "NAME"},
+        "bool": {"type": _truth, "metavar": "BOOL", "nargs": "?", "const": True},
+    }
     for field in dataclasses.fields(TrainingConfig):
         shown = "the model's n_positions, at most 1024" if field.name == "sequence_length" else field.default
         note = "" if field.default is None else f" (default: {shown})"
-        group.add_argument(
-            f"--{field.name}", type=kinds[str(field.type).split(" |")[0]], default=argparse.SUPPRESS,
-            help=help_texts.get(field.name, "") + note, metavar=field.name.upper(),
-            **({"nargs": "?", "const": True} if field.type == "bool" else {}),
-        )  # fmt: skip
+        text = help_texts.get(field.name, "").removesuffix(".") + note
+        kind = kinds[str(field.type).split(" |")[0]]
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
 
 
 def _run_train(a: argparse.Namespace) -> int:
@@ -271,15 +285,15 @@ def _run_train(a: argparse.Namespace) -> int:
     tokenizer = _tokenizer_beside(a.data)
     if tokenizer is not None:
         if model.tokenizer is not None and model.tokenizer.sha256 != tokenizer.sha256:
-            warnings.warn("the data were made with another tokenizer than the model's; the data's is kept", stacklevel=1)
+            warnings.warn(
+                "the data were made with another tokenizer than the model's; the data's is kept", stacklevel=1
+            )
         model.tokenizer = tokenizer
     settings.setdefault("sequence_length", min(TrainingConfig.sequence_length, model.config.n_positions))
     config = TrainingConfig().replace(**settings)
     print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
 
-    result = train(
-        model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress
-    )
+    result = train(model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress)
     if result.interrupted is not None:
         print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
         return 128 + signal.Signals[result.interrupted].value
@@ -406,7 +420,10 @@ def _add_evaluate(commands: Any) -> None:
     parser = _command(commands, "evaluate", _run_evaluate, "loss and perplexity of a model on token files")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
     parser.add_argument(
-        "--data", required=True, metavar="PATH", help="token file, or prepared folder (its val.bin; without one, train.bin)"
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="token file, or prepared folder (its val.bin; without one, train.bin)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
     parser.add_argument(
@@ -450,7 +467,9 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--max_new_tokens", type=int, help="tokens to add (default: 100, or fewer if no more fit)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
     parser.add_argument("--top_k", type=int, help="sample among so many most probable tokens")
-    parser.add_argument("--top_p", type=float, help="sample among the most probable tokens that make up this probability")
+    parser.add_argument(
+        "--top_p", type=float, help="sample among the most probable tokens that make up this probability"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     _add_threads(parser)
 
@@ -504,7 +523,9 @@ def _run_info(_: argparse.Namespace) -> int:
 # ------------------------------------------------------------------ bench
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", _run_bench, "measure the matrix product on this machine")
-    parser.add_argument("what", choices=("gemm",), help="gemm: mom.ops.gemm beside NumPy's, in GFLOP/s, best of the repeats")
+    parser.add_argument(
+        "what", choices=("gemm",), help="gemm: mom.ops.gemm beside NumPy's, in GFLOP/s, best of the repeats"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each product")
     _add_threads(parser)
 

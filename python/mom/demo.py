@@ -1,4 +1,4 @@
-"""The demonstration behind ``mom demo``: both phases of the recipe on real text, in a few minutes, with a look at the routes."""
+"""The demonstration behind ``mom demo``: both phases of the recipe on real text in a few minutes, then the routes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ PathLike = str | os.PathLike[str]
 
 #: Characters of text that are used; more would not be seen in the time.
 _MAX_CHARS = 4_000_000
-_BATCH_SIZE = 16
-_EVAL_BATCHES = 8
+_BATCH_SIZE = 8
+_EVAL_BATCHES = 16
 #: Share of the time that goes to the plain GPT-2 of phase one.
 _PHASE_ONE = 0.4
 _SHOWN_TOKENS = 10
@@ -78,15 +79,17 @@ def run_demo(
         return evaluate_loss(model, validation, _BATCH_SIZE, config.n_positions, _EVAL_BATCHES)
 
     vanilla = MoM(config.vanilla_config(), seed=seed)
-    print(f"2. Phase one: pre-train a plain GPT-2 of {vanilla.config.n_layer} layers, {vanilla.num_parameters:,} parameters")
+    print(
+        f"2. Phase one: pre-train a plain GPT-2 of {vanilla.config.n_layer} layers "
+        f"({vanilla.num_parameters:,} parameters)"
+    )
     vanilla.tokenizer = tokenizer
     untrained = loss_of(vanilla)
     settings = TrainingConfig(
-        batch_size=_BATCH_SIZE, sequence_length=config.n_positions, lr=3e-3, seed=seed, eval_every=0,
+        batch_size=_BATCH_SIZE, sequence_length=config.n_positions, lr=1.5e-3, seed=seed, eval_every=0,
         eval_batches=_EVAL_BATCHES, final_lr=0.1,
     )  # fmt: skip
-    steps = _steps_in(vanilla.config, 60.0 * minutes * _PHASE_ONE)
-    train(vanilla, out / "data", settings, steps=steps, description="GPT-2")
+    steps = _train_for(60.0 * minutes * _PHASE_ONE, vanilla, out / "data", settings, "GPT-2")
     losses = {"untrained": untrained, "vanilla": loss_of(vanilla)}
     vanilla.save_pretrained(out / "vanilla")
     print(f"   validation loss {untrained:.3f} -> {losses['vanilla']:.3f} in {steps} steps\n")
@@ -98,8 +101,7 @@ def run_demo(
         f"({model.num_parameters:,} parameters)"
     )
     losses["before"] = loss_of(model)
-    steps = _steps_in(config, 60.0 * minutes * (1.0 - _PHASE_ONE))
-    train(model, out / "data", settings, steps=steps, lr=2e-3, description="MoM")
+    steps = _train_for(60.0 * minutes * (1.0 - _PHASE_ONE), model, out / "data", settings, "MoM")
     losses["after"] = loss_of(model)
     model.save_pretrained(out / "model")
     print(f"   validation loss {losses['before']:.3f} -> {losses['after']:.3f} in {steps} steps\n")
@@ -121,7 +123,12 @@ def _prepare_text(text: PathLike | None, folder: Path, config: MoMConfig, seed: 
     name = documents.names[0]
     print(f"1. Text: {name}, {sum(map(len, texts)):,} characters of it")
     meta = prepare(
-        TextDocuments(texts, name=name), folder, vocab_size=config.vocab_size, val_fraction=0.05, seed=seed, progress=False
+        TextDocuments(texts, name=name),
+        folder,
+        vocab_size=config.vocab_size,
+        val_fraction=0.05,
+        seed=seed,
+        progress=False,
     )
     counts = {file: entry["tokens"] for file, entry in meta["files"].items()}
     for file in ("train.bin", "val.bin"):
@@ -151,6 +158,37 @@ def _sample(documents: Documents) -> list[str]:
         if not room:
             break
     return texts
+
+
+class _TimeIsUp(Exception):
+    """Ends a phase on a machine that has become much slower than it was when it was measured."""
+
+
+class _Deadline:
+    """A callback that ends training at a time and remembers the last step."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+        self.step = 0
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.step = record["step"]
+        if time.perf_counter() > self._end:
+            raise _TimeIsUp
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _train_for(seconds: float, model: MoM, data: Path, settings: TrainingConfig, description: str) -> int:
+    """Train for about so long; gives the number of steps."""
+    steps = _steps_in(model.config, seconds)
+    deadline = _Deadline(1.25 * seconds)
+    try:
+        train(model, data, settings, steps=steps, callbacks=[deadline], description=description)
+    except _TimeIsUp:
+        print(f"   (the machine has become busy: stopped after {deadline.step} of {steps} steps)")
+    return deadline.step
 
 
 def _steps_in(config: MoMConfig, seconds: float) -> int:
@@ -185,16 +223,18 @@ def _show_text(model: MoM, tokenizer: Tokenizer, validation: TokenFile, seed: in
     new = min(80, model.config.n_positions - len(prompt))
     tokens = model.generate(prompt, new, temperature=0.8, top_k=40, seed=seed)
     print("5. The model's own words, after >>>>")
-    told = f"{tokenizer.decode(prompt)}>>>>{tokenizer.decode(tokens[len(prompt):])}"
+    told = f"{tokenizer.decode(prompt)}>>>>{tokenizer.decode(tokens[len(prompt) :])}"
     print("\n".join(f"   | {line}" for line in told.splitlines()), end="\n\n")
 
 
 def _show_routes(model: MoM, tokenizer: Tokenizer, validation: TokenFile, out: Path) -> float:
     length = model.config.n_positions
-    rows = min(_EVAL_BATCHES, len(validation) // length)
+    rows = min(_BATCH_SIZE, len(validation) // length)
     ids = validation.windows(np.arange(rows) * length, length)
     routes = model(ids, return_routes=True).routes
-    assert routes is not None
+    first = ids[0, :_SHOWN_TOKENS]
+    first_routes = model(first, return_routes=True).routes
+    assert routes is not None and first_routes is not None
     use = module_use(routes)
     print(f"6. Routes of {ids.size:,} validation tokens: share of choices per module")
     for half, title in (("attn", "attention"), ("ffn", "feed-forward")):
@@ -205,9 +245,9 @@ def _show_routes(model: MoM, tokenizer: Tokenizer, validation: TokenFile, out: P
     skip_share = float(np.mean([u.skip_share for u in use.values()]))
     print(f"   SKIP in all: {skip_share:.1%}\n")
 
-    names = [json.dumps(tokenizer.decode([i]), ensure_ascii=False) for i in ids[0, :_SHOWN_TOKENS]]
-    print(f"7. Paths of the first {_SHOWN_TOKENS} tokens (A: attention, F: feed-forward, -: nothing but SKIP)")
-    table = format_paths(model, ids[0, :_SHOWN_TOKENS], model(ids[:1, :_SHOWN_TOKENS], return_routes=True).routes, names)  # type: ignore[arg-type]
+    names = [json.dumps(tokenizer.decode([i]), ensure_ascii=False) for i in first]
+    print(f"7. Paths of the first {len(first)} tokens (A: attention, F: feed-forward, -: nothing but SKIP)")
+    table = format_paths(model, first, first_routes, names)
     print("\n".join(f"   {line}" for line in table.splitlines()), end="\n\n")
 
     picture = out / "module_use.png"

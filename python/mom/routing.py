@@ -155,7 +155,9 @@ def format_paths(
     width = max([len(n) for n in names] + [5])
     cell = max(len(c) for line in [heads, *table] for c in line)
     head = "token".ljust(width) + "  " + "  ".join(h.ljust(cell) for h in heads)
-    lines = [n.ljust(width) + "  " + "  ".join(c.ljust(cell) for c in line) for n, line in zip(names, table, strict=True)]
+    lines = [
+        n.ljust(width) + "  " + "  ".join(c.ljust(cell) for c in line) for n, line in zip(names, table, strict=True)
+    ]
     return "\n".join(line.rstrip() for line in [head, *lines])
 
 
@@ -196,7 +198,9 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
         axis.set_xlabel("module")
         axis.set_title("attention" if half == "attn" else "feed-forward")
         for (y, x), value in np.ndenumerate(u.share):
-            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8)
+            axis.text(
+                x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8
+            )
     figure.colorbar(image, ax=list(axes), label="share of kept choices")
     figure.suptitle(title)
     return figure

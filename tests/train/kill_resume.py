@@ -29,12 +29,13 @@ def start(data: Path, run_dir: Path, steps: int, resume: bool) -> subprocess.Pop
 
 
 def work(data: Path, run_dir: Path, steps: int, resume: bool) -> None:
-    """The process's own part. The seed of the model differs when it is resumed: its weights come from the checkpoint."""
+    """The process's own part. With a checkpoint to resume from, the model's own weights do not matter: they differ."""
     settings = {**small_run.SETTINGS, "steps": steps, "save_every": 7, "eval_every": 10}
     print("ready", flush=True)
     report = small_run.Call(lambda record: print(record["step"], flush=True))
+    seed = int(any(run_dir.glob("step-*")))
     mom.train(
-        small_run.model(seed=int(resume)), data, run_dir=run_dir, resume=resume, callbacks=[report], progress=False, **settings
+        small_run.model(seed), data, run_dir=run_dir, resume=resume, callbacks=[report], progress=False, **settings
     )
 
 

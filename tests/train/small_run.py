@@ -13,17 +13,18 @@ from mom.data import TokenFile
 VOCABULARY, LENGTH = 64, 16
 
 SETTINGS: dict[str, Any] = {
-    "steps": 20, "batch_size": 4, "sequence_length": LENGTH, "accumulation": 2, "lr": 1e-2, "warmup": 3, "eval_every": 5,
-    "eval_batches": 2, "save_every": 4, "keep_last": 3, "seed": 5,
+    "steps": 20, "batch_size": 4, "sequence_length": LENGTH, "accumulation": 2, "lr": 1e-2, "warmup": 3,
+    "eval_every": 5, "eval_batches": 2, "save_every": 4, "keep_last": 3, "seed": 5,
 }  # fmt: skip
 
 
 def config(**changes: Any) -> mom.MoMConfig:
     """A block of 3 + 3 modules and SKIP, 2 rounds, noisy routers, dropout, 1 + 1 anchor layers."""
     fields: dict[str, Any] = {
-        "vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 16, "n_head": 2, "chunks": 1, "num_attn": 3, "num_ffn": 3,
-        "depth_per_chunk": 2, "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False, "router_dim": 8,
-        "router_type": "gru-softmax-random", "routing_top_k": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
+        "vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 16, "n_head": 2, "chunks": 1, "num_attn": 3,
+        "num_ffn": 3, "depth_per_chunk": 2, "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False,
+        "router_dim": 8, "router_type": "gru-softmax-random", "routing_top_k": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1,
+        "attn_pdrop": 0.1,
     }  # fmt: skip
     return mom.MoMConfig(**{**fields, **changes})
 

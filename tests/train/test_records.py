@@ -55,7 +55,9 @@ def test_log_tells_each_step(tmp_path: Path) -> None:
 
 def test_log_every_thins_the_log(tmp_path: Path) -> None:
     settings = {**small_run.SETTINGS, "log_every": 7, "save_every": 0}
-    mom.train(small_run.model(), small_run.tokens(tmp_path / "t.bin"), run_dir=tmp_path / "run", progress=False, **settings)
+    mom.train(
+        small_run.model(), small_run.tokens(tmp_path / "t.bin"), run_dir=tmp_path / "run", progress=False, **settings
+    )
     log = lines(tmp_path / "run" / "log.jsonl")
     assert [(e["kind"], e["step"]) for e in log] == [("train", 7), ("train", 14), ("train", 20), ("checkpoint", 20)]
 
@@ -83,7 +85,9 @@ def test_resumed_log_drops_undone_steps_and_a_cut_line(tmp_path: Path) -> None:
 def test_progress_without_a_terminal_is_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(100, 0, "run")
     for step in range(1, 101):
-        progress.record({"kind": "train", "step": step, "lm_loss": 2.5, "balance_loss": 1.0, "tokens_per_second": 1234.5})
+        progress.record(
+            {"kind": "train", "step": step, "lm_loss": 2.5, "balance_loss": 1.0, "tokens_per_second": 1234.5}
+        )
     progress.record({"kind": "skip", "step": 100, "reason": "loss is nan"})
     progress.close()
     said = capsys.readouterr().err.splitlines()

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 import small_run
 
 import mom
-from mom import checkpoint
 
 LAST = "step-00000020"
 
@@ -36,8 +33,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(data: Path, run_dir: Path, *, resume: bool = False, callbacks: Any = (), **changes: Any) -> mom.MoM:
-    """Train a model whose own weights are others each time: what is resumed comes from the checkpoint."""
-    model = small_run.model(seed=1000 if resume else 0)
+    """Train a model. With a checkpoint to resume from, its own weights are others: they do not matter."""
+    model = small_run.model(seed=1000 if resume and any(run_dir.glob("step-*")) else 0)
     settings = {**small_run.SETTINGS, **changes}
     model.last_result = mom.train(  # type: ignore[attr-defined]
         model, data, run_dir=run_dir, resume=resume, callbacks=callbacks, progress=False, **settings
@@ -51,7 +48,7 @@ def states(run_dir: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes(), progress
 
 
-def log(run_dir: Path, kind: str = "train", drop: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def log(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     timed = {"time", "seconds", "tokens_per_second", "peak_memory_bytes", "path"}
     return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] == kind]
@@ -138,11 +135,11 @@ def test_damaged_newest_checkpoint_is_passed_over_with_the_reason(
     assert path == newest and file.name in reason
     assert f"passed over {newest}: {reason}" in capsys.readouterr().err
     assert states(tmp_path) == states(whole)
-    checkpoint.verify_folder(newest)
+    assert not newest.exists()  # replaced by a good one, which gave way to newer ones
 
 
 def test_resume_without_checkpoint_starts_from_the_beginning(data: Path, whole: Path, tmp_path: Path) -> None:
-    mom.train(small_run.model(), data, run_dir=tmp_path, resume=True, progress=False, **small_run.SETTINGS)
+    train(data, tmp_path, resume=True)
     assert states(tmp_path) == states(whole)
 
 
@@ -172,7 +169,12 @@ def test_resume_with_other_data_or_another_model_is_refused(data: Path, tmp_path
         train(small_run.write_tokens(tmp_path / "other.bin", 2000), tmp_path / "run", resume=True)
     with pytest.raises(mom.CheckpointError, match="does not fit the configuration"):
         mom.train(
-            small_run.model(num_ffn=2), data, run_dir=tmp_path / "run", resume=True, progress=False, **small_run.SETTINGS
+            small_run.model(num_ffn=2),
+            data,
+            run_dir=tmp_path / "run",
+            resume=True,
+            progress=False,
+            **small_run.SETTINGS,
         )
 
 

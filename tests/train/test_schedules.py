@@ -53,8 +53,8 @@ def test_impossible_schedules_are_refused(make: Any, arguments: tuple[Any, ...])
 def test_run_follows_its_schedule(tmp_path: Path, schedule: str, expected: list[float]) -> None:
     rates: list[float] = []
     mom.train(
-        small_run.model(), small_run.tokens(tmp_path / "tokens.bin"), steps=6, batch_size=2, sequence_length=16, lr=2e-3,
-        schedule=schedule, warmup=2, final_lr=0.1, progress=False,
+        small_run.model(), small_run.tokens(tmp_path / "tokens.bin"), steps=6, batch_size=2, sequence_length=16,
+        lr=2e-3, schedule=schedule, warmup=2, final_lr=0.1, progress=False,
         callbacks=[small_run.Call(lambda record: rates.append(record["lr"]))],
     )  # fmt: skip
     assert rates == pytest.approx([2e-3 * factor for factor in expected])

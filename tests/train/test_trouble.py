@@ -63,8 +63,12 @@ def test_bad_steps_are_skipped_counted_and_change_nothing(data: Any, tmp_path: P
 def test_run_stops_after_several_bad_steps_and_keeps_good_checkpoints(data: Any, tmp_path: Path) -> None:
     model = small_run.model()
     settings = {**SETTINGS, "save_every": 1, "keep_last": 1, "max_bad_steps": 4}
-    with pytest.raises(mom.TrainingError, match=r"4 steps in a row were not finite \(the last: loss is nan.*at step 11"):
-        mom.train(model, data, run_dir=tmp_path, callbacks=[Poison(model, 7)], progress=False, **{**settings, "save_every": 6})
+    with pytest.raises(
+        mom.TrainingError, match=r"4 steps in a row were not finite \(the last: loss is nan.*at step 11"
+    ):
+        mom.train(
+            model, data, run_dir=tmp_path, callbacks=[Poison(model, 7)], progress=False, **{**settings, "save_every": 6}
+        )
     newest, _ = checkpoint.latest_valid(tmp_path)
     assert newest == tmp_path / "step-00000006"
     assert all(np.isfinite(array).all() for array in mom.MoM.from_pretrained(newest).parameters.values())
@@ -93,7 +97,12 @@ def test_skips_in_a_row_survive_a_resume(data: Any, tmp_path: Path) -> None:
     stop = small_run.Call(lambda record: record["step"] == 9 and (_ for _ in ()).throw(small_run.Crash))
     with pytest.raises(small_run.Crash):
         mom.train(
-            model, data, run_dir=tmp_path / "run", callbacks=[Poison(model, 5, heal_after=2), stop], progress=False, **SETTINGS
+            model,
+            data,
+            run_dir=tmp_path / "run",
+            callbacks=[Poison(model, 5, heal_after=2), stop],
+            progress=False,
+            **SETTINGS,
         )
     result = mom.train(small_run.model(), data, run_dir=tmp_path / "run", resume=True, progress=False, **SETTINGS)
     assert (result.step, result.skipped) == (20, 2)
@@ -122,8 +131,11 @@ def test_full_disk_leaves_checkpoints_and_model_usable(
     for name in ("step-00000004", "step-00000008"):
         checkpoint.verify_folder(run_dir / name)
     model.save_pretrained(tmp_path / "saved")
-    ids = np.arange(16)
-    assert mom.MoM.from_pretrained(tmp_path / "saved")(ids, labels=ids).loss == model(ids, labels=ids).loss
+    losses = []
+    for usable in (model, mom.MoM.from_pretrained(tmp_path / "saved")):
+        usable.random_state = (0, 0)
+        losses.append(usable(np.arange(16), labels=np.arange(16)).loss)
+    assert losses[0] == losses[1]
     resumed = small_run.model(seed=9)
     mom.train(resumed, data, run_dir=run_dir, resume=True, progress=False, **SETTINGS)
     assert small_run.parameter_bytes(resumed) == small_run.parameter_bytes(whole)
@@ -167,7 +179,7 @@ def test_short_validation_data_are_refused_or_left_out(tmp_path: Path, capsys: p
 
 def test_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
     large = small_run.write_tokens(tmp_path / "large.bin", 500, vocabulary=100)
-    with pytest.raises(mom.DataError, match="id 64 at position .* is not less than vocab_size = 64"):
+    with pytest.raises(mom.DataError, match=r"id \d+ at position \d+ is not less than vocab_size = 64"):
         mom.train(
             small_run.model(), large, steps=30, batch_size=4, sequence_length=16, sampling="consecutive", progress=False
         )

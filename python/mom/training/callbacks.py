@@ -86,7 +86,8 @@ class Progress:
         elif record["step"] >= self._next_line or record["step"] == self._steps:
             self._next_line = record["step"] + max(1, self._steps // 10)
             self._write(
-                f"{self._description}: step {record['step']}/{self._steps} " + " ".join(f"{k} {v}" for k, v in shown.items())
+                f"{self._description}: step {record['step']}/{self._steps} "
+                + " ".join(f"{k} {v}" for k, v in shown.items())
             )
 
     def _write(self, text: str) -> None:
@@ -115,7 +116,9 @@ class TensorBoard:
             from tensorboard.compat.proto.summary_pb2 import Summary
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:
-            raise ImportError("tensorboard=True needs the package tensorboard: pip install 'mom[tensorboard]'") from None
+            raise ImportError(
+                "tensorboard=True needs the package tensorboard: pip install 'mom[tensorboard]'"
+            ) from None
         self._event, self._summary = Event, Summary
         self._writer = EventFileWriter(str(run_dir / "tensorboard"))
 
@@ -126,7 +129,9 @@ class TensorBoard:
             if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
         ]
         if values:
-            event = self._event(wall_time=record.get("time", 0.0), step=record["step"], summary=self._summary(value=values))
+            event = self._event(
+                wall_time=record.get("time", 0.0), step=record["step"], summary=self._summary(value=values)
+            )
             self._writer.add_event(event)
 
     def close(self) -> None:

@@ -120,8 +120,8 @@ def _stop_signals() -> Iterator[list[str]]:
     try:
         yield received
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for changed, old in previous.items():
+            signal.signal(changed, old)
 
 
 def _schedule(config: TrainingConfig) -> Any:
@@ -211,7 +211,8 @@ def train(
     config = (config or TrainingConfig()).replace(**changes)
     if config.sequence_length > model.config.n_positions:
         raise ConfigError(
-            f"sequence_length: {config.sequence_length} is more than the model's n_positions = {model.config.n_positions}"
+            f"sequence_length: {config.sequence_length} is more than "
+            f"the model's n_positions = {model.config.n_positions}"
         )
     if config.tensorboard and run_dir is None:
         raise ConfigError("tensorboard: needs a run_dir")
@@ -244,9 +245,7 @@ def train(
             model.training = was_training
 
 
-def _open_data(
-    data: Any, val_data: Any, model: MoM, sequence_length: int
-) -> tuple[TokenFile, TokenFile | None]:
+def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tuple[TokenFile, TokenFile | None]:
     def open_one(source: Any) -> TokenFile:
         return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
 
@@ -267,7 +266,12 @@ def _open_data(
 
 class _Run:
     def __init__(
-        self, model: MoM, config: TrainingConfig, sampler: WindowSampler, validation: TokenFile | None, run_dir: Path | None
+        self,
+        model: MoM,
+        config: TrainingConfig,
+        sampler: WindowSampler,
+        validation: TokenFile | None,
+        run_dir: Path | None,
     ) -> None:
         self.model, self.config, self.sampler, self.validation, self.dir = model, config, sampler, validation, run_dir
         self.optimizer = AdamW(
@@ -304,7 +308,10 @@ class _Run:
         before = TrainingConfig.from_dict(state["config"], f"{latest}/training.json")
         for name in ("batch_size", "sequence_length", "accumulation", "seed", "sampling", "steps", "lr", "schedule"):
             if getattr(before, name) != getattr(self.config, name):
-                print(f"resume: {name} was {getattr(before, name)} and is now {getattr(self.config, name)}", file=sys.stderr)
+                print(
+                    f"resume: {name} was {getattr(before, name)} and is now {getattr(self.config, name)}",
+                    file=sys.stderr,
+                )
         self.sampler.load_state_dict(state["sampler"])
         self.step = self.saved_step = int(state["step"])
         self.skipped, self.bad_in_a_row = int(state["skipped"]), int(state["bad_in_a_row"])
@@ -387,7 +394,8 @@ class _Run:
         self._record("skip", reason=reason, skipped_steps=self.skipped)
         if self.bad_in_a_row >= self.config.max_bad_steps:
             raise TrainingError(
-                f"{self.bad_in_a_row} steps in a row were not finite (the last: {reason}); stopped at step {self.step + 1}"
+                f"{self.bad_in_a_row} steps in a row were not finite (the last: {reason}); "
+                f"stopped at step {self.step + 1}"
             )
 
     def _evaluate(self) -> None:

@@ -19,12 +19,14 @@ PREFIX = "step-"
 def save_state(
     run_dir: Path, step: int, model: _Network, optimizer: AdamW, progress: dict[str, Any], keep_last: int
 ) -> Path:
-    """Write everything a run needs to go on after `step` steps; older folders beyond `keep_last` are removed after it."""
+    """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders."""
     path = run_dir / f"{PREFIX}{step:08d}"
     files = model._files(dict(model.parameters))
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
-    files["training.json"] = (json.dumps({"step": step, "random_state": model.random_state, **progress}) + "\n").encode()
+    files["training.json"] = (
+        json.dumps({"step": step, "random_state": model.random_state, **progress}) + "\n"
+    ).encode()
     checkpoint.write_folder(path, files)
     checkpoint.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
     return path
@@ -33,7 +35,7 @@ def save_state(
 def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
     """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
     try:
-        progress = json.loads((path / "training.json").read_text(encoding="utf-8"))
+        progress: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
         random_state = progress["random_state"]
         int(progress["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,23 @@
+"""Loads the extension with a short spin between parallel regions.
+
+GNU OpenMP lets a thread that waits for the next parallel region spin for milliseconds before it sleeps. Where another
+process wants the same core, that makes a step many times slower. The library reads its setting once, when it is loaded
+with the extension, so the variable is set for that moment only; the user's own setting is respected.
+"""
+
+from __future__ import annotations
+
+import os
+
+_NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+#: Turns of a loop around the processor's pause instruction: some tens of microseconds.
+_SPINS = "2000"
+
+_ask = not any(name in os.environ for name in _NAMES)
+if _ask:
+    os.environ["GOMP_SPINCOUNT"] = _SPINS
+try:
+    from . import _core  # noqa: F401
+finally:
+    if _ask:
+        del os.environ["GOMP_SPINCOUNT"]

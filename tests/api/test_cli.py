@@ -1,0 +1,414 @@
+"""The command ``mom``: every command on small inputs, its errors and exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom import cli, config, demo
+from mom.data import TokenFile
+from mom.training import evaluate_loss
+
+SMALL = ["n_embd=16", "n_head=2", "n_positions=32", "num_attn=2", "num_ffn=3", "depth_per_chunk=2", "router_dim=8"]
+MODEL = ["--preset", "demo", *(word for change in SMALL for word in ("--set", change))]
+SETTINGS = ["--steps", "4", "--batch-size", "2", "--lr", "0.01", "--warmup", "0"]
+
+
+@pytest.fixture
+def mom_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process; gives status, output and messages."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of some 30 kB of text."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    rng = np.random.default_rng(0)
+    words = ["the", "module", "token", "router", "chooses", "skips", "a", "path", "and", "again"]
+    file.write_text("".join(" ".join(rng.choice(words, 8)) + ".\n\n" for _ in range(700)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    flags = ["--out_dir", str(folder), "--vocab_size", "300", "--split", "blank_line", "--val_fraction", "0.1"]
+    assert cli.main(["prepare", str(text), *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main(["train", "--data", str(data), "--run_dir", str(folder), *MODEL, *SETTINGS]) == 0
+    return folder
+
+
+# ------------------------------------------------------------------ the command as such
+def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> None:
+    status, out, _ = mom_command("--help")
+    assert status == 0
+    for name in ("demo", "prepare", "train", "evaluate", "generate", "info", "bench"):
+        assert re.search(rf"^ +{name} +\w", out, re.MULTILINE), name
+        status, explained, _ = mom_command(name, "--help")
+        assert status == 0 and f"usage: mom {name}" in explained
+
+
+def test_every_training_field_is_a_flag_with_help(mom_command: Any) -> None:
+    _, out, _ = mom_command("train", "--help")
+    texts = cli._field_help(mom.TrainingConfig)
+    for field in dataclasses.fields(mom.TrainingConfig):
+        assert f"--{field.name} " in out
+        assert len(texts[field.name]) > 5, field.name
+
+
+def test_version(mom_command: Any) -> None:
+    assert mom_command("--version")[:2] == (0, f"mom {mom.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("train",), ("generate", "--model", "x"), ("bench", "fast")])
+def test_wrong_usage_is_status_2(mom_command: Any, arguments: tuple[str, ...]) -> None:
+    status, out, err = mom_command(*arguments)
+    assert status == 2 and not out and "usage: mom" in err
+
+
+def test_dashes_do_as_well_as_underscores() -> None:
+    assert cli._with_underscores(["--out-dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this"]) == [
+        "--out_dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this",
+    ]  # fmt: skip
+
+
+def test_error_is_one_line_and_a_traceback_on_request(
+    mom_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOM_DEBUG_TRACEBACK", raising=False)
+    arguments = ("generate", "--model", tmp_path / "none", "--prompt", "a")
+    status, out, err = mom_command(*arguments)
+    assert (status, out) == (1, "") and err == f"mom: error: folder: {tmp_path / 'none'} is not a folder\n"
+    monkeypatch.setenv("MOM_DEBUG_TRACEBACK", "1")
+    with pytest.raises(mom.CheckpointError):
+        mom_command(*arguments)
+
+
+def test_closed_output_is_no_error() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "mom.cli", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    assert command.wait(timeout=60) == 128 + signal.SIGPIPE
+
+
+def test_interrupt_is_status_130(mom_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "cpu_info", interrupt)
+    assert mom_command("info") == (130, "", "mom: interrupted\n")
+
+
+def test_number_of_threads_is_set_and_checked(mom_command: Any, trained: Path, data: Path) -> None:
+    flags = ("evaluate", "--model", trained / "model", "--data", data, "--batches", 1)
+    assert mom_command(*flags, "--threads", 1)[0] == 0 and mom.get_num_threads() == 1
+    status, _, err = mom_command(*flags, "--threads", 0)
+    assert status == 1 and err.startswith("mom: error: ") and err.count("\n") == 1
+
+
+# ------------------------------------------------------------------ prepare
+def test_prepare_writes_token_files(data: Path) -> None:
+    meta = json.loads((data / "meta.json").read_text())
+    assert meta["vocab_size"] == 300 and meta["documents"] == 700 and meta["val_split"] == "documents"
+    assert len(TokenFile(data / "val.bin")) == meta["files"]["val.bin"]["tokens"]
+
+
+def test_prepare_with_a_tokenizer_a_key_and_unreadable_records(mom_command: Any, data: Path, tmp_path: Path) -> None:
+    source = tmp_path / "some.jsonl"
+    source.write_text('{"body": "the token"}\n{"other": 1}\n{"body": "a path"}\n')
+    flags = (
+        "prepare",
+        source,
+        "--out-dir",
+        tmp_path / "out",
+        "--key",
+        "body",
+        "--tokenizer",
+        data,
+        "--val_fraction",
+        0,
+    )
+    status, _, err = mom_command(*flags)
+    assert status == 1 and "some.jsonl: line 2: no key 'body'" in err and not (tmp_path / "out").exists()
+    status, out, err = mom_command(*flags, "--on_error", "skip", "--append_eos", "false")
+    assert status == 0 and "warning: 1 unreadable records left out" in err
+    assert "2 documents" in out and not (tmp_path / "out" / "val.bin").exists()
+    tokenizer = mom.Tokenizer.load(tmp_path / "out")
+    ids = TokenFile(tmp_path / "out").read(0, len(TokenFile(tmp_path / "out")))
+    assert tokenizer.decode(ids) == "the tokena path"
+
+
+def test_prepare_takes_the_standard_library_without_sources(
+    mom_command: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "standard_library_text", lambda: mom.data.Documents(text, name="standard library"))
+    assert mom_command("prepare", "--out_dir", tmp_path, "--vocab_size", 260)[0] == 0
+    assert json.loads((tmp_path / "meta.json").read_text())["sources"] == ["standard library"]
+
+
+# ------------------------------------------------------------------ train
+def test_train_saves_model_and_tokenizer(trained: Path, data: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    assert (model.config.vocab_size, model.config.num_ffn, model.config.n_positions) == (300, 3, 32)
+    assert model.tokenizer.sha256 == mom.Tokenizer.load(data).sha256
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["kind"] == "train"] == [1, 2, 3, 4]
+    assert [e["step"] for e in lines if e["kind"] == "eval"] == [4]
+    saved = json.loads((trained / "step-00000004" / "training.json").read_text())["config"]
+    assert (saved["batch_size"], saved["sequence_length"]) == (2, 32)
+
+
+def test_used_run_dir_needs_resume(mom_command: Any, trained: Path, data: Path) -> None:
+    flags = ("train", "--data", data, "--run_dir", trained)
+    status, _, err = mom_command(*flags, *MODEL, *SETTINGS)
+    assert status == 1 and "already holds checkpoints" in err
+    status, out, _ = mom_command(*flags, "--resume")
+    assert status == 0 and out.startswith("step 4\n")
+    status, _, err = mom_command(*flags, "--resume", *MODEL, "--set", "num_ffn=4")
+    assert status == 1 and "resume: num_ffn is 3 in " in err and "but 4 is asked for" in err
+
+
+def test_resume_takes_settings_from_the_checkpoint_and_flags_win(mom_command: Any, data: Path, tmp_path: Path) -> None:
+    flags = ("train", "--data", data, "--run_dir", tmp_path, "--progress", "false")
+    assert mom_command(*flags, "--resume", *MODEL, *SETTINGS, "--schedule", "constant")[0] == 0
+    status, out, err = mom_command(*flags, "--resume", "--steps", 6)
+    assert status == 0 and out.startswith("step 6\n") and "steps was 4 and is now 6" in err
+    saved = json.loads((tmp_path / "step-00000006" / "training.json").read_text())["config"]
+    assert (saved["batch_size"], saved["lr"], saved["schedule"], saved["steps"]) == (2, 0.01, "constant", 6)
+
+
+def test_settings_from_a_file_and_flags_win(mom_command: Any, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[training]\nsteps = 2\nbatch_size = 3\nsequence_length = 8\n")
+    flags = ("train", "--data", data, "--run_dir", tmp_path / "run", *MODEL, "--config", file)
+    assert mom_command(*flags, "--batch_size", 1)[0] == 0
+    saved = json.loads((tmp_path / "run" / "step-00000002" / "training.json").read_text())["config"]
+    assert (saved["batch_size"], saved["sequence_length"]) == (1, 8)
+    file.write_text("stepz = 2\n")
+    status, _, err = mom_command(*flags)
+    assert status == 1 and err == f"mom: error: {file}: unknown training field 'stepz'\n"
+
+
+def test_both_phases_from_the_command_line(mom_command: Any, data: Path, tmp_path: Path) -> None:
+    flags = ("train", "--data", data, *SETTINGS, "--progress", "false", "--run_dir")
+    config_file = tmp_path / "config.json"
+    asked = mom.MoMConfig.preset("demo").replace(**cli._changes(SMALL))
+    asked.to_json(config_file)
+    assert mom_command(*flags, tmp_path / "one", "--model", config_file, "--vanilla")[0] == 0
+    vanilla = mom.MoM.from_pretrained(tmp_path / "one" / "model")
+    assert vanilla.config.is_vanilla and vanilla.config.n_layer == asked.vanilla_layers()
+    one = ("--model", config_file, "--from_vanilla", tmp_path / "one" / "model")
+    assert mom_command(*flags, tmp_path / "two", *one, "--lr", 0, "--weight_decay", 0)[0] == 0
+    model = mom.MoM.from_pretrained(tmp_path / "two" / "model")
+    np.testing.assert_array_equal(
+        model.parameters["transformer.wte.weight"], vanilla.parameters["transformer.wte.weight"]
+    )
+    assert mom_command(*flags, tmp_path / "three", "--init_from", tmp_path / "two" / "model")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "model: expected one of --preset, --model, --init_from, got nothing"),
+        (["--preset", "demo", "--init_from", "x"], "got --preset and --init_from"),
+        (["--preset", "huge"], "name: no preset 'huge'"),
+        (["--init_from", "x", "--vanilla"], "init_from: cannot be combined with --vanilla"),
+        (["--preset", "demo", "--from_vanilla", "x", "--vanilla"], "from_vanilla: cannot be combined with --vanilla"),
+        (["--preset", "demo", "--set", "width"], "set: 'width' is not NAME=VALUE"),
+        (["--preset", "demo", "--set", "width=3"], "width: unknown configuration field"),
+        (["--preset", "demo", "--set", "vocab_size=100"], "vocab_size: the model has 100 tokens, the data 300"),
+        ([*MODEL, "--lr", "-1"], "lr: -1.0 is not in"),
+        ([*MODEL, "--sequence_length", "64"], "sequence_length: 64 is more than the model's n_positions = 32"),
+        (["--model", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
+    ],
+)  # fmt: skip
+def test_train_errors(mom_command: Any, data: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    status, out, err = mom_command("train", "--data", data, "--run_dir", tmp_path / "run", *flags)
+    assert status == 1 and not out
+    assert message in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_values_of_set_are_json_or_words() -> None:
+    pairs = ["a=3", "b=0.5", "c=gru-softmax", "d=none", "e=True", "f=false", 'g="7"', "h=a=b"]
+    expected = {"a": 3, "b": 0.5, "c": "gru-softmax", "d": None, "e": True, "f": False, "g": "7", "h": "a=b"}
+    assert cli._changes(pairs) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_leaves_with_its_status(data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["train", "--data", str(data), "--run_dir", str(run_dir), *MODEL, "--batch_size", "1", "--steps", "100000"]
+    command = subprocess.Popen([sys.executable, "-m", "mom.cli", *flags], stderr=subprocess.PIPE, text=True)
+    log = run_dir / "log.jsonl"
+    end = time.monotonic() + 60
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.kill(command.pid, number)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 128 + number
+    [folder] = run_dir.glob("step-*")
+    assert f"{number.name}: saved {folder}; go on with --resume" in err and "Traceback" not in err
+    assert not (run_dir / "model").exists()
+    steps = int(folder.name.removeprefix("step-")) + 2
+    assert cli.main(["train", "--data", str(data), "--run_dir", str(run_dir), "--resume", "--steps", str(steps)]) == 0
+
+
+# ------------------------------------------------------------------ evaluate and generate
+def test_evaluate_prints_loss_and_perplexity(mom_command: Any, trained: Path, data: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    tokens = TokenFile(data / "val.bin")
+    expected = evaluate_loss(model, tokens, 8, 32, 10**6)
+    status, out, _ = mom_command("evaluate", "--model", trained / "model", "--data", data)
+    assert status == 0
+    values = dict(line.rsplit(" ", 1) for line in out.splitlines())
+    assert float(values["loss"]) == pytest.approx(expected, abs=1e-6)
+    assert float(values["perplexity"]) == pytest.approx(np.exp(expected), rel=1e-4)
+    assert out.startswith(f"data {data / 'val.bin'}, {len(tokens) // 32 * 32:,} tokens in windows of 32\n")
+    other = mom_command("evaluate", "--model", trained / "step-00000004", "--data", data / "val.bin", "--batch-size", 3)
+    assert other[1].splitlines()[1] == out.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--sequence_length", "33"], "sequence_length: 33 is not in [2, 32]"),
+        (["--batch_size", "0"], "batch_size: 0 is less than 1"),
+        (["--batches", "0"], "batches: 0 is less than 1"),
+    ],
+)
+def test_evaluate_errors(mom_command: Any, trained: Path, data: Path, flags: list[str], message: str) -> None:
+    status, _, err = mom_command("evaluate", "--model", trained / "model", "--data", data, *flags)
+    assert status == 1 and message in err
+
+
+def test_generate_continues_the_prompt(mom_command: Any, trained: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    prompt = model.tokenizer.encode("the router")
+    ids = model.generate(prompt, 5, temperature=0.7, top_k=9, top_p=0.9, seed=3, stop_token=model.tokenizer.eos_id)
+    flags = ("--max-new-tokens", 5, "--temperature", 0.7, "--top_k", 9, "--top_p", 0.9, "--seed", 3)
+    status, out, _ = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
+    assert status == 0 and out == model.tokenizer.decode(ids) + "\n" and out.startswith("the router")
+
+
+def test_generate_from_nothing_fills_the_model(mom_command: Any, trained: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    eos = model.tokenizer.eos_id
+    ids = model.generate(np.array([eos]), 31, temperature=0.5, stop_token=eos)
+    status, out, _ = mom_command("generate", "--model", trained / "model", "--prompt", "", "--temperature", 0.5)
+    assert status == 0 and out == model.tokenizer.decode(ids[1:]) + "\n"
+
+
+def test_generate_errors(mom_command: Any, trained: Path, tmp_path: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    model.tokenizer = None
+    model.save_pretrained(tmp_path / "bare")
+    status, _, err = mom_command("generate", "--model", tmp_path / "bare", "--prompt", "a")
+    assert status == 1 and "holds none; name one with --tokenizer" in err
+    flags = ("--prompt", "a", "--tokenizer", trained / "model", "--max_new_tokens", 2)
+    assert mom_command("generate", "--model", tmp_path / "bare", *flags)[0] == 0
+    status, _, err = mom_command("generate", "--model", trained / "model", "--prompt", "a", "--max_new_tokens", 99)
+    assert status == 1 and "max_new_tokens: prompt and 99 new tokens need 100 positions, the model has 32" in err
+
+
+# ------------------------------------------------------------------ info, bench, demo
+def test_info_names_versions_and_kernels(mom_command: Any) -> None:
+    status, out, _ = mom_command("info")
+    assert status == 0
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith("matrix"))
+    assert rows["mom"] == mom.__version__ and rows["numpy"] == np.__version__
+    assert rows["level"].startswith(mom.cpu_info()["level"])
+    assert f"matrix kernel {mom.cpu_info()['gemm']}" in out
+
+
+def test_bench_gemm_prints_a_table(mom_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_GEMM_SHAPES", {"square": (32, 32, 32), "flat": (8, 64, 16)})
+    status, out, _ = mom_command("bench", "gemm", "--repeats", 2)
+    assert status == 0
+    rows = [line.split() for line in out.splitlines()[-2:]]
+    assert [row[0] for row in rows] == ["square", "flat"] and all(float(x) > 0 for row in rows for x in row[-2:])
+    assert mom_command("bench", "gemm", "--repeats", 0)[0] == 1
+
+
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {
+        **config.PRESETS["demo"],
+        "n_embd": 16,
+        "n_head": 2,
+        "n_positions": 32,
+        "vocab_size": 300,
+        "router_dim": 8,
+    }
+    monkeypatch.setitem(config.PRESETS, "demo", fields)
+
+
+def test_demo_runs_on_own_text(mom_command: Any, text: Path, tmp_path: Path, small_demo: None) -> None:
+    out_dir = tmp_path / "demo"
+    status, out, err = mom_command("demo", "--text", text, "--out_dir", out_dir, "--minutes", 0.005)
+    assert status == 0, err
+    for part in ("Phase one", "Phase two", "MoM at its end", ">>>>", "SKIP in all: ", "round 3", "Heat map"):
+        assert part in out, part
+    assert "GPT-2: step " in err and "MoM: step " in err and " balance " in err and " tok/s " in err
+    assert (out_dir / "module_use.png").read_bytes().startswith(b"\x89PNG")
+    model = mom.MoM.from_pretrained(out_dir / "model")
+    assert model.tokenizer is not None and not model.config.is_vanilla
+    # A second run replaces the first.
+    assert mom_command("demo", "--text", text, "--out_dir", out_dir, "--minutes", 0.001)[0] == 0
+
+
+def test_demo_without_matplotlib_goes_on(
+    mom_command: Any, text: Path, tmp_path: Path, small_demo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = mom_command("demo", "--text", text, "--out_dir", tmp_path, "--minutes", 0.001)
+    assert status == 0 and "No heat map: plots need matplotlib" in err and "To go on:" in out
+
+
+def test_demo_learns(text: Path, tmp_path: Path, small_demo: None) -> None:
+    losses = demo.run_demo(text, tmp_path, minutes=0.03)
+    assert losses["untrained"] - 0.5 > losses["vanilla"] and losses["before"] > losses["after"]
+
+
+def test_demo_errors(mom_command: Any, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("too short\n" * 3)
+    status, _, err = mom_command("demo", "--text", short, "--out_dir", tmp_path / "out")
+    assert status == 1 and "use a longer text" in err
+    status, _, err = mom_command("demo", "--minutes", 0, "--out_dir", tmp_path / "out")
+    assert status == 1 and "minutes: 0.0 is not a positive finite number" in err
+    status, _, err = mom_command("demo", "--text", tmp_path / "none.txt", "--out_dir", tmp_path / "out")
+    assert status == 1 and "none.txt: no such file or folder" in err

@@ -1,0 +1,128 @@
+"""Counting, printing and plotting of routes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom import Routes, routing
+
+
+def entry(index: list[list[list[int]]]) -> dict[str, Any]:
+    array = np.array(index, np.int16)
+    return {"index": array, "scores": None, "weight": None}
+
+
+@pytest.fixture
+def routes() -> Routes:
+    """One row of three tokens, top-2, one block of two rounds; 2 attention and 3 feed-forward modules."""
+    attention = [entry([[[0, 1], [1, 2], [2, 3]]]), entry([[[0, 2], [0, 2], [1, 0]]])]  # 2 and above: SKIP
+    feed_forward = [entry([[[2, 0], [2, 3], [3, 2]]]), entry([[[1, 0], [1, 0], [1, 0]]])]  # 3: SKIP
+    return Routes({"attn": [attention], "ffn": [feed_forward]}, {"attn": 2, "ffn": 3})
+
+
+def small_model(**changes: Any) -> mom.MoM:
+    fields = {"n_embd": 16, "n_head": 2, "vocab_size": 32, "n_positions": 16, "router_dim": 8, **changes}
+    return mom.MoM(mom.MoMConfig.preset("demo", **fields))
+
+
+def test_shares_are_counted_by_half_and_round(routes: Routes) -> None:
+    use = routing.module_use(routes)
+    np.testing.assert_allclose(use["attn"].share, np.array([[1, 2, 3], [3, 1, 2]]) / 6)
+    np.testing.assert_allclose(use["ffn"].share, np.array([[1, 0, 3, 2], [3, 3, 0, 0]]) / 6)
+    assert use["attn"].labels == ["round 0", "round 1"]
+    assert use["attn"].skip_share == pytest.approx(5 / 12)
+    assert use["ffn"].skip_share == pytest.approx(2 / 12)
+
+
+def test_mask_leaves_tokens_out(routes: Routes) -> None:
+    use = routing.module_use(routes, mask=np.array([[1, 0, 0]]))
+    np.testing.assert_allclose(use["attn"].share, [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]])
+    assert routing.module_use(routes, mask=np.zeros((1, 3)))["ffn"].share.sum() == 0.0
+    with pytest.raises(ValueError, match=r"mask: shape \(3,\), expected \(1, 3\)"):
+        routing.module_use(routes, mask=np.ones(3))
+
+
+def test_paths_are_written_per_token_and_round(routes: Routes) -> None:
+    assert routing.paths(routes) == [
+        ["A0+A1 F2+F0", "A0 F1+F0"],
+        ["A1 F2", "A0 F1+F0"],
+        ["- F2", "A1+A0 F1+F0"],
+    ]
+
+
+def test_half_without_router_is_its_letter() -> None:
+    model = small_model(num_attn=1)
+    routes = model(np.arange(6), return_routes=True).routes
+    assert routes is not None
+    assert list(routing.module_use(routes)) == ["ffn"]
+    assert all(cell.startswith("A ") for token in routing.paths(routes) for cell in token)
+
+
+def test_blocks_are_told_apart() -> None:
+    model = small_model(chunks=2)
+    ids = np.arange(5)
+    routes = model(ids, return_routes=True).routes
+    assert routes is not None
+    use = routing.module_use(routes)["attn"]
+    assert use.labels[0] == "block 0 round 0" and use.labels[-1] == "block 1 round 3" and use.share.shape == (8, 5)
+    head = routing.format_paths(model, ids, routes, list("abcde")).splitlines()[0]
+    assert "block 0 round 0" in head and "block 1 round 3" in head
+
+
+def test_table_has_a_line_per_token() -> None:
+    model = small_model()
+    ids = np.arange(8).reshape(2, 4)
+    routes = model(ids, return_routes=True).routes
+    assert routes is not None
+    lines = routing.format_paths(model, ids[1], routes, ["one", "two", "three", "four"], row=1).splitlines()
+    assert len(lines) == 5 and lines[0].split() == ["token", *"round 0 round 1 round 2 round 3".split()]
+    assert [line.split()[0] for line in lines[1:]] == ["one", "two", "three", "four"]
+    table = routing.paths(routes, row=1)
+    assert all(cell in line for token, line in zip(table, lines[1:], strict=True) for cell in token)
+    with pytest.raises(ValueError, match="names: 1 of them for 4 tokens"):
+        routing.format_paths(model, ids[1], routes, ["one"])
+    with pytest.raises(ValueError, match="tokens: 3 of them, but the routes are of 4"):
+        routing.format_paths(model, ids[1, :3], routes, list("abc"))
+
+
+def test_counts_agree_with_the_core() -> None:
+    model = small_model(routing_top_k=3)
+    ids = np.random.default_rng(0).integers(32, size=(4, 16))
+    use = routing.module_use(model(ids, return_routes=True).routes)  # type: ignore[arg-type]
+    place = model.config.places().index("block")
+    for number, half in enumerate(("attn", "ffn")):
+        for r in range(4):
+            counts = model._core.route_counts(place, r, number)
+            np.testing.assert_allclose(use[half].share[r], counts / (4 * 16 * 3))
+
+
+def test_plain_model_has_no_routes() -> None:
+    model = mom.MoM(small_model().config.vanilla_config())
+    routes = model(np.arange(4), return_routes=True).routes
+    assert routes is not None
+    assert routing.module_use(routes) == {} and routing.paths(Routes({"attn": [], "ffn": []}, {})) == []
+    assert routing.format_paths(model, np.arange(4), routes, list("abcd")) == "MoM has no routers"
+    with pytest.raises(ValueError, match="use: empty"):
+        routing.plot_module_use({})
+
+
+def test_heat_map_shows_every_share(routes: Routes) -> None:
+    pytest.importorskip("matplotlib")
+    figure = routing.plot_module_use(routing.module_use(routes), title="Use")
+    first, second = figure.axes[:2]
+    assert figure.get_suptitle() == "Use"
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0", "1", "SKIP"]
+    assert [text.get_text() for text in first.texts] == ["0.17", "0.33", "0.50", "0.50", "0.17", "0.33"]
+    assert len(second.texts) == 8 and second.get_title() == "feed-forward"
+
+
+def test_missing_matplotlib_names_the_extra(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'mom\[plots\]'"):
+        routing.plot_module_use(routing.module_use(routes))

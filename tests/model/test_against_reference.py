@@ -1,0 +1,206 @@
+"""The C model against the float64 twin: losses, logits, choices, every gradient, and which parameters have one.
+
+A fixed list in which each way of routing and each option occurs, at every instruction-set level, and random
+combinations of all of them. ``MOM_TEST_SEED`` chooses other combinations, ``MOM_TEST_SAMPLES`` their number.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom.errors import ConfigError
+from twin import Case, Comparison
+
+ROUTERS = [
+    f"{kind}{noise}{softmax}"
+    for kind in ("naive", "gru", "gru-dev")
+    for noise in ("", "-random")
+    for softmax in ("", "-softmax")
+]
+ALL = 9
+
+FIXED: dict[str, Case] = {
+    **{f"{router} top-{k}": Case({"router_type": router, "routing_top_k": k}) for router in ROUTERS for k in (1, 2)},
+    **{f"{router} weighted qkv": Case({"router_type": router, "weighted_qkv": True}) for router in ROUTERS[::2]},
+    **{f"{router} sign": Case({"router_type": router, "use_ste": True}, lm_scale=30.0) for router in ROUTERS[::4]},
+    **{
+        f"{router} all paths{' weighted' * weighted}{' sign' * sign}": Case(
+            {
+                "router_type": router, "routing_all_possible_path": True, "weighted_qkv": weighted, "use_ste": sign,
+                "num_attn": 2 + sign,
+            }
+        )
+        for router in ("naive", "gru-softmax")
+        for weighted in (False, True)
+        for sign in (False, True)
+    },
+    "sign and weighted qkv, clamp active": Case(
+        {"router_type": "gru", "use_ste": True, "weighted_qkv": True, "num_attn": 4}, lm_scale=50.0
+    ),
+    "no choice kept": Case({"routing_top_k": 0}),
+    "every choice kept": Case({"routing_top_k": 4}),
+    "more choices wanted than there are": Case({"routing_top_k": ALL, "router_type": "gru"}),
+    "no SKIP": Case({"enable_pause": False, "router_type": "naive"}),
+    "no SKIP, all kept": Case({"enable_pause": False, "routing_top_k": 3}),
+    "single attention module": Case({"num_attn": 1}),
+    "single attention module, reference's balance loss": Case({"num_attn": 1, "balance_loss": "reference"}),
+    "single attention module, all paths": Case({"num_attn": 1, "routing_all_possible_path": True}),
+    "single feed-forward module": Case({"num_ffn": 1, "router_type": "gru"}),
+    "both single": Case({"num_attn": 1, "num_ffn": 1, "depth_per_chunk": 3}),
+    "two attention modules, reference's choices": Case(
+        {"num_attn": 2, "num_ffn": 1, "router_type": "naive-softmax", "router_choices": "reference"}
+    ),
+    **{
+        f"{a} + {f} modules, {choices}": Case(
+            {"num_attn": a, "num_ffn": f, "router_choices": choices, "router_type": router, "routing_top_k": 3}
+        )
+        for a, f, router in ((2, 5, "naive-softmax"), (5, 2, "gru-softmax"), (4, 2, "gru"))
+        for choices in ("max", "own", "reference")
+    },
+    **{
+        f"balance {definition}, {router}{', by depth' * depthwise}": Case(
+            {
+                "balance_loss": definition, "router_type": router, "depthwise_bal_loss": depthwise, "chunks": 2,
+                "router_aux_loss_coef": 3.0,
+            },
+            mask="left",
+        )
+        for definition in ("switch", "reference")
+        for router in ("naive", "gru-softmax")
+        for depthwise in (False, True)
+    },
+    "counts of the step": Case({"balance_counts": "step", "chunks": 2}, micro_batches=3, labels="some"),
+    "counts of the step, by depth, masked": Case(
+        {"balance_counts": "step", "depthwise_bal_loss": True, "num_attn": 2}, micro_batches=3, mask="right"
+    ),
+    "micro-batches": Case({"router_type": "naive"}, micro_batches=2, lm_scale=0.5, balance_scale=0.25),
+    "no balance loss": Case({"output_router_logits": False, "routing_top_k": 1}),
+    "balance loss weighted by zero": Case({"routing_top_k": 1}, balance_scale=0.0),
+    "only the balance loss": Case({"router_type": "gru-random-softmax"}, lm_scale=0.0, balance_scale=1.0),
+    **{
+        f"{mask} padding, {query}": Case(
+            {"masked_query_attention": query, "router_type": "gru"}, mask=mask, steps=9, batch=3
+        )
+        for mask in ("left", "right", "holes")
+        for query in ("causal", "reference")
+    },
+    "a row masked throughout": Case({}, mask="row"),
+    "everything masked": Case({"router_type": "naive"}, mask="row", batch=1),
+    "chunks and anchors": Case(
+        {"chunks": 2, "require_anchor_layer": True, "num_bottom_layers": 1, "num_top_layers": 1, "depthwise_bal_loss": True}
+    ),
+    "no rounds": Case({"depth_per_chunk": 0, "num_bottom_layers": 1}),
+    "one round": Case({"depth_per_chunk": 1, "router_type": "gru-dev-random"}),
+    "six rounds": Case({"depth_per_chunk": 6, "router_softmax_temperature": 0.5}),
+    "depth from the multiplier": Case({"depth_per_chunk": None, "depth_multiplier": 1.4, "router_type": "naive-softmax"}),
+    "low temperature": Case({"router_softmax_temperature": 0.2}),
+    "plain GPT-2": Case({"chunks": 0, "n_layer": 3}, mask="left"),
+    "plain GPT-2, no layers' worth of heads": Case({"chunks": 0, "n_layer": 1, "n_head": 18}),
+    "one token": Case({}, steps=1),
+    "one token, one row, plain": Case({"chunks": 0}, steps=1, batch=1),
+    "nothing labelled": Case({"router_type": "gru"}, labels="none"),
+    "some labelled": Case({"router_type": "gru"}, labels="some", lm_scale=0.3),
+    "unscaled attention": Case({"scale_attn_weights": False, "router_type": "naive"}),
+    "large epsilon": Case({"layer_norm_epsilon": 0.1}),
+    "heads of 9": Case({"n_embd": 27, "n_head": 3, "n_inner": 31}),
+    "heads of 16": Case({"n_embd": 48, "n_head": 3, "n_inner": None, "router_dim": 16}),
+    "heads of 80": Case({"n_embd": 160, "n_head": 2, "n_inner": 97, "n_positions": 40}, steps=33),
+    "widths of 1": Case({"n_embd": 2, "n_head": 2, "n_inner": 1, "router_dim": 1, "vocab_size": 2, "router_type": "gru"}),
+    "long rows": Case({"n_positions": 70, "router_type": "naive-softmax"}, steps=70, mask="holes"),
+    "dropout": Case(
+        {"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1, "num_bottom_layers": 1, "num_ffn": 1}, training=True
+    ),
+    "dropout, masked, random router, micro-batches": Case(
+        {"attn_pdrop": 0.1, "resid_pdrop": 0.4, "chunks": 2, "router_type": "gru-random"},
+        training=True, mask="left", micro_batches=2,
+    ),
+    "dropout of the reference's masked queries": Case(
+        {"attn_pdrop": 0.2, "masked_query_attention": "reference", "num_attn": 1}, training=True, mask="left", steps=9
+    ),
+    "dropout of a plain GPT-2": Case(
+        {"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1, "chunks": 0, "n_layer": 2}, training=True
+    ),
+    "dropout switched off in evaluation": Case({"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1}),
+    **{
+        f"{problem} of {labels}, pooled by {pooling}": Case(
+            {"num_labels": labels, "problem_type": problem, "pooling": pooling, "pad_token_id": 0, "chunks": chunks},
+            mask=mask, lm_scale=0.7,
+        )
+        for problem, labels, chunks in (
+            ("regression", 1, 1), ("regression", 3, 0), ("single_label_classification", 4, 1),
+            ("multi_label_classification", 3, 1), (None, 1, 1), (None, 2, 0),
+        )
+        for pooling, mask in (("mask", "left"), ("mask", "right"), ("reference", "right"))
+    },
+    "classifier with dropout": Case(
+        {"num_labels": 3, "resid_pdrop": 0.3, "router_type": "gru-random-softmax"}, mask="right", training=True
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """These models are far too small to divide."""
+    mom.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_case(name: str, kernel_level: str) -> None:
+    Comparison(FIXED[name]).check()
+
+
+SEED = int(os.environ.get("MOM_TEST_SEED", "20240709"))
+SAMPLES = int(os.environ.get("MOM_TEST_SAMPLES", "240"))
+
+
+def sample(rng: np.random.Generator) -> Case:
+    """A random combination of everything; fields that a configuration rejects are drawn again."""
+
+    def pick(*values: Any) -> Any:
+        return values[int(rng.integers(len(values)))]
+
+    n_head = pick(1, 2, 3)
+    width = pick(3, 9, 16)
+    steps = pick(1, 2, 5, 8, 17)
+    fields = {
+        "vocab_size": pick(2, 17, 61), "n_positions": steps + pick(0, 3), "n_embd": n_head * width, "n_head": n_head,
+        "n_inner": pick(None, 7, 33), "chunks": pick(0, 1, 1, 1, 2), "num_attn": pick(1, 2, 3, 4, 6),
+        "num_ffn": pick(1, 2, 3, 4, 6), "depth_per_chunk": pick(0, 1, 2, 3, 5), "num_bottom_layers": pick(0, 1),
+        "num_top_layers": pick(0, 0, 1), "require_anchor_layer": pick(False, True), "router_dim": pick(1, 8, 19),
+        "router_type": pick(*ROUTERS), "routing_top_k": pick(0, 1, 1, 2, 2, 3, ALL),
+        "enable_pause": pick(True, True, False), "use_ste": pick(False, False, True),
+        "weighted_qkv": pick(False, True), "routing_all_possible_path": pick(False, False, False, True),
+        "router_choices": pick("max", "own", "reference"), "balance_loss": pick("reference", "switch"),
+        "balance_counts": pick("micro", "step"), "depthwise_bal_loss": pick(False, True),
+        "output_router_logits": pick(True, True, True, False), "masked_query_attention": pick("causal", "reference"),
+        "router_softmax_temperature": pick(1.0, 0.5), "scale_attn_weights": pick(True, True, False),
+    }  # fmt: skip
+    training = bool(pick(False, False, True))
+    if training:
+        fields |= {"attn_pdrop": pick(0.0, 0.2), "resid_pdrop": pick(0.0, 0.3), "embd_pdrop": pick(0.0, 0.1)}
+    labels = pick(None, None, None, None, 1, 3)
+    if labels is not None:
+        problem = pick(None, "regression", "multi_label_classification", *(["single_label_classification"] * (labels > 1)))
+        fields |= {"num_labels": labels, "problem_type": problem, "pooling": pick("mask", "reference"), "pad_token_id": 0}
+    case = Case(
+        fields, batch=pick(1, 2, 3), steps=steps, mask=pick(None, "left", "right", "holes"),
+        labels=pick("tokens", "some"), training=training, lm_scale=pick(1.0, 0.5, 20.0),
+        balance_scale=pick(None, 0.0, 2.0), micro_batches=pick(1, 1, 2), seed=int(rng.integers(2**31)),
+    )  # fmt: skip
+    try:
+        case.config  # noqa: B018
+    except ConfigError:
+        return sample(rng)
+    return case
+
+
+@pytest.mark.parametrize("number", range(SAMPLES))
+def test_random_combination(number: int) -> None:
+    case = sample(np.random.default_rng([SEED, number]))
+    print(f"MOM_TEST_SEED={SEED}, sample {number}: {case}")
+    Comparison(case).check()
