@@ -3,7 +3,7 @@
  * Arrays that leave here are either views whose base is the network (parameters, gradients) or copies (logits,
  * routes). Arguments arrive as int32/uint8/float32 C-contiguous arrays made by the Python layer and are checked here
  * once more for shape and range, before any work. The GIL is released around forward, backward and logits; a second
- * thread that enters meanwhile gets a RuntimeError.
+ * thread that meanwhile computes, reads results or changes state gets a RuntimeError.
  */
 #include "bindings/model_type.h"
 
@@ -326,12 +326,17 @@ static PyObject *copy_array(int ndim, const npy_intp *dims, int type, const void
 
 static PyObject *network_pooled_logits(mom_network *self, PyObject *Py_UNUSED(ignored)) {
     const mom_gpt *gpt = &self->gpt;
-    if (!gpt->has_routes || !gpt->config.num_labels) {
-        PyErr_SetString(PyExc_RuntimeError, "pooled_logits: there is no classification to take them from");
+    PyObject *out = NULL;
+    if (mom_network_enter(self) < 0)
         return NULL;
+    if (gpt->has_routes && gpt->config.num_labels) {
+        const npy_intp dims[2] = {(npy_intp)gpt->run.B, (npy_intp)gpt->config.num_labels};
+        out = copy_array(2, dims, NPY_FLOAT32, gpt->pooled_logits);
+    } else {
+        PyErr_SetString(PyExc_RuntimeError, "pooled_logits: there is no classification to take them from");
     }
-    const npy_intp dims[2] = {(npy_intp)gpt->run.B, (npy_intp)gpt->config.num_labels};
-    return copy_array(2, dims, NPY_FLOAT32, gpt->pooled_logits);
+    mom_network_leave(self);
+    return out;
 }
 
 static const mom_route *find_route(mom_network *self, PyObject *args, const mom_pool **pool) {
@@ -354,37 +359,42 @@ static const mom_route *find_route(mom_network *self, PyObject *args, const mom_
     return &gpt->halves[place_index][2 * (size_t)round + (size_t)half].route;
 }
 
-/* route_counts(place, round, half) -> int64 (M + 1): kept choices of each module, then of SKIP; None without a router */
-static PyObject *network_route_counts(mom_network *self, PyObject *args) {
+/* What a reader of routes gives for a half that has a router. */
+typedef PyObject *(*route_reader)(const mom_gpt *gpt, const mom_pool *pool, const mom_route *r);
+
+/* Calls `read` for the half that args name; None for a half without a router. */
+static PyObject *read_route(mom_network *self, PyObject *args, route_reader read) {
     const mom_pool *pool;
-    const mom_route *r = find_route(self, args, &pool);
-    if (!r)
+    if (mom_network_enter(self) < 0)
         return NULL;
-    if (!pool->routed)
-        Py_RETURN_NONE;
+    const mom_route *r = find_route(self, args, &pool);
+    PyObject *out = !r ? NULL : pool->routed ? read(&self->gpt, pool, r) : Py_NewRef(Py_None);
+    mom_network_leave(self);
+    return out;
+}
+
+static PyObject *count_choices(const mom_gpt *gpt, const mom_pool *pool, const mom_route *r) {
     const npy_intp dims[1] = {(npy_intp)pool->M + 1};
     PyObject *out = PyArray_ZEROS(1, dims, NPY_INT64, 0); /* new reference */
     if (!out)
         return NULL;
     int64_t *counts = PyArray_DATA((PyArrayObject *)out);
-    for (size_t i = 0; i < self->gpt.run.N * pool->K; i++)
+    for (size_t i = 0; i < gpt->run.N * pool->K; i++)
         counts[(size_t)r->index[i] < pool->M ? (size_t)r->index[i] : pool->M]++;
     return out;
 }
 
-/* route(place, round, half) -> {"scores": (N, S), "index": (N, K), "weight": (N, K)} or None without a router */
-static PyObject *network_route(mom_network *self, PyObject *args) {
-    const mom_pool *pool;
-    const mom_route *r = find_route(self, args, &pool);
-    if (!r)
-        return NULL;
-    if (!pool->routed)
-        Py_RETURN_NONE;
-    const mom_gpt *gpt = &self->gpt;
+static PyObject *copy_route(const mom_gpt *gpt, const mom_pool *pool, const mom_route *r) {
     const npy_intp all[2] = {(npy_intp)gpt->run.N, (npy_intp)pool->S}, kept[2] = {(npy_intp)gpt->run.N, (npy_intp)pool->K};
     return Py_BuildValue("{s:N,s:N,s:N}", "scores", copy_array(2, all, NPY_FLOAT32, r->scores), "index",
                          copy_array(2, kept, NPY_INT16, r->index), "weight", copy_array(2, kept, NPY_FLOAT32, r->kept));
 }
+
+/* route_counts(place, round, half) -> int64 (M + 1): kept choices of each module, then of SKIP; None without a router */
+static PyObject *network_route_counts(mom_network *self, PyObject *args) { return read_route(self, args, count_choices); }
+
+/* route(place, round, half) -> {"scores": (N, S), "index": (N, K), "weight": (N, K)} or None without a router */
+static PyObject *network_route(mom_network *self, PyObject *args) { return read_route(self, args, copy_route); }
 
 /* ------------------------------------------------------------------ parameters */
 
@@ -444,8 +454,13 @@ static PyObject *network_get_used(mom_network *self, void *Py_UNUSED(closure)) {
     const mom_params *p = &self->gpt.params;
     const npy_intp dims[1] = {(npy_intp)p->count};
     PyObject *out = PyArray_SimpleNew(1, dims, NPY_UINT8); /* new reference */
-    for (size_t i = 0; out && i < p->count; i++)
+    if (out && mom_network_enter(self) < 0)
+        Py_CLEAR(out);
+    if (!out)
+        return NULL;
+    for (size_t i = 0; i < p->count; i++)
         ((uint8_t *)PyArray_DATA((PyArrayObject *)out))[i] = p->table[i].used != 0;
+    mom_network_leave(self);
     return out;
 }
 
@@ -457,10 +472,11 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
         return -1;
     }
     PyArrayObject *array = mom_check_array(value, "used", NPY_UINT8, 1, dims, 0); /* borrowed */
-    if (!array)
+    if (!array || mom_network_enter(self) < 0)
         return -1;
     for (size_t i = 0; i < p->count; i++)
         p->table[i].used = ((const uint8_t *)PyArray_DATA(array))[i] != 0;
+    mom_network_leave(self);
     return 0;
 }
 
@@ -474,10 +490,11 @@ static int network_set_random_state(mom_network *self, PyObject *value, void *Py
         PyErr_SetString(PyExc_TypeError, "random_state: expected a tuple (seed, counter)");
         return -1;
     }
-    if (!PyArg_ParseTuple(value, "KK:random_state", &seed, &counter))
+    if (!PyArg_ParseTuple(value, "KK:random_state", &seed, &counter) || mom_network_enter(self) < 0)
         return -1;
     self->gpt.seed = seed;
     self->gpt.counter = counter;
+    mom_network_leave(self);
     return 0;
 }
 

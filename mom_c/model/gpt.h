@@ -64,7 +64,8 @@ void mom_gpt_free(mom_gpt *gpt);
  * exec supplies kernels and threads; the network's own workspace is used. */
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err);
 
-/* Adds to the gradients those of lm_scale * lm_loss + balance_scale * balance_loss. */
+/* Adds to the gradients those of lm_scale * lm_loss + balance_scale * balance_loss. After an error the gradients hold a part
+ * of that sum: zero them and run forward again. */
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, float balance_scale, mom_error *err);
 
 /* Logits of the last forward at the given rows (b * T + t): out (count, V). */

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 typedef struct {
     mom_param *table;
     size_t count, total;
+    int overflow; /* more floats than can be counted */
 } builder;
 
 static size_t add(builder *b, int decay, float std, float value, size_t d0, size_t d1, const char *format, ...)
@@ -34,8 +36,11 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->decay = decay;
         p->used = 0;
     }
-    /* Every tensor begins on a cache line. */
-    b->total += (count + 15) / 16 * 16;
+    /* Every tensor begins on a cache line. A single tensor is bounded by mom_config_check, their sum is not. */
+    const size_t rounded = (count + 15) / 16 * 16;
+    if (rounded > SIZE_MAX - b->total)
+        b->overflow = 1;
+    b->total += rounded;
     return index;
 }
 
@@ -153,12 +158,14 @@ static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
         p->places[i].block = in_chunks && (!c->anchor_between || (i - c->bottom) % 2 == 0);
         p->places[i].rounds = p->places[i].block ? c->rounds : 1;
     }
-    builder b = {NULL, 0, 0};
+    builder b = {0};
     add_all(&b, c, p);
+    if (b.overflow)
+        return mom_error_set(err, MOM_ERR_MEMORY, "parameters: more than can be addressed");
     MOM_ARENA_NEW(p->table, &p->arena, b.count, err);
     p->count = b.count;
     p->total = b.total;
-    b = (builder){p->table, 0, 0};
+    b = (builder){.table = p->table};
     add_all(&b, c, p);
     p->values = mom_memory_calloc(p->total, sizeof(float), "parameters", err);
     if (!p->values)
@@ -186,12 +193,14 @@ mom_status mom_params_add_gradients(mom_params *p, mom_error *err) {
     float *grads = mom_memory_calloc(p->total, sizeof(float), "gradients", err);
     if (!grads)
         return MOM_ERR_MEMORY;
+    const mom_arena_mark mark = mom_arena_get_mark(&p->arena);
     for (size_t i = 0; i < p->num_places; i++) {
         mom_place *place = &p->places[i];
         mom_status status = point_pool(p, &place->attn, &place->attn.grad, &place->attn.router_grad, grads, err);
         if (status == MOM_OK)
             status = point_pool(p, &place->ffn, &place->ffn.grad, &place->ffn.router_grad, grads, err);
         if (status != MOM_OK) {
+            mom_arena_release(&p->arena, mark);
             mom_memory_free(grads);
             return status;
         }

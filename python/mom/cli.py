@@ -227,7 +227,7 @@ def _add_train(commands: Any) -> None:
     parser = _command(
         commands, "train", _run_train, "train a language model",
         "The run's folder gets checkpoints, log.jsonl and, at the end, the trained model in the folder 'model'. "
-        "SIGTERM and Ctrl-C save a checkpoint first; --resume goes on from there to the same bits as a run never stopped.",
+        "SIGTERM and Ctrl-C save a checkpoint first; --resume goes on to the bits of a run that was never stopped.",
     )  # fmt: skip
     parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare', or one token file")
     parser.add_argument(

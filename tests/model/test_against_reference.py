@@ -155,7 +155,7 @@ def test_fixed_case(name: str, kernel_level: str) -> None:
 
 
 SEED = int(os.environ.get("MOM_TEST_SEED", "20240709"))
-SAMPLES = int(os.environ.get("MOM_TEST_SAMPLES", "240"))
+SAMPLES = int(os.environ.get("MOM_TEST_SAMPLES", "400"))
 
 
 def sample(rng: np.random.Generator) -> Case:

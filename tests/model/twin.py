@@ -297,7 +297,7 @@ class Comparison:
             if error <= GRADIENT:
                 worst = max(worst, error)
                 continue
-            allowed = max(NOISE * max(everything, 1.0), 10 * self._rounding[1][name])
+            allowed = max(NOISE * max(everything, self.case.lm_scale, 1.0), 10 * self._rounding[1][name])
             assert difference <= allowed, (
                 f"{name}: relative error {error:.2e} > {GRADIENT:.0e}; norm of the difference {difference:.2e} > "
                 f"{allowed:.2e} (norm {norm(want):.2e}, of all gradients {everything:.2e})"
