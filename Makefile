@@ -45,11 +45,11 @@ test-debug: ## run the tests of a build with assertions and all warnings as erro
 # The sanitizer's library has to be loaded before Python. Python itself keeps memory until it exits, so leaks are looked
 # for by the tests (live bytes, reference counts) and not by the sanitizer. OpenMP's threads are left out: the run-time
 # library is not built with the sanitizer.
-test-asan: ## run the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer
+test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0 $(call build_in,.venv-asan)
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		.venv-asan/bin/python -m pytest -q -p no:cacheprovider tests/kernels tests/ops tests/model
+		.venv-asan/bin/python -m pytest -q $(TESTS)
 
 lint: ## check formatting, names and types
 	$(VENV)/bin/python -m ruff check python tests setup.py

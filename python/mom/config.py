@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from .errors import ConfigError
 
@@ -52,6 +53,12 @@ _IGNORED_KEYS = frozenset(
     output_attentions finetuning_task resid_dropout embd_dropout attn_dropout
     _num_labels""".split()
 )
+
+
+#: Smallest normal and largest number of the core's arithmetic.
+_FLOAT32 = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
+_MOST_ROUNDS = 65536
+_MOST_MODULES = 65536
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,7 @@ class MoMConfig:
         for name in ("n_inner", "depth_per_chunk", "num_labels"):
             if getattr(self, name) is not None:
                 self._at_least(name, 0 if name == "depth_per_chunk" else 1)
-        for name in ("vocab_size", "n_positions", "n_embd", "router_dim", "n_inner"):
+        for name in ("vocab_size", "n_positions", "n_embd", "router_dim", "n_inner", "num_labels"):
             value = getattr(self, name)
             if value is not None and value > 2**24:
                 raise ConfigError(f"{name}: {value} is larger than the supported maximum {2**24}")
@@ -218,11 +225,13 @@ class MoMConfig:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
         for name in ("layer_norm_epsilon", "router_softmax_temperature"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: {getattr(self, name)} is not a positive finite number")
-        for name in ("initializer_range", "depth_multiplier", "router_aux_loss_coef"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: {getattr(self, name)} is not a non-negative finite number")
+            if not _FLOAT32[0] <= getattr(self, name) <= _FLOAT32[1]:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a positive finite number of type float32")
+        for name in ("initializer_range", "router_aux_loss_coef"):
+            if not 0.0 <= getattr(self, name) <= _FLOAT32[1]:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a non-negative finite number of type float32")
+        if not 0.0 <= self.depth_multiplier <= _MOST_ROUNDS:
+            raise ConfigError(f"depth_multiplier: {self.depth_multiplier} is not in [0, {_MOST_ROUNDS}]")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
@@ -259,8 +268,13 @@ class MoMConfig:
             raise ConfigError(f"router_type: {self.router_type!r} contains neither 'naive' nor 'gru'")
         if self.bind_ffn_attn and self.num_attn != self.num_ffn:
             raise ConfigError(f"bind_ffn_attn: needs num_attn == num_ffn, got {self.num_attn} and {self.num_ffn}")
-        if self.rounds > 65536:
-            raise ConfigError(f"depth_per_chunk: {self.rounds} rounds are more than the supported maximum 65536")
+        if self.rounds > _MOST_ROUNDS:
+            raise ConfigError(
+                f"depth_per_chunk: {self.rounds} rounds are more than the supported maximum {_MOST_ROUNDS}"
+            )
+        modules = self.chunks * (self.num_attn + self.num_ffn)
+        if modules > _MOST_MODULES:
+            raise ConfigError(f"chunks: {modules} modules in all are more than the supported maximum {_MOST_MODULES}")
         if self.router_choices == "reference" and self.router_kind != "gru":
             have = self.num_ffn + self.enable_pause
             if self.num_attn > 1 and self.num_attn > have:
@@ -346,7 +360,9 @@ class MoMConfig:
     @classmethod
     def vanilla(cls, n_layer: int = 12, **fields: Any) -> MoMConfig:
         """A plain GPT-2 of ``n_layer`` layers."""
-        return cls._build({"chunks": 0, "num_bottom_layers": 0, "num_top_layers": 0, "n_layer": n_layer, **fields}, "vanilla")
+        return cls._build(
+            {"chunks": 0, "num_bottom_layers": 0, "num_top_layers": 0, "n_layer": n_layer, **fields}, "vanilla"
+        )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MoMConfig:
@@ -375,20 +391,21 @@ class MoMConfig:
             raise ConfigError(f"{source}: expected a mapping of fields, got {type(values).__name__}")
         known = {f.name for f in dataclasses.fields(cls)}
         fields = {k: v for k, v in values.items() if k not in _IGNORED_KEYS}
-        fields.pop("mom_format", None)
+        if (version := fields.pop("mom_format", 1)) != 1:
+            raise ConfigError(f"{source}: mom_format: {version!r} is not 1; written by a newer version of mom?")
         label_names = values.get("id2label")
         if isinstance(label_names, Mapping) and "num_labels" not in fields:
             fields["num_labels"] = len(label_names)
-        unknown = sorted(set(fields) - known)
+        unknown = sorted(set(fields) - known, key=str)
         if unknown:
             raise ConfigError(f"{source}: unknown configuration field {unknown[0]!r}")
         if "mom_format" not in values and not set(BEHAVIOUR_FIELDS) & set(fields):
             fields.update(BEHAVIOUR_FIELDS)
         if "chunks" not in fields:
-            if set(fields) & {"num_attn", "num_ffn", "router_type", "depth_per_chunk"}:
-                pass
-            else:
+            if not set(fields) & {"num_attn", "num_ffn", "router_type", "depth_per_chunk"}:
                 fields.update(chunks=0, num_bottom_layers=0, num_top_layers=0)
+                if values.get("scale_attn_by_inverse_layer_idx"):  # the reference forces it off, GPT-2 does not
+                    raise ConfigError(f"{source}: scale_attn_by_inverse_layer_idx: not supported")
         return cls._build(fields, source)
 
     @classmethod
@@ -413,7 +430,7 @@ class MoMConfig:
             raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
         try:
             values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also numbers of too many digits
             raise ConfigError(f"{path}: not valid JSON ({error})") from None
         return cls.from_dict(values, source=str(path))
 

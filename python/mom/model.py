@@ -10,6 +10,7 @@ import html
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,13 @@ __all__ = [
 ]  # fmt: skip
 
 _DTYPES = ("float32",)
+
+#: Largest finite float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _rms(a: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
 
 
 class TensorMap(Mapping[str, NDArray[np.float32]]):
@@ -48,7 +56,9 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
 
     def __setitem__(self, name: str, value: ArrayLike) -> None:
         target = self[name]
-        array = np.asarray(value)
+        array = _as_array(value, name)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name}: dtype {array.dtype}, expected real numbers")
         if array.shape != target.shape:
             raise ValueError(f"{name}: shape {array.shape}, expected {target.shape}")
         target[...] = array
@@ -65,8 +75,8 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td><td>{'x'.join(map(str, a.shape))}</td>"
-            f"<td>{float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) if a.size else 0.0:.4g}</td></tr>"
+            f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td>"
+            f"<td>{'x'.join(map(str, a.shape))}</td><td>{_rms(a):.4g}</td></tr>"
             for name, a in self._arrays.items()
         )
         return (
@@ -79,7 +89,7 @@ class _Tensors:
     """Named tensors of one part of a model, with the gradients beside them."""
 
     name: str
-    _model: "_Network"
+    _model: _Network
     _names: dict[str, str]  # short name -> state-dict name
 
     @property
@@ -107,8 +117,11 @@ class _Tensors:
 
 
 class Module(_Tensors):
-    """One attention or feed-forward module: ``ln.weight``, ``ln.bias``, then ``c_attn.*`` (attention) or ``c_fc.*``, and
-    ``c_proj.*``. As attributes the dots become two underscores: ``module.c_proj__weight``."""
+    """One attention or feed-forward module.
+
+    Its tensors are ``ln.weight``, ``ln.bias``, then ``c_attn.*`` (attention) or ``c_fc.*``, and ``c_proj.*``. As
+    attributes the dots become two underscores: ``module.c_proj__weight``.
+    """
 
 
 class Router(_Tensors):
@@ -138,7 +151,7 @@ class Pool(Sequence[Module]):
         rows = "".join(
             f"<tr><td>{j}</td>"
             + "".join(
-                f"<td>{'x'.join(map(str, a.shape))}<br>rms {float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))):.3g}</td>"
+                f"<td>{'x'.join(map(str, a.shape))}<br>rms {_rms(a):.3g}</td>"
                 for a in module.parameters.values()
             )
             + "</tr>"
@@ -167,7 +180,9 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     An index of at least ``num_modules[half]`` means SKIP. Arrays are copies.
     """
 
-    def __init__(self, halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]], num_modules: dict[str, int]) -> None:
+    def __init__(
+        self, halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]], num_modules: dict[str, int]
+    ) -> None:
         self._halves = halves
         self.num_modules = num_modules
 
@@ -207,26 +222,49 @@ class ModelOutput:
     num_labelled: int
 
 
+def _as_array(value: ArrayLike, name: str) -> NDArray[Any]:
+    """`value` as an ndarray, with the argument's name in the message if it is ragged."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: not an array ({error})") from None
+
+
+def _number(value: Any, name: str, low: float, wanted: str) -> float:
+    """A finite real number of at least `low` that float32 can hold."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not low <= value <= _LARGEST:  # also refuses NaN
+        raise ValueError(f"{name}: {value} is not {wanted}")
+    return float(value)
+
+
+def _seed(value: Any, name: str = "seed") -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= int(value) < 2**63:
+        raise ValueError(f"{name}: expected an integer in [0, 2**63), got {value!r}")
+    return int(value)
+
+
 def _as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
-    """(B, T) int32; one row is accepted as (T,)."""
-    array = np.asarray(value)
+    """(B, T) int32; one row is accepted as (T,). A copy: the core reads it while other threads may run."""
+    array = _as_array(value, name)
+    if array.size == 0:
+        raise ValueError(f"{name}: shape {array.shape} is empty")
     if array.dtype == object or not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name}: dtype {array.dtype}, expected an integer dtype")
     if array.ndim == 1:
         array = array[None, :]
     if array.ndim != 2:
         raise ValueError(f"{name}: shape {array.shape}, expected (B, T)")
-    if array.size == 0:
-        raise ValueError(f"{name}: shape {array.shape} is empty")
-    if array.dtype != np.int32 and array.size:
+    if array.dtype != np.int32:
         low, high = int(array.min()), int(array.max())
         if low < -(2**31) or high >= 2**31:
             raise ValueError(f"{name}: value {low if low < -(2**31) else high} does not fit 32 bits")
-    return np.ascontiguousarray(array, dtype=np.int32)
+    return np.array(array, dtype=np.int32, order="C")
 
 
 def _as_mask(value: ArrayLike, shape: tuple[int, int], name: str = "attention_mask") -> NDArray[np.uint8]:
-    array = np.asarray(value)
+    array = _as_array(value, name)
     if array.ndim == 1:
         array = array[None, :]
     if array.shape != shape:
@@ -249,10 +287,12 @@ class _Network:
             raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(map(repr, _DTYPES))}")
-        if not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**63:
-            raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed!r}")
+        self._set_up(self._check_config(config), _seed(seed), dtype, fresh=True)
+
+    def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
+        """Allocate the network; without `fresh` its weights are zero, for whoever fills them next."""
         #: The model's configuration.
-        self.config = self._check_config(config)
+        self.config = config
         #: Number format of weights and activations.
         self.dtype = dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
@@ -260,13 +300,14 @@ class _Network:
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
         self._core = _core.Network(_core_config(self.config))
-        self._core.random_state = (int(seed), 0)
-        self._core.randomize(int(seed))
+        self._core.random_state = (seed, 0)
+        if fresh:
+            self._core.randomize(seed)
         table = self._core.parameter_table()
         self._parameters = TensorMap("parameters", {row[0]: self._core.parameter(i) for i, row in enumerate(table)})
         self._gradients: TensorMap | None = None
-        self._decayed = {row[0]: bool(row[2]) for row in table}
-        self._balance_scale = self.config.router_aux_loss_coef
+        # The reference's classification loss has no balance term.
+        self._balance_scale = 0.0 if self._classifier else self.config.router_aux_loss_coef
 
     def _check_config(self, config: MoMConfig) -> MoMConfig:
         raise NotImplementedError
@@ -355,7 +396,9 @@ class _Network:
 
     @random_state.setter
     def random_state(self, value: tuple[int, int]) -> None:
-        self._core.random_state = (int(value[0]), int(value[1]))
+        if len(value) != 2:
+            raise ValueError(f"random_state: expected (seed, counter), got {value!r}")
+        self._core.random_state = (_seed(value[0], "random_state"), _seed(value[1], "random_state"))
 
     # ------------------------------------------------------------------ gradients
     def zero_grad(self) -> None:
@@ -376,11 +419,14 @@ class _Network:
         ------
         RuntimeError
             Without a forward pass that had labels, or when called twice for one forward pass.
+        MemoryError
+            The gradients then hold a part of the sum: call `zero_grad` and repeat the forward pass.
         """
-        for name, value in (("lm_scale", lm_scale), ("balance_scale", balance_scale)):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name}: {value} is not finite")
-        self._core.backward(float(lm_scale), float(self._balance_scale if balance_scale is None else balance_scale))
+        balance_scale = self._balance_scale if balance_scale is None else balance_scale
+        self._core.backward(
+            _number(lm_scale, "lm_scale", -_LARGEST, "a finite float32"),
+            _number(balance_scale, "balance_scale", -_LARGEST, "a finite float32"),
+        )
 
     def _routes(self, batch: int, length: int) -> Routes:
         counts = {"attn": self.config.num_attn, "ffn": self.config.num_ffn}
@@ -432,7 +478,8 @@ class _Network:
         CheckpointError
             Listing missing, unexpected and wrongly shaped names; the model is then unchanged.
         """
-        canonical = weights.detect_and_canonicalise(dict(tensors), self.config, source)
+        arrays = {name: _as_array(tensor, name) for name, tensor in tensors.items()}
+        canonical = weights.detect_and_canonicalise(arrays, self.config, source)
         for name, target in self._parameters.items():
             target[...] = canonical[name]
 
@@ -444,7 +491,8 @@ class _Network:
         ----------
         folder : path
             Holds ``config.json`` and ``model.safetensors`` (or a sharded index); a tokenizer is read
-            if there is one.
+            if there is one. A language model leaves a classifier's head behind; a classifier gets a fresh
+            head where the folder has none.
         **config_changes
             Configuration fields to override.
 
@@ -463,17 +511,22 @@ class _Network:
         config = MoMConfig.from_json(folder)
         tensors = weights.read_weights(folder)
         config = cls._adapt_config(config, tensors).replace(**config_changes)
-        model = cls(config)
-        model._load_file(tensors, str(folder))
+        # Checked before any memory is asked for: a configuration can promise tensors of any size.
+        head = () if cls._classifier else ("score.weight",)
+        own = {name: tensor for name, tensor in tensors.items() if name not in head}
+        canonical = weights.detect_and_canonicalise(own, config, str(folder), allow_missing=("score.weight",))
+        model = cls.__new__(cls)
+        model._set_up(
+            model._check_config(config), 0, "float32", fresh=cls._classifier and "score.weight" not in canonical
+        )
+        for name, tensor in canonical.items():
+            model._parameters[name] = tensor
         model.tokenizer = _load_tokenizer(folder)
         return model
 
     @classmethod
     def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
         raise NotImplementedError
-
-    def _load_file(self, tensors: Mapping[str, ArrayLike], source: str) -> None:
-        self.load_state(tensors, source)
 
     # ------------------------------------------------------------------ display
     def _summary(self) -> list[tuple[str, str]]:
@@ -499,7 +552,8 @@ class _Network:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(k)}</td><td style='text-align:left'>{html.escape(v)}</td></tr>"
+            f"<tr><td style='text-align:left'>{html.escape(k)}</td>"
+            f"<td style='text-align:left'>{html.escape(v)}</td></tr>"
             for k, v in self._summary()
         )
         return f"<b>{type(self).__name__}</b><table>{rows}</table>"
@@ -523,7 +577,7 @@ def _core_config(c: MoMConfig) -> dict[str, Any]:
         "vanilla": c.is_vanilla,
         "num_attn": c.num_attn, "num_ffn": c.num_ffn, "rounds": c.rounds if c.chunks else 0,
         "choices_attn": c.num_choices("attn"), "choices_ffn": c.num_choices("ffn"),
-        "top_k": c.routing_top_k,
+        "top_k": min(c.routing_top_k, max(c.num_choices("attn"), c.num_choices("ffn"))),
         "router_kind": ("naive", "gru", "gru-dev").index(c.router_kind) if c.chunks else 0,
         "router_softmax": c.router_softmax, "router_random": c.router_random, "R": c.router_dim,
         "temperature": float(c.router_softmax_temperature),
@@ -567,10 +621,6 @@ class MoM(_Network):
     @classmethod
     def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
         return config.replace(num_labels=None, problem_type=None)
-
-    def _load_file(self, tensors: Mapping[str, ArrayLike], source: str) -> None:
-        # A classifier's body is a language model: its extra head is left behind.
-        self.load_state({k: v for k, v in tensors.items() if k != "score.weight"}, source)
 
     def __call__(
         self,
@@ -624,7 +674,9 @@ class MoM(_Network):
         if loss is not None and balance_loss is not None:
             loss += self.config.router_aux_loss_coef * balance_loss
         logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
-        return ModelOutput(loss, lm_loss, balance_loss, logits, self._routes(*shape) if return_routes else None, labelled)
+        return ModelOutput(
+            loss, lm_loss, balance_loss, logits, self._routes(*shape) if return_routes else None, labelled
+        )
 
     def generate(
         self,
@@ -667,14 +719,19 @@ class MoM(_Network):
         longest = max(len(r) for r in rows) + new
         if longest > self.config.n_positions:
             raise ValueError(
-                f"max_new_tokens: prompt and {new} new tokens need {longest} positions, the model has {self.config.n_positions}"
+                f"max_new_tokens: prompt and {new} new tokens need {longest} positions, "
+                f"the model has {self.config.n_positions}"
             )
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature: {temperature} is not a non-negative finite number")
-        if top_k is not None and _count(top_k, "top_k") < 1:
+        temperature = _number(temperature, "temperature", 0.0, "a non-negative finite number")
+        kept = self.config.vocab_size if top_k is None else min(_count(top_k, "top_k"), self.config.vocab_size)
+        if kept < 1:
             raise ValueError(f"top_k: {top_k} is less than 1")
-        if top_p is not None and not 0 < top_p <= 1:
+        mass = 1.0 if top_p is None else _number(top_p, "top_p", 0.0, "in (0, 1]")
+        if not 0 < mass <= 1:
             raise ValueError(f"top_p: {top_p} is not in (0, 1]")
+        if stop_token is not None and _count(stop_token, "stop_token") >= self.config.vocab_size:
+            raise ValueError(f"stop_token: {stop_token} is not in [0, {self.config.vocab_size})")
+        seed = _seed(seed)
         lengths = np.array([len(r) for r in rows])
         buffer = np.zeros((len(rows), longest), dtype=np.int32)
         for b, row in enumerate(rows):
@@ -685,10 +742,7 @@ class MoM(_Network):
             # Rows end at different places; what lies to the right of a row's end is never seen by it.
             self._core.forward(np.ascontiguousarray(buffer[:, :length]), keep=False, training=False)
             last = (np.arange(len(rows)) * length + lengths - 1).astype(np.int32)
-            chosen = _core.sample(
-                self._core.logits(last), float(temperature), top_k or 0, 1.0 if top_p is None else float(top_p),
-                int(seed), step,
-            )  # fmt: skip
+            chosen = _core.sample(self._core.logits(last), temperature, kept, mass, seed, step)
             active = np.flatnonzero(~done)
             buffer[active, lengths[active]] = chosen[active]
             lengths[active] += 1
@@ -713,7 +767,8 @@ class MoM(_Network):
         """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
 
         Layer j of a chunk becomes attention module j and feed-forward module j, as far as the pools
-        go; embeddings and anchor layers are copied; routers start fresh from `seed`.
+        go; embeddings and anchor layers are copied; routers start fresh from `seed`. A plain model of
+        another number of layers than ``config.vanilla_layers()`` is used as far as it goes, with a warning.
 
         Parameters
         ----------
@@ -730,6 +785,8 @@ class MoM(_Network):
         ConfigError
             If the two do not fit together.
         """
+        if not isinstance(config, MoMConfig):
+            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
         source = gpt2 if isinstance(gpt2, MoM) else cls.from_pretrained(gpt2)
         if not source.config.is_vanilla:
             raise ConfigError("gpt2: expected a plain GPT-2 (chunks = 0)")
@@ -744,6 +801,16 @@ class MoM(_Network):
             config.copy_final_norm if copy_final_norm is None else copy_final_norm,
             config.copy_single_modules if copy_single_modules is None else copy_single_modules,
         )
+        if source.config.n_layer != config.vanilla_layers():
+            warnings.warn(
+                f"gpt2: has {source.config.n_layer} layers, the model has places for {config.vanilla_layers()}; "
+                + (
+                    "surplus layers are left out"
+                    if source.config.n_layer > config.vanilla_layers()
+                    else "the rest is fresh"
+                ),
+                stacklevel=2,
+            )
         for target, name in mapping:
             if name in source.parameters:
                 model.parameters[target] = source.parameters[name]
@@ -767,16 +834,15 @@ def _like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArra
 
 def _prompts(prompt: Any) -> tuple[list[NDArray[np.int32]], bool]:
     """Rows of ids, and whether a single prompt came."""
-    if not isinstance(prompt, np.ndarray) and len(prompt) and not np.isscalar(prompt[0]):
-        rows = [_as_ids(row, "prompt").ravel() for row in prompt]
-        single = False
-    else:
-        array = np.asarray(prompt)
-        single = array.ndim == 1
-        rows = list(_as_ids(array, "prompt"))
-    if not rows:
-        raise ValueError("prompt: no prompts")
-    return rows, single
+    if isinstance(prompt, (list, tuple)) and prompt and not isinstance(prompt[0], (int, float, np.generic)):
+        rows = []
+        for i, row in enumerate(prompt):
+            if np.ndim(row) != 1:
+                raise ValueError(f"prompt: row {i} has shape {np.shape(row)}, expected (T,)")
+            rows.append(_as_ids(row, f"prompt: row {i}")[0])
+        return rows, False
+    array = _as_array(prompt, "prompt")
+    return list(_as_ids(array, "prompt")), array.ndim == 1
 
 
 class MoMForSequenceClassification(_Network):
@@ -796,21 +862,11 @@ class MoMForSequenceClassification(_Network):
     def _check_config(self, config: MoMConfig) -> MoMConfig:
         return config.replace(num_labels=2) if config.num_labels is None else config
 
-    def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
-        super().__init__(config, seed, dtype)
-        self._balance_scale = 0.0  # the reference's classification loss has no balance term
-
     @classmethod
     def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
         if "score.weight" in tensors:
             return config.replace(num_labels=int(np.shape(tensors["score.weight"])[0]))
         return config
-
-    def _load_file(self, tensors: Mapping[str, ArrayLike], source: str) -> None:
-        # A language model's folder has no head: it keeps its fresh values.
-        if "score.weight" not in tensors:
-            tensors = {**tensors, "score.weight": self.parameters["score.weight"]}
-        self.load_state(tensors, source)
 
     def pooled_positions(
         self, tokens: NDArray[np.int32], attention_mask: NDArray[np.uint8] | None
@@ -821,7 +877,8 @@ class MoMForSequenceClassification(_Network):
             if not attention_mask.any(axis=1).all():
                 row = int(np.flatnonzero(~attention_mask.any(axis=1))[0])
                 raise ValueError(f"attention_mask: row {row} masks every token")
-            return (length - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=1)).astype(np.int32)
+            last: NDArray[np.int32] = (length - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=1)).astype(np.int32)
+            return last
         pad = self.config.pad_token_id
         if pad is None:
             if batch > 1:
@@ -830,11 +887,12 @@ class MoMForSequenceClassification(_Network):
                 )
             return np.full(batch, length - 1, dtype=np.int32)
         # The reference's rule: before the first pad; no pad, or a pad in front, gives the last position.
-        return ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
+        before: NDArray[np.int32] = ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
+        return before
 
     def _targets(self, labels: ArrayLike, batch: int) -> dict[str, Any]:
         count = self.config.num_labels or 1
-        array = np.asarray(labels)
+        array = _as_array(labels, "labels")
         integer = np.issubdtype(array.dtype, np.integer)
         if not integer and not np.issubdtype(array.dtype, np.floating):
             raise TypeError(f"labels: dtype {array.dtype}, expected integer or float")
@@ -851,10 +909,12 @@ class MoMForSequenceClassification(_Network):
             bad = (array != -100) & ((array < 0) | (array >= count))
             if bad.any():
                 raise ValueError(f"labels: {int(array[bad][0])} is not in [0, {count})")
-            return {"classes": np.ascontiguousarray(array, dtype=np.int32), "label_loss": 1}
+            return {"classes": np.array(array, dtype=np.int32), "label_loss": 1}
         if array.shape not in ((batch, count), *(((batch,),) if count == 1 else ())):
             raise ValueError(f"labels: shape {array.shape}, expected ({batch}, {count})")
-        values = np.ascontiguousarray(array.reshape(batch, count), dtype=np.float32)
+        if not (np.abs(array) <= _LARGEST).all():
+            raise ValueError("labels: not all are finite float32 numbers")
+        values = np.array(array.reshape(batch, count), dtype=np.float32, order="C")
         return {"values": values, "label_loss": 0 if problem == "regression" else 2}
 
     def __call__(
@@ -897,4 +957,6 @@ class MoMForSequenceClassification(_Network):
             **targets,
         )
         logits = self._core.pooled_logits() if return_logits else None
-        return ModelOutput(lm_loss, lm_loss, None, logits, self._routes(*ids.shape) if return_routes else None, labelled)
+        return ModelOutput(
+            lm_loss, lm_loss, None, logits, self._routes(*ids.shape) if return_routes else None, labelled
+        )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .model import _Network
+from .model import _Network, _number
 
 __all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
+
+_NON_NEGATIVE = "a non-negative finite number"
+_POSITIVE = "a positive finite number"
 
 
 class AdamW:
@@ -53,30 +57,28 @@ class AdamW:
     ) -> None:
         if not isinstance(model, _Network):
             raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
-        if not (math.isfinite(lr) and lr >= 0):
-            raise ValueError(f"lr: {lr} is not a non-negative finite number")
-        if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
-            raise ValueError(f"betas: {betas} are not two numbers in [0, 1)")
-        if not (math.isfinite(eps) and eps > 0):
-            raise ValueError(f"eps: {eps} is not a positive finite number")
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise ValueError(f"weight_decay: {weight_decay} is not a non-negative finite number")
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
+        first, second = (_number(b, "betas", 0.0, "in [0, 1)") for b in betas)
+        if first >= 1.0 or second >= 1.0:
+            raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
+        if _number(eps, "eps", 0.0, _POSITIVE) == 0.0:
+            raise ValueError(f"eps: {eps} is not {_POSITIVE}")
         self.model = model
-        self.lr = lr
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.lr = _number(lr, "lr", 0.0, _NON_NEGATIVE)
+        self.betas = (first, second)
         self.eps = float(eps)
-        self.weight_decay = float(weight_decay)
+        self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
         self._core = _core.AdamW(model._core)
 
     def step(self) -> None:
         """Update every parameter that has a gradient. Gradients are left as they are."""
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ValueError(f"lr: {self.lr} is not a non-negative finite number")
-        self._core.step(float(self.lr), self.betas[0], self.betas[1], self.eps, self.weight_decay)
+        lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
+        self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay)
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
-        """Writable views: ``exp_avg.NAME`` and ``exp_avg_sq.NAME`` (float32), and ``steps`` (float64, one per parameter)."""
+        """Writable views: ``exp_avg.NAME``, ``exp_avg_sq.NAME`` (float32), ``steps`` (float64, one per parameter)."""
         views: dict[str, NDArray[Any]] = {"steps": self._core.steps}
         for i, name in enumerate(self.model.parameters):
             views[f"exp_avg.{name}"] = self._core.exp_avg(i)
@@ -89,14 +91,19 @@ class AdamW:
         for name, view in own.items():
             if name not in state:
                 raise ValueError(f"state: {name!r} is missing")
-            if np.shape(state[name]) != view.shape:
-                raise ValueError(f"state: {name!r} has shape {np.shape(state[name])}, expected {view.shape}")
+            given = np.asarray(state[name])
+            if given.shape != view.shape:
+                raise ValueError(f"state: {name!r} has shape {given.shape}, expected {view.shape}")
+            if given.dtype.kind != "f":
+                raise ValueError(f"state: {name!r} has dtype {given.dtype}, expected a floating one")
         for name, view in own.items():
             view[...] = state[name]
 
 
 def clip_grad_norm(model: _Network, max_norm: float) -> float:
     """Scale all gradients by ``max_norm / (norm + 1e-6)`` if that is below 1.
+
+    Parameters without a gradient (`has_gradient` of the model) do not count.
 
     Parameters
     ----------
@@ -109,6 +116,10 @@ def clip_grad_norm(model: _Network, max_norm: float) -> float:
     float
         Norm over all gradients before clipping. Gradients are left alone when it is not finite.
     """
+    if not isinstance(model, _Network):
+        raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
+    if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float, np.integer, np.floating)):
+        raise TypeError(f"max_norm: expected a number, got {type(max_norm).__name__}")
     if not max_norm > 0:
         raise ValueError(f"max_norm: {max_norm} is not positive")
     return float(_core.clip_grad_norm(model._core, float(max_norm)))

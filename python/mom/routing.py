@@ -189,9 +189,10 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
         raise ImportError("plots need matplotlib: pip install 'mom[plots]'") from None
     rows = max(len(u.share) for u in use.values())
     figure = Figure(figsize=(4.5 * len(use), 1.6 + 0.45 * rows), layout="constrained")
+    top = max(float(u.share.max()) for u in use.values()) or 1.0
     axes = figure.subplots(1, len(use), squeeze=False)[0]
     for axis, (half, u) in zip(axes, use.items(), strict=True):
-        image = axis.imshow(u.share, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+        image = axis.imshow(u.share, vmin=0.0, vmax=top, cmap="viridis", aspect="auto")
         modules = u.share.shape[1] - 1
         axis.set_xticks(range(modules + 1), [str(m) for m in range(modules)] + ["SKIP"])
         axis.set_yticks(range(len(u.labels)), u.labels)
@@ -199,7 +200,13 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
         axis.set_title("attention" if half == "attn" else "feed-forward")
         for (y, x), value in np.ndenumerate(u.share):
             axis.text(
-                x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8
+                x,
+                y,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if value < 0.6 * top else "black",
+                fontsize=8,
             )
     figure.colorbar(image, ax=list(axes), label="share of kept choices")
     figure.suptitle(title)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from twin import Case, Comparison
 
 import mom
 from mom.errors import ConfigError
-from twin import Case, Comparison
 
 ROUTERS = [
     f"{kind}{noise}{softmax}"
@@ -92,12 +92,17 @@ FIXED: dict[str, Case] = {
     "a row masked throughout": Case({}, mask="row"),
     "everything masked": Case({"router_type": "naive"}, mask="row", batch=1),
     "chunks and anchors": Case(
-        {"chunks": 2, "require_anchor_layer": True, "num_bottom_layers": 1, "num_top_layers": 1, "depthwise_bal_loss": True}
+        {
+            "chunks": 2, "require_anchor_layer": True, "num_bottom_layers": 1, "num_top_layers": 1,
+            "depthwise_bal_loss": True,
+        }
     ),
     "no rounds": Case({"depth_per_chunk": 0, "num_bottom_layers": 1}),
     "one round": Case({"depth_per_chunk": 1, "router_type": "gru-dev-random"}),
     "six rounds": Case({"depth_per_chunk": 6, "router_softmax_temperature": 0.5}),
-    "depth from the multiplier": Case({"depth_per_chunk": None, "depth_multiplier": 1.4, "router_type": "naive-softmax"}),
+    "depth from the multiplier": Case(
+        {"depth_per_chunk": None, "depth_multiplier": 1.4, "router_type": "naive-softmax"}
+    ),
     "low temperature": Case({"router_softmax_temperature": 0.2}),
     "plain GPT-2": Case({"chunks": 0, "n_layer": 3}, mask="left"),
     "plain GPT-2, no layers' worth of heads": Case({"chunks": 0, "n_layer": 1, "n_head": 18}),
@@ -110,7 +115,9 @@ FIXED: dict[str, Case] = {
     "heads of 9": Case({"n_embd": 27, "n_head": 3, "n_inner": 31}),
     "heads of 16": Case({"n_embd": 48, "n_head": 3, "n_inner": None, "router_dim": 16}),
     "heads of 80": Case({"n_embd": 160, "n_head": 2, "n_inner": 97, "n_positions": 40}, steps=33),
-    "widths of 1": Case({"n_embd": 2, "n_head": 2, "n_inner": 1, "router_dim": 1, "vocab_size": 2, "router_type": "gru"}),
+    "widths of 1": Case(
+        {"n_embd": 2, "n_head": 2, "n_inner": 1, "router_dim": 1, "vocab_size": 2, "router_type": "gru"}
+    ),
     "long rows": Case({"n_positions": 70, "router_type": "naive-softmax"}, steps=70, mask="holes"),
     "dropout": Case(
         {"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1, "num_bottom_layers": 1, "num_ffn": 1}, training=True
@@ -185,8 +192,15 @@ def sample(rng: np.random.Generator) -> Case:
         fields |= {"attn_pdrop": pick(0.0, 0.2), "resid_pdrop": pick(0.0, 0.3), "embd_pdrop": pick(0.0, 0.1)}
     labels = pick(None, None, None, None, 1, 3)
     if labels is not None:
-        problem = pick(None, "regression", "multi_label_classification", *(["single_label_classification"] * (labels > 1)))
-        fields |= {"num_labels": labels, "problem_type": problem, "pooling": pick("mask", "reference"), "pad_token_id": 0}
+        problem = pick(
+            None, "regression", "multi_label_classification", *(["single_label_classification"] * (labels > 1))
+        )
+        fields |= {
+            "num_labels": labels,
+            "problem_type": problem,
+            "pooling": pick("mask", "reference"),
+            "pad_token_id": 0,
+        }
     case = Case(
         fields, batch=pick(1, 2, 3), steps=steps, mask=pick(None, "left", "right", "holes"),
         labels=pick("tokens", "some"), training=training, lm_scale=pick(1.0, 0.5, 20.0),

@@ -22,7 +22,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], int, int, bool]] = {
     "naive top-1, weighted, masked": ({"router_type": "naive", "routing_top_k": 1, "weighted_qkv": True}, 4, 61, True),
     "all paths": ({"routing_all_possible_path": True, "num_attn": 2, "num_ffn": 3}, 2, 64, False),
     "dropout and noise": (
-        {"router_type": "gru-dev-random", "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "num_ffn": 1}, 4, 64, True,
+        {"router_type": "gru-dev-random", "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "num_ffn": 1},
+        4, 64, True,
     ),
     "plain GPT-2": ({"chunks": 0, "n_layer": 2, "n_embd": 128, "vocab_size": 1031}, 4, 64, True),
     "small and odd": ({"n_embd": 27, "n_head": 3, "n_inner": 41, "router_dim": 9, "chunks": 2}, 3, 13, True),
@@ -63,7 +64,9 @@ def training_run(changes: dict[str, Any], batch: int, steps: int, masked: bool) 
         optimizer.step()
         result[f"step {step}: parameters"] = digest(*model.parameters.values())
         result[f"step {step}: moments"] = digest(*optimizer.state.values())
-    result["generated"] = model.generate(tokens[:2, : steps // 2 + 1], min(3, config.n_positions - steps), 0.8, seed=3).tolist()
+    result["generated"] = model.generate(
+        tokens[:2, : steps // 2 + 1], min(3, config.n_positions - steps), 0.8, seed=3
+    ).tolist()
     return result
 
 
@@ -113,6 +116,11 @@ def test_forward_without_keeping_gives_the_same_bits(rng: np.random.Generator) -
             out = model(tokens, tokens, return_logits=True, return_routes=True, keep=keep)
             routes = [r for half in out.routes.values() for rounds in half for r in rounds if r is not None]
             outputs.append(
-                (repr(out.loss), repr(out.balance_loss), digest(out.logits), digest(*(a for r in routes for a in r.values())))
+                (
+                    repr(out.loss),
+                    repr(out.balance_loss),
+                    digest(out.logits),
+                    digest(*(a for r in routes for a in r.values())),
+                )
             )
         assert outputs[0] == outputs[1]

@@ -127,7 +127,9 @@ def batch(case: Case, config: MoMConfig, rng: np.random.Generator) -> dict[str, 
     labels: Any = None
     if config.num_labels is not None:
         labels = rng.random((case.batch, config.num_labels))
-        if config.problem_type == "single_label_classification" or (config.problem_type is None and config.num_labels > 1):
+        if config.problem_type == "single_label_classification" or (
+            config.problem_type is None and config.num_labels > 1
+        ):
             labels = rng.integers(0, config.num_labels, case.batch)
         if config.pad_token_id is not None and case.mask == "right":
             assert mask is not None
@@ -241,13 +243,15 @@ class Comparison:
 
     @functools.cached_property
     def _rounding(self) -> tuple[float, dict[str, float]]:
-        """Change when all parameters change by half a unit in the last place: of outputs (relative, the largest), of each
-        gradient (norm)."""
+        """What a change of all parameters by half a unit in the last place does: the largest relative change of an
+        output, and the norm of the change of each gradient."""
         outputs, gradients = 0.0, dict.fromkeys(self.values, 0.0)
         exact = self.expected.arrays()
         for seed in range(3):
             signs = np.random.default_rng([seed, self.case.seed])
-            moved = self._run_twin({n: v * (1 + 6e-8 * signs.choice([-1.0, 1.0], v.shape)) for n, v in self.values.items()})
+            moved = self._run_twin(
+                {n: v * (1 + 6e-8 * signs.choice([-1.0, 1.0], v.shape)) for n, v in self.values.items()}
+            )
             for name, value in moved.arrays().items():
                 outputs = max(outputs, relative_error(value, exact[name]))
             for name, value in moved.total.items():
@@ -256,8 +260,9 @@ class Comparison:
 
     def check_output(self, have: Any, want: Any, what: str) -> None:
         assert (have is None) == (want is None), what
-        # A loss is the difference of numbers of about 1, however small it is.
-        error = 0.0 if want is None else relative_error(have, want) * min(1.0, norm(want) if np.ndim(want) == 0 else 1.0)
+        error = 0.0 if want is None else relative_error(have, want)
+        if want is not None and np.ndim(want) == 0 and error > 0:
+            error *= min(1.0, abs(want))  # a loss is the difference of numbers of about 1, however small it is
         if error > OUTPUT:
             allowed = 10 * self._rounding[0]
             assert error <= allowed, f"{what}: relative error {error:.2e} > {OUTPUT:.0e} and > {allowed:.2e}"

@@ -1,0 +1,219 @@
+"""Generation: greedy, batches of unequal prompts, sampling and its distribution, stopping, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom import _core
+
+CONFIG = mom.MoMConfig(
+    vocab_size=13, n_positions=16, n_embd=12, n_head=2, chunks=1, num_attn=3, num_ffn=3, depth_per_chunk=3,
+    num_bottom_layers=1, num_top_layers=0, require_anchor_layer=False, router_type="gru-softmax", router_dim=7,
+    routing_top_k=2, initializer_range=0.3,
+)  # fmt: skip
+CONFIGS = {
+    "recurrent": CONFIG,
+    "naive, all paths": CONFIG.replace(router_type="naive", routing_all_possible_path=True),
+    "single halves": CONFIG.replace(num_attn=1, num_ffn=1),
+    "plain": mom.MoMConfig.vanilla(2, vocab_size=13, n_positions=16, n_embd=12, n_head=2, initializer_range=0.3),
+    "dropout in the configuration": CONFIG.replace(resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_is_the_argmax_of_every_step(name: str, kernel_level: str) -> None:
+    model = mom.MoM(CONFIGS[name], seed=2)
+    model.train()  # dropout is for training passes only
+    want = np.array([[1, 2, 3], [7, 7, 0]])
+    model.eval()
+    for _ in range(9):
+        logits = model(want, return_logits=True).logits
+        assert logits is not None
+        want = np.concatenate([want, logits[:, -1].argmax(-1)[:, None]], axis=1)
+    model.train()
+    have = model.generate(want[:, :3], 9)
+    assert have.dtype == np.int32 and np.array_equal(have, want)
+    assert np.array_equal(model.generate(want[0, :3], 9), want[0])
+    assert np.array_equal(model.generate([int(t) for t in want[0, :3]], 9), want[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_of_unequal_prompts_equals_each_alone(name: str) -> None:
+    model = mom.MoM(CONFIGS[name], seed=2)
+    prompts = [np.array([5]), np.array([1, 2, 3, 4, 5, 6]), np.array([9, 0, 3])]
+    together = model.generate(prompts, 8)
+    assert [len(row) for row in together] == [9, 14, 11]
+    for row, prompt in zip(together, prompts, strict=True):
+        assert np.array_equal(row, model.generate(prompt, 8))
+
+
+def test_up_to_the_last_position_and_no_new_token() -> None:
+    model = mom.MoM(CONFIG, seed=2)
+    assert model.generate([1, 2], 14).shape == (16,)
+    assert np.array_equal(model.generate([1, 2], 0), [1, 2])
+    assert np.array_equal(model.generate(np.array([[1, 2]]), 0), [[1, 2]])
+
+
+def test_generation_leaves_the_model_as_it_is() -> None:
+    model = mom.MoM(CONFIG, seed=2)
+    before = {n: a.copy() for n, a in model.parameters.items()}
+    state = model.random_state
+    model.generate([1, 2], 5, temperature=1.0)
+    assert model.random_state == state
+    assert all(np.array_equal(before[n], a) for n, a in model.parameters.items())
+    with pytest.raises(RuntimeError):
+        model.backward()
+
+
+# ---------------------------------------------------------------------- sampling
+def test_sampling_repeats_with_its_seed() -> None:
+    model = mom.MoM(CONFIG, seed=2)
+    draws = [model.generate(np.ones((4, 1), int), 12, 1.0, seed=s) for s in (5, 5, 6)]
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+    assert len({tuple(row) for row in draws[0]}) > 1, "rows draw independently"
+
+
+def frequencies(logits: Any, draws: int, **options: Any) -> np.ndarray:
+    logits = np.tile(np.asarray(logits, np.float32), (draws, 1))
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1, "step": 0} | options
+    tokens = _core.sample(logits, *settings.values())
+    return np.bincount(tokens, minlength=logits.shape[1])
+
+
+def check_distribution(counts: np.ndarray, probabilities: np.ndarray) -> None:
+    """Chi-square with a bound that a right sampler passes with probability 1 - 1e-9 (and the seed is fixed)."""
+    expected = counts.sum() * probabilities
+    assert not counts[probabilities == 0].any()
+    kept = probabilities > 0
+    statistic = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
+    degrees = kept.sum() - 1
+    assert statistic < degrees + 6 * np.sqrt(2 * max(degrees, 1)) + 20, (statistic, degrees)
+
+
+LOGITS = np.array([0.0, 1.5, -1.0, 0.7, 1.5, -3.0])
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("step", [0, 1])
+def test_distribution_of_samples(temperature: float, step: int) -> None:
+    weight = np.exp(LOGITS / temperature)
+    check_distribution(frequencies(LOGITS, 40000, temperature=temperature, step=step), weight / weight.sum())
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 6, 100])
+def test_top_k_keeps_the_most_probable(top_k: int) -> None:
+    weight = np.exp(LOGITS)
+    weight[np.argsort(-LOGITS, kind="stable")[top_k:]] = 0  # among equals the lower token comes first
+    check_distribution(frequencies(LOGITS, 20000, top_k=top_k), weight / weight.sum())
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.45, 0.9, 0.99, 1.0])
+def test_top_p_keeps_the_smallest_sufficient_set(top_p: float) -> None:
+    weight = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    order = np.argsort(-LOGITS, kind="stable")
+    before = np.concatenate([[0.0], np.cumsum(weight[order])[:-1]])
+    weight[order[before >= top_p]] = 0
+    check_distribution(frequencies(LOGITS, 20000, top_p=top_p), weight / weight.sum())
+
+
+def test_top_k_and_top_p_together() -> None:
+    weight = np.exp(LOGITS)
+    weight[[0, 2, 5]] = 0  # top-3 is {1, 3, 4}; 0.6 of their mass needs two of them
+    weight[3] = 0
+    check_distribution(frequencies(LOGITS, 20000, top_k=3, top_p=0.6), weight / weight.sum())
+
+
+def test_generate_hands_its_options_on() -> None:
+    model = mom.MoM(CONFIG, seed=2)
+    prompt = np.array([3, 1])
+    logits = model(prompt, return_logits=True).logits
+    assert logits is not None
+    last = logits[0, -1].astype(np.float64)
+    batch = np.tile(prompt, (20000, 1))
+    for options, kept in (({}, 13), ({"top_k": 3}, 3)):
+        weight = np.exp(last / 0.7)
+        weight[np.argsort(-last)[kept:]] = 0
+        counts = np.bincount(model.generate(batch, 1, 0.7, **options)[:, -1], minlength=13)
+        check_distribution(counts, weight / weight.sum())
+    assert np.array_equal(model.generate(prompt, 6, 1.0, top_k=1), model.generate(prompt, 6))
+    assert np.array_equal(model.generate(prompt, 6, 1.0, top_p=1e-9), model.generate(prompt, 6))
+    assert np.array_equal(model.generate(prompt, 6, 1e-30), model.generate(prompt, 6))
+
+
+def test_ties_go_to_the_lowest_token() -> None:
+    tied = np.zeros((3, 5), np.float32)
+    assert _core.sample(tied, 0.0, 0, 1.0, 0, 0).tolist() == [0, 0, 0]
+    assert _core.sample(tied, 1.0, 1, 1.0, 0, 0).tolist() == [0, 0, 0]
+    assert set(_core.sample(np.zeros((200, 5), np.float32), 1.0, 2, 1.0, 0, 0).tolist()) == {0, 1}
+    model = mom.MoM(CONFIG)
+    model.parameters["transformer.wte.weight"] = np.zeros((13, 12))
+    assert model.generate([4], 3).tolist() == [4, 0, 0, 0]
+
+
+def test_minus_infinity_is_never_drawn_and_nan_is_an_error() -> None:
+    assert not frequencies([0.0, -np.inf, 1.0], 2000)[1]
+    with pytest.raises(ValueError, match="logits: not a number at row 1, token 2"):
+        _core.sample(np.array([[0, 0, 0], [0, 0, np.nan]], np.float32), 1.0, 0, 1.0, 0, 0)
+    model = mom.MoM(CONFIG)
+    model.parameters["transformer.ln_f.bias"] = np.full(12, np.nan)
+    with pytest.raises(ValueError, match="not a number"):
+        model.generate([1], 2)
+
+
+# ---------------------------------------------------------------------- stopping and errors
+def test_stop_token_ends_a_row() -> None:
+    model = mom.MoM(CONFIG, seed=2)
+    full = model.generate([[1, 2, 3], [4]], 10)
+    stop = int(full[0][5])
+    rows = model.generate([[1, 2, 3], [4]], 10, stop_token=stop)
+    for row, whole, length in zip(rows, full, (3, 1), strict=True):
+        new = whole[length:].tolist()
+        end = new.index(stop) + 1 if stop in new else len(new)
+        assert np.array_equal(row, whole[: length + end])
+    assert isinstance(model.generate(np.array([[1, 2]]), 3, stop_token=stop), list)
+    prompt_holds_it = model.generate([stop, 1], 2, stop_token=12 if stop != 12 else 11)
+    assert len(prompt_holds_it) >= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ([], {}, ValueError, r"prompt: shape \(0,\) is empty"),
+        ([[]], {}, ValueError, r"prompt: row 0: shape \(0,\) is empty"),
+        ([[1], []], {}, ValueError, r"prompt: row 1: shape \(0,\) is empty"),
+        (np.zeros((0, 3), int), {}, ValueError, r"prompt: shape \(0, 3\) is empty"),
+        (np.zeros((2, 2, 2), int), {}, ValueError, r"prompt: shape \(2, 2, 2\), expected \(B, T\)"),
+        ([np.zeros((2, 2), int)], {}, ValueError, r"prompt: row 0 has shape \(2, 2\), expected \(T,\)"),
+        ([1.0, 2.0], {}, TypeError, "prompt: dtype float64"),
+        ("text", {}, (TypeError, ValueError), "prompt"),
+        (None, {}, (TypeError, ValueError), "prompt"),
+        (3, {}, ValueError, r"prompt: shape \(\), expected"),
+        ([1, 13], {}, ValueError, r"tokens: 13 at position 1 is not in \[0, 13\)"),
+        ([1, -1], {}, ValueError, "tokens: -1"),
+        ([1, 2], {"max_new_tokens": 15}, ValueError, "max_new_tokens: .* need 17 positions, the model has 16"),
+        ([1], {"max_new_tokens": -1}, ValueError, "max_new_tokens: -1"),
+        ([1], {"max_new_tokens": 1.5}, TypeError, "max_new_tokens: expected an integer, got float"),
+        ([1], {"temperature": -0.1}, ValueError, "temperature: -0.1"),
+        ([1], {"temperature": float("nan")}, ValueError, "temperature: nan"),
+        ([1], {"temperature": "hot"}, TypeError, "temperature: expected a number, got str"),
+        ([1], {"top_k": 0}, ValueError, "top_k: 0 is less than 1"),
+        ([1], {"top_k": 1.5}, TypeError, "top_k: expected an integer"),
+        ([1], {"top_p": 0.0}, ValueError, r"top_p: 0.0 is not in \(0, 1\]"),
+        ([1], {"top_p": 1.1}, ValueError, "top_p: 1.1"),
+        ([1], {"top_p": float("nan")}, ValueError, "top_p: nan"),
+        ([1], {"seed": -1}, ValueError, "seed: expected an integer"),
+        ([1], {"seed": 2**63}, ValueError, "seed: expected an integer"),
+        ([1], {"stop_token": 13}, ValueError, r"stop_token: 13 is not in \[0, 13\)"),
+        ([1], {"stop_token": -2}, ValueError, "stop_token: -2"),
+    ],
+)
+def test_bad_arguments(prompt: Any, options: dict[str, Any], error: Any, message: str) -> None:
+    model = mom.MoM(CONFIG, seed=2)
+    want = model.generate([1, 2], 3)
+    with pytest.raises(error, match=message):
+        model.generate(prompt, **{"max_new_tokens": 2, **options})
+    assert np.array_equal(model.generate([1, 2], 3), want)
