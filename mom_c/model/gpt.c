@@ -302,7 +302,8 @@ static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_e
         return MOM_OK;
     }
     gpt->losses.has_loss = 1;
-    gpt->losses.labelled = B;
+    for (size_t b = 0; b < B; b++)
+        gpt->losses.labelled += !gpt->classes || gpt->classes[b] != MOM_IGNORED_LABEL;
     gpt->losses.lm_loss = mom_label_loss_compute(gpt->run.exec, NULL, gpt->pooled_logits, gpt->classes, gpt->values,
                                                  batch->label_loss, 1.0f, B, L);
     return MOM_OK;

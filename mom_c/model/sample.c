@@ -56,9 +56,18 @@ static int32_t draw(candidate *c, const float *logits, const mom_sampling *s, si
 
 mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, const mom_sampling *s, size_t B, size_t V,
                       mom_error *err) {
-    for (size_t i = 0; i < B * V; i++)
-        if (isnan(logits[i]))
-            return mom_error_set(err, MOM_ERR_VALUE, "logits: not a number at row %zu, token %zu", i / V, i % V);
+    for (size_t b = 0; b < B; b++) {
+        int any = 0; /* a token that can be chosen; single ones may be ruled out by -inf */
+        for (size_t v = 0; v < V; v++) {
+            const float logit = logits[b * V + v];
+            if (isnan(logit) || logit == INFINITY)
+                return mom_error_set(err, MOM_ERR_VALUE, "logits: %s at row %zu, token %zu",
+                                     isnan(logit) ? "not a number" : "infinite", b, v);
+            any |= logit != -INFINITY;
+        }
+        if (!any)
+            return mom_error_set(err, MOM_ERR_VALUE, "logits: every token of row %zu is minus infinity", b);
+    }
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     candidate *c = mom_arena_alloc(x->workspace, V, sizeof *c, err);
     if (!c)

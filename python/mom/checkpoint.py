@@ -27,7 +27,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +35,7 @@ from .errors import CheckpointError
 
 __all__ = [
     "MANIFEST",
+    "check_replaceable",
     "clean_leftovers",
     "latest_valid",
     "read_manifest",
@@ -169,7 +170,9 @@ def write_folder(
     Raises
     ------
     CheckpointError
-        If a file name is not allowed, or `path` exists and is not a folder.
+        If a file name is not allowed, `path` exists and is not a folder, is the current folder, or holds
+        something that is neither about to be written nor listed in a manifest there: replacing the folder
+        would lose it.
     OSError
         If writing fails, with the file's name; the earlier folder is then intact.
 
@@ -181,7 +184,7 @@ def write_folder(
     >>> manifest["files"]["note.txt"]["size"], verify_folder(folder) == manifest
     (5, True)
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))  # a link stays, the folder that it names is written
     for name in files:
         if not _is_plain_name(name) or name == MANIFEST:
             raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
@@ -189,6 +192,7 @@ def write_folder(
         raise CheckpointError(f"keep_last: {keep_last} is less than 1")
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path}: exists and is not a folder")
+    check_replaceable(path, files)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _sibling(path, "tmp") as temporary:
         try:
@@ -206,6 +210,34 @@ def write_folder(
     if keep_last is not None:
         rotate(path.parent, keep_last, prefix=prefix, protect=path)
     return manifest
+
+
+def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
+    """Raise unless writing a folder at `path` would lose nothing but an earlier one of its kind.
+
+    Parameters
+    ----------
+    path : path
+        Where `write_folder` is to write; it need not exist.
+    names : iterable of str
+        Files about to be written.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds something else, or is the current one.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.is_dir():
+        return
+    own = {MANIFEST, *names}
+    with contextlib.suppress(CheckpointError):
+        own |= set(read_manifest(path)["files"])
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
+    if foreign:
+        raise CheckpointError(f"{path}: holds {foreign[0]!r}, which saving there would delete; choose another folder")
+    if path == Path.cwd().resolve():
+        raise CheckpointError(f"{path}: is the current folder, which saving there would replace; choose another one")
 
 
 def _put_in_place(new: Path, path: Path) -> None:

@@ -275,7 +275,12 @@ def _add_train(commands: Any) -> None:
 
 
 def _run_train(a: argparse.Namespace) -> int:
-    latest = checkpoint.latest_valid(a.run_dir, prefix=PREFIX)[0] if a.resume else None
+    latest, passed_over = checkpoint.latest_valid(a.run_dir, prefix=PREFIX) if a.resume else (None, [])
+    if a.resume and latest is None and not (a.preset or a.model or a.init_from):
+        why = f" ({passed_over[-1][0].name}: {passed_over[-1][1]})" if passed_over else ""
+        raise ConfigError(f"resume: {a.run_dir} holds no valid checkpoint{why}")
+    # Now rather than after hours of training:
+    checkpoint.check_replaceable(Path(a.run_dir) / "model", ("config.json", "model.safetensors", "tokenizer.json"))
     settings = _training_settings(a, latest)
     meta = _meta(a.data)
     model = _model_to_train(a, settings.get("seed", 0), meta) if latest is None else _model_to_resume(a, latest)

@@ -285,3 +285,27 @@ def test_manifest_is_plain_json(tmp_path):
     sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     expected = {"format": 1, "files": {"a": {"size": 5, "sha256": sha256}}}
     assert json.loads((tmp_path / "x" / "manifest.json").read_text()) == expected
+
+
+def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="holds 'thesis.txt'"):
+        checkpoint.write_folder(folder, {"a.txt": "new"})
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="is the current folder"):
+        checkpoint.write_folder(".", {"a.txt": "new"})
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    checkpoint.write_folder(tmp_path / "link", {"a.txt": "new"})
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "a.txt").read_text() == "new"

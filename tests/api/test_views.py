@@ -36,7 +36,9 @@ def test_mappings_are_complete_and_in_canonical_order(name: str) -> None:
     for key, shape in names.items():
         for array in (model.parameters[key], model.gradients[key]):
             assert array.shape == shape and array.dtype == np.float32
-            assert array.flags.writeable and array.flags.c_contiguous and array.flags.aligned and not array.flags.owndata
+            assert (
+                array.flags.writeable and array.flags.c_contiguous and array.flags.aligned and not array.flags.owndata
+            )
     assert model.num_parameters == sum(a.size for a in model.parameters.values())
     assert len(model.parameters) == len(names) and "lm_head.weight" not in model.parameters
     assert list(model.has_gradient) == list(names) and not any(model.has_gradient.values())

@@ -217,3 +217,15 @@ def test_bad_arguments(prompt: Any, options: dict[str, Any], error: Any, message
     with pytest.raises(error, match=message):
         model.generate(prompt, **{"max_new_tokens": 2, **options})
     assert np.array_equal(model.generate([1, 2], 3), want)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    from mom import _core
+
+    for bad, message in ((np.inf, "infinite at row 0, token 1"), (np.nan, "not a number at row 0, token 1")):
+        with pytest.raises(ValueError, match=message):
+            _core.sample(np.array([[0.0, bad, 1.0]], np.float32), 1.0, 0, 1.0, 0, 0)
+    with pytest.raises(ValueError, match="every token of row 0"):
+        _core.sample(np.full((1, 3), -np.inf, np.float32), 1.0, 0, 1.0, 0, 0)
+    ruled_out = np.array([[-np.inf, 0.0, -np.inf]], np.float32)
+    assert all(_core.sample(ruled_out, 1.0, 0, 1.0, seed, 0)[0] == 1 for seed in range(20))

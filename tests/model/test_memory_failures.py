@@ -21,7 +21,9 @@ BASE = mom.MoMConfig(
 )  # fmt: skip
 CONFIGS = {
     "recurrent": BASE,
-    "naive, signs, weighted": BASE.replace(router_type="naive", use_ste=True, weighted_qkv=True, depthwise_bal_loss=True),
+    "naive, signs, weighted": BASE.replace(
+        router_type="naive", use_ste=True, weighted_qkv=True, depthwise_bal_loss=True
+    ),
     "all paths, counts of the step": BASE.replace(routing_all_possible_path=True, balance_counts="step"),
     "plain": BASE.replace(chunks=0, n_layer=1),
     "classifier": BASE.replace(num_labels=3),

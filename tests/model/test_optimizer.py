@@ -88,7 +88,9 @@ def test_weight_decay_spares_norms_and_biases() -> None:
     for n, value in before.items():
         factor = 0.95 if reference.adamw.decays(n) else 1.0
         assert np.allclose(model.parameters[n], factor * value, rtol=1e-6, atol=0), n
-    undecayed = {n.rsplit(".", 1)[0].split(".")[-1] for n in before if not reference.adamw.decays(n) and "bias" not in n}
+    undecayed = {
+        n.rsplit(".", 1)[0].split(".")[-1] for n in before if not reference.adamw.decays(n) and "bias" not in n
+    }
     assert undecayed <= {"ln_1", "ln_2", "ln_f", "attention_layernorm", "ffn_layernorm", "0", "1", "2"}
 
 

@@ -298,6 +298,9 @@ class _Run:
         if not resume:
             if any(self.dir.glob(f"{PREFIX}*")):
                 raise TrainingError(f"run_dir: {self.dir} already holds checkpoints; use resume or another folder")
+            log = self.dir / "log.jsonl"
+            if log.is_file() and log.stat().st_size:
+                raise TrainingError(f"run_dir: {self.dir} already holds a log.jsonl; use resume or another folder")
             return
         latest, self.passed_over = checkpoint.latest_valid(self.dir, prefix=PREFIX)
         for path, reason in self.passed_over:
@@ -331,7 +334,8 @@ class _Run:
             if self.validation is not None and (last or (config.eval_every and self.step % config.eval_every == 0)):
                 self._evaluate()
             due = due or last or bool(config.save_every and self.step % config.save_every == 0)
-            # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step.
+            # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step, and at
+            # the end of the run nothing is removed for it.
             if due and (last or not self.bad_in_a_row):
                 self._save()
                 due = False
@@ -413,7 +417,8 @@ class _Run:
             "config": self.config.to_dict(), "sampler": self.sampler.state_dict(), "skipped": self.skipped,
             "bad_in_a_row": self.bad_in_a_row, "lm_loss": self.lm_loss, "val_loss": self.val_loss,
         }  # fmt: skip
-        self.checkpoint = save_state(self.dir, self.step, self.model, self.optimizer, progress, self.config.keep_last)
+        keep_last = self.config.keep_last if not self.bad_in_a_row else sys.maxsize
+        self.checkpoint = save_state(self.dir, self.step, self.model, self.optimizer, progress, keep_last)
         self.saved_step = self.step
         self._record("checkpoint", path=str(self.checkpoint))
 
