@@ -113,7 +113,8 @@ def read_safetensors(path: PathLike, *, keep_float64: bool = False) -> dict[str,
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
     prefix = file.read(8)
-    if path.suffix in _PICKLE_SUFFIXES or prefix.startswith(_PICKLE_MAGIC):
+    # The first bytes of a pickle can also be the length of a header: what follows a header's length is a brace.
+    if path.suffix in _PICKLE_SUFFIXES or (prefix.startswith(_PICKLE_MAGIC) and not _brace_follows(file)):
         raise _pickle_error(path)
     if len(prefix) < 8:
         raise CheckpointError(f"{path}: truncated: {size} bytes, too short for a safetensors file")
@@ -135,6 +136,13 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
         raise CheckpointError(f"{path}: header is not valid JSON ({error})") from None
     header.pop("__metadata__", None)
     return header, 8 + length
+
+
+def _brace_follows(file: BinaryIO) -> bool:
+    position = file.tell()
+    following = file.read(1)
+    file.seek(position)
+    return following == b"{"
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -245,7 +245,8 @@ _LOSS = _MODEL(TOKENS, TOKENS).loss
         *(({name: 4097}, f"{name}: 4097 is larger") for name in (
             "num_attn", "num_ffn", "chunks", "num_top_layers", "num_bottom_layers", "n_layer",
         )),
-        *(({name: value}, rf"{name}: {value} is not in \[0, 1\)") for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+        *(({name: value}, rf"{name}: {value} is not in \[0, 1\)")
+          for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")
           for value in (1.0, -0.1, float("nan"), float("inf"))),
         *(({name: value}, f"{name}: .* is not a positive finite number") for name in (
             "layer_norm_epsilon", "router_softmax_temperature",
@@ -273,7 +274,8 @@ _LOSS = _MODEL(TOKENS, TOKENS).loss
         ({"depth_per_chunk": None, "depth_multiplier": 60000}, "depth_per_chunk: 180000 rounds"),
         ({"chunks": 4000, "num_ffn": 4000}, "chunks: .* modules in all"),
         ({"num_attn": 5, "router_type": "naive", "router_choices": "reference"}, "num_attn: 5 modules but .* only 4"),
-        *(({name: "1"}, f"{name}: expected .*int.*, got str '1'") for name in ("vocab_size", "n_inner", "routing_top_k")),
+        *(({name: "1"}, f"{name}: expected .*int.*, got str")
+          for name in ("vocab_size", "n_inner", "routing_top_k")),
         ({"vocab_size": 1.0}, "vocab_size: expected int, got float 1.0"),
         ({"vocab_size": True}, "vocab_size: expected int, got bool"),
         ({"vocab_size": None}, "vocab_size: expected int, got NoneType"),

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from twin import Case, Comparison, norm
 
 import mom
 from mom import reference
-from twin import Case, Comparison, norm
 
 
 def model_and_twin(case: Case) -> tuple[Any, reference.Model, Comparison]:
