@@ -40,9 +40,12 @@ def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
         int(progress["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/training.json: not readable ({error!r})") from None
-    model.load_state(weights.read_safetensors(path / "model.safetensors"), str(path))
+    # Both files are read before anything changes.
+    tensors = weights.read_safetensors(path / "model.safetensors")
+    moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
+    model.load_state(tensors, str(path))
     try:
-        optimizer.load_state(weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True))
+        optimizer.load_state(moments)
     except ValueError as error:
         raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
     model.random_state = (random_state[0], random_state[1])
