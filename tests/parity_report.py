@@ -1,4 +1,4 @@
-"""Prints, for every recorded case, the worst relative errors of the C model: `python tests/parity_report.py [level]`."""
+"""Prints the worst relative errors of the C model for every recorded case: `python tests/parity_report.py [level]`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "model")]
 
-import mom  # noqa: E402
 import test_parity as parity  # noqa: E402
+
+import mom  # noqa: E402
 from parity_cases import case_names, load_case  # noqa: E402
 
 

@@ -9,13 +9,11 @@ from . import ops
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
-from .model import Block, MoM, MoMForSequenceClassification, ModelOutput, Module, Pool, Router, Routes
+from .model import Block, ModelOutput, Module, MoM, MoMForSequenceClassification, Pool, Router, Routes
 from .optim import AdamW, clip_grad_norm
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
 from .tokenizer import Tokenizer
 from .training import TrainingConfig, train
-
-
 
 __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "MoM", "MoMConfig", "MoMForSequenceClassification",

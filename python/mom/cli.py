@@ -171,12 +171,13 @@ def _add_demo(commands: Any) -> None:
     )
     parser.add_argument("--out_dir", default="mom-demo", metavar="DIR", help="folder for the model and the picture")
     parser.add_argument("--minutes", type=float, default=2.0, help="about how long to train")
+    parser.add_argument("--steps", type=int, help="steps of each phase, instead of --minutes")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and sampling")
     _add_threads(parser)
 
 
 def _run_demo(a: argparse.Namespace) -> int:
-    run_demo(text=a.text, out_dir=a.out_dir, minutes=a.minutes, seed=a.seed)
+    run_demo(text=a.text, out_dir=a.out_dir, minutes=a.minutes, seed=a.seed, steps=a.steps)
     return 0
 
 

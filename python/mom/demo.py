@@ -37,7 +37,11 @@ _SHOWN_TOKENS = 10
 
 
 def run_demo(
-    text: PathLike | None = None, out_dir: PathLike = "mom-demo", minutes: float = 2.0, seed: int = 0
+    text: PathLike | None = None,
+    out_dir: PathLike = "mom-demo",
+    minutes: float = 2.0,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> dict[str, float]:
     """Train a small Mixture-of-Modules on the spot and show what it learnt and how it routes.
 
@@ -51,6 +55,8 @@ def run_demo(
         About how long both phases train together; the number of steps follows from the measured speed.
     seed : int
         Of weights, data order and sampling.
+    steps : int, optional
+        Train each phase for this many steps, whatever time that takes; the results are then the same bits every time.
 
     Returns
     -------
@@ -66,10 +72,13 @@ def run_demo(
     """
     if not 0.0 < minutes < math.inf:
         raise ValueError(f"minutes: {minutes} is not a positive finite number")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: {steps} is less than 1")
     started = time.perf_counter()
     out = Path(out_dir)
     cpu = cpu_info()
-    print(f"mom demo: level {cpu['level']}, {cpu['threads']} threads, about {minutes:g} minutes of training\n")
+    length = f"about {minutes:g} minutes" if steps is None else f"2 x {steps} steps"
+    print(f"mom demo: level {cpu['level']}, {cpu['threads']} threads, {length} of training\n")
 
     config = MoMConfig.preset("demo")
     tokenizer, config = _prepare_text(text, out / "data", config, seed)
@@ -89,10 +98,10 @@ def run_demo(
         batch_size=_BATCH_SIZE, sequence_length=config.n_positions, lr=1.5e-3, seed=seed, eval_every=0,
         eval_batches=_EVAL_BATCHES, final_lr=0.1,
     )  # fmt: skip
-    steps = _train_for(60.0 * minutes * _PHASE_ONE, vanilla, out / "data", settings, "GPT-2")
+    done = _train_phase(60.0 * minutes * _PHASE_ONE, steps, vanilla, out / "data", settings, "GPT-2")
     losses = {"untrained": untrained, "vanilla": loss_of(vanilla)}
     vanilla.save_pretrained(out / "vanilla")
-    print(f"   validation loss {untrained:.3f} -> {losses['vanilla']:.3f} in {steps} steps\n")
+    print(f"   validation loss {untrained:.3f} -> {losses['vanilla']:.3f} in {done} steps\n")
 
     model = MoM.from_vanilla(vanilla, config, seed=seed)
     print(
@@ -101,10 +110,10 @@ def run_demo(
         f"({model.num_parameters:,} parameters)"
     )
     losses["before"] = loss_of(model)
-    steps = _train_for(60.0 * minutes * (1.0 - _PHASE_ONE), model, out / "data", settings, "MoM")
+    done = _train_phase(60.0 * minutes * (1.0 - _PHASE_ONE), steps, model, out / "data", settings, "MoM")
     losses["after"] = loss_of(model)
     model.save_pretrained(out / "model")
-    print(f"   validation loss {losses['before']:.3f} -> {losses['after']:.3f} in {steps} steps\n")
+    print(f"   validation loss {losses['before']:.3f} -> {losses['after']:.3f} in {done} steps\n")
 
     _show_losses(losses)
     _show_text(model, tokenizer, validation, seed)
@@ -180,10 +189,12 @@ class _Deadline:
         """Nothing to do."""
 
 
-def _train_for(seconds: float, model: MoM, data: Path, settings: TrainingConfig, description: str) -> int:
-    """Train for about so long; gives the number of steps."""
-    steps = _steps_in(model.config, seconds)
-    deadline = _Deadline(1.25 * seconds)
+def _train_phase(
+    seconds: float, steps: int | None, model: MoM, data: Path, settings: TrainingConfig, description: str
+) -> int:
+    """Train for so many steps or, if that is None, for about so long; gives the number of steps."""
+    deadline = _Deadline(1.25 * seconds if steps is None else math.inf)
+    steps = _steps_in(model.config, seconds) if steps is None else steps
     try:
         train(model, data, settings, steps=steps, callbacks=[deadline], description=description)
     except _TimeIsUp:

@@ -399,7 +399,7 @@ def test_demo_without_matplotlib_goes_on(
 
 
 def test_demo_learns(text: Path, tmp_path: Path, small_demo: None) -> None:
-    losses = demo.run_demo(text, tmp_path, minutes=0.03)
+    losses = demo.run_demo(text, tmp_path, steps=40)
     assert losses["untrained"] - 0.5 > losses["vanilla"] and losses["before"] > losses["after"]
 
 
@@ -410,5 +410,7 @@ def test_demo_errors(mom_command: Any, tmp_path: Path) -> None:
     assert status == 1 and "use a longer text" in err
     status, _, err = mom_command("demo", "--minutes", 0, "--out_dir", tmp_path / "out")
     assert status == 1 and "minutes: 0.0 is not a positive finite number" in err
+    status, _, err = mom_command("demo", "--steps", 0, "--out_dir", tmp_path / "out")
+    assert status == 1 and "steps: 0 is less than 1" in err
     status, _, err = mom_command("demo", "--text", tmp_path / "none.txt", "--out_dir", tmp_path / "out")
     assert status == 1 and "none.txt: no such file or folder" in err

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from finite_differences import directional_derivative
+
 from mom.config import MoMConfig
 from mom.reference import Model, Output, parameter_shapes
 
 BASE: dict[str, Any] = {
     "vocab_size": 11, "n_positions": 6, "n_embd": 6, "n_head": 2, "n_inner": 7, "n_layer": 2, "chunks": 1,
     "num_attn": 3, "num_ffn": 3, "depth_per_chunk": 2, "num_bottom_layers": 0, "num_top_layers": 0,
-    "require_anchor_layer": False, "router_dim": 5, "router_type": "gru", "routing_top_k": 2, "router_aux_loss_coef": 0.5,
+    "require_anchor_layer": False, "router_dim": 5, "router_type": "gru", "routing_top_k": 2,
+    "router_aux_loss_coef": 0.5,
 }  # fmt: skip
 
 _KINDS = (

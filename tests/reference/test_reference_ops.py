@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from finite_differences import assert_operator_gradients
+
 from mom.reference import (
     AdamW,
     adamw,
@@ -105,7 +105,9 @@ def test_attention(rng: np.random.Generator, masked: bool, masked_query: str, sc
     assert_operator_gradients(lambda v: (attention.forward(v["qkv"], **options)[0] * dout).sum(), values, {"qkv": dqkv})
 
 
-def test_attention_gradient_of_masked_queries_passes_to_past_scores_as_in_the_reference(rng: np.random.Generator) -> None:
+def test_attention_gradient_of_masked_queries_passes_to_past_scores_as_in_the_reference(
+    rng: np.random.Generator,
+) -> None:
     """The reference adds a constant that drowns the score; its autograd still hands the gradient on."""
     qkv, dout, mask = rng.standard_normal((1, 3, 6)), np.zeros((1, 3, 2)), np.array([[0, 0, 1]])
     dout[0, 1] = 1.0

@@ -113,8 +113,8 @@ def backward(
     dv = dropout.forward(probs, keep, p).swapaxes(-1, -2) @ dheads
     dprobs = dropout.backward(dheads @ v.swapaxes(-1, -2), keep, p)
     dscores = probs * (dprobs - (dprobs * probs).sum(-1, keepdims=True))
-    # Blind queries: their weights do not depend on the scores. The reference's autograd does not know that: the constant
-    # that drowns a score is added to it, so the gradient still passes to the scores of the past.
+    # Blind queries: their weights do not depend on the scores. The reference's autograd does not know that: the
+    # constant that drowns a score is added to it, so the gradient still passes to the scores of the past.
     passes = np.tri(qkv.shape[1], dtype=bool) & (masked_query == "reference")
     dscores = np.where(blind[:, None, :, None] & ~passes, 0.0, dscores) * _scale(q, scaled)
     return np.concatenate([_merge(dscores @ k), _merge(dscores.swapaxes(-1, -2) @ q), _merge(dv)], axis=-1)
