@@ -27,6 +27,7 @@ LEVEL_FLAGS = {
         "-mprefer-vector-width=512",
     ],
 }
+LEVEL_FLAGS["avx512bf16"] = [*LEVEL_FLAGS["avx512"], "-mavx512bf16"]
 OPTIMISE = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]

@@ -17,6 +17,8 @@ static size_t collect(const mom_kernels **tables) {
         tables[n++] = &mom_kernels_avx2;
     if (cpu.avx512)
         tables[n++] = &mom_kernels_avx512;
+    if (cpu.avx512bf16)
+        tables[n++] = &mom_kernels_avx512bf16;
 #endif
     return n;
 }

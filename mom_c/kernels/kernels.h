@@ -1,6 +1,6 @@
 /* The table of kernels: what each computes, and the blocking sizes of the active instruction set.
  *
- * One table per level (baseline, avx2, avx512). Bodies in *.inc are compiled once per level by
+ * One table per level (baseline, avx2, avx512, avx512bf16). Bodies in *.inc are compiled once per level by
  * level_<name>.c; the matrix micro-kernels are written by hand in gemm_ukr_<name>.c. kernels.c chooses
  * a table once. Kernels are serial, allocate nothing, keep no state and know no model; operators
  * split the work over threads. All arrays are contiguous float32 and, unless said otherwise, may be
@@ -13,17 +13,20 @@
 #include <stdint.h>
 
 #include "base/arena.h"
+#include "base/bf16.h"
 #include "base/status.h"
 
 typedef struct mom_kernels {
-    const char *name; /* "baseline", "avx2", "avx512" */
-    const char *gemm_name;
+    const char *name; /* "baseline", "avx2", "avx512", "avx512bf16" */
+    const char *gemm_name, *gemm_bf16_name;
 
     /* ---- matrix products (see gemm.h for the contract of packed panels) */
     size_t mr, nr; /* micro-tile */
     size_t mc, kc, nc; /* cache blocks: mc is a multiple of mr, nc of nr */
     /* c (mr, nr) row stride ldc = or += a (kc, mr) * b (kc, nr). With accumulate 0 c is not read. */
     void (*gemm_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+    /* The same with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
+    void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
     /* Packs a (m, k) block with element (i, p) at src[i * rs + p * cs] into panels of `width` rows:
      * panel q holds, for p = 0..k-1, elements q*width .. q*width+width-1 of column p; rows past m are
      * zero. row_index (m) or NULL replaces i, col_index (k) or NULL replaces p; col_scale (k) or NULL
@@ -37,6 +40,8 @@ typedef struct mom_kernels {
     void (*scale)(float *out, float factor, const float *in, size_t n);     /* out = factor * in; in place allowed */
     void (*gelu_forward)(float *out, const float *in, size_t n);            /* tanh form */
     void (*gelu_backward)(float *din, const float *dout, const float *in, size_t n); /* din = dout * gelu'(in); in place on dout allowed */
+    void (*to_bf16)(mom_bf16 *out, const float *in, size_t n);              /* to nearest, ties to even; NaN stays NaN */
+    void (*from_bf16)(float *out, const mom_bf16 *in, size_t n);
     void (*exp)(float *out, const float *in, size_t n);                     /* exposed for tests */
     void (*tanh)(float *out, const float *in, size_t n);
 

@@ -4,6 +4,7 @@
 #define MOM_LEVEL_TABLE mom_kernels_avx512
 #define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
 #define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
+#define MOM_VECTOR 16
 #define MOM_GEMM_MR 12
 #define MOM_GEMM_NR 32
 #define MOM_GEMM_MC 192

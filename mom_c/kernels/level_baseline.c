@@ -3,6 +3,7 @@
 #define MOM_LEVEL_TABLE mom_kernels_baseline
 #define MOM_GEMM_NAME "mom_gemm_f32_4x8_baseline"
 #define MOM_GEMM_UKR mom_gemm_f32_4x8_baseline
+#define MOM_VECTOR 4
 #define MOM_GEMM_MR 4
 #define MOM_GEMM_NR 8
 #define MOM_GEMM_MC 128

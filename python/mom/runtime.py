@@ -49,7 +49,7 @@ def set_cpu_level(level: str) -> str:
     Parameters
     ----------
     level : str
-        One of ``cpu_info()["levels"]``: ``"baseline"``, ``"avx2"``, ``"avx512"``.
+        One of ``cpu_info()["levels"]``: ``"baseline"``, ``"avx2"``, ``"avx512"``, ``"avx512bf16"``.
 
     Returns
     -------
