@@ -23,7 +23,8 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_cpu_info_describes_the_active_level(kernel_level: str) -> None:
     info = mom.cpu_info()
     assert info["level"] == kernel_level
-    assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(kernel_level)
+    assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(kernel_level.removesuffix("bf16"))
+    assert info["gemm_bf16"].endswith(kernel_level if kernel_level.endswith("bf16") else "widened to float32")
     assert info["levels"][0] == "baseline"
     assert info["threads"] == mom.get_num_threads()
     assert info["cpus"] >= 1
