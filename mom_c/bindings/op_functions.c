@@ -512,10 +512,26 @@ static int parse_product(PyObject *args, gemm_args *in) {
                                : (PyErr_SetString(PyExc_TypeError, "products: expected tuples"), 0);
 }
 
+/* Packs every b in a pass of its own, as layers do with weights that serve several products. */
+static mom_status prepack_factors(mom_call *call, mom_gemm *problems, size_t count) {
+    mom_gemm_packing *packings;
+    MOM_ARENA_NEW(packings, &call->workspace, count, &call->error);
+    for (size_t i = 0; i < count; i++) {
+        mom_gemm *g = &problems[i];
+        const size_t bytes = mom_gemm_packed_size(call->exec.k, g->precision, g->n, g->k);
+        void *packed = mom_arena_alloc(&call->workspace, bytes, 1, &call->error);
+        if (!packed)
+            return MOM_ERR_MEMORY;
+        packings[i] = (mom_gemm_packing){packed, g->b, g->k_scale, g->n, g->k, g->precision};
+        g->packed_b = packed;
+    }
+    return mom_gemm_pack(&call->exec, packings, count, &call->error);
+}
+
 static PyObject *gemm(PyObject *module, PyObject *args) {
     PyObject *products;
-    int serial;
-    if (!PyArg_ParseTuple(args, "O!p:gemm", &PyList_Type, &products, &serial))
+    int bf16, prepack;
+    if (!PyArg_ParseTuple(args, "O!pp:gemm", &PyList_Type, &products, &bf16, &prepack))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
@@ -529,22 +545,11 @@ static PyObject *gemm(PyObject *module, PyObject *args) {
             problems[i] = read_product(&call, &in);
         else
             call.failed = 1;
+        problems[i].precision = bf16 ? MOM_BF16 : MOM_F32;
     }
-    if (serial) {
-        size_t floats = 0;
-        for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
-            const size_t need = mom_gemm_scratch(call.exec.k, problems[i].n, problems[i].k);
-            floats = need > floats ? need : floats;
-        }
-        float *scratch =
-            call.failed ? NULL : mom_arena_alloc(&call.workspace, floats, sizeof *scratch, &call.error);
-        if (!scratch && !call.failed)
-            mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
-        MOM_RUN(&call, for (Py_ssize_t i = 0; i < count; i++)
-                           mom_gemm_serial(call.exec.k, &problems[i], scratch));
-    } else {
-        MOM_RUN(&call, call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error));
-    }
+    if (prepack && !call.failed && prepack_factors(&call, problems, (size_t)count) != MOM_OK)
+        mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
+    MOM_RUN(&call, call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error));
     if (!call.results && !call.failed)
         call.results = PyList_New(0);
     PyObject *results = Py_XNewRef(call.results), *ended = mom_call_end(&call); /* new references */
@@ -756,7 +761,7 @@ static PyMethodDef functions[] = {
     {"label_loss", label_loss, METH_VARARGS,
      "label_loss($module, logits, labels, kind, scale, /)\n--\n\ndlogits, loss"},
     {"gemm", gemm, METH_VARARGS,
-     "gemm($module, products, serial, /)\n--\n\nResults of independent products, each given as a tuple (a, b, "
+     "gemm($module, products, bf16, prepack, /)\n--\n\nResults of independent products, each given as a tuple (a, b, "
      "transpose_a, transpose_b, a_rows, b_rows, bias, k_scale, c)."},
     {"kernel_map", kernel_map, METH_VARARGS, "kernel_map($module, name, inp, /)\n--\n\nAn element-wise kernel."},
     {"kernel_reduce", kernel_reduce, METH_VARARGS, "kernel_reduce($module, name, a, b, /)\n--\n\nA reduction kernel."},

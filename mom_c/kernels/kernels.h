@@ -16,6 +16,24 @@
 #include "base/bf16.h"
 #include "base/status.h"
 
+/* Layer normalisation of a factor while it is packed: element c of token t is
+ * (value - mean[t]) * rstd[t] * weight[c] + bias[c]. */
+typedef struct {
+    const float *mean, *rstd;    /* by token */
+    const float *weight, *bias;  /* by channel */
+} mom_gemm_norm;
+
+/* A factor of a product as it lies in memory: element (i, p) is data[row(i) * rs + col(p) * cs], where an index
+ * replaces i or p. With a norm one of the strides is 1, the channels', and the other axis is the tokens'. */
+typedef struct {
+    const void *data;         /* of type dtype */
+    size_t rs, cs;            /* strides of rows and columns, in elements */
+    const int32_t *row_index; /* NULL or one per row */
+    const int32_t *col_index; /* NULL or one per column */
+    mom_dtype dtype;
+    const mom_gemm_norm *norm; /* or NULL */
+} mom_matrix;
+
 typedef struct mom_kernels {
     const char *name; /* "baseline", "avx2", "avx512", "avx512bf16" */
     const char *gemm_name, *gemm_bf16_name;
@@ -27,7 +45,13 @@ typedef struct mom_kernels {
     void (*gemm_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
     /* The same with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
-    /* Packs a (m, k) block with element (i, p) at src[i * rs + p * cs] into panels of `width` rows:
+    /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
+     * item of 32 bits for each of its rows: in MOM_F32 the element of step p, in MOM_BF16 the pair of steps 2p and
+     * 2p + 1 (rounded to nearest; an odd k is padded with zero). Rows past m are zero. k_scale (all steps of src) or
+     * NULL multiplies step p. */
+    void (*pack_factor)(void *dst, mom_dtype precision, size_t width, const mom_matrix *src, const float *k_scale,
+                        size_t i0, size_t m, size_t p0, size_t k);
+    /* Packs a (m, k) float32 block with element (i, p) at src[i * rs + p * cs] into panels of `width` rows:
      * panel q holds, for p = 0..k-1, elements q*width .. q*width+width-1 of column p; rows past m are
      * zero. row_index (m) or NULL replaces i, col_index (k) or NULL replaces p; col_scale (k) or NULL
      * multiplies column p. */

@@ -632,15 +632,17 @@ class GemmProduct:
         )
 
 
-def gemm(a: Float, b: Float, *, serial: bool = False, **options: Any) -> Float:
+def gemm(a: Float, b: Float, *, precision: str = "float32", prepack: bool = False, **options: Any) -> Float:
     """Matrix product; `options` are the other fields of `GemmProduct`.
 
     Parameters
     ----------
     a, b : ndarray of float32
         Shapes (m, k) and (k, n) after transposing and choosing rows.
-    serial : bool
-        Use the core's product for one thread, which gives the same bits.
+    precision : {"float32", "bfloat16"}
+        In ``"bfloat16"`` both factors are rounded to it first; sums are float32 all the same.
+    prepack : bool
+        Pack `b` in a pass of its own, as the layers do with weights that serve several products; the same bits.
 
     Returns
     -------
@@ -653,23 +655,27 @@ def gemm(a: Float, b: Float, *, serial: bool = False, **options: Any) -> Float:
     array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
-    return gemm_grouped([GemmProduct(a, b, **options)], serial=serial)[0]
+    return gemm_grouped([GemmProduct(a, b, **options)], precision=precision, prepack=prepack)[0]
 
 
-def gemm_grouped(products: Sequence[GemmProduct], *, serial: bool = False) -> list[Float]:
+def gemm_grouped(
+    products: Sequence[GemmProduct], *, precision: str = "float32", prepack: bool = False
+) -> list[Float]:
     """Independent matrix products of any sizes, which share the threads.
 
     Parameters
     ----------
     products : sequence of GemmProduct
-    serial : bool
+    precision, prepack
         As in `gemm`.
 
     Returns
     -------
     list of ndarray of float32
     """
-    return _core.gemm([product._fields() for product in products], serial)
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: {precision!r}, expected 'float32' or 'bfloat16'")
+    return _core.gemm([product._fields() for product in products], precision == "bfloat16", prepack)
 
 
 # ------------------------------------------------------------------ router

@@ -303,8 +303,8 @@ def _gemm(case: Case, rng: np.random.Generator) -> Operator:
             "added": ops.gemm(a, b, c=c, **how),
             "rows": ops.gemm(a, b, a_rows=a_rows, b_rows=b_rows, k_scale=k_scale, **how),
         }
-        serial = ops.gemm(a, b, a_rows=a_rows, b_rows=b_rows, k_scale=k_scale, serial=True, **how)
-        assert serial.tobytes() == results["rows"].tobytes()
+        prepacked = ops.gemm(a, b, a_rows=a_rows, b_rows=b_rows, k_scale=k_scale, prepack=True, **how)
+        assert prepacked.tobytes() == results["rows"].tobytes()
         return results
 
     def expected(a: Array, b: Array, c: Array, bias: Array, k_scale: Array, a_rows: Array, b_rows: Array) -> Results:
