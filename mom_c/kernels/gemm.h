@@ -3,7 +3,8 @@
  * SHAPES      c (m, n) = or += a (m, k) * b (k, n) + bias (n)
  * DEFINITION  for i, j: c[i][j] = (accumulate ? c[i][j] : bias ? bias[j] : 0) + sum_p a[i][p] * b[p][j]
  *             with a[i][p] = a.data[row(i) * a.rs + col(p) * a.cs], row(i) = a.row_index ? a.row_index[i] : i,
- *             and likewise for b; k_scale (k) multiplies b's row p; a factor with a norm is normalised first.
+ *             and likewise for b; k_scale (k) multiplies b's row p; a factor with a norm is normalised
+ *             first, one with gelu set goes through it.
  *             precision MOM_BF16 rounds both factors to bfloat16; sums are float32 all the same.
  * FINISH      A product with `finish` has no c: blocks of finished sums (bias added) are handed to it while they are
  *             in cache, to be transformed and stored.
@@ -49,7 +50,7 @@ static inline mom_matrix mom_matrix_of(const void *data, mom_dtype dtype, size_t
     return (mom_matrix){.data = data, .rs = ld, .cs = 1, .dtype = dtype};
 }
 static inline mom_matrix mom_matrix_flip(mom_matrix m) {
-    return (mom_matrix){m.data, m.cs, m.rs, m.col_index, m.row_index, m.dtype, m.norm};
+    return (mom_matrix){m.data, m.cs, m.rs, m.col_index, m.row_index, m.dtype, m.norm, m.gelu};
 }
 
 /* Runs `count` independent products (their c must not overlap) over all threads. */

@@ -32,6 +32,7 @@ typedef struct {
     const int32_t *col_index; /* NULL or one per column */
     mom_dtype dtype;
     const mom_gemm_norm *norm; /* or NULL */
+    int gelu;                  /* elements are gelu(element); one stride must be 1 */
 } mom_matrix;
 
 typedef struct mom_kernels {
@@ -62,8 +63,12 @@ typedef struct mom_kernels {
     void (*add)(float *out, const float *in, size_t n);                     /* out += in */
     void (*axpy)(float *out, float scale, const float *in, size_t n);       /* out += scale * in */
     void (*scale)(float *out, float factor, const float *in, size_t n);     /* out = factor * in; in place allowed */
-    void (*gelu_forward)(float *out, const float *in, size_t n);            /* tanh form */
+    void (*gelu_forward)(float *out, const float *in, size_t n);            /* tanh form; in place allowed */
     void (*gelu_backward)(float *din, const float *dout, const float *in, size_t n); /* din = dout * gelu'(in); in place on dout allowed */
+    /* d = factor * d * gelu'(in); returns the sum of the incoming d times gelu(in) */
+    float (*gelu_backward_score)(float *d, const float *in, float factor, size_t n);
+    void (*multiply)(float *out, const float *a, const float *b, size_t n);     /* out = a * b; in place allowed */
+    void (*multiply_add)(float *out, const float *a, const float *b, size_t n); /* out += a * b */
     void (*to_bf16)(mom_bf16 *out, const float *in, size_t n);              /* to nearest, ties to even; NaN stays NaN */
     void (*from_bf16)(float *out, const mom_bf16 *in, size_t n);
     void (*exp)(float *out, const float *in, size_t n);                     /* exposed for tests */
@@ -81,6 +86,9 @@ typedef struct mom_kernels {
     void (*layernorm_stats)(float *mean, float *rstd, const float *in, float eps, size_t n);
     /* out = (in - mean) * rstd * weight + bias */
     void (*layernorm_apply)(float *out, const float *in, float mean, float rstd, const float *weight, const float *bias, size_t n);
+    /* dweight += dout * xhat, dbias += dout, with xhat = (in - mean) * rstd */
+    void (*layernorm_parameters)(float *dweight, float *dbias, const float *dout, const float *in, float mean, float rstd,
+                                 size_t n);
     /* din += rstd * (g - avg(g) - xhat * avg(g * xhat)) with g = dxhat given (weight already applied) */
     void (*layernorm_backward)(float *din, const float *dxhat, const float *in, float mean, float rstd, size_t n);
 
@@ -105,6 +113,7 @@ typedef struct mom_exec {
     const mom_kernels *k;
     int threads;
     mom_arena *workspace; /* temporaries; operators release what they take */
+    mom_dtype precision;  /* of the factors of linear layers */
 } mom_exec;
 
 /* Levels this machine can run, best last; NULL-terminated list of names. */

@@ -19,7 +19,7 @@ typedef struct {
     size_t B, T, C, H; /* batch, sequence, channels, heads (H divides C) */
     float scale;       /* multiplies q . k */
     mom_masked_query masked_query;
-    mom_dropout dropout; /* on the probabilities; index ((b*H + h)*T + i)*T + j */
+    mom_dropout dropout; const int32_t *offsets; mom_dtype dtype; /* on the probabilities; index ((b*H + h)*T + i)*T + j */
 } mom_attention_spec;
 
 /* out (B*T, C); lse (B, H, T): log of the sum of exp(scores) (of the even weights for fully masked rows: unspecified);
