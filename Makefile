@@ -43,13 +43,16 @@ test-debug: ## run the tests of a build with assertions and all warnings as erro
 	.venv-debug/bin/python -m pytest $(TESTS)
 
 # The sanitizer's library has to be loaded before Python. Python itself keeps memory until it exits, so leaks are looked
-# for by the tests (live bytes, reference counts) and not by the sanitizer. OpenMP's threads are left out: the run-time
-# library is not built with the sanitizer.
+# for by the tests (live bytes, reference counts) and not by the sanitizer. Sizes that nobody has must give NULL, as the
+# C library does, and not end the process. OpenMP's threads are left out: the run-time library is not built with the
+# sanitizer. Reports go to files, because pytest would swallow them together with the process.
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0 $(call build_in,.venv-asan)
+	rm -f .venv-asan/report.*
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		.venv-asan/bin/python -m pytest -q $(TESTS)
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
+		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
+		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 lint: ## check formatting, names and types
 	$(VENV)/bin/python -m ruff check python tests setup.py
