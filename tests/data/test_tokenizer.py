@@ -179,6 +179,8 @@ def test_sparse_file_beyond_the_real_limit_is_refused(tmp_path):
 def test_arguments_are_named(tokenizer):
     with pytest.raises(DataError, match="vocab_size: 256 is less than 257"):
         Tokenizer.train(TEXT, 256)
+    with pytest.raises(DataError, match="vocab_size: 1000000000000 is larger than the supported maximum 16777216"):
+        Tokenizer.train(["text"], 10**12)
     with pytest.raises(DataError, match="texts: a single string"):
         Tokenizer.train("text", 300)
     with pytest.raises(DataError, match="texts: expected str, got bytes"):
