@@ -289,6 +289,8 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+    if not backend.get_vocab_size():
+        raise DataError(f"{path}: not a usable tokenizer (its vocabulary is empty)")
     if "ByteLevel" in json.dumps(values.get("pre_tokenizer")):
         _check_alphabet(backend.get_vocab(), path)
     return backend

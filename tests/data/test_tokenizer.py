@@ -104,6 +104,7 @@ def test_loads_vocabulary_and_merges(tokenizer, byte_files, tmp_path, names):
         ("tokenizer.json", b"[1, 2]", "expected a JSON object"),
         ("tokenizer.json", b"{}", "no 'model'"),
         ("tokenizer.json", b'{"model": {"type": "unheard-of"}}', "not a usable tokenizer"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "its vocabulary is empty"),
         ("tokenizer.json", b'{"model": "\xff\xfe"}', "not UTF-8"),
         ("tokenizer.json", b"[" * 100_000, "truncated or not valid JSON"),
     ],
