@@ -73,6 +73,8 @@ static int init_process(void) {
 }
 
 static PyObject *set_cpu_level(PyObject *Py_UNUSED(module), PyObject *arg) {
+    if (!PyUnicode_Check(arg))
+        return PyErr_Format(PyExc_TypeError, "level: expected str, got %s", Py_TYPE(arg)->tp_name);
     const char *name = PyUnicode_AsUTF8(arg);
     const mom_kernels *kernels = name ? find_level(name, "level", PyExc_ValueError) : NULL;
     if (!kernels)

@@ -400,7 +400,7 @@ class _Network:
 
     @random_state.setter
     def random_state(self, value: tuple[int, int]) -> None:
-        if len(value) != 2:
+        if not isinstance(value, Sequence) or len(value) != 2:
             raise ValueError(f"random_state: expected (seed, counter), got {value!r}")
         self._core.random_state = (_seed(value[0], "random_state"), _seed(value[1], "random_state"))
 
@@ -738,6 +738,7 @@ class MoM(_Network):
         mass = 1.0 if top_p is None else _number(top_p, "top_p", 0.0, "in (0, 1]")
         if not 0 < mass <= 1:
             raise ValueError(f"top_p: {top_p} is not in (0, 1]")
+        mass = max(mass, float(np.finfo(np.float32).tiny))  # less would be 0 in C; either way one token is left
         if stop_token is not None and _count(stop_token, "stop_token") >= self.config.vocab_size:
             raise ValueError(f"stop_token: {stop_token} is not in [0, {self.config.vocab_size})")
         seed = _seed(seed)
@@ -849,9 +850,10 @@ def _prompts(prompt: Any) -> tuple[list[NDArray[np.int32]], bool]:
     if isinstance(prompt, (list, tuple)) and prompt and not isinstance(prompt[0], (int, float, np.generic)):
         rows = []
         for i, row in enumerate(prompt):
-            if np.ndim(row) != 1:
-                raise ValueError(f"prompt: row {i} has shape {np.shape(row)}, expected (T,)")
-            rows.append(_as_ids(row, f"prompt: row {i}")[0])
+            ids = _as_array(row, f"prompt: row {i}")
+            if ids.ndim != 1:
+                raise ValueError(f"prompt: row {i} has shape {ids.shape}, expected (T,)")
+            rows.append(_as_ids(ids, f"prompt: row {i}")[0])
         return rows, False
     array = _as_array(prompt, "prompt")
     return list(_as_ids(array, "prompt")), array.ndim == 1

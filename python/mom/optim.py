@@ -15,7 +15,9 @@ from .model import _Network, _number
 __all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
 
 _NON_NEGATIVE = "a non-negative finite number"
-_POSITIVE = "a positive finite number"
+_POSITIVE = "a positive finite number of type float32"
+#: Smallest normal float32; the steps count less as zero.
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class AdamW:
@@ -33,7 +35,7 @@ class AdamW:
     betas : tuple of float
         Decay of the two moments, in [0, 1).
     eps : float
-        Added to the square root of the second moment; positive.
+        Added to the square root of the second moment; at least 1.2e-38, the smallest normal float32.
     weight_decay : float
         Decoupled: ``param -= lr * weight_decay * param``.
 
@@ -57,17 +59,10 @@ class AdamW:
     ) -> None:
         if not isinstance(model, _Network):
             raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
-        if not isinstance(betas, Sequence) or len(betas) != 2:
-            raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
-        first, second = (_number(b, "betas", 0.0, "in [0, 1)") for b in betas)
-        if first >= 1.0 or second >= 1.0:
-            raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
-        if _number(eps, "eps", 0.0, _POSITIVE) == 0.0:
-            raise ValueError(f"eps: {eps} is not {_POSITIVE}")
         self.model = model
         self.lr = _number(lr, "lr", 0.0, _NON_NEGATIVE)
-        self.betas = (first, second)
-        self.eps = float(eps)
+        self.betas = _checked_betas(betas)
+        self.eps = _number(eps, "eps", _TINY, _POSITIVE)
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
         self._core = _core.AdamW(model._core)
 
@@ -98,6 +93,16 @@ class AdamW:
                 raise ValueError(f"state: {name!r} has dtype {given.dtype}, expected a floating one")
         for name, view in own.items():
             view[...] = state[name]
+
+
+def _checked_betas(betas: Any) -> tuple[float, float]:
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
+    first, second = (_number(beta, "betas", 0.0, "in [0, 1)") for beta in betas)
+    # The steps are float32: what rounds to 1 there would never take in a gradient.
+    if np.float32(first) >= 1.0 or np.float32(second) >= 1.0:
+        raise ValueError(f"betas: {betas!r} are not two numbers of type float32 in [0, 1)")
+    return first, second
 
 
 def clip_grad_norm(model: _Network, max_norm: float) -> float:

@@ -32,6 +32,9 @@ PathLike = str | os.PathLike[str]
 
 #: GPT-2's only special token: separates documents.
 END_OF_TEXT = "<|endoftext|>"
+#: Most tokens of a new vocabulary, as many as a model may have; the library reserves memory for all of them at once,
+#: and ends the process if there is not enough.
+MAX_VOCAB_SIZE = 2**24
 #: Larger tokenizer files are refused unread.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
@@ -81,7 +84,7 @@ class Tokenizer:
         texts : iterable of str
             Streamed; memory grows with the number of distinct words.
         vocab_size : int
-            Tokens wanted: special tokens, 256 bytes and merges. Little text may yield fewer.
+            Tokens wanted, at most 2**24: special tokens, 256 bytes and merges. Little text may yield fewer.
         special_tokens : sequence of str
             Get the first ids. The first of them separates documents.
         progress : bool
@@ -90,7 +93,7 @@ class Tokenizer:
         Raises
         ------
         DataError
-            If `vocab_size` is too small or `texts` yields something else than text.
+            If `vocab_size` is too small or too large, or `texts` yields something else than text.
         """
         special_tokens = list(special_tokens)
         if isinstance(texts, (str, bytes)):
@@ -100,6 +103,8 @@ class Tokenizer:
         least = 256 + len(special_tokens)
         if vocab_size < least:
             raise DataError(f"vocab_size: {vocab_size} is less than {least} (256 bytes and the special tokens)")
+        if vocab_size > MAX_VOCAB_SIZE:
+            raise DataError(f"vocab_size: {vocab_size} is larger than the supported maximum {MAX_VOCAB_SIZE}")
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -284,6 +289,8 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+    if not backend.get_vocab_size():
+        raise DataError(f"{path}: not a usable tokenizer (its vocabulary is empty)")
     if "ByteLevel" in json.dumps(values.get("pre_tokenizer")):
         _check_alphabet(backend.get_vocab(), path)
     return backend

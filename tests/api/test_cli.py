@@ -378,7 +378,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_demo_runs_on_own_text(mom_command: Any, text: Path, tmp_path: Path, small_demo: None) -> None:
     out_dir = tmp_path / "demo"
-    status, out, err = mom_command("demo", "--text", text, "--out_dir", out_dir, "--minutes", 0.005)
+    status, out, err = mom_command("demo", "--text", text, "--out_dir", out_dir, "--steps", 10)
     assert status == 0, err
     for part in ("Phase one", "Phase two", "MoM at its end", ">>>>", "SKIP in all: ", "round 3", "Heat map"):
         assert part in out, part

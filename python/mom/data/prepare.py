@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from ..checkpoint import sync_folder, write_file
+from ..checkpoint import naming_file, sync_folder, write_file
 from ..errors import DataError
 from ..tokenizer import Tokenizer
 from .sources import Documents, Piece, TextDocuments
@@ -242,17 +242,20 @@ class _TokenWriter:
         self.file = open(path, "w+b")
 
     def close(self) -> None:
-        self.file.close()
+        with naming_file(self.path):
+            self.file.close()
 
     def add(self, ids: npt.NDArray[np.integer[Any]]) -> None:
         if ids.size:
-            self.file.write(ids.astype(self.dtype, copy=False).view(np.uint8).data)
+            with naming_file(self.path):
+                self.file.write(ids.astype(self.dtype, copy=False).view(np.uint8).data)
             self.tokens += ids.size
 
     def finish(self, path: Path) -> dict[str, Any]:
         """Bring everything to the disk and give the file its final name."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming_file(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self.file.seek(0)
         digest = hashlib.sha256()
         while block := self.file.read(_COPY_BYTES):
