@@ -1,6 +1,6 @@
 """Stubs of the extension. The public interface of its functions is `mom.ops`, `mom.runtime` and `mom.MoM`."""
 
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,7 @@ _Int = NDArray[np.int32]
 _Partial = tuple[_Float | None, ...] | None
 _Tensors = tuple[_Float | None, ...]
 
+@final
 class RoutingPlan:
     @property
     def offsets(self) -> _Int: ...
@@ -230,8 +231,9 @@ def balance_backward(
 ) -> _Float: ...
 
 # ---- whole networks
+@final
 class Network:
-    def __init__(self, config: dict[str, Any]) -> None: ...
+    def __new__(cls, config: dict[str, Any]) -> Network: ...
     @property
     def used(self) -> NDArray[np.uint8]: ...
     @used.setter
@@ -264,8 +266,9 @@ class Network:
     def parameter(self, index: int, /) -> _Float: ...
     def gradient(self, index: int, /) -> _Float: ...
 
+@final
 class AdamW:
-    def __init__(self, network: Network) -> None: ...
+    def __new__(cls, network: Network) -> AdamW: ...
     @property
     def steps(self) -> _Double: ...
     def step(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, /) -> None: ...

@@ -134,7 +134,7 @@ def _write_files(
     progress: bool,
 ) -> dict[str, Any]:
     """Write all files, under their final names and through to the disk, into `stage`; gives the meta data."""
-    dtype = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
     end = np.array([tokenizer.eos_id] if append_eos else [], dtype)
     with (
         contextlib.closing(_TokenWriter(stage / "train.part", dtype)) as train,
