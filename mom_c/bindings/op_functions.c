@@ -662,10 +662,10 @@ static mom_adamw_tensor *new_tensors(mom_call *call, Py_ssize_t count) {
 /* Updates params, exp_avg, exp_avg_sq and steps in place: mom.ops passes copies. */
 static PyObject *adamw_step(PyObject *module, PyObject *args) {
     PyObject *params, *grads, *first, *second, *steps_o, *decay_o, *used_o;
-    mom_adamw_spec spec;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOddddd:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
+    mom_adamw_spec spec = {0};
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOdddddf:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
                           &PyList_Type, &first, &PyList_Type, &second, &steps_o, &decay_o, &used_o, &spec.lr,
-                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay))
+                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay, &spec.grad_scale))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
@@ -716,9 +716,9 @@ static PyObject *clip_gradients(PyObject *module, PyObject *args) {
     }
     MOM_RUN(&call, {
         call.status = mom_grad_norm(&call.exec, &norm, tensors, (size_t)count, &call.error);
-        const double factor = max_norm / (norm + 1e-6);
-        if (call.status == MOM_OK && isfinite(norm) && factor < 1.0)
-            mom_grad_scale(&call.exec, tensors, (size_t)count, (float)factor);
+        const float factor = mom_clip_factor(norm, max_norm);
+        if (call.status == MOM_OK && factor < 1.0f)
+            mom_grad_scale(&call.exec, tensors, (size_t)count, factor);
     });
     mom_new_number(&call, norm);
     return mom_call_end(&call);
@@ -769,7 +769,7 @@ static PyMethodDef functions[] = {
      "kernel_exp_sum($module, inp, factor, offset, /)\n--\n\nexp(inp * factor - offset), its sum"},
     {"adamw_step", adamw_step, METH_VARARGS,
      "adamw_step($module, params, grads, exp_avg, exp_avg_sq, steps, decay, used, lr, beta1, beta2, eps, weight_decay, "
-     "/)\n--\n\nIn place on the lists' arrays; returns the new steps."},
+     "grad_scale, /)\n--\n\nIn place on the lists' arrays; returns the new steps."},
     {"clip_gradients", clip_gradients, METH_VARARGS,
      "clip_gradients($module, grads, max_norm, /)\n--\n\nIn place; returns the norm before."},
     {NULL, NULL, 0, NULL}};

@@ -134,6 +134,7 @@ def adamw_step(
     beta2: float,
     eps: float,
     weight_decay: float,
+    grad_scale: float,
     /,
 ) -> _Double: ...
 def clip_gradients(grads: list[_Float], max_norm: float, /) -> float: ...
@@ -273,7 +274,17 @@ class AdamW:
     def __new__(cls, network: Network) -> AdamW: ...
     @property
     def steps(self) -> _Double: ...
-    def step(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, /) -> None: ...
+    def step(
+        self,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        max_norm: float | None,
+        zero_grad: bool,
+        /,
+    ) -> float | None: ...
     def exp_avg(self, index: int, /) -> _Float: ...
     def exp_avg_sq(self, index: int, /) -> _Float: ...
 
