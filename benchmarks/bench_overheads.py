@@ -129,8 +129,10 @@ def main() -> int:
     print(f"\n{'Python in a step':<24}{'tokens':>16}{'best us':>9}{'median':>8}{'of the step':>13}")
     report["python"] = python_times([16, 256, 4096], a.passes)
     for row in report["python"]:
-        print(f"{'':<24}{row['tokens']:>16}{1e6 * row['best']:>9.0f}{1e6 * row['median']:>8.0f}"
-              f"{100 * row['median'] / row['step_median']:>11.1f} %")
+        print(
+            f"{'':<24}{row['tokens']:>16}{1e6 * row['best']:>9.0f}{1e6 * row['median']:>8.0f}"
+            f"{100 * row['median'] / row['step_median']:>11.1f} %"
+        )
     write_report(report, a.output)
     return 0
 

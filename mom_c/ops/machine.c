@@ -9,7 +9,7 @@
 
 #include "base/parallel.h"
 
-static double now(void) {
+double mom_machine_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -34,9 +34,9 @@ static void peak_task(void *context, size_t task, int thread) {
 
 /* Operations per second of one burst; *seconds is how long it took. */
 static double burst(peak_job *job, int threads, double *seconds) {
-    const double started = now();
+    const double started = mom_machine_seconds();
     mom_parallel_for(threads, (size_t)threads, peak_task, job);
-    *seconds = now() - started;
+    *seconds = mom_machine_seconds() - started;
     double flop = 0.0;
     for (int i = 0; i < threads; i++)
         flop += job->flop[i];
@@ -48,11 +48,11 @@ double mom_machine_peak(const mom_exec *x, int bf16, double seconds) {
     double took, best = 0.0;
     while (burst(&job, x->threads, &took), took < BURST)
         job.rounds *= 2;
-    const double end = now() + seconds;
+    const double end = mom_machine_seconds() + seconds;
     do {
         const double rate = burst(&job, x->threads, &took);
         best = rate > best ? rate : best;
-    } while (now() < end);
+    } while (mom_machine_seconds() < end);
     return best;
 }
 
@@ -100,9 +100,9 @@ static void read_task(void *context, size_t task, int thread) {
 static double best_rate(memory_job *job, mom_task run, double bytes, size_t repeats) {
     double best = 0.0;
     for (size_t i = 0; i < repeats; i++) {
-        const double started = now();
+        const double started = mom_machine_seconds();
         mom_parallel_for((int)job->tasks, job->tasks, run, job);
-        const double took = now() - started, rate = took > 0.0 ? bytes / took : 0.0;
+        const double took = mom_machine_seconds() - started, rate = took > 0.0 ? bytes / took : 0.0;
         best = rate > best ? rate : best;
     }
     return best;

@@ -4,6 +4,8 @@
 
 #include "kernels/kernels.h"
 
+double mom_machine_seconds(void); /* a clock that only ever advances */
+
 /* Floating-point operations per second of all threads together, the best of short bursts over about `seconds`.
  * bf16: products of bfloat16 instead of float32. */
 double mom_machine_peak(const mom_exec *x, int bf16, double seconds);

@@ -18,6 +18,7 @@ class CpuInfo(TypedDict):
     level: str  #: active level
     levels: list[str]  #: levels this machine can run, best last
     gemm: str  #: matrix micro-kernel of the active level
+    gemm_bf16: str  #: the same for factors in bfloat16
     openmp: bool  #: built with threads
     threads: int  #: as `get_num_threads`
     cpus: int  #: CPUs this process may use
@@ -31,7 +32,7 @@ def cpu_info() -> CpuInfo:
     Returns
     -------
     CpuInfo
-        A dictionary with the keys ``level``, ``levels``, ``gemm``, ``openmp``, ``threads``, ``cpus``,
+        A dictionary with the keys ``level``, ``levels``, ``gemm``, ``gemm_bf16``, ``openmp``, ``threads``, ``cpus``,
         ``features`` and ``compiler``.
 
     Examples
