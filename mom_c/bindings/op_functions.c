@@ -14,6 +14,7 @@
 #include "ops/gelu.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
+#include "ops/machine.h"
 
 #define NO_LIMIT ((int64_t)INT32_MAX + 1)
 
@@ -528,6 +529,25 @@ static mom_status prepack_factors(mom_call *call, mom_gemm *problems, size_t cou
     return mom_gemm_pack(&call->exec, packings, count, &call->error);
 }
 
+/* All products of a call, their results made; NULL with the call failed. */
+static mom_gemm *read_products(mom_call *call, PyObject *products, int bf16, int prepack) {
+    const Py_ssize_t count = PyList_GET_SIZE(products);
+    mom_gemm *problems = mom_arena_alloc(&call->workspace, (size_t)count, sizeof *problems, &call->error);
+    if (!problems)
+        mom_call_fail(call, PyExc_MemoryError, "%s", call->error.text);
+    for (Py_ssize_t i = 0; i < count && !call->failed; i++) {
+        gemm_args in;
+        if (parse_product(PyList_GET_ITEM(products, i), &in))
+            problems[i] = read_product(call, &in);
+        else
+            call->failed = 1;
+        problems[i].precision = bf16 ? MOM_BF16 : MOM_F32;
+    }
+    if (prepack && !call->failed && prepack_factors(call, problems, (size_t)count) != MOM_OK)
+        mom_call_fail(call, PyExc_MemoryError, "%s", call->error.text);
+    return problems;
+}
+
 static PyObject *gemm(PyObject *module, PyObject *args) {
     PyObject *products;
     int bf16, prepack;
@@ -536,19 +556,7 @@ static PyObject *gemm(PyObject *module, PyObject *args) {
     mom_call call;
     mom_call_begin(&call, module);
     const Py_ssize_t count = PyList_GET_SIZE(products);
-    mom_gemm *problems = mom_arena_alloc(&call.workspace, (size_t)count, sizeof *problems, &call.error);
-    if (!problems)
-        mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
-    for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
-        gemm_args in;
-        if (parse_product(PyList_GET_ITEM(products, i), &in))
-            problems[i] = read_product(&call, &in);
-        else
-            call.failed = 1;
-        problems[i].precision = bf16 ? MOM_BF16 : MOM_F32;
-    }
-    if (prepack && !call.failed && prepack_factors(&call, problems, (size_t)count) != MOM_OK)
-        mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
+    mom_gemm *problems = read_products(&call, products, bf16, prepack);
     MOM_RUN(&call, call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error));
     if (!call.results && !call.failed)
         call.results = PyList_New(0);
@@ -557,6 +565,37 @@ static PyObject *gemm(PyObject *module, PyObject *args) {
         Py_CLEAR(results);
     Py_XDECREF(ended);
     return results;
+}
+
+/* The same products again and again with results that stay where they are: the seconds of each time, after one that does
+ * not count. */
+static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
+    PyObject *products;
+    int bf16, prepack;
+    Py_ssize_t repeats;
+    if (!PyArg_ParseTuple(args, "O!ppn:gemm_seconds", &PyList_Type, &products, &bf16, &prepack, &repeats))
+        return NULL;
+    mom_call call;
+    mom_call_begin(&call, module);
+    if (repeats < 1)
+        mom_call_fail(&call, PyExc_ValueError, "repeats: %zd is less than 1", repeats);
+    const Py_ssize_t count = PyList_GET_SIZE(products);
+    mom_gemm *problems = call.failed ? NULL : read_products(&call, products, bf16, prepack);
+    PyObject *results = call.results; /* kept until the call ends, but only the times are returned */
+    call.results = NULL;
+    mom_set_size(&call, 'Z', call.failed ? 0 : (size_t)repeats);
+    double *seconds = mom_new_f64(&call, "Z");
+    MOM_RUN(&call, {
+        call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error);
+        for (Py_ssize_t i = 0; i < repeats && call.status == MOM_OK; i++) {
+            const double started = mom_machine_seconds();
+            call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error);
+            seconds[i] = mom_machine_seconds() - started;
+        }
+    });
+    PyObject *times = mom_call_end(&call);
+    Py_XDECREF(results);
+    return times;
 }
 
 /* ------------------------------------------------------------------ kernels, for their tests */
@@ -662,10 +701,10 @@ static mom_adamw_tensor *new_tensors(mom_call *call, Py_ssize_t count) {
 /* Updates params, exp_avg, exp_avg_sq and steps in place: mom.ops passes copies. */
 static PyObject *adamw_step(PyObject *module, PyObject *args) {
     PyObject *params, *grads, *first, *second, *steps_o, *decay_o, *used_o;
-    mom_adamw_spec spec;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOddddd:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
+    mom_adamw_spec spec = {0};
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOdddddf:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
                           &PyList_Type, &first, &PyList_Type, &second, &steps_o, &decay_o, &used_o, &spec.lr,
-                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay))
+                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay, &spec.grad_scale))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
@@ -716,9 +755,9 @@ static PyObject *clip_gradients(PyObject *module, PyObject *args) {
     }
     MOM_RUN(&call, {
         call.status = mom_grad_norm(&call.exec, &norm, tensors, (size_t)count, &call.error);
-        const double factor = max_norm / (norm + 1e-6);
-        if (call.status == MOM_OK && isfinite(norm) && factor < 1.0)
-            mom_grad_scale(&call.exec, tensors, (size_t)count, (float)factor);
+        const float factor = mom_clip_factor(norm, max_norm);
+        if (call.status == MOM_OK && factor < 1.0f)
+            mom_grad_scale(&call.exec, tensors, (size_t)count, factor);
     });
     mom_new_number(&call, norm);
     return mom_call_end(&call);
@@ -763,13 +802,15 @@ static PyMethodDef functions[] = {
     {"gemm", gemm, METH_VARARGS,
      "gemm($module, products, bf16, prepack, /)\n--\n\nResults of independent products, each given as a tuple (a, b, "
      "transpose_a, transpose_b, a_rows, b_rows, bias, k_scale, c)."},
+    {"gemm_seconds", gemm_seconds, METH_VARARGS,
+     "gemm_seconds($module, products, bf16, prepack, repeats, /)\n--\n\nSeconds of each of so many times."},
     {"kernel_map", kernel_map, METH_VARARGS, "kernel_map($module, name, inp, /)\n--\n\nAn element-wise kernel."},
     {"kernel_reduce", kernel_reduce, METH_VARARGS, "kernel_reduce($module, name, a, b, /)\n--\n\nA reduction kernel."},
     {"kernel_exp_sum", kernel_exp_sum, METH_VARARGS,
      "kernel_exp_sum($module, inp, factor, offset, /)\n--\n\nexp(inp * factor - offset), its sum"},
     {"adamw_step", adamw_step, METH_VARARGS,
      "adamw_step($module, params, grads, exp_avg, exp_avg_sq, steps, decay, used, lr, beta1, beta2, eps, weight_decay, "
-     "/)\n--\n\nIn place on the lists' arrays; returns the new steps."},
+     "grad_scale, /)\n--\n\nIn place on the lists' arrays; returns the new steps."},
     {"clip_gradients", clip_gradients, METH_VARARGS,
      "clip_gradients($module, grads, max_norm, /)\n--\n\nIn place; returns the norm before."},
     {NULL, NULL, 0, NULL}};

@@ -103,9 +103,20 @@ typedef struct mom_kernels {
                          const float *h_n, const float *state_in, const float *noise, int dev, size_t n);
 
     /* ---- optimizer: AdamW on n elements, in place. step_size = lr / (1 - beta1^t), inv_bias2 =
-     * 1 / sqrt(1 - beta2^t), decay = 1 - lr * weight_decay, gscale multiplies the gradient. */
-    void (*adamw)(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, float gscale, float beta1,
-                  float beta2, float eps, float step_size, float inv_bias2, float decay, size_t n);
+     * 1 / sqrt(1 - beta2^t), decay = 1 - lr * weight_decay, gscale multiplies the gradient. With zero_grad the
+     * gradient is 0 afterwards, else it is only read. */
+    void (*adamw)(float *param, float *grad, float *exp_avg, float *exp_avg_sq, float gscale, float beta1,
+                  float beta2, float eps, float step_size, float inv_bias2, float decay, int zero_grad, size_t n);
+
+    /* ---- yardsticks. Multiply-adds on registers only, of float32 and of bfloat16 pairs (as float32 where the level
+     * has no instruction); *flop is what was executed, 2 per product. The sum is there to be used. */
+    float (*peak_f32)(size_t rounds, double *flop);
+    float (*peak_bf16)(size_t rounds, double *flop);
+    /* out = a + factor * b, with plain stores or past the caches if possible; all 64-byte aligned, n a multiple of 16 */
+    void (*triad)(float *out, const float *a, const float *b, float factor, size_t n);
+    void (*triad_stream)(float *out, const float *a, const float *b, float factor, size_t n);
+    /* Sum of n 64-byte aligned floats but for the last n % 64, as fast as they can be read */
+    float (*read_sum)(const float *in, size_t n);
 } mom_kernels;
 
 /* What an operator needs besides its arguments. */

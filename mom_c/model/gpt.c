@@ -575,6 +575,11 @@ void mom_gpt_zero_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     if (p->grads)
         memset(p->grads, 0, p->total * sizeof(float));
+    mom_gpt_forget_grad(gpt);
+}
+
+void mom_gpt_forget_grad(mom_gpt *gpt) {
+    mom_params *p = &gpt->params;
     for (size_t i = 0; i < p->count; i++)
         p->table[i].used = 0;
     const mom_config *c = &gpt->config;

@@ -1283,6 +1283,7 @@ def adamw_step(
     weight_decay: float = 0.1,
     decay: ArrayLike | None = None,
     used: ArrayLike | None = None,
+    grad_scale: float = 1.0,
 ) -> tuple[list[Float], list[Float], list[Float], NDArray[np.float64]]:
     """One AdamW step for a list of tensors.
 
@@ -1297,6 +1298,8 @@ def adamw_step(
         Whether weight decay applies to a tensor; to all by default.
     used : array of bool, shape (number of tensors,), optional
         A tensor that is not used has no gradient: nothing about it changes.
+    grad_scale : float
+        Gradients count times this, to the bits of gradients that were multiplied before.
 
     Returns
     -------
@@ -1309,7 +1312,9 @@ def adamw_step(
     """
     new = [[np.array(array, order="C") for array in arrays] for arrays in (params, exp_avg, exp_avg_sq)]
     before = np.asarray(steps, dtype=np.float64)
-    after = _core.adamw_step(new[0], list(grads), new[1], new[2], before, decay, used, lr, *betas, eps, weight_decay)
+    after = _core.adamw_step(
+        new[0], list(grads), new[1], new[2], before, decay, used, lr, *betas, eps, weight_decay, grad_scale
+    )
     return new[0], new[1], new[2], after
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,10 +66,36 @@ class AdamW:
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
         self._core = _core.AdamW(model._core)
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient. Gradients are left as they are."""
+    @overload
+    def step(self, max_norm: None = None, *, zero_grad: bool = False) -> None: ...
+    @overload
+    def step(self, max_norm: float, *, zero_grad: bool = False) -> float: ...
+    def step(self, max_norm: float | None = None, *, zero_grad: bool = False) -> float | None:
+        """Update every parameter that has a gradient; on request clip before and zero the gradients after.
+
+        ``optimizer.step(1.0, zero_grad=True)`` leaves parameters and moments with the bits that ``clip_grad_norm(model,
+        1.0)``, ``optimizer.step()`` and ``model.zero_grad()`` give them, but goes over the memory less often: the
+        clipping factor is applied where the update reads a gradient, which is then zeroed while it is in a cache.
+
+        Parameters
+        ----------
+        max_norm : float, optional
+            Clip all gradients together to this norm, as `clip_grad_norm` does; positive. The gradients themselves
+            are not rewritten. If their norm is not finite, nothing at all changes: no parameter, moment, step count
+            or gradient.
+        zero_grad : bool
+            Also do what the model's ``zero_grad`` does. Otherwise gradients are left as they are.
+
+        Returns
+        -------
+        float or None
+            Norm over all gradients before clipping; None without `max_norm`.
+        """
         lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
-        self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay)
+        limit = None if max_norm is None else _max_norm(max_norm)
+        return self._core.step(
+            lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, bool(zero_grad)
+        )
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
@@ -120,14 +146,22 @@ def clip_grad_norm(model: _Network, max_norm: float) -> float:
     -------
     float
         Norm over all gradients before clipping. Gradients are left alone when it is not finite.
+
+    See Also
+    --------
+    AdamW.step : clips on the way when the scaled gradients themselves are not needed.
     """
     if not isinstance(model, _Network):
         raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
-    if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float, np.integer, np.floating)):
-        raise TypeError(f"max_norm: expected a number, got {type(max_norm).__name__}")
-    if not max_norm > 0:
-        raise ValueError(f"max_norm: {max_norm} is not positive")
-    return float(_core.clip_grad_norm(model._core, float(max_norm)))
+    return float(_core.clip_grad_norm(model._core, _max_norm(max_norm)))
+
+
+def _max_norm(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"max_norm: expected a number, got {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"max_norm: {value} is not positive")
+    return float(value)
 
 
 def _warmed(step: int, warmup: int) -> float | None:

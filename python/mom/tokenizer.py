@@ -16,15 +16,17 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from .checkpoint import write_file
 from .errors import DataError
+
+if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
+    import tokenizers
+    from tokenizers import models
 
 __all__ = ["END_OF_TEXT", "MAX_FILE_BYTES", "Tokenizer"]
 
@@ -59,6 +61,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT) -> None:
+        import tokenizers
+
         backend.no_truncation()
         backend.no_padding()
         self._with_special = backend
@@ -105,11 +109,13 @@ class Tokenizer:
             raise DataError(f"vocab_size: {vocab_size} is less than {least} (256 bytes and the special tokens)")
         if vocab_size > MAX_VOCAB_SIZE:
             raise DataError(f"vocab_size: {vocab_size} is larger than the supported maximum {MAX_VOCAB_SIZE}")
+        from tokenizers import models, trainers
+
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=special_tokens,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            initial_alphabet=sorted(_alphabet()),
             show_progress=progress,
         )
         backend.train_from_iterator(map(_checked_text, texts), trainer=trainer)
@@ -238,7 +244,17 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self._vocab_size}, eos_id={self.eos_id})"
 
 
+def _alphabet() -> set[str]:
+    """The characters that stand for the 256 bytes."""
+    from tokenizers import pre_tokenizers
+
+    return set(pre_tokenizers.ByteLevel.alphabet())
+
+
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers, processors
+
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -285,6 +301,8 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     values, text = _read_object(path)
     if not isinstance(values.get("model"), dict):
         raise DataError(f"{path}: not a tokenizer.json (no 'model')")
+    import tokenizers
+
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
@@ -316,13 +334,15 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
                 raise DataError(f"{merges_path}: line {number}: {token!r} is not in {vocabulary_path.name}")
         merges.append((left, right))
     # Every ordinary token is a byte or the result of a merge; what is neither must be special.
-    reachable = {left + right for left, right in merges} | set(pre_tokenizers.ByteLevel.alphabet())
+    reachable = {left + right for left, right in merges} | _alphabet()
     unreachable = [token for token in vocabulary if token not in reachable and not _looks_special(token)]
     if unreachable:
         raise DataError(
             f"{merges_path}: no merge makes {unreachable[0]!r} of {vocabulary_path.name} "
             f"({len(unreachable)} such tokens); truncated?"
         )
+    from tokenizers import models
+
     try:
         backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # the library raises nothing narrower
@@ -338,6 +358,6 @@ def _looks_special(token: str) -> bool:
 
 def _check_alphabet(vocabulary: dict[str, int], path: Path) -> None:
     """Without a token for each byte, byte-level BPE drops bytes in silence."""
-    missing = set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
+    missing = _alphabet() - vocabulary.keys()
     if missing:
         raise DataError(f"{path}: {len(missing)} of the 256 byte tokens are missing; truncated or not byte-level BPE")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mom
-from mom import ops
+from mom import _core, ops
 from mom.ops import GemmProduct
 
 
@@ -114,3 +114,18 @@ def test_arguments_are_checked() -> None:
         ops.gemm(a, b, a_rows=[0, 2])
     with pytest.raises(ValueError, match=r"^c: shape \(3, 2\), expected \(2, 5\)$"):
         ops.gemm(a, b[:3].copy(), c=np.zeros((3, 2), dtype=np.float32))
+
+
+def test_timed_products_give_a_time_for_every_repeat_and_leave_nothing(rng: np.random.Generator) -> None:
+    a = rng.standard_normal((30, 20), np.float32)
+    product = ops.GemmProduct(a, a, transpose_b=True)._fields()
+    live = _core.memory_live_bytes()
+    for prepack in (False, True):
+        for bf16 in (False, True):
+            seconds = _core.gemm_seconds([product, product], bf16, prepack, 3)
+            assert seconds.shape == (3,) and (seconds >= 0).all()
+    assert _core.memory_live_bytes() == live
+    with pytest.raises(ValueError, match="^repeats: 0 is less than 1$"):
+        _core.gemm_seconds([product], False, False, 0)
+    with pytest.raises(TypeError, match="^products: expected tuples$"):
+        _core.gemm_seconds([1], False, False, 1)  # type: ignore[list-item]

@@ -639,7 +639,7 @@ def _adamw(case: Case, rng: np.random.Generator) -> Operator:
 
     def run(**a: Array) -> Results:
         clipped, norm = ops.clip_grad_norm(lists(a)[1], 1.0)
-        p, m, v, after = ops.adamw_step(*lists(a), steps, lr=0.01, decay=decay, used=used)
+        p, m, v, after = ops.adamw_step(*lists(a), steps, lr=0.01, decay=decay, used=used, grad_scale=0.25)
         named = [(f"{name}{i}", value) for name, values in zip("pmvg", (p, m, v, clipped), strict=True)
                  for i, value in enumerate(values)]  # fmt: skip
         return {"norm": np.array(norm), "steps": after, **dict(named)}
@@ -653,7 +653,8 @@ def _adamw(case: Case, rng: np.random.Generator) -> Operator:
             if used[i]:
                 count = int(steps[i]) + 1
                 new = reference.adamw.step(
-                    param[i], grad[i], first[i], second[i], count, 0.01, (0.9, 0.95), 1e-5, 0.1 if decay[i] else 0.0
+                    param[i], 0.25 * grad[i], first[i], second[i], count, 0.01, (0.9, 0.95), 1e-5,
+                    0.1 if decay[i] else 0.0,
                 )
             for name, value in zip("pmvg", (*new, clipped[str(i)]), strict=True):
                 results[f"{name}{i}"] = value

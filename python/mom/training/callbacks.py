@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from ..checkpoint import naming_file
 
 __all__ = ["Callback", "JsonLines", "Progress", "TensorBoard"]
@@ -69,6 +67,8 @@ class Progress:
         self._steps, self._description = steps, description
         self._bar = None
         if sys.stderr.isatty():
+            from tqdm import tqdm  # here, as it takes a sixth of the time to import this package
+
             self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
         self._next_line = done
         self._last_eval: float | None = None
