@@ -19,8 +19,9 @@
 static mom_attention_spec attention_spec(const mom_run *run, const mom_half_saved *saved) {
     const mom_config *c = run->config;
     const float scale = c->scale_attention ? 1.0f / sqrtf((float)(c->C / c->H)) : 1.0f;
-    return (mom_attention_spec){run->B, run->T, c->C, c->H, scale, c->masked_query,
-                                mom_run_dropout(run, c->attn_pdrop, saved->site + MOM_STREAM_ATTENTION)};
+    return (mom_attention_spec){.B = run->B, .T = run->T, .C = c->C, .H = c->H, .scale = scale,
+                                .masked_query = c->masked_query,
+                                .dropout = mom_run_dropout(run, c->attn_pdrop, saved->site + MOM_STREAM_ATTENTION)};
 }
 
 #define CONST_ARRAY(p) ((const float *const *)(p))
@@ -77,13 +78,13 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_ARENA_NEW(saved->rstd, run->saved, N, err);
     MOM_ARENA_NEW(saved->inner, run->saved, N * 3 * C, err);
     MOM_ARENA_NEW(saved->heads, run->saved, N * C, err);
-    MOM_ARENA_NEW(saved->lse, run->saved, run->B * c->H * run->T, err);
+    MOM_ARENA_NEW(saved->lse, run->saved, N * c->H, err);
 
     if (pool->routed)
         MOM_TRY(mom_route_forward(run, pool, saved, state));
     MOM_TRY(mix_qkv(run, pool, saved));
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, &spec, err));
+    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, NULL, &spec, err));
 
     const mom_dropout dropout = mom_run_dropout(run, c->resid_pdrop, saved->site + MOM_STREAM_OUTPUT);
     if (x_out != x_in)
@@ -197,7 +198,8 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     }
     MOM_TRY(project_backward(run, pool, saved, dheads, dused, dout));
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, &spec, err));
+    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, NULL, &spec,
+                                   err));
     MOM_TRY(mix_qkv_backward(run, pool, saved, dx, dused_qkv, dqkv));
     if (!pool->routed)
         return MOM_OK;

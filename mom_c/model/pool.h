@@ -43,7 +43,7 @@ typedef struct {
     mom_route route;           /* routed halves only */
     float *inner;              /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F) */
     float *heads;              /* attention: (N, C) */
-    float *lse;                /* attention: (B, H, T) */
+    float *lse;                /* attention: (N, H) */
     uint64_t site;             /* identifies this half and round among the random streams */
 } mom_half_saved;
 
