@@ -24,6 +24,18 @@ static mom_attention_spec attention_spec(const mom_run *run, const mom_half_save
                                 .dropout = mom_run_dropout(run, c->attn_pdrop, saved->site + MOM_STREAM_ATTENTION)};
 }
 
+/* saved->active: tokens with a slot; the others take no part in attention but for their share of the softmax. */
+static mom_status find_active(const mom_run *run, mom_half_saved *saved) {
+    const mom_routing_plan *plan = &saved->route.plan;
+    if (plan->slots == plan->N * plan->K)
+        return MOM_OK;
+    MOM_ARENA_NEW(saved->active, run->saved, plan->N, run->err);
+    memset(saved->active, 0, plan->N);
+    for (size_t s = 0; s < plan->slots; s++)
+        saved->active[plan->token[s]] = 1;
+    return MOM_OK;
+}
+
 #define CONST_ARRAY(p) ((const float *const *)(p))
 
 /* mixed q, k, v (N, 3C) of the chosen modules */
@@ -80,11 +92,15 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_ARENA_NEW(saved->heads, run->saved, N * C, err);
     MOM_ARENA_NEW(saved->lse, run->saved, N * c->H, err);
 
-    if (pool->routed)
+    saved->active = NULL;
+    if (pool->routed) {
         MOM_TRY(mom_route_forward(run, pool, saved, state));
+        MOM_TRY(find_active(run, saved));
+    }
     MOM_TRY(mix_qkv(run, pool, saved));
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, NULL, &spec, err));
+    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, saved->active, &spec,
+                                  err));
 
     const mom_dropout dropout = mom_run_dropout(run, c->resid_pdrop, saved->site + MOM_STREAM_OUTPUT);
     if (x_out != x_in)
@@ -198,8 +214,8 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     }
     MOM_TRY(project_backward(run, pool, saved, dheads, dused, dout));
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, NULL, &spec,
-                                   err));
+    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask,
+                                   saved->active, &spec, err));
     MOM_TRY(mix_qkv_backward(run, pool, saved, dx, dused_qkv, dqkv));
     if (!pool->routed)
         return MOM_OK;

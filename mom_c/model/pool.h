@@ -44,6 +44,7 @@ typedef struct {
     float *inner;              /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F) */
     float *heads;              /* attention: (N, C) */
     float *lse;                /* attention: (N, H) */
+    uint8_t *active;           /* attention: (N) tokens with a module, or NULL when all have one */
     uint64_t site;             /* identifies this half and round among the random streams */
 } mom_half_saved;
 
