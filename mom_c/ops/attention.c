@@ -6,6 +6,8 @@
  *         exp'd scores go into the product with the values as they are, and softmax needs nothing across a vector.
  *         Forward takes nr queries at a time through the tiles of keys they see, with an online softmax. Backward
  *         takes blocks of queries; for the gradients of keys and values a tile is turned around once.
+ * BF16    The factors of all products, weights and their gradients included, are bfloat16 in pairs, two steps of a sum
+ *         in a word of 32 bits; packed panels have words where float32 has floats. Sums and softmax are float32.
  * BLIND   Rows that see no real key are the rows before the first real one. They take a path of their own
  *         with even weights. Their scores get gradients in MOM_MASKED_QUERY_REFERENCE only: there the
  *         scores were swallowed by a huge constant, which rounding hides and differentiation does not.
@@ -29,6 +31,7 @@
 #define KEY_TILE 128       /* keys per tile, rounded down to whole micro-tiles */
 #define QUERY_BLOCK 128    /* queries per block of backward, rounded down to whole micro-tiles */
 #define COPY_CHANNELS 64   /* channels turned around at a time when results are stored */
+#define TINY_SCALE 1e-30f  /* in place of 0, which would undo the -inf of hidden keys */
 #define TASKS_PER_THREAD 4 /* forward cuts heads into about that many */
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
@@ -53,6 +56,8 @@ typedef struct {
 typedef struct {
     const mom_kernels *k;
     const mom_attention_spec *spec;
+    int bf16;
+    float scale; /* of scores, not 0 */
     const uint8_t *mask, *active;
     size_t D, tile, block;     /* channels of a head; keys per tile; queries per block */
     const sequence *sequences; /* (B) */
@@ -147,26 +152,94 @@ static size_t element(const head_view *v, size_t position, size_t ld, size_t col
     return (v->s->row + position) * ld + column;
 }
 
+/* dst (D): factor times a row, in float32. */
 static void load_row(const attention_job *job, float *dst, const void *src, size_t at, float factor) {
-    if (job->spec->dtype == MOM_BF16) {
+    if (job->bf16) {
         job->k->from_bf16(dst, (const mom_bf16 *)src + at, job->D);
-        if (factor != 1.0f)
-            job->k->scale(dst, factor, dst, job->D);
+        job->k->scale(dst, factor, dst, job->D);
     } else {
         job->k->scale(dst, factor, (const float *)src + at, job->D);
     }
 }
 
-/* dst (n, D): factor times the rows at the given positions. */
+/* Words that n steps of a sum take in a packed panel. */
+static size_t words(const attention_job *job, size_t n) { return job->bf16 ? (n + 1) / 2 : n; }
+
+/* dst (n, words(D)): rows at the given positions, as they are stored. */
 static void load_rows(const attention_job *job, const head_view *v, float *dst, const void *src, size_t ld,
-                      size_t column, const int32_t *positions, size_t n, float factor) {
-    for (size_t i = 0; i < n; i++)
-        load_row(job, dst + i * job->D, src, element(v, (size_t)positions[i], ld, column), factor);
+                      size_t column, const int32_t *positions, size_t n) {
+    const size_t size = mom_dtype_size(job->spec->dtype), width = words(job, job->D);
+    for (size_t i = 0; i < n; i++, dst += width) {
+        const size_t at = element(v, (size_t)positions[i], ld, column);
+        memset(dst + width - 1, 0, sizeof *dst);
+        memcpy(dst, (const unsigned char *)src + at * size, job->D * size);
+    }
+}
+
+/* Loaded rows in panels of `width` rows, for sums over channels. */
+static void pack_rows(const attention_job *job, float *dst, size_t width, const float *rows, size_t n) {
+    const size_t D = words(job, job->D);
+    job->k->pack(dst, width, rows, D, 1, NULL, NULL, NULL, n, D);
+}
+
+/* Loaded rows in panels of `width` channels, for sums over rows. pairs: room for them side by side. */
+static void pack_channels(const attention_job *job, float *dst, size_t width, const float *rows, size_t n,
+                          float *pairs) {
+    const size_t D = job->D;
+    if (!job->bf16) {
+        job->k->pack(dst, width, rows, 1, D, NULL, NULL, NULL, D, n);
+        return;
+    }
+    /* Whole panels only, so that pack copies words and never computes with them. */
+    const size_t ld = 2 * words(job, D), whole = round_up(D, width);
+    const mom_bf16 *in = (const mom_bf16 *)(const void *)rows;
+    for (size_t i = 0; i < n; i += 2) {
+        mom_bf16 *out = (mom_bf16 *)(void *)(pairs + i / 2 * whole);
+        const mom_bf16 *first = in + i * ld, *second = first + ld;
+        memset(out, 0, 2 * whole * sizeof *out);
+        for (size_t d = 0; d < D; d++)
+            out[2 * d] = first[d];
+        for (size_t d = 0; d < D && i + 1 < n; d++)
+            out[2 * d + 1] = second[d];
+    }
+    job->k->pack(dst, width, pairs, 1, whole, NULL, NULL, NULL, whole, words(job, n));
+}
+
+static size_t pairs_size(const attention_job *job, size_t rows) {
+    return job->bf16 ? words(job, rows) * (round_up(job->D, job->k->nr) + job->k->nr) : 0;
+}
+
+/* c (mr, nr) = or += product of packed panels, n steps. */
+static void product(const attention_job *job, size_t n, const float *a, const float *b, float *c, size_t ldc,
+                    int accumulate) {
+    if (job->bf16)
+        job->k->gemm_bf16_ukr(words(job, n), (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c,
+                              ldc, accumulate);
+    else
+        job->k->gemm_ukr(n, a, b, c, ldc, accumulate);
+}
+
+/* A tile of n keys as the right factor of a product: itself, or rounded, in `copy`. */
+static const float *tile_as_factor(const attention_job *job, const float *tile, size_t n, float *copy) {
+    if (!job->bf16)
+        return tile;
+    job->k->tile_to_bf16((mom_bf16 *)(void *)copy, tile, n);
+    return copy;
+}
+
+/* A tile of n keys (whole panels of mr) turned around: panels of mr keys, nr queries each, `stride` apart. */
+static void turn_tile(const attention_job *job, float *dst, size_t stride, const float *tile, size_t n, float *copy) {
+    const size_t mr = job->k->mr, nr = job->k->nr, width = words(job, nr);
+    if (job->bf16)
+        job->k->to_bf16((mom_bf16 *)(void *)copy, tile, n * nr);
+    for (size_t i = 0; i < n; i += mr)
+        job->k->pack(dst + i / mr * stride, mr, (job->bf16 ? copy : tile) + i * width, width, 1, NULL, NULL, NULL, mr,
+                     width);
 }
 
 /* n channels; src is overwritten. */
 static void store_row(const attention_job *job, void *dst, size_t at, float *src, float factor, size_t n) {
-    if (job->spec->dtype == MOM_BF16) {
+    if (job->bf16) {
         job->k->scale(src, factor, src, n);
         job->k->to_bf16((mom_bf16 *)dst + at, src, n);
     } else {
@@ -198,31 +271,31 @@ static void store_columns(const attention_job *job, const head_view *v, void *ds
 
 /* Product of packed keys (panels of mr rows) with packed queries (a panel of nr); whole micro-tiles. */
 static void score_tile(const attention_job *job, float *tile, const float *keys, const float *queries, size_t n) {
-    const mom_kernels *k = job->k;
-    for (size_t j = 0; j < n; j += k->mr)
-        k->gemm_ukr(job->D, keys + j * job->D, queries, tile + j * k->nr, k->nr, 0);
+    for (size_t j = 0; j < n; j += job->k->mr)
+        product(job, job->D, keys + j * words(job, job->D), queries, tile + j * job->k->nr, job->k->nr, 0);
 }
 
 /* out (D rounded up to mr, nr) = or += product of packed values and a tile of n keys; the values were packed in tiles
  * of `stored` keys, panels of mr channels. */
 static void mix_tile(const attention_job *job, float *out, const float *values, size_t stored, const float *tile,
                      size_t n, int accumulate) {
-    const mom_kernels *k = job->k;
-    for (size_t d = 0; d < job->D; d += k->mr)
-        k->gemm_ukr(n, values + d * stored, tile, out + d * k->nr, k->nr, accumulate);
+    const size_t mr = job->k->mr, nr = job->k->nr;
+    for (size_t d = 0; d < job->D; d += mr)
+        product(job, n, values + d * words(job, stored), tile, out + d * nr, nr, accumulate);
 }
 
 /* Hides from queries q .. q + lanes - 1, the columns of the tile, those of keys j .. j + n - 1 they do not see. */
 static void hide_keys(const attention_job *job, const head_view *v, float *tile, size_t j, size_t n, size_t q,
                       size_t lanes) {
     const size_t nr = job->k->nr, seen_by_all = (size_t)v->count[q];
+    const float never = copysignf(INFINITY, -job->scale);
     size_t hidden = 0;
     for (size_t r = seen_by_all > j ? seen_by_all - j : 0; r < n; r++) {
         while (hidden < lanes && (size_t)v->count[q + hidden] <= j + r)
             hidden++;
         const size_t columns = hidden < lanes ? hidden : nr;
         for (size_t l = 0; l < columns; l++)
-            tile[r * nr + l] = -INFINITY;
+            tile[r * nr + l] = never;
     }
 }
 
@@ -243,19 +316,17 @@ static void dropout_tile(const attention_job *job, const head_view *v, float *ke
     }
 }
 
-/* Keys [begin, end) into `dst`, tile by tile: as rows for scores (panels of mr keys) or, by channel, for sums over keys
- * (panels of mr channels). */
+/* Keys (part 1) or values (2) [begin, end) into `dst`, tile by tile, D rounded up to mr words per key at most. */
 static void pack_keys(const attention_job *job, const head_view *v, float *dst, size_t part, int by_channel,
-                      float *stage, size_t begin, size_t end) {
-    const mom_kernels *k = job->k;
-    const size_t D = job->D, C = job->spec->C, Dm = round_up(D, k->mr);
+                      float *stage, float *pairs, size_t begin, size_t end) {
+    const size_t C = job->spec->C, mr = job->k->mr;
     for (size_t j = begin; j < end; j += job->tile) {
         const size_t n = min_size(job->tile, end - j);
-        load_rows(job, v, stage, job->qkv, 3 * C, part * C + v->h * D, v->key + j, n, 1.0f);
+        load_rows(job, v, stage, job->qkv, 3 * C, part * C + v->h * job->D, v->key + j, n);
         if (by_channel)
-            k->pack(dst + j * Dm, k->mr, stage, 1, D, NULL, NULL, NULL, D, n);
+            pack_channels(job, dst + j * round_up(job->D, mr), mr, stage, n, pairs);
         else
-            k->pack(dst + j * D, k->mr, stage, D, 1, NULL, NULL, NULL, n, D);
+            pack_rows(job, dst + j * words(job, job->D), mr, stage, n);
     }
 }
 
@@ -337,9 +408,10 @@ static size_t query_tasks(const attention_job *job, attention_task *tasks, size_
 
 typedef struct {
     float *keys, *values; /* all keys that are needed, in tiles: panels of mr keys, panels of mr channels */
-    float *stage;
-    float *queries; /* a panel of nr scaled queries */
+    float *stage, *pairs;
+    float *queries; /* a panel of nr queries */
     float *scores;  /* (tile, nr) */
+    float *rounded; /* the same in bfloat16 */
     float *keep;    /* the same, with dropout */
     float *out;     /* (D rounded up to mr, nr) */
     float *max, *sum, *factor; /* (nr) */
@@ -353,8 +425,10 @@ static forward_scratch forward_scratch_init(const attention_job *job, float *bas
     s.keys = carve(&c, round_up(T, mr) * D);
     s.values = carve(&c, T * Dm);
     s.stage = carve(&c, max_size(max_size(job->tile, nr) * D, nr * COPY_CHANNELS));
+    s.pairs = carve(&c, pairs_size(job, job->tile));
     s.queries = carve(&c, nr * D);
     s.scores = carve(&c, job->tile * nr);
+    s.rounded = carve(&c, job->bf16 ? job->tile * nr : 0);
     s.keep = carve(&c, job->spec->dropout.p > 0.0f ? job->tile * nr : 0);
     s.out = carve(&c, Dm * nr);
     s.max = carve(&c, nr);
@@ -371,8 +445,8 @@ static void forward_panel(const attention_job *job, const head_view *v, const fo
     const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, Dm = round_up(D, k->mr);
     const size_t width = (size_t)v->count[q + lanes - 1];
 
-    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, lanes, job->spec->scale);
-    k->pack(s->queries, nr, s->stage, D, 1, NULL, NULL, NULL, lanes, D);
+    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, lanes);
+    pack_rows(job, s->queries, nr, s->stage, lanes);
     for (size_t l = 0; l < nr; l++) {
         const int32_t skipped = l < lanes ? v->skipped[q + l] : 0;
         s->max[l] = skipped ? 0.0f : -INFINITY;
@@ -382,10 +456,10 @@ static void forward_panel(const attention_job *job, const head_view *v, const fo
         memset(s->out, 0, Dm * nr * sizeof *s->out);
     for (size_t j = 0; j < width; j += job->tile) {
         const size_t n = min_size(job->tile, width - j);
-        score_tile(job, s->scores, s->keys + j * D, s->queries, n);
+        score_tile(job, s->scores, s->keys + j * words(job, D), s->queries, n);
         if ((size_t)v->count[q] < j + n)
             hide_keys(job, v, s->scores, j, n, q, lanes);
-        const int risen = k->softmax_tile(s->scores, s->max, s->sum, s->factor, n);
+        const int risen = k->softmax_tile(s->scores, s->max, s->sum, s->factor, job->scale, n);
         if (risen && j)
             k->scale_tile(s->out, s->factor, Dm);
         if (job->spec->dropout.p > 0.0f) {
@@ -393,7 +467,8 @@ static void forward_panel(const attention_job *job, const head_view *v, const fo
             for (size_t i = 0; i < n * nr; i++)
                 s->scores[i] *= s->keep[i];
         }
-        mix_tile(job, s->out, s->values + j * Dm, min_size(job->tile, packed - j), s->scores, n, j > 0);
+        mix_tile(job, s->out, s->values + j * Dm, min_size(job->tile, packed - j),
+                 tile_as_factor(job, s->scores, n, s->rounded), n, j > 0);
     }
     for (size_t l = 0; l < lanes; l++) {
         job->lse[(v->s->row + (size_t)v->query[q + l]) * H + v->h] = s->max[l] + logf(s->sum[l]);
@@ -408,8 +483,8 @@ static void forward_task(void *context, size_t number, int thread) {
     const head_view v = head_view_init(job, task->head);
     const forward_scratch s = forward_scratch_init(job, job->scratch + (size_t)thread * job->scratch_size);
     const size_t packed = (size_t)v.count[task->end - 1];
-    pack_keys(job, &v, s.keys, 1, 0, s.stage, 0, packed);
-    pack_keys(job, &v, s.values, 2, 1, s.stage, 0, packed);
+    pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, 0, packed);
+    pack_keys(job, &v, s.values, 2, 1, s.stage, s.pairs, 0, packed);
     for (size_t q = task->begin; q < task->end; q += job->k->nr)
         forward_panel(job, &v, &s, q, min_size(job->k->nr, task->end - q), packed);
 }
@@ -448,6 +523,8 @@ static attention_job job_init(const mom_exec *x, const mom_attention_spec *spec,
     const mom_kernels *k = x->k;
     return (attention_job){.k = k,
                            .spec = spec,
+                           .bf16 = spec->dtype == MOM_BF16,
+                           .scale = spec->scale != 0.0f ? spec->scale : TINY_SCALE,
                            .mask = mask,
                            .active = active,
                            .D = spec->C / spec->H,
@@ -485,18 +562,18 @@ mom_status mom_attention_forward(const mom_exec *x, void *out, float *lse, const
 
 /* ---- backward
  *
- * With P the weights, M the dropout factors, q already scaled, row by row of queries:
+ * With P the weights, M the dropout factors, row by row of queries:
  *     dV += (P M)^T dout,  dP = dout V^T,  delta = <dout, out>,  dS = P (M dP - delta),
- *     dQ = scale * dS K,  dK += dS^T q. */
+ *     dQ = scale * dS K,  dK += scale * dS^T Q. */
 
 typedef struct {
     float *keys, *values; /* in tiles of panels of mr keys, for scores and dP */
     float *key_channels;  /* in tiles of panels of mr channels, for dQ */
-    float *stage;
+    float *stage, *pairs, *row; /* row: (2, D) */
     float *queries, *douts;                /* a block in panels of nr queries */
     float *query_channels, *dout_channels; /* the same in panels of nr channels */
     float *weights, *dscores;              /* (tile, nr) */
-    float *keep;
+    float *keep, *rounded;                 /* the same */
     float *weights_turned, *dscores_turned; /* a tile by a block in panels of mr keys */
     float *lse, *delta;                     /* (block) */
     float *dq;                              /* (D rounded up to mr, nr) per panel of the block */
@@ -511,7 +588,9 @@ static backward_scratch backward_scratch_init(const attention_job *job, float *b
     s.keys = carve(&c, round_up(T, mr) * D);
     s.values = carve(&c, round_up(T, mr) * D);
     s.key_channels = carve(&c, T * Dm);
-    s.stage = carve(&c, max_size((max_size(job->tile, job->block) + 1) * D, nr * COPY_CHANNELS));
+    s.stage = carve(&c, max_size(max_size(job->tile, job->block) * D, nr * COPY_CHANNELS));
+    s.pairs = carve(&c, pairs_size(job, max_size(job->tile, job->block)));
+    s.row = carve(&c, 2 * D);
     s.queries = carve(&c, job->block * D);
     s.douts = carve(&c, job->block * D);
     s.query_channels = carve(&c, job->block * s.ldd);
@@ -519,6 +598,7 @@ static backward_scratch backward_scratch_init(const attention_job *job, float *b
     s.weights = carve(&c, job->tile * nr);
     s.dscores = carve(&c, job->tile * nr);
     s.keep = carve(&c, job->spec->dropout.p > 0.0f ? job->tile * nr : 0);
+    s.rounded = carve(&c, job->bf16 ? job->tile * nr : 0);
     s.weights_turned = carve(&c, job->tile * job->block);
     s.dscores_turned = carve(&c, job->tile * job->block);
     s.lse = carve(&c, job->block);
@@ -534,19 +614,20 @@ static void load_block(const attention_job *job, const head_view *v, const backw
                        size_t rows) {
     const mom_kernels *k = job->k;
     const size_t D = job->D, C = job->spec->C;
-    float *out = s->stage + rows * D;
-    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, rows, job->spec->scale);
-    k->pack(s->queries, k->nr, s->stage, D, 1, NULL, NULL, NULL, rows, D);
-    k->pack(s->query_channels, k->nr, s->stage, 1, D, NULL, NULL, NULL, D, rows);
-    load_rows(job, v, s->stage, job->dout, C, v->h * D, v->query + q, rows, 1.0f);
-    k->pack(s->douts, k->nr, s->stage, D, 1, NULL, NULL, NULL, rows, D);
-    k->pack(s->dout_channels, k->nr, s->stage, 1, D, NULL, NULL, NULL, D, rows);
+    float *dout = s->row, *out = s->row + D;
+    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, rows);
+    pack_rows(job, s->queries, k->nr, s->stage, rows);
+    pack_channels(job, s->query_channels, k->nr, s->stage, rows, s->pairs);
+    load_rows(job, v, s->stage, job->dout, C, v->h * D, v->query + q, rows);
+    pack_rows(job, s->douts, k->nr, s->stage, rows);
+    pack_channels(job, s->dout_channels, k->nr, s->stage, rows, s->pairs);
     memset(s->lse, 0, job->block * sizeof *s->lse);
     memset(s->delta, 0, job->block * sizeof *s->delta);
     for (size_t r = 0; r < rows; r++) {
-        const size_t position = (size_t)v->query[q + r];
-        load_row(job, out, job->saved_out, element(v, position, C, v->h * D), 1.0f);
-        s->delta[r] = k->dot(s->stage + r * D, out, D);
+        const size_t position = (size_t)v->query[q + r], at = element(v, position, C, v->h * D);
+        load_row(job, dout, job->dout, at, 1.0f);
+        load_row(job, out, job->saved_out, at, 1.0f);
+        s->delta[r] = k->dot(dout, out, D);
         s->lse[r] = job->saved_lse[(v->s->row + position) * job->spec->H + v->h];
     }
 }
@@ -560,8 +641,8 @@ static void add_to_keys(const attention_job *job, const head_view *v, const back
         while ((size_t)v->count[q + min_size(first + k->nr, rows) - 1] <= j + i)
             first += k->nr;
         for (size_t d = 0; d < job->D; d += k->nr)
-            k->gemm_ukr(rows - first, turned + i * job->block + first * k->mr, channels + d * rows + first * k->nr,
-                        sums + (j + i) * s->ldd + d, s->ldd, 1);
+            product(job, rows - first, turned + i * job->block + words(job, first) * k->mr,
+                    channels + d * words(job, rows) + words(job, first) * k->nr, sums + (j + i) * s->ldd + d, s->ldd, 1);
     }
 }
 
@@ -588,19 +669,21 @@ static void backward_block(const attention_job *job, const head_view *v, const b
                 continue;
             }
             const size_t n = min_size(job->tile, seen - j), whole = round_up(n, mr);
-            score_tile(job, s->weights, s->keys + j * D, s->queries + p * D, n);
-            score_tile(job, s->dscores, s->values + j * D, s->douts + p * D, n);
+            score_tile(job, s->weights, s->keys + j * words(job, D), s->queries + p * words(job, D), n);
+            score_tile(job, s->dscores, s->values + j * words(job, D), s->douts + p * words(job, D), n);
             if ((size_t)v->count[q + p] < j + whole)
                 hide_keys(job, v, s->weights, j, whole, q + p, lanes);
             if (dropout)
                 dropout_tile(job, v, s->keep, j, n, q + p, lanes);
-            k->softmax_tile_backward(s->weights, s->dscores, s->lse + p, s->delta + p, dropout ? s->keep : NULL, whole);
+            k->softmax_tile_backward(s->weights, s->dscores, s->lse + p, s->delta + p, dropout ? s->keep : NULL,
+                                     job->scale, whole);
             if (task->queries)
-                mix_tile(job, dq, s->key_channels + j * Dm, stored, s->dscores, n, j > 0);
-            for (size_t i = 0; i < whole && task->keys; i += mr) {
-                const size_t at = i * job->block + p * mr;
-                k->pack(s->weights_turned + at, mr, s->weights + i * nr, nr, 1, NULL, NULL, NULL, mr, nr);
-                k->pack(s->dscores_turned + at, mr, s->dscores + i * nr, nr, 1, NULL, NULL, NULL, mr, nr);
+                mix_tile(job, dq, s->key_channels + j * Dm, stored, tile_as_factor(job, s->dscores, n, s->rounded), n,
+                         j > 0);
+            if (task->keys) {
+                const size_t at = words(job, p) * mr, stride = mr * job->block;
+                turn_tile(job, s->weights_turned + at, stride, s->weights, whole, s->rounded);
+                turn_tile(job, s->dscores_turned + at, stride, s->dscores, whole, s->rounded);
             }
         }
         if (task->keys) {
@@ -620,9 +703,9 @@ static void add_blind_to_values(const attention_job *job, const head_view *v, co
     for (size_t i = 0; i < v->s->first; i++) {
         if (!is_active(job, v->s->row + i))
             continue;
-        load_row(job, s->stage, job->dout, element(v, i, C, v->h * D), 1.0f / (float)blind_keys(job, v, i));
+        load_row(job, s->row, job->dout, element(v, i, C, v->h * D), 1.0f / (float)blind_keys(job, v, i));
         for (size_t j = begin; j < end; j++)
-            job->k->axpy(s->dvalues + j * s->ldd, dropout_factor(job, v, i, (size_t)v->key[j]), s->stage, D);
+            job->k->axpy(s->dvalues + j * s->ldd, dropout_factor(job, v, i, (size_t)v->key[j]), s->row, D);
     }
 }
 
@@ -638,10 +721,10 @@ static void backward_task(void *context, size_t number, int thread) {
     const size_t key_begin = by_keys ? task->begin : 0;
     const size_t key_end = by_keys ? task->end : (size_t)v.count[q_end - 1];
 
-    pack_keys(job, &v, s.keys, 1, 0, s.stage, key_begin, key_end);
-    pack_keys(job, &v, s.values, 2, 0, s.stage, key_begin, key_end);
+    pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, key_begin, key_end);
+    pack_keys(job, &v, s.values, 2, 0, s.stage, s.pairs, key_begin, key_end);
     if (task->queries)
-        pack_keys(job, &v, s.key_channels, 1, 1, s.stage, 0, key_end);
+        pack_keys(job, &v, s.key_channels, 1, 1, s.stage, s.pairs, 0, key_end);
     if (task->keys) {
         const size_t size = (round_up(key_end, job->k->mr) - key_begin) * s.ldd * sizeof(float);
         memset(s.dkeys + key_begin * s.ldd, 0, size);
@@ -658,7 +741,7 @@ static void backward_task(void *context, size_t number, int thread) {
         add_blind_to_values(job, &v, &s, key_begin, key_end);
     for (size_t j = key_begin; j < key_end && task->keys; j++) {
         const size_t at = element(&v, (size_t)v.key[j], 3 * C, column);
-        store_row(job, job->dqkv, at + C, s.dkeys + j * s.ldd, 1.0f, D);
+        store_row(job, job->dqkv, at + C, s.dkeys + j * s.ldd, job->spec->scale, D);
         store_row(job, job->dqkv, at + 2 * C, s.dvalues + j * s.ldd, 1.0f, D);
     }
 }
