@@ -82,6 +82,20 @@ typedef struct mom_kernels {
     /* out = exp(in * factor - offset), returns the sum of out; in place allowed */
     float (*exp_sum)(float *out, const float *in, float factor, float offset, size_t n);
 
+    /* ---- attention, on a tile (rows, nr): rows are keys, columns are queries, each with a softmax of its own over
+     * the keys of all tiles. Scores are scale times the tile; where that is -inf a key is hidden from a query. */
+    /* The next tile of an online softmax: max (nr) rises to that of all scores so far (finite by then), tile becomes
+     * exp(score - max), sum (nr) the sum of all those. factor (nr) is what products with the tiles before are still
+     * to be multiplied by; returns 0 when that is 1 in every column. Rows are summed in order. */
+    int (*softmax_tile)(float *tile, float *max, float *sum, float *factor, float scale, size_t rows);
+    /* With p = exp(score - lse), dscores becomes p * (keep * dscores - delta) and weights, the tile, p * keep;
+     * lse, delta (nr); keep (rows, nr) or NULL for 1. */
+    void (*softmax_tile_backward)(float *weights, float *dscores, const float *lse, const float *delta,
+                                  const float *keep, float scale, size_t rows);
+    void (*scale_tile)(float *tile, const float *factor, size_t rows); /* every row times factor (nr) */
+    /* out (rows / 2 rounded up, nr, 2): rows in pairs, as gemm_bf16_ukr takes its b; a missing last row is 0 */
+    void (*tile_to_bf16)(mom_bf16 *out, const float *tile, size_t rows);
+
     /* ---- layer normalisation of one row of n channels */
     void (*layernorm_stats)(float *mean, float *rstd, const float *in, float eps, size_t n);
     /* out = (in - mean) * rstd * weight + bias */

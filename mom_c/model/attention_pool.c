@@ -27,45 +27,6 @@ static mom_attention_spec attention_spec(const mom_run *run, const mom_half_save
     };
 }
 
-/* SHIM-BEGIN */
-static float *as_floats(const mom_exec *x, const void *in, mom_dtype dtype, size_t n, mom_error *err) {
-    float *out = mom_arena_alloc(x->workspace, n, sizeof *out, err);
-    if (out && dtype == MOM_BF16) x->k->from_bf16(out, in, n);
-    else if (out) memcpy(out, in, n * sizeof *out);
-    return out;
-}
-static float *qkv_floats(const mom_exec *x, const void *in, const uint8_t *active, const mom_attention_spec *s, mom_error *err) {
-    float *q = as_floats(x, in, s->dtype, s->B * s->T * 3 * s->C, err);
-    for (size_t t = 0; q && active && t < s->B * s->T; t++)
-        if (!active[t]) memset(q + t * 3 * s->C, 0, 3 * s->C * sizeof *q);
-    return q;
-}
-static void back(const mom_exec *x, void *out, const float *in, mom_dtype dtype, size_t n) {
-    if (dtype == MOM_BF16) x->k->to_bf16(out, in, n); else memcpy(out, in, n * sizeof *in);
-}
-static mom_status shim_forward(const mom_exec *x, void *out, float *lse, const void *qkv, const uint8_t *mask, const uint8_t *active, const mom_attention_spec *s, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t n = s->B * s->T * s->C;
-    float *q = qkv_floats(x, qkv, active, s, err), *o = mom_arena_alloc(x->workspace, n, 4, err);
-    if (!q || !o) return MOM_ERR_MEMORY;
-    MOM_TRY(mom_attention_forward(x, o, lse, q, mask, s, err));
-    back(x, out, o, s->dtype, n);
-    mom_arena_release(x->workspace, mark);
-    return MOM_OK;
-}
-static mom_status shim_backward(const mom_exec *x, void *dqkv, const void *dout, const void *qkv, const void *out, const float *lse, const uint8_t *mask, const uint8_t *active, const mom_attention_spec *s, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t n = s->B * s->T * s->C;
-    float *q = qkv_floats(x, qkv, active, s, err), *o = as_floats(x, out, s->dtype, n, err), *d = as_floats(x, dout, s->dtype, n, err), *dq = mom_arena_alloc(x->workspace, 3 * n, 4, err);
-    if (!q || !o || !d || !dq) return MOM_ERR_MEMORY;
-    for (size_t t = 0; active && t < s->B * s->T; t++) if (!active[t]) memset(d + t * s->C, 0, s->C * 4);
-    MOM_TRY(mom_attention_backward(x, dq, d, q, o, lse, mask, s, err));
-    back(x, dqkv, dq, s->dtype, 3 * n);
-    mom_arena_release(x->workspace, mark);
-    return MOM_OK;
-}
-/* SHIM-END */
-
 static const float *qkv_weight(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
     return pool->routed && run->config->weighted_qkv ? saved->route.used : NULL;
 }
@@ -125,7 +86,7 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     const mom_half_output output = output_of(run, pool, saved);
     const mom_attention_spec spec = attention_spec(run, saved);
     MOM_TRY(mix_qkv(run, pool, saved, &half));
-    MOM_TRY(shim_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, saved->active, &spec, err));
+    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, saved->active, &spec, err));
     return mom_half_leave(&half, x_out, &output, &out);
 }
 
@@ -170,7 +131,7 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     MOM_TRY(mom_half_leave_backward(&half, d->out_weight, d->out_bias, dused, saved->heads, dheads, &output,
                                     masked ? masked : dx, &out));
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(shim_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, saved->active,
+    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, saved->active,
                                    &spec, err));
     MOM_TRY(mom_half_enter_backward(&half, d->in_weight, d->in_bias, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
                                     weight, &in));

@@ -44,7 +44,7 @@ typedef struct {
     mom_route route;           /* of a half that is not routed: just the plan */
     void *inner;               /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F); of the config's dtype */
     void *heads;               /* attention: (N, C), as inner */
-    float *lse;                /* attention: (H, N) */
+    float *lse;                /* attention: (N, H) */
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     uint64_t site;             /* identifies this half and round among the random streams */
 } mom_half_saved;

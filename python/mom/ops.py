@@ -382,9 +382,7 @@ def embedding_backward(
     dwpe : ndarray of float32, shape (P, C)
     """
     at = _positions(tokens, positions)
-    return _core.embedding_backward(
-        dout, tokens, at, vocab_size, n_positions, dropout, seed, counter, site, add_to
-    )
+    return _core.embedding_backward(dout, tokens, at, vocab_size, n_positions, dropout, seed, counter, site, add_to)
 
 
 def _positions(tokens: ArrayLike, positions: ArrayLike | None) -> ArrayLike:
@@ -402,6 +400,9 @@ def attention_forward(
     scale: float | None = None,
     masked_query: str = "causal",
     *,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
     dropout: float = 0.0,
     seed: int = 0,
     counter: int = 0,
@@ -411,29 +412,40 @@ def attention_forward(
 
     Parameters
     ----------
-    qkv : ndarray of float32, shape (B, T, 3C)
+    qkv : ndarray of float32, shape (B, T, 3C), or (N, 3C) with `lengths`
         Queries, keys and values side by side; heads side by side in each.
     num_heads : int
         H, a divisor of C.
-    mask : array, shape (B, T), optional
+    mask : array, shape (B, T) or (N,), optional
         Nonzero where a key is real.
     scale : float, optional
         Multiplies the products of queries and keys; ``1 / sqrt(C / H)`` by default.
     masked_query : {"causal", "reference"}
         What a query attends to (evenly) when its whole past is masked: that past, or also the real
         keys of its future, as the published reference does.
+    active : array, shape (B, T) or (N,), optional
+        Nonzero where a token has a module. The others have ``q = k = v = 0`` whatever `qkv` holds: they keep their
+        share of every softmax, as keys of score 0 and value 0, but are not computed as queries.
+    lengths : array of int, shape (B,), optional
+        Sequences of these lengths, one after the other without padding, are the rows of `qkv`. T is the longest.
+    precision : {"float32", "bfloat16"}
+        Format in which arrays are stored while computing: with "bfloat16" inputs are rounded first and so are the
+        factors of products and the results. Softmax and sums are float32.
     dropout, seed, counter, site
         Dropout of the attention weights; weight (b, h, i, j) is element
         ``((b * H + h) * T + i) * T + j`` of the stream, see `random_uniform`.
 
     Returns
     -------
-    out : ndarray of float32, shape (B, T, C)
-    lse : ndarray of float32, shape (B, H, T)
+    out : ndarray of float32, shape (B, T, C) or (N, C)
+        Zero where a token is not active.
+    lse : ndarray of float32, shape (B, T, H) or (N, H)
         Logarithm of each softmax's denominator, saved for `attention_backward`.
     """
-    how = _masked_query(masked_query)
-    return _core.attention_forward(qkv, num_heads, mask, scale, how, dropout, seed, counter, site)
+    how, bf16 = _masked_query(masked_query), _is_bfloat16(precision)
+    return _core.attention_forward(
+        qkv, num_heads, mask, active, lengths, scale, how, bf16, dropout, seed, counter, site
+    )
 
 
 def attention_backward(
@@ -446,6 +458,9 @@ def attention_backward(
     scale: float | None = None,
     masked_query: str = "causal",
     *,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
     dropout: float = 0.0,
     seed: int = 0,
     counter: int = 0,
@@ -455,20 +470,21 @@ def attention_backward(
 
     Parameters
     ----------
-    dout, out : ndarray of float32, shape (B, T, C)
-    qkv : ndarray of float32, shape (B, T, 3C)
-    lse : ndarray of float32, shape (B, H, T)
+    dout, out : ndarray of float32, shape (B, T, C) or (N, C)
+    qkv : ndarray of float32, shape (B, T, 3C) or (N, 3C)
+    lse : ndarray of float32, shape (B, T, H) or (N, H)
         From `attention_forward`.
-    num_heads, mask, scale, masked_query, dropout, seed, counter, site
+    num_heads, mask, scale, masked_query, active, lengths, precision, dropout, seed, counter, site
         As in `attention_forward`.
 
     Returns
     -------
-    ndarray of float32, shape (B, T, 3C)
+    ndarray of float32, shape (B, T, 3C) or (N, 3C)
+        Zero where a token is not active.
     """
-    how = _masked_query(masked_query)
+    how, bf16 = _masked_query(masked_query), _is_bfloat16(precision)
     return _core.attention_backward(
-        dout, qkv, out, lse, num_heads, mask, scale, how, dropout, seed, counter, site
+        dout, qkv, out, lse, num_heads, mask, active, lengths, scale, how, bf16, dropout, seed, counter, site
     )
 
 
@@ -476,6 +492,12 @@ def _masked_query(value: str) -> bool:
     if value not in ("causal", "reference"):
         raise ValueError(f"masked_query: {value!r}, expected 'causal' or 'reference'")
     return value == "reference"
+
+
+def _is_bfloat16(precision: str) -> bool:
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: {precision!r}, expected 'float32' or 'bfloat16'")
+    return precision == "bfloat16"
 
 
 # ------------------------------------------------------------------ losses
@@ -1021,9 +1043,7 @@ def routed_linear_backward(
     return _core.routed_linear_backward(dout, inp, weights, plan, gathered, dout_gathered, slot_scale, add_to)
 
 
-def routed_combine_forward(
-    y: Float, weight: Float | None, plan: RoutingPlan, *, add_to: Float | None = None
-) -> Float:
+def routed_combine_forward(y: Float, weight: Float | None, plan: RoutingPlan, *, add_to: Float | None = None) -> Float:
     """Weighted sum of every token's slots.
 
     Parameters
@@ -1042,9 +1062,7 @@ def routed_combine_forward(
     return _core.routed_combine_forward(y, weight, plan, None if add_to is None else (add_to,))
 
 
-def routed_combine_backward(
-    dout: Float, y: Float, weight: Float | None, plan: RoutingPlan
-) -> tuple[Float, Float]:
+def routed_combine_backward(dout: Float, y: Float, weight: Float | None, plan: RoutingPlan) -> tuple[Float, Float]:
     """Gradients of `routed_combine_forward`.
 
     Parameters
