@@ -21,6 +21,7 @@ typedef struct {
     const uint8_t *mask;  /* (N) keys, or NULL */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
+    int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
     mom_error *err;
 } mom_run;
 
