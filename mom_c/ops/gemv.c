@@ -10,8 +10,8 @@
 
 #include "base/parallel.h"
 
-#define TASKS 16              /* at least so many per [in, out] matrix, if it is large enough */
-#define COLUMNS ((size_t)2048) /* at most so many in a task of [in, out]: a row's sums stay in L1 */
+#define PARTS ((size_t)8)      /* of an [in, out] matrix along k, if it is large enough */
+#define COLUMNS ((size_t)8192) /* at most so many in a task of [in, out]: long runs of memory, sums in cache */
 #define LEAST_STEPS ((size_t)16)
 #define TASK_BYTES ((size_t)1 << 17) /* of panels or rows */
 #define REDUCE_COLUMNS ((size_t)512)
@@ -44,8 +44,7 @@ static cut cut_matrix(const mom_gemv_matrix *m) {
         c.column_parts = max_size(parts_of(m->n, COLUMNS), 1);
         c.columns = max_size(parts_of(parts_of(m->n, c.column_parts), 16) * 16, 16);
         c.column_parts = parts_of(m->n, c.columns);
-        const size_t wanted = max_size(TASKS / max_size(c.column_parts, 1), 1);
-        c.steps = max_size(parts_of(m->k, wanted), LEAST_STEPS);
+        c.steps = max_size(parts_of(m->k, PARTS), LEAST_STEPS);
         c.step_parts = max_size(parts_of(m->k, c.steps), 1);
         return c;
     }
