@@ -13,6 +13,7 @@ import pytest
 import mom
 from mom import _core, reference
 from parity_cases import case_names, load_case
+from test_memory_failures import every_failure
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31, "n_positions": 96, "n_embd": 18, "n_head": 2, "n_inner": 23, "n_layer": 2, "chunks": 1,
@@ -547,6 +548,74 @@ def test_bytes_grow_with_the_cache_and_capacity_is_reserved() -> None:
     small.clear()
     assert small.lengths.size == 0
     check(small, model, [np.array([7, 8])], small.prefill([7, 8]))
+
+
+# ---------------------------------------------------------------------- refused memory
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "name", ["gru-softmax, depth 3, top-1", "vanilla", "all paths, weighted, naive", "signs, weighted"]
+)
+def test_every_allocation_may_fail(name: str, weights: str) -> None:
+    """MemoryError, nothing lost, and the sequences are as they were before the call."""
+    gc.collect()
+    live = _core.memory_live_bytes()
+    model = build(name, vocab_size=9000)
+    prompts, more = texts(name, 3, 40), texts(name + "more", 30, 2)
+    want = mom.Decoder(model, weights)
+    first, second, third = want.prefill(prompts), want.prefill(more), want.step([1, 2])
+    want.reorder([1, 1, 0])
+    tokens = want.generate(4, 1.0, seed=2)
+
+    state: dict[str, Any] = {}
+    before = _core.memory_live_bytes()
+
+    def nothing_is_left() -> None:
+        gc.collect()
+        assert _core.memory_live_bytes() == before
+
+    def create() -> None:
+        state["decoder"] = mom.Decoder(model, weights)
+
+    assert every_failure(create, nothing_is_left) >= 1
+    decoder: mom.Decoder = state["decoder"]
+
+    def is_empty() -> None:
+        assert decoder.lengths.size == 0
+
+    def is_first() -> None:
+        assert decoder.lengths.tolist() == [3, 40] and np.array_equal(decoder.logits, first)
+
+    def is_second() -> None:
+        assert decoder.lengths.tolist() == [33, 42] and np.array_equal(decoder.logits, second)
+
+    def is_third() -> None:
+        assert decoder.lengths.tolist() == [34, 43] and np.array_equal(decoder.logits, third)
+
+    def keeping(call: Any) -> Any:
+        def run() -> None:
+            state["result"] = call()
+
+        return run
+
+    assert every_failure(keeping(lambda: decoder.prefill(prompts)), is_empty) >= 3
+    assert np.array_equal(state["result"], first)
+    every_failure(keeping(lambda: decoder.prefill(more)), is_first)
+    assert np.array_equal(state["result"], second)
+    every_failure(keeping(lambda: decoder.step([1, 2])), is_second)
+    assert np.array_equal(state["result"], third)
+    assert every_failure(keeping(lambda: decoder.reorder([1, 1, 0])), is_third) >= 2
+    assert decoder.lengths.tolist() == [43, 43, 34]
+    finished = np.zeros(3, np.uint8)
+    made: list[np.ndarray] = []
+
+    def generate() -> None:
+        made.append(decoder._core.generate(4 - len(made), 1.0, 0, 1.0, 2, len(made), -1, finished))
+
+    every_failure(generate, lambda: None)
+    assert all(np.array_equal(a, b) for a, b in zip(np.concatenate(made).T, tokens, strict=True))
+    del decoder, want, model, state
+    gc.collect()
+    assert _core.memory_live_bytes() == live
 
 
 @pytest.mark.parametrize(
