@@ -8,6 +8,7 @@
 
 #include "base/cpu.h"
 #include "base/parallel.h"
+#include "bindings/decoder_type.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
 #include "bindings/op_functions.h"
@@ -233,7 +234,8 @@ static int module_exec(PyObject *module) {
     import_array1(-1);
     mom_init_exceptions(mom_get_state(module));
     if (init_process() < 0 || mom_add_plan_type(module) < 0 || mom_add_op_functions(module) < 0 ||
-        mom_add_routing_functions(module) < 0 || mom_add_network(module) < 0 || mom_add_optimizer(module) < 0)
+        mom_add_routing_functions(module) < 0 || mom_add_network(module) < 0 || mom_add_optimizer(module) < 0 ||
+        mom_add_decoder(module) < 0)
         return -1;
     return 0;
 }

@@ -230,7 +230,7 @@ static PyObject *sample(PyObject *module, PyObject *args) {
     mom_arena_init(&workspace, "sampling");
     const mom_exec exec = mom_current_exec(&workspace);
     mom_error err;
-    const mom_status status = mom_sample(&exec, PyArray_DATA((PyArrayObject *)out), PyArray_DATA(logits), &s,
+    const mom_status status = mom_sample(&exec, PyArray_DATA((PyArrayObject *)out), PyArray_DATA(logits), &s, NULL,
                                          (size_t)dims[0], (size_t)PyArray_DIM(logits, 1), &err);
     mom_arena_free(&workspace);
     if (status == MOM_OK)

@@ -34,6 +34,7 @@ typedef struct {
     const mom_gemm_norm *norm; /* or NULL */
     int gelu;                  /* elements are gelu(element); one stride must be 1 */
 } mom_matrix;
+#define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
 typedef struct mom_kernels {
     const char *name; /* "baseline", "avx2", "avx512", "avx512bf16" */
@@ -58,6 +59,24 @@ typedef struct mom_kernels {
      * multiplies column p. */
     void (*pack)(float *dst, size_t width, const float *src, size_t rs, size_t cs, const int32_t *row_index,
                  const int32_t *col_index, const float *col_scale, size_t m, size_t k);
+
+    /* ---- products of a few rows x (rows, k), row stride ldx, with a matrix that is read once; out (rows, n) has
+     * row stride ldo. Each row's result has the same bits whatever the other rows are.
+     * Panels hold MOM_PANEL outputs for every step of k, the last of a matrix padded with zeros; n <= MOM_PANEL of
+     * them are written. float32: (k, MOM_PANEL). bfloat16: (k, 2, 16, 2), output 32 g + 16 h + i at (g, i, h).
+     * int8: (k, 16, 4), output 16 b + i at (i, b), to be multiplied by scale (n). */
+    void (*gemv_panel_f32)(float *out, size_t ldo, const float *x, size_t ldx, const float *w, size_t rows, size_t k,
+                           size_t n);
+    void (*gemv_panel_bf16)(float *out, size_t ldo, const float *x, size_t ldx, const mom_bf16 *w, size_t rows,
+                            size_t k, size_t n);
+    void (*gemv_panel_i8)(float *out, size_t ldo, const float *x, size_t ldx, const int8_t *w, const float *scale,
+                          size_t rows, size_t k, size_t n);
+    /* out = x * w^T with w (n, k) */
+    void (*gemv_dots)(float *out, size_t ldo, const float *x, size_t ldx, const float *w, size_t rows, size_t k,
+                      size_t n);
+    /* out += x * w with w (k, n), row stride ldw */
+    void (*gemv_axpys)(float *out, size_t ldo, const float *x, size_t ldx, const float *w, size_t ldw, size_t rows,
+                       size_t k, size_t n);
 
     /* ---- element-wise */
     void (*add)(float *out, const float *in, size_t n);                     /* out += in */

@@ -15,7 +15,7 @@
 #include "ops/layernorm.h"
 #include "ops/linear.h"
 
-enum { SITE_EMBEDDING = 1, SITE_FIRST_HALF = 16 };
+enum { SITE_EMBEDDING = 1 };
 
 mom_status mom_gpt_init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     memset(gpt, 0, sizeof *gpt);
@@ -241,6 +241,9 @@ static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **
             else
                 MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
             *x = next;
+            const mom_observer *observer = gpt->batch.observer;
+            if (observer)
+                observer->half_done(observer->context, run, i, round, half, saved);
             if (pool->routed && recurrent)
                 states[half] = saved->route.router.hidden;
             if (gpt->batch.keep)
@@ -264,7 +267,7 @@ static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
         MOM_ARENA_NEW(gpt->halves[i], &gpt->saved, n, err);
         memset(gpt->halves[i], 0, n * sizeof(mom_half_saved));
     }
-    uint64_t site = SITE_FIRST_HALF;
+    uint64_t site = MOM_SITE_FIRST_HALF;
     float *x = gpt->embedded;
     for (size_t i = 0; i < places; i++) {
         mom_place *place = &gpt->params.places[i];
@@ -371,7 +374,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
 
 static int draws(const mom_config *c, const mom_batch *batch) {
     const int dropout = c->embd_pdrop > 0.0f || c->attn_pdrop > 0.0f || c->resid_pdrop > 0.0f;
-    return (batch->training && dropout) || (c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE);
+    return (batch->training && dropout) || mom_config_draws(c);
 }
 
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
@@ -389,6 +392,7 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
 
     const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
     const mom_status status = forward(gpt, batch, err);
+    gpt->batch.observer = NULL; /* the caller's, for this call only */
     mom_arena_release(&gpt->workspace, mark);
     if (status != MOM_OK) {
         gpt->has_routes = 0;

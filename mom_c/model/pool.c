@@ -107,8 +107,10 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
     MOM_ARENA_NEW(r->kept, run->saved, N * K, err);
 
     const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
-    MOM_TRY(mom_router_forward(run->exec, r->scores, &r->router, saved->input, state, &pool->router_weight, noise,
-                               &pool->spec, N, err));
+    mom_router_spec spec = pool->spec;
+    spec.few_rows = run->few_rows;
+    MOM_TRY(mom_router_forward(run->exec, r->scores, &r->router, saved->input, state, &pool->router_weight, noise, &spec,
+                               N, err));
     mom_router_scores_forward(run->exec, r->scores, r->scores, c->router_softmax, c->temperature, N, S);
     mom_router_topk_forward(run->exec, r->index, r->kept, r->scores, c->router_softmax, N, S, K);
 
@@ -129,7 +131,7 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
 
     r->tokens = 0.0;
     r->counts = r->prob_sums = NULL;
-    if (balance_wanted(c)) {
+    if (balance_wanted(c) && !run->few_rows) {
         MOM_ARENA_NEW(r->counts, run->saved, S, err);
         MOM_ARENA_NEW(r->prob_sums, run->saved, S, err);
         memset(r->counts, 0, S * sizeof *r->counts);

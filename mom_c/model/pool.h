@@ -22,6 +22,7 @@ typedef struct {
     const int32_t *offsets; /* (B + 1) first row of each sequence, or NULL: T rows each */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
+    int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
     mom_error *err;
 } mom_run;
 

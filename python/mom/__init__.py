@@ -9,6 +9,7 @@ from . import ops
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
+from .generation import Decoder
 from .model import Block, ModelOutput, Module, MoM, MoMForSequenceClassification, Pool, Router, Routes
 from .optim import AdamW, clip_grad_norm
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
@@ -16,7 +17,8 @@ from .tokenizer import Tokenizer
 from .training import TrainingConfig, train
 
 __all__ = [
-    "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "MoM", "MoMConfig", "MoMForSequenceClassification",
-    "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "Tokenizer", "TrainingConfig", "TrainingError",
-    "__version__", "clip_grad_norm", "cpu_info", "get_num_threads", "ops", "set_cpu_level", "set_num_threads", "train",
+    "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "MoM", "MoMConfig",
+    "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "Tokenizer",
+    "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "get_num_threads", "ops",
+    "set_cpu_level", "set_num_threads", "train",
 ]  # fmt: skip

@@ -20,18 +20,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, checkpoint, weights
+from ._arguments import LARGEST as _LARGEST
+from ._arguments import as_array as _as_array
+from ._arguments import as_ids as _as_ids
+from ._arguments import as_mask as _as_mask
+from ._arguments import number as _number
+from ._arguments import prompts as _prompts
+from ._arguments import sampling as _sampling
+from ._arguments import seed as _seed
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError
+from .generation import Decoder
 
 __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
 ]  # fmt: skip
 
 _DTYPES = ("float32", "bfloat16")
-
-#: Largest finite float32.
-_LARGEST = float(np.finfo(np.float32).max)
-
 
 def _rms(a: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
@@ -222,65 +227,10 @@ class ModelOutput:
     num_labelled: int
 
 
-def _as_array(value: ArrayLike, name: str) -> NDArray[Any]:
-    """`value` as an ndarray, with the argument's name in the message if it is ragged."""
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: not an array ({error})") from None
-
-
-def _number(value: Any, name: str, low: float, wanted: str) -> float:
-    """A finite real number of at least `low` that float32 can hold."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value <= _LARGEST:  # also refuses NaN
-        raise ValueError(f"{name}: {value} is not {wanted}")
-    return float(value)
-
-
 def _dtype(value: Any) -> str:
     if value not in _DTYPES:
         raise ValueError(f"dtype: {value!r} is not one of {', '.join(map(repr, _DTYPES))}")
     return str(value)
-
-
-def _seed(value: Any, name: str = "seed") -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= int(value) < 2**63:
-        raise ValueError(f"{name}: expected an integer in [0, 2**63), got {value!r}")
-    return int(value)
-
-
-def _as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
-    """(B, T) int32; one row is accepted as (T,). A copy: the core reads it while other threads may run."""
-    array = _as_array(value, name)
-    if array.size == 0:
-        raise ValueError(f"{name}: shape {array.shape} is empty")
-    if array.dtype == object or not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name}: dtype {array.dtype}, expected an integer dtype")
-    if array.ndim == 1:
-        array = array[None, :]
-    if array.ndim != 2:
-        raise ValueError(f"{name}: shape {array.shape}, expected (B, T)")
-    if array.dtype != np.int32:
-        low, high = int(array.min()), int(array.max())
-        if low < -(2**31) or high >= 2**31:
-            raise ValueError(f"{name}: value {low if low < -(2**31) else high} does not fit 32 bits")
-    return np.array(array, dtype=np.int32, order="C")
-
-
-def _as_mask(value: ArrayLike, shape: tuple[int, int], name: str = "attention_mask") -> NDArray[np.uint8]:
-    array = _as_array(value, name)
-    if array.ndim == 1:
-        array = array[None, :]
-    if array.shape != shape:
-        raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name}: dtype {array.dtype}, expected bool, integer or float")
-    binary = (array != 0).astype(np.uint8)
-    if not np.array_equal(binary, array):
-        raise ValueError(f"{name}: values other than 0 and 1")
-    return np.ascontiguousarray(binary)
 
 
 class _Network:
@@ -696,6 +646,7 @@ class MoM(_Network):
         top_p: float | None = None,
         seed: int = 0,
         stop_token: int | None = None,
+        weights: str | None = None,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
@@ -712,6 +663,8 @@ class MoM(_Network):
             Of the sampling.
         stop_token : int, optional
             A row ends after producing this token.
+        weights : {"float32", "bfloat16", "int8"}, optional
+            Number format in which single tokens read the weights, see `Decoder`; None: the model's dtype.
 
         Returns
         -------
@@ -721,46 +674,18 @@ class MoM(_Network):
 
         Notes
         -----
-        The context is computed again for every token.
+        Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
         """
         rows, single = _prompts(prompt)
-        new = _count(max_new_tokens, "max_new_tokens")
-        longest = max(len(r) for r in rows) + new
-        if longest > self.config.n_positions:
-            raise ValueError(
-                f"max_new_tokens: prompt and {new} new tokens need {longest} positions, "
-                f"the model has {self.config.n_positions}"
-            )
-        temperature = _number(temperature, "temperature", 0.0, "a non-negative finite number")
-        kept = self.config.vocab_size if top_k is None else min(_count(top_k, "top_k"), self.config.vocab_size)
-        if kept < 1:
-            raise ValueError(f"top_k: {top_k} is less than 1")
-        mass = 1.0 if top_p is None else _number(top_p, "top_p", 0.0, "in (0, 1]")
-        if not 0 < mass <= 1:
-            raise ValueError(f"top_p: {top_p} is not in (0, 1]")
-        mass = max(mass, float(np.finfo(np.float32).tiny))  # less would be 0 in C; either way one token is left
-        if stop_token is not None and _count(stop_token, "stop_token") >= self.config.vocab_size:
-            raise ValueError(f"stop_token: {stop_token} is not in [0, {self.config.vocab_size})")
-        seed = _seed(seed)
-        lengths = np.array([len(r) for r in rows])
-        buffer = np.zeros((len(rows), longest), dtype=np.int32)
-        for b, row in enumerate(rows):
-            buffer[b, : len(row)] = row
-        done = np.zeros(len(rows), dtype=bool)
-        for step in range(new):
-            length = int(lengths.max())
-            # Rows end at different places; what lies to the right of a row's end is never seen by it.
-            self._core.forward(np.ascontiguousarray(buffer[:, :length]), keep=False, training=False)
-            last = (np.arange(len(rows)) * length + lengths - 1).astype(np.int32)
-            chosen = _core.sample(self._core.logits(last), temperature, kept, mass, seed, step)
-            active = np.flatnonzero(~done)
-            buffer[active, lengths[active]] = chosen[active]
-            lengths[active] += 1
-            if stop_token is not None:
-                done[active] = chosen[active] == stop_token
-                if done.all():
-                    break
-        result = [buffer[b, : lengths[b]].copy() for b in range(len(rows))]
+        new, *settings = _sampling(
+            self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, max(len(r) for r in rows)
+        )
+        added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
+        if new:
+            decoder = Decoder(self, weights)
+            decoder.prefill(rows)
+            added = decoder._generate(new, *settings)
+        result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
         if single:
             return result[0]
         return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
@@ -831,32 +756,10 @@ class MoM(_Network):
         return model
 
 
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name}: {value} is negative")
-    return int(value)
-
-
 def _like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArray[np.int32]:
     if array.shape != shape:
         raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
     return array
-
-
-def _prompts(prompt: Any) -> tuple[list[NDArray[np.int32]], bool]:
-    """Rows of ids, and whether a single prompt came."""
-    if isinstance(prompt, (list, tuple)) and prompt and not isinstance(prompt[0], (int, float, np.generic)):
-        rows = []
-        for i, row in enumerate(prompt):
-            ids = _as_array(row, f"prompt: row {i}")
-            if ids.ndim != 1:
-                raise ValueError(f"prompt: row {i} has shape {ids.shape}, expected (T,)")
-            rows.append(_as_ids(ids, f"prompt: row {i}")[0])
-        return rows, False
-    array = _as_array(prompt, "prompt")
-    return list(_as_ids(array, "prompt")), array.ndim == 1
 
 
 class MoMForSequenceClassification(_Network):

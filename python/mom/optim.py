@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .model import _Network, _number
+from ._arguments import number as _number
+from .model import _Network
 
 __all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
 
