@@ -632,17 +632,18 @@ static void load_block(const attention_job *job, const head_view *v, const backw
     }
 }
 
-/* sums (n keys, ldd) += turned^T * channels over the queries of a block from the first panel that sees the keys on. */
+/* sums (n keys, ldd) += turned^T * channels over the queries of a block, for each panel of keys from the first query
+ * that sees one of them on. */
 static void add_to_keys(const attention_job *job, const head_view *v, const backward_scratch *s, float *sums,
                         const float *turned, const float *channels, size_t j, size_t n, size_t q, size_t rows) {
-    const mom_kernels *k = job->k;
-    for (size_t i = 0; i < n; i += k->mr) {
-        size_t first = 0;
-        while ((size_t)v->count[q + min_size(first + k->nr, rows) - 1] <= j + i)
-            first += k->nr;
-        for (size_t d = 0; d < job->D; d += k->nr)
-            product(job, rows - first, turned + i * job->block + words(job, first) * k->mr,
-                    channels + d * words(job, rows) + words(job, first) * k->nr, sums + (j + i) * s->ldd + d, s->ldd, 1);
+    const size_t mr = job->k->mr, nr = job->k->nr;
+    for (size_t i = 0, first = 0; i < n; i += mr) {
+        while ((size_t)v->count[q + first] <= j + i)
+            first++;
+        const size_t from = job->bf16 ? first / 2 * 2 : first, step = words(job, from);
+        for (size_t d = 0; d < job->D; d += nr)
+            product(job, rows - from, turned + i * job->block + step * mr,
+                    channels + d * words(job, rows) + step * nr, sums + (j + i) * s->ldd + d, s->ldd, 1);
     }
 }
 
