@@ -16,6 +16,7 @@
 #include "ops/embedding.h"
 #include "ops/kv_cache.h"
 #include "ops/layernorm.h"
+#include "ops/routed_linear.h"
 
 #define BLOCK_ROWS ((size_t)32)
 /* An empty cache is filled by a forward pass if there are more tokens than this: it packs every matrix, which costs
@@ -770,7 +771,7 @@ mom_status mom_decoder_append(mom_decoder *d, const mom_exec *exec, const int32_
     if (!B || !T)
         return mom_error_set(err, MOM_ERR_VALUE, "tokens: shape (%zu, %zu) is empty", B, T);
     MOM_TRY(check_lengths(d, lengths, B, T, err));
-    const mom_exec x = {exec->k, exec->threads, &d->workspace};
+    const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32};
     const int fresh = !d->batch.B;
     mom_arena_clear(&d->workspace);
     int32_t *own;
@@ -801,7 +802,7 @@ mom_status mom_decoder_generate(mom_decoder *d, const mom_exec *exec, int32_t *o
     }
     mom_sampling s = *sampling;
     for (; *made < n; ++*made, s.step++) {
-        const mom_exec x = {exec->k, exec->threads, &d->workspace};
+        const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32};
         mom_arena_clear(&d->workspace);
         int32_t *tokens = out + *made * B;
         size_t left = 0;

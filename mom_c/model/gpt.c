@@ -296,8 +296,23 @@ static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error 
                 gpt->row_labels[n++] = labels[b * T + t + 1];
             }
     gpt->losses.labelled = n;
-    MOM_ARENA_NEW(gpt->lse, &gpt->saved, n, err);
     return MOM_OK;
+}
+
+/* With `keep` the head's gradients are computed along with the loss, so that no logit is computed twice; that of wte lies
+ * at the bottom of the workspace until backward adds it. */
+static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
+    const mom_exec *x = gpt->run.exec;
+    const float *wte = mom_param_value(&gpt->params, gpt->params.wte);
+    const size_t N = gpt->run.N, C = gpt->config.C, V = gpt->config.V, n = gpt->losses.labelled;
+    if (!gpt->batch.keep)
+        return mom_lm_head_gradient(x, loss_sum, NULL, NULL, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V, C, err);
+    MOM_ARENA_NEW(gpt->dhidden, &gpt->saved, N * C, err);
+    memset(gpt->dhidden, 0, N * C * sizeof *gpt->dhidden);
+    MOM_ARENA_NEW(gpt->dwte, &gpt->workspace, V * C, err);
+    gpt->head_mark = mom_arena_get_mark(&gpt->workspace);
+    return mom_lm_head_gradient(x, loss_sum, gpt->dhidden, gpt->dwte, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V,
+                                C, err);
 }
 
 static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
@@ -360,8 +375,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
     if (batch->labels) {
         double sum = 0.0;
         MOM_TRY(collect_labels(gpt, batch->labels, err));
-        MOM_TRY(mom_lm_head_forward(x, &sum, gpt->lse, gpt->hidden, mom_param_value(p, p->wte), gpt->rows,
-                                    gpt->row_labels, gpt->losses.labelled, c->V, C, err));
+        MOM_TRY(forward_head(gpt, &sum, err));
         gpt->losses.has_loss = 1;
         gpt->losses.lm_loss = sum / (double)gpt->losses.labelled; /* NaN when nothing is labelled, as a mean of nothing */
     }
@@ -379,6 +393,7 @@ static int draws(const mom_config *c, const mom_batch *batch) {
 
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
     gpt->can_backward = gpt->has_routes = 0;
+    gpt->dwte = gpt->dhidden = NULL;
     mom_arena_clear(&gpt->saved);
     mom_arena_clear(&gpt->workspace);
     mom_exec *own; /* lives as long as the activations that backward reads through run.exec */
@@ -393,7 +408,9 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
     const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
     const mom_status status = forward(gpt, batch, err);
     gpt->batch.observer = NULL; /* the caller's, for this call only */
-    mom_arena_release(&gpt->workspace, mark);
+    if (status != MOM_OK)
+        gpt->dwte = NULL;
+    mom_arena_release(&gpt->workspace, gpt->dwte ? gpt->head_mark : mark);
     if (status != MOM_OK) {
         gpt->has_routes = 0;
         mom_arena_clear(&gpt->saved);
@@ -498,13 +515,14 @@ static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx
 static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
     const mom_exec *x = gpt->run.exec;
     mom_params *p = &gpt->params;
-    const size_t B = gpt->run.B, T = gpt->run.T, C = gpt->config.C, L = gpt->config.num_labels;
+    const size_t B = gpt->run.B, T = gpt->run.T, N = gpt->run.N, C = gpt->config.C, L = gpt->config.num_labels;
     if (!L) {
         if (!gpt->losses.labelled)
             return MOM_OK;
         const float scale = lm_scale / (float)gpt->losses.labelled;
-        return mom_lm_head_backward(x, dhidden, mom_param_grad(p, p->wte), gpt->hidden, mom_param_value(p, p->wte),
-                                    gpt->lse, gpt->rows, gpt->row_labels, scale, gpt->losses.labelled, gpt->config.V, C, err);
+        mom_scaled_add(x, mom_param_grad(p, p->wte), scale, gpt->dwte, gpt->config.V * C);
+        mom_scaled_add(x, dhidden, scale, gpt->dhidden, N * C);
+        return MOM_OK;
     }
     float *dlogits, *dpooled;
     MOM_ARENA_NEW(dlogits, &gpt->workspace, B * L, err);
@@ -524,17 +542,21 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     const mom_config *c = &gpt->config;
     const size_t N = gpt->run.N, C = c->C;
     balance_groups balance;
+    float *dx, *dhidden;
+
+    /* pass 4: losses. The head's part of the gradients has been computed by forward; its memory is free after this. */
+    MOM_ARENA_NEW(dhidden, &gpt->saved, N * C, err);
+    memset(dhidden, 0, N * C * sizeof *dhidden);
+    MOM_TRY(backward_head(gpt, dhidden, lm_scale, err));
+    if (gpt->dwte)
+        mom_arena_clear(&gpt->workspace);
+    gpt->dwte = NULL;
     MOM_TRY(collect_balance(gpt, &balance, &gpt->workspace, err));
     MOM_TRY(gather_step_counts(gpt, &balance, 1, err));
 
-    float *dx, *dhidden;
+    /* pass 3: final LayerNorm */
     MOM_ARENA_NEW(dx, &gpt->workspace, N * C, err);
-    MOM_ARENA_NEW(dhidden, &gpt->workspace, N * C, err);
     memset(dx, 0, N * C * sizeof *dx);
-    memset(dhidden, 0, N * C * sizeof *dhidden);
-
-    /* pass 4: losses; pass 3: final LayerNorm */
-    MOM_TRY(backward_head(gpt, dhidden, lm_scale, err));
     MOM_TRY(mom_layernorm_backward(x, dx, mom_param_grad(p, p->lnf_weight), mom_param_grad(p, p->lnf_bias), dhidden,
                                    gpt->x, mom_param_value(p, p->lnf_weight), gpt->mean, gpt->rstd, N, C, err));
 
@@ -567,9 +589,9 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
     mom_exec own = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     gpt->run.exec = &own;
     gpt->run.err = err;
-    const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
     const mom_status status = backward(gpt, lm_scale, balance_scale, err);
-    mom_arena_release(&gpt->workspace, mark);
+    gpt->dwte = gpt->dhidden = NULL;
+    mom_arena_clear(&gpt->workspace);
     gpt->run.exec = NULL;
     gpt->can_backward = 0;
     return status;

@@ -67,8 +67,9 @@ typedef struct {
     float *embedded;           /* (N, C) */
     float *x;                  /* (N, C) before the final LayerNorm */
     float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm */
+    float *dhidden, *dwte;       /* (N, C), (V, C): gradients of the sum of losses through the head, with keep */
+    mom_arena_mark head_mark;    /* of the workspace, above dwte */
     int32_t *rows, *row_labels; /* (labelled) */
-    float *lse;                /* (labelled) */
     int32_t *classes, *pooled;
     float *values, *pooled_logits, *pooled_hidden; /* classification: values/logits (B, num_labels), (B, C) */
 } mom_gpt;

@@ -83,6 +83,7 @@ void mom_cross_entropy_backward(const mom_exec *x, float *dlogits, const float *
 
 typedef struct {
     const mom_kernels *k;
+    mom_dtype precision;
     float *logits; /* (rows, columns): the current tile, dense */
     size_t rows, columns, first_column;
     const int32_t *labels; /* (rows) */
@@ -100,7 +101,8 @@ typedef struct {
 static size_t label_column(const head_job *job, size_t row) { return (size_t)job->labels[row] - job->first_column; }
 
 static mom_gemm logits_product(const head_job *job, const float *hidden, const float *wte) {
-    mom_gemm g = {.m = job->rows, .n = job->columns, .k = job->C, .c = job->logits, .ldc = job->columns};
+    mom_gemm g = {.m = job->rows, .n = job->columns, .k = job->C, .c = job->logits, .ldc = job->columns,
+                  .precision = job->precision};
     g.a = mom_matrix_rows(hidden, job->C);
     g.a.row_index = job->index;
     g.b = mom_matrix_transposed(wte + job->first_column * job->C, job->C);
@@ -127,7 +129,7 @@ mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, 
                                mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t most_rows = min_size(n, ROWS);
-    head_job job = {.k = x->k, .C = C};
+    head_job job = {.k = x->k, .precision = x->precision, .C = C};
     mom_status status = MOM_ERR_MEMORY;
     double sum = 0.0;
     if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * min_size(V, COLUMNS), sizeof *job.logits, err)) ||
@@ -186,7 +188,7 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
                                 size_t V, size_t C, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t most_rows = min_size(n, ROWS);
-    head_job job = {.k = x->k, .scale = scale, .dhidden = dhidden, .C = C};
+    head_job job = {.k = x->k, .precision = x->precision, .scale = scale, .dhidden = dhidden, .C = C};
     mom_status status = MOM_ERR_MEMORY;
     float *dselected = NULL; /* (rows, C): gradient of the chunk's rows of hidden, without `scale` */
     float *scales = NULL;    /* (rows): all `scale` */
@@ -217,6 +219,7 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
                 {.m = job.rows, .n = C, .k = job.columns, .c = dselected, .ldc = C, .accumulate = job.first_column > 0},
                 {.m = job.columns, .n = C, .k = job.rows, .c = dwte + wte_begin, .ldc = C, .k_scale = scales,
                  .accumulate = 1}};
+            gradients[0].precision = gradients[1].precision = x->precision;
             gradients[0].a = mom_matrix_rows(job.logits, job.columns);
             gradients[0].b = mom_matrix_rows(wte + wte_begin, C);
             gradients[1].a = mom_matrix_transposed(job.logits, job.columns);

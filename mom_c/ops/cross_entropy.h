@@ -24,6 +24,15 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
                                 const float *lse, const int32_t *rows, const int32_t *labels, float scale, size_t n,
                                 size_t V, size_t C, mom_error *err);
 
+/* Both at once, for scale 1 (lm_head.c): loss_sum; rows `rows` of dhidden (N, C) are overwritten, so is dwte (V, C), unless
+ * n is 0. Every logit is computed once. With dhidden and dwte NULL only the loss, of the same bits. */
+mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
+                                const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V,
+                                size_t C, mom_error *err);
+
+/* out (n) += factor * in */
+void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n);
+
 typedef enum { MOM_LOSS_MSE, MOM_LOSS_CROSS_ENTROPY, MOM_LOSS_BCE } mom_label_loss;
 
 /* Mean loss of pooled outputs (serial: B is small). logits (B, L). Cross entropy: classes (B), -100 ignored;

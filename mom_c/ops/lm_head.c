@@ -1,0 +1,176 @@
+/* Tied head, loss and gradients in one pass: contract in cross_entropy.h.
+ *
+ * DESIGN  Rows are taken in chunks whose logits fit a bounded tile. While a block of logits is in cache it is replaced
+ *         by exp(logit - its own maximum), and maximum and sum are kept; when the row is complete, one factor per block
+ *         turns it into probabilities. So every logit is computed once and put through exp once, and backward never sees
+ *         the head again: it scales what is here.
+ * COST    6 n V C FLOP; a tile of TILE bytes at most (but at least LEAST_ROWS rows).
+ * BITS    blocks of columns and chunks of rows depend on V and the type only; chunks are added in order.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "base/parallel.h"
+#include "ops/cross_entropy.h"
+
+#define TILE ((size_t)1 << 25)
+#define LEAST_ROWS ((size_t)48)
+#define MOST_ROWS ((size_t)1024)
+#define TASK_ROWS ((size_t)8)
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t column_blocks(size_t V) { return (V + MOM_FINISH_COLUMNS - 1) / MOM_FINISH_COLUMNS; }
+
+typedef struct {
+    const mom_kernels *k;
+    void *tile; /* (rows, V) of type dtype: exp(logit - block's maximum), then the gradient of the logits; or NULL */
+    mom_dtype dtype;
+    float *max, *sum;      /* (rows, blocks) */
+    float *label;          /* (rows) logit of the label */
+    double *loss;          /* (rows) */
+    const int32_t *labels; /* (rows) */
+    size_t rows, V, blocks;
+} tile_job;
+
+static void *tile_at(const tile_job *job, size_t row, size_t column) {
+    return (unsigned char *)job->tile + (row * job->V + column) * mom_dtype_size(job->dtype);
+}
+
+static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m, size_t j0,
+                       size_t n) {
+    const tile_job *job = g->context;
+    for (size_t i = i0; i < i0 + m; i++) {
+        float *row = sums + (i - i0) * ld;
+        const size_t block = i * job->blocks + j0 / MOM_FINISH_COLUMNS, label = (size_t)job->labels[i];
+        if (label >= j0 && label < j0 + n)
+            job->label[i] = row[label - j0];
+        job->max[block] = k->max(row, n);
+        job->sum[block] = k->exp_sum(row, row, 1.0f, job->max[block], n);
+        if (!job->tile)
+            continue;
+        if (job->dtype == MOM_BF16)
+            k->to_bf16(tile_at(job, i, j0), row, n);
+        else
+            memcpy(tile_at(job, i, j0), row, n * sizeof *row);
+    }
+}
+
+/* softmax - one_hot of a row, from its blocks */
+static void softmax_task(void *context, size_t task, int thread) {
+    const tile_job *job = context;
+    const mom_kernels *k = job->k;
+    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    float buffer[MOM_FINISH_COLUMNS];
+    (void)thread;
+    for (size_t i = task * TASK_ROWS; i < end; i++) {
+        const float *max = job->max + i * job->blocks, *sum = job->sum + i * job->blocks;
+        const double largest = (double)k->max(max, job->blocks);
+        double total = 0.0;
+        for (size_t b = 0; b < job->blocks; b++)
+            total += (double)sum[b] * exp((double)max[b] - largest);
+        const double lse = largest + log(total);
+        const size_t label = (size_t)job->labels[i];
+        job->loss[i] = lse - (double)job->label[i];
+        for (size_t b = 0; job->tile && b < job->blocks; b++) {
+            const size_t j0 = b * MOM_FINISH_COLUMNS, n = min_size(MOM_FINISH_COLUMNS, job->V - j0);
+            float *row = job->dtype == MOM_BF16 ? buffer : tile_at(job, i, j0);
+            if (job->dtype == MOM_BF16)
+                k->from_bf16(row, tile_at(job, i, j0), n);
+            k->scale(row, (float)exp((double)max[b] - lse), row, n);
+            if (label >= j0 && label < j0 + n)
+                row[label - j0] -= 1.0f;
+            if (job->dtype == MOM_BF16)
+                k->to_bf16(tile_at(job, i, j0), row, n);
+        }
+    }
+}
+
+typedef struct {
+    float *dhidden;
+    const float *selected;
+    const int32_t *index;
+    size_t C;
+} scatter_job;
+
+static void scatter_task(void *context, size_t task, int thread) {
+    const scatter_job *job = context;
+    (void)thread;
+    memcpy(job->dhidden + (size_t)job->index[task] * job->C, job->selected + task * job->C, job->C * sizeof(float));
+}
+
+static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
+                      const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V, size_t C,
+                      mom_error *err) {
+    const size_t blocks = column_blocks(V), fitting = TILE / (V * mom_dtype_size(x->precision));
+    const size_t most = min_size(n, min_size(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
+    tile_job job = {.k = x->k, .dtype = x->precision, .V = V, .blocks = blocks};
+    float *selected = NULL;
+    if (dwte) {
+        job.tile = mom_arena_alloc(x->workspace, most * V, mom_dtype_size(x->precision), err);
+        if (!job.tile)
+            return MOM_ERR_MEMORY;
+        MOM_ARENA_NEW(selected, x->workspace, most * C, err);
+    }
+    MOM_ARENA_NEW(job.max, x->workspace, most * blocks, err);
+    MOM_ARENA_NEW(job.sum, x->workspace, most * blocks, err);
+    MOM_ARENA_NEW(job.label, x->workspace, most, err);
+    MOM_ARENA_NEW(job.loss, x->workspace, most, err);
+    *loss_sum = 0.0;
+    for (size_t r = 0; r < n; r += most) {
+        job.rows = min_size(most, n - r);
+        job.labels = labels + r;
+        mom_matrix inputs = mom_matrix_rows(hidden, C);
+        inputs.row_index = rows + r;
+        const mom_gemm logits = {.m = job.rows, .n = V, .k = C, .a = inputs, .b = mom_matrix_transposed(wte, C),
+                                 .precision = x->precision, .finish = finish_exp, .context = &job};
+        MOM_TRY(mom_gemm_run(x, &logits, 1, err));
+        mom_parallel_for(x->threads, (job.rows + TASK_ROWS - 1) / TASK_ROWS, softmax_task, &job);
+        for (size_t i = 0; i < job.rows; i++)
+            *loss_sum += job.loss[i];
+        if (!dwte)
+            continue;
+        const mom_matrix dlogits = mom_matrix_of(job.tile, x->precision, V);
+        const mom_gemm gradients[2] = {
+            {.m = job.rows, .n = C, .k = V, .a = dlogits, .b = mom_matrix_rows(wte, C), .c = selected, .ldc = C,
+             .precision = x->precision},
+            {.m = V, .n = C, .k = job.rows, .a = mom_matrix_flip(dlogits), .b = inputs, .c = dwte, .ldc = C,
+             .precision = x->precision, .accumulate = r > 0}};
+        MOM_TRY(mom_gemm_run(x, gradients, 2, err));
+        scatter_job scatter = {dhidden, selected, rows + r, C};
+        mom_parallel_for(x->threads, job.rows, scatter_task, &scatter);
+    }
+    return MOM_OK;
+}
+
+mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
+                                const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V,
+                                size_t C, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const mom_status status = run(x, loss_sum, dhidden, dwte, hidden, wte, rows, labels, n, V, C, err);
+    mom_arena_release(x->workspace, mark);
+    return status;
+}
+
+/* ---- out += factor * in, over all threads */
+
+#define CHUNK ((size_t)16384)
+
+typedef struct {
+    const mom_kernels *k;
+    float *out;
+    const float *in;
+    float factor;
+    size_t n;
+} axpy_job;
+
+static void axpy_task(void *context, size_t task, int thread) {
+    const axpy_job *job = context;
+    const size_t begin = task * CHUNK;
+    (void)thread;
+    job->k->axpy(job->out + begin, job->factor, job->in + begin, min_size(CHUNK, job->n - begin));
+}
+
+void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
+    axpy_job job = {x->k, out, in, factor, n};
+    mom_parallel_for(x->threads, (n + CHUNK - 1) / CHUNK, axpy_task, &job);
+}
