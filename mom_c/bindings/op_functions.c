@@ -3,6 +3,7 @@
  * Shapes: see the operator's header; the letters here are the same. */
 #include "bindings/op_functions.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -34,6 +35,11 @@ static mom_dropout make_dropout(mom_call *call, dropout_args d) {
 
 /* ------------------------------------------------------------------ layer normalisation */
 
+static void check_eps(mom_call *call, float eps) {
+    if (!(eps >= 0.0f && isfinite(eps)))
+        mom_call_fail(call, PyExc_ValueError, "eps: expected a non-negative finite number");
+}
+
 static PyObject *layernorm_forward(PyObject *module, PyObject *args) {
     PyObject *inp_o, *weight_o, *bias_o;
     float eps;
@@ -41,6 +47,7 @@ static PyObject *layernorm_forward(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
+    check_eps(&call, eps);
     const float *inp = mom_arg_f32(&call, "inp", inp_o, "... C");
     const float *weight = mom_arg_f32(&call, "weight", weight_o, "C");
     const float *bias = mom_arg_f32(&call, "bias", bias_o, "C");
@@ -59,6 +66,7 @@ static PyObject *layernorm_stats(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
+    check_eps(&call, eps);
     const float *inp = mom_arg_f32(&call, "inp", inp_o, "... C");
     float *mean = mom_new_f32(&call, "...");
     float *rstd = mom_new_f32(&call, "...");
@@ -772,6 +780,15 @@ static mom_adamw_tensor *new_tensors(mom_call *call, Py_ssize_t count) {
     return tensors;
 }
 
+static void check_settings(mom_call *call, const mom_adamw_spec *spec) {
+    if (!isfinite(spec->lr) || !isfinite(spec->weight_decay))
+        mom_call_fail(call, PyExc_ValueError, "lr, weight_decay: expected finite numbers");
+    else if (!(spec->beta1 >= 0.0 && (float)spec->beta1 < 1.0f && spec->beta2 >= 0.0 && (float)spec->beta2 < 1.0f))
+        mom_call_fail(call, PyExc_ValueError, "betas: expected two numbers of type float32 in [0, 1)");
+    else if (!((float)spec->eps >= FLT_MIN && isfinite((float)spec->eps)))
+        mom_call_fail(call, PyExc_ValueError, "eps: expected a positive finite number of type float32");
+}
+
 /* Updates params, exp_avg, exp_avg_sq and steps in place: mom.ops passes copies. */
 static PyObject *adamw_step(PyObject *module, PyObject *args) {
     PyObject *params, *grads, *first, *second, *steps_o, *decay_o, *used_o;
@@ -784,6 +801,7 @@ static PyObject *adamw_step(PyObject *module, PyObject *args) {
     mom_call_begin(&call, module);
     const Py_ssize_t count = PyList_GET_SIZE(params);
     mom_set_size(&call, 'L', (size_t)count);
+    check_settings(&call, &spec);
     check_length(&call, "grads", grads, count);
     check_length(&call, "exp_avg", first, count);
     check_length(&call, "exp_avg_sq", second, count);
@@ -798,6 +816,8 @@ static PyObject *adamw_step(PyObject *module, PyObject *args) {
         tensors[i].exp_avg_sq = list_entry(&call, "exp_avg_sq", second, i, 1, &like);
         tensors[i].n = call.failed ? 0 : (size_t)PyArray_SIZE(like);
         tensors[i].step = call.failed ? 0.0 : steps[i];
+        if (!(tensors[i].step >= 0.0))
+            mom_call_fail(&call, PyExc_ValueError, "steps: entry %zd is negative or not a number", i);
         tensors[i].decay = !decay || decay[i];
         tensors[i].used = !used || used[i];
     }
@@ -820,6 +840,8 @@ static PyObject *clip_gradients(PyObject *module, PyObject *args) {
     mom_call call;
     mom_call_begin(&call, module);
     const Py_ssize_t count = PyList_GET_SIZE(grads);
+    if (!(max_norm > 0.0))
+        mom_call_fail(&call, PyExc_ValueError, "max_norm: expected a positive number");
     mom_adamw_tensor *tensors = new_tensors(&call, count);
     for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
         PyArrayObject *like = NULL;

@@ -48,7 +48,7 @@ def test_gelu_far_from_zero(kernel_level: str) -> None:
 def test_reductions_of_any_length(kernel_level: str, n: int, rng: np.random.Generator) -> None:
     a, b = rng.standard_normal(n, dtype=np.float32), rng.standard_normal(n, dtype=np.float32)
     wide = a.astype(np.float64)
-    bound = 1e-6 * max(n, 1) ** 0.5
+    bound = 2e-6 + 2e-7 * n  # a build that is not optimised adds one after the other
     assert _core.kernel_reduce("sum", a, None) == pytest.approx(wide.sum(), abs=bound)
     assert _core.kernel_reduce("dot", a, b) == pytest.approx(wide @ b, abs=bound)
     assert _core.kernel_reduce("sum_squares", a, None) == pytest.approx(wide @ wide, rel=1e-12)

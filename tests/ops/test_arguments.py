@@ -142,6 +142,23 @@ def test_other_values_are_checked() -> None:
         ops.adamw_step([ONES], [], [ONES], [ONES], [0])
     with pytest.raises(ValueError, match=r"^grads: entry 0 has shape \(1, 8\), expected \(8,\)$"):
         ops.adamw_step([ONES], [ONES[None]], [ONES], [ONES], [0])
+    for name, setting in (
+        ("lr", {"lr": np.inf}), ("betas", {"betas": (0.9, 1.0)}), ("betas", {"betas": (-0.1, 0.9)}),
+        ("eps", {"eps": 0.0}), ("eps", {"eps": 1e-40}), ("lr, weight_decay", {"weight_decay": np.nan}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name}"):
+            ops.adamw_step([ONES], [ONES], [ONES], [ONES], [0], **setting)
+    for step in (-1, np.nan):
+        with pytest.raises(ValueError, match="^steps: entry 0 is negative or not a number$"):
+            ops.adamw_step([ONES], [ONES], [ONES], [ONES], [step])
+    for norm in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="^max_norm: expected a positive number$"):
+            ops.clip_grad_norm([ONES], norm)
+    for eps in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="^eps: expected a non-negative finite number$"):
+            ops.layernorm_forward(ONES[None], ONES, ONES, eps)
+        with pytest.raises(ValueError, match="^eps: expected a non-negative finite number$"):
+            ops.layernorm_stats(ONES[None], eps)
     with pytest.raises(TypeError, match="^add_to: expected a tuple of 3 arrays"):
         ops.layernorm_backward(ONES[None], ONES[None], ONES, ONES[:1], ONES[:1], add_to=(None,))
 

@@ -189,3 +189,11 @@ def test_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
 def test_tensorboard_needs_a_run_dir(data: Any) -> None:
     with pytest.raises(mom.ConfigError, match="tensorboard: needs a run_dir"):
         mom.train(small_run.model(), data, steps=1, sequence_length=16, tensorboard=True, progress=False)
+
+
+def test_other_models_and_settings_are_refused(tmp_path: Path) -> None:
+    classifier = mom.MoMForSequenceClassification(mom.MoMConfig.preset("demo", num_labels=2))
+    with pytest.raises(TypeError, match="^model: expected MoM, got MoMForSequenceClassification$"):
+        mom.train(classifier, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^config: expected TrainingConfig, got dict$"):
+        mom.train(mom.MoM(mom.MoMConfig.preset("demo")), tmp_path, {"steps": 1})  # type: ignore[arg-type]

@@ -203,11 +203,17 @@ def train(
         After ``max_bad_steps`` non-finite steps in a row; or if `run_dir` holds a run and `resume` is False.
     ConfigError, DataError
         If settings, model and data do not fit together.
+    TypeError
+        If `model` is no language model or `config` no `TrainingConfig`.
 
     Notes
     -----
     SIGTERM and Ctrl-C finish the step, save a checkpoint and return.
     """
+    if not isinstance(model, MoM):
+        raise TypeError(f"model: expected MoM, got {type(model).__name__}")
+    if config is not None and not isinstance(config, TrainingConfig):
+        raise TypeError(f"config: expected TrainingConfig, got {type(config).__name__}")
     config = (config or TrainingConfig()).replace(**changes)
     if config.sequence_length > model.config.n_positions:
         raise ConfigError(
