@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_memory_failures import every_failure
 
 import mom
 from mom import _core, reference
 from parity_cases import case_names, load_case
-from test_memory_failures import every_failure
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31, "n_positions": 96, "n_embd": 18, "n_head": 2, "n_inner": 23, "n_layer": 2, "chunks": 1,
@@ -556,9 +556,15 @@ def test_bytes_grow_with_the_cache_and_capacity_is_reserved() -> None:
     "name", ["gru-softmax, depth 3, top-1", "vanilla", "all paths, weighted, naive", "signs, weighted"]
 )
 def test_every_allocation_may_fail(name: str, weights: str) -> None:
-    """MemoryError, nothing lost, and the sequences are as they were before the call."""
     gc.collect()
     live = _core.memory_live_bytes()
+    fail_everywhere(name, weights)
+    gc.collect()
+    assert _core.memory_live_bytes() == live
+
+
+def fail_everywhere(name: str, weights: str) -> None:
+    """MemoryError, nothing lost, and the sequences are as they were before the call."""
     model = build(name, vocab_size=9000)
     prompts, more = texts(name, 3, 40), texts(name + "more", 30, 2)
     want = mom.Decoder(model, weights)
@@ -613,9 +619,6 @@ def test_every_allocation_may_fail(name: str, weights: str) -> None:
 
     every_failure(generate, lambda: None)
     assert all(np.array_equal(a, b) for a, b in zip(np.concatenate(made).T, tokens, strict=True))
-    del decoder, want, model, state
-    gc.collect()
-    assert _core.memory_live_bytes() == live
 
 
 @pytest.mark.parametrize(
