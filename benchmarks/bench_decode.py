@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", default="bench_decode.json")
     parser.add_argument("--perplexity", nargs=2, metavar=("MODEL", "TOKENS"), help="measure the loss of quality instead")
     parser.add_argument("--windows", type=int, default=16, help="of --perplexity")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a window of --perplexity")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     parser.add_argument("--worker", choices=("mom", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
