@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--new", type=int, default=24, help="timed tokens of a sample")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="bench_decode.json")
-    parser.add_argument("--perplexity", nargs=2, metavar=("MODEL", "TOKENS"), help="measure the loss of quality instead")
+    parser.add_argument("--perplexity", nargs=2, metavar=("MODEL", "TOKENS"), help="measure that instead")
     parser.add_argument("--windows", type=int, default=16, help="of --perplexity")
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     parser.add_argument("--worker", choices=("mom", "torch"), help=argparse.SUPPRESS)

@@ -16,6 +16,7 @@
 #include "ops/embedding.h"
 #include "ops/kv_cache.h"
 #include "ops/layernorm.h"
+#include "ops/routed_linear.h"
 
 #define BLOCK_ROWS ((size_t)32)
 /* An empty cache is filled by a forward pass if there are more tokens than this: it packs every matrix, which costs
@@ -393,7 +394,7 @@ static mom_status attend(const half_step *h, float *heads, const float *qkv) {
         const size_t slot = (size_t)s->active[h->entry]++;
         const float *q = qkv + i * 3 * C;
         for (size_t head = 0; head < c->H; head++)
-            mom_kv_write(&kv, slot, q + C + head * D, q + 2 * C + head * D, head, D);
+            mom_kv_write(&kv, slot, q + C + head * D, q + 2 * C + head * D, MOM_F32, head, D);
         queries[count++] = (mom_kv_query){heads + i * C, q, kv, slot + 1, h->rows[i].position - slot};
     }
     const float scale = c->scale_attention ? 1.0f / sqrtf((float)D) : 1.0f;
@@ -575,14 +576,14 @@ static void run_fill(void *context, size_t task, int thread) {
     (void)thread;
     const fill_context *f = context;
     const mom_config *c = &f->d->gpt->config;
-    const size_t C = c->C, D = head_size(c), b = task / c->H, head = task % c->H;
+    const size_t C = c->C, D = head_size(c), b = task / c->H, head = task % c->H, size = mom_dtype_size(c->dtype);
     const mom_kv kv = cache_entry(f->d, &f->d->batch.sequences[b], f->entry);
     size_t slot = 0;
     for (size_t t = b * f->T; t < b * f->T + (size_t)f->lengths[b]; t++) {
         if (f->pool->routed && !is_active(&f->saved->route, t))
             continue;
-        const float *qkv = f->saved->inner + t * 3 * C + head * D;
-        mom_kv_write(&kv, slot++, qkv + C, qkv + 2 * C, head, D);
+        const unsigned char *qkv = (const unsigned char *)f->saved->inner + (t * 3 * C + head * D) * size;
+        mom_kv_write(&kv, slot++, qkv + C * size, qkv + 2 * C * size, c->dtype, head, D);
     }
     if (head == 0)
         f->d->batch.sequences[b].active[f->entry] = (int32_t)slot;
@@ -770,7 +771,7 @@ mom_status mom_decoder_append(mom_decoder *d, const mom_exec *exec, const int32_
     if (!B || !T)
         return mom_error_set(err, MOM_ERR_VALUE, "tokens: shape (%zu, %zu) is empty", B, T);
     MOM_TRY(check_lengths(d, lengths, B, T, err));
-    const mom_exec x = {exec->k, exec->threads, &d->workspace};
+    const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32};
     const int fresh = !d->batch.B;
     mom_arena_clear(&d->workspace);
     int32_t *own;
@@ -801,7 +802,7 @@ mom_status mom_decoder_generate(mom_decoder *d, const mom_exec *exec, int32_t *o
     }
     mom_sampling s = *sampling;
     for (; *made < n; ++*made, s.step++) {
-        const mom_exec x = {exec->k, exec->threads, &d->workspace};
+        const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32};
         mom_arena_clear(&d->workspace);
         int32_t *tokens = out + *made * B;
         size_t left = 0;

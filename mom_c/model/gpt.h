@@ -88,5 +88,7 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
 
 void mom_gpt_zero_grad(mom_gpt *gpt);
+/* The same for gradients that are zero already: no parameter has one, and the counts of a step begin anew. */
+void mom_gpt_forget_grad(mom_gpt *gpt);
 
 #endif

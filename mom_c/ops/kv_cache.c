@@ -18,11 +18,17 @@ static float *key_panel(const mom_kv *kv, size_t h, size_t panel, size_t D) {
     return kv->keys + h * kv->capacity * D + panel * MOM_PANEL * D;
 }
 
-void mom_kv_write(const mom_kv *kv, size_t slot, const float *key, const float *value, size_t h, size_t D) {
+static float element(const void *row, mom_dtype dtype, size_t d) {
+    return dtype == MOM_BF16 ? mom_bf16_to_f32(((const mom_bf16 *)row)[d]) : ((const float *)row)[d];
+}
+
+void mom_kv_write(const mom_kv *kv, size_t slot, const void *key, const void *value, mom_dtype dtype, size_t h, size_t D) {
     float *keys = key_panel(kv, h, slot / MOM_PANEL, D) + slot % MOM_PANEL;
-    for (size_t d = 0; d < D; d++)
-        keys[d * MOM_PANEL] = key[d];
-    memcpy(kv->values + (h * kv->capacity + slot) * D, value, D * sizeof *value);
+    float *values = kv->values + (h * kv->capacity + slot) * D;
+    for (size_t d = 0; d < D; d++) {
+        keys[d * MOM_PANEL] = element(key, dtype, d);
+        values[d] = element(value, dtype, d);
+    }
 }
 
 void mom_kv_copy(const mom_kv *to, const mom_kv *from, size_t count, size_t H, size_t D) {

@@ -18,8 +18,8 @@ typedef struct {
 /* Floats of keys and values together. */
 static inline size_t mom_kv_floats(size_t capacity, size_t C) { return 2 * capacity * C; }
 
-/* Writes head h of one key (D) and value (D) to place `slot` < capacity. */
-void mom_kv_write(const mom_kv *kv, size_t slot, const float *key, const float *value, size_t h, size_t D);
+/* Writes head h of one key (D) and value (D), both of type dtype, to place `slot` < capacity. */
+void mom_kv_write(const mom_kv *kv, size_t slot, const void *key, const void *value, mom_dtype dtype, size_t h, size_t D);
 
 /* Copies `count` places into another cache, of any capacity that holds them. */
 void mom_kv_copy(const mom_kv *to, const mom_kv *from, size_t count, size_t H, size_t D);

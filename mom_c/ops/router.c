@@ -221,8 +221,8 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
 
     /* pass 1: through the cell */
     mom_parallel_for(x->threads, chunks, run_cell_backward, &run);
-    mom_column_sum(x, dw->in_bias, run.dx_sums, NULL, NULL, chunks, GR);
-    mom_column_sum(x, dw->state_bias, run.dh_sums, NULL, NULL, chunks, GR);
+    mom_column_sum(x, dw->in_bias, run.dx_sums, MOM_F32, NULL, NULL, chunks, GR);
+    mom_column_sum(x, dw->state_bias, run.dh_sums, MOM_F32, NULL, NULL, chunks, GR);
 
     /* pass 2: through x2h and h2h */
     MOM_TRY(mom_linear_backward_weight(x, dw->in_weight, NULL, inp, run.dx_pre, MOM_WEIGHT_OUT_IN, N, C, GR, err));

@@ -81,9 +81,10 @@ def prompts(prompt: Any, name: str = "prompt") -> tuple[list[NDArray[np.int32]],
     if isinstance(prompt, (list, tuple)) and prompt and not isinstance(prompt[0], (int, float, np.generic)):
         rows = []
         for i, row in enumerate(prompt):
-            if np.ndim(row) != 1:
-                raise ValueError(f"{name}: row {i} has shape {np.shape(row)}, expected (T,)")
-            rows.append(as_ids(row, f"{name}: row {i}")[0])
+            ids = as_array(row, f"{name}: row {i}")
+            if ids.ndim != 1:
+                raise ValueError(f"{name}: row {i} has shape {ids.shape}, expected (T,)")
+            rows.append(as_ids(ids, f"{name}: row {i}")[0])
         return rows, False
     array = as_array(prompt, name)
     return list(as_ids(array, name)), array.ndim == 1
@@ -113,6 +114,7 @@ def sampling(
     mass = 1.0 if top_p is None else number(top_p, "top_p", 0.0, "in (0, 1]")
     if not 0 < mass <= 1:
         raise ValueError(f"top_p: {top_p} is not in (0, 1]")
+    mass = max(mass, float(np.finfo(np.float32).tiny))  # less would be 0 in C; either way one token is left
     if stop_token is not None and count(stop_token, "stop_token") >= config.vocab_size:
         raise ValueError(f"stop_token: {stop_token} is not in [0, {config.vocab_size})")
     return new, temperature, kept, mass, seed(seed_value), -1 if stop_token is None else int(stop_token)

@@ -36,7 +36,7 @@ __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
 ]  # fmt: skip
 
-_DTYPES = ("float32",)
+_DTYPES = ("float32", "bfloat16")
 
 def _rms(a: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
@@ -227,6 +227,12 @@ class ModelOutput:
     num_labelled: int
 
 
+def _dtype(value: Any) -> str:
+    if value not in _DTYPES:
+        raise ValueError(f"dtype: {value!r} is not one of {', '.join(map(repr, _DTYPES))}")
+    return str(value)
+
+
 class _Network:
     """What the language model and the classifier share."""
 
@@ -235,21 +241,19 @@ class _Network:
     def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
         if not isinstance(config, MoMConfig):
             raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(map(repr, _DTYPES))}")
-        self._set_up(self._check_config(config), _seed(seed), dtype, fresh=True)
+        self._set_up(self._check_config(config), _seed(seed), _dtype(dtype), fresh=True)
 
     def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
         """Allocate the network; without `fresh` its weights are zero, for whoever fills them next."""
         #: The model's configuration.
         self.config = config
-        #: Number format of weights and activations.
+        #: Number format of activations and of the factors of products; weights are float32 in any case.
         self.dtype = dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
-        self._core = _core.Network(_core_config(self.config))
+        self._core = _core.Network({**_core_config(self.config), "bf16": dtype == "bfloat16"})
         self._core.random_state = (seed, 0)
         if fresh:
             self._core.randomize(seed)
@@ -346,7 +350,7 @@ class _Network:
 
     @random_state.setter
     def random_state(self, value: tuple[int, int]) -> None:
-        if len(value) != 2:
+        if not isinstance(value, Sequence) or len(value) != 2:
             raise ValueError(f"random_state: expected (seed, counter), got {value!r}")
         self._core.random_state = (_seed(value[0], "random_state"), _seed(value[1], "random_state"))
 
@@ -434,7 +438,7 @@ class _Network:
             target[...] = canonical[name]
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **config_changes: Any) -> Any:
+    def from_pretrained(cls, folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any) -> Any:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
         Parameters
@@ -443,6 +447,8 @@ class _Network:
             Holds ``config.json`` and ``model.safetensors`` (or a sharded index); a tokenizer is read
             if there is one. A language model leaves a classifier's head behind; a classifier gets a fresh
             head where the folder has none.
+        dtype : {"float32", "bfloat16"}
+            As for a new model, whatever the format of the file.
         **config_changes
             Configuration fields to override.
 
@@ -451,6 +457,7 @@ class _Network:
         CheckpointError
             If a file is missing, truncated, corrupted or does not fit the configuration.
         """
+        _dtype(dtype)
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"folder: {folder} is not a folder")
@@ -467,7 +474,7 @@ class _Network:
         canonical = weights.detect_and_canonicalise(own, config, str(folder), allow_missing=("score.weight",))
         model = cls.__new__(cls)
         model._set_up(
-            model._check_config(config), 0, "float32", fresh=cls._classifier and "score.weight" not in canonical
+            model._check_config(config), 0, dtype, fresh=cls._classifier and "score.weight" not in canonical
         )
         for name, tensor in canonical.items():
             model._parameters[name] = tensor
@@ -551,7 +558,9 @@ class MoM(_Network):
     config : MoMConfig
     seed : int
         Of the initial weights and of the random streams.
-    dtype : {"float32"}
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
+        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
 
     Examples
     --------
@@ -689,6 +698,7 @@ class MoM(_Network):
         seed: int = 0,
         copy_final_norm: bool | None = None,
         copy_single_modules: bool | None = None,
+        dtype: str | None = None,
     ) -> MoM:
         """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
 
@@ -705,6 +715,8 @@ class MoM(_Network):
         copy_final_norm, copy_single_modules : bool, optional
             Also copy the final LayerNorm; fill halves with a single module. None: as `config` says
             (True by default; the reference does neither).
+        dtype : str, optional
+            As for a new model; None: that of `gpt2`.
 
         Raises
         ------
@@ -721,7 +733,7 @@ class MoM(_Network):
                 raise ConfigError(
                     f"config: {name} = {getattr(config, name)}, the plain model has {getattr(source.config, name)}"
                 )
-        model = cls(config, seed=seed)
+        model = cls(config, seed=seed, dtype=source.dtype if dtype is None else dtype)
         mapping = weights.vanilla_mapping(
             config,
             config.copy_final_norm if copy_final_norm is None else copy_final_norm,
@@ -759,7 +771,9 @@ class MoMForSequenceClassification(_Network):
         With ``num_labels`` set. ``problem_type`` None means regression for one label, otherwise
         single-label classification for integer labels and multi-label for float ones.
     seed : int
-    dtype : {"float32"}
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
+        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
     """
 
     _classifier = True
