@@ -306,9 +306,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--new", type=int, default=24, help="timed tokens of a sample")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="bench_decode.json")
-    parser.add_argument("--perplexity", nargs=2, metavar=("MODEL", "TOKENS"), help="measure the loss of quality instead")
+    parser.add_argument("--perplexity", nargs=2, metavar=("MODEL", "TOKENS"), help="measure that instead")
     parser.add_argument("--windows", type=int, default=16, help="of --perplexity")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a window of --perplexity")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     parser.add_argument("--worker", choices=("mom", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -358,6 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
             row["bound"] = c.batch * bandwidth * 1e9 / moved
             # Each sample beside the triads around it, and the best beside the best.
             row["share_best"] = moved / min(samples) * 1e-9 / bandwidth
+            row["share_distinct_best"] = row["bytes"]["distinct"] / min(samples) * 1e-9 / bandwidth
             row["share_median"] = statistics.median(
                 moved / s * 1e-9 / max(triad[2 * i : 2 * i + 2]) for i, s in enumerate(samples)
             )
@@ -386,7 +387,7 @@ def print_table(rows: list[dict[str, Any]], triad: list[float], options: argpars
     )
     print(
         f"{'':7}{'model':<11}{'weights':<10}{'B':>3}{'tok/s':>9}{'median':>9}{'MB/step':>9}{'GB/s':>7}{'bound':>9}"
-        f"{'share':>7}{'median':>8}{'x HF':>7}{'median':>8}"
+        f"{'share':>7}{'median':>8}{'once':>6}{'x HF':>7}{'median':>8}"
     )
     for r in rows:
         line = f"{r['library']:<7}{r['model']:<11}{r['weights']:<10}{r['batch']:>3}{r['best']:>9.1f}{r['median']:>9.1f}"
@@ -394,7 +395,7 @@ def print_table(rows: list[dict[str, Any]], triad: list[float], options: argpars
             moved = r["bytes"]["executed"]
             line += (
                 f"{moved / 1e6:>9.1f}{1e-9 * moved / min(r['seconds_per_step']):>7.1f}{r['bound']:>9.1f}"
-                f"{100 * r['share_best']:>6.0f}%{100 * r['share_median']:>7.0f}%"
+                f"{100 * r['share_best']:>6.0f}%{100 * r['share_median']:>7.0f}%{100 * r['share_distinct_best']:>5.0f}%"
             )
         if "times_torch_best" in r:
             line += f"{r['times_torch_best']:>7.2f}{r['times_torch_median']:>8.2f}"

@@ -467,6 +467,9 @@ def _add_generate(commands: Any) -> None:
         "--top_p", type=float, help="sample among the most probable tokens that make up this probability"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16", "int8"), help="number format in which weights are read"
+    )
     _add_threads(parser)
 
 
@@ -485,7 +488,7 @@ def _run_generate(a: argparse.Namespace) -> int:
     new = max(1, min(100, room)) if a.max_new_tokens is None else a.max_new_tokens
     tokens = model.generate(
         prompt, max_new_tokens=new, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed,
-        stop_token=tokenizer.eos_id,
+        stop_token=tokenizer.eos_id, weights=a.weights,
     )  # fmt: skip
     print(tokenizer.decode(tokens[len(prompt) - begun :]))
     return 0

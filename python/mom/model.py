@@ -677,14 +677,14 @@ class MoM(_Network):
         Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
         """
         rows, single = _prompts(prompt)
-        new, *settings = _sampling(
+        settings = _sampling(
             self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, max(len(r) for r in rows)
         )
         added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
-        if new:
+        if settings[0]:
             decoder = Decoder(self, weights)
             decoder.prefill(rows)
-            added = decoder._generate(new, *settings)
+            added = decoder._generate(*settings)
         result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
         if single:
             return result[0]

@@ -322,6 +322,10 @@ def test_generate_continues_the_prompt(mom_command: Any, trained: Path) -> None:
     flags = ("--max-new-tokens", 5, "--temperature", 0.7, "--top_k", 9, "--top_p", 0.9, "--seed", 3)
     status, out, _ = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
     assert status == 0 and out == model.tokenizer.decode(ids) + "\n" and out.startswith("the router")
+    ids = model.generate(prompt, 9, weights="int8", stop_token=model.tokenizer.eos_id)
+    flags = ("--max-new-tokens", 9, "--weights", "int8")
+    status, out, _ = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
+    assert status == 0 and out == model.tokenizer.decode(ids) + "\n"
 
 
 def test_generate_from_nothing_fills_the_model(mom_command: Any, trained: Path) -> None:
