@@ -30,6 +30,7 @@ from .data import Documents, TokenFile, standard_library_text
 from .data.prepare import prepare
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
+from .evaluate import text_losses
 from .model import MoM
 from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
@@ -423,20 +424,37 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
 
 # ------------------------------------------------------------------ evaluate
 def _add_evaluate(commands: Any) -> None:
-    parser = _command(commands, "evaluate", _run_evaluate, "loss and perplexity of a model on token files")
+    parser = _command(
+        commands, "evaluate", _run_evaluate, "measure a model",
+        "With --data: loss and perplexity on token files. With --text: perplexity and bits per byte of text files.",
+    )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="PATH",
-        help="token file, or prepared folder (its val.bin; without one, train.bin)",
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--data", metavar="PATH", help="token file, or prepared folder (its val.bin; without one, train.bin)"
+    )
+    what.add_argument(
+        "--text", metavar="PATH", nargs="+", help="files (.txt, .jsonl, also .gz, or .parquet) and folders"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
-    parser.add_argument(
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    _add_threads(parser)
+    group = parser.add_argument_group("with --data")
+    group.add_argument(
         "--sequence_length", type=int, help="tokens per row (default: the model's n_positions, at most 1024)"
     )
-    parser.add_argument("--batches", type=int, help="at most so many batches (default: the whole file)")
-    _add_threads(parser)
+    group.add_argument("--batches", type=int, help="at most so many batches (default: the whole file)")
+    group = parser.add_argument_group("with --text")
+    group.add_argument("--window", type=int, help="tokens the model sees at once (default: its n_positions)")
+    group.add_argument("--stride", type=int, help="tokens from one window to the next (default: half a window)")
+    group.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
+    group.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
+    group.add_argument(
+        "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
+    )
+    group.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about unreadable records"
+    )
 
 
 def _run_evaluate(a: argparse.Namespace) -> int:
@@ -444,6 +462,10 @@ def _run_evaluate(a: argparse.Namespace) -> int:
         if getattr(a, name) is not None and getattr(a, name) < 1:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
     model: MoM = MoM.from_pretrained(a.model)
+    return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
+
+
+def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
     positions = model.config.n_positions
     length = min(1024, positions) if a.sequence_length is None else a.sequence_length
     if not 2 <= length <= positions:
@@ -457,10 +479,32 @@ def _run_evaluate(a: argparse.Namespace) -> int:
     loss = evaluate_loss(model, tokens, a.batch_size, length, whole if a.batches is None else a.batches)
     seconds = time.perf_counter() - started
     windows = min(len(tokens) // length, a.batch_size * (whole if a.batches is None else a.batches))
+    perplexity, speed = math.exp(min(loss, 700.0)), windows * length / seconds
+    if a.json:
+        print(json.dumps({"data": str(path), "tokens": windows * length, "loss": loss, "perplexity": perplexity}))
+        return 0
     print(f"data {path}, {windows * length:,} tokens in windows of {length}")
     print(f"loss {loss:.6f}")
-    print(f"perplexity {math.exp(min(loss, 700.0)):.4f}")
-    print(f"tokens per second {windows * length / seconds:,.0f}")
+    print(f"perplexity {perplexity:.4f}")
+    print(f"tokens per second {speed:,.0f}")
+    return 0
+
+
+def _evaluate_texts(a: argparse.Namespace, model: MoM) -> int:
+    results = text_losses(
+        model, a.text, tokenizer=None if a.tokenizer is None else Tokenizer.load(a.tokenizer), window=a.window,
+        stride=a.stride, batch_size=a.batch_size, key=a.key, split=a.split, on_error=a.on_error,
+    )  # fmt: skip
+    if a.json:
+        names = ("name", "documents", "tokens", "bytes", "loss", "perplexity", "bits_per_byte")
+        rows = [{name: getattr(result, name) for name in names} for result in results]
+        print(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in rows]))
+        return 0
+    width = max(len(result.name) for result in results)
+    print(f"{'text':{width}}{'tokens':>12}{'bytes':>12}{'loss':>9}{'perplexity':>13}{'bits per byte':>15}")
+    for r in results:
+        counts = f"{r.tokens:12,}{r.bytes:12,}"
+        print(f"{r.name:{width}}{counts}{r.loss:9.4f}{r.perplexity:13.3f}{r.bits_per_byte:15.4f}")
     return 0
 
 
