@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _version, checkpoint, ops
+from . import _version, checkpoint, glue, ops
 from .config import PRESETS, MoMConfig
 from .data import Documents, TokenFile, standard_library_text
+from .data.glue import TASKS, find_task
 from .data.prepare import prepare
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
@@ -34,7 +35,7 @@ from .evaluate import text_losses
 from .model import MoM
 from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
-from .training import TrainingConfig, evaluate_loss, train
+from .training import FinetuneConfig, TrainingConfig, evaluate_loss, train
 from .training.config import read_toml
 from .training.state import PREFIX
 
@@ -118,7 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_generate, _add_info, _add_bench):
+    for add in (
+        _add_demo,
+        _add_prepare,
+        _add_train,
+        _add_evaluate,
+        _add_generate,
+        _add_finetune,
+        _add_info,
+        _add_bench,
+    ):
         add(commands)
     return parser
 
@@ -159,6 +169,23 @@ def _field_help(documented: type) -> dict[str, str]:
             words += [f"[{choices[1]}]".replace('"', "")]
         found.update(dict.fromkeys(re.split(r",\s*", names), " ".join(words).replace("%", "%%")))
     return found
+
+
+def _add_fields(group: Any, settings: Any, shown: dict[str, str]) -> None:
+    """A flag per field of a dataclass of settings; without the flag, the field is not in the namespace."""
+    help_texts = _field_help(settings)
+    kinds: dict[str, dict[str, Any]] = {
+        "int": {"type": int, "metavar": "N"},
+        "float": {"type": float, "metavar": "X"},
+        "str": {"type": str, "metavar": "NAME"},
+        "bool": {"type": _truth, "metavar": "BOOL", "nargs": "?", "const": True},
+    }
+    for field in dataclasses.fields(settings):
+        default = shown.get(field.name, field.default)
+        note = "" if default is None else f" (default: {default})"
+        text = help_texts.get(field.name, "").removesuffix(".") + note
+        kind = kinds[str(field.type).split(" |")[0]]
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
 
 
 # ------------------------------------------------------------------ demo
@@ -261,19 +288,7 @@ def _add_train(commands: Any) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
-    help_texts = _field_help(TrainingConfig)
-    kinds: dict[str, dict[str, Any]] = {
-        "int": {"type": int, "metavar": "N"},
-        "float": {"type": float, "metavar": "X"},
-        "str": {"type": str, "metavar": "NAME"},
-        "bool": {"type": _truth, "metavar": "BOOL", "nargs": "?", "const": True},
-    }
-    for field in dataclasses.fields(TrainingConfig):
-        shown = "the model's n_positions, at most 1024" if field.name == "sequence_length" else field.default
-        note = "" if field.default is None else f" (default: {shown})"
-        text = help_texts.get(field.name, "").removesuffix(".") + note
-        kind = kinds[str(field.type).split(" |")[0]]
-        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
+    _add_fields(group, TrainingConfig, {"sequence_length": "the model's n_positions, at most 1024"})
 
 
 def _run_train(a: argparse.Namespace) -> int:
@@ -426,19 +441,25 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
 def _add_evaluate(commands: Any) -> None:
     parser = _command(
         commands, "evaluate", _run_evaluate, "measure a model",
-        "With --data: loss and perplexity on token files. With --text: perplexity and bits per byte of text files.",
+        "With --data: loss and perplexity on token files. With --text: perplexity and bits per byte of text files. "
+        "With --task and --data: the metrics of a model that was fine-tuned on a task.",
     )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--data", metavar="PATH", help="token file, or prepared folder (its val.bin; without one, train.bin)"
-    )
+        "--data", metavar="PATH",
+        help="token file, or prepared folder (its val.bin; without one, train.bin); with --task, the task's data",
+    )  # fmt: skip
     what.add_argument(
         "--text", metavar="PATH", nargs="+", help="files (.txt, .jsonl, also .gz, or .parquet) and folders"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--task", metavar="NAME", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_threads(parser)
+    group = parser.add_argument_group("with --task")
+    group.add_argument("--task_split", choices=("dev", "test", "train"), default="dev", help="which set")
+    group.add_argument("--max_length", type=int, help="tokens per example (default: the model's n_positions)")
     group = parser.add_argument_group("with --data")
     group.add_argument(
         "--sequence_length", type=int, help="tokens per row (default: the model's n_positions, at most 1024)"
@@ -461,8 +482,21 @@ def _run_evaluate(a: argparse.Namespace) -> int:
     for name in ("batch_size", "batches"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
+    if a.task is not None:
+        return _evaluate_task(a)
     model: MoM = MoM.from_pretrained(a.model)
     return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
+
+
+def _evaluate_task(a: argparse.Namespace) -> int:
+    if a.data is None:
+        raise ConfigError("task: needs --data, the folder of the task's files")
+    metrics = glue.evaluate(a.model, a.task, a.data, a.task_split, max_length=a.max_length, on_error=a.on_error)
+    if a.json:
+        print(json.dumps(metrics))
+    else:
+        print("\n".join(f"{name:10}{100 * value:8.2f}" for name, value in metrics.items()))
+    return 0
 
 
 def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
@@ -545,6 +579,60 @@ def _run_generate(a: argparse.Namespace) -> int:
     return 0
 
 
+# ------------------------------------------------------------------ finetune
+def _add_finetune(commands: Any) -> None:
+    parser = _command(
+        commands, "finetune", _run_finetune, "fine-tune a model on GLUE tasks",
+        "Prints a table of dev metrics: median, lowest and highest over the seeds, beside the majority-class baseline. "
+        "The folder gets each task's best model and results and, with --predict, the files for the GLUE site.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--task", required=True, nargs="+", metavar="NAME", help=f"glue (all of it), or some of {', '.join(TASKS)}"
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model with its tokenizer")
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
+    )
+    parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
+    parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what to do about unusable rows")
+    parser.add_argument(
+        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
+    _add_threads(parser)
+    group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
+    _add_fields(group, FinetuneConfig, {})
+
+
+def _run_finetune(a: argparse.Namespace) -> int:
+    names = [name for name in TASKS if "train" in TASKS[name].files and name != "mnli-mm"]
+    tasks = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
+    fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
+    config = FinetuneConfig().replace(**{name: value for name, value in vars(a).items() if name in fields})
+    body: MoM = MoM.from_pretrained(a.model)
+    for task in tasks:  # a missing or broken file is said before hours of training
+        for split in ("train", "dev", *(("test",) if a.predict else ())):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                glue.read_glue(a.data, task, split, on_error=a.on_error if split != "test" else "raise")
+    results = []
+    for task in tasks:
+        results.append(
+            glue.finetune(
+                body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
+                on_error=a.on_error, progress=a.progress,
+            )
+        )  # fmt: skip
+        print(
+            f"{results[-1]!r}, {results[-1].examples_per_second:.1f} examples/s: {results[-1].folder}", file=sys.stderr
+        )
+    print(glue.format_table(results))
+    for path in (path for result in results for path in result.submissions):
+        print(f"submission {path}")
+    return 0
+
+
 # ------------------------------------------------------------------ info
 def _add_info(commands: Any) -> None:
     _command(commands, "info", _run_info, "versions, processor and active kernels")
@@ -553,7 +641,8 @@ def _add_info(commands: Any) -> None:
 def _run_info(_: argparse.Namespace) -> int:
     cpu = cpu_info()
     rows = [("mom", _version.__version__), ("python", platform.python_version()), ("platform", platform.platform())]
-    for package in ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib"):
+    packages = ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib", "scikit-learn", "scipy", "rouge-score")
+    for package in (*packages, "pyarrow", "datasets", "huggingface_hub", "lm-eval"):
         try:
             rows.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
@@ -566,7 +655,7 @@ def _run_info(_: argparse.Namespace) -> int:
         ("compiler", cpu["compiler"]),
     ]
     for name, value in rows:
-        print(f"{name:14}{value}")
+        print(f"{name:13} {value}")
     return 0
 
 

@@ -925,6 +925,7 @@ class MoMForSequenceClassification(_Network):
         return_logits: bool = True,
         return_routes: bool = False,
         *,
+        positions: ArrayLike | None = None,
         keep: bool | None = None,
     ) -> ModelOutput:
         """Forward pass.
@@ -937,6 +938,9 @@ class MoMForSequenceClassification(_Network):
             float for multi-label classification.
         attention_mask : array of 0/1, shape (B, T), optional
         return_logits, return_routes : bool
+        positions : array of int, shape (B, T), optional
+            Position ids; 0 to T-1 by default. With padding on the left they have to count the real tokens for a
+            prediction that does not depend on the padding.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 
@@ -951,6 +955,7 @@ class MoMForSequenceClassification(_Network):
         lm_loss, _, labelled = self._core.forward(
             ids,
             mask=mask,
+            positions=None if positions is None else _like(_as_ids(positions, "positions"), ids.shape, "positions"),
             pooled=self.pooled_positions(ids, mask),
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,

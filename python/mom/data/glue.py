@@ -40,11 +40,15 @@ from .records import (
     text_of,
 )  # fmt: skip
 
-__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "find_task", "read_glue"]
+__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "MissingSplitError", "find_task", "read_glue"]
 
 PathLike = str | os.PathLike[str]
 
 SPLITS = ("train", "dev", "test")
+
+
+class MissingSplitError(DataError):
+    """A source is there, but not the split that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +282,7 @@ def read_glue(
     if split not in SPLITS:
         raise DataError(f"split: {split!r} is not one of {', '.join(map(repr, SPLITS))}")
     if split not in task.files:
-        raise DataError(f"split: {task.title} has no {split} set")
+        raise MissingSplitError(f"split: {task.title} has no {split} set")
     source = _resolve(source, task, split)
     names: list[str] | None = None
     original = False
@@ -306,7 +310,9 @@ def _resolve(source: Any, task: GlueTask, split: str) -> Any:
         for name in (task.hub_splits[split], split):
             if name in source:
                 return source[name]
-        raise DataError(f"source: no split {task.hub_splits[split]!r} or {split!r}; there are {listing(source)}")
+        raise MissingSplitError(
+            f"source: no split {task.hub_splits[split]!r} or {split!r}; there are {listing(source)}"
+        )
     if isinstance(source, str) and not Path(source).exists() and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         if not source.endswith((".tsv", ".parquet")):
             return load_from_hub(source, task.hub_config, task.hub_splits[split])
@@ -337,7 +343,7 @@ def _find_files(path: Path, task: GlueTask, split: str) -> list[Path]:
     wanted = f"{task.files[split]} or {task.hub_splits[split]}*.parquet"
     where = below[0] if below else path
     there = sorted(entry.name for entry in where.iterdir())
-    raise DataError(f"{where}: holds no {wanted} of {task.title}; it holds {listing(there)}")
+    raise MissingSplitError(f"{where}: holds no {wanted} of {task.title}; it holds {listing(there)}")
 
 
 # ------------------------------------------------------------------ TSV
