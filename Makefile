@@ -6,8 +6,8 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 
 VENV := .venv
 TEST_VENV := .venv-test
-# Each differently built copy has an environment of its own, so that they never mix.
-build_in = $(PYTHON) -m venv --clear $(1) && $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
+# Each differently built copy has an environment of its own, so that they never mix; the second argument changes the build.
+build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test test-levels test-no-openmp test-debug test-asan lint stubs bench dist clean
@@ -34,22 +34,27 @@ test-levels: ## run the tests of operators and kernels with each instruction-set
 		echo "level $$level"; MOM_CPU=$$level $(TEST_VENV)/bin/python -m pytest -q $(TESTS); done
 
 test-no-openmp: ## run the tests of a build without threads
-	MOM_OPENMP=0 $(call build_in,.venv-serial)
+	$(call build_in,.venv-serial,MOM_OPENMP=0)
 	.venv-serial/bin/python -c 'import mom; assert not mom.cpu_info()["openmp"]'
 	.venv-serial/bin/python -m pytest $(TESTS)
 
 test-debug: ## run the tests of a build with assertions and all warnings as errors
-	MOM_DEBUG=1 $(call build_in,.venv-debug)
+	$(call build_in,.venv-debug,MOM_DEBUG=1)
+	grep -q __assert .venv-debug/lib/python*/site-packages/mom/_core*.so
 	.venv-debug/bin/python -m pytest $(TESTS)
 
 # The sanitizer's library has to be loaded before Python. Python itself keeps memory until it exits, so leaks are looked
-# for by the tests (live bytes, reference counts) and not by the sanitizer. OpenMP's threads are left out: the run-time
-# library is not built with the sanitizer.
+# for by the tests (live bytes, reference counts) and not by the sanitizer. Sizes that nobody has must give NULL, as the
+# C library does, and not end the process. OpenMP's threads are left out: the run-time library is not built with the
+# sanitizer. Reports go to files, because pytest would swallow them together with the process.
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0 $(call build_in,.venv-asan)
+	$(call build_in,.venv-asan,MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0)
+	grep -q __asan_init .venv-asan/lib/python*/site-packages/mom/_core*.so
+	rm -f .venv-asan/report.*
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		.venv-asan/bin/python -m pytest -q $(TESTS)
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
+		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
+		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 lint: ## check formatting, names and types
 	$(VENV)/bin/python -m ruff check python tests setup.py

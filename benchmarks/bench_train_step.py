@@ -13,29 +13,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import importlib
 import importlib.util
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
 
-#: Preset: sequences per step B and their length T.
-WORKLOADS: dict[str, tuple[int, int]] = {"mini": (8, 256), "base": (4, 512)}
+from common import at_least, new_report, some_of, write_report  # noqa: E402
+
+#: Workload: sequences per step B and their length T.
+WORKLOADS: dict[str, tuple[int, int]] = {"mini": (8, 256), "base": (4, 512), "small": (1, 1024)}
+#: Its presets: the MoM and the plain GPT-2.
+PRESETS = {"mini": ("mini", "mini-vanilla"), "base": ("base", "base-vanilla"), "small": ("mom-small", "gpt2")}
 
 #: What a worker may be asked for that is not a train step.
-MATMUL = "numpy-matmul"
+MACHINE = "machine"
 
 LEARNING_RATE = 1e-5
 ADAMW = {"lr": LEARNING_RATE, "betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.1}
@@ -51,31 +54,51 @@ class Implementation:
     library : str
         ``"torch"`` or ``"mom"``: which interpreter runs it.
     vanilla : bool
-        A plain GPT-2 (preset ``<name>-vanilla``) instead of the MoM.
+        A plain GPT-2 instead of the MoM.
     dtype : str
         ``"float32"`` or ``"bfloat16"``.
     fused : bool
         PyTorch's fused attention and GELU (MoM in PyTorch only; the plain GPT-2 always has them).
-    yardstick : str or None
-        The implementation that ratios are taken against.
+    hugging_face : bool
+        GPT-2 of the package ``transformers`` instead of the small one here.
+    compiled : bool
+        Through ``torch.compile``.
+    yardsticks : tuple of str
+        Ratios are taken against the fastest of these.
     """
 
     library: str
     vanilla: bool = False
     dtype: str = "float32"
     fused: bool = False
-    yardstick: str | None = None
+    hugging_face: bool = False
+    compiled: bool = False
+    yardsticks: tuple[str, ...] = ()
+
+
+_NANOGPT = ("torch-nanogpt", "torch-nanogpt-compiled")
+_HF = ("torch-hf", "torch-hf-compiled")
+
+
+def _bf16(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}-bf16" for name in names)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "torch-mom": Implementation("torch"),
-    "torch-mom-fused": Implementation("torch", fused=True, yardstick="torch-mom"),
+    "torch-mom-fused": Implementation("torch", fused=True, yardsticks=("torch-mom",)),
     "torch-nanogpt": Implementation("torch", vanilla=True),
-    "torch-nanogpt-bf16": Implementation("torch", vanilla=True, dtype="bfloat16", yardstick="torch-nanogpt"),
-    "mom": Implementation("mom", yardstick="torch-mom"),
-    "mom-bf16": Implementation("mom", dtype="bfloat16", yardstick="torch-mom"),
-    "mom-vanilla": Implementation("mom", vanilla=True, yardstick="torch-nanogpt"),
-    "mom-vanilla-bf16": Implementation("mom", vanilla=True, dtype="bfloat16", yardstick="torch-nanogpt-bf16"),
+    "torch-nanogpt-compiled": Implementation("torch", vanilla=True, compiled=True),
+    "torch-nanogpt-bf16": Implementation("torch", vanilla=True, dtype="bfloat16", yardsticks=("torch-nanogpt",)),
+    "torch-nanogpt-compiled-bf16": Implementation("torch", vanilla=True, dtype="bfloat16", compiled=True),
+    "torch-hf": Implementation("torch", vanilla=True, hugging_face=True),
+    "torch-hf-compiled": Implementation("torch", vanilla=True, hugging_face=True, compiled=True),
+    "torch-hf-bf16": Implementation("torch", vanilla=True, dtype="bfloat16", hugging_face=True),
+    "torch-hf-compiled-bf16": Implementation("torch", vanilla=True, dtype="bfloat16", hugging_face=True, compiled=True),
+    "mom": Implementation("mom", yardsticks=("torch-mom",)),
+    "mom-bf16": Implementation("mom", dtype="bfloat16", yardsticks=("torch-mom",)),
+    "mom-vanilla": Implementation("mom", vanilla=True, yardsticks=_NANOGPT + _HF),
+    "mom-vanilla-bf16": Implementation("mom", vanilla=True, dtype="bfloat16", yardsticks=_bf16(_NANOGPT) + _bf16(_HF)),
 }
 DEFAULT_IMPLEMENTATIONS = ["torch-mom", "torch-nanogpt", "mom", "mom-vanilla"]
 
@@ -229,7 +252,31 @@ class Contestant:
 
 
 def _preset(name: str, vanilla: bool) -> str:
-    return f"{name}-vanilla" if vanilla else name
+    return PRESETS[name][vanilla]
+
+
+def hugging_face_gpt2(config: Any, seed: int) -> Any:
+    """GPT-2 of the package ``transformers``, with PyTorch's fused attention."""
+    try:
+        import torch
+        import transformers
+        from transformers.models.gpt2 import modeling_gpt2
+    except ImportError as error:
+        raise Unavailable(f"{sys.executable} has no transformers ({error})") from None
+    torch.manual_seed(seed)
+    theirs = transformers.GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.n_positions, n_embd=config.n_embd, n_layer=config.n_layer,
+        n_head=config.n_head, n_inner=config.n_inner, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+    )  # fmt: skip
+    try:
+        return transformers.GPT2LMHeadModel._from_config(theirs, attn_implementation="sdpa")
+    except ValueError:  # before version 4.42 GPT-2 had no such attention: put it where the composed one is
+
+        def fused(_self: Any, query: Any, key: Any, value: Any, *_: Any) -> tuple[Any, None]:
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True), None
+
+        modeling_gpt2.GPT2Attention._attn = fused
+        return transformers.GPT2LMHeadModel._from_config(theirs, attn_implementation="eager")
 
 
 def build_torch(request: Mapping[str, Any]) -> Contestant:
@@ -241,8 +288,11 @@ def build_torch(request: Mapping[str, Any]) -> Contestant:
     implementation = IMPLEMENTATIONS[request["implementation"]]
     torch.set_num_threads(request["threads"])
     config = load_config_class().preset(_preset(request["config"], implementation.vanilla))
-    sys.path.insert(0, str(HERE))
-    if implementation.vanilla:
+    versions = {"torch": torch.__version__}
+    if implementation.hugging_face:
+        model = hugging_face_gpt2(config, request["seed"])
+        versions["transformers"] = sys.modules["transformers"].__version__
+    elif implementation.vanilla:
         from torch_nanogpt import TorchGPT
 
         model = TorchGPT(config, seed=request["seed"])
@@ -260,15 +310,16 @@ def build_torch(request: Mapping[str, Any]) -> Contestant:
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, **ADAMW)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=implementation.dtype == "bfloat16")
+    run = torch.compile(model) if implementation.compiled else model
 
     def step(tokens: Any) -> float:
         tokens = torch.from_numpy(tokens).long()
         with autocast:
-            if implementation.vanilla:
+            if implementation.vanilla and not implementation.hugging_face:
                 targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -100)], dim=1)
-                loss = model(tokens, targets)[1]
+                loss = run(tokens, targets)[1]
             else:
-                loss = model(tokens, labels=tokens).loss
+                loss = run(tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
@@ -280,7 +331,7 @@ def build_torch(request: Mapping[str, Any]) -> Contestant:
             routes = model(torch.from_numpy(tokens).long()).routes
         return {half: [route.index.numpy() for rounds in blocks for route in rounds] for half, blocks in routes.items()}
 
-    return Contestant(step, None if implementation.vanilla else choices, config, {"torch": torch.__version__})
+    return Contestant(step, None if implementation.vanilla else choices, config, versions)
 
 
 def build_mom(request: Mapping[str, Any]) -> Contestant:
@@ -303,9 +354,7 @@ def build_mom(request: Mapping[str, Any]) -> Contestant:
     def step(tokens: Any) -> float:
         out = model(tokens, labels=tokens)
         model.backward()
-        mom.clip_grad_norm(model, MAX_NORM)
-        optimizer.step()
-        model.zero_grad()
+        optimizer.step(MAX_NORM, zero_grad=True)
         return float(out.loss)
 
     def choices(tokens: Any) -> dict[str, list[Any]]:
@@ -347,9 +396,15 @@ def measure_step(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_matmul(request: Mapping[str, Any]) -> dict[str, Any]:
-    """GFLOP/s of NumPy's float32 matrix product at 2048 x 2048 x 2048."""
+def measure_machine(request: Mapping[str, Any]) -> dict[str, Any]:
+    """GFLOP/s of the machine's peak, by dtype, and of NumPy's float32 matrix product at 2048 x 2048 x 2048."""
     import numpy as np
+
+    peak = {}
+    with contextlib.suppress(ImportError):
+        from mom.runtime import machine_peak
+
+        peak = {dtype: machine_peak(dtype, request["threads"], seconds=0.3) for dtype in ("float32", "bfloat16")}
 
     size = 2048
     generator = np.random.default_rng(request["seed"])
@@ -361,13 +416,13 @@ def measure_matmul(request: Mapping[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         np.matmul(a, b, out=out)
         seconds.append(time.perf_counter() - start)
-    return {"gflops": 2e-9 * size**3 / min(seconds), "versions": {"numpy": np.__version__}}
+    return {"gflops": 2e-9 * size**3 / min(seconds), "peak": peak, "versions": {"numpy": np.__version__}}
 
 
 def worker(request: Mapping[str, Any]) -> int:
     """Entry point of a measuring process: one JSON object on the last line of standard output."""
     try:
-        result = measure_matmul(request) if request["implementation"] == MATMUL else measure_step(request)
+        result = measure_machine(request) if request["implementation"] == MACHINE else measure_step(request)
     except Unavailable as reason:
         result = {"unavailable": str(reason)}
     print(json.dumps(result))
@@ -375,28 +430,6 @@ def worker(request: Mapping[str, Any]) -> int:
 
 
 # --------------------------------------------------------------------------- parent
-def machine_facts() -> dict[str, Any]:
-    """What a reader needs to judge the figures."""
-    facts: dict[str, Any] = {
-        "system": platform.platform(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-        flags = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
-        facts["cpu"] = model.group(1) if model else None
-        present = set(flags.group(1).split()) if flags else set()
-        watched = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_bf16")
-        facts["cpu_flags"] = [flag for flag in watched if flag in present]
-    with contextlib.suppress(OSError, ValueError):
-        facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return facts
-
-
 def ask(python: str, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Run one worker; a failure comes back as ``{"unavailable": reason}``."""
     threads = str(request["threads"])
@@ -417,8 +450,8 @@ def ask(python: str, request: Mapping[str, Any], timeout: float) -> dict[str, An
     return {"unavailable": f"exit status {done.returncode}: {complaint[-1] if complaint else 'no message'}"}
 
 
-def summarise(samples: list[dict[str, Any]], matmul_gflops: float | None) -> dict[str, Any]:
-    """Best and median of an implementation's runs."""
+def summarise(samples: list[dict[str, Any]], matmul_gflops: float | None, peak: float | None) -> dict[str, Any]:
+    """Best and median of an implementation's runs; `peak` is the machine's in the implementation's dtype."""
     speeds = [sample["tokens_per_second"] for sample in samples]
     tokens = speeds[0] * sum(samples[0]["step_seconds"]) / len(samples[0]["step_seconds"])
     flop = sum(samples[-1]["flop"].values())
@@ -431,6 +464,7 @@ def summarise(samples: list[dict[str, Any]], matmul_gflops: float | None) -> dic
         "flop_by_part": samples[-1]["flop"],
         "gflops_best": gflops,
         "share_of_matmul": gflops / matmul_gflops if matmul_gflops else None,
+        "share_of_peak": gflops / peak if peak else None,
         "final_loss": samples[-1]["losses"][-1],
         "versions": samples[-1]["versions"],
     }
@@ -439,10 +473,11 @@ def summarise(samples: list[dict[str, Any]], matmul_gflops: float | None) -> dic
 def compare(
     name: str, results: Mapping[str, dict[str, Any]], samples: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, Any] | None:
-    """Ratios of an implementation to its yardstick, if both ran."""
-    against = IMPLEMENTATIONS[name].yardstick
-    if name not in results or against not in results:
+    """Ratios of an implementation to the fastest of its yardsticks that ran."""
+    ran = [yardstick for yardstick in IMPLEMENTATIONS[name].yardsticks if yardstick in results]
+    if name not in results or not ran:
         return None
+    against = max(ran, key=lambda yardstick: results[yardstick]["tokens_per_second_best"])
     mine, theirs = results[name], results[against]
     rounds = zip(samples[name], samples[against], strict=True)
     paired = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in rounds]
@@ -461,18 +496,20 @@ def print_table(
     batch, length = WORKLOADS[config]
     print(f"\n{config}: B {batch}, T {length}")
     print(
-        f"{'implementation':<20}{'best tok/s':>11}{'median':>9}{'peak GB':>9}{'GFLOP/step':>12}{'GFLOP/s':>9}"
-        f"{'of matmul':>11}{'loss':>9}"
+        f"{'implementation':<28}{'best tok/s':>11}{'median':>9}{'peak GB':>9}{'GFLOP/step':>12}{'GFLOP/s':>9}"
+        f"{'of matmul':>11}{'of peak':>9}{'loss':>9}"
     )
     for name, row in results.items():
-        share = f"{100 * row['share_of_matmul']:.0f} %" if row["share_of_matmul"] else "-"
+        matmul, peak = (
+            f"{100 * row[share]:.0f} %" if row[share] else "-" for share in ("share_of_matmul", "share_of_peak")
+        )
         print(
-            f"{name:<20}{row['tokens_per_second_best']:>11,.0f}{row['tokens_per_second_median']:>9,.0f}"
-            f"{row['peak_bytes'] / 1e9:>9.2f}{row['flop_per_step'] / 1e9:>12.1f}{row['gflops_best']:>9.1f}{share:>11}"
-            f"{row['final_loss']:>9.4f}"
+            f"{name:<28}{row['tokens_per_second_best']:>11,.0f}{row['tokens_per_second_median']:>9,.0f}"
+            f"{row['peak_bytes'] / 1e9:>9.2f}{row['flop_per_step'] / 1e9:>12.1f}{row['gflops_best']:>9.1f}"
+            f"{matmul:>11}{peak:>9}{row['final_loss']:>9.4f}"
         )
     for name, reason in absent.items():
-        print(f"{name:<20}unavailable: {reason}")
+        print(f"{name:<28}unavailable: {reason}")
     for name, ratio in ratios.items():
         print(
             f"{name} / {ratio['against']}: speed {ratio['speed_best']:.2f}x best to best, "
@@ -483,25 +520,22 @@ def print_table(
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that was asked for; returns what is written as JSON."""
     base = {"threads": arguments.threads, "seed": arguments.seed, "warmup": arguments.warmup, "steps": arguments.steps}
-    report: dict[str, Any] = {
-        "benchmark": "train_step",
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "settings": {**base, "runs": arguments.runs, "adamw": ADAMW, "max_norm": MAX_NORM},
-        "implementations": {name: dataclasses.asdict(IMPLEMENTATIONS[name]) for name in arguments.implementations},
-        "configs": {},
-    }
-    if hasattr(os, "getloadavg"):
-        report["load_average_before"] = os.getloadavg()
+    report = new_report("train_step", {**base, "runs": arguments.runs, "adamw": ADAMW, "max_norm": MAX_NORM})
+    report["implementations"] = {name: dataclasses.asdict(IMPLEMENTATIONS[name]) for name in arguments.implementations}
+    report["configs"] = {}
     matmul_rounds: list[float] = []
+    peak_rounds: dict[str, list[float]] = {}
     for config in arguments.configs:
         samples: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.implementations}
         absent: dict[str, str] = {}
         matmul_here: list[float] = []
+        peak_here: dict[str, list[float]] = {}
         for number in range(arguments.runs):
-            yardstick = ask(sys.executable, {**base, "implementation": MATMUL}, arguments.timeout)
+            yardstick = ask(sys.executable, {**base, "implementation": MACHINE}, arguments.timeout)
             if "gflops" in yardstick:
                 matmul_here.append(yardstick["gflops"])
+                for dtype, rate in yardstick["peak"].items():
+                    peak_here.setdefault(dtype, []).append(rate)
                 report["machine"]["numpy"] = yardstick["versions"]["numpy"]
             for name in arguments.implementations:
                 if name in absent:
@@ -520,67 +554,48 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 )
         matmul = max(matmul_here, default=None)
         # A contestant that failed in a later round has not been measured alongside the others.
-        results = {name: summarise(samples[name], matmul) for name in samples if name not in absent}
+        results = {
+            name: summarise(samples[name], matmul, max(peak_here.get(IMPLEMENTATIONS[name].dtype, []), default=None))
+            for name in samples if name not in absent
+        }  # fmt: skip
         ratios = {name: ratio for name in results if (ratio := compare(name, results, samples)) is not None}
         report["configs"][config] = {
             "batch": WORKLOADS[config][0], "length": WORKLOADS[config][1], "results": results, "ratios": ratios,
             "unavailable": absent, "samples": samples, "numpy_matmul_gflops": matmul_here,
+            "peak_gflops": peak_here,
         }  # fmt: skip
         print_table(config, results, ratios, absent)
         matmul_rounds += matmul_here
+        for dtype, rates in peak_here.items():
+            peak_rounds.setdefault(dtype, []).extend(rates)
     if matmul_rounds:
         print(
             f"\nNumPy float32 matmul 2048^3, {arguments.threads} threads: best {max(matmul_rounds):.1f}, "
             f"median {statistics.median(matmul_rounds):.1f} GFLOP/s over {len(matmul_rounds)} rounds"
         )
-    if hasattr(os, "getloadavg"):
-        report["load_average_after"] = os.getloadavg()
+    for dtype, rates in peak_rounds.items():
+        print(f"Peak of the machine, {dtype}: best {max(rates):.1f}, median {statistics.median(rates):.1f} GFLOP/s")
     return report
-
-
-def _names(allowed: Iterable[str]) -> Callable[[str], list[str]]:
-    known = list(allowed)
-
-    def parse(text: str) -> list[str]:
-        names = [name for name in text.split(",") if name]
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        if not names:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}")
-        return list(dict.fromkeys(names))
-
-    return parse
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-        return value
-
-    return parse
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "--configs", type=_names(WORKLOADS), default=list(WORKLOADS), help="comma-separated (%(default)s)"
+        "--configs",
+        type=some_of(WORKLOADS),
+        default=["mini", "base"],
+        help=f"comma-separated, of {', '.join(WORKLOADS)} (%(default)s)",
     )
     parser.add_argument(
-        "--implementations", type=_names(IMPLEMENTATIONS), default=DEFAULT_IMPLEMENTATIONS,
+        "--implementations", type=some_of(IMPLEMENTATIONS), default=DEFAULT_IMPLEMENTATIONS,
         help=f"comma-separated, of {', '.join(IMPLEMENTATIONS)} (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--runs", type=_at_least(1), default=5, help="rounds over all implementations (%(default)s)")
-    parser.add_argument("--warmup", type=_at_least(0), default=2, help="untimed steps of a run (%(default)s)")
-    parser.add_argument("--steps", type=_at_least(1), default=4, help="timed steps of a run (%(default)s)")
-    parser.add_argument("--threads", type=_at_least(1), default=2, help="threads of every implementation (%(default)s)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of tokens and parameters (%(default)s)")
+    parser.add_argument("--runs", type=at_least(1), default=5, help="rounds over all implementations (%(default)s)")
+    parser.add_argument("--warmup", type=at_least(0), default=2, help="untimed steps of a run (%(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=4, help="timed steps of a run (%(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="threads of every implementation (%(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of tokens and parameters (%(default)s)")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has PyTorch (this one)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds one run may take (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("bench_train_step.json"), help="JSON file (%(default)s)")
@@ -593,8 +608,7 @@ def main() -> int:
         return worker(json.loads(sys.argv[2]))
     arguments = parse_arguments()
     report = run(arguments)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {arguments.output}")
+    write_report(report, arguments.output)
     return 0 if any(entry["results"] for entry in report["configs"].values()) else 1
 
 

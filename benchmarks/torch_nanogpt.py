@@ -10,7 +10,8 @@ Dimension letters: B batch, T sequence, C channels, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F

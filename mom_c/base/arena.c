@@ -148,6 +148,7 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
             if (!block)
                 return NULL;
         }
+        arena->grown |= top != NULL;
         block->previous = top;
         arena->top = top = block;
     }
@@ -178,19 +179,19 @@ static void drop_top(mom_arena *arena) {
 void mom_arena_release(mom_arena *arena, mom_arena_mark mark) {
     while (arena->top != mark.block)
         drop_top(arena);
-    if (arena->top)
-        arena->top->used = mark.used;
     arena->live = mark.live;
-}
-
-void mom_arena_clear(mom_arena *arena) {
-    const int grown = arena->top && arena->top->previous;
-    mom_arena_release(arena, (mom_arena_mark){NULL, 0, 0});
+    if (arena->top) {
+        arena->top->used = mark.used;
+        return;
+    }
     /* A block as large as everything that was in use at once ends the growth. The old spare goes
      * first, so that both never exist together; if memory is refused, growth just starts anew. */
-    if (grown && (!arena->spare || arena->spare->capacity < arena->peak)) {
+    if (arena->grown && (!arena->spare || arena->spare->capacity < arena->peak)) {
         free_block(arena->spare);
         arena->spare = new_block(arena->peak, arena->name, NULL);
     }
+    arena->grown = 0;
     arena->peak = 0;
 }
+
+void mom_arena_clear(mom_arena *arena) { mom_arena_release(arena, (mom_arena_mark){NULL, 0, 0}); }

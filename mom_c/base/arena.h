@@ -6,7 +6,7 @@
  * mom_arena
  *     alloc is a pointer bump; mark/release give back everything allocated since a mark and keep the
  *     memory for the next use. Blocks are never moved, so pointers stay valid until released. When an
- *     arena is emptied after it had to grow, its blocks are merged into one, so that a training loop
+ *     arena becomes empty after it had to grow, its blocks are merged into one, so that a training loop
  *     settles on a single block and no further calls to malloc.
  */
 #ifndef MOM_BASE_ARENA_H
@@ -41,7 +41,8 @@ typedef struct {
     mom_arena_block *top; /* newest block; earlier ones hang behind it */
     mom_arena_block *spare; /* one emptied block kept for reuse */
     const char *name; /* in error messages */
-    size_t live, peak; /* bytes handed out; most since the arena was last empty after a merge */
+    size_t live, peak; /* bytes handed out; most of them since the arena was last empty */
+    int grown;         /* has had several blocks since then */
 } mom_arena;
 
 typedef struct {

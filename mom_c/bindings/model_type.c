@@ -59,7 +59,7 @@ static int read_float(PyObject *dict, const char *key, float *out) {
 static int read_config(PyObject *dict, mom_config *c) {
     memset(c, 0, sizeof *c);
     size_t kind = 0;
-    int reference_queries = 0;
+    int reference_queries = 0, bf16 = 0;
     const struct {
         const char *key;
         size_t *out;
@@ -75,7 +75,8 @@ static int read_config(PyObject *dict, mom_config *c) {
                  {"use_ste", &c->use_ste}, {"weighted_qkv", &c->weighted_qkv}, {"all_paths", &c->all_paths},
                  {"balance_enabled", &c->balance_enabled}, {"balance_reference", &c->balance_reference},
                  {"balance_depthwise", &c->balance_depthwise}, {"balance_step_counts", &c->balance_step_counts},
-                 {"masked_query_reference", &reference_queries}, {"scale_attention", &c->scale_attention}};
+                 {"masked_query_reference", &reference_queries}, {"scale_attention", &c->scale_attention},
+                 {"bf16", &bf16}};
     const struct {
         const char *key;
         float *out;
@@ -96,6 +97,7 @@ static int read_config(PyObject *dict, mom_config *c) {
         return -1;
     }
     c->router_kind = (mom_router_kind)kind;
+    c->dtype = bf16 ? MOM_BF16 : MOM_F32;
     c->masked_query = reference_queries ? MOM_MASKED_QUERY_REFERENCE : MOM_MASKED_QUERY_CAUSAL;
     return 0;
 }

@@ -3,16 +3,19 @@
 #include "bindings/numpy_api.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/cpu.h"
 #include "base/parallel.h"
+#include "bindings/decoder_type.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
 #include "bindings/op_functions.h"
 #include "bindings/optimizer_type.h"
 #include "bindings/plan_type.h"
 #include "bindings/state.h"
+#include "ops/machine.h"
 
 /* ------------------------------------------------------------------ level and threads of the process */
 
@@ -24,7 +27,7 @@ static pid_t home_process; /* a child made by fork has none of the OpenMP run ti
 static int is_forked(void) { return home_process != getpid() && mom_have_openmp(); }
 
 mom_exec mom_current_exec(mom_arena *workspace) {
-    return (mom_exec){active_kernels, is_forked() ? 1 : active_threads, workspace};
+    return (mom_exec){active_kernels, is_forked() ? 1 : active_threads, workspace, MOM_F32};
 }
 
 /* OMP_NUM_THREADS, else the CPUs the process may use. */
@@ -73,6 +76,8 @@ static int init_process(void) {
 }
 
 static PyObject *set_cpu_level(PyObject *Py_UNUSED(module), PyObject *arg) {
+    if (!PyUnicode_Check(arg))
+        return PyErr_Format(PyExc_TypeError, "level: expected str, got %s", Py_TYPE(arg)->tp_name);
     const char *name = PyUnicode_AsUTF8(arg);
     const mom_kernels *kernels = name ? find_level(name, "level", PyExc_ValueError) : NULL;
     if (!kernels)
@@ -82,16 +87,25 @@ static PyObject *set_cpu_level(PyObject *Py_UNUSED(module), PyObject *arg) {
     return PyUnicode_FromString(previous);
 }
 
+/* -1 and an exception if so many threads cannot be had; `what` names the argument. */
+static int check_threads(Py_ssize_t n, const char *what) {
+    if (n < 1 || n > MOM_MAX_THREADS) {
+        PyErr_Format(PyExc_ValueError, "%s: %zd threads, expected 1 to %d", what, n, MOM_MAX_THREADS);
+        return -1;
+    }
+    if (n > 1 && is_forked()) {
+        PyErr_Format(PyExc_RuntimeError,
+                     "%s: %zd threads in a forked process, expected 1 (threads do not survive a fork; start "
+                     "processes with 'spawn' or 'forkserver')", what, n);
+        return -1;
+    }
+    return 0;
+}
+
 static PyObject *set_num_threads(PyObject *Py_UNUSED(module), PyObject *arg) {
     const Py_ssize_t n = PyNumber_AsSsize_t(arg, PyExc_ValueError);
-    if (n == -1 && PyErr_Occurred())
+    if ((n == -1 && PyErr_Occurred()) || check_threads(n, "n") < 0)
         return NULL;
-    if (n < 1 || n > MOM_MAX_THREADS)
-        return PyErr_Format(PyExc_ValueError, "n: %zd threads, expected 1 to %d", n, MOM_MAX_THREADS);
-    if (n > 1 && is_forked())
-        return PyErr_Format(PyExc_RuntimeError,
-                            "n: %zd threads in a forked process, expected 1 (threads do not survive a fork; start "
-                            "processes with 'spawn' or 'forkserver')", n);
     active_threads = (int)n;
     Py_RETURN_NONE;
 }
@@ -117,6 +131,60 @@ static PyObject *cpu_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignor
                          "unknown"
 #endif
     );
+}
+
+/* ------------------------------------------------------------------ what the machine can do */
+
+#define MOST_SECONDS 60.0
+#define MOST_BYTES ((Py_ssize_t)1 << 40)
+#define MOST_REPEATS 10000
+
+static PyObject *peak_gflops(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *dtype;
+    Py_ssize_t threads;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "snd:peak_gflops", &dtype, &threads, &seconds) || check_threads(threads, "threads") < 0)
+        return NULL;
+    const int bf16 = strcmp(dtype, "bfloat16") == 0;
+    if (!bf16 && strcmp(dtype, "float32") != 0)
+        return PyErr_Format(PyExc_ValueError, "dtype: '%s', expected 'float32' or 'bfloat16'", dtype);
+    if (!(seconds >= 0.0 && seconds <= MOST_SECONDS)) {
+        PyErr_SetString(PyExc_ValueError, "seconds: expected 0 to 60");
+        return NULL;
+    }
+    mom_exec exec = mom_current_exec(NULL);
+    exec.threads = mom_have_openmp() ? (int)threads : 1;
+    double rate;
+    Py_BEGIN_ALLOW_THREADS
+    rate = mom_machine_peak(&exec, bf16, seconds);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(1e-9 * rate);
+}
+
+static PyObject *memory_bandwidth(PyObject *module, PyObject *args) {
+    Py_ssize_t bytes, threads, repeats;
+    if (!PyArg_ParseTuple(args, "nnn:memory_bandwidth", &bytes, &threads, &repeats) ||
+        check_threads(threads, "threads") < 0)
+        return NULL;
+    if (bytes < 4 || bytes > MOST_BYTES || repeats < 1 || repeats > MOST_REPEATS) {
+        PyErr_Format(PyExc_ValueError, "bytes, repeats: %zd, %zd, expected 4 to 2**40 and 1 to %d", bytes, repeats,
+                     MOST_REPEATS);
+        return NULL;
+    }
+    mom_arena workspace;
+    mom_arena_init(&workspace, "arrays to measure memory with");
+    mom_exec exec = mom_current_exec(&workspace);
+    exec.threads = mom_have_openmp() ? (int)threads : 1;
+    mom_bandwidth best = {0};
+    mom_error err;
+    mom_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mom_machine_bandwidth(&exec, &best, (size_t)bytes / sizeof(float), (size_t)repeats, &err);
+    mom_arena_free(&workspace);
+    Py_END_ALLOW_THREADS
+    if (status != MOM_OK)
+        return mom_raise(module, &err);
+    return Py_BuildValue("(ddd)", 1e-9 * best.triad, 1e-9 * best.stream, 1e-9 * best.read);
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -149,6 +217,10 @@ static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, "set_num_threads($module, n, /)\n--\n\nThreads of later calls."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "get_num_threads($module, /)\n--\n\nThreads of a call made now."},
     {"cpu_info", cpu_info, METH_NOARGS, "cpu_info($module, /)\n--\n\nLevel, kernels, threads and compiler."},
+    {"peak_gflops", peak_gflops, METH_VARARGS,
+     "peak_gflops($module, dtype, threads, seconds, /)\n--\n\nMost GFLOP/s of 'float32' or 'bfloat16' products."},
+    {"memory_bandwidth", memory_bandwidth, METH_VARARGS,
+     "memory_bandwidth($module, bytes, threads, repeats, /)\n--\n\nGB/s: triad, triad past the caches, read."},
     {"memory_fail_at", memory_fail_at, METH_O,
      "memory_fail_at($module, n, /)\n--\n\nThe n-th allocation of the core from now fails once; 0: none."},
     {"memory_live_bytes", memory_live_bytes, METH_NOARGS, "memory_live_bytes($module, /)\n--\n\nBytes the core holds."},
@@ -162,7 +234,8 @@ static int module_exec(PyObject *module) {
     import_array1(-1);
     mom_init_exceptions(mom_get_state(module));
     if (init_process() < 0 || mom_add_plan_type(module) < 0 || mom_add_op_functions(module) < 0 ||
-        mom_add_routing_functions(module) < 0 || mom_add_network(module) < 0 || mom_add_optimizer(module) < 0)
+        mom_add_routing_functions(module) < 0 || mom_add_network(module) < 0 || mom_add_optimizer(module) < 0 ||
+        mom_add_decoder(module) < 0)
         return -1;
     return 0;
 }

@@ -14,6 +14,7 @@
 #include "ops/gelu.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
+#include "ops/machine.h"
 
 #define NO_LIMIT ((int64_t)INT32_MAX + 1)
 
@@ -154,7 +155,7 @@ static PyObject *column_sum(PyObject *module, PyObject *args) {
     const float *scale = optional_f32(&call, "scale", scale_o, "N");
     float *out = mom_new_sum(&call, "out", add_to, 0, 1, "C");
     const size_t N = mom_size(&call, 'N'), C = mom_size(&call, 'C');
-    MOM_RUN(&call, mom_column_sum(&call.exec, out, inp, scale, rows, N, C));
+    MOM_RUN(&call, mom_column_sum(&call.exec, out, inp, MOM_F32, scale, rows, N, C));
     return mom_call_end(&call);
 }
 
@@ -264,69 +265,143 @@ static PyObject *embedding_backward(PyObject *module, PyObject *args) {
 
 typedef struct {
     Py_ssize_t heads;
-    PyObject *mask, *scale;
-    int reference;
+    PyObject *mask, *active, *lengths, *scale;
+    int reference, bf16;
     dropout_args dropout;
 } attention_args;
 
-/* Needs B, T and C. */
-static mom_attention_spec attention_spec(mom_call *call, const attention_args *a) {
-    mom_attention_spec spec = {.B = mom_size(call, 'B'),
-                               .T = mom_size(call, 'T'),
-                               .C = mom_size(call, 'C'),
-                               .H = (size_t)a->heads,
-                               .masked_query = a->reference ? MOM_MASKED_QUERY_REFERENCE : MOM_MASKED_QUERY_CAUSAL,
-                               .dropout = make_dropout(call, a->dropout)};
-    if (!call->failed && (a->heads < 1 || spec.C % spec.H))
-        mom_call_fail(call, PyExc_ValueError, "num_heads: %zd, expected a divisor of C = %zu", a->heads, spec.C);
+typedef struct {
+    mom_attention_spec spec;
+    const uint8_t *mask, *active;
+    const void *qkv;
+    size_t size; /* N * C */
+} attention_call;
+
+static void *from_workspace(mom_call *call, size_t n, size_t size) {
+    void *block = call->failed ? NULL : mom_arena_alloc(&call->workspace, n, size, &call->error);
+    if (!block)
+        mom_call_fail(call, PyExc_MemoryError, "%s", call->error.text);
+    return block;
+}
+
+/* An array as the operator takes it: as it is, or a copy rounded to bfloat16. */
+static const void *in_dtype(mom_call *call, const float *data, size_t n, mom_dtype dtype) {
+    if (call->failed || dtype == MOM_F32)
+        return data;
+    mom_bf16 *copy = from_workspace(call, n, sizeof *copy);
+    if (copy)
+        call->exec.k->to_bf16(copy, data, n);
+    return copy;
+}
+
+/* Room for a result, and the result widened into the array that is returned. */
+static void *result_in_dtype(mom_call *call, float *data, size_t n, mom_dtype dtype) {
+    return call->failed || dtype == MOM_F32 ? data : from_workspace(call, n, sizeof(mom_bf16));
+}
+
+static void widen_result(mom_call *call, float *data, const void *result, size_t n, mom_dtype dtype) {
+    if (!call->failed && call->status == MOM_OK && dtype == MOM_BF16)
+        call->exec.k->from_bf16(data, result, n);
+}
+
+/* Rows of sequences of the given lengths, which must cover the N rows of qkv. */
+static void set_lengths(mom_call *call, mom_attention_spec *spec, PyObject *lengths) {
+    const size_t N = mom_size(call, 'N');
+    const int32_t *length = mom_arg_i32(call, "lengths", lengths, "B", 0, NO_LIMIT, 0);
+    int32_t *offsets = from_workspace(call, mom_size(call, 'B') + 1, sizeof *offsets);
+    if (!offsets)
+        return;
+    size_t total = 0;
+    offsets[0] = 0;
+    for (size_t b = 0; b < mom_size(call, 'B') && total <= N; b++) {
+        total += (size_t)length[b];
+        spec->T = (size_t)length[b] > spec->T ? (size_t)length[b] : spec->T;
+        offsets[b + 1] = (int32_t)total;
+    }
+    if (total != N)
+        mom_call_fail(call, PyExc_ValueError, "lengths: sum %s%zu, expected %zu like the rows of qkv",
+                      total > N ? "of at least " : "", total, N);
+    spec->B = mom_size(call, 'B');
+    spec->offsets = offsets;
+}
+
+/* Arguments of both directions. "..." becomes (B, T), or (N) with lengths. */
+static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const attention_args *a) {
+    const int packed = a->lengths != Py_None;
+    const float *qkv = mom_arg_f32(call, "qkv", qkv_o, packed ? "N 3C" : "B T 3C");
+    attention_call c = {.spec = {.C = mom_size(call, 'C'),
+                                 .H = (size_t)a->heads,
+                                 .masked_query = a->reference ? MOM_MASKED_QUERY_REFERENCE : MOM_MASKED_QUERY_CAUSAL,
+                                 .dropout = make_dropout(call, a->dropout),
+                                 .dtype = a->bf16 ? MOM_BF16 : MOM_F32}};
+    mom_attention_spec *spec = &c.spec;
+    if (!call->failed && (a->heads < 1 || spec->C % spec->H))
+        mom_call_fail(call, PyExc_ValueError, "num_heads: %zd, expected a divisor of C = %zu", a->heads, spec->C);
     if (call->failed)
-        return spec;
-    mom_set_size(call, 'H', spec.H);
+        return c;
+    mom_set_size(call, 'H', spec->H);
     if (a->scale == Py_None) {
-        spec.scale = spec.C ? 1.0f / sqrtf((float)(spec.C / spec.H)) : 1.0f;
+        spec->scale = spec->C ? 1.0f / sqrtf((float)(spec->C / spec->H)) : 1.0f;
     } else {
         const double scale = PyFloat_AsDouble(a->scale);
         if (scale == -1.0 && PyErr_Occurred())
             call->failed = 1;
-        spec.scale = (float)scale;
+        spec->scale = (float)scale;
     }
-    return spec;
+    if (packed) {
+        set_lengths(call, spec, a->lengths);
+    } else {
+        spec->B = mom_size(call, 'B');
+        spec->T = mom_size(call, 'T');
+    }
+    call->leading_ndim = packed ? 1 : 2;
+    call->leading[0] = (npy_intp)mom_size(call, packed ? 'N' : 'B');
+    call->leading[1] = (npy_intp)mom_size(call, 'T');
+    c.mask = mom_arg_mask(call, "mask", a->mask, "...");
+    c.active = mom_arg_mask(call, "active", a->active, "...");
+    c.size = mom_leading(call) * spec->C;
+    c.qkv = in_dtype(call, qkv, 3 * c.size, spec->dtype);
+    return c;
 }
 
 static PyObject *attention_forward(PyObject *module, PyObject *args) {
     PyObject *qkv_o;
     attention_args a;
-    if (!PyArg_ParseTuple(args, "OnOOpfKKK:attention_forward", &qkv_o, &a.heads, &a.mask, &a.scale, &a.reference,
-                          &a.dropout.p, &a.dropout.seed, &a.dropout.counter, &a.dropout.site))
+    if (!PyArg_ParseTuple(args, "OnOOOOppfKKK:attention_forward", &qkv_o, &a.heads, &a.mask, &a.active, &a.lengths,
+                          &a.scale, &a.reference, &a.bf16, &a.dropout.p, &a.dropout.seed, &a.dropout.counter,
+                          &a.dropout.site))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const float *qkv = mom_arg_f32(&call, "qkv", qkv_o, "B T 3C");
-    const mom_attention_spec spec = attention_spec(&call, &a);
-    const uint8_t *mask = mom_arg_mask(&call, "mask", a.mask, "B T");
-    float *out = mom_new_f32(&call, "B T C");
-    float *lse = mom_new_f32(&call, "B H T");
-    MOM_RUN(&call, call.status = mom_attention_forward(&call.exec, out, lse, qkv, mask, &spec, &call.error));
+    const attention_call c = attention_call_init(&call, qkv_o, &a);
+    float *out = mom_new_f32(&call, "... C");
+    float *lse = mom_new_f32(&call, "... H");
+    void *result = result_in_dtype(&call, out, c.size, c.spec.dtype);
+    MOM_RUN(&call, call.status = mom_attention_forward(&call.exec, result, lse, c.qkv, c.mask, c.active, &c.spec,
+                                                       &call.error));
+    widen_result(&call, out, result, c.size, c.spec.dtype);
     return mom_call_end(&call);
 }
 
 static PyObject *attention_backward(PyObject *module, PyObject *args) {
     PyObject *dout_o, *qkv_o, *out_o, *lse_o;
     attention_args a;
-    if (!PyArg_ParseTuple(args, "OOOOnOOpfKKK:attention_backward", &dout_o, &qkv_o, &out_o, &lse_o, &a.heads, &a.mask,
-                          &a.scale, &a.reference, &a.dropout.p, &a.dropout.seed, &a.dropout.counter, &a.dropout.site))
+    if (!PyArg_ParseTuple(args, "OOOOnOOOOppfKKK:attention_backward", &dout_o, &qkv_o, &out_o, &lse_o, &a.heads,
+                          &a.mask, &a.active, &a.lengths, &a.scale, &a.reference, &a.bf16, &a.dropout.p,
+                          &a.dropout.seed, &a.dropout.counter, &a.dropout.site))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const float *qkv = mom_arg_f32(&call, "qkv", qkv_o, "B T 3C");
-    const mom_attention_spec spec = attention_spec(&call, &a);
-    const float *dout = mom_arg_f32(&call, "dout", dout_o, "B T C");
-    const float *out = mom_arg_f32(&call, "out", out_o, "B T C");
-    const float *lse = mom_arg_f32(&call, "lse", lse_o, "B H T");
-    const uint8_t *mask = mom_arg_mask(&call, "mask", a.mask, "B T");
-    float *dqkv = mom_new_f32(&call, "B T 3C");
-    MOM_RUN(&call, call.status = mom_attention_backward(&call.exec, dqkv, dout, qkv, out, lse, mask, &spec,
-                                                        &call.error));
+    const attention_call c = attention_call_init(&call, qkv_o, &a);
+    const mom_dtype dtype = c.spec.dtype;
+    const void *dout = in_dtype(&call, mom_arg_f32(&call, "dout", dout_o, "... C"), c.size, dtype);
+    const void *out = in_dtype(&call, mom_arg_f32(&call, "out", out_o, "... C"), c.size, dtype);
+    const float *lse = mom_arg_f32(&call, "lse", lse_o, "... H");
+    float *dqkv = mom_new_f32(&call, "... 3C");
+    void *result = result_in_dtype(&call, dqkv, 3 * c.size, dtype);
+    MOM_RUN(&call, call.status = mom_attention_backward(&call.exec, result, dout, c.qkv, out, lse, c.mask, c.active,
+                                                        &c.spec, &call.error));
+    widen_result(&call, dqkv, result, 3 * c.size, dtype);
     return mom_call_end(&call);
 }
 
@@ -512,39 +587,51 @@ static int parse_product(PyObject *args, gemm_args *in) {
                                : (PyErr_SetString(PyExc_TypeError, "products: expected tuples"), 0);
 }
 
+/* Packs every b in a pass of its own, as layers do with weights that serve several products. */
+static mom_status prepack_factors(mom_call *call, mom_gemm *problems, size_t count) {
+    mom_gemm_packing *packings;
+    MOM_ARENA_NEW(packings, &call->workspace, count, &call->error);
+    for (size_t i = 0; i < count; i++) {
+        mom_gemm *g = &problems[i];
+        const size_t bytes = mom_gemm_packed_size(call->exec.k, g->precision, g->n, g->k);
+        void *packed = mom_arena_alloc(&call->workspace, bytes, 1, &call->error);
+        if (!packed)
+            return MOM_ERR_MEMORY;
+        packings[i] = (mom_gemm_packing){packed, g->b, g->k_scale, g->n, g->k, g->precision};
+        g->packed_b = packed;
+    }
+    return mom_gemm_pack(&call->exec, packings, count, &call->error);
+}
+
+/* All products of a call, their results made; NULL with the call failed. */
+static mom_gemm *read_products(mom_call *call, PyObject *products, int bf16, int prepack) {
+    const Py_ssize_t count = PyList_GET_SIZE(products);
+    mom_gemm *problems = mom_arena_alloc(&call->workspace, (size_t)count, sizeof *problems, &call->error);
+    if (!problems)
+        mom_call_fail(call, PyExc_MemoryError, "%s", call->error.text);
+    for (Py_ssize_t i = 0; i < count && !call->failed; i++) {
+        gemm_args in;
+        if (parse_product(PyList_GET_ITEM(products, i), &in))
+            problems[i] = read_product(call, &in);
+        else
+            call->failed = 1;
+        problems[i].precision = bf16 ? MOM_BF16 : MOM_F32;
+    }
+    if (prepack && !call->failed && prepack_factors(call, problems, (size_t)count) != MOM_OK)
+        mom_call_fail(call, PyExc_MemoryError, "%s", call->error.text);
+    return problems;
+}
+
 static PyObject *gemm(PyObject *module, PyObject *args) {
     PyObject *products;
-    int serial;
-    if (!PyArg_ParseTuple(args, "O!p:gemm", &PyList_Type, &products, &serial))
+    int bf16, prepack;
+    if (!PyArg_ParseTuple(args, "O!pp:gemm", &PyList_Type, &products, &bf16, &prepack))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
     const Py_ssize_t count = PyList_GET_SIZE(products);
-    mom_gemm *problems = mom_arena_alloc(&call.workspace, (size_t)count, sizeof *problems, &call.error);
-    if (!problems)
-        mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
-    for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
-        gemm_args in;
-        if (parse_product(PyList_GET_ITEM(products, i), &in))
-            problems[i] = read_product(&call, &in);
-        else
-            call.failed = 1;
-    }
-    if (serial) {
-        size_t floats = 0;
-        for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
-            const size_t need = mom_gemm_scratch(call.exec.k, problems[i].n, problems[i].k);
-            floats = need > floats ? need : floats;
-        }
-        float *scratch =
-            call.failed ? NULL : mom_arena_alloc(&call.workspace, floats, sizeof *scratch, &call.error);
-        if (!scratch && !call.failed)
-            mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
-        MOM_RUN(&call, for (Py_ssize_t i = 0; i < count; i++)
-                           mom_gemm_serial(call.exec.k, &problems[i], scratch));
-    } else {
-        MOM_RUN(&call, call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error));
-    }
+    mom_gemm *problems = read_products(&call, products, bf16, prepack);
+    MOM_RUN(&call, call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error));
     if (!call.results && !call.failed)
         call.results = PyList_New(0);
     PyObject *results = Py_XNewRef(call.results), *ended = mom_call_end(&call); /* new references */
@@ -552,6 +639,37 @@ static PyObject *gemm(PyObject *module, PyObject *args) {
         Py_CLEAR(results);
     Py_XDECREF(ended);
     return results;
+}
+
+/* The same products again and again with results that stay where they are: the seconds of each time, after one that does
+ * not count. */
+static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
+    PyObject *products;
+    int bf16, prepack;
+    Py_ssize_t repeats;
+    if (!PyArg_ParseTuple(args, "O!ppn:gemm_seconds", &PyList_Type, &products, &bf16, &prepack, &repeats))
+        return NULL;
+    mom_call call;
+    mom_call_begin(&call, module);
+    if (repeats < 1)
+        mom_call_fail(&call, PyExc_ValueError, "repeats: %zd is less than 1", repeats);
+    const Py_ssize_t count = PyList_GET_SIZE(products);
+    mom_gemm *problems = call.failed ? NULL : read_products(&call, products, bf16, prepack);
+    PyObject *results = call.results; /* kept until the call ends, but only the times are returned */
+    call.results = NULL;
+    mom_set_size(&call, 'Z', call.failed ? 0 : (size_t)repeats);
+    double *seconds = mom_new_f64(&call, "Z");
+    MOM_RUN(&call, {
+        call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error);
+        for (Py_ssize_t i = 0; i < repeats && call.status == MOM_OK; i++) {
+            const double started = mom_machine_seconds();
+            call.status = mom_gemm_run(&call.exec, problems, (size_t)count, &call.error);
+            seconds[i] = mom_machine_seconds() - started;
+        }
+    });
+    PyObject *times = mom_call_end(&call);
+    Py_XDECREF(results);
+    return times;
 }
 
 /* ------------------------------------------------------------------ kernels, for their tests */
@@ -657,10 +775,10 @@ static mom_adamw_tensor *new_tensors(mom_call *call, Py_ssize_t count) {
 /* Updates params, exp_avg, exp_avg_sq and steps in place: mom.ops passes copies. */
 static PyObject *adamw_step(PyObject *module, PyObject *args) {
     PyObject *params, *grads, *first, *second, *steps_o, *decay_o, *used_o;
-    mom_adamw_spec spec;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOddddd:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
+    mom_adamw_spec spec = {0};
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOdddddf:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
                           &PyList_Type, &first, &PyList_Type, &second, &steps_o, &decay_o, &used_o, &spec.lr,
-                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay))
+                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay, &spec.grad_scale))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
@@ -711,9 +829,9 @@ static PyObject *clip_gradients(PyObject *module, PyObject *args) {
     }
     MOM_RUN(&call, {
         call.status = mom_grad_norm(&call.exec, &norm, tensors, (size_t)count, &call.error);
-        const double factor = max_norm / (norm + 1e-6);
-        if (call.status == MOM_OK && isfinite(norm) && factor < 1.0)
-            mom_grad_scale(&call.exec, tensors, (size_t)count, (float)factor);
+        const float factor = mom_clip_factor(norm, max_norm);
+        if (call.status == MOM_OK && factor < 1.0f)
+            mom_grad_scale(&call.exec, tensors, (size_t)count, factor);
     });
     mom_new_number(&call, norm);
     return mom_call_end(&call);
@@ -741,10 +859,11 @@ static PyMethodDef functions[] = {
      "embedding_backward($module, dout, tokens, positions, vocab_size, n_positions, p, seed, counter, site, add_to, "
      "/)\n--\n\ndwte, dwpe"},
     {"attention_forward", attention_forward, METH_VARARGS,
-     "attention_forward($module, qkv, num_heads, mask, scale, reference, p, seed, counter, site, /)\n--\n\nout, lse"},
+     "attention_forward($module, qkv, num_heads, mask, active, lengths, scale, reference, bfloat16, p, seed, counter, "
+     "site, /)\n--\n\nout, lse"},
     {"attention_backward", attention_backward, METH_VARARGS,
-     "attention_backward($module, dout, qkv, out, lse, num_heads, mask, scale, reference, p, seed, counter, site, "
-     "/)\n--\n\ndqkv"},
+     "attention_backward($module, dout, qkv, out, lse, num_heads, mask, active, lengths, scale, reference, bfloat16, p, "
+     "seed, counter, site, /)\n--\n\ndqkv"},
     {"cross_entropy_forward", cross_entropy_forward, METH_VARARGS,
      "cross_entropy_forward($module, logits, labels, /)\n--\n\nloss, lse"},
     {"cross_entropy_backward", cross_entropy_backward, METH_VARARGS,
@@ -756,15 +875,17 @@ static PyMethodDef functions[] = {
     {"label_loss", label_loss, METH_VARARGS,
      "label_loss($module, logits, labels, kind, scale, /)\n--\n\ndlogits, loss"},
     {"gemm", gemm, METH_VARARGS,
-     "gemm($module, products, serial, /)\n--\n\nResults of independent products, each given as a tuple (a, b, "
+     "gemm($module, products, bf16, prepack, /)\n--\n\nResults of independent products, each given as a tuple (a, b, "
      "transpose_a, transpose_b, a_rows, b_rows, bias, k_scale, c)."},
+    {"gemm_seconds", gemm_seconds, METH_VARARGS,
+     "gemm_seconds($module, products, bf16, prepack, repeats, /)\n--\n\nSeconds of each of so many times."},
     {"kernel_map", kernel_map, METH_VARARGS, "kernel_map($module, name, inp, /)\n--\n\nAn element-wise kernel."},
     {"kernel_reduce", kernel_reduce, METH_VARARGS, "kernel_reduce($module, name, a, b, /)\n--\n\nA reduction kernel."},
     {"kernel_exp_sum", kernel_exp_sum, METH_VARARGS,
      "kernel_exp_sum($module, inp, factor, offset, /)\n--\n\nexp(inp * factor - offset), its sum"},
     {"adamw_step", adamw_step, METH_VARARGS,
      "adamw_step($module, params, grads, exp_avg, exp_avg_sq, steps, decay, used, lr, beta1, beta2, eps, weight_decay, "
-     "/)\n--\n\nIn place on the lists' arrays; returns the new steps."},
+     "grad_scale, /)\n--\n\nIn place on the lists' arrays; returns the new steps."},
     {"clip_gradients", clip_gradients, METH_VARARGS,
      "clip_gradients($module, grads, max_norm, /)\n--\n\nIn place; returns the norm before."},
     {NULL, NULL, 0, NULL}};

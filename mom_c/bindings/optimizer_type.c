@@ -70,32 +70,59 @@ static void optimizer_dealloc(mom_optimizer *self) {
     Py_DECREF(type);
 }
 
+/* With a max_norm, what clip_grad_norm, step and, if asked for, zero_grad do, but gradients are clipped where the step
+ * reads them and zeroed while they are in a cache. Nothing at all happens when the norm is not finite. */
+static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_adamw_tensor *list, mom_adamw_spec *spec,
+                               const double *max_norm, double *norm, mom_error *err) {
+    mom_gpt *gpt = &self->network->gpt;
+    const size_t count = gpt->params.count;
+    if (max_norm) {
+        MOM_TRY(mom_grad_norm(exec, norm, list, count, err));
+        if (!isfinite(*norm))
+            return MOM_OK;
+        spec->grad_scale = mom_clip_factor(*norm, *max_norm);
+    }
+    mom_adamw_step(exec, list, count, spec);
+    for (size_t i = 0; i < count; i++)
+        self->steps[i] = list[i].step;
+    if (spec->zero_grad)
+        mom_gpt_forget_grad(gpt);
+    return MOM_OK;
+}
+
 static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
-    mom_adamw_spec spec;
-    if (!PyArg_ParseTuple(args, "ddddd:step", &spec.lr, &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay))
+    mom_adamw_spec spec = {.grad_scale = 1.0f};
+    PyObject *max_norm_o;
+    double max_norm = 0.0, norm = 0.0;
+    if (!PyArg_ParseTuple(args, "dddddOp:step", &spec.lr, &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay,
+                          &max_norm_o, &spec.zero_grad))
         return NULL;
+    const int clip = max_norm_o != Py_None;
+    if (clip) {
+        max_norm = PyFloat_AsDouble(max_norm_o);
+        if (max_norm == -1.0 && PyErr_Occurred())
+            return NULL;
+    }
     mom_gpt *gpt = &self->network->gpt;
     mom_error err;
     if (mom_network_enter(self->network) < 0)
         return NULL;
-    if (!gpt->params.grads) { /* nothing has a gradient yet */
-        mom_network_leave(self->network);
-        Py_RETURN_NONE;
+    mom_status status = MOM_OK;
+    if (gpt->params.grads) { /* else nothing has a gradient yet */
+        mom_adamw_tensor *list = list_tensors(gpt, self, &err);
+        status = list ? MOM_OK : MOM_ERR_MEMORY;
+        if (list) {
+            const mom_exec exec = mom_current_exec(&gpt->workspace);
+            Py_BEGIN_ALLOW_THREADS
+            status = clipped_step(&exec, self, list, &spec, clip ? &max_norm : NULL, &norm, &err);
+            Py_END_ALLOW_THREADS
+        }
+        mom_memory_free(list);
     }
-    mom_adamw_tensor *list = list_tensors(gpt, self, &err);
-    if (!list) {
-        mom_network_leave(self->network);
-        return mom_raise((PyObject *)Py_TYPE(self), &err);
-    }
-    const mom_exec exec = mom_current_exec(&gpt->workspace);
-    Py_BEGIN_ALLOW_THREADS
-    mom_adamw_step(&exec, list, gpt->params.count, &spec);
-    for (size_t i = 0; i < gpt->params.count; i++)
-        self->steps[i] = list[i].step;
-    Py_END_ALLOW_THREADS
     mom_network_leave(self->network);
-    mom_memory_free(list);
-    Py_RETURN_NONE;
+    if (status != MOM_OK)
+        return mom_raise((PyObject *)Py_TYPE(self), &err);
+    return clip ? PyFloat_FromDouble(norm) : Py_NewRef(Py_None);
 }
 
 static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
@@ -120,7 +147,8 @@ static PyObject *optimizer_get_steps(mom_optimizer *self, void *Py_UNUSED(closur
 
 static PyMethodDef optimizer_methods[] = {
     {"step", (PyCFunction)optimizer_step, METH_VARARGS,
-     "step($self, lr, beta1, beta2, eps, weight_decay, /)\n--\n\nUpdate every parameter that has a gradient."},
+     "step($self, lr, beta1, beta2, eps, weight_decay, max_norm, zero_grad, /)\n--\n\n"
+     "Update every parameter that has a gradient; the norm before clipping, None without max_norm."},
     {"exp_avg", (PyCFunction)optimizer_exp_avg, METH_O, "exp_avg($self, index, /)\n--\n\nView of a first moment."},
     {"exp_avg_sq", (PyCFunction)optimizer_exp_avg_sq, METH_O, "exp_avg_sq($self, index, /)\n--\n\nView of a second moment."},
     {NULL, NULL, 0, NULL}};
@@ -162,9 +190,9 @@ static PyObject *clip_grad_norm(PyObject *module, PyObject *args) {
         const mom_exec exec = mom_current_exec(&gpt->workspace);
         Py_BEGIN_ALLOW_THREADS
         status = mom_grad_norm(&exec, &norm, list, gpt->params.count, &err);
-        const double factor = max_norm / (norm + 1e-6);
-        if (status == MOM_OK && isfinite(norm) && factor < 1.0)
-            mom_grad_scale(&exec, list, gpt->params.count, (float)factor);
+        const float factor = mom_clip_factor(norm, max_norm);
+        if (status == MOM_OK && factor < 1.0f)
+            mom_grad_scale(&exec, list, gpt->params.count, factor);
         Py_END_ALLOW_THREADS
     }
     mom_network_leave(network);
@@ -202,7 +230,7 @@ static PyObject *sample(PyObject *module, PyObject *args) {
     mom_arena_init(&workspace, "sampling");
     const mom_exec exec = mom_current_exec(&workspace);
     mom_error err;
-    const mom_status status = mom_sample(&exec, PyArray_DATA((PyArrayObject *)out), PyArray_DATA(logits), &s,
+    const mom_status status = mom_sample(&exec, PyArray_DATA((PyArrayObject *)out), PyArray_DATA(logits), &s, NULL,
                                          (size_t)dims[0], (size_t)PyArray_DIM(logits, 1), &err);
     mom_arena_free(&workspace);
     if (status == MOM_OK)

@@ -1,7 +1,7 @@
 /* Matrix products over packed micro-kernels. Contract and definition: gemm.h.
  *
- * DESIGN  b is packed once, whole slab of nc columns at a time, by all threads; then tasks of mc rows (x a
- *         part of the slab) run independently: each packs its block of a, kc columns at a time, into its
+ * DESIGN  b is packed once, whole slab of nc columns at a time, by all threads (or was packed before); then tasks of
+ *         some rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its
  *         own scratch (which stays in L2) and sweeps the slab's panels (each stays in L1 while the block's
  *         panels stream past). No barrier but the one between packing b and computing.
  *         Products of a group share the task list, so that small groups fill the threads.
@@ -17,38 +17,45 @@
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 
-/* b's columns [j0, j0 + n), rows [p0, p0 + k) into panels of nr columns. */
-static void pack_b(const mom_kernels *k, float *dst, const mom_gemm *g, size_t p0, size_t kc, size_t j0, size_t n) {
-    const mom_matrix *b = &g->b;
-    const float *src = b->data + (b->col_index ? 0 : j0 * b->cs) + (b->row_index ? 0 : p0 * b->rs);
-    k->pack(dst, k->nr, src, b->cs, b->rs, b->col_index ? b->col_index + j0 : NULL,
-            b->row_index ? b->row_index + p0 : NULL, g->k_scale ? g->k_scale + p0 : NULL, n, kc);
+/* Packed factors are counted in items of 32 bits: a float32, or two steps of k in bfloat16. */
+typedef uint32_t item;
+
+static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
+
+/* Steps of k per block: as few blocks as the cache allows, of nearly equal size. Even, so that a pair is never split. */
+#define DEPTH_UNIT 16
+
+static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
+    const size_t most = precision == MOM_BF16 ? 2 * k->kc : k->kc;
+    return kk <= most ? kk : smaller(most, round_up(parts(kk, parts(kk, most)), DEPTH_UNIT));
 }
 
-static void pack_a(const mom_kernels *k, float *dst, const mom_gemm *g, size_t i0, size_t m, size_t p0, size_t kc) {
-    const mom_matrix *a = &g->a;
-    const float *src = a->data + (a->row_index ? 0 : i0 * a->rs) + (a->col_index ? 0 : p0 * a->cs);
-    k->pack(dst, k->mr, src, a->rs, a->cs, a->row_index ? a->row_index + i0 : NULL,
-            a->col_index ? a->col_index + p0 : NULL, NULL, m, kc);
-}
-
-/* c block (m, n) from packed a (m, kc) and packed b (kc, n). */
-static void macro_kernel(const mom_kernels *k, size_t m, size_t n, size_t kc, const float *a, const float *b, float *c,
+static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth, const item *a, const item *b, float *c,
                          size_t ldc, int accumulate) {
+    if (precision == MOM_BF16)
+        k->gemm_bf16_ukr(depth, (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c, ldc, accumulate);
+    else
+        k->gemm_ukr(depth, (const float *)(const void *)a, (const float *)(const void *)b, c, ldc, accumulate);
+}
+
+/* c block (m, n) from packed a (m, depth items) and packed b (depth items, n). */
+static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const item *a,
+                         const item *b, float *c, size_t ldc, int accumulate) {
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
     const size_t mr = k->mr, nr = k->nr;
     for (size_t j = 0; j < n; j += nr) {
-        const float *bj = b + j * kc;
+        const item *bj = b + j * depth;
         const size_t columns = smaller(nr, n - j);
         for (size_t i = 0; i < m; i += mr) {
             const size_t rows = smaller(mr, m - i);
             float *cij = c + i * ldc + j;
             if (rows == mr && columns == nr) {
-                k->gemm_ukr(kc, a + i * kc, bj, cij, ldc, accumulate);
+                micro_kernel(k, precision, depth, a + i * depth, bj, cij, ldc, accumulate);
                 continue;
             }
-            k->gemm_ukr(kc, a + i * kc, bj, edge, nr, 0);
+            micro_kernel(k, precision, depth, a + i * depth, bj, edge, nr, 0);
             for (size_t r = 0; r < rows; r++)
                 for (size_t q = 0; q < columns; q++)
                     cij[r * ldc + q] = accumulate ? cij[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
@@ -56,152 +63,256 @@ static void macro_kernel(const mom_kernels *k, size_t m, size_t n, size_t kc, co
     }
 }
 
+/* ---- packing b */
+
+typedef struct {
+    item *dst; /* of the factor (or slab): block after block of k, each `columns` wide */
+    const mom_matrix *b;
+    const float *k_scale;
+    mom_dtype precision;
+    size_t p0, kc;           /* steps of the task */
+    size_t j0, n;            /* columns of the task, from first_column on; j0 is a multiple of nr */
+    size_t first_column, columns; /* columns: rounded up to nr */
+} pack_task;
+
+typedef struct {
+    const mom_kernels *k;
+    const pack_task *packs;
+} pack_run;
+
+static void run_pack(void *context, size_t task, int thread) {
+    (void)thread;
+    const pack_run *run = context;
+    const pack_task *t = &run->packs[task];
+    const mom_matrix columns = mom_matrix_flip(*t->b);
+    item *dst = t->dst + items_of(t->precision, t->p0) * t->columns + t->j0 * items_of(t->precision, t->kc);
+    run->k->pack_factor(dst, t->precision, run->k->nr, &columns, t->k_scale, t->first_column + t->j0, t->n, t->p0, t->kc);
+}
+
+#define PACK_COLUMNS ((size_t)256) /* per task: enough work to be worth one */
+_Static_assert(PACK_COLUMNS % 32 == 0, "pack tasks begin at whole panels of every level");
+
+static size_t count_packs(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
+    return kk ? parts(n, PACK_COLUMNS) * parts(kk, block_depth(k, precision, kk)) : 0;
+}
+
+/* Tasks that pack columns [first, first + n) of b; returns how many. */
+static size_t add_packs(const mom_kernels *k, pack_task *packs, item *dst, const mom_matrix *b, const float *k_scale,
+                        mom_dtype precision, size_t first, size_t n, size_t kk) {
+    const size_t depth = block_depth(k, precision, kk), columns = round_up(n, k->nr);
+    size_t count = 0;
+    for (size_t p0 = 0; p0 < kk; p0 += depth)
+        for (size_t j0 = 0; j0 < n; j0 += PACK_COLUMNS)
+            packs[count++] = (pack_task){dst, b, k_scale, precision, p0, smaller(depth, kk - p0), j0,
+                                         smaller(PACK_COLUMNS, n - j0), first, columns};
+    return count;
+}
+
+/* Items of n packed columns; the last block of k may end in half a pair. */
+static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
+    return round_up(n, k->nr) * items_of(precision, kk);
+}
+
+size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
+    return packed_items(k, precision, n, kk) * sizeof(item);
+}
+
+static mom_status pack_all(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err) {
+    size_t tasks = 0;
+    pack_task *packs;
+    for (size_t i = 0; i < count; i++)
+        tasks += count_packs(x->k, packings[i].precision, packings[i].n, packings[i].k);
+    MOM_ARENA_NEW(packs, x->workspace, tasks, err);
+    tasks = 0;
+    for (size_t i = 0; i < count; i++) {
+        const mom_gemm_packing *p = &packings[i];
+        if (p->k)
+            tasks += add_packs(x->k, packs + tasks, p->dst, &p->b, p->k_scale, p->precision, 0, p->n, p->k);
+    }
+    pack_run run = {x->k, packs};
+    mom_parallel_for(x->threads, tasks, run_pack, &run);
+    return MOM_OK;
+}
+
+mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const mom_status status = pack_all(x, packings, count, err);
+    mom_arena_release(x->workspace, mark);
+    return status;
+}
+
+/* ---- computing */
+
+typedef struct {
+    const mom_gemm *g;
+    const item *b;       /* as pack_task.dst */
+    size_t b_columns;
+    size_t i0, m;        /* rows of the task */
+    size_t j0, n;        /* columns of the task in c */
+    size_t b_first;      /* j0's place among the packed columns */
+} block_task;
+
+typedef struct {
+    const mom_kernels *k;
+    const block_task *blocks;
+    item *a;     /* a_size per thread */
+    float *sums; /* sums_size per thread */
+    size_t a_size, sums_size;
+} block_run;
+
 static void add_bias(float *c, size_t ldc, const float *bias, size_t m, size_t n) {
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++)
             c[i * ldc + j] += bias[j];
 }
 
-/* k = 0: nothing to sum; c is still defined. */
-static void write_empty(const mom_gemm *g) {
-    if (g->accumulate)
-        return;
-    for (size_t i = 0; i < g->m; i++)
-        for (size_t j = 0; j < g->n; j++)
-            g->c[i * g->ldc + j] = g->bias ? g->bias[j] : 0.0f;
-}
-
-typedef struct {
-    const mom_gemm *g;
-    float *packed_b;      /* current slab: blocks of kc rows one after another, each round_up(n, nr) wide */
-    size_t i0, m;         /* rows of the task */
-    size_t j0, n;         /* columns of the task, from the slab's first column; j0 is a multiple of nr */
-    size_t slab_columns;  /* round_up(columns in the slab, nr) */
-    size_t slab_begin;    /* first column of the slab */
-} block_task;
-
-typedef struct {
-    const mom_gemm *g;
-    float *packed_b;
-    size_t p0, kc, j0, n, slab_begin, slab_columns;
-} pack_task;
-
-typedef struct {
-    const mom_kernels *k;
-    const pack_task *packs;
-    const block_task *blocks;
-    float *scratch; /* mc * kc per thread */
-} run_context;
-
-static void run_pack(void *context, size_t task, int thread) {
-    (void)thread;
-    const run_context *run = context;
-    const pack_task *t = &run->packs[task];
-    float *dst = t->packed_b + t->p0 * t->slab_columns + (t->j0 - t->slab_begin) * t->kc;
-    pack_b(run->k, dst, t->g, t->p0, t->kc, t->j0, t->n);
-}
-
 static void run_block(void *context, size_t task, int thread) {
-    const run_context *run = context;
+    const block_run *run = context;
     const mom_kernels *k = run->k;
     const block_task *t = &run->blocks[task];
     const mom_gemm *g = t->g;
-    float *a = run->scratch + (size_t)thread * k->mc * k->kc;
-    float *c = g->c + t->i0 * g->ldc + t->slab_begin + t->j0;
-    for (size_t p0 = 0; p0 < g->k; p0 += k->kc) {
-        const size_t kc = smaller(k->kc, g->k - p0);
-        pack_a(k, a, g, t->i0, t->m, p0, kc);
-        const float *b = t->packed_b + p0 * t->slab_columns + t->j0 * kc;
-        macro_kernel(k, t->m, t->n, kc, a, b, c, g->ldc, g->accumulate || p0 > 0);
+    const size_t depth = block_depth(k, g->precision, g->k);
+    item *a = run->a + (size_t)thread * run->a_size;
+    float *c = g->finish ? run->sums + (size_t)thread * run->sums_size : g->c + t->i0 * g->ldc + t->j0;
+    const size_t ldc = g->finish ? round_up(t->n, k->nr) : g->ldc;
+    for (size_t p0 = 0; p0 < g->k; p0 += depth) {
+        const size_t kc = smaller(depth, g->k - p0), items = items_of(g->precision, kc);
+        k->pack_factor(a, g->precision, k->mr, &g->a, NULL, t->i0, t->m, p0, kc);
+        const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
+        macro_kernel(k, g->precision, t->m, t->n, items, a, b, c, ldc, g->accumulate || p0 > 0);
     }
     if (g->bias && !g->accumulate)
-        add_bias(c, g->ldc, g->bias + t->slab_begin + t->j0, t->m, t->n);
+        add_bias(c, ldc, g->bias + t->j0, t->m, t->n);
+    if (g->finish)
+        g->finish(k, g, c, ldc, t->i0, t->m, t->j0, t->n);
 }
 
-/* Columns per pack task: enough work to be worth a task. */
-#define PACK_COLUMNS 256
+/* k = 0: nothing to sum; c is still defined. */
+static void write_empty(const mom_kernels *k, const mom_gemm *g) {
+    if (g->accumulate)
+        return;
+    float row[MOM_FINISH_COLUMNS];
+    for (size_t i = 0; i < g->m; i++) {
+        for (size_t j0 = 0; j0 < g->n; j0 += MOM_FINISH_COLUMNS) {
+            const size_t n = smaller(MOM_FINISH_COLUMNS, g->n - j0);
+            float *c = g->finish ? row : g->c + i * g->ldc + j0;
+            for (size_t j = 0; j < n; j++)
+                c[j] = g->bias ? g->bias[j0 + j] : 0.0f;
+            if (g->finish)
+                g->finish(k, g, row, MOM_FINISH_COLUMNS, i, 1, j0, n);
+        }
+    }
+}
 
 typedef struct {
-    size_t row_step, column_step; /* block sizes of the tasks */
+    size_t rows, columns; /* upper bounds of a task's block */
 } task_shape;
 
-/* Whole mc x slab blocks unless there would be too few of them for the threads. The shape has no effect
- * on the bits. */
-static task_shape choose_shape(const mom_exec *x, const mom_gemm *problems, size_t count, size_t slab) {
+#define LEAST_ROW_PANELS 8
+#define TASKS_PER_THREAD 8
+
+static size_t column_step(const mom_gemm *g, task_shape shape) {
+    return g->finish ? MOM_FINISH_COLUMNS : shape.columns;
+}
+
+static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
+    return round_up(parts(g->m, parts(g->m, shape.rows)), k->mr);
+}
+
+static size_t count_blocks(const mom_kernels *k, const mom_gemm *g, task_shape shape, size_t n) {
+    return parts(g->m, row_step(k, g, shape)) * parts(n, column_step(g, shape));
+}
+
+static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
+    return g->k && g->m && g->n > begin ? smaller(slab, g->n - begin) : 0;
+}
+
+/* Blocks of mc rows x the whole slab, cut until there are enough for the threads. The shape has no effect on the bits. */
+static task_shape choose_shape(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab) {
     const mom_kernels *k = x->k;
     task_shape shape = {k->mc, round_up(slab, k->nr)};
-    const size_t wanted = x->threads > 1 ? 6 * (size_t)x->threads : 1;
+    const size_t wanted = x->threads > 1 ? TASKS_PER_THREAD * (size_t)x->threads : 1;
     for (;;) {
         size_t tasks = 0;
-        for (size_t i = 0; i < count; i++)
-            if (problems[i].n)
-                tasks += (problems[i].m + shape.row_step - 1) / shape.row_step *
-                         ((smaller(problems[i].n, slab) + shape.column_step - 1) / shape.column_step);
+        for (size_t i = 0; i < count; i++) {
+            const size_t n = columns_in_slab(&problems[i], begin, slab);
+            tasks += n ? count_blocks(k, &problems[i], shape, n) : 0;
+        }
         if (tasks >= wanted)
             return shape;
-        if (shape.column_step > 8 * k->nr)
-            shape.column_step = round_up(shape.column_step / 2, k->nr);
-        else if (shape.row_step > 4 * k->mr)
-            shape.row_step = round_up(shape.row_step / 2, k->mr);
+        if (shape.rows > LEAST_ROW_PANELS * k->mr)
+            shape.rows = round_up(shape.rows / 2, k->mr);
+        else if (shape.columns > 8 * k->nr)
+            shape.columns = round_up(shape.columns / 2, k->nr);
         else
             return shape;
     }
 }
 
-/* All products' columns [slab_begin, slab_begin + slab). */
-static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t count, size_t slab_begin, size_t slab,
+/* All products' columns [begin, begin + slab). */
+static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,
                            mom_error *err) {
     const mom_kernels *k = x->k;
-    size_t widest = 0, pack_count = 0, block_count = 0, packed_floats = 0;
-    for (size_t i = 0; i < count; i++)
-        if (problems[i].n > slab_begin && problems[i].m)
-            widest = problems[i].n - slab_begin > widest ? problems[i].n - slab_begin : widest;
+    size_t pack_count = 0, block_count = 0, packed = 0, widest = 0;
+    block_run run = {.k = k};
+    for (size_t i = 0; i < count; i++) {
+        const size_t n = columns_in_slab(&problems[i], begin, slab);
+        widest = n > widest ? n : widest;
+    }
     if (!widest)
         return MOM_OK;
-    const task_shape shape = choose_shape(x, problems, count, smaller(widest, slab));
+    const task_shape shape = choose_shape(x, problems, count, begin, widest);
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
-        if (g->n <= slab_begin || !g->m || !g->k)
+        const size_t n = columns_in_slab(g, begin, slab);
+        if (!n)
             continue;
-        const size_t n = smaller(slab, g->n - slab_begin);
-        pack_count += (n + PACK_COLUMNS - 1) / PACK_COLUMNS * ((g->k + k->kc - 1) / k->kc);
-        block_count += (g->m + shape.row_step - 1) / shape.row_step * ((n + shape.column_step - 1) / shape.column_step);
-        packed_floats += round_up(n, k->nr) * g->k;
+        block_count += count_blocks(k, g, shape, n);
+        if (!g->packed_b) {
+            pack_count += count_packs(k, g->precision, n, g->k);
+            packed += packed_items(k, g->precision, n, g->k);
+        }
+        const size_t a = row_step(k, g, shape) * items_of(g->precision, block_depth(k, g->precision, g->k));
+        const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(g, shape), k->nr) : 0;
+        run.a_size = a > run.a_size ? a : run.a_size;
+        run.sums_size = sums > run.sums_size ? sums : run.sums_size;
     }
-    if (!block_count)
-        return MOM_OK;
+    run.a_size = round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
+    run.sums_size = round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
 
     pack_task *packs;
     block_task *blocks;
-    float *packed, *scratch;
+    item *b;
     MOM_ARENA_NEW(packs, x->workspace, pack_count, err);
     MOM_ARENA_NEW(blocks, x->workspace, block_count, err);
-    MOM_ARENA_NEW(packed, x->workspace, packed_floats, err);
-    MOM_ARENA_NEW(scratch, x->workspace, (size_t)x->threads * k->mc * k->kc, err);
+    MOM_ARENA_NEW(b, x->workspace, packed, err);
+    MOM_ARENA_NEW(run.a, x->workspace, (size_t)x->threads * run.a_size, err);
+    MOM_ARENA_NEW(run.sums, x->workspace, (size_t)x->threads * run.sums_size, err);
 
     size_t pack = 0, block = 0;
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
-        if (g->n <= slab_begin || !g->m || !g->k)
+        const size_t n = columns_in_slab(g, begin, slab), columns = column_step(g, shape), rows = row_step(k, g, shape);
+        if (!n)
             continue;
-        const size_t n = smaller(slab, g->n - slab_begin), columns = round_up(n, k->nr);
-        for (size_t p0 = 0; p0 < g->k; p0 += k->kc)
-            for (size_t j0 = 0; j0 < n; j0 += PACK_COLUMNS)
-                packs[pack++] = (pack_task){g, packed, p0, smaller(k->kc, g->k - p0), slab_begin + j0,
-                                            smaller(PACK_COLUMNS, n - j0), slab_begin, columns};
-        for (size_t i0 = 0; i0 < g->m; i0 += shape.row_step)
-            for (size_t j0 = 0; j0 < n; j0 += shape.column_step)
-                blocks[block++] = (block_task){g, packed, i0, smaller(shape.row_step, g->m - i0), j0,
-                                               smaller(shape.column_step, n - j0), columns, slab_begin};
-        packed += columns * g->k;
+        const int before = g->packed_b != NULL;
+        const item *packed_b = before ? g->packed_b : b;
+        const size_t b_columns = round_up(before ? g->n : n, k->nr);
+        if (!before) {
+            pack += add_packs(k, packs + pack, b, &g->b, g->k_scale, g->precision, begin, n, g->k);
+            b += packed_items(k, g->precision, n, g->k);
+        }
+        for (size_t i0 = 0; i0 < g->m; i0 += rows)
+            for (size_t j0 = 0; j0 < n; j0 += columns)
+                blocks[block++] = (block_task){g, packed_b, b_columns, i0, smaller(rows, g->m - i0), begin + j0,
+                                               smaller(columns, n - j0), before ? begin + j0 : j0};
     }
-    run_context run = {k, packs, blocks, scratch};
-    mom_parallel_for(x->threads, pack_count, run_pack, &run);
+    run.blocks = blocks;
+    pack_run packing = {k, packs};
+    mom_parallel_for(x->threads, pack_count, run_pack, &packing);
     mom_parallel_for(x->threads, block_count, run_block, &run);
     return MOM_OK;
 }
-
-_Static_assert(PACK_COLUMNS % 32 == 0, "pack tasks begin at whole panels of every level");
 
 mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t count, mom_error *err) {
     size_t widest = 0;
@@ -209,41 +320,13 @@ mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t coun
         if (problems[i].n > widest)
             widest = problems[i].n;
         if (!problems[i].k)
-            write_empty(&problems[i]);
+            write_empty(x->k, &problems[i]);
     }
-    for (size_t slab_begin = 0; slab_begin < widest; slab_begin += x->k->nc) {
+    for (size_t begin = 0; begin < widest; begin += x->k->nc) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_slab(x, problems, count, slab_begin, x->k->nc, err);
+        const mom_status status = run_slab(x, problems, count, begin, x->k->nc, err);
         mom_arena_release(x->workspace, mark);
         MOM_TRY(status);
     }
     return MOM_OK;
-}
-
-/* Rows of a packed at once by the serial product. */
-static size_t serial_rows(const mom_kernels *k) { return smaller(k->mc, 8 * k->mr); }
-
-size_t mom_gemm_scratch(const mom_kernels *k, size_t n, size_t kk) {
-    const size_t kc = smaller(k->kc, kk);
-    return round_up(round_up(n, k->nr) * kc, 16) + serial_rows(k) * kc;
-}
-
-void mom_gemm_serial(const mom_kernels *k, const mom_gemm *g, float *scratch) {
-    if (!g->k) {
-        write_empty(g);
-        return;
-    }
-    const size_t rows = serial_rows(k);
-    float *a = scratch + round_up(round_up(g->n, k->nr) * smaller(k->kc, g->k), 16);
-    for (size_t p0 = 0; p0 < g->k; p0 += k->kc) {
-        const size_t kc = smaller(k->kc, g->k - p0);
-        pack_b(k, scratch, g, p0, kc, 0, g->n);
-        for (size_t i0 = 0; i0 < g->m; i0 += rows) {
-            const size_t m = smaller(rows, g->m - i0);
-            pack_a(k, a, g, i0, m, p0, kc);
-            macro_kernel(k, m, g->n, kc, a, scratch, g->c + i0 * g->ldc, g->ldc, g->accumulate || p0 > 0);
-        }
-    }
-    if (g->bias && !g->accumulate)
-        add_bias(g->c, g->ldc, g->bias, g->m, g->n);
 }

@@ -1,12 +1,16 @@
-/* Matrix products over packed micro-kernels: plain, with gathered rows, and grouped.
+/* Matrix products over packed micro-kernels: plain, with gathered rows, and grouped; in float32 or bfloat16.
  *
  * SHAPES      c (m, n) = or += a (m, k) * b (k, n) + bias (n)
  * DEFINITION  for i, j: c[i][j] = (accumulate ? c[i][j] : bias ? bias[j] : 0) + sum_p a[i][p] * b[p][j]
  *             with a[i][p] = a.data[row(i) * a.rs + col(p) * a.cs], row(i) = a.row_index ? a.row_index[i] : i,
- *             and likewise for b; k_scale (k) multiplies b's row p.
+ *             and likewise for b; k_scale (k) multiplies b's row p; a factor with a norm is normalised
+ *             first, one with gelu set goes through it.
+ *             precision MOM_BF16 rounds both factors to bfloat16; sums are float32 all the same.
+ * FINISH      A product with `finish` has no c: blocks of finished sums (bias added) are handed to it while they are
+ *             in cache, to be transformed and stored.
  * OCCURS      m, n, k from 1 to some ten thousand; either of a and b transposed (by their strides);
  *             groups of very unequal m (routed layers) or k (gradients of weights).
- * BITS        each element of c is one chain of fused multiply-adds over p within a block of kc, blocks
+ * BITS        each element of c is one chain of fused multiply-adds over p within a block of k, blocks
  *             added in order: independent of threads, of the other rows and of the group.
  */
 #ifndef MOM_KERNELS_GEMM_H
@@ -14,33 +18,54 @@
 
 #include "kernels/kernels.h"
 
-typedef struct {
-    const float *data;
-    size_t rs, cs;            /* strides of rows and columns, in elements */
-    const int32_t *row_index; /* NULL or one per row */
-    const int32_t *col_index; /* NULL or one per column */
-} mom_matrix;
+typedef struct mom_gemm mom_gemm;
 
-typedef struct {
+/* Columns of the blocks that `finish` gets: j0 is a multiple of this, so a sum over a row may be gathered in one
+ * number per block whatever the number of threads. */
+#define MOM_FINISH_COLUMNS ((size_t)512)
+
+/* Rows [i0, i0 + m), columns [j0, j0 + n) of the product; sums (m, n) with row stride ld, which it may overwrite. Runs on
+ * any thread, once for each block. */
+typedef void (*mom_gemm_finish)(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m,
+                                size_t j0, size_t n);
+
+struct mom_gemm {
     size_t m, n, k;
     mom_matrix a, b;
     float *c;
     size_t ldc;
     const float *bias;    /* NULL or (n); ignored when accumulate */
     const float *k_scale; /* NULL or (k) */
-    int accumulate;
-} mom_gemm;
+    int accumulate;       /* not together with finish */
+    mom_dtype precision;
+    const void *packed_b; /* NULL, or b as mom_gemm_pack left it (k_scale included) */
+    mom_gemm_finish finish;
+    const void *context;  /* for finish */
+};
 
 /* Row-major (rows, columns) matrix with row stride ld, and its transpose. */
-static inline mom_matrix mom_matrix_rows(const float *data, size_t ld) { return (mom_matrix){data, ld, 1, NULL, NULL}; }
-static inline mom_matrix mom_matrix_transposed(const float *data, size_t ld) { return (mom_matrix){data, 1, ld, NULL, NULL}; }
+static inline mom_matrix mom_matrix_rows(const float *data, size_t ld) { return (mom_matrix){.data = data, .rs = ld, .cs = 1}; }
+static inline mom_matrix mom_matrix_transposed(const float *data, size_t ld) { return (mom_matrix){.data = data, .rs = 1, .cs = ld}; }
+static inline mom_matrix mom_matrix_of(const void *data, mom_dtype dtype, size_t ld) {
+    return (mom_matrix){.data = data, .rs = ld, .cs = 1, .dtype = dtype};
+}
+static inline mom_matrix mom_matrix_flip(mom_matrix m) {
+    return (mom_matrix){m.data, m.cs, m.rs, m.col_index, m.row_index, m.dtype, m.norm, m.gelu};
+}
 
 /* Runs `count` independent products (their c must not overlap) over all threads. */
 mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t count, mom_error *err);
 
-/* One product on the calling thread, for use inside tasks. scratch holds mom_gemm_scratch floats,
- * 64-byte aligned. Same bits as mom_gemm_run. */
-size_t mom_gemm_scratch(const mom_kernels *k, size_t n, size_t kk);
-void mom_gemm_serial(const mom_kernels *k, const mom_gemm *problem, float *scratch);
+/* A factor b that serves several products is packed once. */
+typedef struct {
+    void *dst; /* mom_gemm_packed_size bytes, aligned to 64 */
+    mom_matrix b;
+    const float *k_scale;
+    size_t n, k;
+    mom_dtype precision;
+} mom_gemm_packing;
+
+size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk);
+mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err);
 
 #endif

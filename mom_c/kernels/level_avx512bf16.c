@@ -6,6 +6,7 @@
 #define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
 #define MOM_GEMM_BF16_NAME "mom_gemm_bf16f32_12x32_avx512bf16"
 #define MOM_GEMM_BF16_UKR mom_gemm_bf16f32_12x32_avx512bf16
+#define MOM_VECTOR 16
 #define MOM_GEMM_MR 12
 #define MOM_GEMM_NR 32
 #define MOM_GEMM_MC 192

@@ -4,67 +4,66 @@
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   qkv[t] = sum over chosen m of (w_tm if weighted_qkv) (LN_m(x_t) W_m + b_m)
  *         x[t]  += sum over chosen m of w_tm (heads_t P_m + p_m)
- * Backward uses the same pass names in reverse. LayerNorm outputs are computed again, not kept.
+ * Backward uses the same pass names in reverse.
  */
+#include <math.h>
 #include <string.h>
 
 #include "model/pool.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
-#include "ops/linear.h"
-
-#include <math.h>
+#include "ops/routed_half.h"
 
 static mom_attention_spec attention_spec(const mom_run *run, const mom_half_saved *saved) {
     const mom_config *c = run->config;
-    const float scale = c->scale_attention ? 1.0f / sqrtf((float)(c->C / c->H)) : 1.0f;
-    return (mom_attention_spec){run->B, run->T, c->C, c->H, scale, c->masked_query,
-                                mom_run_dropout(run, c->attn_pdrop, saved->site + MOM_STREAM_ATTENTION)};
+    return (mom_attention_spec){
+        .B = run->B, .T = run->T, .C = c->C, .H = c->H,
+        .scale = c->scale_attention ? 1.0f / sqrtf((float)(c->C / c->H)) : 1.0f,
+        .masked_query = c->masked_query,
+        .dropout = mom_run_dropout(run, c->attn_pdrop, saved->site + MOM_STREAM_ATTENTION),
+        .offsets = run->offsets,
+        .dtype = c->dtype,
+    };
 }
 
-#define CONST_ARRAY(p) ((const float *const *)(p))
-
-/* mixed q, k, v (N, 3C) of the chosen modules */
-static mom_status mix_qkv(const mom_run *run, const mom_pool *pool, mom_half_saved *saved) {
-    const mom_exec *x = run->exec;
-    const mom_pool_tensors *w = &pool->weight;
-    const size_t N = run->N, C = run->config->C;
-    float *xn, *y;
-    if (!pool->routed) {
-        MOM_ARENA_NEW(xn, x->workspace, N * C, run->err);
-        mom_layernorm_forward(x, xn, saved->mean, saved->rstd, saved->input, w->ln_weight[0], w->ln_bias[0],
-                              run->config->ln_eps, N, C);
-        return mom_linear_forward(x, saved->inner, xn, w->in_weight[0], w->in_bias[0], MOM_WEIGHT_IN_OUT, 0, N, C,
-                                  3 * C, run->err);
-    }
-    const mom_route *r = &saved->route;
-    mom_layernorm_stats(x, saved->mean, saved->rstd, saved->input, run->config->ln_eps, N, C);
-    MOM_ARENA_NEW(xn, x->workspace, r->plan.slots * C, run->err);
-    MOM_ARENA_NEW(y, x->workspace, r->plan.slots * 3 * C, run->err);
-    mom_routed_layernorm_forward(x, xn, saved->input, saved->mean, saved->rstd, CONST_ARRAY(w->ln_weight),
-                                 CONST_ARRAY(w->ln_bias), &r->plan, C);
-    MOM_TRY(mom_routed_linear_forward(x, y, xn, 0, CONST_ARRAY(w->in_weight), CONST_ARRAY(w->in_bias), &r->plan, C,
-                                      3 * C, run->err));
-    mom_routed_combine_forward(x, saved->inner, y, run->config->weighted_qkv ? r->used : NULL, &r->plan, 3 * C, 0);
-    return MOM_OK;
+static const float *qkv_weight(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
+    return pool->routed && run->config->weighted_qkv ? saved->route.used : NULL;
 }
 
-/* out (N, C) += projection of the heads */
-static mom_status project(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved, float *out) {
-    const mom_exec *x = run->exec;
-    const mom_pool_tensors *w = &pool->weight;
-    const size_t N = run->N, C = run->config->C;
+static mom_half_output output_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
+    return (mom_half_output){
+        .inner = saved->heads, .by_token = 1, .weight = pool->routed ? saved->route.used : NULL,
+        .dropout = mom_run_dropout(run, run->config->resid_pdrop, saved->site + MOM_STREAM_OUTPUT),
+    };
+}
+
+/* Which tokens have a module: the others take no part in attention but as keys with score 0. NULL: all have. */
+static mom_status find_active(const mom_run *run, const mom_pool *pool, mom_half_saved *saved) {
+    const mom_routing_plan *plan = &saved->route.plan;
+    uint8_t *active;
+    saved->active = NULL;
     if (!pool->routed)
-        return mom_linear_forward(x, out, saved->heads, w->out_weight[0], w->out_bias[0], MOM_WEIGHT_IN_OUT, 1, N, C, C,
-                                  run->err);
-    const mom_route *r = &saved->route;
-    float *y;
-    MOM_ARENA_NEW(y, x->workspace, r->plan.slots * C, run->err);
-    MOM_TRY(mom_routed_linear_forward(x, y, saved->heads, 1, CONST_ARRAY(w->out_weight), CONST_ARRAY(w->out_bias),
-                                      &r->plan, C, C, run->err));
-    mom_routed_combine_forward(x, out, y, r->used, &r->plan, C, 1);
+        return MOM_OK;
+    MOM_ARENA_NEW(active, run->saved, plan->N, run->err);
+    memset(active, 0, plan->N);
+    for (size_t s = 0; s < plan->slots; s++)
+        active[plan->token[s]] = 1;
+    saved->active = active;
     return MOM_OK;
+}
+
+/* mixed q, k, v (N, 3C) of the chosen modules; rows of tokens without a module are left alone */
+static mom_status mix_qkv(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const mom_half *half) {
+    const mom_routing_plan *plan = &saved->route.plan;
+    const mom_half_layer in = mom_half_in_layer(pool);
+    const float *weight = qkv_weight(run, pool, saved);
+    float *y;
+    if (plan->K <= 1)
+        return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
+    MOM_ARENA_NEW(y, run->exec->workspace, plan->slots * 3 * half->C, run->err);
+    MOM_TRY(mom_half_enter(half, y, MOM_F32, 0, NULL, &in));
+    return mom_half_mix(half, saved->inner, half->dtype, y, weight, 3 * half->C);
 }
 
 static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
@@ -73,30 +72,22 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     const size_t N = run->N, C = c->C;
     mom_error *err = run->err;
     saved->input = x_in;
-    MOM_ARENA_NEW(saved->mean, run->saved, N, err);
-    MOM_ARENA_NEW(saved->rstd, run->saved, N, err);
-    MOM_ARENA_NEW(saved->inner, run->saved, N * 3 * C, err);
-    MOM_ARENA_NEW(saved->heads, run->saved, N * C, err);
-    MOM_ARENA_NEW(saved->lse, run->saved, run->B * c->H * run->T, err);
+    MOM_TRY(mom_half_start(run, pool, saved, state));
+    MOM_TRY(find_active(run, pool, saved));
+    saved->inner = mom_arena_alloc(run->saved, N * 3 * C, mom_dtype_size(c->dtype), err);
+    saved->heads = saved->inner ? mom_arena_alloc(run->saved, N * C, mom_dtype_size(c->dtype), err) : NULL;
+    if (!saved->heads)
+        return MOM_ERR_MEMORY;
+    MOM_ARENA_NEW(saved->lse, run->saved, c->H * N, err);
 
-    if (pool->routed)
-        MOM_TRY(mom_route_forward(run, pool, saved, state));
-    MOM_TRY(mix_qkv(run, pool, saved));
+    mom_layernorm_stats(run->exec, saved->mean, saved->rstd, x_in, c->ln_eps, N, C);
+    const mom_half half = mom_half_of(run, pool, saved);
+    const mom_half_layer out = mom_half_out_layer(pool);
+    const mom_half_output output = output_of(run, pool, saved);
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, &spec, err));
-
-    const mom_dropout dropout = mom_run_dropout(run, c->resid_pdrop, saved->site + MOM_STREAM_OUTPUT);
-    if (x_out != x_in)
-        memcpy(x_out, x_in, N * C * sizeof *x_out);
-    if (dropout.p == 0.0f)
-        return project(run, pool, saved, x_out);
-    float *out;
-    MOM_ARENA_NEW(out, run->exec->workspace, N * C, err);
-    memset(out, 0, N * C * sizeof *out);
-    MOM_TRY(project(run, pool, saved, out));
-    mom_dropout_apply(run->exec, out, out, dropout, N * C);
-    run->exec->k->add(x_out, out, N * C);
-    return MOM_OK;
+    MOM_TRY(mix_qkv(run, pool, saved, &half));
+    MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, saved->active, &spec, err));
+    return mom_half_leave(&half, x_out, &output, &out);
 }
 
 mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
@@ -107,98 +98,43 @@ mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, 
     return status;
 }
 
-/* Backward of project: dheads (N, C); dused (N, K) gradient of the weights through this use. */
-static mom_status project_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dheads,
-                                   float *dused, const float *dout) {
-    const mom_exec *x = run->exec;
-    const mom_pool_tensors *w = &pool->weight, *g = &pool->grad;
-    const size_t N = run->N, C = run->config->C;
-    if (!pool->routed) {
-        MOM_TRY(mom_linear_backward_input(x, dheads, dout, w->out_weight[0], MOM_WEIGHT_IN_OUT, 0, N, C, C, run->err));
-        return mom_linear_backward_weight(x, g->out_weight[0], g->out_bias[0], saved->heads, dout, MOM_WEIGHT_IN_OUT, N,
-                                          C, C, run->err);
-    }
-    const mom_route *r = &saved->route;
-    float *dh, *slot_scale;
-    MOM_ARENA_NEW(dh, x->workspace, r->plan.slots * C, run->err);
-    MOM_ARENA_NEW(slot_scale, x->workspace, r->plan.slots, run->err);
-    mom_routed_slot_scale(slot_scale, r->used, &r->plan);
-    MOM_TRY(mom_routed_linear_backward_input(x, dh, dout, 1, CONST_ARRAY(w->out_weight), &r->plan, C, C, run->err));
-    mom_routed_score_backward(x, dused, dh, saved->heads, 1, dout, CONST_ARRAY(w->out_bias), r->used, &r->plan, C, C);
-    MOM_TRY(mom_routed_linear_backward_weight(x, g->out_weight, g->out_bias, saved->heads, 1, dout, 1, slot_scale,
-                                              &r->plan, C, C, run->err));
-    mom_routed_combine_forward(x, dheads, dh, NULL, &r->plan, C, 0);
+static mom_status new_zeros(float **out, const mom_run *run, size_t n) {
+    MOM_ARENA_NEW(*out, run->exec->workspace, n, run->err);
+    memset(*out, 0, n * sizeof **out);
     return MOM_OK;
-}
-
-/* Backward of mix_qkv: dx (N, C) added to; dused (N, K) only with weighted_qkv. */
-static mom_status mix_qkv_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx,
-                                   float *dused, const float *dqkv) {
-    const mom_exec *x = run->exec;
-    const mom_pool_tensors *w = &pool->weight, *g = &pool->grad;
-    const size_t N = run->N, C = run->config->C;
-    float *xn, *dxn;
-    if (!pool->routed) {
-        MOM_ARENA_NEW(xn, x->workspace, N * C, run->err);
-        MOM_ARENA_NEW(dxn, x->workspace, N * C, run->err);
-        mom_layernorm_forward(x, xn, saved->mean, saved->rstd, saved->input, w->ln_weight[0], w->ln_bias[0],
-                              run->config->ln_eps, N, C);
-        MOM_TRY(mom_linear_backward_weight(x, g->in_weight[0], g->in_bias[0], xn, dqkv, MOM_WEIGHT_IN_OUT, N, C, 3 * C,
-                                           run->err));
-        MOM_TRY(mom_linear_backward_input(x, dxn, dqkv, w->in_weight[0], MOM_WEIGHT_IN_OUT, 0, N, C, 3 * C, run->err));
-        return mom_layernorm_backward(x, dx, g->ln_weight[0], g->ln_bias[0], dxn, saved->input, w->ln_weight[0],
-                                      saved->mean, saved->rstd, N, C, run->err);
-    }
-    const mom_route *r = &saved->route;
-    const size_t slots = r->plan.slots;
-    MOM_ARENA_NEW(xn, x->workspace, slots * C, run->err);
-    MOM_ARENA_NEW(dxn, x->workspace, slots * C, run->err);
-    mom_routed_layernorm_forward(x, xn, saved->input, saved->mean, saved->rstd, CONST_ARRAY(w->ln_weight),
-                                 CONST_ARRAY(w->ln_bias), &r->plan, C);
-    MOM_TRY(mom_routed_linear_backward_input(x, dxn, dqkv, 1, CONST_ARRAY(w->in_weight), &r->plan, C, 3 * C, run->err));
-    float *slot_scale = NULL;
-    if (dused) {
-        MOM_ARENA_NEW(slot_scale, x->workspace, slots, run->err);
-        mom_routed_slot_scale(slot_scale, r->used, &r->plan);
-        mom_routed_score_backward(x, dused, dxn, xn, 0, dqkv, CONST_ARRAY(w->in_bias), r->used, &r->plan, C, 3 * C);
-    }
-    MOM_TRY(mom_routed_linear_backward_weight(x, g->in_weight, g->in_bias, xn, 0, dqkv, 1, slot_scale, &r->plan, C,
-                                              3 * C, run->err));
-    return mom_routed_layernorm_backward(x, dx, g->ln_weight, g->ln_bias, dxn, saved->input, saved->mean, saved->rstd,
-                                         CONST_ARRAY(w->ln_weight), &r->plan, C, run->err);
 }
 
 static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx,
                            const float *state, float *dstate, int has_dstate, const mom_balance_terms *balance) {
     const mom_config *c = run->config;
     const mom_exec *x = run->exec;
-    const size_t N = run->N, C = c->C;
+    const mom_pool_tensors *d = &pool->grad;
+    const size_t N = run->N, C = c->C, scores = N * saved->route.plan.K, size = mom_dtype_size(c->dtype);
+    const mom_half half = mom_half_of(run, pool, saved);
+    const mom_half_layer in = mom_half_in_layer(pool), out = mom_half_out_layer(pool);
+    const mom_half_output output = output_of(run, pool, saved);
+    const float *weight = qkv_weight(run, pool, saved);
     mom_error *err = run->err;
-    float *dheads, *dqkv, *dused = NULL, *dused_qkv = NULL;
-    MOM_ARENA_NEW(dheads, x->workspace, N * C, err);
-    MOM_ARENA_NEW(dqkv, x->workspace, N * 3 * C, err);
-    if (pool->routed) {
-        const size_t n = N * saved->route.plan.K;
-        MOM_ARENA_NEW(dused, x->workspace, n, err);
-        memset(dused, 0, n * sizeof *dused);
-        if (c->weighted_qkv) {
-            MOM_ARENA_NEW(dused_qkv, x->workspace, n, err);
-            memset(dused_qkv, 0, n * sizeof *dused_qkv);
-        }
-    }
-
-    const mom_dropout dropout = mom_run_dropout(run, c->resid_pdrop, saved->site + MOM_STREAM_OUTPUT);
-    const float *dout = dx;
-    if (dropout.p != 0.0f) {
-        float *masked;
+    float *dused = NULL, *dused_qkv = NULL, *masked = NULL;
+    void *dheads, *dqkv;
+    if (!(dheads = mom_arena_alloc(x->workspace, N * C, size, err)) ||
+        !(dqkv = mom_arena_alloc(x->workspace, N * 3 * C, size, err)))
+        return MOM_ERR_MEMORY;
+    if (pool->routed)
+        MOM_TRY(new_zeros(&dused, run, scores));
+    if (weight)
+        MOM_TRY(new_zeros(&dused_qkv, run, scores));
+    if (output.dropout.p > 0.0f) {
         MOM_ARENA_NEW(masked, x->workspace, N * C, err);
-        mom_dropout_apply(x, masked, dx, dropout, N * C);
-        dout = masked;
+        mom_dropout_apply(x, masked, dx, output.dropout, N * C);
     }
-    MOM_TRY(project_backward(run, pool, saved, dheads, dused, dout));
+    MOM_TRY(mom_half_leave_backward(&half, d->out_weight, d->out_bias, dused, saved->heads, dheads, &output,
+                                    masked ? masked : dx, &out));
     const mom_attention_spec spec = attention_spec(run, saved);
-    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, &spec, err));
-    MOM_TRY(mix_qkv_backward(run, pool, saved, dx, dused_qkv, dqkv));
+    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, saved->active,
+                                   &spec, err));
+    MOM_TRY(mom_half_enter_backward(&half, d->in_weight, d->in_bias, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
+                                    weight, &in));
     if (!pool->routed)
         return MOM_OK;
     return mom_route_backward(run, pool, saved, dx, dused, dused_qkv, state, dstate, has_dstate, balance);

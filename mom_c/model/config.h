@@ -32,6 +32,7 @@ typedef struct {
     float ln_eps;
     int scale_attention;
     float init_range, anchor_proj_range; /* standard deviations of fresh weights */
+    mom_dtype dtype; /* of stored activations and of the factors of products */
     size_t num_labels; /* 0: language model */
 } mom_config;
 

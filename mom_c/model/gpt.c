@@ -15,7 +15,7 @@
 #include "ops/layernorm.h"
 #include "ops/linear.h"
 
-enum { SITE_EMBEDDING = 1, SITE_FIRST_HALF = 16 };
+enum { SITE_EMBEDDING = 1 };
 
 mom_status mom_gpt_init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     memset(gpt, 0, sizeof *gpt);
@@ -202,6 +202,16 @@ static void move_route(const mom_gpt *gpt, const mom_pool *pool, mom_route *r, c
                      .prob_sums = prob_sums, .tokens = r->tokens};
 }
 
+static mom_status pack_place(mom_gpt *gpt, mom_place *place, int transposed) {
+    MOM_TRY(mom_pool_pack(&gpt->run, &place->attn, place->rounds, transposed));
+    return mom_pool_pack(&gpt->run, &place->ffn, place->rounds, transposed);
+}
+
+static void unpack_place(mom_place *place) {
+    mom_pool_unpack(&place->attn);
+    mom_pool_unpack(&place->ffn);
+}
+
 static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **x, mom_error *err) {
     const mom_run *run = &gpt->run;
     const mom_place *place = &gpt->params.places[i];
@@ -231,6 +241,9 @@ static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **
             else
                 MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
             *x = next;
+            const mom_observer *observer = gpt->batch.observer;
+            if (observer)
+                observer->half_done(observer->context, run, i, round, half, saved);
             if (pool->routed && recurrent)
                 states[half] = saved->route.router.hidden;
             if (gpt->batch.keep)
@@ -254,10 +267,18 @@ static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
         MOM_ARENA_NEW(gpt->halves[i], &gpt->saved, n, err);
         memset(gpt->halves[i], 0, n * sizeof(mom_half_saved));
     }
-    uint64_t site = SITE_FIRST_HALF;
+    uint64_t site = MOM_SITE_FIRST_HALF;
     float *x = gpt->embedded;
-    for (size_t i = 0; i < places; i++)
-        MOM_TRY(forward_place(gpt, i, &site, &x, err));
+    for (size_t i = 0; i < places; i++) {
+        mom_place *place = &gpt->params.places[i];
+        const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
+        mom_status status = pack_place(gpt, place, 0);
+        if (status == MOM_OK)
+            status = forward_place(gpt, i, &site, &x, err);
+        unpack_place(place);
+        mom_arena_release(&gpt->workspace, mark);
+        MOM_TRY(status);
+    }
     gpt->x = x;
     return MOM_OK;
 }
@@ -353,7 +374,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
 
 static int draws(const mom_config *c, const mom_batch *batch) {
     const int dropout = c->embd_pdrop > 0.0f || c->attn_pdrop > 0.0f || c->resid_pdrop > 0.0f;
-    return (batch->training && dropout) || (c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE);
+    return (batch->training && dropout) || mom_config_draws(c);
 }
 
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
@@ -362,14 +383,16 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
     mom_arena_clear(&gpt->workspace);
     mom_exec *own; /* lives as long as the activations that backward reads through run.exec */
     MOM_ARENA_NEW(own, &gpt->saved, 1, err);
-    *own = (mom_exec){exec->k, exec->threads, &gpt->workspace};
-    gpt->run = (mom_run){own, &gpt->config, &gpt->saved, batch->B, batch->T, batch->B * batch->T, NULL, batch->training,
-                         gpt->seed, gpt->counter, err};
+    *own = (mom_exec){exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
+    gpt->run = (mom_run){.exec = own, .config = &gpt->config, .saved = &gpt->saved, .B = batch->B, .T = batch->T,
+                         .N = batch->B * batch->T, .training = batch->training, .seed = gpt->seed,
+                         .counter = gpt->counter, .err = err};
     gpt->losses = (mom_losses){0};
     gpt->losses.lm_loss = gpt->losses.balance_loss = NAN;
 
     const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
     const mom_status status = forward(gpt, batch, err);
+    gpt->batch.observer = NULL; /* the caller's, for this call only */
     mom_arena_release(&gpt->workspace, mark);
     if (status != MOM_OK) {
         gpt->has_routes = 0;
@@ -386,12 +409,13 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err) {
     if (!gpt->has_routes)
         return mom_error_set(err, MOM_ERR_STATE, "logits: there is no forward pass to take them from");
-    const mom_exec x = {exec->k, exec->threads, &gpt->workspace};
+    const mom_exec x = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     const size_t C = gpt->config.C, V = gpt->config.V;
     mom_gemm g = {.m = count, .n = V, .k = C, .c = out, .ldc = V};
     g.a = mom_matrix_rows(gpt->hidden, C);
     g.a.row_index = rows;
     g.b = mom_matrix_transposed(mom_param_value(&gpt->params, gpt->params.wte), C);
+    g.precision = x.precision;
     return mom_gemm_run(&x, &g, 1, err);
 }
 
@@ -520,8 +544,12 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
         if (p->places[i].block)
             block--;
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
-        MOM_TRY(backward_place(gpt, i, block, dx, &balance, balance_scale, err));
+        mom_status status = pack_place(gpt, &p->places[i], 1);
+        if (status == MOM_OK)
+            status = backward_place(gpt, i, block, dx, &balance, balance_scale, err);
+        unpack_place(&p->places[i]);
         mom_arena_release(&gpt->workspace, mark);
+        MOM_TRY(status);
     }
 
     /* pass 1: embedding */
@@ -536,7 +564,7 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
         return mom_error_set(err, MOM_ERR_STATE,
                              "backward: needs a forward pass with labels before it, and can follow it only once");
     MOM_TRY(mom_params_add_gradients(&gpt->params, err));
-    mom_exec own = {exec->k, exec->threads, &gpt->workspace};
+    mom_exec own = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     gpt->run.exec = &own;
     gpt->run.err = err;
     const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
@@ -551,6 +579,11 @@ void mom_gpt_zero_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     if (p->grads)
         memset(p->grads, 0, p->total * sizeof(float));
+    mom_gpt_forget_grad(gpt);
+}
+
+void mom_gpt_forget_grad(mom_gpt *gpt) {
+    mom_params *p = &gpt->params;
     for (size_t i = 0; i < p->count; i++)
         p->table[i].used = 0;
     const mom_config *c = &gpt->config;

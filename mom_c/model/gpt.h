@@ -9,6 +9,21 @@
 
 #include "model/pool.h"
 
+/* Called after every half of a forward pass, in order, while the half's activations are there. */
+typedef struct {
+    void (*half_done)(void *context, const mom_run *run, size_t place, size_t round, int half,
+                      const mom_half_saved *saved);
+    void *context;
+} mom_observer;
+
+/* The first random stream of the halves; each half of each round takes MOM_STREAMS of them, in order. */
+#define MOM_SITE_FIRST_HALF 16
+
+/* Whether a call without dropout uses random numbers, and so raises the counter. */
+static inline int mom_config_draws(const mom_config *c) {
+    return c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE;
+}
+
 typedef struct {
     size_t B, T;
     const int32_t *tokens;    /* (B, T) ids below V */
@@ -22,6 +37,7 @@ typedef struct {
     mom_label_loss label_loss;
     int keep;     /* keep activations for backward */
     int training; /* dropout */
+    const mom_observer *observer; /* or NULL */
 } mom_batch;
 
 typedef struct {
@@ -72,5 +88,7 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
 
 void mom_gpt_zero_grad(mom_gpt *gpt);
+/* The same for gradients that are zero already: no parameter has one, and the counts of a step begin anew. */
+void mom_gpt_forget_grad(mom_gpt *gpt);
 
 #endif

@@ -77,7 +77,7 @@ static void add_pool(builder *b, const mom_config *c, mom_place *place, mom_pool
     pool->S = attn ? c->choices_attn : c->choices_ffn;
     pool->K = c->top_k < pool->S ? c->top_k : pool->S;
     pool->F = attn ? 3 * c->C : c->F;
-    pool->spec = (mom_router_spec){c->router_kind, c->router_random, c->C, c->R, pool->S};
+    pool->spec = (mom_router_spec){c->router_kind, c->router_random, c->C, c->R, pool->S, 0};
     pool->first_param = b->count;
 
     char half[64], norm[96];

@@ -41,6 +41,7 @@ typedef struct {
     mom_pool_tensors weight, grad;
     mom_router_spec spec;
     mom_router_tensors router_weight, router_grad;
+    const void **packed_in, **packed_out; /* by module, between mom_pool_pack and mom_pool_unpack; else NULL */
     size_t first_param; /* see mom_pool_param */
     size_t first_router_param, router_params;
 } mom_pool;

@@ -23,6 +23,74 @@ static void module_scores(float *out, const float *scores, size_t N, size_t S, s
         memcpy(out + t * M, scores + t * S, M * sizeof *out);
 }
 
+mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
+    const mom_pool_tensors *w = &pool->weight;
+    return (mom_half){run->exec, &saved->route.plan, run->config->dtype, run->config->C, saved->input, saved->mean,
+                      saved->rstd, (const float *const *)w->ln_weight, (const float *const *)w->ln_bias, run->err};
+}
+
+mom_half_layer mom_half_in_layer(const mom_pool *pool) {
+    const mom_pool_tensors *w = &pool->weight;
+    return (mom_half_layer){pool->spec.C, pool->F, (const float *const *)w->in_weight, (const float *const *)w->in_bias,
+                            pool->packed_in};
+}
+
+mom_half_layer mom_half_out_layer(const mom_pool *pool) {
+    const mom_pool_tensors *w = &pool->weight;
+    const size_t C = pool->spec.C;
+    return (mom_half_layer){pool->kind == MOM_POOL_ATTN ? C : pool->F, C, (const float *const *)w->out_weight,
+                            (const float *const *)w->out_bias, pool->packed_out};
+}
+
+mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
+    MOM_ARENA_NEW(saved->mean, run->saved, run->N, run->err);
+    MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);
+    if (pool->routed)
+        return mom_route_forward(run, pool, saved, state);
+    return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
+}
+
+/* Products of fewer rows than this pack just what they need. */
+#define PACK_ROWS 128
+
+static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_packing *packings, size_t M,
+                             const mom_half_layer *layer, int transposed) {
+    const mom_exec *x = run->exec;
+    const mom_dtype precision = run->config->dtype;
+    const size_t n = transposed ? layer->In : layer->Out, k = transposed ? layer->Out : layer->In;
+    const void **pointers;
+    MOM_ARENA_NEW(pointers, x->workspace, M, run->err);
+    for (size_t m = 0; m < M; m++) {
+        void *dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, n, k), 1, run->err);
+        if (!dst)
+            return MOM_ERR_MEMORY;
+        const mom_matrix weight = mom_matrix_rows(layer->weight[m], layer->Out);
+        packings[m] = (mom_gemm_packing){dst, transposed ? mom_matrix_flip(weight) : weight, NULL, n, k, precision};
+        pointers[m] = dst;
+    }
+    *packed = pointers;
+    return MOM_OK;
+}
+
+mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed) {
+    const size_t M = pool->M;
+    mom_pool_unpack(pool);
+    if (rounds < 2 || run->N < PACK_ROWS)
+        return MOM_OK;
+    mom_gemm_packing *packings;
+    const void **in, **out;
+    const mom_half_layer in_layer = mom_half_in_layer(pool), out_layer = mom_half_out_layer(pool);
+    MOM_ARENA_NEW(packings, run->exec->workspace, 2 * M, run->err);
+    MOM_TRY(pack_layer(run, &in, packings, M, &in_layer, transposed));
+    MOM_TRY(pack_layer(run, &out, packings + M, M, &out_layer, transposed));
+    MOM_TRY(mom_gemm_pack(run->exec, packings, 2 * M, run->err));
+    pool->packed_in = in;
+    pool->packed_out = out;
+    return MOM_OK;
+}
+
+void mom_pool_unpack(mom_pool *pool) { pool->packed_in = pool->packed_out = NULL; }
+
 mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
     const mom_config *c = run->config;
     mom_route *r = &saved->route;
@@ -39,8 +107,10 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
     MOM_ARENA_NEW(r->kept, run->saved, N * K, err);
 
     const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
-    MOM_TRY(mom_router_forward(run->exec, r->scores, &r->router, saved->input, state, &pool->router_weight, noise,
-                               &pool->spec, N, err));
+    mom_router_spec spec = pool->spec;
+    spec.few_rows = run->few_rows;
+    MOM_TRY(mom_router_forward(run->exec, r->scores, &r->router, saved->input, state, &pool->router_weight, noise, &spec,
+                               N, err));
     mom_router_scores_forward(run->exec, r->scores, r->scores, c->router_softmax, c->temperature, N, S);
     mom_router_topk_forward(run->exec, r->index, r->kept, r->scores, c->router_softmax, N, S, K);
 
@@ -61,7 +131,7 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
 
     r->tokens = 0.0;
     r->counts = r->prob_sums = NULL;
-    if (balance_wanted(c)) {
+    if (balance_wanted(c) && !run->few_rows) {
         MOM_ARENA_NEW(r->counts, run->saved, S, err);
         MOM_ARENA_NEW(r->prob_sums, run->saved, S, err);
         memset(r->counts, 0, S * sizeof *r->counts);

@@ -10,7 +10,7 @@
 
 #include "base/dropout.h"
 #include "model/params.h"
-#include "ops/routed_linear.h"
+#include "ops/routed_half.h"
 
 /* One call of the network, seen from a pool. */
 typedef struct {
@@ -19,8 +19,10 @@ typedef struct {
     mom_arena *saved;     /* activations for backward and routes */
     size_t B, T, N;       /* N = B * T */
     const uint8_t *mask;  /* (N) keys, or NULL */
+    const int32_t *offsets; /* (B + 1) first row of each sequence, or NULL: T rows each */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
+    int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
     mom_error *err;
 } mom_run;
 
@@ -40,10 +42,11 @@ typedef struct {
 typedef struct {
     const float *input;        /* (N, C) residual stream before this half */
     float *mean, *rstd;        /* (N) */
-    mom_route route;           /* routed halves only */
-    float *inner;              /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F) */
-    float *heads;              /* attention: (N, C) */
-    float *lse;                /* attention: (B, H, T) */
+    mom_route route;           /* of a half that is not routed: just the plan */
+    void *inner;               /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F); of the config's dtype */
+    void *heads;               /* attention: (N, C), as inner */
+    float *lse;                /* attention: (N, H) */
+    const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     uint64_t site;             /* identifies this half and round among the random streams */
 } mom_half_saved;
 
@@ -74,6 +77,18 @@ mom_status mom_ffn_pool_backward(const mom_run *run, mom_pool *pool, const mom_h
                                  const float *state, float *dstate, int has_dstate, const mom_balance_terms *balance);
 
 /* ---- shared by the two kinds (pool.c) */
+
+/* Statistics' memory, and the route, or the plan that sends every token to the only module. */
+mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
+mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved);
+mom_half_layer mom_half_in_layer(const mom_pool *pool);
+mom_half_layer mom_half_out_layer(const mom_pool *pool);
+
+/* Packs the weights that all rounds of a place use, forward as they are or backward transposed, into the workspace, until
+ * mom_pool_unpack; without effect where it would not pay. */
+mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed);
+void mom_pool_unpack(mom_pool *pool);
+
 mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
 
 /* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each),

@@ -1,5 +1,9 @@
+/* DESIGN  Only what has to be in order is sorted: with top-k the k largest, kept in a heap while passing over the logits;
+ *         with top-p the tokens that can be among the smallest sufficient set at all; without either nothing.
+ */
 #include "model/sample.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,61 +23,173 @@ static int compare(const void *a, const void *b) {
     return x->token < y->token ? -1 : x->token > y->token;
 }
 
-static int32_t greedy(const float *logits, size_t V) {
-    size_t best = 0;
-    for (size_t v = 1; v < V; v++)
-        if (logits[v] > logits[best])
-            best = v;
-    return (int32_t)best;
+#define SCAN ((size_t)64)
+
+/* The first token of the largest logit. */
+static int32_t greedy(const mom_kernels *k, const float *logits, size_t V) {
+    const float largest = k->max(logits, V);
+    for (size_t v = 0; v < V; v += SCAN) {
+        const size_t end = V - v < SCAN ? V : v + SCAN;
+        int found = 0;
+        for (size_t i = v; i < end; i++)
+            found |= logits[i] == largest;
+        for (size_t i = v; found && i < end; i++)
+            if (logits[i] == largest)
+                return (int32_t)i;
+    }
+    return 0;
 }
 
-static int32_t draw(candidate *c, const float *logits, const mom_sampling *s, size_t row, size_t V) {
-    for (size_t v = 0; v < V; v++)
+/* Moves c[i] down to its place in a heap whose root comes last in the order of `compare`. */
+static void sift_down(candidate *c, size_t i, size_t n) {
+    const candidate moved = c[i];
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && compare(&c[child + 1], &c[child]) > 0)
+            child++;
+        if (compare(&c[child], &moved) <= 0)
+            break;
+        c[i] = c[child];
+    }
+    c[i] = moved;
+}
+
+/* The `count` first of all tokens, in order; count <= V. */
+static void take_largest(candidate *c, size_t count, const float *logits, size_t V) {
+    for (size_t v = 0; v < count; v++)
         c[v] = (candidate){logits[v], (int32_t)v};
-    qsort(c, V, sizeof *c, compare);
-    size_t n = s->top_k && s->top_k < V ? s->top_k : V;
+    for (size_t i = count / 2; i-- > 0;)
+        sift_down(c, i, count);
+    for (size_t v = count; v < V; v++) {
+        if (logits[v] <= c[0].logit) /* an equal one of a higher token comes after it */
+            continue;
+        c[0] = (candidate){logits[v], (int32_t)v};
+        sift_down(c, 0, count);
+    }
+    qsort(c, count, sizeof *c, compare);
+}
+
+/* Probability of a token up to the common factor: its distance to the largest logit decides. */
+static double weight_of(float logit, float largest, const mom_sampling *s) {
+    return exp(((double)logit - (double)largest) / (double)s->temperature);
+}
+
+static double total_weight(const candidate *c, size_t n, const mom_sampling *s) {
     double total = 0.0;
     for (size_t i = 0; i < n; i++)
-        total += exp(((double)c[i].logit - (double)c[0].logit) / (double)s->temperature);
-    if (s->top_p < 1.0f) {
-        /* The smallest set whose probability reaches top_p; the most probable token always stays. */
-        double sum = 0.0;
-        size_t keep = 0;
-        while (keep < n && (keep == 0 || sum < (double)s->top_p * total))
-            sum += exp(((double)c[keep++].logit - (double)c[0].logit) / (double)s->temperature);
-        n = keep;
-        total = sum;
+        total += weight_of(c[i].logit, c[0].logit, s);
+    return total;
+}
+
+/* The smallest number of leading candidates whose weights reach `mass`; the first always stays. *sum: their weight. */
+static size_t nucleus(const candidate *c, size_t n, double mass, const mom_sampling *s, double *sum) {
+    size_t keep = 0;
+    *sum = 0.0;
+    while (keep < n && (keep == 0 || *sum < mass))
+        *sum += weight_of(c[keep++].logit, c[0].logit, s);
+    return keep;
+}
+
+/* Candidates in order for top-p over all tokens, and their total weight including those left out. The ones of less than
+ * (1 - top_p) / V of the total have less than 1 - top_p together, so the set is found among the others. */
+static size_t take_probable(const mom_exec *x, candidate *c, float *weights, const float *logits, const mom_sampling *s,
+                            size_t V, double *total) {
+    const float largest = x->k->max(logits, V);
+    *total = 0.0;
+    for (size_t v = 0; v < V; v++) {
+        weights[v] = (float)weight_of(logits[v], largest, s);
+        *total += (double)weights[v];
     }
-    const uint64_t key = mom_rng_key(s->seed, s->step, row);
-    double left = (double)(mom_rng_u64(key, 0) >> 11) * 0x1p-53 * total;
+    const double least = (1.0 - (double)s->top_p) * 0.999 / (double)V * *total;
+    size_t n = 0;
+    for (size_t v = 0; v < V; v++)
+        if ((double)weights[v] >= least)
+            c[n++] = (candidate){logits[v], (int32_t)v};
+    qsort(c, n, sizeof *c, compare);
+    return n;
+}
+
+static double uniform(const mom_sampling *s, size_t row) {
+    return (double)(mom_rng_u64(mom_rng_key(s->seed, s->step, row), 0) >> 11) * 0x1p-53;
+}
+
+static int32_t draw_candidate(const candidate *c, size_t n, double total, const mom_sampling *s, size_t row) {
+    double left = uniform(s, row) * total;
     for (size_t i = 0; i < n; i++) {
-        left -= exp(((double)c[i].logit - (double)c[0].logit) / (double)s->temperature);
+        left -= weight_of(c[i].logit, c[0].logit, s);
         if (left < 0.0)
             return c[i].token;
     }
     return c[n - 1].token;
 }
 
-mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, const mom_sampling *s, size_t B, size_t V,
-                      mom_error *err) {
-    for (size_t b = 0; b < B; b++) {
-        int any = 0; /* a token that can be chosen; single ones may be ruled out by -inf */
-        for (size_t v = 0; v < V; v++) {
-            const float logit = logits[b * V + v];
-            if (isnan(logit) || logit == INFINITY)
-                return mom_error_set(err, MOM_ERR_VALUE, "logits: %s at row %zu, token %zu",
-                                     isnan(logit) ? "not a number" : "infinite", b, v);
-            any |= logit != -INFINITY;
-        }
-        if (!any)
-            return mom_error_set(err, MOM_ERR_VALUE, "logits: every token of row %zu is minus infinity", b);
+/* Among all tokens, in order of their ids. */
+static int32_t draw_any(const mom_exec *x, float *weights, const float *logits, const mom_sampling *s, size_t row, size_t V) {
+    const float largest = x->k->max(logits, V), factor = 1.0f / s->temperature;
+    for (size_t v = 0; v < V; v++)
+        weights[v] = logits[v] - largest;
+    x->k->exp_sum(weights, weights, factor < FLT_MAX ? factor : FLT_MAX, 0.0f, V);
+    double total = 0.0;
+    for (size_t v = 0; v < V; v++)
+        total += (double)weights[v];
+    double left = uniform(s, row) * total;
+    size_t last = 0;
+    for (size_t v = 0; v < V; v++) {
+        if (weights[v] == 0.0f)
+            continue;
+        last = v;
+        left -= (double)weights[v];
+        if (left < 0.0)
+            break;
     }
+    return (int32_t)last;
+}
+
+static int32_t draw(const mom_exec *x, candidate *c, float *weights, const float *logits, const mom_sampling *s, size_t row,
+                    size_t V) {
+    const size_t count = s->top_k && s->top_k < V ? s->top_k : V;
+    if (count == V && s->top_p >= 1.0f)
+        return draw_any(x, weights, logits, s, row, V);
+    size_t n = count;
+    double total;
+    if (count < V) {
+        take_largest(c, count, logits, V);
+        total = total_weight(c, n, s);
+    } else {
+        n = take_probable(x, c, weights, logits, s, V, &total);
+    }
+    if (s->top_p < 1.0f)
+        n = nucleus(c, n, (double)s->top_p * total, s, &total);
+    return draw_candidate(c, n, total, s, row);
+}
+
+/* Logits that no choice can be made from. */
+static mom_status check_row(const float *logits, size_t row, size_t V, mom_error *err) {
+    int any = 0, bad = 0; /* a token that can be chosen; single ones may be ruled out by -inf */
+    for (size_t v = 0; v < V; v++) {
+        bad |= !(logits[v] < INFINITY);
+        any |= logits[v] > -INFINITY;
+    }
+    for (size_t v = 0; bad && v < V; v++)
+        if (!(logits[v] < INFINITY))
+            return mom_error_set(err, MOM_ERR_VALUE, "logits: %s at row %zu, token %zu",
+                                 isnan(logits[v]) ? "not a number" : "infinite", row, v);
+    if (!any)
+        return mom_error_set(err, MOM_ERR_VALUE, "logits: every token of row %zu is minus infinity", row);
+    return MOM_OK;
+}
+
+mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, const mom_sampling *s, const uint8_t *skip,
+                      size_t B, size_t V, mom_error *err) {
+    for (size_t b = 0; b < B; b++)
+        if (!skip || !skip[b])
+            MOM_TRY(check_row(logits + b * V, b, V, err));
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     candidate *c = mom_arena_alloc(x->workspace, V, sizeof *c, err);
-    if (!c)
-        return MOM_ERR_MEMORY;
-    for (size_t b = 0; b < B; b++)
-        tokens[b] = s->temperature == 0.0f ? greedy(logits + b * V, V) : draw(c, logits + b * V, s, b, V);
+    float *weights = c ? mom_arena_alloc(x->workspace, V, sizeof *weights, err) : NULL;
+    for (size_t b = 0; weights && b < B; b++)
+        if (!skip || !skip[b])
+            tokens[b] = s->temperature == 0.0f ? greedy(x->k, logits + b * V, V)
+                                               : draw(x, c, weights, logits + b * V, s, b, V);
     mom_arena_release(x->workspace, mark);
-    return MOM_OK;
+    return weights ? MOM_OK : MOM_ERR_MEMORY;
 }

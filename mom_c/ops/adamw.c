@@ -1,59 +1,75 @@
-/* One pass over all tensors, cut into chunks of fixed size; a task finds its chunk by walking the list, which
- * costs little beside the chunk itself and needs no memory. */
+/* Passes over all tensors, cut into chunks of fixed size: a task is a chunk, found by bisection in the list. */
 #include "ops/adamw.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/parallel.h"
 
 #define CHUNK ((size_t)16384) /* elements per task */
 
-static size_t tensor_chunks(const mom_adamw_tensor *tensor) {
-    return tensor->used ? (tensor->n + CHUNK - 1) / CHUNK : 0;
-}
-
-static size_t total_chunks(const mom_adamw_tensor *tensors, size_t count) {
+/* Numbers the chunks of all tensors, or of the used ones; returns how many there are. */
+static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int unused_too) {
     size_t total = 0;
-    for (size_t i = 0; i < count; i++)
-        total += tensor_chunks(&tensors[i]);
+    for (size_t i = 0; i < count; i++) {
+        tensors[i].first_chunk = total;
+        if (tensors[i].used || unused_too)
+            total += (tensors[i].n + CHUNK - 1) / CHUNK;
+    }
     return total;
-}
-
-/* The tensor of a chunk; *begin and *n are its range of elements. */
-static const mom_adamw_tensor *find_chunk(const mom_adamw_tensor *tensor, size_t chunk, size_t *begin, size_t *n) {
-    for (size_t chunks; chunk >= (chunks = tensor_chunks(tensor)); tensor++)
-        chunk -= chunks;
-    *begin = chunk * CHUNK;
-    *n = tensor->n - *begin < CHUNK ? tensor->n - *begin : CHUNK;
-    return tensor;
 }
 
 typedef struct {
     const mom_kernels *k;
     const mom_adamw_tensor *tensors;
+    size_t count, chunks;
     const mom_adamw_spec *spec;
     float factor;
     double *partial;
 } tensors_job;
 
+/* The tensor of a chunk: the last one that begins at it or before, as those without chunks begin where the next one
+ * does. *begin and *n are the chunk's range of elements. */
+static const mom_adamw_tensor *find_chunk(const tensors_job *job, size_t chunk, size_t *begin, size_t *n) {
+    size_t low = 0, high = job->count;
+    while (high - low > 1) {
+        const size_t middle = low + (high - low) / 2;
+        if (job->tensors[middle].first_chunk <= chunk)
+            low = middle;
+        else
+            high = middle;
+    }
+    const mom_adamw_tensor *tensor = &job->tensors[low];
+    *begin = (chunk - tensor->first_chunk) * CHUNK;
+    *n = tensor->n - *begin < CHUNK ? tensor->n - *begin : CHUNK;
+    return tensor;
+}
+
+/* From the last chunk to the first: the norm was summed from the first to the last, so that the gradients read last
+ * are still in the caches. */
 static void step_task(void *context, size_t task, int thread) {
     const tensors_job *job = context;
     const mom_adamw_spec *spec = job->spec;
     size_t begin, n;
-    const mom_adamw_tensor *tensor = find_chunk(job->tensors, task, &begin, &n);
+    const mom_adamw_tensor *tensor = find_chunk(job, job->chunks - 1 - task, &begin, &n);
+    (void)thread;
+    if (!tensor->used) {
+        memset(tensor->grad + begin, 0, n * sizeof(float));
+        return;
+    }
     const double t = tensor->step + 1.0;
     const double step_size = spec->lr / (1.0 - pow(spec->beta1, t));
     const double inv_bias2 = 1.0 / sqrt(1.0 - pow(spec->beta2, t));
     const double decay = tensor->decay ? 1.0 - spec->lr * spec->weight_decay : 1.0;
-    (void)thread;
     job->k->adamw(tensor->param + begin, tensor->grad + begin, tensor->exp_avg + begin, tensor->exp_avg_sq + begin,
-                  1.0f, (float)spec->beta1, (float)spec->beta2, (float)spec->eps, (float)step_size, (float)inv_bias2,
-                  (float)decay, n);
+                  spec->grad_scale, (float)spec->beta1, (float)spec->beta2, (float)spec->eps, (float)step_size,
+                  (float)inv_bias2, (float)decay, spec->zero_grad, n);
 }
 
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec) {
-    tensors_job job = {x->k, tensors, spec, 1.0f, NULL};
-    mom_parallel_for(x->threads, total_chunks(tensors, count), step_task, &job);
+    const size_t chunks = number_chunks(tensors, count, spec->zero_grad);
+    tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks, .spec = spec};
+    mom_parallel_for(x->threads, chunks, step_task, &job);
     for (size_t i = 0; i < count; i++) {
         if (tensors[i].used)
             tensors[i].step += 1.0;
@@ -63,16 +79,15 @@ void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, 
 static void norm_task(void *context, size_t task, int thread) {
     const tensors_job *job = context;
     size_t begin, n;
-    const mom_adamw_tensor *tensor = find_chunk(job->tensors, task, &begin, &n);
+    const mom_adamw_tensor *tensor = find_chunk(job, task, &begin, &n);
     (void)thread;
     job->partial[task] = job->k->sum_squares(tensor->grad + begin, n);
 }
 
-mom_status mom_grad_norm(const mom_exec *x, double *norm, const mom_adamw_tensor *tensors, size_t count,
-                         mom_error *err) {
+mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t chunks = total_chunks(tensors, count);
-    tensors_job job = {x->k, tensors, NULL, 1.0f, NULL};
+    const size_t chunks = number_chunks(tensors, count, 0);
+    tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks};
     MOM_ARENA_NEW(job.partial, x->workspace, chunks, err);
     mom_parallel_for(x->threads, chunks, norm_task, &job);
     double sum = 0.0;
@@ -83,15 +98,21 @@ mom_status mom_grad_norm(const mom_exec *x, double *norm, const mom_adamw_tensor
     return MOM_OK;
 }
 
+float mom_clip_factor(double norm, double max_norm) {
+    const double factor = max_norm / (norm + 1e-6);
+    return isfinite(norm) && factor < 1.0 ? (float)factor : 1.0f;
+}
+
 static void scale_task(void *context, size_t task, int thread) {
     const tensors_job *job = context;
     size_t begin, n;
-    const mom_adamw_tensor *tensor = find_chunk(job->tensors, task, &begin, &n);
+    const mom_adamw_tensor *tensor = find_chunk(job, task, &begin, &n);
     (void)thread;
     job->k->scale(tensor->grad + begin, job->factor, tensor->grad + begin, n);
 }
 
 void mom_grad_scale(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, float factor) {
-    tensors_job job = {x->k, tensors, NULL, factor, NULL};
-    mom_parallel_for(x->threads, total_chunks(tensors, count), scale_task, &job);
+    const size_t chunks = number_chunks(tensors, count, 0);
+    tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks, .factor = factor};
+    mom_parallel_for(x->threads, chunks, scale_task, &job);
 }

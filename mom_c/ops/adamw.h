@@ -13,17 +13,23 @@ typedef struct {
     double step;  /* updates this tensor has had, before this one; written: + 1 when used */
     int decay;    /* weight decay applies */
     int used;     /* 0: no gradient in this step: nothing changes, not even the step count */
+    size_t first_chunk; /* the functions below number chunks of work here */
 } mom_adamw_tensor;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
+    float grad_scale; /* the gradient counts times this: clipping without a pass of its own */
+    int zero_grad;    /* gradients are zero afterwards, also those of tensors that are not used */
 } mom_adamw_spec;
 
-/* param -= lr * (weight_decay * param) first, then the Adam update with bias correction by the tensor's own step. */
+/* param -= lr * (weight_decay * param) first, then the Adam update with bias correction by the tensor's own step.
+ * Gradients scaled by mom_grad_scale before and a grad_scale of 1 give the same bits as grad_scale. */
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec);
 
 /* Square root of the sum of squares of all used gradients, in float64 over fixed chunks. */
-mom_status mom_grad_norm(const mom_exec *x, double *norm, const mom_adamw_tensor *tensors, size_t count, mom_error *err);
+mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err);
+/* min(1, max_norm / (norm + 1e-6)); 1 for a norm that is not finite. */
+float mom_clip_factor(double norm, double max_norm);
 /* Multiplies all used gradients by factor. */
 void mom_grad_scale(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, float factor);
 

@@ -1,92 +1,138 @@
-/* DESIGN  A task is one head of one sequence (forward may cut a head's queries into parts). It packs the
- *         head's keys and values once and then takes queries in blocks: scores of a block, row-wise softmax,
- *         product with the values, all on whole micro-tiles in the thread's scratch, so that no edge needs
- *         care. Masked keys are left out when packing: what a masked position holds is never read by a row
- *         that sees a real key, and the work shrinks with them. Row i then sees the first count[i] packed
- *         keys, whether or not there is a mask, and tiles beyond that are not computed.
+/* DESIGN  A head of a sequence is a list of keys (real, active tokens) and a list of queries (active tokens that see a
+ *         real key): what is masked or skipped is left out when packing, is never read by the rest, and costs nothing.
+ *         Query i sees the first count[i] keys, whether or not there is a mask, and besides skipped[i] keys with score
+ *         0 and value 0, which start its softmax off: maximum 0, sum skipped[i].
+ *         Scores are computed transposed, in tiles (keys, nr queries): that is the layout of a packed right factor, so
+ *         exp'd scores go into the product with the values as they are, and softmax needs nothing across a vector.
+ *         Forward takes nr queries at a time through the tiles of keys they see, with an online softmax. Backward
+ *         takes blocks of queries; for the gradients of keys and values a tile is turned around once.
+ * BF16    The factors of all products, weights and their gradients included, are bfloat16 in pairs, two steps of a sum
+ *         in a word of 32 bits; packed panels have words where float32 has floats. Sums and softmax are float32.
  * BLIND   Rows that see no real key are the rows before the first real one. They take a path of their own
  *         with even weights. Their scores get gradients in MOM_MASKED_QUERY_REFERENCE only: there the
  *         scores were swallowed by a huge constant, which rounding hides and differentiation does not.
- * COST    forward 2, backward 5 products of D multiplications per visible (query, key) pair; per thread
- *         forward 2 T D + 2 block T floats, backward 5 T D + 2 block T.
- * BITS    forward rows are independent of each other; backward sums over queries in order within the task.
+ * COST    forward 2, backward 5 products of D multiplications per visible pair of active tokens (7 where there are
+ *         too few heads for the threads, see backward_tasks); per thread forward 2 T D floats, backward 5 T D,
+ *         besides tiles of constant size.
+ * BITS    Tiles and blocks depend on sizes only. Forward queries are independent of each other; gradients of keys
+ *         are sums over blocks of queries in order, those of queries over tiles of keys in order, in either way of
+ *         cutting a head into tasks.
+ * SOURCE  Online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867. Recomputation: Dao et al. 2022,
+ *         arXiv:2205.14135.
  */
 #include "ops/attention.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/parallel.h"
 
-#define BLOCK_ROWS 48      /* queries per block, rounded down to whole tiles */
-#define TASKS_PER_THREAD 4 /* forward cuts heads into parts until there are that many */
+#define KEY_TILE 128       /* keys per tile, rounded down to whole micro-tiles */
+#define QUERY_BLOCK 128    /* queries per block of backward, rounded down to whole micro-tiles */
+#define COPY_CHANNELS 64   /* channels turned around at a time when results are stored */
+#define TINY_SCALE 1e-30f  /* in place of 0, which would undo the -inf of hidden keys */
+#define TASKS_PER_THREAD 4 /* forward cuts heads into about that many */
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Keys that rows may see: of each sequence with a mask, one list for all without. */
 typedef struct {
-    const int32_t *index; /* (B, T) positions of the real keys, in order; NULL without a mask */
-    const int32_t *count; /* (B, T) or (T): how many of them are at or before a position */
-} key_lists;
+    size_t row, length;   /* first row of its arrays; tokens */
+    size_t keys, queries; /* entries of its lists */
+    size_t first, real;   /* position of the first real token (length if there is none); number of real tokens */
+    double work;          /* visible pairs */
+    int rest;             /* has tokens that are no queries */
+} sequence;
+
+/* Part of a head: queries [begin, end) in panels or blocks, or tiles of keys. */
+typedef struct {
+    size_t head, begin, end;
+    int queries, keys; /* backward: which gradients */
+    double work;
+} attention_task;
 
 typedef struct {
     const mom_kernels *k;
     const mom_attention_spec *spec;
-    key_lists keys;
-    size_t block, parts;
+    int bf16;
+    float scale; /* of scores, not 0 */
+    const uint8_t *mask, *active;
+    size_t D, tile, block;     /* channels of a head; keys per tile; queries per block */
+    const sequence *sequences; /* (B) */
+    /* Lists of all sequences, each from its first row on: positions within the sequence, and for every query how many
+     * keys it sees and how many skipped tokens. */
+    const int32_t *key, *query, *count, *skipped;
+    attention_task *tasks;
     float *scratch;
     size_t scratch_size; /* floats per thread */
-    float *out, *lse;    /* forward */
-    float *dqkv;         /* backward */
-    const float *dout, *saved_out, *saved_lse;
-    const float *qkv;
+    void *out;           /* forward */
+    float *lse;
+    void *dqkv; /* backward */
+    const void *dout, *saved_out;
+    const float *saved_lse;
+    const void *qkv;
 } attention_job;
 
 /* One head of one sequence. */
 typedef struct {
-    size_t b, h, D, ld;          /* ld: row stride of qkv */
-    const float *q, *keys, *v;   /* first position of the head */
-    const int32_t *index, *count;
-    size_t first, real;          /* the first query that sees a real key (T if none does); number of real keys */
-    uint64_t dropout_index;      /* of query 0, key 0 */
+    const sequence *s;
+    size_t h;
+    const int32_t *key, *query, *count, *skipped;
+    uint64_t dropout_index; /* of query 0, key 0 */
 } head_view;
 
-static mom_status key_lists_init(key_lists *keys, const mom_exec *x, const uint8_t *mask,
-                                 const mom_attention_spec *spec, mom_error *err) {
-    const size_t B = mask ? spec->B : 1, T = spec->T;
-    int32_t *index = NULL, *count;
-    MOM_ARENA_NEW(count, x->workspace, B * T, err);
-    if (mask)
-        MOM_ARENA_NEW(index, x->workspace, B * T, err);
-    for (size_t b = 0; b < B; b++) {
-        int32_t n = 0;
-        for (size_t t = 0; t < T; t++) {
-            if (mask && mask[b * T + t])
-                index[b * T + (size_t)n++] = (int32_t)t;
-            count[b * T + t] = mask ? n : (int32_t)t + 1;
+static int is_real(const attention_job *job, size_t row) { return !job->mask || job->mask[row]; }
+static int is_active(const attention_job *job, size_t row) { return !job->active || job->active[row]; }
+
+static mom_status lists_init(attention_job *job, const mom_exec *x, mom_error *err) {
+    const mom_attention_spec *spec = job->spec;
+    const int32_t *offsets = spec->offsets;
+    sequence *sequences;
+    int32_t *key, *query, *count, *skipped;
+    const size_t N = offsets ? (size_t)offsets[spec->B] : spec->B * spec->T;
+    MOM_ARENA_NEW(sequences, x->workspace, spec->B, err);
+    MOM_ARENA_NEW(key, x->workspace, N, err);
+    MOM_ARENA_NEW(query, x->workspace, N, err);
+    MOM_ARENA_NEW(count, x->workspace, N, err);
+    MOM_ARENA_NEW(skipped, x->workspace, N, err);
+    for (size_t b = 0; b < spec->B; b++) {
+        const size_t row = offsets ? (size_t)offsets[b] : b * spec->T;
+        sequence s = {.row = row, .length = offsets ? (size_t)offsets[b + 1] - row : spec->T};
+        s.first = s.length;
+        for (size_t t = 0; t < s.length; t++) {
+            const int active = is_active(job, row + t);
+            if (is_real(job, row + t)) {
+                if (s.real++ == 0)
+                    s.first = t;
+                if (active)
+                    key[row + s.keys++] = (int32_t)t;
+            }
+            if (active && s.real) {
+                query[row + s.queries] = (int32_t)t;
+                count[row + s.queries] = (int32_t)s.keys;
+                skipped[row + s.queries++] = (int32_t)(s.real - s.keys);
+                s.work += (double)s.keys;
+            }
         }
+        s.rest = s.queries < s.length;
+        sequences[b] = s;
     }
-    *keys = (key_lists){index, count};
+    job->sequences = sequences;
+    job->key = key;
+    job->query = query;
+    job->count = count;
+    job->skipped = skipped;
     return MOM_OK;
 }
 
 static head_view head_view_init(const attention_job *job, size_t head) {
-    const mom_attention_spec *spec = job->spec;
-    const size_t T = spec->T, C = spec->C;
-    head_view v = {.b = head / spec->H, .h = head % spec->H, .D = C / spec->H, .ld = 3 * C};
-    v.q = job->qkv + v.b * T * v.ld + v.h * v.D;
-    v.keys = v.q + C;
-    v.v = v.q + 2 * C;
-    v.index = job->keys.index ? job->keys.index + v.b * T : NULL;
-    v.count = job->keys.index ? job->keys.count + v.b * T : job->keys.count;
-    v.real = (size_t)v.count[T - 1];
-    v.first = !v.real ? T : v.index ? (size_t)v.index[0] : 0;
-    v.dropout_index = (uint64_t)head * T * T;
-    return v;
+    const size_t T = job->spec->T;
+    const sequence *s = &job->sequences[head / job->spec->H];
+    return (head_view){s, head % job->spec->H, job->key + s->row, job->query + s->row, job->count + s->row,
+                       job->skipped + s->row, (uint64_t)head * T * T};
 }
-
-static size_t key_position(const head_view *v, size_t j) { return v->index ? (size_t)v->index[j] : j; }
 
 /* Hands out consecutive, 64-byte aligned parts of a thread's scratch; called with NULL it only measures. */
 typedef struct {
@@ -100,352 +146,726 @@ static float *carve(carver *c, size_t floats) {
     return part;
 }
 
-/* c[r][j] = <row r of a, row j of b> on whole tiles, where a tile is needed at all: row r sees count[r] columns.
- * a: rows in panels of mr, b: panels of nr, both packed with D columns. */
-static void score_tiles(const mom_kernels *k, float *c, size_t ldc, const float *a, const float *b,
-                        const int32_t *count, size_t rows, size_t D) {
-    const size_t columns = (size_t)count[rows - 1];
-    for (size_t j = 0; j < columns; j += k->nr) {
-        for (size_t i = 0; i < rows; i += k->mr) {
-            if ((size_t)count[min_size(i + k->mr, rows) - 1] > j)
-                k->gemm_ukr(D, a + i * D, b + j * D, c + i * ldc + j, ldc, 0);
-        }
+/* ---- rows of a head; `ld` and `column` are those of the array: (3C, part * C + h * D) or (C, h * D) */
+
+static size_t element(const head_view *v, size_t position, size_t ld, size_t column) {
+    return (v->s->row + position) * ld + column;
+}
+
+/* dst (D): factor times a row, in float32. */
+static void load_row(const attention_job *job, float *dst, const void *src, size_t at, float factor) {
+    if (job->bf16) {
+        job->k->from_bf16(dst, (const mom_bf16 *)src + at, job->D);
+        job->k->scale(dst, factor, dst, job->D);
+    } else {
+        job->k->scale(dst, factor, (const float *)src + at, job->D);
     }
 }
 
-/* c (mr, D rounded up to nr) = or += a (kk, mr) * b, b in panels of nr columns that hold b_rows rows each. */
-static void row_of_tiles(const mom_kernels *k, float *c, size_t ldc, const float *a, const float *b, size_t b_rows,
-                         size_t kk, size_t D, int accumulate) {
-    for (size_t d = 0; d < D; d += k->nr)
-        k->gemm_ukr(kk, a, b + d * b_rows, c + d, ldc, accumulate);
+/* Words that n steps of a sum take in a packed panel. */
+static size_t words(const attention_job *job, size_t n) { return job->bf16 ? (n + 1) / 2 : n; }
+
+/* dst (n, words(D)): rows at the given positions, as they are stored. */
+static void load_rows(const attention_job *job, const head_view *v, float *dst, const void *src, size_t ld,
+                      size_t column, const int32_t *positions, size_t n) {
+    const size_t size = mom_dtype_size(job->spec->dtype), width = words(job, job->D);
+    for (size_t i = 0; i < n; i++, dst += width) {
+        const size_t at = element(v, (size_t)positions[i], ld, column);
+        memset(dst + width - 1, 0, sizeof *dst);
+        memcpy(dst, (const unsigned char *)src + at * size, job->D * size);
+    }
 }
 
-/* Scaled queries i0 .. i0 + rows - 1 in panels of mr rows. */
-static void pack_queries(const mom_kernels *k, float *dst, const head_view *v, float scale, size_t i0, size_t rows) {
-    k->pack(dst, k->mr, v->q + i0 * v->ld, v->ld, 1, NULL, NULL, NULL, rows, v->D);
-    k->scale(dst, scale, dst, round_up(rows, k->mr) * v->D);
+/* Loaded rows in panels of `width` rows, for sums over channels. */
+static void pack_rows(const attention_job *job, float *dst, size_t width, const float *rows, size_t n) {
+    const size_t D = words(job, job->D);
+    job->k->pack(dst, width, rows, D, 1, NULL, NULL, NULL, n, D);
 }
 
-/* The j-th key a blind row sees is j up to its own position, then the real keys of the future. */
-static size_t blind_keys(const attention_job *job, const head_view *v, size_t i) {
-    return i + 1 + (job->spec->masked_query == MOM_MASKED_QUERY_REFERENCE ? v->real : 0);
+/* Loaded rows in panels of `width` channels, for sums over rows. pairs: room for them side by side. */
+static void pack_channels(const attention_job *job, float *dst, size_t width, const float *rows, size_t n,
+                          float *pairs) {
+    const size_t D = job->D;
+    if (!job->bf16) {
+        job->k->pack(dst, width, rows, 1, D, NULL, NULL, NULL, D, n);
+        return;
+    }
+    /* Whole panels only, so that pack copies words and never computes with them. */
+    const size_t ld = 2 * words(job, D), whole = round_up(D, width);
+    const mom_bf16 *in = (const mom_bf16 *)(const void *)rows;
+    for (size_t i = 0; i < n; i += 2) {
+        mom_bf16 *out = (mom_bf16 *)(void *)(pairs + i / 2 * whole);
+        const mom_bf16 *first = in + i * ld, *second = first + ld;
+        memset(out, 0, 2 * whole * sizeof *out);
+        for (size_t d = 0; d < D; d++)
+            out[2 * d] = first[d];
+        for (size_t d = 0; d < D && i + 1 < n; d++)
+            out[2 * d + 1] = second[d];
+    }
+    job->k->pack(dst, width, pairs, 1, whole, NULL, NULL, NULL, whole, words(job, n));
 }
 
-static size_t blind_key_position(const head_view *v, size_t i, size_t j) {
-    return j <= i ? j : (size_t)v->index[j - i - 1];
+static size_t pairs_size(const attention_job *job, size_t rows) {
+    return job->bf16 ? words(job, rows) * (round_up(job->D, job->k->nr) + job->k->nr) : 0;
 }
 
-static float dropout_factor(const attention_job *job, const head_view *v, size_t i, size_t position) {
+/* c (mr, nr) = or += product of packed panels, n steps. */
+static void product(const attention_job *job, size_t n, const float *a, const float *b, float *c, size_t ldc,
+                    int accumulate) {
+    if (job->bf16)
+        job->k->gemm_bf16_ukr(words(job, n), (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c,
+                              ldc, accumulate);
+    else
+        job->k->gemm_ukr(n, a, b, c, ldc, accumulate);
+}
+
+/* A tile of n keys as the right factor of a product: itself, or rounded, in `copy`. */
+static const float *tile_as_factor(const attention_job *job, const float *tile, size_t n, float *copy) {
+    if (!job->bf16)
+        return tile;
+    job->k->tile_to_bf16((mom_bf16 *)(void *)copy, tile, n);
+    return copy;
+}
+
+/* A tile of n keys (whole panels of mr) turned around: panels of mr keys, nr queries each, `stride` apart. */
+static void turn_tile(const attention_job *job, float *dst, size_t stride, const float *tile, size_t n, float *copy) {
+    const size_t mr = job->k->mr, nr = job->k->nr, width = words(job, nr);
+    if (job->bf16)
+        job->k->to_bf16((mom_bf16 *)(void *)copy, tile, n * nr);
+    for (size_t i = 0; i < n; i += mr)
+        job->k->pack(dst + i / mr * stride, mr, (job->bf16 ? copy : tile) + i * width, width, 1, NULL, NULL, NULL, mr,
+                     width);
+}
+
+/* n channels; src is overwritten. */
+static void store_row(const attention_job *job, void *dst, size_t at, float *src, float factor, size_t n) {
+    if (job->bf16) {
+        job->k->scale(src, factor, src, n);
+        job->k->to_bf16((mom_bf16 *)dst + at, src, n);
+    } else {
+        job->k->scale((float *)dst + at, factor, src, n);
+    }
+}
+
+static void clear_row(const attention_job *job, void *dst, size_t at, size_t n) {
+    const size_t size = mom_dtype_size(job->spec->dtype);
+    memset((unsigned char *)dst + at * size, 0, n * size);
+}
+
+/* Stores the columns of src (D, nr), one per query, as rows; query l is multiplied by factors[l], or all by
+ * `factor` when that is NULL. stage: nr * COPY_CHANNELS floats. */
+static void store_columns(const attention_job *job, const head_view *v, void *dst, size_t ld, size_t column,
+                          const int32_t *positions, size_t n, const float *src, const float *factors, float factor,
+                          float *stage) {
+    const size_t nr = job->k->nr;
+    for (size_t d = 0; d < job->D; d += COPY_CHANNELS) {
+        const size_t width = min_size(COPY_CHANNELS, job->D - d);
+        job->k->pack(stage, width, src + d * nr, nr, 1, NULL, NULL, NULL, width, n);
+        for (size_t l = 0; l < n; l++)
+            store_row(job, dst, element(v, (size_t)positions[l], ld, column + d), stage + l * width,
+                      factors ? factors[l] : factor, width);
+    }
+}
+
+/* ---- tiles (keys, nr queries) */
+
+/* Product of packed keys (panels of mr rows) with packed queries (a panel of nr); whole micro-tiles. */
+static void score_tile(const attention_job *job, float *tile, const float *keys, const float *queries, size_t n) {
+    for (size_t j = 0; j < n; j += job->k->mr)
+        product(job, job->D, keys + j * words(job, job->D), queries, tile + j * job->k->nr, job->k->nr, 0);
+}
+
+/* out (D rounded up to mr, nr) = or += product of packed values and a tile of n keys; the values were packed in tiles
+ * of `stored` keys, panels of mr channels. */
+static void mix_tile(const attention_job *job, float *out, const float *values, size_t stored, const float *tile,
+                     size_t n, int accumulate) {
+    const size_t mr = job->k->mr, nr = job->k->nr;
+    for (size_t d = 0; d < job->D; d += mr)
+        product(job, n, values + d * words(job, stored), tile, out + d * nr, nr, accumulate);
+}
+
+/* Hides from queries q .. q + lanes - 1, the columns of the tile, those of keys j .. j + n - 1 they do not see. */
+static void hide_keys(const attention_job *job, const head_view *v, float *tile, size_t j, size_t n, size_t q,
+                      size_t lanes) {
+    const size_t nr = job->k->nr, seen_by_all = (size_t)v->count[q];
+    const float never = copysignf(INFINITY, -job->scale);
+    size_t hidden = 0;
+    for (size_t r = seen_by_all > j ? seen_by_all - j : 0; r < n; r++) {
+        while (hidden < lanes && (size_t)v->count[q + hidden] <= j + r)
+            hidden++;
+        const size_t columns = hidden < lanes ? hidden : nr;
+        for (size_t l = 0; l < columns; l++)
+            tile[r * nr + l] = never;
+    }
+}
+
+static float dropout_factor(const attention_job *job, const head_view *v, size_t i, size_t j) {
     if (job->spec->dropout.p <= 0.0f)
         return 1.0f;
-    return mom_dropout_scale(job->spec->dropout, v->dropout_index + (uint64_t)i * job->spec->T + position);
+    return mom_dropout_scale(job->spec->dropout, v->dropout_index + (uint64_t)i * job->spec->T + j);
+}
+
+/* keep (n rounded up to mr, nr): zeros where there is no key or no query. */
+static void dropout_tile(const attention_job *job, const head_view *v, float *keep, size_t j, size_t n, size_t q,
+                         size_t lanes) {
+    const size_t nr = job->k->nr;
+    memset(keep, 0, round_up(n, job->k->mr) * nr * sizeof *keep);
+    for (size_t r = 0; r < n; r++) {
+        for (size_t l = 0; l < lanes; l++)
+            keep[r * nr + l] = dropout_factor(job, v, (size_t)v->query[q + l], (size_t)v->key[j + r]);
+    }
+}
+
+/* Keys (part 1) or values (2) [begin, end) into `dst`, tile by tile, D rounded up to mr words per key at most. */
+static void pack_keys(const attention_job *job, const head_view *v, float *dst, size_t part, int by_channel,
+                      float *stage, float *pairs, size_t begin, size_t end) {
+    const size_t C = job->spec->C, mr = job->k->mr;
+    for (size_t j = begin; j < end; j += job->tile) {
+        const size_t n = min_size(job->tile, end - j);
+        load_rows(job, v, stage, job->qkv, 3 * C, part * C + v->h * job->D, v->key + j, n);
+        if (by_channel)
+            pack_channels(job, dst + j * round_up(job->D, mr), mr, stage, n, pairs);
+        else
+            pack_rows(job, dst + j * words(job, job->D), mr, stage, n);
+    }
+}
+
+/* ---- rows that see no real key */
+
+static size_t blind_keys(const attention_job *job, const head_view *v, size_t i) {
+    return i + 1 + (job->spec->masked_query == MOM_MASKED_QUERY_REFERENCE ? v->s->real : 0);
+}
+
+/* ---- tasks */
+
+static int by_falling_work(const void *left, const void *right) {
+    const attention_task *a = left, *b = right;
+    if (a->work != b->work)
+        return a->work < b->work ? 1 : -1;
+    if (a->head != b->head)
+        return a->head < b->head ? -1 : 1;
+    if (a->keys != b->keys)
+        return a->keys < b->keys ? -1 : 1;
+    return a->begin < b->begin ? -1 : a->begin > b->begin;
+}
+
+/* When threads take tasks in order, each as soon as it is free: when the last one is done. */
+static double finish_time(const attention_task *tasks, size_t n, int threads) {
+    double busy[MOM_MAX_THREADS] = {0}, last = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        int next = 0;
+        for (int t = 1; t < threads; t++)
+            next = busy[t] < busy[next] ? t : next;
+        busy[next] += tasks[i].work;
+        last = busy[next] > last ? busy[next] : last;
+    }
+    return last;
+}
+
+/* Into how many parts of about equal work to cut a head, at most `most`. */
+static size_t parts_of(const attention_job *job, const sequence *s, size_t most, int threads) {
+    double total = 0.0;
+    for (size_t b = 0; b < job->spec->B; b++)
+        total += job->sequences[b].work;
+    const double wanted = s->work / (total * (double)job->spec->H) * threads * TASKS_PER_THREAD;
+    return threads == 1 || !(wanted > 1.0) ? 1 : max_size(1, min_size(most, (size_t)ceil(wanted)));
+}
+
+/* Pairs that queries [begin, end) see. */
+static double pairs_of(const attention_job *job, const sequence *s, size_t begin, size_t end) {
+    double pairs = 0.0;
+    for (size_t q = begin; q < end; q++)
+        pairs += (double)job->count[s->row + q];
+    return pairs;
+}
+
+/* Keys or queries [begin, end) of part p out of `parts`, in whole units. */
+static void part_range(size_t n, size_t unit, size_t parts, size_t p, size_t *begin, size_t *end) {
+    mom_range((n + unit - 1) / unit, parts, p, begin, end);
+    *begin *= unit;
+    *end = min_size(*end * unit, n);
+}
+
+/* Queries of every head, cut into parts of whole units; tasks NULL: only counts them. */
+static size_t query_tasks(const attention_job *job, attention_task *tasks, size_t unit, int threads) {
+    size_t n = 0;
+    for (size_t head = 0; head < job->spec->B * job->spec->H; head++) {
+        const sequence *s = &job->sequences[head / job->spec->H];
+        const size_t parts = parts_of(job, s, (s->queries + unit - 1) / unit, threads);
+        for (size_t p = 0; p < parts && s->queries; p++, n++) {
+            if (!tasks)
+                continue;
+            attention_task task = {.head = head, .queries = 1};
+            part_range(s->queries, unit, parts, p, &task.begin, &task.end);
+            task.work = pairs_of(job, s, task.begin, task.end);
+            tasks[n] = task;
+        }
+    }
+    return n;
 }
 
 /* ---- forward */
 
 typedef struct {
-    float *keys;       /* all keys, panels of nr keys */
-    float *values;     /* all values, panels of nr channels */
-    float *queries;    /* a block of scaled queries, panels of mr */
-    float *scores;     /* (block, lds) */
-    float *weights;    /* one panel of mr rows of exp(score - max) */
-    float *out;        /* (mr, ldo) */
-    float *normaliser; /* (mr) what the rows of out are still to be multiplied by */
-    size_t lds, ldo, size;
+    float *keys, *values; /* all keys that are needed, in tiles: panels of mr keys, panels of mr channels */
+    float *stage, *pairs;
+    float *queries; /* a panel of nr queries */
+    float *scores;  /* (tile, nr) */
+    float *rounded; /* the same in bfloat16 */
+    float *keep;    /* the same, with dropout */
+    float *out;     /* (D rounded up to mr, nr) */
+    float *max, *sum, *factor; /* (nr) */
+    size_t size;
 } forward_scratch;
 
 static forward_scratch forward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->spec->C / job->spec->H, mr = job->k->mr, nr = job->k->nr;
+    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = round_up(D, mr);
     carver c = {base, 0};
-    forward_scratch s = {.lds = round_up(T, nr), .ldo = round_up(D, nr)};
-    s.keys = carve(&c, s.lds * D);
-    s.values = carve(&c, s.ldo * T);
-    s.queries = carve(&c, job->block * D);
-    s.scores = carve(&c, job->block * s.lds);
-    s.weights = carve(&c, mr * T);
-    s.out = carve(&c, mr * s.ldo);
-    s.normaliser = carve(&c, mr);
+    forward_scratch s;
+    s.keys = carve(&c, round_up(T, mr) * D);
+    s.values = carve(&c, T * Dm);
+    s.stage = carve(&c, max_size(max_size(job->tile, nr) * D, nr * COPY_CHANNELS));
+    s.pairs = carve(&c, pairs_size(job, job->tile));
+    s.queries = carve(&c, nr * D);
+    s.scores = carve(&c, job->tile * nr);
+    s.rounded = carve(&c, job->bf16 ? job->tile * nr : 0);
+    s.keep = carve(&c, job->spec->dropout.p > 0.0f ? job->tile * nr : 0);
+    s.out = carve(&c, Dm * nr);
+    s.max = carve(&c, nr);
+    s.sum = carve(&c, nr);
+    s.factor = carve(&c, nr);
     s.size = c.used;
     return s;
 }
 
-static void forward_blind_rows(const attention_job *job, const head_view *v) {
-    const size_t T = job->spec->T, C = job->spec->C, D = v->D;
-    for (size_t i = 0; i < v->first; i++) {
-        float *out = job->out + (v->b * T + i) * C + v->h * D;
-        const size_t n = blind_keys(job, v, i);
-        memset(out, 0, D * sizeof *out);
-        for (size_t j = 0; j < n; j++) {
-            const size_t position = blind_key_position(v, i, j);
-            job->k->axpy(out, dropout_factor(job, v, i, position) / (float)n, v->v + position * v->ld, D);
-        }
-        job->lse[(v->b * job->spec->H + v->h) * T + i] = 0.0f;
-    }
-}
-
-static void forward_block(const attention_job *job, const head_view *v, const forward_scratch *s, size_t i0,
-                          size_t rows, size_t packed_keys) {
+/* Queries q .. q + lanes - 1, at most nr of them; `packed` keys are there. */
+static void forward_panel(const attention_job *job, const head_view *v, const forward_scratch *s, size_t q,
+                          size_t lanes, size_t packed) {
     const mom_kernels *k = job->k;
-    const size_t T = job->spec->T, C = job->spec->C, D = v->D, mr = k->mr;
-    const int32_t *count = v->count + i0;
-    float *lse = job->lse + (v->b * job->spec->H + v->h) * T + i0;
-    float *out = job->out + (v->b * T + i0) * C + v->h * D;
+    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, Dm = round_up(D, k->mr);
+    const size_t width = (size_t)v->count[q + lanes - 1];
 
-    pack_queries(k, s->queries, v, job->spec->scale, i0, rows);
-    score_tiles(k, s->scores, s->lds, s->queries, s->keys, count, rows, D);
-    for (size_t p0 = 0; p0 < rows; p0 += mr) {
-        const size_t p1 = min_size(p0 + mr, rows), width = (size_t)count[p1 - 1];
-        for (size_t r = p0; r < p1; r++) {
-            float *row = s->scores + r * s->lds;
-            const size_t n = (size_t)count[r];
-            const float max = k->max(row, n), sum = k->exp_sum(row, row, 1.0f, max, n);
-            lse[r] = max + logf(sum);
-            s->normaliser[r - p0] = 1.0f / sum;
-            if (job->spec->dropout.p > 0.0f) {
-                for (size_t j = 0; j < n; j++)
-                    row[j] *= dropout_factor(job, v, i0 + r, key_position(v, j));
-            }
-            memset(row + n, 0, (width - n) * sizeof *row);
-        }
-        k->pack(s->weights, mr, s->scores + p0 * s->lds, s->lds, 1, NULL, NULL, NULL, p1 - p0, width);
-        row_of_tiles(k, s->out, s->ldo, s->weights, s->values, packed_keys, width, D, 0);
-        for (size_t r = p0; r < p1; r++)
-            k->scale(out + r * C, s->normaliser[r - p0], s->out + (r - p0) * s->ldo, D);
+    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, lanes);
+    pack_rows(job, s->queries, nr, s->stage, lanes);
+    for (size_t l = 0; l < nr; l++) {
+        const int32_t skipped = l < lanes ? v->skipped[q + l] : 0;
+        s->max[l] = skipped ? 0.0f : -INFINITY;
+        s->sum[l] = (float)skipped;
     }
+    if (!width)
+        memset(s->out, 0, Dm * nr * sizeof *s->out);
+    for (size_t j = 0; j < width; j += job->tile) {
+        const size_t n = min_size(job->tile, width - j);
+        score_tile(job, s->scores, s->keys + j * words(job, D), s->queries, n);
+        if ((size_t)v->count[q] < j + n)
+            hide_keys(job, v, s->scores, j, n, q, lanes);
+        const int risen = k->softmax_tile(s->scores, s->max, s->sum, s->factor, job->scale, n);
+        if (risen && j)
+            k->scale_tile(s->out, s->factor, Dm);
+        if (job->spec->dropout.p > 0.0f) {
+            dropout_tile(job, v, s->keep, j, n, q, lanes);
+            for (size_t i = 0; i < n * nr; i++)
+                s->scores[i] *= s->keep[i];
+        }
+        mix_tile(job, s->out, s->values + j * Dm, min_size(job->tile, packed - j),
+                 tile_as_factor(job, s->scores, n, s->rounded), n, j > 0);
+    }
+    for (size_t l = 0; l < lanes; l++) {
+        job->lse[(v->s->row + (size_t)v->query[q + l]) * H + v->h] = s->max[l] + logf(s->sum[l]);
+        s->factor[l] = 1.0f / s->sum[l];
+    }
+    store_columns(job, v, job->out, C, v->h * D, v->query + q, lanes, s->out, s->factor, 1.0f, s->stage);
 }
 
-static void forward_task(void *context, size_t task, int thread) {
+static void forward_task(void *context, size_t number, int thread) {
     const attention_job *job = context;
-    const mom_kernels *k = job->k;
-    const size_t T = job->spec->T, part = task % job->parts;
-    const head_view v = head_view_init(job, task / job->parts);
+    const attention_task *task = &job->tasks[number];
+    const head_view v = head_view_init(job, task->head);
     const forward_scratch s = forward_scratch_init(job, job->scratch + (size_t)thread * job->scratch_size);
-    size_t begin, end;
-    mom_range((T - v.first + job->block - 1) / job->block, job->parts, part, &begin, &end);
-    begin = v.first + begin * job->block;
-    end = min_size(v.first + end * job->block, T);
-    if (part == 0)
-        forward_blind_rows(job, &v);
-    if (begin >= end)
-        return;
-    const size_t packed_keys = (size_t)v.count[end - 1];
-    k->pack(s.keys, k->nr, v.keys, v.ld, 1, v.index, NULL, NULL, packed_keys, v.D);
-    k->pack(s.values, k->nr, v.v, 1, v.ld, NULL, v.index, NULL, v.D, packed_keys);
-    for (size_t i0 = begin; i0 < end; i0 += job->block)
-        forward_block(job, &v, &s, i0, min_size(job->block, end - i0), packed_keys);
+    const size_t packed = (size_t)v.count[task->end - 1];
+    pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, 0, packed);
+    pack_keys(job, &v, s.values, 2, 1, s.stage, s.pairs, 0, packed);
+    for (size_t q = task->begin; q < task->end; q += job->k->nr)
+        forward_panel(job, &v, &s, q, min_size(job->k->nr, task->end - q), packed);
 }
 
-static size_t block_rows(const mom_kernels *k, size_t T) {
-    const size_t tiles = BLOCK_ROWS / k->mr;
-    return min_size((tiles ? tiles : 1) * k->mr, round_up(T, k->mr));
+/* The rows of a head that are no queries: zeros for inactive tokens, the even mean for blind ones. */
+static void forward_rest(void *context, size_t head, int thread) {
+    const attention_job *job = context;
+    const head_view v = head_view_init(job, head);
+    const size_t C = job->spec->C, D = job->D;
+    float *sum = job->scratch + (size_t)thread * job->scratch_size, *value = sum + D;
+    for (size_t t = 0; t < v.s->length && v.s->rest; t++) {
+        const size_t row = v.s->row + t, at = element(&v, t, C, v.h * D);
+        if (is_active(job, row) && t >= v.s->first)
+            continue;
+        job->lse[row * job->spec->H + v.h] = 0.0f;
+        if (!is_active(job, row)) {
+            clear_row(job, job->out, at, D);
+            continue;
+        }
+        const size_t seen = blind_keys(job, &v, t);
+        const size_t future = job->spec->masked_query == MOM_MASKED_QUERY_REFERENCE ? v.s->keys : 0;
+        memset(sum, 0, D * sizeof *sum);
+        for (size_t j = 0; j < t + 1 + future; j++) {
+            const size_t position = j <= t ? j : (size_t)v.key[j - t - 1];
+            if (!is_active(job, v.s->row + position))
+                continue;
+            load_row(job, value, job->qkv, element(&v, position, 3 * C, 2 * C + v.h * D), 1.0f);
+            job->k->axpy(sum, dropout_factor(job, &v, t, position) / (float)seen, value, D);
+        }
+        store_row(job, job->out, at, sum, 1.0f, D);
+    }
 }
 
-mom_status mom_attention_forward(const mom_exec *x, float *out, float *lse, const float *qkv, const uint8_t *mask,
-                                 const mom_attention_spec *spec, mom_error *err) {
-    const size_t heads = spec->B * spec->H;
-    if (heads == 0 || spec->T == 0 || spec->C == 0)
+static attention_job job_init(const mom_exec *x, const mom_attention_spec *spec, const void *qkv, const uint8_t *mask,
+                              const uint8_t *active) {
+    const mom_kernels *k = x->k;
+    return (attention_job){.k = k,
+                           .spec = spec,
+                           .bf16 = spec->dtype == MOM_BF16,
+                           .scale = spec->scale != 0.0f ? spec->scale : TINY_SCALE,
+                           .mask = mask,
+                           .active = active,
+                           .D = spec->C / spec->H,
+                           .tile = max_size(KEY_TILE / k->mr, 1) * k->mr,
+                           .block = max_size(QUERY_BLOCK / k->nr, 1) * k->nr,
+                           .qkv = qkv};
+}
+
+static mom_status forward(const mom_exec *x, attention_job *job, mom_error *err) {
+    MOM_TRY(lists_init(job, x, err));
+    job->scratch_size = max_size(forward_scratch_init(job, NULL).size, round_up(2 * job->D, 16));
+    MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
+    const size_t n = query_tasks(job, NULL, x->k->nr, x->threads);
+    MOM_ARENA_NEW(job->tasks, x->workspace, n, err);
+    query_tasks(job, job->tasks, x->k->nr, x->threads);
+    qsort(job->tasks, n, sizeof *job->tasks, by_falling_work);
+    mom_parallel_for(x->threads, n, forward_task, job);
+    if (job->mask || job->active)
+        mom_parallel_for(x->threads, job->spec->B * job->spec->H, forward_rest, job);
+    return MOM_OK;
+}
+
+mom_status mom_attention_forward(const mom_exec *x, void *out, float *lse, const void *qkv, const uint8_t *mask,
+                                 const uint8_t *active, const mom_attention_spec *spec, mom_error *err) {
+    if (spec->B == 0 || spec->H == 0 || spec->T == 0 || spec->C == 0)
         return MOM_OK;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    attention_job job = {.k = x->k, .spec = spec, .block = block_rows(x->k, spec->T), .out = out, .lse = lse,
-                         .qkv = qkv};
-    const size_t wanted = (size_t)x->threads * TASKS_PER_THREAD;
-    job.parts = x->threads == 1 || heads >= wanted ? 1 : (wanted + heads - 1) / heads;
-    job.scratch_size = forward_scratch_init(&job, NULL).size;
-    mom_status status = key_lists_init(&job.keys, x, mask, spec, err);
-    if (status == MOM_OK) {
-        job.scratch = mom_arena_alloc(x->workspace, (size_t)x->threads * job.scratch_size, sizeof(float), err);
-        status = job.scratch ? MOM_OK : MOM_ERR_MEMORY;
-    }
-    if (status == MOM_OK)
-        mom_parallel_for(x->threads, heads * job.parts, forward_task, &job);
+    attention_job job = job_init(x, spec, qkv, mask, active);
+    job.out = out;
+    job.lse = lse;
+    const mom_status status = forward(x, &job, err);
     mom_arena_release(x->workspace, mark);
     return status;
 }
 
 /* ---- backward
  *
- * With P the weights, M the dropout factors, q already scaled, row by row of queries:
+ * With P the weights, M the dropout factors, row by row of queries:
  *     dV += (P M)^T dout,  dP = dout V^T,  delta = <dout, out>,  dS = P (M dP - delta),
- *     dQ = scale * dS K,  dK += dS^T q. */
+ *     dQ = scale * dS K,  dK += scale * dS^T Q. */
 
 typedef struct {
-    float *keys, *values;   /* panels of nr keys, for scores and dP */
-    float *key_channels;    /* panels of nr channels, for dQ */
-    float *queries, *douts; /* a block in panels of mr rows */
+    float *keys, *values; /* in tiles of panels of mr keys, for scores and dP */
+    float *key_channels;  /* in tiles of panels of mr channels, for dQ */
+    float *stage, *pairs, *row; /* row: (2, D) */
+    float *queries, *douts;                /* a block in panels of nr queries */
     float *query_channels, *dout_channels; /* the same in panels of nr channels */
-    float *weights, *dscores; /* (block, lds) */
-    float *panel;             /* of mr rows, or mr columns, of one of those */
-    float *dq;                /* (mr, ldd) */
-    float *dkeys, *dvalues;   /* (T rounded up to mr, ldd), sums over the blocks */
-    size_t lds, ldd, size;
+    float *weights, *dscores;              /* (tile, nr) */
+    float *keep, *rounded;                 /* the same */
+    float *weights_turned, *dscores_turned; /* a tile by a block in panels of mr keys */
+    float *lse, *delta;                     /* (block) */
+    float *dq;                              /* (D rounded up to mr, nr) per panel of the block */
+    float *dkeys, *dvalues;                 /* (T rounded up to mr, ldd), sums over the blocks */
+    size_t ldd, size;
 } backward_scratch;
 
 static backward_scratch backward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->spec->C / job->spec->H, mr = job->k->mr, nr = job->k->nr;
+    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = round_up(D, mr);
     carver c = {base, 0};
-    backward_scratch s = {.lds = round_up(T, nr), .ldd = round_up(D, nr)};
-    s.keys = carve(&c, s.lds * D);
-    s.values = carve(&c, s.lds * D);
-    s.key_channels = carve(&c, s.ldd * T);
+    backward_scratch s = {.ldd = round_up(D, nr)};
+    s.keys = carve(&c, round_up(T, mr) * D);
+    s.values = carve(&c, round_up(T, mr) * D);
+    s.key_channels = carve(&c, T * Dm);
+    s.stage = carve(&c, max_size(max_size(job->tile, job->block) * D, nr * COPY_CHANNELS));
+    s.pairs = carve(&c, pairs_size(job, max_size(job->tile, job->block)));
+    s.row = carve(&c, 2 * D);
     s.queries = carve(&c, job->block * D);
     s.douts = carve(&c, job->block * D);
     s.query_channels = carve(&c, job->block * s.ldd);
     s.dout_channels = carve(&c, job->block * s.ldd);
-    s.weights = carve(&c, job->block * s.lds);
-    s.dscores = carve(&c, job->block * s.lds);
-    s.panel = carve(&c, mr * (T > job->block ? T : job->block));
-    s.dq = carve(&c, mr * s.ldd);
+    s.weights = carve(&c, job->tile * nr);
+    s.dscores = carve(&c, job->tile * nr);
+    s.keep = carve(&c, job->spec->dropout.p > 0.0f ? job->tile * nr : 0);
+    s.rounded = carve(&c, job->bf16 ? job->tile * nr : 0);
+    s.weights_turned = carve(&c, job->tile * job->block);
+    s.dscores_turned = carve(&c, job->tile * job->block);
+    s.lse = carve(&c, job->block);
+    s.delta = carve(&c, job->block);
+    s.dq = carve(&c, job->block * Dm);
     s.dkeys = carve(&c, round_up(T, mr) * s.ldd);
     s.dvalues = carve(&c, round_up(T, mr) * s.ldd);
     s.size = c.used;
     return s;
 }
 
-static void dscores_row(float *restrict dscores, const float *restrict weights, float delta, size_t n) {
-    for (size_t j = 0; j < n; j++)
-        dscores[j] = weights[j] * (dscores[j] - delta);
-}
-
-static void dscores_row_dropout(const attention_job *job, const head_view *v, float *restrict dscores,
-                                float *restrict weights, float delta, size_t i, size_t n) {
-    for (size_t j = 0; j < n; j++) {
-        const float factor = dropout_factor(job, v, i, key_position(v, j));
-        dscores[j] = weights[j] * (factor * dscores[j] - delta);
-        weights[j] *= factor;
-    }
-}
-
-/* sums (keys, ldd) += w^T * b, w (rows, lds); row r of w is zero from count[r] on, and rows that do not reach a
- * panel of keys are passed over. b: panels of nr channels of `rows` rows. */
-static void add_transposed_product(const mom_kernels *k, float *sums, size_t ldd, float *panel, const float *w,
-                                   size_t lds, const float *b, const int32_t *count, size_t rows, size_t D) {
-    const size_t columns = (size_t)count[rows - 1];
-    for (size_t j = 0, r = 0; j < columns; j += k->mr) {
-        while ((size_t)count[r] <= j)
-            r++;
-        k->pack(panel, k->mr, w + r * lds + j, 1, lds, NULL, NULL, NULL, min_size(k->mr, columns - j), rows - r);
-        row_of_tiles(k, sums + j * ldd, ldd, panel, b + r * k->nr, rows, rows - r, D, 1);
-    }
-}
-
-static void backward_block(const attention_job *job, const head_view *v, const backward_scratch *s, size_t i0,
-                           size_t rows) {
+static void load_block(const attention_job *job, const head_view *v, const backward_scratch *s, size_t q,
+                       size_t rows) {
     const mom_kernels *k = job->k;
-    const size_t T = job->spec->T, C = job->spec->C, D = v->D, mr = k->mr;
-    const int32_t *count = v->count + i0;
-    const size_t width = (size_t)count[rows - 1];
-    const float *lse = job->saved_lse + (v->b * job->spec->H + v->h) * T + i0;
-    const float *dout = job->dout + (v->b * T + i0) * C + v->h * D;
-    const float *out = job->saved_out + (v->b * T + i0) * C + v->h * D;
-    float *dq = job->dqkv + (v->b * T + i0) * v->ld + v->h * D;
-    const float scale = job->spec->scale;
-
-    pack_queries(k, s->queries, v, scale, i0, rows);
-    k->pack(s->query_channels, k->nr, v->q + i0 * v->ld, 1, v->ld, NULL, NULL, NULL, D, rows);
-    k->scale(s->query_channels, scale, s->query_channels, s->ldd * rows);
-    k->pack(s->douts, mr, dout, C, 1, NULL, NULL, NULL, rows, D);
-    k->pack(s->dout_channels, k->nr, dout, 1, C, NULL, NULL, NULL, D, rows);
-
-    score_tiles(k, s->weights, s->lds, s->queries, s->keys, count, rows, D);
-    score_tiles(k, s->dscores, s->lds, s->douts, s->values, count, rows, D);
+    const size_t D = job->D, C = job->spec->C;
+    float *dout = s->row, *out = s->row + D;
+    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, rows);
+    pack_rows(job, s->queries, k->nr, s->stage, rows);
+    pack_channels(job, s->query_channels, k->nr, s->stage, rows, s->pairs);
+    load_rows(job, v, s->stage, job->dout, C, v->h * D, v->query + q, rows);
+    pack_rows(job, s->douts, k->nr, s->stage, rows);
+    pack_channels(job, s->dout_channels, k->nr, s->stage, rows, s->pairs);
+    memset(s->lse, 0, job->block * sizeof *s->lse);
+    memset(s->delta, 0, job->block * sizeof *s->delta);
     for (size_t r = 0; r < rows; r++) {
-        float *weights = s->weights + r * s->lds, *dscores = s->dscores + r * s->lds;
-        const size_t n = (size_t)count[r];
-        const float delta = k->dot(dout + r * C, out + r * C, D);
-        k->exp_sum(weights, weights, 1.0f, lse[r], n);
-        if (job->spec->dropout.p > 0.0f)
-            dscores_row_dropout(job, v, dscores, weights, delta, i0 + r, n);
-        else
-            dscores_row(dscores, weights, delta, n);
-        memset(weights + n, 0, (width - n) * sizeof *weights);
-        memset(dscores + n, 0, (width - n) * sizeof *dscores);
-    }
-
-    add_transposed_product(k, s->dvalues, s->ldd, s->panel, s->weights, s->lds, s->dout_channels, count, rows, D);
-    add_transposed_product(k, s->dkeys, s->ldd, s->panel, s->dscores, s->lds, s->query_channels, count, rows, D);
-    for (size_t p0 = 0; p0 < rows; p0 += mr) {
-        const size_t p1 = min_size(p0 + mr, rows), n = (size_t)count[p1 - 1];
-        k->pack(s->panel, mr, s->dscores + p0 * s->lds, s->lds, 1, NULL, NULL, NULL, p1 - p0, n);
-        row_of_tiles(k, s->dq, s->ldd, s->panel, s->key_channels, v->real, n, D, 0);
-        for (size_t r = p0; r < p1; r++)
-            k->scale(dq + r * v->ld, scale, s->dq + (r - p0) * s->ldd, D);
+        const size_t position = (size_t)v->query[q + r], at = element(v, position, C, v->h * D);
+        load_row(job, dout, job->dout, at, 1.0f);
+        load_row(job, out, job->saved_out, at, 1.0f);
+        s->delta[r] = k->dot(dout, out, D);
+        s->lse[r] = job->saved_lse[(v->s->row + position) * job->spec->H + v->h];
     }
 }
 
-/* Adds to the gradients of keys and values, which are complete but for these rows. */
-static void backward_blind_rows(const attention_job *job, const head_view *v) {
+/* sums (n keys, ldd) += turned^T * channels over the queries of a block, for each panel of keys from the first query
+ * that sees one of them on. */
+static void add_to_keys(const attention_job *job, const head_view *v, const backward_scratch *s, float *sums,
+                        const float *turned, const float *channels, size_t j, size_t n, size_t q, size_t rows) {
+    const size_t mr = job->k->mr, nr = job->k->nr;
+    for (size_t i = 0, first = 0; i < n; i += mr) {
+        while ((size_t)v->count[q + first] <= j + i)
+            first++;
+        const size_t from = job->bf16 ? first / 2 * 2 : first, step = words(job, from);
+        for (size_t d = 0; d < job->D; d += nr)
+            product(job, rows - from, turned + i * job->block + step * mr,
+                    channels + d * words(job, rows) + step * nr, sums + (j + i) * s->ldd + d, s->ldd, 1);
+    }
+}
+
+/* Queries q .. q + rows - 1 (a block) with the packed keys [begin, packed), begin on the edge of a tile. */
+static void backward_block(const attention_job *job, const head_view *v, const backward_scratch *s,
+                           const attention_task *task, size_t q, size_t rows, size_t begin, size_t packed) {
     const mom_kernels *k = job->k;
-    const size_t T = job->spec->T, C = job->spec->C, D = v->D;
-    const int scores_matter = job->spec->masked_query == MOM_MASKED_QUERY_REFERENCE;
-    float *dq = job->dqkv + v->b * T * v->ld + v->h * D, *dkeys = dq + C, *dvalues = dq + 2 * C;
-    for (size_t i = 0; i < v->first; i++) {
-        const float *dout = job->dout + (v->b * T + i) * C + v->h * D;
-        const size_t n = blind_keys(job, v, i);
-        const float weight = 1.0f / (float)n;
-        const float delta = k->dot(dout, job->saved_out + (v->b * T + i) * C + v->h * D, D);
-        for (size_t j = 0; j < n; j++) {
-            const size_t position = blind_key_position(v, i, j);
-            const float factor = dropout_factor(job, v, i, position);
-            k->axpy(dvalues + position * v->ld, weight * factor, dout, D);
-            if (scores_matter && position <= i) {
-                const float dweight = factor * k->dot(dout, v->v + position * v->ld, D);
-                const float dscore = job->spec->scale * weight * (dweight - delta);
-                k->axpy(dq + i * v->ld, dscore, v->keys + position * v->ld, D);
-                k->axpy(dkeys + position * v->ld, dscore, v->q + i * v->ld, D);
+    const size_t D = job->D, mr = k->mr, nr = k->nr, Dm = round_up(D, mr);
+    const int dropout = job->spec->dropout.p > 0.0f;
+    const size_t end = min_size(packed, (size_t)v->count[q + rows - 1]);
+    if (task->queries && begin >= end)
+        memset(s->dq, 0, job->block * Dm * sizeof *s->dq);
+    if (begin >= end)
+        return;
+    load_block(job, v, s, q, rows);
+    for (size_t j = begin; j < end; j += job->tile) {
+        const size_t stored = min_size(job->tile, packed - j);
+        for (size_t p = 0; p < rows; p += nr) {
+            const size_t lanes = min_size(nr, rows - p), seen = (size_t)v->count[q + p + lanes - 1];
+            float *dq = s->dq + p * Dm;
+            if (seen <= j) {
+                if (task->queries && !j)
+                    memset(dq, 0, nr * Dm * sizeof *dq);
+                continue;
+            }
+            const size_t n = min_size(job->tile, seen - j), whole = round_up(n, mr);
+            score_tile(job, s->weights, s->keys + j * words(job, D), s->queries + p * words(job, D), n);
+            score_tile(job, s->dscores, s->values + j * words(job, D), s->douts + p * words(job, D), n);
+            if ((size_t)v->count[q + p] < j + whole)
+                hide_keys(job, v, s->weights, j, whole, q + p, lanes);
+            if (dropout)
+                dropout_tile(job, v, s->keep, j, n, q + p, lanes);
+            k->softmax_tile_backward(s->weights, s->dscores, s->lse + p, s->delta + p, dropout ? s->keep : NULL,
+                                     job->scale, whole);
+            if (task->queries)
+                mix_tile(job, dq, s->key_channels + j * Dm, stored, tile_as_factor(job, s->dscores, n, s->rounded), n,
+                         j > 0);
+            if (task->keys) {
+                const size_t at = words(job, p) * mr, stride = mr * job->block;
+                turn_tile(job, s->weights_turned + at, stride, s->weights, whole, s->rounded);
+                turn_tile(job, s->dscores_turned + at, stride, s->dscores, whole, s->rounded);
             }
         }
-    }
-}
-
-static void backward_task(void *context, size_t task, int thread) {
-    const attention_job *job = context;
-    const mom_kernels *k = job->k;
-    const size_t T = job->spec->T, C = job->spec->C;
-    const head_view v = head_view_init(job, task);
-    const backward_scratch s = backward_scratch_init(job, job->scratch + (size_t)thread * job->scratch_size);
-    const size_t D = v.D;
-
-    k->pack(s.keys, k->nr, v.keys, v.ld, 1, v.index, NULL, NULL, v.real, D);
-    k->pack(s.values, k->nr, v.v, v.ld, 1, v.index, NULL, NULL, v.real, D);
-    k->pack(s.key_channels, k->nr, v.keys, 1, v.ld, NULL, v.index, NULL, D, v.real);
-    memset(s.dkeys, 0, round_up(v.real, k->mr) * s.ldd * sizeof(float));
-    memset(s.dvalues, 0, round_up(v.real, k->mr) * s.ldd * sizeof(float));
-    for (size_t i0 = v.first; i0 < T; i0 += job->block)
-        backward_block(job, &v, &s, i0, min_size(job->block, T - i0));
-
-    float *dhead = job->dqkv + v.b * T * v.ld + v.h * D;
-    for (size_t t = 0, j = 0; t < T; t++) {
-        float *dq = dhead + t * v.ld, *dkey = dq + C, *dvalue = dq + 2 * C;
-        if (t < v.first)
-            memset(dq, 0, D * sizeof *dq);
-        if (j < v.real && key_position(&v, j) == t) {
-            memcpy(dkey, s.dkeys + j * s.ldd, D * sizeof *dkey);
-            memcpy(dvalue, s.dvalues + j * s.ldd, D * sizeof *dvalue);
-            j++;
-        } else {
-            memset(dkey, 0, D * sizeof *dkey);
-            memset(dvalue, 0, D * sizeof *dvalue);
+        if (task->keys) {
+            const size_t n = min_size(job->tile, end - j);
+            add_to_keys(job, v, s, s->dvalues, s->weights_turned, s->dout_channels, j, n, q, rows);
+            add_to_keys(job, v, s, s->dkeys, s->dscores_turned, s->query_channels, j, n, q, rows);
         }
     }
-    backward_blind_rows(job, &v);
 }
 
-mom_status mom_attention_backward(const mom_exec *x, float *dqkv, const float *dout, const float *qkv,
-                                  const float *out, const float *lse, const uint8_t *mask,
+/* What blind rows add to the values of the keys in their future. */
+static void add_blind_to_values(const attention_job *job, const head_view *v, const backward_scratch *s, size_t begin,
+                                size_t end) {
+    const size_t C = job->spec->C, D = job->D;
+    if (job->spec->masked_query != MOM_MASKED_QUERY_REFERENCE)
+        return;
+    for (size_t i = 0; i < v->s->first; i++) {
+        if (!is_active(job, v->s->row + i))
+            continue;
+        load_row(job, s->row, job->dout, element(v, i, C, v->h * D), 1.0f / (float)blind_keys(job, v, i));
+        for (size_t j = begin; j < end; j++)
+            job->k->axpy(s->dvalues + j * s->ldd, dropout_factor(job, v, i, (size_t)v->key[j]), s->row, D);
+    }
+}
+
+static void backward_task(void *context, size_t number, int thread) {
+    const attention_job *job = context;
+    const attention_task *task = &job->tasks[number];
+    const head_view v = head_view_init(job, task->head);
+    const backward_scratch s = backward_scratch_init(job, job->scratch + (size_t)thread * job->scratch_size);
+    const size_t C = job->spec->C, D = job->D, nr = job->k->nr, column = v.h * D;
+    /* [begin, end) are keys in tasks for keys only, queries otherwise */
+    const int by_keys = !task->queries;
+    const size_t q_end = by_keys ? v.s->queries : task->end;
+    const size_t key_begin = by_keys ? task->begin : 0;
+    const size_t key_end = by_keys ? task->end : (size_t)v.count[q_end - 1];
+
+    pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, key_begin, key_end);
+    pack_keys(job, &v, s.values, 2, 0, s.stage, s.pairs, key_begin, key_end);
+    if (task->queries)
+        pack_keys(job, &v, s.key_channels, 1, 1, s.stage, s.pairs, 0, key_end);
+    if (task->keys) {
+        const size_t size = (round_up(key_end, job->k->mr) - key_begin) * s.ldd * sizeof(float);
+        memset(s.dkeys + key_begin * s.ldd, 0, size);
+        memset(s.dvalues + key_begin * s.ldd, 0, size);
+    }
+    for (size_t q = by_keys ? 0 : task->begin; q < q_end; q += job->block) {
+        const size_t rows = min_size(job->block, q_end - q);
+        backward_block(job, &v, &s, task, q, rows, key_begin, key_end);
+        for (size_t p = 0; p < rows && task->queries; p += nr)
+            store_columns(job, &v, job->dqkv, 3 * C, column, v.query + q + p, min_size(nr, rows - p),
+                          s.dq + p * round_up(D, job->k->mr), NULL, job->spec->scale, s.stage);
+    }
+    if (task->keys)
+        add_blind_to_values(job, &v, &s, key_begin, key_end);
+    for (size_t j = key_begin; j < key_end && task->keys; j++) {
+        const size_t at = element(&v, (size_t)v.key[j], 3 * C, column);
+        store_row(job, job->dqkv, at + C, s.dkeys + j * s.ldd, job->spec->scale, D);
+        store_row(job, job->dqkv, at + 2 * C, s.dvalues + j * s.ldd, 1.0f, D);
+    }
+}
+
+/* Gradient of the score of key j in the row of blind query i: 0 but in the reference's way of seeing it. */
+static float blind_dscore(const attention_job *job, const head_view *v, float *scratch, size_t i, size_t j) {
+    const size_t C = job->spec->C, D = job->D, column = v->h * D;
+    float *dout = scratch, *other = scratch + D;
+    load_row(job, dout, job->dout, element(v, i, C, column), 1.0f);
+    load_row(job, other, job->saved_out, element(v, i, C, column), 1.0f);
+    const float delta = job->k->dot(dout, other, D);
+    float dweight = 0.0f;
+    if (is_active(job, v->s->row + j)) {
+        load_row(job, other, job->qkv, element(v, j, 3 * C, 2 * C + column), 1.0f);
+        dweight = dropout_factor(job, v, i, j) * job->k->dot(dout, other, D);
+    }
+    return job->spec->scale / (float)blind_keys(job, v, i) * (dweight - delta);
+}
+
+/* Rows of dqkv of a head that no task writes: of inactive and of masked tokens. What blind rows (i) add to the rows
+ * up to their own (t) is gathered here. */
+static void backward_rest(void *context, size_t head, int thread) {
+    const attention_job *job = context;
+    const mom_kernels *k = job->k;
+    const head_view v = head_view_init(job, head);
+    const size_t C = job->spec->C, D = job->D, row = v.s->row, first = v.s->first;
+    const int scores_matter = job->spec->masked_query == MOM_MASKED_QUERY_REFERENCE;
+    float *dq = job->scratch + (size_t)thread * job->scratch_size;
+    float *dkey = dq + D, *dvalue = dkey + D, *other = dvalue + D, *scratch = other + D;
+    for (size_t t = 0; t < v.s->length; t++) {
+        const size_t at = element(&v, t, 3 * C, v.h * D);
+        if (is_active(job, row + t) && is_real(job, row + t))
+            continue;
+        memset(dq, 0, 3 * D * sizeof *dq);
+        for (size_t i = 0; i < first && t < first && is_active(job, row + t); i++) {
+            if (i <= t && scores_matter && is_active(job, row + i)) {
+                load_row(job, other, job->qkv, element(&v, i, 3 * C, C + v.h * D), 1.0f);
+                k->axpy(dq, blind_dscore(job, &v, scratch, t, i), other, D);
+            }
+            if (i < t || !is_active(job, row + i))
+                continue;
+            load_row(job, other, job->dout, element(&v, i, C, v.h * D), 1.0f);
+            k->axpy(dvalue, dropout_factor(job, &v, i, t) / (float)blind_keys(job, &v, i), other, D);
+            if (scores_matter) {
+                load_row(job, other, job->qkv, element(&v, i, 3 * C, v.h * D), 1.0f);
+                k->axpy(dkey, blind_dscore(job, &v, scratch, i, t), other, D);
+            }
+        }
+        if (!is_active(job, row + t) || t < first)
+            store_row(job, job->dqkv, at, dq, 1.0f, D);
+        store_row(job, job->dqkv, at + C, dkey, 1.0f, D);
+        store_row(job, job->dqkv, at + 2 * C, dvalue, 1.0f, D);
+    }
+}
+
+/* A task per head, which computes all three gradients from the same weights. With too few heads to keep the threads
+ * busy the queries' and the keys' gradients are computed apart, in parts, from weights that are computed twice. */
+static mom_status backward_tasks(attention_job *job, const mom_exec *x, size_t *number, mom_error *err) {
+    const size_t heads = job->spec->B * job->spec->H;
+    attention_task *whole, *cut;
+    size_t n = 0;
+    MOM_ARENA_NEW(whole, x->workspace, heads, err);
+    for (size_t head = 0; head < heads; head++) {
+        const sequence *s = &job->sequences[head / job->spec->H];
+        if (s->queries)
+            whole[n++] = (attention_task){head, 0, s->queries, 1, s->keys > 0, 5.0 * s->work};
+    }
+    qsort(whole, n, sizeof *whole, by_falling_work);
+    job->tasks = whole;
+    *number = n;
+    if (x->threads == 1)
+        return MOM_OK;
+
+    /* Columns of the triangle of keys are cut like the rows of that of the queries. */
+    const size_t parts = query_tasks(job, NULL, job->block, x->threads);
+    MOM_ARENA_NEW(cut, x->workspace, 2 * parts, err);
+    query_tasks(job, cut, job->block, x->threads);
+    size_t m = parts;
+    for (size_t head = 0; head < heads; head++) {
+        const sequence *s = &job->sequences[head / job->spec->H];
+        const size_t pieces = s->keys ? parts_of(job, s, (s->keys + job->tile - 1) / job->tile, x->threads) : 0;
+        for (size_t p = 0; p < pieces && s->queries; p++) {
+            attention_task task = {.head = head, .keys = 1};
+            part_range(s->keys, job->tile, pieces, p, &task.begin, &task.end);
+            const double before = (double)(s->keys - task.begin), after = (double)(s->keys - task.end);
+            task.work = 4.0 * s->work * (before * before - after * after) / ((double)s->keys * (double)s->keys);
+            cut[m++] = task;
+        }
+    }
+    for (size_t i = 0; i < parts; i++)
+        cut[i].work *= 3.0;
+    qsort(cut, m, sizeof *cut, by_falling_work);
+    if (finish_time(cut, m, x->threads) < finish_time(whole, n, x->threads)) {
+        job->tasks = cut;
+        *number = m;
+    }
+    return MOM_OK;
+}
+
+static mom_status backward(const mom_exec *x, attention_job *job, mom_error *err) {
+    size_t n;
+    MOM_TRY(lists_init(job, x, err));
+    job->scratch_size = max_size(backward_scratch_init(job, NULL).size, round_up(6 * job->D, 16));
+    MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
+    MOM_TRY(backward_tasks(job, x, &n, err));
+    mom_parallel_for(x->threads, n, backward_task, job);
+    if (job->mask || job->active)
+        mom_parallel_for(x->threads, job->spec->B * job->spec->H, backward_rest, job);
+    return MOM_OK;
+}
+
+mom_status mom_attention_backward(const mom_exec *x, void *dqkv, const void *dout, const void *qkv, const void *out,
+                                  const float *lse, const uint8_t *mask, const uint8_t *active,
                                   const mom_attention_spec *spec, mom_error *err) {
     if (spec->B == 0 || spec->H == 0 || spec->T == 0 || spec->C == 0)
         return MOM_OK;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    attention_job job = {.k = x->k, .spec = spec, .block = block_rows(x->k, spec->T), .dqkv = dqkv, .dout = dout,
-                         .saved_out = out, .saved_lse = lse, .qkv = qkv};
-    job.scratch_size = backward_scratch_init(&job, NULL).size;
-    mom_status status = key_lists_init(&job.keys, x, mask, spec, err);
-    if (status == MOM_OK) {
-        job.scratch = mom_arena_alloc(x->workspace, (size_t)x->threads * job.scratch_size, sizeof(float), err);
-        status = job.scratch ? MOM_OK : MOM_ERR_MEMORY;
-    }
-    if (status == MOM_OK)
-        mom_parallel_for(x->threads, spec->B * spec->H, backward_task, &job);
+    attention_job job = job_init(x, spec, qkv, mask, active);
+    job.dqkv = dqkv;
+    job.dout = dout;
+    job.saved_out = out;
+    job.saved_lse = lse;
+    const mom_status status = backward(x, &job, err);
     mom_arena_release(x->workspace, mark);
     return status;
 }

@@ -1,12 +1,19 @@
 /* Causal self-attention over mixed q, k, v; forward and backward.
  *
- * Scores are never stored: forward keeps the logarithm of each softmax's denominator, backward
- * computes the probabilities again from it. Work below the diagonal only, in blocks of queries.
+ * Shapes  N rows are the tokens of B sequences one after the other, without padding when their lengths differ
+ *         qkv, dqkv (N, 3C): q, k, v side by side, heads side by side in each; out, dout (N, C); lse (N, H)
+ *         mask (N) or NULL: 0 where a token is no key; active (N) or NULL: 0 where a token has no module
+ * Maths   out_i = sum over keys j <= i of p_ij v_j, p_i = softmax of scale * q_i . k_j over them
+ * Saved   lse_i = log of the sum of exp(scores), for backward; scores and probabilities are never stored
+ *
+ * An inactive token has q = k = v = 0 by definition; its row of qkv is not read. As a key it still has its share of
+ * every softmax, exp(0), which is counted and not computed; as a query it is left out: zeros in out and dqkv.
  * Derivation: docs/derivations/attention.md.
  */
 #ifndef MOM_OPS_ATTENTION_H
 #define MOM_OPS_ATTENTION_H
 
+#include "base/bf16.h"
 #include "base/dropout.h"
 #include "kernels/gemm.h"
 
@@ -16,20 +23,21 @@ typedef enum {
 } mom_masked_query;
 
 typedef struct {
-    size_t B, T, C, H; /* batch, sequence, channels, heads (H divides C) */
+    size_t B, T, C, H; /* sequences, length of the longest, channels, heads (H divides C) */
     float scale;       /* multiplies q . k */
     mom_masked_query masked_query;
-    mom_dropout dropout; /* on the probabilities; index ((b*H + h)*T + i)*T + j */
+    mom_dropout dropout;    /* on the probabilities; index ((b*H + h)*T + i)*T + j, i and j within the sequence */
+    const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1; NULL: rows b*T .. (b+1)*T-1 */
+    mom_dtype dtype;        /* of qkv, out, dout and dqkv; softmax and sums are float32 */
 } mom_attention_spec;
 
-/* out (B*T, C); lse (B, H, T): log of the sum of exp(scores) (of the even weights for fully masked rows: unspecified);
- * qkv (B*T, 3C), q, k, v side by side, heads side by side in each; mask (B, T) of 0/1 or NULL: keys. */
-mom_status mom_attention_forward(const mom_exec *x, float *out, float *lse, const float *qkv, const uint8_t *mask,
-                                 const mom_attention_spec *spec, mom_error *err);
+/* lse of rows that see no real key, and of inactive ones, is 0. */
+mom_status mom_attention_forward(const mom_exec *x, void *out, float *lse, const void *qkv, const uint8_t *mask,
+                                 const uint8_t *active, const mom_attention_spec *spec, mom_error *err);
 
-/* dqkv (B*T, 3C) is overwritten; dout, out (B*T, C). */
-mom_status mom_attention_backward(const mom_exec *x, float *dqkv, const float *dout, const float *qkv,
-                                  const float *out, const float *lse, const uint8_t *mask,
+/* dqkv is overwritten. Rows of dout of inactive tokens are not read. */
+mom_status mom_attention_backward(const mom_exec *x, void *dqkv, const void *dout, const void *qkv, const void *out,
+                                  const float *lse, const uint8_t *mask, const uint8_t *active,
                                   const mom_attention_spec *spec, mom_error *err);
 
 #endif

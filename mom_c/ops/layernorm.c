@@ -58,17 +58,6 @@ typedef struct {
     size_t chunks, N, C;
 } backward_job;
 
-/* Gradient of the scaled and shifted row: dxhat = weight * dout; dweight += dout * xhat; dbias += dout. */
-static void affine_backward(float *restrict dxhat, float *restrict dweight, float *restrict dbias,
-                            const float *restrict dout, const float *restrict inp, const float *restrict weight,
-                            float mean, float rstd, size_t C) {
-    for (size_t c = 0; c < C; c++) {
-        dxhat[c] = weight[c] * dout[c];
-        dweight[c] += dout[c] * ((inp[c] - mean) * rstd);
-        dbias[c] += dout[c];
-    }
-}
-
 static void backward_task(void *context, size_t task, int thread) {
     const backward_job *job = context;
     const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
@@ -77,7 +66,9 @@ static void backward_task(void *context, size_t task, int thread) {
     memset(dweight, 0, 2 * C * sizeof *dweight);
     for (size_t t = task * ROWS; t < end; t++) {
         const float *inp = job->inp + t * C;
-        affine_backward(dxhat, dweight, dbias, job->dout + t * C, inp, job->weight, job->mean[t], job->rstd[t], C);
+        const float *dout = job->dout + t * C;
+        job->k->multiply(dxhat, dout, job->weight, C);
+        job->k->layernorm_parameters(dweight, dbias, dout, inp, job->mean[t], job->rstd[t], C);
         job->k->layernorm_backward(job->dinp + t * C, dxhat, inp, job->mean[t], job->rstd[t], C);
     }
 }

@@ -43,10 +43,6 @@ static mom_matrix module_rows(const float *data, int gathered, size_t width, con
     return matrix;
 }
 
-static mom_matrix transpose(mom_matrix matrix) {
-    return (mom_matrix){matrix.data, matrix.cs, matrix.rs, matrix.col_index, matrix.row_index};
-}
-
 /* ---- products; the arrays of problems live in the workspace until the caller's mark is released */
 
 static mom_status forward_products(const mom_exec *x, float *out, const float *inp, int inp_gathered,
@@ -120,7 +116,7 @@ static mom_status weight_products(const mom_exec *x, float *const *dweight, cons
                 .m = In,
                 .n = Out,
                 .k = module_slots(plan, m),
-                .a = transpose(module_rows(inp, inp_gathered, In, plan, m)),
+                .a = mom_matrix_flip(module_rows(inp, inp_gathered, In, plan, m)),
                 .b = module_rows(dout, dout_gathered, Out, plan, m),
                 .c = dweight[m],
                 .ldc = Out,
@@ -141,7 +137,7 @@ mom_status mom_routed_linear_backward_weight(const mom_exec *x, float *const *dw
     MOM_TRY(status);
     for (size_t m = 0; dbias && m < plan->M; m++) {
         const mom_matrix rows = module_rows(dout, dout_gathered, Out, plan, m);
-        mom_column_sum(x, dbias[m], rows.data, slot_scale ? slot_scale + plan->offsets[m] : NULL, rows.row_index,
+        mom_column_sum(x, dbias[m], rows.data, MOM_F32, slot_scale ? slot_scale + plan->offsets[m] : NULL, rows.row_index,
                        module_slots(plan, m), Out);
     }
     return MOM_OK;
@@ -333,10 +329,7 @@ static void run_layernorm_parameters(void *context, size_t task, int thread) {
             const size_t t = (size_t)plan->token[s];
             const float *dout = run->dout + s * C + first, *inp = run->inp + t * C + first;
             const float mean = run->mean[t], rstd = run->rstd[t];
-            for (size_t c = 0; c < columns; c++) {
-                dweight[c] += dout[c] * ((inp[c] - mean) * rstd);
-                dbias[c] += dout[c];
-            }
+            run->k->layernorm_parameters(dweight, dbias, dout, inp, mean, rstd, columns);
         }
         run->k->add(run->dweight[m] + first, dweight, columns);
         run->k->add(run->dbias[m] + first, dbias, columns);
@@ -361,12 +354,10 @@ static void run_layernorm_input(void *context, size_t task, int thread) {
             const float *weight = run->weight[module_of_slot(plan, s)];
             float *dout = run->dout + s * C;
             if (dxhat) {
-                for (size_t c = 0; c < C; c++)
-                    dxhat[c] += weight[c] * dout[c];
+                run->k->multiply_add(dxhat, weight, dout, C);
             } else {
                 dxhat = dout;
-                for (size_t c = 0; c < C; c++)
-                    dxhat[c] *= weight[c];
+                run->k->multiply(dxhat, dxhat, weight, C);
             }
         }
         if (dxhat)

@@ -17,6 +17,7 @@
 
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "ops/gemv.h"
 #include "ops/linear.h"
 #include "ops/topk.h"
 
@@ -28,6 +29,16 @@ size_t mom_router_gates(const mom_router_spec *spec) {
     if (spec->kind == MOM_ROUTER_NAIVE)
         return 0;
     return spec->random ? 4 : 3;
+}
+
+/* out (N, Out) = inp (N, In) * weight^T + bias */
+static mom_status product(const mom_exec *x, float *out, const float *inp, const float *weight, const float *bias,
+                          const mom_router_spec *spec, size_t N, size_t In, size_t Out, mom_error *err) {
+    if (!spec->few_rows)
+        return mom_linear_forward(x, out, inp, weight, bias, MOM_WEIGHT_OUT_IN, 0, N, In, Out, err);
+    const mom_gemv_matrix matrix = {MOM_GEMV_F32, MOM_WEIGHT_OUT_IN, weight, NULL, In, Out};
+    const mom_gemv gemv = {.out = out, .x = inp, .matrix = &matrix, .bias = bias, .rows = N};
+    return mom_gemv_run(x, &gemv, 1, err);
 }
 
 /* ---- naive: logits = relu(inp * in_weight^T + in_bias) * out_weight^T + out_bias */
@@ -56,7 +67,7 @@ static void run_relu(void *context, size_t task, int thread) {
 static mom_status naive_forward(const mom_exec *x, mom_router_saved *saved, const float *inp,
                                 const mom_router_tensors *w, const mom_router_spec *spec, size_t N, mom_error *err) {
     const size_t C = spec->C, R = spec->R;
-    MOM_TRY(mom_linear_forward(x, saved->hidden, inp, w->in_weight, w->in_bias, MOM_WEIGHT_OUT_IN, 0, N, C, R, err));
+    MOM_TRY(product(x, saved->hidden, inp, w->in_weight, w->in_bias, spec, N, C, R, err));
     relu_context run = {saved->hidden, NULL, N, R};
     mom_parallel_for(x->threads, chunk_count(N), run_relu, &run);
     return MOM_OK;
@@ -128,13 +139,12 @@ static mom_status recurrent_forward(const mom_exec *x, mom_router_saved *saved, 
                         .N = N, .R = R, .G = G};
     float *x_pre;
     MOM_ARENA_NEW(x_pre, x->workspace, N * GR, err);
-    MOM_TRY(mom_linear_forward(x, x_pre, inp, w->in_weight, w->in_bias, MOM_WEIGHT_OUT_IN, 0, N, C, GR, err));
+    MOM_TRY(product(x, x_pre, inp, w->in_weight, w->in_bias, spec, N, C, GR, err));
     run.x_pre = x_pre;
     if (state) {
         float *h_pre;
         MOM_ARENA_NEW(h_pre, x->workspace, N * GR, err);
-        MOM_TRY(mom_linear_forward(x, h_pre, state, w->state_weight, w->state_bias, MOM_WEIGHT_OUT_IN, 0, N, R, GR,
-                                   err));
+        MOM_TRY(product(x, h_pre, state, w->state_weight, w->state_bias, spec, N, R, GR, err));
         run.h_pre = h_pre;
         run.h_stride = GR;
         run.state = state;
@@ -211,8 +221,8 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
 
     /* pass 1: through the cell */
     mom_parallel_for(x->threads, chunks, run_cell_backward, &run);
-    mom_column_sum(x, dw->in_bias, run.dx_sums, NULL, NULL, chunks, GR);
-    mom_column_sum(x, dw->state_bias, run.dh_sums, NULL, NULL, chunks, GR);
+    mom_column_sum(x, dw->in_bias, run.dx_sums, MOM_F32, NULL, NULL, chunks, GR);
+    mom_column_sum(x, dw->state_bias, run.dh_sums, MOM_F32, NULL, NULL, chunks, GR);
 
     /* pass 2: through x2h and h2h */
     MOM_TRY(mom_linear_backward_weight(x, dw->in_weight, NULL, inp, run.dx_pre, MOM_WEIGHT_OUT_IN, N, C, GR, err));
@@ -237,8 +247,7 @@ mom_status mom_router_forward(const mom_exec *x, float *logits, mom_router_saved
                                   : recurrent_forward(x, saved, inp, state, weights, noise_key, spec, N, err);
     mom_arena_release(x->workspace, mark);
     MOM_TRY(status);
-    return mom_linear_forward(x, logits, saved->hidden, weights->out_weight, weights->out_bias, MOM_WEIGHT_OUT_IN, 0, N,
-                              spec->R, spec->S, err);
+    return product(x, logits, saved->hidden, weights->out_weight, weights->out_bias, spec, N, spec->R, spec->S, err);
 }
 
 static mom_status backward(const mom_exec *x, float *dinp, float *dstate_in, mom_router_tensors *dw,

@@ -15,6 +15,7 @@ typedef struct {
     mom_router_kind kind;
     int random;  /* recurrent only: fourth gate that mixes in uniform noise */
     size_t C, R, S; /* input width, router width, outputs */
+    int few_rows;   /* forward: read the weights once (ops/gemv.h) instead of packing them; other rounding */
 } mom_router_spec;
 
 /* The same struct holds weights or their gradients. in_*: naive router.0 (R, C) or recurrent x2h (G*R, C);

@@ -10,6 +10,7 @@ from . import glue, ops
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
+from .generation import Decoder
 from .model import Block, ModelOutput, Module, MoM, MoMForSequenceClassification, Pool, Router, Routes
 from .optim import AdamW, clip_grad_norm
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
@@ -17,7 +18,7 @@ from .tokenizer import Tokenizer
 from .training import FinetuneConfig, TrainingConfig, train
 
 __all__ = [
-    "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "FinetuneConfig", "MoM", "MoMConfig",
+    "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MoM", "MoMConfig",
     "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "Tokenizer",
     "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "get_num_threads", "glue", "ops",
     "set_cpu_level", "set_num_threads", "train",

@@ -38,6 +38,7 @@ __all__ = [
     "check_replaceable",
     "clean_leftovers",
     "latest_valid",
+    "naming_file",
     "read_manifest",
     "rotate",
     "sync_folder",
@@ -79,22 +80,28 @@ class _HashingWriter(io.RawIOBase):
         return {"size": self._size, "sha256": self._hash.hexdigest()}
 
 
-def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
-    """Write one file through to the disk; gives its size and hash."""
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Put the file's name into an OSError without one, as writing to an open file on a full disk raises."""
     try:
-        with open(path, "wb") as file:
-            writer = _HashingWriter(file)
-            if callable(content):
-                content(writer)  # type: ignore[arg-type]
-            else:
-                writer.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-            return writer.summary()
+        yield
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
+    """Write one file through to the disk; gives its size and hash."""
+    with naming_file(path), open(path, "wb") as file:
+        writer = _HashingWriter(file)
+        if callable(content):
+            content(writer)  # type: ignore[arg-type]
+        else:
+            writer.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+        return writer.summary()
 
 
 def sync_folder(path: Path) -> None:

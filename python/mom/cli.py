@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _version, checkpoint, glue, ops
+from . import _version, checkpoint, glue
 from .config import PRESETS, MoMConfig
 from .data import Documents, TokenFile, standard_library_text
 from .data.glue import TASKS, find_task
@@ -43,16 +43,6 @@ __all__ = ["main"]
 
 #: What becomes one line on standard error instead of a traceback.
 _EXPECTED = (MomError, ValueError, OSError, ImportError, MemoryError)
-
-#: (m, k, n) of products in one training step of the presets ``mini`` and ``base``.
-_GEMM_SHAPES = {
-    "mini q, k, v": (2048, 256, 768),
-    "mini feed-forward in": (2048, 256, 1024),
-    "mini feed-forward out": (2048, 1024, 256),
-    "base feed-forward in": (2048, 512, 2048),
-    "base output head": (2048, 512, 16384),
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -555,6 +545,9 @@ def _add_generate(commands: Any) -> None:
         "--top_p", type=float, help="sample among the most probable tokens that make up this probability"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16", "int8"), help="number format in which weights are read"
+    )
     _add_threads(parser)
 
 
@@ -573,7 +566,7 @@ def _run_generate(a: argparse.Namespace) -> int:
     new = max(1, min(100, room)) if a.max_new_tokens is None else a.max_new_tokens
     tokens = model.generate(
         prompt, max_new_tokens=new, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed,
-        stop_token=tokenizer.eos_id,
+        stop_token=tokenizer.eos_id, weights=a.weights,
     )  # fmt: skip
     print(tokenizer.decode(tokens[len(prompt) - begun :]))
     return 0
@@ -661,34 +654,52 @@ def _run_info(_: argparse.Namespace) -> int:
 
 # ------------------------------------------------------------------ bench
 def _add_bench(commands: Any) -> None:
-    parser = _command(commands, "bench", _run_bench, "measure the matrix product on this machine")
+    parser = _command(
+        commands, "bench", _run_bench, "measure matrix products on this machine",
+        "GFLOP/s, best and median of the repeats, beside the machine's peak measured just before and NumPy's product.",
+    )  # fmt: skip
+    parser.add_argument("what", choices=("gemm",), help="gemm: products of a training step")
+    parser.add_argument("--presets", default="mini,base", metavar="NAMES", help="of 'mini' and 'base', comma-separated")
     parser.add_argument(
-        "what", choices=("gemm",), help="gemm: mom.ops.gemm beside NumPy's, in GFLOP/s, best of the repeats"
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of our products; NumPy's are float32"
     )
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each product")
+    parser.add_argument("--output", metavar="FILE", help="write the figures as JSON, too")
     _add_threads(parser)
 
 
 def _run_bench(a: argparse.Namespace) -> int:
+    from . import bench
+
     if a.repeats < 1:
         raise ConfigError(f"repeats: {a.repeats} is less than 1")
-    cpu = cpu_info()
-    print(f"fp32 matrix products, GFLOP/s, best of {a.repeats}; level {cpu['level']}, kernel {cpu['gemm']}")
-    print(f"mom: {get_num_threads()} threads; numpy {np.__version__}: as many threads as its BLAS takes\n")
-    print(f"{'product':24}{'m, k, n':>18}{'mom':>10}{'numpy':>10}")
-    rng = np.random.default_rng(0)
-    for name, (m, k, n) in _GEMM_SHAPES.items():
-        left, right = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
-        best = {}
-        for who, product in (("mom", ops.gemm), ("numpy", np.matmul)):
-            product(left, right)
-            seconds = math.inf
-            for _ in range(a.repeats):
-                started = time.perf_counter()
-                product(left, right)
-                seconds = min(seconds, time.perf_counter() - started)
-            best[who] = 2e-9 * m * k * n / seconds
-        print(f"{name:24}{f'{m}, {k}, {n}':>18}{best['mom']:10.1f}{best['numpy']:10.1f}")
+    products = [product for preset in a.presets.split(",") for product in bench.gemm_products(preset)]
+    cpu, threads, rows = cpu_info(), get_num_threads(), []
+    kernel = cpu["gemm"] if a.precision == "float32" else cpu["gemm_bf16"]
+    print(f"matrix products in {a.precision}, GFLOP/s, {a.repeats} repeats; level {cpu['level']}, kernel {kernel}")
+    with bench.limit_numpy_threads(threads) as numpy_threads:
+        print(f"mom: {threads} threads; numpy {np.__version__} in float32: {numpy_threads}")
+        print(f"{'':50}{'':17}{'mom':>16}{'numpy':>16}{'peak':>7}   mom of")
+        print(
+            f"{'product':41}{'groups':>8} {'m, k, n':>17}{'best':>8}{'median':>8}{'best':>8}{'median':>8}{'':>7}"
+            f"{'peak':>7}{'numpy':>7}"
+        )
+        for row in bench.measure_gemm(products, a.repeats, a.precision):
+            rows.append(row)
+            name = f"{row['preset']} {row['layer']}, {row['direction']}, {row['kind']}"
+            size = f"{row['m']}, {row['k']}, {row['n']}"
+            print(
+                f"{name:45}{row['groups']:>4} {size:>17}{row['mom']:8.1f}{row['mom_median']:8.1f}{row['numpy']:8.1f}"
+                f"{row['numpy_median']:8.1f}{row['peak']:7.1f}{100 * row['mom'] / row['peak']:5.0f} %"
+                f"{row['mom'] / row['numpy']:6.2f}x",
+                flush=True,
+            )
+    if a.output is not None:
+        report = {
+            "benchmark": "gemm", "precision": a.precision, "threads": threads, "numpy_threads": numpy_threads,
+            "repeats": a.repeats, "cpu": cpu, "numpy": np.__version__, "products": rows,
+        }  # fmt: skip
+        Path(a.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -17,7 +17,7 @@ from .data import Documents, TextDocuments, TokenFile, standard_library_text
 from .data.prepare import prepare
 from .errors import DataError
 from .model import MoM
-from .optim import AdamW, clip_grad_norm
+from .optim import AdamW
 from .routing import format_paths, module_use, plot_module_use
 from .runtime import cpu_info
 from .tokenizer import Tokenizer
@@ -212,9 +212,7 @@ def _steps_in(config: MoMConfig, seconds: float) -> int:
         begin = time.perf_counter()
         model(ids, labels=ids)
         model.backward()
-        clip_grad_norm(model, 1.0)
-        optimizer.step()
-        model.zero_grad()
+        optimizer.step(1.0, zero_grad=True)
         times.append(time.perf_counter() - begin)
     return max(10, int(seconds / np.mean(times[1:])))
 

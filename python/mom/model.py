@@ -20,18 +20,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, checkpoint, weights
+from ._arguments import LARGEST as _LARGEST
+from ._arguments import as_array as _as_array
+from ._arguments import as_ids as _as_ids
+from ._arguments import as_mask as _as_mask
+from ._arguments import number as _number
+from ._arguments import prompts as _prompts
+from ._arguments import sampling as _sampling
+from ._arguments import seed as _seed
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError
+from .generation import Decoder
 
 __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
 ]  # fmt: skip
 
-_DTYPES = ("float32",)
-
-#: Largest finite float32.
-_LARGEST = float(np.finfo(np.float32).max)
-
+_DTYPES = ("float32", "bfloat16")
 
 def _rms(a: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
@@ -222,59 +227,10 @@ class ModelOutput:
     num_labelled: int
 
 
-def _as_array(value: ArrayLike, name: str) -> NDArray[Any]:
-    """`value` as an ndarray, with the argument's name in the message if it is ragged."""
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: not an array ({error})") from None
-
-
-def _number(value: Any, name: str, low: float, wanted: str) -> float:
-    """A finite real number of at least `low` that float32 can hold."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value <= _LARGEST:  # also refuses NaN
-        raise ValueError(f"{name}: {value} is not {wanted}")
-    return float(value)
-
-
-def _seed(value: Any, name: str = "seed") -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= int(value) < 2**63:
-        raise ValueError(f"{name}: expected an integer in [0, 2**63), got {value!r}")
-    return int(value)
-
-
-def _as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
-    """(B, T) int32; one row is accepted as (T,). A copy: the core reads it while other threads may run."""
-    array = _as_array(value, name)
-    if array.size == 0:
-        raise ValueError(f"{name}: shape {array.shape} is empty")
-    if array.dtype == object or not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name}: dtype {array.dtype}, expected an integer dtype")
-    if array.ndim == 1:
-        array = array[None, :]
-    if array.ndim != 2:
-        raise ValueError(f"{name}: shape {array.shape}, expected (B, T)")
-    if array.dtype != np.int32:
-        low, high = int(array.min()), int(array.max())
-        if low < -(2**31) or high >= 2**31:
-            raise ValueError(f"{name}: value {low if low < -(2**31) else high} does not fit 32 bits")
-    return np.array(array, dtype=np.int32, order="C")
-
-
-def _as_mask(value: ArrayLike, shape: tuple[int, int], name: str = "attention_mask") -> NDArray[np.uint8]:
-    array = _as_array(value, name)
-    if array.ndim == 1:
-        array = array[None, :]
-    if array.shape != shape:
-        raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name}: dtype {array.dtype}, expected bool, integer or float")
-    binary = (array != 0).astype(np.uint8)
-    if not np.array_equal(binary, array):
-        raise ValueError(f"{name}: values other than 0 and 1")
-    return np.ascontiguousarray(binary)
+def _dtype(value: Any) -> str:
+    if value not in _DTYPES:
+        raise ValueError(f"dtype: {value!r} is not one of {', '.join(map(repr, _DTYPES))}")
+    return str(value)
 
 
 class _Network:
@@ -285,21 +241,19 @@ class _Network:
     def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
         if not isinstance(config, MoMConfig):
             raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(map(repr, _DTYPES))}")
-        self._set_up(self._check_config(config), _seed(seed), dtype, fresh=True)
+        self._set_up(self._check_config(config), _seed(seed), _dtype(dtype), fresh=True)
 
     def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
         """Allocate the network; without `fresh` its weights are zero, for whoever fills them next."""
         #: The model's configuration.
         self.config = config
-        #: Number format of weights and activations.
+        #: Number format of activations and of the factors of products; weights are float32 in any case.
         self.dtype = dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
-        self._core = _core.Network(_core_config(self.config))
+        self._core = _core.Network({**_core_config(self.config), "bf16": dtype == "bfloat16"})
         self._core.random_state = (seed, 0)
         if fresh:
             self._core.randomize(seed)
@@ -396,7 +350,7 @@ class _Network:
 
     @random_state.setter
     def random_state(self, value: tuple[int, int]) -> None:
-        if len(value) != 2:
+        if not isinstance(value, Sequence) or len(value) != 2:
             raise ValueError(f"random_state: expected (seed, counter), got {value!r}")
         self._core.random_state = (_seed(value[0], "random_state"), _seed(value[1], "random_state"))
 
@@ -484,7 +438,7 @@ class _Network:
             target[...] = canonical[name]
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **config_changes: Any) -> Any:
+    def from_pretrained(cls, folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any) -> Any:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
         Parameters
@@ -493,6 +447,8 @@ class _Network:
             Holds ``config.json`` and ``model.safetensors`` (or a sharded index); a tokenizer is read
             if there is one. A language model leaves a classifier's head behind; a classifier gets a fresh
             head where the folder has none.
+        dtype : {"float32", "bfloat16"}
+            As for a new model, whatever the format of the file.
         **config_changes
             Configuration fields to override.
 
@@ -501,6 +457,7 @@ class _Network:
         CheckpointError
             If a file is missing, truncated, corrupted or does not fit the configuration.
         """
+        _dtype(dtype)
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"folder: {folder} is not a folder")
@@ -517,7 +474,7 @@ class _Network:
         canonical = weights.detect_and_canonicalise(own, config, str(folder), allow_missing=("score.weight",))
         model = cls.__new__(cls)
         model._set_up(
-            model._check_config(config), 0, "float32", fresh=cls._classifier and "score.weight" not in canonical
+            model._check_config(config), 0, dtype, fresh=cls._classifier and "score.weight" not in canonical
         )
         for name, tensor in canonical.items():
             model._parameters[name] = tensor
@@ -601,7 +558,9 @@ class MoM(_Network):
     config : MoMConfig
     seed : int
         Of the initial weights and of the random streams.
-    dtype : {"float32"}
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
+        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
 
     Examples
     --------
@@ -687,6 +646,7 @@ class MoM(_Network):
         top_p: float | None = None,
         seed: int = 0,
         stop_token: int | None = None,
+        weights: str | None = None,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
@@ -703,6 +663,8 @@ class MoM(_Network):
             Of the sampling.
         stop_token : int, optional
             A row ends after producing this token.
+        weights : {"float32", "bfloat16", "int8"}, optional
+            Number format in which single tokens read the weights, see `Decoder`; None: the model's dtype.
 
         Returns
         -------
@@ -712,45 +674,18 @@ class MoM(_Network):
 
         Notes
         -----
-        The context is computed again for every token.
+        Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
         """
         rows, single = _prompts(prompt)
-        new = _count(max_new_tokens, "max_new_tokens")
-        longest = max(len(r) for r in rows) + new
-        if longest > self.config.n_positions:
-            raise ValueError(
-                f"max_new_tokens: prompt and {new} new tokens need {longest} positions, "
-                f"the model has {self.config.n_positions}"
-            )
-        temperature = _number(temperature, "temperature", 0.0, "a non-negative finite number")
-        kept = self.config.vocab_size if top_k is None else min(_count(top_k, "top_k"), self.config.vocab_size)
-        if kept < 1:
-            raise ValueError(f"top_k: {top_k} is less than 1")
-        mass = 1.0 if top_p is None else _number(top_p, "top_p", 0.0, "in (0, 1]")
-        if not 0 < mass <= 1:
-            raise ValueError(f"top_p: {top_p} is not in (0, 1]")
-        if stop_token is not None and _count(stop_token, "stop_token") >= self.config.vocab_size:
-            raise ValueError(f"stop_token: {stop_token} is not in [0, {self.config.vocab_size})")
-        seed = _seed(seed)
-        lengths = np.array([len(r) for r in rows])
-        buffer = np.zeros((len(rows), longest), dtype=np.int32)
-        for b, row in enumerate(rows):
-            buffer[b, : len(row)] = row
-        done = np.zeros(len(rows), dtype=bool)
-        for step in range(new):
-            length = int(lengths.max())
-            # Rows end at different places; what lies to the right of a row's end is never seen by it.
-            self._core.forward(np.ascontiguousarray(buffer[:, :length]), keep=False, training=False)
-            last = (np.arange(len(rows)) * length + lengths - 1).astype(np.int32)
-            chosen = _core.sample(self._core.logits(last), temperature, kept, mass, seed, step)
-            active = np.flatnonzero(~done)
-            buffer[active, lengths[active]] = chosen[active]
-            lengths[active] += 1
-            if stop_token is not None:
-                done[active] = chosen[active] == stop_token
-                if done.all():
-                    break
-        result = [buffer[b, : lengths[b]].copy() for b in range(len(rows))]
+        settings = _sampling(
+            self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, max(len(r) for r in rows)
+        )
+        added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
+        if settings[0]:
+            decoder = Decoder(self, weights)
+            decoder.prefill(rows)
+            added = decoder._generate(*settings)
+        result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
         if single:
             return result[0]
         return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
@@ -763,6 +698,7 @@ class MoM(_Network):
         seed: int = 0,
         copy_final_norm: bool | None = None,
         copy_single_modules: bool | None = None,
+        dtype: str | None = None,
     ) -> MoM:
         """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
 
@@ -779,6 +715,8 @@ class MoM(_Network):
         copy_final_norm, copy_single_modules : bool, optional
             Also copy the final LayerNorm; fill halves with a single module. None: as `config` says
             (True by default; the reference does neither).
+        dtype : str, optional
+            As for a new model; None: that of `gpt2`.
 
         Raises
         ------
@@ -795,7 +733,7 @@ class MoM(_Network):
                 raise ConfigError(
                     f"config: {name} = {getattr(config, name)}, the plain model has {getattr(source.config, name)}"
                 )
-        model = cls(config, seed=seed)
+        model = cls(config, seed=seed, dtype=source.dtype if dtype is None else dtype)
         mapping = weights.vanilla_mapping(
             config,
             config.copy_final_norm if copy_final_norm is None else copy_final_norm,
@@ -818,31 +756,10 @@ class MoM(_Network):
         return model
 
 
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name}: {value} is negative")
-    return int(value)
-
-
 def _like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArray[np.int32]:
     if array.shape != shape:
         raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
     return array
-
-
-def _prompts(prompt: Any) -> tuple[list[NDArray[np.int32]], bool]:
-    """Rows of ids, and whether a single prompt came."""
-    if isinstance(prompt, (list, tuple)) and prompt and not isinstance(prompt[0], (int, float, np.generic)):
-        rows = []
-        for i, row in enumerate(prompt):
-            if np.ndim(row) != 1:
-                raise ValueError(f"prompt: row {i} has shape {np.shape(row)}, expected (T,)")
-            rows.append(_as_ids(row, f"prompt: row {i}")[0])
-        return rows, False
-    array = _as_array(prompt, "prompt")
-    return list(_as_ids(array, "prompt")), array.ndim == 1
 
 
 class MoMForSequenceClassification(_Network):
@@ -854,7 +771,9 @@ class MoMForSequenceClassification(_Network):
         With ``num_labels`` set. ``problem_type`` None means regression for one label, otherwise
         single-label classification for integer labels and multi-label for float ones.
     seed : int
-    dtype : {"float32"}
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
+        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
     """
 
     _classifier = True

@@ -382,9 +382,7 @@ def embedding_backward(
     dwpe : ndarray of float32, shape (P, C)
     """
     at = _positions(tokens, positions)
-    return _core.embedding_backward(
-        dout, tokens, at, vocab_size, n_positions, dropout, seed, counter, site, add_to
-    )
+    return _core.embedding_backward(dout, tokens, at, vocab_size, n_positions, dropout, seed, counter, site, add_to)
 
 
 def _positions(tokens: ArrayLike, positions: ArrayLike | None) -> ArrayLike:
@@ -402,6 +400,9 @@ def attention_forward(
     scale: float | None = None,
     masked_query: str = "causal",
     *,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
     dropout: float = 0.0,
     seed: int = 0,
     counter: int = 0,
@@ -411,29 +412,40 @@ def attention_forward(
 
     Parameters
     ----------
-    qkv : ndarray of float32, shape (B, T, 3C)
+    qkv : ndarray of float32, shape (B, T, 3C), or (N, 3C) with `lengths`
         Queries, keys and values side by side; heads side by side in each.
     num_heads : int
         H, a divisor of C.
-    mask : array, shape (B, T), optional
+    mask : array, shape (B, T) or (N,), optional
         Nonzero where a key is real.
     scale : float, optional
         Multiplies the products of queries and keys; ``1 / sqrt(C / H)`` by default.
     masked_query : {"causal", "reference"}
         What a query attends to (evenly) when its whole past is masked: that past, or also the real
         keys of its future, as the published reference does.
+    active : array, shape (B, T) or (N,), optional
+        Nonzero where a token has a module. The others have ``q = k = v = 0`` whatever `qkv` holds: they keep their
+        share of every softmax, as keys of score 0 and value 0, but are not computed as queries.
+    lengths : array of int, shape (B,), optional
+        Sequences of these lengths, one after the other without padding, are the rows of `qkv`. T is the longest.
+    precision : {"float32", "bfloat16"}
+        Format in which arrays are stored while computing: with "bfloat16" inputs are rounded first and so are the
+        factors of products and the results. Softmax and sums are float32.
     dropout, seed, counter, site
         Dropout of the attention weights; weight (b, h, i, j) is element
         ``((b * H + h) * T + i) * T + j`` of the stream, see `random_uniform`.
 
     Returns
     -------
-    out : ndarray of float32, shape (B, T, C)
-    lse : ndarray of float32, shape (B, H, T)
+    out : ndarray of float32, shape (B, T, C) or (N, C)
+        Zero where a token is not active.
+    lse : ndarray of float32, shape (B, T, H) or (N, H)
         Logarithm of each softmax's denominator, saved for `attention_backward`.
     """
-    how = _masked_query(masked_query)
-    return _core.attention_forward(qkv, num_heads, mask, scale, how, dropout, seed, counter, site)
+    how, bf16 = _masked_query(masked_query), _is_bfloat16(precision)
+    return _core.attention_forward(
+        qkv, num_heads, mask, active, lengths, scale, how, bf16, dropout, seed, counter, site
+    )
 
 
 def attention_backward(
@@ -446,6 +458,9 @@ def attention_backward(
     scale: float | None = None,
     masked_query: str = "causal",
     *,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
     dropout: float = 0.0,
     seed: int = 0,
     counter: int = 0,
@@ -455,20 +470,21 @@ def attention_backward(
 
     Parameters
     ----------
-    dout, out : ndarray of float32, shape (B, T, C)
-    qkv : ndarray of float32, shape (B, T, 3C)
-    lse : ndarray of float32, shape (B, H, T)
+    dout, out : ndarray of float32, shape (B, T, C) or (N, C)
+    qkv : ndarray of float32, shape (B, T, 3C) or (N, 3C)
+    lse : ndarray of float32, shape (B, T, H) or (N, H)
         From `attention_forward`.
-    num_heads, mask, scale, masked_query, dropout, seed, counter, site
+    num_heads, mask, scale, masked_query, active, lengths, precision, dropout, seed, counter, site
         As in `attention_forward`.
 
     Returns
     -------
-    ndarray of float32, shape (B, T, 3C)
+    ndarray of float32, shape (B, T, 3C) or (N, 3C)
+        Zero where a token is not active.
     """
-    how = _masked_query(masked_query)
+    how, bf16 = _masked_query(masked_query), _is_bfloat16(precision)
     return _core.attention_backward(
-        dout, qkv, out, lse, num_heads, mask, scale, how, dropout, seed, counter, site
+        dout, qkv, out, lse, num_heads, mask, active, lengths, scale, how, bf16, dropout, seed, counter, site
     )
 
 
@@ -476,6 +492,12 @@ def _masked_query(value: str) -> bool:
     if value not in ("causal", "reference"):
         raise ValueError(f"masked_query: {value!r}, expected 'causal' or 'reference'")
     return value == "reference"
+
+
+def _is_bfloat16(precision: str) -> bool:
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: {precision!r}, expected 'float32' or 'bfloat16'")
+    return precision == "bfloat16"
 
 
 # ------------------------------------------------------------------ losses
@@ -632,15 +654,17 @@ class GemmProduct:
         )
 
 
-def gemm(a: Float, b: Float, *, serial: bool = False, **options: Any) -> Float:
+def gemm(a: Float, b: Float, *, precision: str = "float32", prepack: bool = False, **options: Any) -> Float:
     """Matrix product; `options` are the other fields of `GemmProduct`.
 
     Parameters
     ----------
     a, b : ndarray of float32
         Shapes (m, k) and (k, n) after transposing and choosing rows.
-    serial : bool
-        Use the core's product for one thread, which gives the same bits.
+    precision : {"float32", "bfloat16"}
+        In ``"bfloat16"`` both factors are rounded to it first; sums are float32 all the same.
+    prepack : bool
+        Pack `b` in a pass of its own, as the layers do with weights that serve several products; the same bits.
 
     Returns
     -------
@@ -653,23 +677,27 @@ def gemm(a: Float, b: Float, *, serial: bool = False, **options: Any) -> Float:
     array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
-    return gemm_grouped([GemmProduct(a, b, **options)], serial=serial)[0]
+    return gemm_grouped([GemmProduct(a, b, **options)], precision=precision, prepack=prepack)[0]
 
 
-def gemm_grouped(products: Sequence[GemmProduct], *, serial: bool = False) -> list[Float]:
+def gemm_grouped(
+    products: Sequence[GemmProduct], *, precision: str = "float32", prepack: bool = False
+) -> list[Float]:
     """Independent matrix products of any sizes, which share the threads.
 
     Parameters
     ----------
     products : sequence of GemmProduct
-    serial : bool
+    precision, prepack
         As in `gemm`.
 
     Returns
     -------
     list of ndarray of float32
     """
-    return _core.gemm([product._fields() for product in products], serial)
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: {precision!r}, expected 'float32' or 'bfloat16'")
+    return _core.gemm([product._fields() for product in products], precision == "bfloat16", prepack)
 
 
 # ------------------------------------------------------------------ router
@@ -1015,9 +1043,7 @@ def routed_linear_backward(
     return _core.routed_linear_backward(dout, inp, weights, plan, gathered, dout_gathered, slot_scale, add_to)
 
 
-def routed_combine_forward(
-    y: Float, weight: Float | None, plan: RoutingPlan, *, add_to: Float | None = None
-) -> Float:
+def routed_combine_forward(y: Float, weight: Float | None, plan: RoutingPlan, *, add_to: Float | None = None) -> Float:
     """Weighted sum of every token's slots.
 
     Parameters
@@ -1036,9 +1062,7 @@ def routed_combine_forward(
     return _core.routed_combine_forward(y, weight, plan, None if add_to is None else (add_to,))
 
 
-def routed_combine_backward(
-    dout: Float, y: Float, weight: Float | None, plan: RoutingPlan
-) -> tuple[Float, Float]:
+def routed_combine_backward(dout: Float, y: Float, weight: Float | None, plan: RoutingPlan) -> tuple[Float, Float]:
     """Gradients of `routed_combine_forward`.
 
     Parameters
@@ -1277,6 +1301,7 @@ def adamw_step(
     weight_decay: float = 0.1,
     decay: ArrayLike | None = None,
     used: ArrayLike | None = None,
+    grad_scale: float = 1.0,
 ) -> tuple[list[Float], list[Float], list[Float], NDArray[np.float64]]:
     """One AdamW step for a list of tensors.
 
@@ -1291,6 +1316,8 @@ def adamw_step(
         Whether weight decay applies to a tensor; to all by default.
     used : array of bool, shape (number of tensors,), optional
         A tensor that is not used has no gradient: nothing about it changes.
+    grad_scale : float
+        Gradients count times this, to the bits of gradients that were multiplied before.
 
     Returns
     -------
@@ -1303,7 +1330,9 @@ def adamw_step(
     """
     new = [[np.array(array, order="C") for array in arrays] for arrays in (params, exp_avg, exp_avg_sq)]
     before = np.asarray(steps, dtype=np.float64)
-    after = _core.adamw_step(new[0], list(grads), new[1], new[2], before, decay, used, lr, *betas, eps, weight_decay)
+    after = _core.adamw_step(
+        new[0], list(grads), new[1], new[2], before, decay, used, lr, *betas, eps, weight_decay, grad_scale
+    )
     return new[0], new[1], new[2], after
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .model import _Network, _number
+from ._arguments import number as _number
+from .model import _Network
 
 __all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
 
 _NON_NEGATIVE = "a non-negative finite number"
-_POSITIVE = "a positive finite number"
+_POSITIVE = "a positive finite number of type float32"
+#: Smallest normal float32; the steps count less as zero.
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class AdamW:
@@ -33,7 +36,7 @@ class AdamW:
     betas : tuple of float
         Decay of the two moments, in [0, 1).
     eps : float
-        Added to the square root of the second moment; positive.
+        Added to the square root of the second moment; at least 1.2e-38, the smallest normal float32.
     weight_decay : float
         Decoupled: ``param -= lr * weight_decay * param``.
 
@@ -57,24 +60,43 @@ class AdamW:
     ) -> None:
         if not isinstance(model, _Network):
             raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
-        if not isinstance(betas, Sequence) or len(betas) != 2:
-            raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
-        first, second = (_number(b, "betas", 0.0, "in [0, 1)") for b in betas)
-        if first >= 1.0 or second >= 1.0:
-            raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
-        if _number(eps, "eps", 0.0, _POSITIVE) == 0.0:
-            raise ValueError(f"eps: {eps} is not {_POSITIVE}")
         self.model = model
         self.lr = _number(lr, "lr", 0.0, _NON_NEGATIVE)
-        self.betas = (first, second)
-        self.eps = float(eps)
+        self.betas = _checked_betas(betas)
+        self.eps = _number(eps, "eps", _TINY, _POSITIVE)
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
         self._core = _core.AdamW(model._core)
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient. Gradients are left as they are."""
+    @overload
+    def step(self, max_norm: None = None, *, zero_grad: bool = False) -> None: ...
+    @overload
+    def step(self, max_norm: float, *, zero_grad: bool = False) -> float: ...
+    def step(self, max_norm: float | None = None, *, zero_grad: bool = False) -> float | None:
+        """Update every parameter that has a gradient; on request clip before and zero the gradients after.
+
+        ``optimizer.step(1.0, zero_grad=True)`` leaves parameters and moments with the bits that ``clip_grad_norm(model,
+        1.0)``, ``optimizer.step()`` and ``model.zero_grad()`` give them, but goes over the memory less often: the
+        clipping factor is applied where the update reads a gradient, which is then zeroed while it is in a cache.
+
+        Parameters
+        ----------
+        max_norm : float, optional
+            Clip all gradients together to this norm, as `clip_grad_norm` does; positive. The gradients themselves
+            are not rewritten. If their norm is not finite, nothing at all changes: no parameter, moment, step count
+            or gradient.
+        zero_grad : bool
+            Also do what the model's ``zero_grad`` does. Otherwise gradients are left as they are.
+
+        Returns
+        -------
+        float or None
+            Norm over all gradients before clipping; None without `max_norm`.
+        """
         lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
-        self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay)
+        limit = None if max_norm is None else _max_norm(max_norm)
+        return self._core.step(
+            lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, bool(zero_grad)
+        )
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
@@ -100,6 +122,16 @@ class AdamW:
             view[...] = state[name]
 
 
+def _checked_betas(betas: Any) -> tuple[float, float]:
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
+    first, second = (_number(beta, "betas", 0.0, "in [0, 1)") for beta in betas)
+    # The steps are float32: what rounds to 1 there would never take in a gradient.
+    if np.float32(first) >= 1.0 or np.float32(second) >= 1.0:
+        raise ValueError(f"betas: {betas!r} are not two numbers of type float32 in [0, 1)")
+    return first, second
+
+
 def clip_grad_norm(model: _Network, max_norm: float) -> float:
     """Scale all gradients by ``max_norm / (norm + 1e-6)`` if that is below 1.
 
@@ -115,14 +147,22 @@ def clip_grad_norm(model: _Network, max_norm: float) -> float:
     -------
     float
         Norm over all gradients before clipping. Gradients are left alone when it is not finite.
+
+    See Also
+    --------
+    AdamW.step : clips on the way when the scaled gradients themselves are not needed.
     """
     if not isinstance(model, _Network):
         raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
-    if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float, np.integer, np.floating)):
-        raise TypeError(f"max_norm: expected a number, got {type(max_norm).__name__}")
-    if not max_norm > 0:
-        raise ValueError(f"max_norm: {max_norm} is not positive")
-    return float(_core.clip_grad_norm(model._core, float(max_norm)))
+    return float(_core.clip_grad_norm(model._core, _max_norm(max_norm)))
+
+
+def _max_norm(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"max_norm: expected a number, got {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"max_norm: {value} is not positive")
+    return float(value)
 
 
 def _warmed(step: int, warmup: int) -> float | None:

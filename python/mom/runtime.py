@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from . import _core
 
-__all__ = ["CpuInfo", "cpu_info", "get_num_threads", "set_cpu_level", "set_num_threads"]
+__all__ = [
+    "Bandwidth", "CpuInfo", "cpu_info", "get_num_threads", "machine_peak", "memory_bandwidth", "set_cpu_level",
+    "set_num_threads",
+]  # fmt: skip
 
 
 class CpuInfo(TypedDict):
@@ -15,6 +18,7 @@ class CpuInfo(TypedDict):
     level: str  #: active level
     levels: list[str]  #: levels this machine can run, best last
     gemm: str  #: matrix micro-kernel of the active level
+    gemm_bf16: str  #: the same for factors in bfloat16
     openmp: bool  #: built with threads
     threads: int  #: as `get_num_threads`
     cpus: int  #: CPUs this process may use
@@ -28,7 +32,7 @@ def cpu_info() -> CpuInfo:
     Returns
     -------
     CpuInfo
-        A dictionary with the keys ``level``, ``levels``, ``gemm``, ``openmp``, ``threads``, ``cpus``,
+        A dictionary with the keys ``level``, ``levels``, ``gemm``, ``gemm_bf16``, ``openmp``, ``threads``, ``cpus``,
         ``features`` and ``compiler``.
 
     Examples
@@ -94,3 +98,74 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Number of threads that a call made now would use."""
     return _core.get_num_threads()
+
+
+def machine_peak(dtype: str = "float32", threads: int | None = None, seconds: float = 0.2) -> float:
+    """What matrix products could reach at most on this machine: multiply-adds between registers only.
+
+    The yardstick for "share of peak" in benchmarks: measure it in the same run as what is compared with it.
+
+    Parameters
+    ----------
+    dtype : {"float32", "bfloat16"}
+        Type of the factors. A level without instructions for bfloat16 multiplies in float32, so that both are
+        the same there.
+    threads : int, optional
+        1 to 256; `get_num_threads` by default.
+    seconds : float
+        How long to measure, 0 to 60; the best of many bursts of a few milliseconds counts, since other programs
+        only ever slow one down.
+
+    Returns
+    -------
+    float
+        GFLOP/s of all threads together, at the active level; a multiply-add counts 2.
+
+    Examples
+    --------
+    >>> import mom
+    >>> mom.runtime.machine_peak(seconds=0.01) > 0.1
+    True
+    """
+    return _core.peak_gflops(dtype, get_num_threads() if threads is None else threads, seconds)
+
+
+class Bandwidth(NamedTuple):
+    """What `memory_bandwidth` returns, in GB/s (1e9 bytes per second)."""
+
+    triad: float  #: ``a[i] = b[i] + s * c[i]`` with plain stores, 12 bytes per element, as STREAM counts
+    stream: float  #: the same with stores past the caches, where the processor has them
+    read: float  #: reading only
+
+
+def memory_bandwidth(bytes: int = 1 << 27, threads: int | None = None, repeats: int = 7) -> Bandwidth:
+    """Speed of this machine's memory, by STREAM's triad and by reading; the best of the repeats.
+
+    Parameters
+    ----------
+    bytes : int
+        Size of each of three arrays. Four times the last cache or more, or it is the cache that is measured.
+    threads : int, optional
+        1 to 256; `get_num_threads` by default.
+    repeats : int
+
+    Returns
+    -------
+    Bandwidth
+
+    Notes
+    -----
+    With plain stores most processors read a line before they write it, which STREAM does not count: up to 16 bytes
+    per element move. Past the caches (x86) it is 12.
+
+    References
+    ----------
+    McCalpin, Memory bandwidth and machine balance in current high performance computers, 1995.
+
+    Examples
+    --------
+    >>> import mom
+    >>> mom.runtime.memory_bandwidth(1 << 20, repeats=1).triad > 0.1
+    True
+    """
+    return Bandwidth(*_core.memory_bandwidth(bytes, get_num_threads() if threads is None else threads, repeats))

@@ -16,15 +16,17 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from .checkpoint import write_file
 from .errors import DataError
+
+if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
+    import tokenizers
+    from tokenizers import models
 
 __all__ = ["END_OF_TEXT", "MAX_FILE_BYTES", "Tokenizer"]
 
@@ -32,6 +34,9 @@ PathLike = str | os.PathLike[str]
 
 #: GPT-2's only special token: separates documents.
 END_OF_TEXT = "<|endoftext|>"
+#: Most tokens of a new vocabulary, as many as a model may have; the library reserves memory for all of them at once,
+#: and ends the process if there is not enough.
+MAX_VOCAB_SIZE = 2**24
 #: Larger tokenizer files are refused unread.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
@@ -56,6 +61,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT) -> None:
+        import tokenizers
+
         backend.no_truncation()
         backend.no_padding()
         self._with_special = backend
@@ -81,7 +88,7 @@ class Tokenizer:
         texts : iterable of str
             Streamed; memory grows with the number of distinct words.
         vocab_size : int
-            Tokens wanted: special tokens, 256 bytes and merges. Little text may yield fewer.
+            Tokens wanted, at most 2**24: special tokens, 256 bytes and merges. Little text may yield fewer.
         special_tokens : sequence of str
             Get the first ids. The first of them separates documents.
         progress : bool
@@ -90,7 +97,7 @@ class Tokenizer:
         Raises
         ------
         DataError
-            If `vocab_size` is too small or `texts` yields something else than text.
+            If `vocab_size` is too small or too large, or `texts` yields something else than text.
         """
         special_tokens = list(special_tokens)
         if isinstance(texts, (str, bytes)):
@@ -100,11 +107,15 @@ class Tokenizer:
         least = 256 + len(special_tokens)
         if vocab_size < least:
             raise DataError(f"vocab_size: {vocab_size} is less than {least} (256 bytes and the special tokens)")
+        if vocab_size > MAX_VOCAB_SIZE:
+            raise DataError(f"vocab_size: {vocab_size} is larger than the supported maximum {MAX_VOCAB_SIZE}")
+        from tokenizers import models, trainers
+
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=special_tokens,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            initial_alphabet=sorted(_alphabet()),
             show_progress=progress,
         )
         backend.train_from_iterator(map(_checked_text, texts), trainer=trainer)
@@ -233,7 +244,17 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self._vocab_size}, eos_id={self.eos_id})"
 
 
+def _alphabet() -> set[str]:
+    """The characters that stand for the 256 bytes."""
+    from tokenizers import pre_tokenizers
+
+    return set(pre_tokenizers.ByteLevel.alphabet())
+
+
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers, processors
+
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -280,10 +301,14 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     values, text = _read_object(path)
     if not isinstance(values.get("model"), dict):
         raise DataError(f"{path}: not a tokenizer.json (no 'model')")
+    import tokenizers
+
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+    if not backend.get_vocab_size():
+        raise DataError(f"{path}: not a usable tokenizer (its vocabulary is empty)")
     if "ByteLevel" in json.dumps(values.get("pre_tokenizer")):
         _check_alphabet(backend.get_vocab(), path)
     return backend
@@ -309,13 +334,15 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
                 raise DataError(f"{merges_path}: line {number}: {token!r} is not in {vocabulary_path.name}")
         merges.append((left, right))
     # Every ordinary token is a byte or the result of a merge; what is neither must be special.
-    reachable = {left + right for left, right in merges} | set(pre_tokenizers.ByteLevel.alphabet())
+    reachable = {left + right for left, right in merges} | _alphabet()
     unreachable = [token for token in vocabulary if token not in reachable and not _looks_special(token)]
     if unreachable:
         raise DataError(
             f"{merges_path}: no merge makes {unreachable[0]!r} of {vocabulary_path.name} "
             f"({len(unreachable)} such tokens); truncated?"
         )
+    from tokenizers import models
+
     try:
         backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # the library raises nothing narrower
@@ -331,6 +358,6 @@ def _looks_special(token: str) -> bool:
 
 def _check_alphabet(vocabulary: dict[str, int], path: Path) -> None:
     """Without a token for each byte, byte-level BPE drops bytes in silence."""
-    missing = set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
+    missing = _alphabet() - vocabulary.keys()
     if missing:
         raise DataError(f"{path}: {len(missing)} of the 256 byte tokens are missing; truncated or not byte-level BPE")

@@ -355,7 +355,7 @@ def _write_parts(file: BinaryIO, header: bytes, parts: list[tuple[np.ndarray, st
     for array, code in parts:
         stored = _to_bfloat16(array) if code == "BF16" else np.ascontiguousarray(array, _DTYPES[code])
         if stored.size:
-            file.write(stored.reshape(-1).view(np.uint8))
+            file.write(stored.reshape(-1).view(np.uint8).data)
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:

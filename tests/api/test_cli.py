@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom import cli, config, demo
+from mom import bench, cli, config, demo
 from mom.data import TokenFile
 from mom.training import evaluate_loss
 
@@ -322,6 +322,10 @@ def test_generate_continues_the_prompt(mom_command: Any, trained: Path) -> None:
     flags = ("--max-new-tokens", 5, "--temperature", 0.7, "--top_k", 9, "--top_p", 0.9, "--seed", 3)
     status, out, _ = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
     assert status == 0 and out == model.tokenizer.decode(ids) + "\n" and out.startswith("the router")
+    ids = model.generate(prompt, 9, weights="int8", stop_token=model.tokenizer.eos_id)
+    flags = ("--max-new-tokens", 9, "--weights", "int8")
+    status, out, _ = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
+    assert status == 0 and out == model.tokenizer.decode(ids) + "\n"
 
 
 def test_generate_from_nothing_fills_the_model(mom_command: Any, trained: Path) -> None:
@@ -354,13 +358,53 @@ def test_info_names_versions_and_kernels(mom_command: Any) -> None:
     assert f"matrix kernel {mom.cpu_info()['gemm']}" in out
 
 
-def test_bench_gemm_prints_a_table(mom_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_GEMM_SHAPES", {"square": (32, 32, 32), "flat": (8, 64, 16)})
-    status, out, _ = mom_command("bench", "gemm", "--repeats", 2)
-    assert status == 0
-    rows = [line.split() for line in out.splitlines()[-2:]]
-    assert [row[0] for row in rows] == ["square", "flat"] and all(float(x) > 0 for row in rows for x in row[-2:])
+def test_bench_gemm_prints_a_table(mom_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = [
+        bench.Product("mini", "square", "forward", "plain", (32,), 32, 32, 32),
+        bench.Product("mini", "flat", "to weights", "gathered", (5, 9), 16, 64, 16, out_in=True),
+    ]
+    monkeypatch.setattr(bench, "gemm_products", lambda preset: small)
+    for precision in ("float32", "bfloat16"):
+        status, out, _ = mom_command(
+            "bench", "gemm", "--presets", "mini", "--repeats", 2, "--precision", precision,
+            "--output", tmp_path / "gemm.json",
+        )  # fmt: skip
+        assert status == 0
+        names = [line.split(",")[0] for line in out.splitlines()[-2:]]
+        assert names == ["mini square", "mini flat"]
+        rows = json.loads((tmp_path / "gemm.json").read_text())["products"]
+        assert [(row["m"], row["k"], row["n"], row["groups"]) for row in rows] == [(32, 32, 32, 1), (16, 5, 64, 2)]
+        assert all(row[name] > 0 for row in rows for name in ("peak", "mom", "mom_median", "numpy", "numpy_median"))
     assert mom_command("bench", "gemm", "--repeats", 0)[0] == 1
+
+
+def test_bench_gemm_of_an_unknown_preset_names_the_choices(mom_command: Any) -> None:
+    status, _, err = mom_command("bench", "gemm", "--presets", "mega")
+    assert status == 1 and "preset: 'mega' is not one of mini, base" in err
+
+
+@pytest.mark.parametrize("direction", ["forward", "to inputs", "to weights"])
+@pytest.mark.parametrize("kind", ["plain", "gathered"])
+@pytest.mark.parametrize("out_in", [False, True])
+def test_bench_gemm_compares_equal_products(direction: str, kind: str, out_in: bool) -> None:
+    rows = (24,) if kind == "plain" else (7, 11)
+    product = bench.Product("mini", "x", direction, kind, rows, 24, 10, 13, out_in)
+    arrays = product.arrays()
+    compute, results = arrays.numpy()
+    compute()
+    ours = mom.ops.gemm_grouped(arrays.ours())
+    for mine, numpys in zip(ours, results, strict=True):
+        assert mine.shape == numpys.shape and np.allclose(mine, numpys, rtol=1e-4, atol=1e-4)
+    m, k, n = product.shape
+    assert ours[0].shape == (m, n) and (k == product.rows[0]) == (direction == "to weights")
+    assert product.flop == 2.0 * sum(rows) * 10 * 13
+
+
+def test_bench_gemm_lists_every_kind_of_product() -> None:
+    for preset in ("mini", "base"):
+        found = {(p.direction, p.kind) for p in bench.gemm_products(preset)}
+        assert {d for d, _ in found} == {"forward", "to inputs", "to weights"}
+        assert {k for _, k in found} == {"plain", "grouped", "gathered"}
 
 
 @pytest.fixture
@@ -378,7 +422,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_demo_runs_on_own_text(mom_command: Any, text: Path, tmp_path: Path, small_demo: None) -> None:
     out_dir = tmp_path / "demo"
-    status, out, err = mom_command("demo", "--text", text, "--out_dir", out_dir, "--minutes", 0.005)
+    status, out, err = mom_command("demo", "--text", text, "--out_dir", out_dir, "--steps", 10)
     assert status == 0, err
     for part in ("Phase one", "Phase two", "MoM at its end", ">>>>", "SKIP in all: ", "round 3", "Heat map"):
         assert part in out, part

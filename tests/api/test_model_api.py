@@ -279,7 +279,7 @@ def test_noise_of_random_routers_acts_in_evaluation_too() -> None:
     assert naive(TOKENS, TOKENS).loss == naive(TOKENS, TOKENS).loss and naive.random_state == (0, 0)
 
 
-@pytest.mark.parametrize("value", [(-1, 0), (0, -1), (2**63, 0), (0.5, 0), (1, 2, 3), ("a", 0)])
+@pytest.mark.parametrize("value", [(-1, 0), (0, -1), (2**63, 0), (0.5, 0), (1, 2, 3), ("a", 0), 5])
 def test_bad_random_states(value: Any) -> None:
     model = mom.MoM(CONFIG, seed=4)
     with pytest.raises(ValueError, match="random_state"):

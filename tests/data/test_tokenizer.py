@@ -104,6 +104,7 @@ def test_loads_vocabulary_and_merges(tokenizer, byte_files, tmp_path, names):
         ("tokenizer.json", b"[1, 2]", "expected a JSON object"),
         ("tokenizer.json", b"{}", "no 'model'"),
         ("tokenizer.json", b'{"model": {"type": "unheard-of"}}', "not a usable tokenizer"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "its vocabulary is empty"),
         ("tokenizer.json", b'{"model": "\xff\xfe"}', "not UTF-8"),
         ("tokenizer.json", b"[" * 100_000, "truncated or not valid JSON"),
     ],
@@ -179,6 +180,8 @@ def test_sparse_file_beyond_the_real_limit_is_refused(tmp_path):
 def test_arguments_are_named(tokenizer):
     with pytest.raises(DataError, match="vocab_size: 256 is less than 257"):
         Tokenizer.train(TEXT, 256)
+    with pytest.raises(DataError, match="vocab_size: 1000000000000 is larger than the supported maximum 16777216"):
+        Tokenizer.train(["text"], 10**12)
     with pytest.raises(DataError, match="texts: a single string"):
         Tokenizer.train("text", 300)
     with pytest.raises(DataError, match="texts: expected str, got bytes"):

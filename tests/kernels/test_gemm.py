@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mom
-from mom import ops
+from mom import _core, ops
 from mom.ops import GemmProduct
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     sizes=st.tuples(st.integers(0, 70), st.integers(0, 70), st.integers(0, 70)),
     transpose=st.tuples(st.booleans(), st.booleans()),
     level=st.sampled_from(mom.cpu_info()["levels"]),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+    prepack=st.booleans(),
+    gathered=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     seed=st.integers(0, 2**32),
 )
-def test_any_shape(sizes: tuple[int, int, int], transpose: tuple[bool, bool], level: str, seed: int) -> None:
+def test_any_shape(
+    sizes: tuple[int, int, int], transpose: tuple[bool, bool], level: str, precision: str, prepack: bool,
+    gathered: tuple[bool, bool, bool], seed: int,
+) -> None:  # fmt: skip
     m, n, k = sizes
     rng = np.random.default_rng(seed)
     a = rng.standard_normal((k, m) if transpose[0] else (m, k), dtype=np.float32)
     b = rng.standard_normal((n, k) if transpose[1] else (k, n), dtype=np.float32)
+    options: dict[str, Any] = {}
+    rounded = to_bfloat16 if precision == "bfloat16" else np.array
+    used_a, used_b = a, b
+    if gathered[0] and len(a):
+        options["a_rows"] = rng.integers(0, len(a), len(a))
+        used_a = a[options["a_rows"]]
+    if gathered[1] and len(b):
+        options["b_rows"] = rng.integers(0, len(b), len(b))
+        used_b = b[options["b_rows"]]
+    right = used_b.T if transpose[1] else used_b
+    if gathered[2]:
+        options["k_scale"] = rng.standard_normal(k, dtype=np.float32)
+        right = options["k_scale"][:, None] * right
     with ops.use_level(level):
-        got = ops.gemm(a, b, transpose_a=transpose[0], transpose_b=transpose[1])
-    exact = (a.T if transpose[0] else a).astype(np.float64) @ (b.T if transpose[1] else b)
-    assert np.abs(got - exact).max(initial=0.0) <= 1e-6 * (k + 1)
+        got = ops.gemm(
+            a, b, transpose_a=transpose[0], transpose_b=transpose[1], precision=precision, prepack=prepack, **options
+        )
+    exact = rounded(used_a.T if transpose[0] else used_a).astype(np.float64) @ rounded(right)
+    assert np.abs(got - exact).max(initial=0.0) <= 2e-6 * (k + 1)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def test_group_of_unequal_products(kernel_level: str, rng: np.random.Generator) -> None:
@@ -69,12 +98,12 @@ def test_infinities_and_nan_pass_through(kernel_level: str) -> None:
     assert np.array_equal(np.delete(got, [5, 6], axis=1), np.delete(a @ np.ones_like(b), [5, 6], axis=1))
 
 
-@pytest.mark.parametrize("serial", [False, True])
-def test_k_of_zero_gives_the_bias(kernel_level: str, serial: bool) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_k_of_zero_gives_the_bias(kernel_level: str, precision: str) -> None:
     a, b = np.zeros((3, 0), dtype=np.float32), np.zeros((0, 2), dtype=np.float32)
     bias = np.array([1.0, 2.0], dtype=np.float32)
-    assert ops.gemm(a, b, bias=bias, serial=serial).tolist() == [[1.0, 2.0]] * 3
-    assert ops.gemm(a, b, serial=serial).tolist() == [[0.0, 0.0]] * 3
+    assert ops.gemm(a, b, bias=bias, precision=precision).tolist() == [[1.0, 2.0]] * 3
+    assert ops.gemm(a, b, precision=precision).tolist() == [[0.0, 0.0]] * 3
 
 
 def test_arguments_are_checked() -> None:
@@ -85,3 +114,18 @@ def test_arguments_are_checked() -> None:
         ops.gemm(a, b, a_rows=[0, 2])
     with pytest.raises(ValueError, match=r"^c: shape \(3, 2\), expected \(2, 5\)$"):
         ops.gemm(a, b[:3].copy(), c=np.zeros((3, 2), dtype=np.float32))
+
+
+def test_timed_products_give_a_time_for_every_repeat_and_leave_nothing(rng: np.random.Generator) -> None:
+    a = rng.standard_normal((30, 20), np.float32)
+    product = ops.GemmProduct(a, a, transpose_b=True)._fields()
+    live = _core.memory_live_bytes()
+    for prepack in (False, True):
+        for bf16 in (False, True):
+            seconds = _core.gemm_seconds([product, product], bf16, prepack, 3)
+            assert seconds.shape == (3,) and (seconds >= 0).all()
+    assert _core.memory_live_bytes() == live
+    with pytest.raises(ValueError, match="^repeats: 0 is less than 1$"):
+        _core.gemm_seconds([product], False, False, 0)
+    with pytest.raises(TypeError, match="^products: expected tuples$"):
+        _core.gemm_seconds([1], False, False, 1)  # type: ignore[list-item]

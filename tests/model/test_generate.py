@@ -140,7 +140,8 @@ def test_generate_hands_its_options_on() -> None:
         counts = np.bincount(model.generate(batch, 1, 0.7, **options)[:, -1], minlength=13)
         check_distribution(counts, weight / weight.sum())
     assert np.array_equal(model.generate(prompt, 6, 1.0, top_k=1), model.generate(prompt, 6))
-    assert np.array_equal(model.generate(prompt, 6, 1.0, top_p=1e-9), model.generate(prompt, 6))
+    for top_p in (1e-9, 1e-300):
+        assert np.array_equal(model.generate(prompt, 6, 1.0, top_p=top_p), model.generate(prompt, 6))
     assert np.array_equal(model.generate(prompt, 6, 1e-30), model.generate(prompt, 6))
 
 
@@ -188,6 +189,7 @@ def test_stop_token_ends_a_row() -> None:
         (np.zeros((0, 3), int), {}, ValueError, r"prompt: shape \(0, 3\) is empty"),
         (np.zeros((2, 2, 2), int), {}, ValueError, r"prompt: shape \(2, 2, 2\), expected \(B, T\)"),
         ([np.zeros((2, 2), int)], {}, ValueError, r"prompt: row 0 has shape \(2, 2\), expected \(T,\)"),
+        ([[[1], [2, 3]]], {}, ValueError, "prompt: row 0: not an array"),
         ([1.0, 2.0], {}, TypeError, "prompt: dtype float64"),
         ("text", {}, (TypeError, ValueError), "prompt"),
         (None, {}, (TypeError, ValueError), "prompt"),

@@ -238,3 +238,21 @@ def test_optimizer_step_clipping_logits_and_generation() -> None:
 
     every_failure(generate, lambda: None)
     assert np.array_equal(state["tokens"], want)
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (4, 96)])
+def test_repeated_steps_allocate_nothing(shape: tuple[int, int]) -> None:
+    """The second step settles on the memory of the first: an allocation that fails is never reached."""
+    model = mom.MoM(mom.MoMConfig.preset("mini"), seed=0)
+    tokens = np.arange(shape[0] * shape[1]).reshape(shape)
+
+    def step() -> None:
+        model(tokens, labels=tokens)
+        model.backward()
+        model.zero_grad()
+        model(tokens, keep=False, return_logits=True)
+
+    step()
+    step()
+    with failing(1):
+        step()

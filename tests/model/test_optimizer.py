@@ -99,6 +99,7 @@ def test_without_gradients_nothing_happens() -> None:
     before = {n: a.copy() for n, a in model.parameters.items()}
     optimizer = mom.AdamW(model)
     optimizer.step()
+    assert optimizer.step(1.0, zero_grad=True) == 0.0
     assert mom.clip_grad_norm(model, 1.0) == 0.0
     assert all(np.array_equal(a, before[n]) for n, a in model.parameters.items())
     assert not optimizer.state["steps"].any()
@@ -137,6 +138,89 @@ def test_state_that_does_not_fit_changes_nothing() -> None:
         with pytest.raises(ValueError, match=f"state: '{last}' {message}"):
             optimizer.load_state(bad)
         assert all(np.array_equal(a, good[n]) for n, a in optimizer.state.items())
+
+
+# ---------------------------------------------------------------------- clipping, step and zeroing in one
+def trained_pair(case: Case, max_norm: float, threads: tuple[int, int]) -> tuple[Any, Any]:
+    """Two models after the same steps: by separate calls and by the one that does it all."""
+    models = []
+    for fused, n in zip((False, True), threads, strict=True):
+        mom.set_num_threads(n)
+        model, _, comparison = model_and_twin(case)
+        optimizer = mom.AdamW(model, lr=1e-2, weight_decay=0.3)
+        norms = []
+        for step in range(4):
+            call = comparison.batches[0]
+            model(**{**call, "tokens": (call["tokens"] + step) % comparison.config.vocab_size})
+            model.backward()
+            model.gradients["transformer.wte.weight"][0] += 0.1  # and something that the views have changed
+            if fused:
+                norms.append(optimizer.step(max_norm, zero_grad=True))
+            else:
+                norms.append(mom.clip_grad_norm(model, max_norm))
+                optimizer.step()
+                model.zero_grad()
+            assert not any(model.has_gradient.values())
+            assert not any(g.any() for g in model.gradients.values())
+        models.append((model, optimizer, norms))
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 0.5, 1e6, float("inf")])
+@pytest.mark.parametrize("name", CASES)
+def test_fused_step_gives_the_bits_of_separate_calls(name: str, max_norm: float, kernel_level: str) -> None:
+    separate, fused = trained_pair(CASES[name], max_norm, (1, 3))
+    assert separate[2] == fused[2]
+    for n, value in separate[0].parameters.items():
+        assert np.array_equal(value, fused[0].parameters[n]), n
+    for n, value in separate[1].state.items():
+        assert np.array_equal(value, fused[1].state[n]), n
+
+
+def test_fused_clipping_leaves_gradients_unless_told_to_zero_them(rng: np.random.Generator) -> None:
+    model, _, _ = model_and_twin(Case({}))
+    unused = "transformer.wpe.weight"
+    gradients = {n: rng.standard_normal(a.shape).astype(np.float32) for n, a in model.parameters.items()}
+    write_gradients(model, gradients)
+    model.mark_gradient(unused, False)
+    before = model.parameters[unused].copy()
+    optimizer = mom.AdamW(model)
+    assert optimizer.step() is None
+    norm = optimizer.step(0.5)
+    assert norm == mom.clip_grad_norm(model, float("inf"))
+    assert all(np.array_equal(model.gradients[n], g) for n, g in gradients.items())
+    optimizer.step(zero_grad=True)
+    assert not any(g.any() for g in model.gradients.values()) and not any(model.has_gradient.values())
+    assert np.array_equal(model.parameters[unused], before)
+
+
+def test_step_longer_than_a_chunk_is_zeroed_to_the_last_element() -> None:
+    """Tensors of several chunks (16384 elements) and blocks, of odd sizes."""
+    model = mom.MoM(mom.MoMConfig.preset("mini-vanilla", vocab_size=331, n_embd=72, n_head=2), seed=1)
+    for threads in (1, 2, 3):
+        mom.set_num_threads(threads)
+        for n, gradient in model.gradients.items():
+            gradient[...] = 1.0
+            model.mark_gradient(n)
+        before = {n: a.copy() for n, a in model.parameters.items()}
+        mom.AdamW(model, lr=1e-3, weight_decay=0.0).step(1.0, zero_grad=True)
+        for n, value in model.parameters.items():
+            assert (value < before[n]).all() and not model.gradients[n].any(), n
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("zero_grad", [False, True])
+def test_fused_step_changes_nothing_when_the_norm_is_not_finite(value: float, zero_grad: bool) -> None:
+    model, _, _ = model_and_twin(Case({}))
+    optimizer = mom.AdamW(model)
+    write_gradients(model, {n: np.full(a.shape, 3.0) for n, a in model.parameters.items()})
+    optimizer.step()
+    model.gradients["transformer.ln_f.bias"][1] = value
+    watched = {**model.parameters, **{f"d{n}": g for n, g in model.gradients.items()}, **optimizer.state}
+    before = {n: a.copy() for n, a in watched.items()}
+    assert not np.isfinite(optimizer.step(1.0, zero_grad=zero_grad))
+    assert all(np.array_equal(a, before[n], equal_nan=True) for n, a in watched.items())
+    assert all(model.has_gradient.values())
 
 
 # ---------------------------------------------------------------------- clipping
@@ -184,7 +268,9 @@ def test_norm_of_huge_and_tiny_gradients() -> None:
         ({"betas": 0.9}, ValueError, "betas"),
         ({"betas": (0.9, 1.0)}, ValueError, "betas"),
         ({"betas": (-0.1, 0.9)}, ValueError, "betas"),
+        ({"betas": (0.9, 1.0 - 1e-9)}, ValueError, "betas: .* type float32"),
         ({"eps": 0.0}, ValueError, "eps: 0.0"),
+        ({"eps": 1e-40}, ValueError, "eps: 1e-40 is not a positive finite number of type float32"),
         ({"eps": float("inf")}, ValueError, "eps: inf"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay: -0.1"),
     ],
@@ -203,9 +289,12 @@ def test_bad_arguments_of_steps_and_clipping() -> None:
     optimizer.lr = float("nan")
     with pytest.raises(ValueError, match="lr: nan"):
         optimizer.step()
+    optimizer.lr = 0.1
     for value, error in ((0.0, ValueError), (-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)):
         with pytest.raises(error, match="max_norm"):
             mom.clip_grad_norm(model, value)  # type: ignore[arg-type]
+        with pytest.raises(error, match="max_norm"):
+            optimizer.step(value)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="model: expected a mom model"):
         mom.clip_grad_norm(None, 1.0)  # type: ignore[arg-type]
 

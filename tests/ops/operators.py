@@ -198,8 +198,24 @@ def _attention(case: Case, rng: np.random.Generator) -> Operator:
     b, t, c, h = (case[letter] for letter in "BTCH")
     kind, how = case.options.get("mask"), case.options.get("masked_query", "causal")
     drop, scaled = case.options.get("p", 0.0), case.options.get("scaled", True)
+    precision = case.options.get("precision", "float32")
     mask = None if kind is None else _mask(kind, rng, b, t)
+    active = rng.random((b, t)) < case.options["active"] if "active" in case.options else None
+    inputs = {"qkv": _normal(rng, b, t, 3 * c), "dout": _normal(rng, b, t, c)}
+    lengths = None
+    if "lengths" in case.options:
+        lengths = rng.integers(0, t + 1, b)
+        lengths[b // 2] = t
+        kept = np.arange(t) < lengths[:, None]
+        inputs = {name: x[kept] for name, x in inputs.items()}
+        mask, active = (None if x is None else x[kept] for x in (mask, active))
+    if precision == "bfloat16":
+        inputs = {name: round_to_bfloat16(x) for name, x in inputs.items()}
+    if active is not None:
+        for x in inputs.values():
+            x[~active] = np.nan  # not to be read
     streams: dict[str, Any] = {"dropout": drop, "seed": 4, "counter": 5, "site": 6}
+    streams |= {"active": active, "lengths": lengths, "precision": precision}
     scale = None if scaled else 1.0
 
     def run(qkv: Array, dout: Array) -> Results:
@@ -209,11 +225,17 @@ def _attention(case: Case, rng: np.random.Generator) -> Operator:
 
     def expected(qkv: Array, dout: Array) -> Results:
         keep = ops.random_uniform(4, 5, 6, b * h * t * t).reshape(b, h, t, t) >= drop
-        out, probs = reference.attention.forward(qkv, h, mask, how, scaled, keep, drop)
-        dqkv = reference.attention.backward(dout, qkv, probs, h, mask, how, scaled, keep, drop)
-        return {"out": out, "dqkv": dqkv}
+        more = (h, mask, how, scaled, keep, drop, active, lengths)
+        out, probs = reference.attention.forward(qkv, *more)
+        return {"out": out, "dqkv": reference.attention.backward(dout, qkv, probs, *more)}
 
-    return Operator({"qkv": _normal(rng, b, t, 3 * c), "dout": _normal(rng, b, t, c)}, run, expected, tolerance=4e-6)
+    return Operator(inputs, run, expected, tolerance=4e-6 if precision == "float32" else 1e-2)
+
+
+def round_to_bfloat16(x: Array) -> Array:
+    """To the nearest number with 8 significant bits, ties to even."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
 
 
 # ------------------------------------------------------------------ losses
@@ -303,8 +325,8 @@ def _gemm(case: Case, rng: np.random.Generator) -> Operator:
             "added": ops.gemm(a, b, c=c, **how),
             "rows": ops.gemm(a, b, a_rows=a_rows, b_rows=b_rows, k_scale=k_scale, **how),
         }
-        serial = ops.gemm(a, b, a_rows=a_rows, b_rows=b_rows, k_scale=k_scale, serial=True, **how)
-        assert serial.tobytes() == results["rows"].tobytes()
+        prepacked = ops.gemm(a, b, a_rows=a_rows, b_rows=b_rows, k_scale=k_scale, prepack=True, **how)
+        assert prepacked.tobytes() == results["rows"].tobytes()
         return results
 
     def expected(a: Array, b: Array, c: Array, bias: Array, k_scale: Array, a_rows: Array, b_rows: Array) -> Results:
@@ -349,9 +371,7 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
         weights, state = tensors(a), None if naive or first else a["state"]
         logits, saved = ops.router_forward(a["inp"], weights, kind, state, **streams)
         dstate = None if naive else a["dstate"]
-        dinp, dbefore, d = ops.router_backward(
-            a["dlogits"], a["inp"], saved, weights, kind, state, dstate, **streams
-        )
+        dinp, dbefore, d = ops.router_backward(a["dlogits"], a["inp"], saved, weights, kind, state, dstate, **streams)
         assert (dbefore is None) == (state is None)
         return {
             "logits": logits,
@@ -639,7 +659,7 @@ def _adamw(case: Case, rng: np.random.Generator) -> Operator:
 
     def run(**a: Array) -> Results:
         clipped, norm = ops.clip_grad_norm(lists(a)[1], 1.0)
-        p, m, v, after = ops.adamw_step(*lists(a), steps, lr=0.01, decay=decay, used=used)
+        p, m, v, after = ops.adamw_step(*lists(a), steps, lr=0.01, decay=decay, used=used, grad_scale=0.25)
         named = [(f"{name}{i}", value) for name, values in zip("pmvg", (p, m, v, clipped), strict=True)
                  for i, value in enumerate(values)]  # fmt: skip
         return {"norm": np.array(norm), "steps": after, **dict(named)}
@@ -653,7 +673,8 @@ def _adamw(case: Case, rng: np.random.Generator) -> Operator:
             if used[i]:
                 count = int(steps[i]) + 1
                 new = reference.adamw.step(
-                    param[i], grad[i], first[i], second[i], count, 0.01, (0.9, 0.95), 1e-5, 0.1 if decay[i] else 0.0
+                    param[i], 0.25 * grad[i], first[i], second[i], count, 0.01, (0.9, 0.95), 1e-5,
+                    0.1 if decay[i] else 0.0,
                 )
             for name, value in zip("pmvg", (*new, clipped[str(i)]), strict=True):
                 results[f"{name}{i}"] = value

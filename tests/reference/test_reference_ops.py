@@ -105,6 +105,26 @@ def test_attention(rng: np.random.Generator, masked: bool, masked_query: str, sc
     assert_operator_gradients(lambda v: (attention.forward(v["qkv"], **options)[0] * dout).sum(), values, {"qkv": dqkv})
 
 
+@pytest.mark.parametrize("masked_query", ["causal", "reference"])
+def test_attention_of_active_tokens_and_unequal_lengths(rng: np.random.Generator, masked_query: str) -> None:
+    lengths, rows = [3, 0, 5, 1], 9
+    mask = np.array([1, 0, 1, 0, 0, 1, 1, 0, 1])
+    active = np.array([1, 1, 0, 1, 1, 0, 1, 1, 1])
+    options = {"n_head": 2, "key_mask": mask, "masked_query": masked_query, "active": active, "lengths": lengths}
+    options |= {"keep": rng.random((4, 2, 5, 5)) > 0.3, "p": 0.3}
+    values, dout = {"qkv": rng.standard_normal((rows, 18))}, rng.standard_normal((rows, 6))
+    if masked_query == "reference":
+        dout[3:5] = 0.0  # see above
+    out, probs = attention.forward(values["qkv"], **options)
+    dqkv = attention.backward(dout, values["qkv"], probs, **options)
+    assert_operator_gradients(lambda v: (attention.forward(v["qkv"], **options)[0] * dout).sum(), values, {"qkv": dqkv})
+    assert not out[active == 0].any() and not dqkv[active == 0].any()
+    silent = np.where(active[:, None], values["qkv"], 0.0)
+    alone = attention.forward(silent[None, 3:8], 2, mask[None, 3:8], masked_query, keep=options["keep"][2:3], p=0.3)
+    assert np.allclose(np.where(active[3:8, None], alone[0][0], 0.0), out[3:8])
+    assert np.allclose(alone[1][0], probs[2])
+
+
 def test_attention_gradient_of_masked_queries_passes_to_past_scores_as_in_the_reference(
     rng: np.random.Generator,
 ) -> None:

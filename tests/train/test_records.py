@@ -82,6 +82,17 @@ def test_resumed_log_drops_undone_steps_and_a_cut_line(tmp_path: Path) -> None:
     assert lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_names_the_log(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "log.jsonl")
+    log._file.close()
+    log._file = open("/dev/full", "a", encoding="utf-8")
+    with pytest.raises(OSError, match=r"No space left on device: .*log\.jsonl"):
+        log.record({"step": 1})
+    with pytest.raises(OSError, match=r"No space left on device: .*log\.jsonl"):
+        log.close()
+
+
 def test_progress_without_a_terminal_is_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(100, 0, "run")
     for step in range(1, 101):

@@ -69,7 +69,7 @@ def test_toml_that_is_no_text_or_not_there(tmp_path: Path) -> None:
         ("schedule", "step"), ("warmup", -1), ("warmup", 5001), ("final_lr", 1.5), ("beta1", 1.0), ("beta2", -0.1),
         ("eps", 0.0), ("weight_decay", math.nan), ("clip", 0.0), ("clip", math.nan), ("sampling", "all"), ("seed", -1),
         ("eval_every", -1), ("eval_batches", 0), ("save_every", -1), ("keep_last", 0), ("log_every", 0),
-        ("max_bad_steps", 0), ("steps", "many"), ("steps", True), ("seed", None),
+        ("max_bad_steps", 0), ("batch_size", 2**21), ("steps", "many"), ("steps", True), ("seed", None),
     ],
 )  # fmt: skip
 def test_values_out_of_range_name_the_field(field: str, value: Any) -> None:

@@ -32,7 +32,7 @@ __all__ = ["TokenFile", "WindowSampler"]
 
 PathLike = str | os.PathLike[str]
 
-_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _FEISTEL_ROUNDS = 6
 
 
@@ -88,7 +88,7 @@ class TokenFile:
             raise DataError(f"{self.path}: {held} tokens, but meta.json says {meta['tokens']}")
         self._size = size
         # A plain array over the map: np.memmap itself makes every slice several times dearer.
-        self._tokens = np.asarray(np.memmap(self.path, self.dtype, mode="r"))
+        self._tokens: npt.NDArray[np.unsignedinteger[Any]] = np.asarray(np.memmap(self.path, self.dtype, mode="r"))
 
     def _read_meta(self) -> dict[str, Any]:
         """What ``meta.json`` says of this file; empty when it is not there or not about this file."""
@@ -123,7 +123,8 @@ class TokenFile:
         -------
         ndarray of int32, shape (length,)
         """
-        return self.windows(np.array([start]), length)[0]
+        row: npt.NDArray[np.int32] = self.windows(np.array([start]), length)[0]
+        return row
 
     def windows(self, starts: npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int32]:
         """Windows of `length` tokens that begin at `starts`, checked.
@@ -152,7 +153,8 @@ class TokenFile:
         # Reading a map beyond the end of a file that was cut meanwhile would end the process.
         if (size := self.path.stat().st_size) < self._size:
             raise DataError(f"{self.path}: became shorter while in use ({size} bytes, {self._size} before)")
-        found = np.lib.stride_tricks.sliding_window_view(self._tokens, length)[starts]
+        every = np.lib.stride_tricks.sliding_window_view(self._tokens, (length,))
+        found: npt.NDArray[np.unsignedinteger[Any]] = every[starts]
         limit = 2**31 if self.vocab_size is None else self.vocab_size
         if found.size and int(found.max()) >= limit:
             row, column = np.argwhere(found >= limit)[0]

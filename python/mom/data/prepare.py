@@ -27,9 +27,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
-from ..checkpoint import sync_folder, write_file
+from ..checkpoint import naming_file, sync_folder, write_file
 from ..errors import DataError
 from ..tokenizer import Tokenizer
 from .sources import Documents, Piece, TextDocuments
@@ -100,6 +99,8 @@ def prepare(
     else:
         documents = Documents(sources, key=key, split=split, on_error=on_error)
     if tokenizer is None:
+        from tqdm.auto import tqdm
+
         texts = tqdm(documents.texts(), "reading for the tokenizer", unit=" pieces", disable=not progress)
         tokenizer = Tokenizer.train(texts, vocab_size, progress=progress)
     elif not isinstance(tokenizer, Tokenizer):
@@ -134,7 +135,7 @@ def _write_files(
     progress: bool,
 ) -> dict[str, Any]:
     """Write all files, under their final names and through to the disk, into `stage`; gives the meta data."""
-    dtype = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
     end = np.array([tokenizer.eos_id] if append_eos else [], dtype)
     with (
         contextlib.closing(_TokenWriter(stage / "train.part", dtype)) as train,
@@ -212,6 +213,8 @@ def _put_in_place(stage: Path, out_dir: Path) -> None:
 
 def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[list[Piece]]:
     """Pieces in lists of about `_BATCH_CHARS` characters."""
+    from tqdm.auto import tqdm
+
     total = documents.total_bytes or None
     with tqdm(desc="tokens", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
         batch: list[Piece] = []
@@ -242,17 +245,20 @@ class _TokenWriter:
         self.file = open(path, "w+b")
 
     def close(self) -> None:
-        self.file.close()
+        with naming_file(self.path):
+            self.file.close()
 
     def add(self, ids: npt.NDArray[np.integer[Any]]) -> None:
         if ids.size:
-            self.file.write(ids.astype(self.dtype, copy=False).view(np.uint8).data)
+            with naming_file(self.path):
+                self.file.write(ids.astype(self.dtype, copy=False).view(np.uint8).data)
             self.tokens += ids.size
 
     def finish(self, path: Path) -> dict[str, Any]:
         """Bring everything to the disk and give the file its final name."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming_file(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self.file.seek(0)
         digest = hashlib.sha256()
         while block := self.file.read(_COPY_BYTES):

@@ -57,16 +57,18 @@ def forward(
     scaled: bool = True,
     keep: ArrayLike | None = None,
     p: float = 0.0,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
 ) -> tuple[Float, Float]:
     """``out = dropout(softmax(q k^T * scale)) v`` in every head.
 
     Parameters
     ----------
-    qkv : ndarray of float64, shape (B, T, 3C)
+    qkv : ndarray of float64, shape (B, T, 3C), or (N, 3C) with `lengths`
         Queries, keys and values side by side; a head is D = C/H neighbouring channels of each.
     n_head : int
         H.
-    key_mask : ndarray, shape (B, T), optional
+    key_mask : ndarray, shape (B, T) or (N,), optional
         Nonzero where the token is real.
     masked_query : {"causal", "reference"}
         See the head of this file.
@@ -74,25 +76,51 @@ def forward(
         Multiply scores by ``1 / sqrt(D)``.
     keep, p
         Dropout of the attention weights: mask of shape (B, H, T, T) and probability.
+    active : ndarray, shape (B, T) or (N,), optional
+        Nonzero where the token has a module. The others have ``q = k = v = 0``, constants, and their output is not
+        needed: it is set to zero.
+    lengths : array of int, shape (B,), optional
+        Sequences of these lengths, N tokens together, one after the other; T is the longest.
 
     Returns
     -------
-    out : ndarray of float64, shape (B, T, C)
+    out : ndarray of float64, shape (B, T, C) or (N, C)
     probs : ndarray of float64, shape (B, H, T, T)
-        Attention weights before dropout, saved for `backward`.
+        Attention weights before dropout, saved for `backward`; with `lengths` padded with zeros.
     """
-    qkv = as_float("qkv", qkv, ("B", "T", "3C"))
-    if qkv.shape[2] % (3 * n_head):
-        raise ValueError(f"qkv: {qkv.shape[2]} channels are not 3 * n_head ({n_head}) equal parts")
+    qkv = as_float("qkv", qkv, ("B", "T", "3C") if lengths is None else ("N", "3C"))
+    if qkv.shape[-1] % (3 * n_head):
+        raise ValueError(f"qkv: {qkv.shape[-1]} channels are not 3 * n_head ({n_head}) equal parts")
     if key_mask is not None:
-        check_shape("key_mask", np.shape(key_mask), qkv.shape[:2])
+        check_shape("key_mask", np.shape(key_mask), qkv.shape[:-1])
+    if active is not None:
+        check_shape("active", np.shape(active), qkv.shape[:-1])
+    if lengths is not None:
+        runs, longest = _runs(lengths), int(np.max(lengths, initial=0))
+        out, probs = np.zeros((len(qkv), qkv.shape[1] // 3)), np.zeros((len(runs), n_head, longest, longest))
+        for b, (rows, steps) in enumerate(runs):
+            if not steps:
+                continue
+            one = forward(
+                qkv[None, rows],
+                n_head,
+                _row(key_mask, rows),
+                masked_query,
+                scaled,
+                _kept(keep, b, steps),
+                p,
+                _row(active, rows),
+            )
+            out[rows], probs[b, :, :steps, :steps] = one[0][0], one[1][0]
+        return out, probs
+    qkv = _silenced(qkv, active)
     q, k, v = _split(qkv, n_head)
     sees, blind = visible(qkv.shape[1], key_mask, masked_query)
     scores = np.where(blind[:, None, :, None], 0.0, q @ k.swapaxes(-1, -2) * _scale(q, scaled))
     scores = np.where(sees[:, None], scores, -np.inf)
     probs = np.exp(scores - scores.max(-1, keepdims=True))
     probs /= probs.sum(-1, keepdims=True)
-    return _merge(dropout.forward(probs, keep, p) @ v), probs
+    return _silenced(_merge(dropout.forward(probs, keep, p) @ v), active), probs
 
 
 def backward(
@@ -105,8 +133,27 @@ def backward(
     scaled: bool = True,
     keep: ArrayLike | None = None,
     p: float = 0.0,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
 ) -> Float:
-    """Gradient of `forward` with respect to `qkv`, shape (B, T, 3C)."""
+    """Gradient of `forward` with respect to `qkv`, shape (B, T, 3C) or (N, 3C)."""
+    if lengths is not None:
+        dqkv = np.zeros_like(qkv)
+        for b, (rows, steps) in enumerate(_runs(lengths)):
+            dqkv[rows] = backward(
+                dout[None, rows],
+                qkv[None, rows],
+                probs[b : b + 1, :, :steps, :steps],
+                n_head,
+                _row(key_mask, rows),
+                masked_query,
+                scaled,
+                _kept(keep, b, steps),
+                p,
+                _row(active, rows),
+            )[0]
+        return dqkv
+    qkv, dout = _silenced(qkv, active), _silenced(dout, active)
     q, k, v = _split(qkv, n_head)
     _, blind = visible(qkv.shape[1], key_mask, masked_query)
     dheads = _heads(dout, n_head)
@@ -117,7 +164,27 @@ def backward(
     # constant that drowns a score is added to it, so the gradient still passes to the scores of the past.
     passes = np.tri(qkv.shape[1], dtype=bool) & (masked_query == "reference")
     dscores = np.where(blind[:, None, :, None] & ~passes, 0.0, dscores) * _scale(q, scaled)
-    return np.concatenate([_merge(dscores @ k), _merge(dscores.swapaxes(-1, -2) @ q), _merge(dv)], axis=-1)
+    dqkv = np.concatenate([_merge(dscores @ k), _merge(dscores.swapaxes(-1, -2) @ q), _merge(dv)], axis=-1)
+    return _silenced(dqkv, active)
+
+
+def _silenced(x: Float, active: ArrayLike | None) -> Float:
+    """Zeros in the rows of tokens without a module."""
+    return x if active is None else np.where(np.asarray(active)[..., None] != 0, x, 0.0)
+
+
+def _runs(lengths: ArrayLike) -> list[tuple[slice, int]]:
+    """Rows and length of every sequence."""
+    ends = np.cumsum(lengths, dtype=int)
+    return [(slice(int(end - n), int(end)), int(n)) for end, n in zip(ends, np.asarray(lengths), strict=True)]
+
+
+def _row(x: ArrayLike | None, rows: slice) -> ArrayLike | None:
+    return None if x is None else np.asarray(x)[None, rows]
+
+
+def _kept(keep: ArrayLike | None, b: int, steps: int) -> ArrayLike | None:
+    return None if keep is None else np.asarray(keep)[b : b + 1, :, :steps, :steps]
 
 
 def _scale(q: Float, scaled: bool) -> float:

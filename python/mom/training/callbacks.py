@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
+from ..checkpoint import naming_file
 
 __all__ = ["Callback", "JsonLines", "Progress", "TensorBoard"]
 
@@ -32,6 +32,7 @@ class JsonLines:
     """One JSON object a line in ``log.jsonl``; a resumed run drops the lines of steps it will do again."""
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self._path = path
         kept: list[str] = []
         if resume_step is not None and path.is_file():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -42,18 +43,21 @@ class JsonLines:
                 if entry.get("step", 0) <= resume_step:
                     kept.append(line)
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with naming_file(temporary):
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, record: dict[str, Any]) -> None:
         # JSON has no NaN and no infinity.
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
+        with naming_file(self._path):
+            self._file.write(json.dumps(plain) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with naming_file(self._path):
+            self._file.close()
 
 
 class Progress:
@@ -63,6 +67,8 @@ class Progress:
         self._steps, self._description = steps, description
         self._bar = None
         if sys.stderr.isatty():
+            from tqdm import tqdm  # here, as it takes a sixth of the time to import this package
+
             self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
         self._next_line = done
         self._last_eval: float | None = None

@@ -108,6 +108,10 @@ class TrainingConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
         if self.sequence_length < 2:
             raise ConfigError(f"sequence_length: {self.sequence_length} is less than 2, so nothing could be predicted")
+        if self.batch_size * self.sequence_length >= 2**31:
+            raise ConfigError(
+                f"batch_size: {self.batch_size} rows of {self.sequence_length} tokens are 2**31 tokens or more"
+            )
         for name in ("eval_every", "save_every", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative")

@@ -21,7 +21,7 @@ from .. import checkpoint
 from ..data.memmap import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingError
 from ..model import MoM
-from ..optim import AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback, JsonLines, Progress, TensorBoard
 from .config import TrainingConfig
 from .state import PREFIX, load_state, save_state
@@ -326,6 +326,7 @@ class _Run:
         config = self.config
         factor = _schedule(config)
         due = False
+        self.model.zero_grad()
         while self.step < config.steps and not signals:
             self.optimizer.lr = config.lr * factor(self.step)
             self._one_step()
@@ -353,7 +354,8 @@ class _Run:
         # Position t is scored against label t + 1, so a row of T tokens counts T - 1.
         counts = [b.shape[0] * (b.shape[1] - 1) for b in batches]
         total = sum(counts)
-        model.zero_grad()
+        if model._core.used.any():  # a callback has run a backward pass: the step before left no gradients
+            model.zero_grad()
         lm_loss, balance_loss = 0.0, None
         for ids, count in zip(batches, counts, strict=True):
             lm, balance = self._micro_batch(ids, count / total)
@@ -362,10 +364,9 @@ class _Run:
                 balance_loss = (balance_loss or 0.0) + balance / config.accumulation
         if not math.isfinite(lm_loss) or not math.isfinite(balance_loss or 0.0):
             return self._skip(f"loss is {lm_loss}, balance loss {balance_loss}")
-        norm = clip_grad_norm(model, config.clip)
+        norm = self.optimizer.step(config.clip, zero_grad=True)
         if not math.isfinite(norm):
             return self._skip(f"gradient norm is {norm}")
-        self.optimizer.step()
         self.bad_in_a_row = 0
         self.lm_loss = lm_loss
         if (self.step + 1) % config.log_every == 0 or self.step + 1 == config.steps:

@@ -1,0 +1,398 @@
+/* _core.Decoder: a batch of sequences that a network continues token by token; see mom.Decoder.
+ *
+ * A decoder keeps its network alive and claims it for the length of every call, so both are used by one thread at a
+ * time. The GIL is released while the core computes. Arrays that leave here are copies.
+ */
+#include "bindings/decoder_type.h"
+
+#include <string.h>
+
+#include "bindings/call.h"
+#include "bindings/errors.h"
+#include "bindings/model_type.h"
+#include "model/generate.h"
+
+typedef struct {
+    PyObject_HEAD
+    mom_network *network; /* strong reference */
+    mom_decoder decoder;
+    int ready; /* decoder is initialised */
+} decoder_object;
+
+static const char *const format_names[] = {"float32", "bfloat16", "int8"};
+
+static int read_format(const char *name, mom_gemv_format *format) {
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(name, format_names[i]) == 0) {
+            *format = (mom_gemv_format)i;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "weights: '%s', expected 'float32', 'bfloat16' or 'int8'", name);
+    return -1;
+}
+
+static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"network", "weights", NULL};
+    mom_state *state = PyType_GetModuleState(type);
+    PyObject *network;
+    const char *weights = "float32";
+    mom_gemv_format format;
+    if (!state ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|s:Decoder", names, state->network_type, &network, &weights) ||
+        read_format(weights, &format) < 0)
+        return NULL;
+    if (((mom_network *)network)->gpt.config.num_labels) {
+        PyErr_SetString(PyExc_ValueError, "network: a classifier has no next token");
+        return NULL;
+    }
+    decoder_object *self = (decoder_object *)type->tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    self->network = (mom_network *)Py_NewRef(network);
+    if (mom_network_enter(self->network) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    const mom_exec exec = mom_current_exec(NULL);
+    mom_error err;
+    mom_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mom_decoder_init(&self->decoder, &self->network->gpt, format, &exec, &err);
+    Py_END_ALLOW_THREADS
+    mom_network_leave(self->network);
+    if (status != MOM_OK) {
+        mom_raise((PyObject *)type, &err);
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->ready = 1;
+    return (PyObject *)self;
+}
+
+static void decoder_dealloc(decoder_object *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->ready)
+        mom_decoder_free(&self->decoder);
+    Py_XDECREF(self->network);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+/* ------------------------------------------------------------------ tokens in, logits out */
+
+static PyObject *copy_logits(const decoder_object *self) {
+    const mom_decoder_batch *batch = &self->decoder.batch;
+    const npy_intp dims[2] = {(npy_intp)batch->B, (npy_intp)self->decoder.gpt->config.V};
+    PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
+    if (out && batch->B)
+        memcpy(PyArray_DATA((PyArrayObject *)out), batch->logits, (size_t)PyArray_NBYTES((PyArrayObject *)out));
+    return out;
+}
+
+static int check_tokens(const int32_t *tokens, const int32_t *lengths, size_t B, size_t T, size_t V) {
+    for (size_t b = 0; b < B; b++) {
+        const size_t length = !lengths || (size_t)lengths[b] > T ? T : lengths[b] < 0 ? 0 : (size_t)lengths[b];
+        for (size_t t = 0; t < length; t++) {
+            const int32_t token = tokens[b * T + t];
+            if (token < 0 || (size_t)token >= V) {
+                PyErr_Format(PyExc_ValueError, "tokens: %d at position %zu is not in [0, %zu) (vocab_size), row %zu",
+                             token, t, V, b);
+                return -1;
+            }
+        }
+    }
+    return 0;
+}
+
+static PyObject *append(decoder_object *self, const int32_t *tokens, const int32_t *lengths, size_t B, size_t T) {
+    if (check_tokens(tokens, lengths, B, T, self->decoder.gpt->config.V) < 0 || mom_network_enter(self->network) < 0)
+        return NULL;
+    const mom_exec exec = mom_current_exec(NULL);
+    mom_error err;
+    mom_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mom_decoder_append(&self->decoder, &exec, tokens, lengths, B, T, &err);
+    Py_END_ALLOW_THREADS
+    PyObject *out = status == MOM_OK ? copy_logits(self) : mom_raise((PyObject *)Py_TYPE(self), &err);
+    mom_network_leave(self->network);
+    return out;
+}
+
+static PyObject *decoder_prefill(decoder_object *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"tokens", "lengths", NULL};
+    PyObject *tokens_o, *lengths_o = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:prefill", names, &tokens_o, &lengths_o))
+        return NULL;
+    const npy_intp any[2] = {-1, -1};
+    PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, 2, any, 0), *lengths = NULL; /* borrowed */
+    if (!tokens)
+        return NULL;
+    if (lengths_o != Py_None) {
+        lengths = mom_check_array(lengths_o, "lengths", NPY_INT32, 1, PyArray_DIMS(tokens), 0);
+        if (!lengths)
+            return NULL;
+    }
+    if (PyArray_SIZE(tokens) > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "tokens: %zd tokens in one batch are more than %d", PyArray_SIZE(tokens), INT32_MAX);
+        return NULL;
+    }
+    return append(self, PyArray_DATA(tokens), lengths ? PyArray_DATA(lengths) : NULL, (size_t)PyArray_DIM(tokens, 0),
+                  (size_t)PyArray_DIM(tokens, 1));
+}
+
+static PyObject *decoder_step(decoder_object *self, PyObject *tokens_o) {
+    const npy_intp any[1] = {-1};
+    PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, 1, any, 0); /* borrowed */
+    return tokens ? append(self, PyArray_DATA(tokens), NULL, (size_t)PyArray_DIM(tokens, 0), 1) : NULL;
+}
+
+/* The first `made` rows of (n, B) tokens. */
+static PyObject *first_rows(PyObject *out, size_t made) {
+    if ((npy_intp)made == PyArray_DIM((PyArrayObject *)out, 0))
+        return out;
+    PyObject *rows = PySequence_GetSlice(out, 0, (Py_ssize_t)made); /* new reference */
+    Py_DECREF(out);
+    return rows;
+}
+
+static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
+    Py_ssize_t n, top_k;
+    unsigned long long seed, step;
+    int stop_token;
+    PyObject *finished_o;
+    mom_sampling s = {0};
+    if (!PyArg_ParseTuple(args, "nfnfKKiO:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
+                          &finished_o))
+        return NULL;
+    const npy_intp rows[1] = {(npy_intp)self->decoder.batch.B};
+    PyArrayObject *finished = mom_check_array(finished_o, "finished", NPY_UINT8, 1, rows, 1); /* borrowed */
+    if (!finished)
+        return NULL;
+    if (n < 0 || top_k < 0 || !(s.temperature >= 0.0f) || !(s.top_p > 0.0f && s.top_p <= 1.0f) ||
+        (stop_token >= 0 && (size_t)stop_token >= self->decoder.gpt->config.V)) {
+        PyErr_SetString(PyExc_ValueError, "n, temperature, top_k, top_p, stop_token: out of range");
+        return NULL;
+    }
+    s.top_k = (size_t)top_k;
+    s.seed = seed;
+    s.step = step;
+    const npy_intp dims[2] = {n, rows[0]};
+    PyObject *out = PyArray_SimpleNew(2, dims, NPY_INT32); /* new reference */
+    if (!out || mom_network_enter(self->network) < 0) {
+        Py_XDECREF(out);
+        return NULL;
+    }
+    if ((npy_intp)self->decoder.batch.B != rows[0]) { /* another thread was quicker */
+        mom_network_leave(self->network);
+        Py_DECREF(out);
+        PyErr_SetString(PyExc_RuntimeError, "generate: the sequences were changed by another thread");
+        return NULL;
+    }
+    const mom_exec exec = mom_current_exec(NULL);
+    int32_t *data = PyArray_DATA((PyArrayObject *)out);
+    uint8_t *flags = PyArray_DATA(finished);
+    size_t made = 0;
+    mom_error err;
+    mom_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mom_decoder_generate(&self->decoder, &exec, data, flags, &made, &s, stop_token, (size_t)n, &err);
+    Py_END_ALLOW_THREADS
+    mom_network_leave(self->network);
+    if (status == MOM_OK)
+        return first_rows(out, made);
+    Py_DECREF(out);
+    return mom_raise((PyObject *)Py_TYPE(self), &err);
+}
+
+/* ------------------------------------------------------------------ sequences */
+
+static PyObject *decoder_reorder(decoder_object *self, PyObject *rows_o) {
+    const npy_intp any[1] = {-1};
+    PyArrayObject *rows = mom_check_array(rows_o, "rows", NPY_INT32, 1, any, 0); /* borrowed */
+    if (!rows || mom_network_enter(self->network) < 0)
+        return NULL;
+    const int32_t *data = PyArray_DATA(rows);
+    const size_t count = (size_t)PyArray_DIM(rows, 0);
+    mom_error err;
+    mom_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mom_decoder_reorder(&self->decoder, data, count, &err);
+    Py_END_ALLOW_THREADS
+    mom_network_leave(self->network);
+    return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
+}
+
+static PyObject *decoder_reserve(decoder_object *self, PyObject *arg) {
+    const Py_ssize_t capacity = PyNumber_AsSsize_t(arg, PyExc_ValueError);
+    if (capacity == -1 && PyErr_Occurred())
+        return NULL;
+    if (capacity < 0)
+        return PyErr_Format(PyExc_ValueError, "capacity: %zd is negative", capacity);
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    mom_error err;
+    const mom_status status = mom_decoder_reserve(&self->decoder, (size_t)capacity, &err);
+    mom_network_leave(self->network);
+    return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
+}
+
+static PyObject *decoder_clear(decoder_object *self, PyObject *Py_UNUSED(ignored)) {
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    mom_decoder_clear(&self->decoder);
+    mom_network_leave(self->network);
+    Py_RETURN_NONE;
+}
+
+static PyObject *copy_2d(size_t rows, size_t columns, int type, const void *data) {
+    const npy_intp dims[2] = {(npy_intp)rows, (npy_intp)columns};
+    PyObject *out = PyArray_SimpleNew(2, dims, type); /* new reference */
+    if (out && rows > 0 && columns > 0)
+        memcpy(PyArray_DATA((PyArrayObject *)out), data, (size_t)PyArray_NBYTES((PyArrayObject *)out));
+    return out;
+}
+
+static PyObject *copy_route(const mom_decoder *d, Py_ssize_t place, Py_ssize_t round, int half) {
+    const mom_params *p = &d->gpt->params;
+    if (!d->batch.B) {
+        PyErr_SetString(PyExc_RuntimeError, "route: there are no sequences yet");
+        return NULL;
+    }
+    if (place < 0 || (size_t)place >= p->num_places || half < 0 || half > 1 || round < 0 ||
+        (size_t)round >= p->places[place].rounds) {
+        PyErr_SetString(PyExc_IndexError, "route: no such place, round or half");
+        return NULL;
+    }
+    const mom_pool *pool = half ? &p->places[place].ffn : &p->places[place].attn;
+    const mom_decoder_route *r = &d->batch.routes[place][2 * (size_t)round + (size_t)half];
+    if (!pool->routed)
+        Py_RETURN_NONE;
+    return Py_BuildValue("{s:N,s:N,s:N}", "scores", copy_2d(d->batch.B, pool->S, NPY_FLOAT32, r->scores), "index",
+                         copy_2d(d->batch.B, pool->K, NPY_INT16, r->index), "weight",
+                         copy_2d(d->batch.B, pool->K, NPY_FLOAT32, r->kept));
+}
+
+static PyObject *decoder_route(decoder_object *self, PyObject *args) {
+    Py_ssize_t place, round;
+    int half;
+    if (!PyArg_ParseTuple(args, "nni:route", &place, &round, &half) || mom_network_enter(self->network) < 0)
+        return NULL;
+    PyObject *out = copy_route(&self->decoder, place, round, half);
+    mom_network_leave(self->network);
+    return out;
+}
+
+static PyObject *decoder_get_logits(decoder_object *self, void *Py_UNUSED(closure)) {
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    PyObject *out = copy_logits(self);
+    mom_network_leave(self->network);
+    return out;
+}
+
+static PyObject *decoder_get_lengths(decoder_object *self, void *Py_UNUSED(closure)) {
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    const mom_decoder_batch *batch = &self->decoder.batch;
+    const npy_intp dims[1] = {(npy_intp)batch->B};
+    PyObject *out = PyArray_SimpleNew(1, dims, NPY_INT32); /* new reference */
+    for (size_t b = 0; out && b < batch->B; b++)
+        ((int32_t *)PyArray_DATA((PyArrayObject *)out))[b] = (int32_t)mom_sequence_length(&batch->sequences[b]);
+    mom_network_leave(self->network);
+    return out;
+}
+
+static PyObject *decoder_get_bytes(decoder_object *self, void *Py_UNUSED(closure)) {
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    const size_t bytes = mom_decoder_bytes(&self->decoder);
+    mom_network_leave(self->network);
+    return PyLong_FromSize_t(bytes);
+}
+
+static PyObject *decoder_get_weights(decoder_object *self, void *Py_UNUSED(closure)) {
+    return PyUnicode_FromString(format_names[self->decoder.format]);
+}
+
+static PyMethodDef decoder_methods[] = {
+    {"prefill", (PyCFunction)(void (*)(void))decoder_prefill, METH_VARARGS | METH_KEYWORDS,
+     "prefill($self, tokens, lengths=None)\n--\n\nAppend (B, T) tokens, of each row the first lengths; logits (B, V)."},
+    {"step", (PyCFunction)decoder_step, METH_O,
+     "step($self, tokens, /)\n--\n\nAppend one token (B,) per sequence; logits (B, V)."},
+    {"generate", (PyCFunction)decoder_generate, METH_VARARGS,
+     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, /)\n--\n\nChoose and append up to "
+     "n tokens per sequence; (made, B)."},
+    {"reorder", (PyCFunction)decoder_reorder, METH_O,
+     "reorder($self, rows, /)\n--\n\nSequence i becomes what sequence rows[i] was."},
+    {"reserve", (PyCFunction)decoder_reserve, METH_O, "reserve($self, capacity, /)\n--\n\nRoom for so many tokens."},
+    {"clear", (PyCFunction)decoder_clear, METH_NOARGS, "clear($self, /)\n--\n\nForget all sequences."},
+    {"route", (PyCFunction)decoder_route, METH_VARARGS,
+     "route($self, place, round, half, /)\n--\n\nRouting of each sequence's last token, None without a router."},
+    {NULL, NULL, 0, NULL}};
+
+static PyGetSetDef decoder_getset[] = {
+    {"logits", (getter)decoder_get_logits, NULL, "float32 (B, V): after each sequence's last cached token", NULL},
+    {"lengths", (getter)decoder_get_lengths, NULL, "int32 (B,): tokens of each sequence", NULL},
+    {"bytes", (getter)decoder_get_bytes, NULL, "bytes of copied weights, cache and workspace", NULL},
+    {"weights", (getter)decoder_get_weights, NULL, "number format of the weights", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot decoder_slots[] = {
+    {Py_tp_new, decoder_new},
+    {Py_tp_dealloc, decoder_dealloc},
+    {Py_tp_methods, decoder_methods},
+    {Py_tp_getset, decoder_getset},
+    {Py_tp_doc, "Decoder(network, weights='float32')\n--\n\nSequences that a network continues; see mom.Decoder."},
+    {0, NULL}};
+
+static PyType_Spec decoder_spec = {.name = "mom._core.Decoder",
+                                   .basicsize = sizeof(decoder_object),
+                                   .flags = Py_TPFLAGS_DEFAULT,
+                                   .slots = decoder_slots};
+
+/* ------------------------------------------------------------------ products, for their tests */
+
+static PyObject *gemv(PyObject *module, PyObject *args) {
+    PyObject *x_o, *weight_o, *bias_o;
+    const char *name;
+    int out_in, gelu;
+    mom_gemv_format format;
+    if (!PyArg_ParseTuple(args, "OOOpsp:gemv", &x_o, &weight_o, &bias_o, &out_in, &name, &gelu) ||
+        read_format(name, &format) < 0)
+        return NULL;
+    mom_call call;
+    mom_call_begin(&call, module);
+    const float *x = mom_arg_f32(&call, "x", x_o, "N I");
+    const float *weight = mom_arg_f32(&call, "weight", weight_o, out_in ? "O I" : "I O");
+    const float *bias = bias_o == Py_None ? NULL : mom_arg_f32(&call, "bias", bias_o, "O");
+    float *out = mom_new_f32(&call, "N O");
+    const size_t k = mom_size(&call, 'I'), n = mom_size(&call, 'O');
+    const mom_weight_layout layout = out_in ? MOM_WEIGHT_OUT_IN : MOM_WEIGHT_IN_OUT;
+    mom_gemv_matrix matrix = {MOM_GEMV_F32, layout, weight, NULL, k, n};
+    void *packed = NULL;
+    if (!call.failed && format != MOM_GEMV_F32) {
+        packed = mom_arena_alloc(&call.workspace, mom_gemv_packed_bytes(format, k, n), 1, &call.error);
+        if (!packed)
+            mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
+    }
+    const mom_gemv product = {.out = out, .x = x, .matrix = &matrix, .bias = bias, .rows = mom_size(&call, 'N'),
+                              .gelu = gelu};
+    MOM_RUN(&call, if (packed) mom_gemv_pack(&call.exec, &matrix, packed, format, weight, layout, k, n);
+            call.status = mom_gemv_run(&call.exec, &product, 1, &call.error));
+    return mom_call_end(&call);
+}
+
+static PyMethodDef functions[] = {
+    {"gemv", gemv, METH_VARARGS,
+     "gemv($module, x, weight, bias, out_in, weights, gelu, /)\n--\n\nProduct of a few rows, the matrix read once."},
+    {NULL, NULL, 0, NULL}};
+
+int mom_add_decoder(PyObject *module) {
+    PyObject *type = PyType_FromModuleAndSpec(module, &decoder_spec, NULL); /* new reference */
+    if (!type)
+        return -1;
+    const int failed = PyModule_AddObjectRef(module, "Decoder", type);
+    Py_DECREF(type);
+    return failed < 0 ? -1 : PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,69 @@
+/* The products of a half-round, fused with what surrounds them: tokens are gathered, normalised and put through GELU
+ * while they are packed; scores, GELU's derivative and the residual sum are applied to blocks of results while they are
+ * in cache. The plain operators of routed_linear.h, layernorm.h and gelu.h define the same maths step by step.
+ *
+ * A half with a single module is a plan in which every token has one slot, as mom_routing_plan_init_dense makes it.
+ * Stored activations have the type `dtype`, which is also that of the products' factors; sums, the residual stream and
+ * all gradients of tokens in the stream are float32.
+ * Shapes  x, mean, rstd (N, C), (N), (N); slots as in routing_plan.h; parameters by module; weight (N, K) or NULL for 1
+ */
+#ifndef MOM_OPS_ROUTED_HALF_H
+#define MOM_OPS_ROUTED_HALF_H
+
+#include "base/dropout.h"
+#include "kernels/gemm.h"
+#include "ops/routing_plan.h"
+
+typedef struct {
+    const mom_exec *exec;
+    const mom_routing_plan *plan;
+    mom_dtype dtype;
+    size_t C;
+    const float *x, *mean, *rstd;                /* residual stream before the half, its statistics */
+    const float *const *ln_weight, *const *ln_bias;
+    mom_error *err;
+} mom_half;
+
+/* A layer of the pool: weight[m] (In, Out) and bias[m] (Out), and, by module, the weight packed (mom_gemm_pack) as it
+ * is or transposed; NULL where it is packed on the spot. */
+typedef struct {
+    size_t In, Out;
+    const float *const *weight, *const *bias;
+    const void *const *packed;
+} mom_half_layer;
+
+/* out (slots, Out) = LN_m(x) W + b by slot; by_token: (N, Out), row by row of tokens, each times its weight. by_token
+ * needs a plan with at most one slot per token; rows of tokens without a slot are not written. */
+mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
+                          const mom_half_layer *layer);
+
+/* What leaves a half. Inputs of the last product are rows of `inner`, by slot or by token, through GELU or not. */
+typedef struct {
+    const void *inner; /* of type dtype */
+    int by_token, gelu;
+    const float *weight;  /* scores */
+    mom_dropout dropout;  /* of the half's output; index t * C + c */
+} mom_half_output;
+
+/* x_out = x + dropout(sum over a token's slots of weight * (inner W + b)); x_out may be x itself. */
+mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
+                          const mom_half_layer *layer);
+
+/* out (N, width) = sum over a token's slots of weight * y (slots, width); rows without slots become zero. */
+mom_status mom_half_mix(const mom_half *half, void *out, mom_dtype out_dtype, const float *y, const float *weight,
+                        size_t width);
+
+/* Backward of leave. dout (N, C): gradient of the output, dropout already applied. Adds to dweight_m (In, Out), dbias_m
+ * (Out) and, unless NULL, to dscore (N, K).
+ * GELU: d(input of GELU) replaces inner, by slot. Otherwise: dinner (N, In) of type dtype is written, by token. */
+mom_status mom_half_leave_backward(const mom_half *half, float *const *dweight, float *const *dbias, float *dscore,
+                                   void *inner, void *dinner, const mom_half_output *output, const float *dout,
+                                   const mom_half_layer *layer);
+
+/* Backward of enter. dout of type dtype, by slot or by token. Adds to dweight_m, dbias_m, dln_weight_m, dln_bias_m, dx (N,
+ * C) and, if weight is given, to dscore. */
+mom_status mom_half_enter_backward(const mom_half *half, float *const *dweight, float *const *dbias,
+                                   float *const *dln_weight, float *const *dln_bias, float *dx, float *dscore,
+                                   const void *dout, int by_token, const float *weight, const mom_half_layer *layer);
+
+#endif

@@ -1,0 +1,64 @@
+"""The yardsticks: what the machine can do at most, by level and number of threads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import mom
+from mom import _core, ops, runtime
+
+
+def test_peak_is_above_what_a_product_reaches(kernel_level: str) -> None:
+    mom.set_num_threads(1)
+    a = np.ones((192, 192), np.float32)
+    seconds = min(_seconds(lambda: ops.gemm(a, a)) for _ in range(20))
+    assert runtime.machine_peak("float32", threads=1, seconds=0.05) > 0.8 * 2e-9 * 192**3 / seconds
+
+
+def _seconds(call: object) -> float:
+    import time
+
+    started = time.perf_counter()
+    call()  # type: ignore[operator]
+    return time.perf_counter() - started
+
+
+def test_peaks_are_positive_numbers(kernel_level: str) -> None:
+    for dtype in ("float32", "bfloat16"):
+        for threads in (1, 2, 3):
+            rate = runtime.machine_peak(dtype, threads, seconds=0.0)
+            assert math.isfinite(rate) and rate > 0
+
+
+def test_bandwidths_are_positive_and_the_memory_is_given_back(kernel_level: str) -> None:
+    live = _core.memory_live_bytes()
+    for size, threads in ((4, 1), (100, 3), (1 << 20, 2)):  # less than a line, less than a line per thread
+        found = runtime.memory_bandwidth(size, threads, repeats=2)
+        assert all(math.isfinite(rate) and rate > 0 for rate in found[:2]) and found.read > 0
+    assert _core.memory_live_bytes() == live
+
+
+def test_a_refused_allocation_is_a_memory_error() -> None:
+    live = _core.memory_live_bytes()
+    for n in (1, 2, 3):
+        _core.memory_fail_at(n)
+        with pytest.raises(MemoryError):
+            runtime.memory_bandwidth(1 << 22, 1, 1)
+    _core.memory_fail_at(0)
+    assert _core.memory_live_bytes() == live
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="^dtype: 'float16', expected 'float32' or 'bfloat16'$"):
+        runtime.machine_peak("float16")
+    with pytest.raises(ValueError, match="^seconds: expected 0 to 60$"):
+        runtime.machine_peak(seconds=float("nan"))
+    for call in (lambda n: runtime.machine_peak(threads=n), lambda n: runtime.memory_bandwidth(threads=n)):
+        with pytest.raises(ValueError, match="^threads: 0 threads, expected 1 to 256$"):
+            call(0)
+    for size, repeats in ((0, 1), (1 << 41, 1), (64, 0)):
+        with pytest.raises(ValueError, match="^bytes, repeats: "):
+            runtime.memory_bandwidth(size, 1, repeats)
