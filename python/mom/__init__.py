@@ -1,12 +1,12 @@
 """Mixture-of-Modules language models with a C core.
 
 The public names are imported here and nowhere defined; see `mom.MoM`, `mom.MoMConfig`, `mom.train` and the
-submodules ``glue`` (fine-tuning and evaluation), ``evaluate`` (metrics), ``ops`` (every operator on plain arrays),
+submodules ``glue`` and ``xsum`` (fine-tuning), ``evaluate`` (metrics), ``ops`` (every operator on plain arrays),
 ``reference`` (the NumPy twin), ``routing``, ``data``.
 """
 
 from . import _openmp as _openmp  # first: it loads the extension
-from . import glue, ops
+from . import glue, ops, xsum
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
@@ -21,5 +21,5 @@ __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MoM", "MoMConfig",
     "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "Tokenizer",
     "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "get_num_threads", "glue", "ops",
-    "set_cpu_level", "set_num_threads", "train",
+    "set_cpu_level", "set_num_threads", "train", "xsum",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _version, checkpoint, glue
+from . import _version, checkpoint, glue, xsum
 from .config import PRESETS, MoMConfig
 from .data import Documents, TokenFile, standard_library_text
 from .data.glue import TASKS, find_task
@@ -43,6 +43,7 @@ __all__ = ["main"]
 
 #: What becomes one line on standard error instead of a traceback.
 _EXPECTED = (MomError, ValueError, OSError, ImportError, MemoryError)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -444,12 +445,13 @@ def _add_evaluate(commands: Any) -> None:
         "--text", metavar="PATH", nargs="+", help="files (.txt, .jsonl, also .gz, or .parquet) and folders"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
-    parser.add_argument("--task", metavar="NAME", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--task", metavar="NAME", help=f"xsum, or one of {', '.join(TASKS)}")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_threads(parser)
     group = parser.add_argument_group("with --task")
-    group.add_argument("--task_split", choices=("dev", "test", "train"), default="dev", help="which set")
+    group.add_argument("--task_split", choices=("dev", "test", "train"), help="which set (default: dev; xsum: test)")
     group.add_argument("--max_length", type=int, help="tokens per example (default: the model's n_positions)")
+    _add_generation(parser.add_argument_group("with --task xsum"))
     group = parser.add_argument_group("with --data")
     group.add_argument(
         "--sequence_length", type=int, help="tokens per row (default: the model's n_positions, at most 1024)"
@@ -481,12 +483,41 @@ def _run_evaluate(a: argparse.Namespace) -> int:
 def _evaluate_task(a: argparse.Namespace) -> int:
     if a.data is None:
         raise ConfigError("task: needs --data, the folder of the task's files")
-    metrics = glue.evaluate(a.model, a.task, a.data, a.task_split, max_length=a.max_length, on_error=a.on_error)
+    if a.task.lower() == "xsum":
+        _show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test")
+        return 0
+    split = a.task_split or "dev"
+    metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)
     if a.json:
         print(json.dumps(metrics))
     else:
         print("\n".join(f"{name:10}{100 * value:8.2f}" for name, value in metrics.items()))
     return 0
+
+
+def _add_generation(group: Any) -> None:
+    group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
+    group.add_argument("--max_summary", type=int, default=64, help="tokens kept free for a summary and its end")
+    group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
+    group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
+    group.add_argument(
+        "--no_repeat_ngram_size", type=int, default=0, help="never repeat so many tokens of a summary; 0: allowed"
+    )
+    group.add_argument("--examples", type=int, default=3, help="summaries to show beside reference and LEAD-1")
+
+
+def _show_summaries(a: argparse.Namespace, model: MoM, split: str) -> None:
+    scores = xsum.evaluate(
+        model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=a.max_length,
+        num_beams=a.num_beams, length_penalty=a.length_penalty, no_repeat_ngram_size=a.no_repeat_ngram_size,
+    )  # fmt: skip
+    if getattr(a, "json", False):
+        print(json.dumps(scores.to_dict()))
+        return
+    if a.examples > 0:
+        print(xsum.format_examples(scores, a.examples), end="\n\n")
+    print(scores.table())
+    print(f"{len(scores.documents)} documents, loss {scores.loss:.4f} nats per token of the references")
 
 
 def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
@@ -575,13 +606,18 @@ def _run_generate(a: argparse.Namespace) -> int:
 # ------------------------------------------------------------------ finetune
 def _add_finetune(commands: Any) -> None:
     parser = _command(
-        commands, "finetune", _run_finetune, "fine-tune a model on GLUE tasks",
-        "Prints a table of dev metrics: median, lowest and highest over the seeds, beside the majority-class baseline. "
-        "The folder gets each task's best model and results and, with --predict, the files for the GLUE site.",
+        commands, "finetune", _run_finetune, "fine-tune a model on GLUE tasks or on XSUM",
+        "GLUE: prints a table of dev metrics: median, lowest and highest over the seeds, beside the majority-class "
+        "baseline. The folder gets each task's best model and results and, with --predict, files for the GLUE site. "
+        "XSUM: prints summaries and ROUGE on the test set beside LEAD-1 and LEAD-3.",
     )  # fmt: skip
     parser.add_argument(
-        "--task", required=True, nargs="+", metavar="NAME", help=f"glue (all of it), or some of {', '.join(TASKS)}"
-    )
+        "--task",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help=f"xsum, glue (all of it), or some of {', '.join(TASKS)}",
+    )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model with its tokenizer")
     parser.add_argument(
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
@@ -596,13 +632,36 @@ def _add_finetune(commands: Any) -> None:
     _add_threads(parser)
     group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
     _add_fields(group, FinetuneConfig, {})
+    group = parser.add_argument_group("with --task xsum")
+    group.add_argument("--val_rows", type=int, default=200, help="rows of the validation set that choose the weights")
+    _add_generation(group)
 
 
 def _run_finetune(a: argparse.Namespace) -> int:
-    names = [name for name in TASKS if "train" in TASKS[name].files and name != "mnli-mm"]
-    tasks = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
     fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
     config = FinetuneConfig().replace(**{name: value for name, value in vars(a).items() if name in fields})
+    if any(name.lower() == "xsum" for name in a.task):
+        return _finetune_xsum(a, config)
+    return _finetune_glue(a, config)
+
+
+def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
+    if len(a.task) > 1 or len(a.seeds) > 1 or a.predict:
+        raise ConfigError("task: xsum goes with no other task, with one seed, and without --predict")
+    result = xsum.finetune(
+        a.model, a.data, config=config, seed=a.seeds[0], max_summary=a.max_summary, val_rows=a.val_rows,
+        out_dir=a.out_dir, on_error=a.on_error, progress=a.progress,
+    )  # fmt: skip
+    a.max_length = config.max_length
+    print(f"{result!r}: {result.folder}", file=sys.stderr)
+    _show_summaries(a, result.model, "test")
+    print(f"model {result.folder}")
+    return 0
+
+
+def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
+    names = [name for name in TASKS if "train" in TASKS[name].files and name != "mnli-mm"]
+    tasks = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
     body: MoM = MoM.from_pretrained(a.model)
     for task in tasks:  # a missing or broken file is said before hours of training
         for split in ("train", "dev", *(("test",) if a.predict else ())):

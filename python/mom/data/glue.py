@@ -33,6 +33,7 @@ from .records import (
     dict_rows,
     listing,
     load_from_hub,
+    looks_like_hub_name,
     open_binary,
     parquet_label_names,
     parquet_rows,
@@ -313,9 +314,8 @@ def _resolve(source: Any, task: GlueTask, split: str) -> Any:
         raise MissingSplitError(
             f"source: no split {task.hub_splits[split]!r} or {split!r}; there are {listing(source)}"
         )
-    if isinstance(source, str) and not Path(source).exists() and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        if not source.endswith((".tsv", ".parquet")):
-            return load_from_hub(source, task.hub_config, task.hub_splits[split])
+    if isinstance(source, str) and looks_like_hub_name(source, (".tsv", ".parquet")):
+        return load_from_hub(source, task.hub_config, task.hub_splits[split])
     if isinstance(source, (bytes, bytearray)) or not isinstance(source, (str, os.PathLike, Iterable)):
         raise DataError(f"source: expected a path or an iterable of mappings, got {type(source).__name__}")
     return source

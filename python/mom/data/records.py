@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import warnings
 import zlib
 from collections import Counter
@@ -240,6 +241,13 @@ def text_of(values: Mapping[str, Any], column: str, where: str, report: RecordRe
 def listing(names: Iterable[Any]) -> str:
     """The first few names in quotes."""
     return ", ".join(map(repr, list(names)[:16])) or "none"
+
+
+def looks_like_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a string that is no path here may be the name of a data set on the Hub."""
+    if Path(name).exists() or name.endswith(suffixes):
+        return False
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
 
 
 def load_from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
