@@ -10,6 +10,7 @@ from . import glue, ops, xsum
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
+from .estimators import TextClassifier, TextRegressor
 from .generation import Decoder
 from .model import Block, ModelOutput, Module, MoM, MoMForSequenceClassification, Pool, Router, Routes
 from .optim import AdamW, clip_grad_norm
@@ -19,7 +20,7 @@ from .training import FinetuneConfig, TrainingConfig, train
 
 __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MoM", "MoMConfig",
-    "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "Tokenizer",
-    "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "get_num_threads", "glue", "ops",
-    "set_cpu_level", "set_num_threads", "train", "xsum",
+    "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "TextClassifier",
+    "TextRegressor", "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info",
+    "get_num_threads", "glue", "ops", "set_cpu_level", "set_num_threads", "train", "xsum",
 ]  # fmt: skip

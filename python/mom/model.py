@@ -398,6 +398,23 @@ class _Network:
                 halves[half].append(rounds)
         return Routes(halves, counts)
 
+    # ------------------------------------------------------------------ copies
+    def __getstate__(self) -> dict[str, Any]:
+        """Configuration, weights, modes and tokenizer: for `copy.deepcopy` and for other processes (joblib).
+
+        Gradients and what `backward` needs are left behind. To keep a model, use `save_pretrained`.
+        """
+        return {
+            "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
+            "random_state": self.random_state, "weights": {n: v.copy() for n, v in self._parameters.items()},
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(state["config"], 0, state["dtype"], fresh=False)
+        for name, value in state["weights"].items():
+            self._parameters[name] = value
+        self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
+
     # ------------------------------------------------------------------ files
     def save_pretrained(self, folder: str | os.PathLike[str], naming: str = "canonical") -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
