@@ -31,7 +31,7 @@ from .data.glue import TASKS, find_task
 from .data.prepare import prepare
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
-from .evaluate import text_losses
+from .evaluate import register, text_losses
 from .model import MoM
 from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _with_underscores(argv: Sequence[str]) -> list[str]:
     """Long flags with underscores for dashes; values and everything after a bare ``--`` stay as they are."""
     result = list(argv)
+    if result[:1] == ["lm_eval"] and len(result) > 1 and not result[1].startswith("-"):
+        return result  # another program's flags
     for i, word in enumerate(result):
         if word == "--":
             break
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_generate,
         _add_finetune,
+        _add_lm_eval,
         _add_info,
         _add_bench,
     ):
@@ -683,6 +686,34 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
     for path in (path for result in results for path in result.submissions):
         print(f"submission {path}")
     return 0
+
+
+# ------------------------------------------------------------------ lm_eval
+def _add_lm_eval(commands: Any) -> None:
+    parser = _command(
+        commands, "lm_eval", _run_lm_eval, "run lm-evaluation-harness with the model 'mom'",
+        "All that follows goes to the harness, for example: mom lm_eval run --model mom --model_args "
+        "pretrained=FOLDER --tasks lambada_openai. After 'mom lm_eval --register' the harness's own command lm_eval "
+        "knows the model too.",
+    )  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--register", action="store_true", help="make the command lm_eval of this environment know it")
+    what.add_argument("--unregister", action="store_true", help="undo --register")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the harness gets")
+
+
+def _run_lm_eval(a: argparse.Namespace) -> int:
+    if a.register or a.unregister:
+        if a.arguments:
+            raise ConfigError(f"arguments: {a.arguments[0]!r} with --register or --unregister")
+        if a.register:
+            print(f"wrote {register.install()}")
+        else:
+            register.uninstall()
+        return 0
+    if not a.arguments:
+        raise ConfigError("arguments: none; 'mom lm_eval run --help' lists the harness's")
+    return register.run(a.arguments)
 
 
 # ------------------------------------------------------------------ info

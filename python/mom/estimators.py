@@ -224,10 +224,10 @@ class TextClassifier(_TextEstimator):
     Examples
     --------
     >>> import mom
-    >>> texts = ["good film", "a bad film", "good", "really bad"] * 4
-    >>> labels = ["yes", "no", "yes", "no"] * 4
+    >>> texts = ["good film", "a bad film", "good", "really bad"] * 8
+    >>> labels = ["yes", "no", "yes", "no"] * 8
     >>> config = mom.MoMConfig.preset("demo", n_embd=32, n_positions=32, vocab_size=300)
-    >>> classifier = mom.TextClassifier(config, epochs=12, lr=1e-2).fit(texts, labels)
+    >>> classifier = mom.TextClassifier(config, epochs=25, lr=1e-2, batch_size=8).fit(texts, labels)
     >>> classifier.predict(["bad", "good"]).tolist()
     ['no', 'yes']
     """
