@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -121,7 +120,7 @@ class _TextEstimator:
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
         """The model to begin with: as given, or a new small one with a tokenizer trained on the texts."""
         if isinstance(self.model, (str, os.PathLike)):
-            loaded: MoM = MoM.from_pretrained(Path(self.model))
+            loaded: MoM = MoM.from_pretrained(self.model)
             return loaded
         if isinstance(self.model, (MoM, MoMForSequenceClassification)):
             return self.model

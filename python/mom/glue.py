@@ -34,6 +34,7 @@ from .data.encode import encode_texts
 from .data.glue import TASKS, GlueData, GlueTask, MissingSplitError, find_task, read_glue
 from .errors import ConfigError, DataError
 from .evaluate.glue import baseline_metrics, glue_metrics, task_score
+from .hub import model_folder
 from .model import MoM, MoMForSequenceClassification
 from .training.callbacks import Callback
 from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
@@ -285,6 +286,7 @@ def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int
 
 def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) -> MoMForSequenceClassification:
     if isinstance(model, (str, os.PathLike)):
+        model = model_folder(model)
         loaded: MoMForSequenceClassification = MoMForSequenceClassification.from_pretrained(model)
         if MoMConfig.from_json(model).num_labels is None and "score.weight" not in read_weights(model):
             raise DataError(f"{model}: a language model without a classification head; fine-tune it first")
