@@ -16,11 +16,11 @@ from .model import Block, ModelOutput, Module, MoM, MoMForSequenceClassification
 from .optim import AdamW, clip_grad_norm
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
 from .tokenizer import Tokenizer
-from .training import FinetuneConfig, TrainingConfig, train
+from .training import FinetuneConfig, TrainingConfig, pretrain, train
 
 __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MoM", "MoMConfig",
     "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes", "TextClassifier",
     "TextRegressor", "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info",
-    "get_num_threads", "glue", "ops", "set_cpu_level", "set_num_threads", "train", "xsum",
+    "get_num_threads", "glue", "ops", "pretrain", "set_cpu_level", "set_num_threads", "train", "xsum",
 ]  # fmt: skip

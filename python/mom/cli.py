@@ -35,7 +35,7 @@ from .evaluate import register, text_losses
 from .model import MoM
 from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
-from .training import FinetuneConfig, TrainingConfig, evaluate_loss, train
+from .training import RECIPES, FinetuneConfig, TrainingConfig, evaluate_loss, pretrain, train
 from .training.config import read_toml
 from .training.state import PREFIX
 
@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_demo,
         _add_prepare,
         _add_train,
+        _add_pretrain,
         _add_evaluate,
         _add_generate,
         _add_finetune,
@@ -429,6 +430,59 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
     model = MoM(config)
     model.tokenizer = _tokenizer_beside(latest)
     return model
+
+
+# ------------------------------------------------------------------ pretrain
+def _add_pretrain(commands: Any) -> None:
+    parser = _command(
+        commands, "pretrain", _run_pretrain, "one phase of the published recipe, scaled to a budget",
+        "Phase 'vanilla' trains the plain GPT-2 whose layers will be the modules of the preset's model; phase 'mom' "
+        "starts that model --from the first phase's and trains it. 'mom train' has every setting; this command has "
+        "the recipe's.",
+    )  # fmt: skip
+    parser.add_argument("--phase", required=True, choices=("vanilla", "mom"), help="which phase")
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare'")
+    parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run; gets 'model' at the end")
+    parser.add_argument("--from", dest="vanilla", metavar="FOLDER", help="with --phase mom: the model of phase one")
+    parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change a field of the model's configuration; may be repeated",
+    )  # fmt: skip
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens (5e6 will do)")
+    budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, by the speed of a few steps")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="whose settings")
+    parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="another highest learning rate")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint, with its plan")
+    parser.add_argument(
+        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
+    _add_threads(parser)
+
+
+def _run_pretrain(a: argparse.Namespace) -> int:
+    if a.phase == "mom" and a.vanilla is None:
+        raise ConfigError("phase: 'mom' starts --from the model of phase 'vanilla'")
+    config = MoMConfig.preset(a.preset).replace(**_changes(a.changes))
+    changes = {"lr": a.lr} if hasattr(a, "lr") else {}
+    result = pretrain(
+        config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
+        tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
+        **changes,
+    )  # fmt: skip
+    training, plan = result.training, result.config
+    if training.interrupted is not None:
+        print(f"{training.interrupted}: saved {training.checkpoint}; go on with --resume", file=sys.stderr)
+        return 128 + signal.Signals[training.interrupted].value
+    print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
+    for name, loss in (("loss", training.lm_loss), ("validation loss", training.val_loss)):
+        if loss is not None:
+            print(f"{name} {loss:.4f}")
+    print(f"model {result.folder}")
+    return 0
 
 
 # ------------------------------------------------------------------ evaluate
