@@ -680,6 +680,7 @@ def _add_finetune(commands: Any) -> None:
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what to do about unusable rows")
@@ -706,7 +707,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     if len(a.task) > 1 or len(a.seeds) > 1 or a.predict:
         raise ConfigError("task: xsum goes with no other task, with one seed, and without --predict")
     result = xsum.finetune(
-        a.model, a.data, config=config, seed=a.seeds[0], max_summary=a.max_summary, val_rows=a.val_rows,
+        MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], max_summary=a.max_summary, val_rows=a.val_rows,
         out_dir=a.out_dir, on_error=a.on_error, progress=a.progress,
     )  # fmt: skip
     a.max_length = config.max_length
@@ -719,7 +720,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
 def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
     names = [name for name in TASKS if "train" in TASKS[name].files and name != "mnli-mm"]
     tasks = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
-    body: MoM = MoM.from_pretrained(a.model)
+    body: MoM = MoM.from_pretrained(a.model, dtype=a.dtype)
     for task in tasks:  # a missing or broken file is said before hours of training
         for split in ("train", "dev", *(("test",) if a.predict else ())):
             with warnings.catch_warnings():
