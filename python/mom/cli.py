@@ -707,8 +707,8 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     if len(a.task) > 1 or len(a.seeds) > 1 or a.predict:
         raise ConfigError("task: xsum goes with no other task, with one seed, and without --predict")
     result = xsum.finetune(
-        MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], max_summary=a.max_summary, val_rows=a.val_rows,
-        out_dir=a.out_dir, on_error=a.on_error, progress=a.progress,
+        MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
+        max_summary=a.max_summary, val_rows=a.val_rows, on_error=a.on_error, progress=a.progress,
     )  # fmt: skip
     a.max_length = config.max_length
     print(f"{result!r}: {result.folder}", file=sys.stderr)
