@@ -24,16 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from . import _version, checkpoint
+from . import _version, checkpoint, glue, xsum
 from .config import PRESETS, MoMConfig
 from .data import Documents, TokenFile, standard_library_text
+from .data.glue import TASKS, find_task
 from .data.prepare import prepare
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
+from .evaluate import register, text_losses
 from .model import MoM
 from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
-from .training import TrainingConfig, evaluate_loss, train
+from .training import RECIPES, FinetuneConfig, TrainingConfig, evaluate_loss, pretrain, train
 from .training.config import read_toml
 from .training.state import PREFIX
 
@@ -41,6 +43,7 @@ __all__ = ["main"]
 
 #: What becomes one line on standard error instead of a traceback.
 _EXPECTED = (MomError, ValueError, OSError, ImportError, MemoryError)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -81,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _with_underscores(argv: Sequence[str]) -> list[str]:
     """Long flags with underscores for dashes; values and everything after a bare ``--`` stay as they are."""
     result = list(argv)
+    if result[:1] == ["lm_eval"] and len(result) > 1 and not result[1].startswith("-"):
+        return result  # another program's flags
     for i, word in enumerate(result):
         if word == "--":
             break
@@ -107,7 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_generate, _add_info, _add_bench):
+    for add in (
+        _add_demo,
+        _add_prepare,
+        _add_train,
+        _add_pretrain,
+        _add_evaluate,
+        _add_generate,
+        _add_finetune,
+        _add_lm_eval,
+        _add_info,
+        _add_bench,
+    ):
         add(commands)
     return parser
 
@@ -148,6 +164,23 @@ def _field_help(documented: type) -> dict[str, str]:
             words += [f"[{choices[1]}]".replace('"', "")]
         found.update(dict.fromkeys(re.split(r",\s*", names), " ".join(words).replace("%", "%%")))
     return found
+
+
+def _add_fields(group: Any, settings: Any, shown: dict[str, str]) -> None:
+    """A flag per field of a dataclass of settings; without the flag, the field is not in the namespace."""
+    help_texts = _field_help(settings)
+    kinds: dict[str, dict[str, Any]] = {
+        "int": {"type": int, "metavar": "N"},
+        "float": {"type": float, "metavar": "X"},
+        "str": {"type": str, "metavar": "NAME"},
+        "bool": {"type": _truth, "metavar": "BOOL", "nargs": "?", "const": True},
+    }
+    for field in dataclasses.fields(settings):
+        default = shown.get(field.name, field.default)
+        note = "" if default is None else f" (default: {default})"
+        text = help_texts.get(field.name, "").removesuffix(".") + note
+        kind = kinds[str(field.type).split(" |")[0]]
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
 
 
 # ------------------------------------------------------------------ demo
@@ -250,19 +283,7 @@ def _add_train(commands: Any) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
-    help_texts = _field_help(TrainingConfig)
-    kinds: dict[str, dict[str, Any]] = {
-        "int": {"type": int, "metavar": "N"},
-        "float": {"type": float, "metavar": "X"},
-        "str": {"type": str, "metavar": "NAME"},
-        "bool": {"type": _truth, "metavar": "BOOL", "nargs": "?", "const": True},
-    }
-    for field in dataclasses.fields(TrainingConfig):
-        shown = "the model's n_positions, at most 1024" if field.name == "sequence_length" else field.default
-        note = "" if field.default is None else f" (default: {shown})"
-        text = help_texts.get(field.name, "").removesuffix(".") + note
-        kind = kinds[str(field.type).split(" |")[0]]
-        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
+    _add_fields(group, TrainingConfig, {"sequence_length": "the model's n_positions, at most 1024"})
 
 
 def _run_train(a: argparse.Namespace) -> int:
@@ -411,29 +432,152 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
     return model
 
 
+# ------------------------------------------------------------------ pretrain
+def _add_pretrain(commands: Any) -> None:
+    parser = _command(
+        commands, "pretrain", _run_pretrain, "one phase of the published recipe, scaled to a budget",
+        "Phase 'vanilla' trains the plain GPT-2 whose layers will be the modules of the preset's model; phase 'mom' "
+        "starts that model --from the first phase's and trains it. 'mom train' has every setting; this command has "
+        "the recipe's.",
+    )  # fmt: skip
+    parser.add_argument("--phase", required=True, choices=("vanilla", "mom"), help="which phase")
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare'")
+    parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run; gets 'model' at the end")
+    parser.add_argument("--from", dest="vanilla", metavar="FOLDER", help="with --phase mom: the model of phase one")
+    parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change a field of the model's configuration; may be repeated",
+    )  # fmt: skip
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens (5e6 will do)")
+    budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, by the speed of a few steps")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="whose settings")
+    parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="another highest learning rate")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint, with its plan")
+    parser.add_argument(
+        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
+    _add_threads(parser)
+
+
+def _run_pretrain(a: argparse.Namespace) -> int:
+    if a.phase == "mom" and a.vanilla is None:
+        raise ConfigError("phase: 'mom' starts --from the model of phase 'vanilla'")
+    config = MoMConfig.preset(a.preset).replace(**_changes(a.changes))
+    changes = {"lr": a.lr} if hasattr(a, "lr") else {}
+    result = pretrain(
+        config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
+        tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
+        **changes,
+    )  # fmt: skip
+    training, plan = result.training, result.config
+    if training.interrupted is not None:
+        print(f"{training.interrupted}: saved {training.checkpoint}; go on with --resume", file=sys.stderr)
+        return 128 + signal.Signals[training.interrupted].value
+    print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
+    for name, loss in (("loss", training.lm_loss), ("validation loss", training.val_loss)):
+        if loss is not None:
+            print(f"{name} {loss:.4f}")
+    print(f"model {result.folder}")
+    return 0
+
+
 # ------------------------------------------------------------------ evaluate
 def _add_evaluate(commands: Any) -> None:
-    parser = _command(commands, "evaluate", _run_evaluate, "loss and perplexity of a model on token files")
+    parser = _command(
+        commands, "evaluate", _run_evaluate, "measure a model",
+        "With --data: loss and perplexity on token files. With --text: perplexity and bits per byte of text files. "
+        "With --task and --data: the metrics of a model that was fine-tuned on a task.",
+    )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="PATH",
-        help="token file, or prepared folder (its val.bin; without one, train.bin)",
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--data", metavar="PATH",
+        help="token file, or prepared folder (its val.bin; without one, train.bin); with --task, the task's data",
+    )  # fmt: skip
+    what.add_argument(
+        "--text", metavar="PATH", nargs="+", help="files (.txt, .jsonl, also .gz, or .parquet) and folders"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
-    parser.add_argument(
+    parser.add_argument("--task", metavar="NAME", help=f"xsum, or one of {', '.join(TASKS)}")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_threads(parser)
+    group = parser.add_argument_group("with --task")
+    group.add_argument("--task_split", choices=("dev", "test", "train"), help="which set (default: dev; xsum: test)")
+    group.add_argument("--max_length", type=int, help="tokens per example (default: the model's n_positions)")
+    _add_generation(parser.add_argument_group("with --task xsum"))
+    group = parser.add_argument_group("with --data")
+    group.add_argument(
         "--sequence_length", type=int, help="tokens per row (default: the model's n_positions, at most 1024)"
     )
-    parser.add_argument("--batches", type=int, help="at most so many batches (default: the whole file)")
-    _add_threads(parser)
+    group.add_argument("--batches", type=int, help="at most so many batches (default: the whole file)")
+    group = parser.add_argument_group("with --text")
+    group.add_argument("--window", type=int, help="tokens the model sees at once (default: its n_positions)")
+    group.add_argument("--stride", type=int, help="tokens from one window to the next (default: half a window)")
+    group.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
+    group.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
+    group.add_argument(
+        "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
+    )
+    group.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about unreadable records"
+    )
 
 
 def _run_evaluate(a: argparse.Namespace) -> int:
     for name in ("batch_size", "batches"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
+    if a.task is not None:
+        return _evaluate_task(a)
     model: MoM = MoM.from_pretrained(a.model)
+    return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
+
+
+def _evaluate_task(a: argparse.Namespace) -> int:
+    if a.data is None:
+        raise ConfigError("task: needs --data, the folder of the task's files")
+    if a.task.lower() == "xsum":
+        _show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test")
+        return 0
+    split = a.task_split or "dev"
+    metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)
+    if a.json:
+        print(json.dumps(metrics))
+    else:
+        print("\n".join(f"{name:10}{100 * value:8.2f}" for name, value in metrics.items()))
+    return 0
+
+
+def _add_generation(group: Any) -> None:
+    group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
+    group.add_argument("--max_summary", type=int, default=64, help="tokens kept free for a summary and its end")
+    group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
+    group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
+    group.add_argument(
+        "--no_repeat_ngram_size", type=int, default=0, help="never repeat so many tokens of a summary; 0: allowed"
+    )
+    group.add_argument("--examples", type=int, default=3, help="summaries to show beside reference and LEAD-1")
+
+
+def _show_summaries(a: argparse.Namespace, model: MoM, split: str) -> None:
+    scores = xsum.evaluate(
+        model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=a.max_length,
+        num_beams=a.num_beams, length_penalty=a.length_penalty, no_repeat_ngram_size=a.no_repeat_ngram_size,
+    )  # fmt: skip
+    if getattr(a, "json", False):
+        print(json.dumps(scores.to_dict()))
+        return
+    if a.examples > 0:
+        print(xsum.format_examples(scores, a.examples), end="\n\n")
+    print(scores.table())
+    print(f"{len(scores.documents)} documents, loss {scores.loss:.4f} nats per token of the references")
+
+
+def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
     positions = model.config.n_positions
     length = min(1024, positions) if a.sequence_length is None else a.sequence_length
     if not 2 <= length <= positions:
@@ -447,10 +591,32 @@ def _run_evaluate(a: argparse.Namespace) -> int:
     loss = evaluate_loss(model, tokens, a.batch_size, length, whole if a.batches is None else a.batches)
     seconds = time.perf_counter() - started
     windows = min(len(tokens) // length, a.batch_size * (whole if a.batches is None else a.batches))
+    perplexity, speed = math.exp(min(loss, 700.0)), windows * length / seconds
+    if a.json:
+        print(json.dumps({"data": str(path), "tokens": windows * length, "loss": loss, "perplexity": perplexity}))
+        return 0
     print(f"data {path}, {windows * length:,} tokens in windows of {length}")
     print(f"loss {loss:.6f}")
-    print(f"perplexity {math.exp(min(loss, 700.0)):.4f}")
-    print(f"tokens per second {windows * length / seconds:,.0f}")
+    print(f"perplexity {perplexity:.4f}")
+    print(f"tokens per second {speed:,.0f}")
+    return 0
+
+
+def _evaluate_texts(a: argparse.Namespace, model: MoM) -> int:
+    results = text_losses(
+        model, a.text, tokenizer=None if a.tokenizer is None else Tokenizer.load(a.tokenizer), window=a.window,
+        stride=a.stride, batch_size=a.batch_size, key=a.key, split=a.split, on_error=a.on_error,
+    )  # fmt: skip
+    if a.json:
+        names = ("name", "documents", "tokens", "bytes", "loss", "perplexity", "bits_per_byte")
+        rows = [{name: getattr(result, name) for name in names} for result in results]
+        print(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in rows]))
+        return 0
+    width = max(len(result.name) for result in results)
+    print(f"{'text':{width}}{'tokens':>12}{'bytes':>12}{'loss':>9}{'perplexity':>13}{'bits per byte':>15}")
+    for r in results:
+        counts = f"{r.tokens:12,}{r.bytes:12,}"
+        print(f"{r.name:{width}}{counts}{r.loss:9.4f}{r.perplexity:13.3f}{r.bits_per_byte:15.4f}")
     return 0
 
 
@@ -494,6 +660,117 @@ def _run_generate(a: argparse.Namespace) -> int:
     return 0
 
 
+# ------------------------------------------------------------------ finetune
+def _add_finetune(commands: Any) -> None:
+    parser = _command(
+        commands, "finetune", _run_finetune, "fine-tune a model on GLUE tasks or on XSUM",
+        "GLUE: prints a table of dev metrics: median, lowest and highest over the seeds, beside the majority-class "
+        "baseline. The folder gets each task's best model and results and, with --predict, files for the GLUE site. "
+        "XSUM: prints summaries and ROUGE on the test set beside LEAD-1 and LEAD-3.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--task",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help=f"xsum, glue (all of it), or some of {', '.join(TASKS)}",
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model with its tokenizer")
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
+    )
+    parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
+    parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what to do about unusable rows")
+    parser.add_argument(
+        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
+    _add_threads(parser)
+    group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
+    _add_fields(group, FinetuneConfig, {})
+    group = parser.add_argument_group("with --task xsum")
+    group.add_argument("--val_rows", type=int, default=200, help="rows of the validation set that choose the weights")
+    _add_generation(group)
+
+
+def _run_finetune(a: argparse.Namespace) -> int:
+    fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
+    config = FinetuneConfig().replace(**{name: value for name, value in vars(a).items() if name in fields})
+    if any(name.lower() == "xsum" for name in a.task):
+        return _finetune_xsum(a, config)
+    return _finetune_glue(a, config)
+
+
+def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
+    if len(a.task) > 1 or len(a.seeds) > 1 or a.predict:
+        raise ConfigError("task: xsum goes with no other task, with one seed, and without --predict")
+    result = xsum.finetune(
+        MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
+        max_summary=a.max_summary, val_rows=a.val_rows, on_error=a.on_error, progress=a.progress,
+    )  # fmt: skip
+    a.max_length = config.max_length
+    print(f"{result!r}: {result.folder}", file=sys.stderr)
+    _show_summaries(a, result.model, "test")
+    print(f"model {result.folder}")
+    return 0
+
+
+def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
+    names = [name for name in TASKS if "train" in TASKS[name].files and name != "mnli-mm"]
+    tasks = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
+    body: MoM = MoM.from_pretrained(a.model, dtype=a.dtype)
+    for task in tasks:  # a missing or broken file is said before hours of training
+        for split in ("train", "dev", *(("test",) if a.predict else ())):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                glue.read_glue(a.data, task, split, on_error=a.on_error if split != "test" else "raise")
+    results = []
+    for task in tasks:
+        results.append(
+            glue.finetune(
+                body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
+                on_error=a.on_error, progress=a.progress,
+            )
+        )  # fmt: skip
+        print(
+            f"{results[-1]!r}, {results[-1].examples_per_second:.1f} examples/s: {results[-1].folder}", file=sys.stderr
+        )
+    print(glue.format_table(results))
+    for path in (path for result in results for path in result.submissions):
+        print(f"submission {path}")
+    return 0
+
+
+# ------------------------------------------------------------------ lm_eval
+def _add_lm_eval(commands: Any) -> None:
+    parser = _command(
+        commands, "lm_eval", _run_lm_eval, "run lm-evaluation-harness with the model 'mom'",
+        "All that follows goes to the harness, for example: mom lm_eval run --model mom --model_args "
+        "pretrained=FOLDER --tasks lambada_openai. After 'mom lm_eval --register' the harness's own command lm_eval "
+        "knows the model too.",
+    )  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--register", action="store_true", help="make the command lm_eval of this environment know it")
+    what.add_argument("--unregister", action="store_true", help="undo --register")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the harness gets")
+
+
+def _run_lm_eval(a: argparse.Namespace) -> int:
+    if a.register or a.unregister:
+        if a.arguments:
+            raise ConfigError(f"arguments: {a.arguments[0]!r} with --register or --unregister")
+        if a.register:
+            print(f"wrote {register.install()}")
+        else:
+            register.uninstall()
+        return 0
+    if not a.arguments:
+        raise ConfigError("arguments: none; 'mom lm_eval run --help' lists the harness's")
+    return register.run(a.arguments)
+
+
 # ------------------------------------------------------------------ info
 def _add_info(commands: Any) -> None:
     _command(commands, "info", _run_info, "versions, processor and active kernels")
@@ -502,7 +779,8 @@ def _add_info(commands: Any) -> None:
 def _run_info(_: argparse.Namespace) -> int:
     cpu = cpu_info()
     rows = [("mom", _version.__version__), ("python", platform.python_version()), ("platform", platform.platform())]
-    for package in ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib"):
+    packages = ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib", "scikit-learn", "scipy", "rouge-score")
+    for package in (*packages, "pyarrow", "datasets", "huggingface_hub", "lm-eval"):
         try:
             rows.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
@@ -515,7 +793,7 @@ def _run_info(_: argparse.Namespace) -> int:
         ("compiler", cpu["compiler"]),
     ]
     for name, value in rows:
-        print(f"{name:14}{value}")
+        print(f"{name:13} {value}")
     return 0
 
 

@@ -31,6 +31,7 @@ from ._arguments import seed as _seed
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError
 from .generation import Decoder
+from .hub import model_folder
 
 __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
@@ -398,27 +399,57 @@ class _Network:
                 halves[half].append(rounds)
         return Routes(halves, counts)
 
+    # ------------------------------------------------------------------ copies
+    def __getstate__(self) -> dict[str, Any]:
+        """Configuration, weights, modes and tokenizer: for `copy.deepcopy` and for other processes (joblib).
+
+        Gradients and what `backward` needs are left behind. To keep a model, use `save_pretrained`.
+        """
+        return {
+            "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
+            "random_state": self.random_state, "weights": {n: v.copy() for n, v in self._parameters.items()},
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(state["config"], 0, state["dtype"], fresh=False)
+        for name, value in state["weights"].items():
+            self._parameters[name] = value
+        self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
+
     # ------------------------------------------------------------------ files
-    def save_pretrained(self, folder: str | os.PathLike[str], naming: str = "canonical") -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], naming: str = "canonical", dtype: str | None = None
+    ) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
 
         The folder is written beside its final place, flushed and renamed, with a manifest of sizes
-        and hashes; an existing folder is replaced only after that.
+        and hashes; an existing folder is replaced only after that. A plain GPT-2 in its own or Hugging Face's names
+        is a folder that `transformers` reads.
 
         Parameters
         ----------
         folder : path
         naming : {"canonical", "reference", "huggingface", "bare"}
             Names of the tensors; see `mom.weights`.
+        dtype : {"float32", "bfloat16", "float16"}, optional
+            What the file holds; float32 by default.
         """
         tensors = weights.rename(dict(self._parameters), self.config, to=naming)
-        checkpoint.write_folder(folder, self._files(tensors))
+        checkpoint.write_folder(folder, self._files(tensors, dtype))
 
-    def _files(self, tensors: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
-        config_text = json.dumps(self.config.to_dict(), indent=2) + "\n"
+    def _files(self, tensors: dict[str, NDArray[np.float32]], dtype: str | None = None) -> dict[str, Any]:
+        fields = self.config.to_dict()
+        if self.config.is_vanilla:  # for transformers
+            kind = "GPT2ForSequenceClassification" if self._classifier else "GPT2LMHeadModel"
+            fields |= {"architectures": [kind], "torch_dtype": dtype or "float32"}
+            if self._classifier:
+                fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(self.config.num_labels or 0)}
+            else:
+                del fields["num_labels"]
+        config_text = json.dumps(fields, indent=2) + "\n"
         files: dict[str, Any] = {
             "config.json": config_text.encode(),
-            "model.safetensors": lambda file: weights.write_safetensors(file, tensors, {"format": "np"}),
+            "model.safetensors": lambda file: weights.write_safetensors(file, tensors, {"format": "pt"}, dtype=dtype),
         }
         if self.tokenizer is not None:
             files["tokenizer.json"] = self.tokenizer.to_json().encode()
@@ -443,10 +474,11 @@ class _Network:
 
         Parameters
         ----------
-        folder : path
+        folder : path or str
             Holds ``config.json`` and ``model.safetensors`` (or a sharded index); a tokenizer is read
             if there is one. A language model leaves a classifier's head behind; a classifier gets a fresh
-            head where the folder has none.
+            head where the folder has none. Or a name on the Hugging Face Hub, ``"owner/name"`` or ``"hub:name"``,
+            with the package huggingface_hub.
         dtype : {"float32", "bfloat16"}
             As for a new model, whatever the format of the file.
         **config_changes
@@ -458,9 +490,7 @@ class _Network:
             If a file is missing, truncated, corrupted or does not fit the configuration.
         """
         _dtype(dtype)
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise CheckpointError(f"folder: {folder} is not a folder")
+        folder = model_folder(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json")
         if (folder / checkpoint.MANIFEST).is_file():
@@ -844,6 +874,7 @@ class MoMForSequenceClassification(_Network):
         return_logits: bool = True,
         return_routes: bool = False,
         *,
+        positions: ArrayLike | None = None,
         keep: bool | None = None,
     ) -> ModelOutput:
         """Forward pass.
@@ -856,6 +887,9 @@ class MoMForSequenceClassification(_Network):
             float for multi-label classification.
         attention_mask : array of 0/1, shape (B, T), optional
         return_logits, return_routes : bool
+        positions : array of int, shape (B, T), optional
+            Position ids; 0 to T-1 by default. With padding on the left they have to count the real tokens for a
+            prediction that does not depend on the padding.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 
@@ -870,6 +904,7 @@ class MoMForSequenceClassification(_Network):
         lm_loss, _, labelled = self._core.forward(
             ids,
             mask=mask,
+            positions=None if positions is None else _like(_as_ids(positions, "positions"), ids.shape, "positions"),
             pooled=self.pooled_positions(ids, mask),
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,

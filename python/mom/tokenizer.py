@@ -178,7 +178,8 @@ class Tokenizer:
         if isinstance(texts, (str, bytes)):
             raise DataError("texts: a single string; expected a sequence of strings")
         backend = self._with_special if special else self._plain
-        encodings = backend.encode_batch_fast([_checked_text(text) for text in texts], add_special_tokens=False)
+        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
+        encodings = encode([_checked_text(text) for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: npt.ArrayLike) -> str:

@@ -303,16 +303,16 @@ def write_safetensors(
         Of a float, integer or boolean type. One tensor at a time is copied, if at all.
     metadata : mapping of str to str, optional
         Stored under ``__metadata__``.
-    dtype : {None, "float32", "bfloat16"}
-        What floating tensors are stored as; None keeps their own type. bfloat16 rounds to nearest even.
+    dtype : {None, "float32", "bfloat16", "float16"}
+        What floating tensors are stored as; None keeps their own type. The short ones round to nearest even.
 
     Raises
     ------
     CheckpointError
-        If a name or type cannot be stored.
+        If a name or type cannot be stored, or a number is beyond the range of float16.
     """
-    if dtype not in (None, "float32", "bfloat16"):
-        raise CheckpointError(f"dtype: {dtype!r} is not one of None, 'float32', 'bfloat16'")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise CheckpointError(f"dtype: {dtype!r} is not one of None, 'float32', 'bfloat16', 'float16'")
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     codes = {name: _storage_code(name, array, dtype) for name, array in arrays.items()}
     # Wider types first keeps every tensor aligned to its own size, as the format's readers like it.
@@ -342,7 +342,9 @@ def _storage_code(name: str, array: np.ndarray, dtype: str | None) -> str:
     if not isinstance(name, str) or name == "__metadata__":
         raise CheckpointError(f"tensors: {name!r} cannot be the name of a tensor")
     if array.dtype.kind == "f" and dtype is not None:
-        return "BF16" if dtype == "bfloat16" else "F32"
+        if dtype == "float16" and (np.isfinite(array) & (np.abs(array) > np.finfo(np.float16).max)).any():
+            raise CheckpointError(f"tensors: {name!r} holds a number beyond the range of float16")
+        return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[dtype]
     code = _CODES.get(array.dtype.newbyteorder("<"))
     if code is None:
         raise CheckpointError(f"tensors: {name!r} has type {array.dtype}, which safetensors cannot hold")

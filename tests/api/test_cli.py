@@ -73,7 +73,8 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> None:
     status, out, _ = mom_command("--help")
     assert status == 0
-    for name in ("demo", "prepare", "train", "evaluate", "generate", "info", "bench"):
+    commands = "demo prepare train pretrain evaluate generate finetune lm_eval info bench"
+    for name in commands.split():
         assert re.search(rf"^ +{name} +\w", out, re.MULTILINE), name
         status, explained, _ = mom_command(name, "--help")
         assert status == 0 and f"usage: mom {name}" in explained

@@ -247,7 +247,8 @@ def test_what_cannot_be_written_is_named(tmp_path):
         ({"__metadata__": np.zeros(1)}, None, None, "'__metadata__' cannot be the name"),
         ({1: np.zeros(1)}, None, None, "1 cannot be the name"),
         ({}, {"a": 1}, None, "metadata: key 'a'"),
-        ({}, None, "float16", "dtype: 'float16'"),
+        ({}, None, "int8", "dtype: 'int8'"),
+        ({"a": np.full(1, 7e4)}, None, "float16", "'a' holds a number beyond the range of float16"),
     ):
         with pytest.raises(CheckpointError, match=message):
             write_safetensors(path, tensors, metadata, dtype=dtype)

@@ -151,7 +151,7 @@ class TextDocuments(_DocumentStream):
 
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         for number, text in enumerate(self._texts):
-            if (reason := _not_text(text)) is not None:
+            if (reason := not_text(text)) is not None:
                 self._problem(report, f"{self.names[0]}: document {number}: {reason}")
                 continue
             yield text
@@ -329,7 +329,7 @@ class Documents(_DocumentStream):
             elif self.key not in record:
                 keys = ", ".join(map(repr, list(record)[:8]))
                 self._problem(report, f"{where}: no key {self.key!r}; there are {keys or 'none'}")
-            elif (reason := _not_text(record[self.key])) is not None:
+            elif (reason := not_text(record[self.key])) is not None:
                 self._problem(report, f"{where}: key {self.key!r}: {reason}")
             else:
                 yield record[self.key]
@@ -350,7 +350,7 @@ class Documents(_DocumentStream):
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[self.key]):
                     for text in batch.column(0).to_pylist():
-                        if (reason := _not_text(text)) is not None:
+                        if (reason := not_text(text)) is not None:
                             self._problem(report, f"{path}: row {row}: column {self.key!r}: {reason}")
                         else:
                             yield text
@@ -360,7 +360,7 @@ class Documents(_DocumentStream):
             self._problem(report, f"{path}: row {row}: not a readable Parquet file ({error})")
 
 
-def _not_text(value: object) -> str | None:
+def not_text(value: object) -> str | None:
     """Why a value is not a text, None if it is one."""
     if not isinstance(value, str):
         return f"a {type(value).__name__}, expected a string"

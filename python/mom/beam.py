@@ -1,0 +1,214 @@
+"""Beam search over anything that decodes token by token, and greedy search with the same rules.
+
+Notes
+-----
+The search needs three verbs, which `mom.Decoder` has: ``prefill(prompts)`` gives logits (B, V), ``step(tokens)``
+appends one token per row and gives logits, ``reorder(rows)`` makes row i what row ``rows[i]`` was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Hypothesis", "TokenDecoder", "beam_search"]
+
+
+class TokenDecoder(Protocol):
+    """What `beam_search` needs of a decoder."""
+
+    def prefill(self, tokens: Any) -> npt.NDArray[np.float32]:
+        """Begin with prompts of unequal length; logits (B, V) after each."""
+
+    def step(self, tokens: Any) -> npt.NDArray[np.float32]:
+        """Append one token to every row; logits (B, V)."""
+
+    def reorder(self, rows: Any) -> None:
+        """Make row i what row ``rows[i]`` was."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A continuation that the search found.
+
+    Attributes
+    ----------
+    tokens : ndarray of int32, shape (n,)
+        The new tokens, without the stop token.
+    log_probability : float
+        Of the new tokens and, if `ended`, the stop token.
+    score : float
+        ``log_probability / n ** length_penalty``, with the stop token counted in n.
+    ended : bool
+        Whether the stop token came.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    log_probability: float
+    score: float
+    ended: bool
+
+
+@dataclass
+class _Prompt:
+    """The beams of one prompt."""
+
+    number: int
+    scores: npt.NDArray[np.float64]
+    tokens: list[list[int]]
+    finished: list[Hypothesis] = field(default_factory=list)
+
+
+def beam_search(
+    decoder: TokenDecoder,
+    prompts: Sequence[npt.NDArray[Any]],
+    max_new_tokens: int,
+    *,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    stop_token: int | None = None,
+) -> list[Hypothesis]:
+    """The best continuation of every prompt.
+
+    Parameters
+    ----------
+    decoder : TokenDecoder
+        Such as a `mom.Decoder`; its sequences are replaced.
+    prompts : sequence of ndarray of int, shape (T_i,)
+    max_new_tokens : int
+        Longest continuation, stop token included.
+    num_beams : int
+        Continuations kept at every length; 1 is greedy search.
+    length_penalty : float
+        Hypotheses compete by log probability divided by length to this power: above 0 favours longer ones.
+    no_repeat_ngram_size : int
+        A continuation never repeats a sequence of so many of its own tokens (the prompt does not count); 0: it may.
+    stop_token : int, optional
+        Ends a continuation.
+
+    Returns
+    -------
+    list of Hypothesis
+        One per prompt, in their order.
+
+    Notes
+    -----
+    A prompt is done when it has `num_beams` hypotheses and no running beam could overtake the worst of them even if
+    all its further tokens were certain.
+    """
+    for name, value, least in (
+        ("max_new_tokens", max_new_tokens, 1), ("num_beams", num_beams, 1),
+        ("no_repeat_ngram_size", no_repeat_ngram_size, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name}: {value} is less than {least}")
+    if not prompts:
+        raise ValueError("prompts: there are none")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty: {length_penalty} is not finite")
+    logits = decoder.prefill([np.asarray(prompt, np.int32) for prompt in prompts])
+    vocabulary = logits.shape[1]
+    if num_beams * 2 > vocabulary:
+        raise ValueError(f"num_beams: {num_beams} are too many for {vocabulary} tokens")
+    states = [_Prompt(i, np.zeros(1), [[]]) for i in range(len(prompts))]
+    results: dict[int, Hypothesis] = {}
+    for length in range(1, max_new_tokens + 1):
+        totals = _log_softmax(logits)
+        _ban_repeats(totals, [t for state in states for t in state.tokens], no_repeat_ngram_size)
+        parents: list[int] = []
+        chosen: list[int] = []
+        running: list[_Prompt] = []
+        first = 0
+        for state in states:
+            width = len(state.tokens)
+            rows = totals[first : first + width] + state.scores[:, None]
+            grown = _advance(state, rows, num_beams, length, length_penalty, stop_token)
+            if _is_done(state, num_beams, length, max_new_tokens, length_penalty):
+                results[state.number] = max(state.finished, key=lambda h: h.score)
+            else:
+                parents += [first + beam for beam in grown]
+                chosen += [tokens[-1] for tokens in state.tokens]
+                running.append(state)
+            first += width
+        states = running
+        if not states:
+            break
+        decoder.reorder(np.array(parents))
+        logits = decoder.step(np.array(chosen))
+    return [results[i] for i in range(len(prompts))]
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _ban_repeats(totals: npt.NDArray[np.float64], rows: list[list[int]], size: int) -> None:
+    """Rule out every token that would complete a sequence of `size` tokens that a row already has."""
+    if size < 1:
+        return
+    for total, tokens in zip(totals, rows, strict=True):
+        head = tokens[len(tokens) - size + 1 :] if size > 1 else []
+        for start in range(len(tokens) - size + 1):
+            if tokens[start : start + size - 1] == head:
+                total[tokens[start + size - 1]] = -math.inf
+
+
+def _advance(
+    state: _Prompt,
+    rows: npt.NDArray[np.float64],
+    num_beams: int,
+    length: int,
+    length_penalty: float,
+    stop_token: int | None,
+) -> list[int]:
+    """Put the best continuations in place of a prompt's beams; gives the beam that each continues."""
+    vocabulary = rows.shape[1]
+    flat = rows.reshape(-1)
+    # Of 2 * num_beams candidates at most num_beams end, so that num_beams go on.
+    count = min(2 * num_beams, flat.size)
+    best = np.argpartition(-flat, count - 1)[:count]
+    best = best[np.lexsort((best, -flat[best]))]
+    parents: list[int] = []
+    tokens: list[list[int]] = []
+    scores: list[float] = []
+    for rank, candidate in enumerate(best):
+        beam, token = divmod(int(candidate), vocabulary)
+        score = float(flat[candidate])
+        if score == -math.inf:
+            break
+        if token == stop_token:
+            if rank < num_beams:
+                made = np.array(state.tokens[beam], np.int32)
+                state.finished.append(Hypothesis(made, score, score / length**length_penalty, True))
+            continue
+        if len(parents) < num_beams:
+            parents.append(beam)
+            tokens.append([*state.tokens[beam], token])
+            scores.append(score)
+    state.tokens, state.scores = tokens, np.array(scores)
+    state.finished = sorted(state.finished, key=lambda h: -h.score)[:num_beams]
+    return parents
+
+
+def _is_done(state: _Prompt, num_beams: int, length: int, longest: int, length_penalty: float) -> bool:
+    if length == longest or not state.tokens:
+        for tokens, score in zip(state.tokens, state.scores, strict=True):
+            made = np.array(tokens, np.int32)
+            state.finished.append(Hypothesis(made, float(score), float(score) / length**length_penalty, False))
+        if not state.finished:  # every continuation was ruled out
+            state.finished.append(Hypothesis(np.zeros(0, np.int32), -math.inf, -math.inf, False))
+        return True
+    if len(state.finished) < num_beams:
+        return False
+    # Log probabilities only fall, and are negative: the best that can come has the most favourable length.
+    lengths = (length + 1, longest)
+    bound = max(float(state.scores.max()) / n**length_penalty for n in lengths)
+    return bool(state.finished[-1].score >= bound)

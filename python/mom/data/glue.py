@@ -1,0 +1,506 @@
+"""The nine GLUE tasks, MNLI's mismatched sets and the diagnostic set AX, out of files as they are found in the wild.
+
+`read_glue` takes the original TSV folders, Parquet files, anything that iterates over dicts (a split of the
+`datasets` library, a list), a mapping of split names to such things, or the name of a data set on the Hub.
+
+The original TSV files have no quoting: a line is a row, a tab ends a column, and a quotation mark is a character
+like any other. CoLA's train and dev files have no header, MRPC's begins with a byte-order mark, test files lack the
+label column. Every row is accounted for, see `mom.data.records`.
+
+References
+----------
+Wang et al., GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding, ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from .records import (
+    RecordError,
+    RecordReport,
+    check_on_error,
+    dict_rows,
+    listing,
+    load_from_hub,
+    looks_like_hub_name,
+    open_binary,
+    parquet_label_names,
+    parquet_rows,
+    raw_lines,
+    text_of,
+)  # fmt: skip
+
+__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "MissingSplitError", "find_task", "read_glue"]
+
+PathLike = str | os.PathLike[str]
+
+SPLITS = ("train", "dev", "test")
+
+
+class MissingSplitError(DataError):
+    """A source is there, but not the split that was asked for."""
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """What is to know about one task.
+
+    Attributes
+    ----------
+    name, title : str
+        As flags write it (``"sst2"``) and as GLUE does (``"SST-2"``).
+    folders : tuple of str
+        Names its folder goes by; the first is the original one.
+    texts : tuple of tuple of str
+        For each of the one or two texts, the names of its column in the original files.
+    hub_texts : tuple of str
+        The names of these columns on the Hub.
+    label_column : str
+        The original files' label column; on the Hub it is ``"label"``.
+    labels : tuple of str or None
+        Label words in the order of their numbers; None for real-valued scores (STS-B, 0 to 5).
+    metrics : tuple of str
+        Official metrics; the task's score is their mean.
+    files : mapping
+        Split to the original file's name.
+    hub_config : str
+        Configuration of the data set ``glue`` on the Hub.
+    hub_splits : mapping
+        Split to its name there.
+    submission : str
+        File that the GLUE site takes.
+    test_rows : int
+        Rows of the official test set.
+    synonyms : mapping
+        Other words for labels, to label words.
+    """
+
+    name: str
+    title: str
+    folders: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    hub_texts: tuple[str, ...]
+    label_column: str
+    labels: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    files: Mapping[str, str]
+    hub_config: str
+    hub_splits: Mapping[str, str]
+    submission: str
+    test_rows: int
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of a classifier for the task; 1 for a score."""
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a real number."""
+        return self.labels is None
+
+
+_TWO = ("entailment", "not_entailment")
+_THREE = ("entailment", "neutral", "contradiction")
+_FILES = {split: f"{split}.tsv" for split in SPLITS}
+_HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+
+
+def _task(
+    name: str, title: str, texts: Sequence[str], labels: tuple[str, ...] | None, metrics: Sequence[str],
+    test_rows: int, label_column: str = "label", **fields: Any,
+) -> GlueTask:  # fmt: skip
+    columns = tuple(tuple(names.split("|")) for names in texts)
+    defaults = {
+        "hub_texts": tuple(names[0] for names in columns), "label_column": label_column,
+        "folders": (title, name), "files": _FILES, "hub_config": name, "hub_splits": _HUB_SPLITS,
+        "submission": f"{title}.tsv",
+    }  # fmt: skip
+    return GlueTask(
+        name, title, texts=columns, labels=labels, metrics=tuple(metrics), test_rows=test_rows,
+        **{**defaults, **fields},
+    )  # fmt: skip
+
+
+_HUB_NLI = ("premise", "hypothesis")
+
+
+def _mnli(name: str, title: str, which: str, test_rows: int) -> GlueTask:
+    return _task(
+        name, title, ("sentence1", "sentence2"), _THREE, ("accuracy",), test_rows, "gold_label",
+        folders=("MNLI", "mnli"), hub_texts=_HUB_NLI,
+        files={"train": "train.tsv", "dev": f"dev_{which}.tsv", "test": f"test_{which}.tsv"}, hub_config="mnli",
+        hub_splits={"train": "train", "dev": f"validation_{which}", "test": f"test_{which}"},
+    )  # fmt: skip
+
+
+#: All tasks by name, in GLUE's order.
+TASKS: dict[str, GlueTask] = {
+    task.name: task
+    for task in (
+        _task("cola", "CoLA", ("sentence",), ("0", "1"), ("matthews",), 1063,
+              synonyms={"unacceptable": "0", "acceptable": "1"}),
+        _task("sst2", "SST-2", ("sentence",), ("0", "1"), ("accuracy",), 1821,
+              synonyms={"negative": "0", "positive": "1"}),
+        _task("mrpc", "MRPC", ("#1 String", "#2 String"), ("0", "1"), ("f1", "accuracy"), 1725, "Quality",
+              hub_texts=("sentence1", "sentence2"), synonyms={"not_equivalent": "0", "equivalent": "1"}),
+        _task("stsb", "STS-B", ("sentence1", "sentence2"), None, ("pearson", "spearman"), 1379, "score"),
+        _task("qqp", "QQP", ("question1", "question2"), ("0", "1"), ("f1", "accuracy"), 390965, "is_duplicate",
+              synonyms={"not_duplicate": "0", "duplicate": "1"}),
+        _mnli("mnli", "MNLI-m", "matched", 9796),
+        _mnli("mnli-mm", "MNLI-mm", "mismatched", 9847),
+        _task("qnli", "QNLI", ("question", "sentence"), _TWO, ("accuracy",), 5463),
+        _task("rte", "RTE", ("sentence1", "sentence2"), _TWO, ("accuracy",), 3000),
+        _task("wnli", "WNLI", ("sentence1", "sentence2"), ("0", "1"), ("accuracy",), 146,
+              synonyms={"not_entailment": "0", "entailment": "1"}),
+        _task("ax", "AX", ("sentence1|Premise", "sentence2|Hypothesis"), _THREE, ("matthews",), 1104, "Label",
+              folders=("diagnostic", "AX", "ax"), hub_texts=_HUB_NLI,
+              files={"dev": "diagnostic-full.tsv", "test": "diagnostic.tsv"},
+              hub_splits={"dev": "test", "test": "test"}),
+    )
+}  # fmt: skip
+
+_OTHER_NAMES = {
+    "mnlim": "mnli", "mnlimatched": "mnli", "mnlimm": "mnli-mm", "mnlimismatched": "mnli-mm", "diagnostic": "ax",
+    "diagnostics": "ax",
+}  # fmt: skip
+_INDEX_COLUMNS = ("index", "id", "idx")
+#: Columns of CoLA's train and dev files, which have no header.
+_COLA_COLUMNS = ["source", "label", "mark", "sentence"]
+
+
+def find_task(name: str | GlueTask) -> GlueTask:
+    """A task by any spelling of its name: ``"sst2"``, ``"SST-2"``, ``"sst_2"``.
+
+    Raises
+    ------
+    DataError
+        If there is no such task; the message lists them.
+    """
+    if isinstance(name, GlueTask):
+        return name
+    plain = re.sub(r"[-_ ]", "", str(name)).lower()
+    for task in TASKS.values():
+        if plain == task.name.replace("-", ""):
+            return task
+    if plain in _OTHER_NAMES:
+        return TASKS[_OTHER_NAMES[plain]]
+    raise DataError(f"task: {name!r} is not one of {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True)
+class GlueData:
+    """One split of one task.
+
+    Attributes
+    ----------
+    task : GlueTask
+    split : str
+    texts : list of tuple of str
+        One or two texts per example.
+    labels : ndarray or None
+        (N,) int64 numbers of label words, or float32 scores; None if a row is without a label (test sets).
+    index : list of int
+        The rows' own numbers, where the source has them, else 0, 1, 2, ...; what a submission repeats.
+    report : RecordReport
+        What reading met.
+    """
+
+    task: GlueTask
+    split: str
+    texts: list[tuple[str, ...]]
+    labels: npt.NDArray[Any] | None
+    index: list[int]
+    report: RecordReport
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        return f"<GlueData {self.task.title} {self.split}: {self.report.summary()}>"
+
+    def __getitem__(self, item: slice) -> GlueData:
+        """A part of the split (of its rows in order)."""
+        if not isinstance(item, slice):
+            raise TypeError(f"item: expected a slice, got {type(item).__name__}")
+        labels = None if self.labels is None else self.labels[item]
+        return GlueData(self.task, self.split, self.texts[item], labels, self.index[item], self.report)
+
+
+def read_glue(
+    source: PathLike | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    task: str | GlueTask,
+    split: str = "train",
+    *,
+    on_error: str = "raise",
+) -> GlueData:
+    """Read one split of one task.
+
+    Parameters
+    ----------
+    source : path, iterable of mappings, mapping of splits, or str
+        The folder that holds GLUE's task folders; a task's own folder; one ``.tsv`` or ``.parquet`` file; anything
+        that iterates over mappings of column to value; a mapping from split names to any of these; or a name on
+        the Hub such as ``"nyu-mll/glue"`` (with the library `datasets`). Columns have the names of the original
+        files or those of the Hub; labels are words or their numbers.
+    task : str or GlueTask
+        One of `TASKS`.
+    split : {"train", "dev", "test"}
+    on_error : {"raise", "skip"}
+        Whether rows that cannot be used are an error, or are left out with a warning.
+
+    Returns
+    -------
+    GlueData
+
+    Raises
+    ------
+    DataError
+        If the file is missing, another task's, empty, or lacks a column.
+    RecordError
+        If rows cannot be used: it names the kinds, their counts, and the first file and line.
+
+    Examples
+    --------
+    >>> rows = [{"sentence": "They left.", "label": 1}, {"sentence": "They leaves.", "label": 0}]
+    >>> read_glue(rows, "cola").labels
+    array([1, 0])
+    """
+    task = find_task(task)
+    check_on_error(on_error)
+    if split not in SPLITS:
+        raise DataError(f"split: {split!r} is not one of {', '.join(map(repr, SPLITS))}")
+    if split not in task.files:
+        raise MissingSplitError(f"split: {task.title} has no {split} set")
+    source = _resolve(source, task, split)
+    names: list[str] | None = None
+    original = False
+    if isinstance(source, (str, os.PathLike)):
+        paths = _find_files(Path(source), task, split)
+        report = RecordReport(str(paths[0]))
+        if paths[0].suffix == ".parquet":
+            names = parquet_label_names(paths[0], "label")
+            rows: Iterator[tuple[str, Mapping[str, Any]]] = parquet_rows(paths, report)
+        else:
+            rows, original = _tsv_rows(paths[0], task, split, report), True
+    else:
+        name = f"{task.title} {split}"
+        report = RecordReport(name)
+        features = getattr(source, "features", None)
+        if isinstance(features, Mapping):
+            names = getattr(features.get("label"), "names", None)
+        rows = dict_rows(source, name, report)
+    return _Collector(task, split, names, original, report).collect(rows, on_error)
+
+
+def _resolve(source: Any, task: GlueTask, split: str) -> Any:
+    """A split out of a mapping of splits, or off the Hub; paths and iterables come back as they are."""
+    if isinstance(source, Mapping):
+        for name in (task.hub_splits[split], split):
+            if name in source:
+                return source[name]
+        raise MissingSplitError(
+            f"source: no split {task.hub_splits[split]!r} or {split!r}; there are {listing(source)}"
+        )
+    if isinstance(source, str) and looks_like_hub_name(source, (".tsv", ".parquet")):
+        return load_from_hub(source, task.hub_config, task.hub_splits[split])
+    if isinstance(source, (bytes, bytearray)) or not isinstance(source, (str, os.PathLike, Iterable)):
+        raise DataError(f"source: expected a path or an iterable of mappings, got {type(source).__name__}")
+    return source
+
+
+def _find_files(path: Path, task: GlueTask, split: str) -> list[Path]:
+    """The TSV file of a split, or its Parquet files."""
+    if path.is_file():
+        if path.suffix not in (".tsv", ".parquet"):
+            raise DataError(f"{path}: unknown kind of file; known are .tsv, .parquet")
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    below = [path / name for name in task.folders if (path / name).is_dir()]
+    if not below:
+        for other in TASKS.values():
+            if path.name in other.folders and not set(other.folders) & set(task.folders):
+                raise DataError(f"{path}: is the folder of {other.title}, expected one of {task.title}")
+    for folder in [*below, path]:
+        if (folder / task.files[split]).is_file():
+            return [folder / task.files[split]]
+        for name in (task.hub_splits[split], split):
+            if found := sorted(folder.glob(f"{name}-*.parquet")) or sorted(folder.glob(f"{name}.parquet")):
+                return found
+    wanted = f"{task.files[split]} or {task.hub_splits[split]}*.parquet"
+    where = below[0] if below else path
+    there = sorted(entry.name for entry in where.iterdir())
+    raise MissingSplitError(f"{where}: holds no {wanted} of {task.title}; it holds {listing(there)}")
+
+
+# ------------------------------------------------------------------ TSV
+def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> Iterator[tuple[str, dict[str, str]]]:
+    with open_binary(path) as stream:
+        header: list[str] | None = None
+        for number, line in raw_lines(stream, path, report):
+            cells = line.split("\t")
+            if header is None:
+                if number > 1:
+                    raise DataError(report.problems[0])
+                header = _header(path, cells, task, split)
+                if header is not _COLA_COLUMNS:
+                    continue
+            if not line:
+                report.notes["blank line"] += 1
+                continue
+            report.rows += 1
+            if len(cells) != len(header):
+                open_quote = any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
+                hint = "; a quotation mark is open: written with quoting, which GLUE's files do not have?"
+                report.error(
+                    "columns",
+                    f"{path}: line {number}: {len(cells)} columns, expected {len(header)} (a tab too "
+                    f"{'few' if len(cells) < len(header) else 'many'}){hint if open_quote else ''}",
+                )
+                continue
+            if line.count('"') % 2:
+                report.notes["lone quote"] += 1
+            yield f"{path}: line {number}", dict(zip(header, cells, strict=True))
+
+
+def _header(path: Path, cells: list[str], task: GlueTask, split: str) -> list[str]:
+    """Column names of a file, from its first line; CoLA's where there is no header."""
+    labelled = split != "test"
+    missing = _missing_columns(cells, task, labelled)
+    if task.name == "cola" and labelled:
+        if len(cells) == len(_COLA_COLUMNS) and cells[1] in ("0", "1"):
+            return _COLA_COLUMNS
+        missing = missing or ["source"]
+    if not missing:
+        return cells
+    others = [o.title for o in TASKS.values() if o.name != task.name and not _missing_columns(cells, o, labelled)]
+    hint = f"; this looks like a file of {' or '.join(others[:3])}" if others else ""
+    if len(cells) == len(_COLA_COLUMNS) and cells[1] in ("0", "1"):
+        hint = "; this looks like a file without header, of CoLA's train or dev set"
+    raise DataError(f"{path}: no column {missing[0]!r} ({task.title}); the first line has {listing(cells)}{hint}")
+
+
+def _missing_columns(cells: Sequence[str], task: GlueTask, labelled: bool) -> list[str]:
+    wanted = [*task.texts, *([(task.label_column,)] if labelled else [])]
+    return [names[0] for names in wanted if not set(names) & set(cells)]
+
+
+# ------------------------------------------------------------------ rows to examples
+class _Collector:
+    """Turns rows into examples. In `original` files columns and labels go by their original names only: that is how
+    a file of another task is told apart."""
+
+    def __init__(
+        self, task: GlueTask, split: str, names: list[str] | None, original: bool, report: RecordReport
+    ) -> None:
+        self.task, self.split, self.report = task, split, report
+        self.names = task.labels if names is None else names
+        self.synonyms = {} if original else task.synonyms
+        self.label_columns = (task.label_column,) if original else (task.label_column, "label")
+        self.text_columns = task.texts
+        if not original:
+            self.text_columns = tuple((*own, hub) for own, hub in zip(task.texts, task.hub_texts, strict=True))
+
+    def collect(self, rows: Iterator[tuple[str, Mapping[str, Any]]], on_error: str) -> GlueData:
+        task, report = self.task, self.report
+        texts: list[tuple[str, ...]] = []
+        labels: list[Any] = []
+        index: list[Any] = []
+        for where, values in rows:
+            found = self._texts(where, values)
+            if found is None:
+                continue
+            label, problem = self._label(values)
+            if problem is not None and not (self.split == "test" and problem[0] == "unlabelled"):
+                report.error(problem[0], f"{where}: {problem[1]}")
+                continue
+            if not all(text.strip() for text in found):
+                report.notes["empty text"] += 1
+            report.kept += 1
+            report.unlabelled += label is None
+            texts.append(found)
+            labels.append(label)
+            index.append(next((values[c] for c in _INDEX_COLUMNS if c in values), None))
+        if not texts and report.errors["unknown label"]:
+            raise RecordError(
+                f"{report.source}: none of {report.rows} rows has a label of {task.title}{self._whose_labels()}; "
+                f"the first: {report.problems[0]}",
+                report,
+            )
+        report.finish(on_error)
+        array = None
+        if report.unlabelled == 0:
+            array = np.array(labels, np.float32 if task.is_regression else np.int64)
+        return GlueData(task, self.split, texts, array, _row_numbers(index), report)
+
+    def _texts(self, where: str, values: Mapping[str, Any]) -> tuple[str, ...] | None:
+        found = []
+        for columns in self.text_columns:
+            text = text_of(values, next((c for c in columns if c in values), columns[0]), where, self.report)
+            if text is None:
+                return None
+            found.append(text)
+        return tuple(found)
+
+    def _label(self, values: Mapping[str, Any]) -> tuple[Any, tuple[str, str] | None]:
+        """The label as a number; or None, the kind of error and what it is."""
+        column = next((c for c in self.label_columns if c in values), None)
+        if column is None:
+            return None, ("unlabelled", f"no column {self.label_columns[0]!r}; there are {listing(values)}")
+        value = values[column]
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str):
+            value = value.strip()
+            if not value:
+                return None, ("empty label", f"column {column!r}: the label is empty")
+        if value is None or value in (-1, "-", "hidden"):
+            return None, ("unlabelled", f"column {column!r}: {value!r} says that there is no label")
+        labels = self.task.labels
+        if labels is None:
+            return _score(value, column)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names or ()):
+            value = (self.names or ())[value]
+        if isinstance(value, str) and (word := self.synonyms.get(value, value)) in labels:
+            return labels.index(word), None
+        return None, ("unknown label", f"column {column!r}: label {value!r} is not one of {listing(labels)}")
+
+    def _whose_labels(self) -> str:
+        """Which task with the same columns has the labels that are all unknown here."""
+        words = {match[1] for problem in self.report.problems if (match := re.search(r"label '([^']*)'", problem))}
+        for other in TASKS.values():
+            if words and other.texts == self.task.texts and words <= set(other.labels or ()):
+                return f" (they are labels of {other.title})"
+        return ""
+
+
+def _score(value: Any, column: str) -> tuple[float | None, tuple[str, str] | None]:
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if 0.0 <= score <= 5.0:
+        return score, None
+    return None, ("unknown label", f"column {column!r}: label {value!r} is not a number from 0 to 5")
+
+
+def _row_numbers(index: list[Any]) -> list[int]:
+    """The rows' own numbers if all have distinct ones, else 0, 1, 2, ..."""
+    try:
+        numbers = [int(number) for number in index]
+    except (TypeError, ValueError):
+        numbers = []
+    return numbers if len(set(numbers)) == len(index) else list(range(len(index)))

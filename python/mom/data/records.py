@@ -1,0 +1,275 @@
+"""Labelled rows out of files and iterables: what the readers of GLUE and XSUM share.
+
+A reader goes through *all* rows of a source and books every one of them in a `RecordReport`: kept, or left
+out for a reason that has a name and a count. With ``on_error="raise"`` a source with any error ends in a
+`RecordError` that says how many rows have which error and where the first one is; with ``"skip"`` these rows are left
+out and a warning says the same. Nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import DataError
+from .sources import MAX_LINE_BYTES, MAX_PROBLEMS, not_text
+
+__all__ = ["RecordError", "RecordReport", "check_on_error"]
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class RecordReport:
+    """What reading one source met.
+
+    Attributes
+    ----------
+    source : str
+        File, or description of what was iterated over.
+    rows : int
+        Rows seen; ``rows == kept + sum(errors.values())``.
+    kept : int
+        Rows that became examples.
+    unlabelled : int
+        Kept rows without a label (of test sets, where that is as it should be).
+    errors : Counter of str
+        Rows left out, by kind: ``"columns"`` (missing or surplus tabs), ``"missing column"``, ``"not text"``,
+        ``"not UTF-8"``, ``"not JSON"``, ``"not a record"``, ``"empty label"``, ``"unlabelled"``, ``"unknown label"``,
+        ``"empty text"``, ``"too long"``.
+    notes : Counter of str
+        Rows that are odd but complete and were read as they are: ``"byte-order mark"``, ``"CRLF"``,
+        ``"carriage return"``, ``"lone quote"``, ``"empty text"``, ``"blank line"``.
+    problems : list of str
+        The first few errors in words, each naming file and line.
+    """
+
+    source: str
+    rows: int = 0
+    kept: int = 0
+    unlabelled: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def error(self, kind: str, message: str) -> None:
+        """Book one row as left out."""
+        self.errors[kind] += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(message)
+
+    @property
+    def num_errors(self) -> int:
+        """Rows left out."""
+        return sum(self.errors.values())
+
+    def summary(self) -> str:
+        """One line: rows, what was left out and why, and what was odd."""
+        text = f"{self.source}: {self.rows:,} rows, {self.kept:,} kept"
+        if self.unlabelled:
+            text += f", {self.unlabelled:,} of them unlabelled"
+        if self.errors:
+            text += f"; left out: {_counts(self.errors)}"
+        if self.notes:
+            text += f"; read as they are: {_counts(self.notes)}"
+        return text
+
+    def finish(self, on_error: str) -> None:
+        """Raise or warn if rows had errors; raise if no row is left."""
+        if not self.num_errors and self.kept:
+            return
+        if not self.rows:
+            raise RecordError(f"{self.source}: no rows", self)
+        problem = (
+            f"{self.source}: {self.num_errors} of {self.rows} rows cannot be used ({_counts(self.errors)}); "
+            f"the first: {self.problems[0]}"
+        )
+        if on_error == "raise" or not self.kept:
+            raise RecordError(problem, self)
+        warnings.warn(problem, UserWarning, stacklevel=3)
+
+
+class RecordError(DataError):
+    """Rows of a source cannot be used; ``report`` has the counts."""
+
+    def __init__(self, message: str, report: RecordReport) -> None:
+        super().__init__(message)
+        #: What reading met.
+        self.report = report
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise unless it is one of the two words."""
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"on_error: {on_error!r} is not one of 'raise', 'skip'")
+
+
+def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file, without their ends; what is no UTF-8 is booked as an error.
+
+    A line ends with a line feed alone. A byte-order mark and carriage returns before line feeds are dropped, and noted.
+    """
+    number = 0
+    try:
+        while raw := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if number == 1 and raw.startswith(_BOM):
+                report.notes["byte-order mark"] += 1
+                raw = raw.removeprefix(_BOM)
+            if len(raw) > MAX_LINE_BYTES:
+                report.rows += 1
+                report.error("too long", f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
+                while raw and not raw.endswith(b"\n"):
+                    raw = stream.readline(1 << 18)
+                continue
+            raw = raw.removesuffix(b"\n")
+            if raw.endswith(b"\r"):
+                report.notes["CRLF"] += 1
+                raw = raw.removesuffix(b"\r")
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                report.rows += 1
+                report.error("not UTF-8", f"{path}: line {number}: not UTF-8 (byte {error.start} of the line)")
+                continue
+            if "\r" in text:
+                report.notes["carriage return"] += 1
+            yield number, text
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: truncated or corrupted gzip file after line {number} ({error})") from None
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A file for reading, unpacked when its name ends in .gz."""
+    try:
+        return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def json_rows(path: Path, report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON-lines file with the place of each; lines that are none are booked as errors."""
+    with open_binary(path) as stream:
+        for number, line in raw_lines(stream, path, report):
+            where = f"{path}: line {number}"
+            if not line.strip():
+                report.notes["blank line"] += 1
+                continue
+            report.rows += 1
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                report.error("not JSON", f"{where}: not valid JSON ({error})")
+                continue
+            if not isinstance(value, dict):
+                report.error("not a record", f"{where}: a {type(value).__name__}, expected an object")
+                continue
+            yield where, value
+
+
+def parquet_rows(paths: Iterable[Path], report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of Parquet files as dicts, with the place of each."""
+    for path in paths:
+        pyarrow = import_pyarrow(path)
+        row = 0
+        try:
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    report.rows += 1
+                    yield f"{path}: row {row}", values
+                    row += 1
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            raise DataError(f"{path}: row {row}: not a readable Parquet file ({error})") from None
+
+
+def parquet_label_names(path: Path, column: str) -> list[str] | None:
+    """Names of the classes of an integer column, where the `datasets` library wrote the file."""
+    pyarrow = import_pyarrow(path)
+    try:
+        metadata = pyarrow.parquet.ParquetFile(path).schema_arrow.metadata or {}
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def import_pyarrow(path: Path) -> Any:
+    """The package pyarrow, or a message that names the extra."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: reading .parquet needs pyarrow (extra 'parquet': pip install pyarrow)") from None
+    return pyarrow
+
+
+def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Mappings out of any iterable; other things are booked as errors."""
+    for number, values in enumerate(source):
+        report.rows += 1
+        where = f"{name}: row {number}"
+        if isinstance(values, Mapping):
+            yield where, values
+        else:
+            report.error("not a record", f"{where}: a {type(values).__name__}, expected a mapping of column to value")
+
+
+def text_of(values: Mapping[str, Any], column: str, where: str, report: RecordReport) -> str | None:
+    """The text in a column; None, and an error booked, if there is none."""
+    if column not in values:
+        report.error("missing column", f"{where}: no column {column!r}; there are {listing(values)}")
+        return None
+    text = values[column]
+    if (reason := not_text(text)) is not None:
+        report.error("not text", f"{where}: column {column!r}: {reason}")
+        return None
+    return str(text)
+
+
+def listing(names: Iterable[Any]) -> str:
+    """The first few names in quotes."""
+    return ", ".join(map(repr, list(names)[:16])) or "none"
+
+
+def looks_like_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a string that is no path here may be the name of a data set on the Hub."""
+    if Path(name).exists() or name.endswith(suffixes):
+        return False
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
+
+
+def load_from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
+    """A split of a data set on the Hub, through the library `datasets`.
+
+    Raises
+    ------
+    DataError
+        If `name` is no folder here and the library is not installed, or the Hub cannot be reached.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{name}: no such file or folder; for names on the Hub, install the package datasets "
+            "(extra 'hub': pip install 'mom[hub]')"
+        ) from None
+    try:
+        loaded: Iterable[Any] = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the library and the network raise all kinds
+        raise DataError(
+            f"{name}: no such file or folder, and the Hub did not give it ({type(error).__name__}: {error}); "
+            "without a connection, name a folder with the files"
+        ) from None
+    return loaded

@@ -1,0 +1,335 @@
+"""Classifying and rating texts with scikit-learn's verbs: `TextClassifier` and `TextRegressor`.
+
+They need no scikit-learn; where it is installed they work in its ``cross_val_score``, ``GridSearchCV``, ``Pipeline``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ._extras import need
+from .config import MoMConfig
+from .data.encode import encode_texts
+from .errors import ConfigError, DataError
+from .model import MoM, MoMForSequenceClassification
+from .tokenizer import Tokenizer
+from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
+
+__all__ = ["TextClassifier", "TextRegressor"]
+
+PathLike = str | os.PathLike[str]
+Self = TypeVar("Self", bound="_TextEstimator")
+
+#: Vocabulary of the tokenizer that is trained when there is no model to begin with.
+_FRESH_VOCAB = 2048
+
+
+class _TextEstimator:
+    """Parameters, preparation of texts and training; what both estimators share."""
+
+    _estimator_type = ""
+
+    def __init__(
+        self,
+        model: MoM | MoMForSequenceClassification | MoMConfig | PathLike | None = None,
+        *,
+        epochs: int = 5,
+        batch_size: int = 16,
+        lr: float = 1e-3,
+        warmup: float = 0.1,
+        weight_decay: float = 0.01,
+        dropout: float | None = None,
+        max_length: int | None = None,
+        train: str = "all",
+        validation_fraction: float = 0.0,
+        patience: int = 3,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.warmup = warmup
+        self.weight_decay = weight_decay
+        self.dropout = dropout
+        self.max_length = max_length
+        self.train = train
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.seed = seed
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ scikit-learn's protocol
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        return sorted(name for name in inspect.signature(cls.__init__).parameters if name != "self")
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All constructor arguments by name (`deep` makes no difference)."""
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self: Self, **params: Any) -> Self:
+        """Change constructor arguments; gives the estimator itself."""
+        known = self._parameter_names()
+        for name in params:
+            if name not in known:
+                raise ValueError(f"{name}: {type(self).__name__} has no such parameter; it has {', '.join(known)}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    def __sklearn_tags__(self) -> Any:
+        utils = need("sklearn.utils", "tags of an estimator", "metrics", "scikit-learn")
+        tags = utils.Tags(
+            estimator_type=self._estimator_type, target_tags=utils.TargetTags(required=True),
+            input_tags=utils.InputTags(one_d_array=True, two_d_array=False, string=True), requires_fit=True,
+        )  # fmt: skip
+        if self._estimator_type == "classifier":
+            tags.classifier_tags = utils.ClassifierTags()
+        else:
+            tags.regressor_tags = utils.RegressorTags()
+        return tags
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not defaults[name].default and value != defaults[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    # ------------------------------------------------------------------ work
+    def _config(self) -> FinetuneConfig:
+        return FinetuneConfig(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, warmup=self.warmup,
+            weight_decay=self.weight_decay, dropout=self.dropout, max_length=self.max_length, train=self.train,
+            patience=self.patience,
+        )  # fmt: skip
+
+    def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
+        """The model to begin with: as given, or a new small one with a tokenizer trained on the texts."""
+        if isinstance(self.model, (str, os.PathLike)):
+            loaded: MoM = MoM.from_pretrained(self.model)
+            return loaded
+        if isinstance(self.model, (MoM, MoMForSequenceClassification)):
+            return self.model
+        if self.model is not None and not isinstance(self.model, MoMConfig):
+            raise TypeError(
+                f"model: expected a model, a configuration, a path or None, got {type(self.model).__name__}"
+            )
+        size = _FRESH_VOCAB if self.model is None else self.model.vocab_size
+        tokenizer = Tokenizer.train((text for row in texts for text in row), size)
+        config = MoMConfig.preset("demo") if self.model is None else self.model
+        made = MoM(config.replace(vocab_size=tokenizer.vocab_size, num_labels=None), seed=self.seed)
+        made.tokenizer = tokenizer
+        return made
+
+    def _fit(self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str) -> None:
+        if len(texts) != len(labels):
+            raise ValueError(f"y: {len(labels)} values for {len(texts)} texts")
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
+        config = self._config()
+        body = self._body(texts)
+        made = classifier_from(body, num_labels, problem, self.seed, config.dropout)
+        length = config.length_for(made.config)
+        rows, _ = encode_texts(made.tokenizer, texts, length)
+        order = np.random.default_rng([self.seed, 1]).permutation(len(rows))
+        held_out, kept = np.split(order, [int(round(self.validation_fraction * len(rows)))])
+        if not len(kept):
+            raise ConfigError(f"validation_fraction: {self.validation_fraction} leaves none of {len(rows)} texts")
+        kept = np.sort(kept)
+
+        def score() -> float:
+            logits = classify(made, [rows[i] for i in held_out])
+            if problem == "regression":
+                return -float(np.mean((logits[:, 0] - labels[held_out]) ** 2))
+            return float(np.mean(logits.argmax(axis=1) == labels[held_out]))
+
+        self.loop_: LoopResult = fit_classifier(
+            made, [rows[i] for i in kept], labels[kept], config, self.seed, score if len(held_out) else None,
+            label=type(self).__name__, progress=self.verbose,
+        )  # fmt: skip
+        self.model_ = made
+        self.max_length_ = length
+
+    def _logits(self, texts: Iterable[Any]) -> npt.NDArray[np.float32]:
+        if not hasattr(self, "model_"):
+            raise RuntimeError(f"{type(self).__name__}: not fitted yet; call fit first")
+        rows, _ = encode_texts(self.model_.tokenizer, _texts(texts), self.max_length_)
+        return classify(self.model_, rows)
+
+
+def _texts(values: Any) -> list[tuple[str, ...]]:
+    """Texts or pairs of texts, checked."""
+    if isinstance(values, (str, bytes, Mapping)):
+        raise DataError(f"X: expected texts, got a {type(values).__name__}")
+    found: list[tuple[str, ...]] = []
+    for i, value in enumerate(values):
+        row = (
+            (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
+        )
+        if not 1 <= len(row) <= 2 or not all(isinstance(text, str) for text in row):
+            raise DataError(f"X: row {i}: expected a string or a pair of strings, got {type(value).__name__}")
+        if found and len(row) != len(found[0]):
+            raise DataError(f"X: row {i} has {len(row)} texts, row 0 has {len(found[0])}")
+        found.append(tuple(str(text) for text in row))
+    if not found:
+        raise DataError("X: there are no texts")
+    return found
+
+
+_PARAMETERS = """
+    Parameters
+    ----------
+    model : MoM, MoMForSequenceClassification, MoMConfig, path or None
+        What to begin with: a model or its folder, with a tokenizer; or the shape of a new one; None: a new small model.
+        New ones get a tokenizer trained on the texts. The model given is left as it is.
+    epochs, batch_size, lr, warmup, weight_decay, dropout, max_length, train
+        See `FinetuneConfig`.
+    validation_fraction : float
+        Share of the texts that is held out to choose the best weights and to stop early; 0: the last weights are kept.
+    patience : int
+        See `FinetuneConfig`; without effect unless texts are held out.
+    seed : int
+        Of new weights, the order of the data and dropout.
+    verbose : bool
+        Write progress to standard error.
+"""
+
+
+class TextClassifier(_TextEstimator):
+    __doc__ = f"""Texts in, labels out, with the verbs of scikit-learn.
+{_PARAMETERS}
+    Attributes
+    ----------
+    classes_ : ndarray
+        The labels, sorted.
+    model_ : MoMForSequenceClassification
+    loop_ : LoopResult
+        How training went.
+
+    Examples
+    --------
+    >>> import mom
+    >>> texts = ["good film", "a bad film", "good", "really bad"] * 8
+    >>> labels = ["yes", "no", "yes", "no"] * 8
+    >>> config = mom.MoMConfig.preset("demo", n_embd=32, n_positions=32, vocab_size=300)
+    >>> classifier = mom.TextClassifier(config, epochs=25, lr=1e-2, batch_size=8).fit(texts, labels)
+    >>> classifier.predict(["bad", "good"]).tolist()
+    ['no', 'yes']
+    """
+
+    _estimator_type = "classifier"
+
+    def fit(self, X: Iterable[Any], y: Sequence[Any]) -> TextClassifier:  # noqa: N803
+        """Learn from texts.
+
+        Parameters
+        ----------
+        X : iterable of str, or of pairs of str
+        y : array of labels, shape (N,)
+            Of any type that NumPy can sort; at least two different ones.
+        """
+        texts = _texts(X)
+        values = np.asarray(y)
+        if values.ndim != 1:
+            raise ValueError(f"y: shape {values.shape}, expected (N,)")
+        self.classes_, labels = np.unique(values, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y: expected at least two classes, got {len(self.classes_)}")
+        self._fit(texts, labels.astype(np.int64), len(self.classes_), "single_label_classification")
+        return self
+
+    def predict_log_proba(self, X: Iterable[Any]) -> npt.NDArray[np.float64]:  # noqa: N803
+        """Logarithms of `predict_proba`, (N, classes)."""
+        logits = self._logits(X).astype(np.float64)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return result
+
+    def predict_proba(self, X: Iterable[Any]) -> npt.NDArray[np.float64]:  # noqa: N803
+        """Probabilities of the labels in the order of ``classes_``, (N, classes)."""
+        result: npt.NDArray[np.float64] = np.exp(self.predict_log_proba(X))
+        return result
+
+    def predict(self, X: Iterable[Any]) -> npt.NDArray[Any]:  # noqa: N803
+        """The most probable label of each text, (N,)."""
+        chosen = self._logits(X).argmax(axis=1)
+        found: npt.NDArray[Any] = self.classes_[chosen]
+        return found
+
+    def score(self, X: Iterable[Any], y: Sequence[Any]) -> float:  # noqa: N803
+        """Share of texts whose label is right."""
+        found = self.predict(X)
+        wanted = np.asarray(y)
+        if wanted.shape != found.shape:
+            raise ValueError(f"y: shape {wanted.shape}, expected {found.shape}")
+        return float(np.mean(found == wanted))
+
+
+class TextRegressor(_TextEstimator):
+    __doc__ = f"""Texts in, numbers out, with the verbs of scikit-learn.
+{_PARAMETERS}
+    Attributes
+    ----------
+    mean_, scale_ : float
+        Mean and standard deviation of the numbers; the model learns them standardised.
+    model_ : MoMForSequenceClassification
+    loop_ : LoopResult
+        How training went.
+    """
+
+    _estimator_type = "regressor"
+
+    def fit(self, X: Iterable[Any], y: npt.ArrayLike) -> TextRegressor:  # noqa: N803
+        """Learn from texts.
+
+        Parameters
+        ----------
+        X : iterable of str, or of pairs of str
+        y : array of float, shape (N,)
+        """
+        texts = _texts(X)
+        values = _numbers(y)
+        self.mean_ = float(values.mean())
+        self.scale_ = float(values.std()) or 1.0
+        self._fit(texts, ((values - self.mean_) / self.scale_).astype(np.float32), 1, "regression")
+        return self
+
+    def predict(self, X: Iterable[Any]) -> npt.NDArray[np.float64]:  # noqa: N803
+        """A number for each text, (N,)."""
+        standardised = self._logits(X)[:, 0].astype(np.float64)
+        result: npt.NDArray[np.float64] = standardised * self.scale_ + self.mean_
+        return result
+
+    def score(self, X: Iterable[Any], y: npt.ArrayLike) -> float:  # noqa: N803
+        """Coefficient of determination, R squared; for constant `y` 1 if all is right, else 0."""
+        wanted = _numbers(y)
+        found = self.predict(X)
+        if wanted.shape != found.shape:
+            raise ValueError(f"y: shape {wanted.shape}, expected {found.shape}")
+        residual, total = float(((wanted - found) ** 2).sum()), float(((wanted - wanted.mean()) ** 2).sum())
+        if total == 0.0:
+            return 1.0 if residual == 0.0 else 0.0
+        return 1.0 - residual / total
+
+
+def _numbers(y: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    values = np.asarray(y)
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise ValueError(f"y: {values.dtype} of shape {values.shape}, expected numbers of shape (N,)")
+    if not np.isfinite(values).all():
+        raise ValueError("y: not all are finite numbers")
+    return values.astype(np.float64)

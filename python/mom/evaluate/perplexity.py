@@ -1,0 +1,217 @@
+"""Perplexity and bits per byte of texts, file by file, with overlapping windows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.batches import bucketed, pad_rows
+from ..data.sources import Documents, Piece, TextDocuments
+from ..errors import DataError
+from ..model import MoM
+
+__all__ = ["TextLoss", "text_losses", "token_loss"]
+
+PathLike = str | os.PathLike[str]
+
+#: Windows that are sorted by length before they are cut into batches.
+_POOL = 256
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """How well a model predicts a text.
+
+    Attributes
+    ----------
+    name : str
+        File, or ``"total"``.
+    nats : float
+        Sum of the negative log probabilities of all scored tokens.
+    tokens, bytes, documents : int
+        Scored tokens; bytes of text (UTF-8) that they stand for; documents.
+    """
+
+    name: str
+    nats: float
+    tokens: int
+    bytes: int
+    documents: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``; compares models with the same tokenizer only."""
+        return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of text; compares any models."""
+        return self.nats / math.log(2.0) / self.bytes if self.bytes else math.nan
+
+
+def text_losses(
+    model: MoM,
+    sources: PathLike | Sequence[PathLike] | Documents | TextDocuments,
+    *,
+    tokenizer: Any = None,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    key: str = "text",
+    split: str = "file",
+    on_error: str = "raise",
+) -> list[TextLoss]:
+    """Perplexity and bits per byte of texts.
+
+    Every document is scored on its own, behind an end-of-text token if the tokenizer has one, so that each of its
+    tokens counts exactly once. Long documents are covered by windows that overlap: a window scores what the one before
+    did not reach, and the rest of it is context.
+
+    Parameters
+    ----------
+    model : MoM
+    sources : path, sequence of paths, Documents or TextDocuments
+    tokenizer : Tokenizer, optional
+        By default the model's.
+    window : int, optional
+        Tokens the model sees at once; by default its ``n_positions``.
+    stride : int, optional
+        Tokens from one window to the next, at most ``window - 1``. Smaller is slower and gives more context;
+        by default half a window.
+    batch_size : int
+        Windows computed together; without effect on the result.
+    key, split, on_error
+        See `mom.data.Documents`.
+
+    Returns
+    -------
+    list of TextLoss
+        One per file in the order of reading, then their sum, named ``"total"``.
+
+    Raises
+    ------
+    DataError
+        If a text cannot be read, nothing can be scored, or there is no tokenizer.
+    ValueError
+        If `window` or `stride` is out of range.
+    """
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise DataError("tokenizer: the model has none; name one")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"tokenizer: {tokenizer.vocab_size} tokens, more than the model's vocab_size = {model.config.vocab_size}"
+        )
+    window, stride = _window_and_stride(model, window, stride)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} is less than 1")
+    parts: list[tuple[str, Documents | TextDocuments]]
+    if isinstance(sources, (Documents, TextDocuments)):
+        parts = [(", ".join(sources.names), sources)]
+    else:
+        files = Documents(sources, key=key, split=split, on_error=on_error).files
+        parts = [(str(file), Documents(file, key=key, split=split, on_error=on_error)) for file in files]
+    results = [_one_part(model, tokenizer, name, documents, window, stride, batch_size) for name, documents in parts]
+    nats, tokens, size, count = (
+        sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")
+    )
+    if not tokens:
+        raise DataError(f"{results[0].name}: no text to score")
+    return [*results, TextLoss("total", float(nats), int(tokens), int(size), int(count))]
+
+
+def _window_and_stride(model: MoM, window: int | None, stride: int | None) -> tuple[int, int]:
+    positions = model.config.n_positions
+    window = positions if window is None else window
+    if not 2 <= window <= positions:
+        raise ValueError(f"window: {window} is not in [2, {positions}], the model's n_positions")
+    stride = window // 2 if stride is None else stride
+    if not 1 <= stride <= window - 1:
+        raise ValueError(f"stride: {stride} is not in [1, {window - 1}], window - 1")
+    return window, stride
+
+
+def _one_part(
+    model: MoM, tokenizer: Any, name: str, documents: Documents | TextDocuments, window: int, stride: int, batch: int
+) -> TextLoss:
+    start = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id], np.int32)]
+    totals = {"bytes": 0, "documents": 0}
+
+    def windows() -> Iterator[tuple[npt.NDArray[np.int32], int]]:
+        for texts in _whole(documents):
+            totals["documents"] += 1
+            totals["bytes"] += sum(len(text.encode("utf-8")) for text in texts)
+            ids = np.concatenate([*start, *tokenizer.encode_batch(texts)])
+            yield from windows_of(ids, window, stride)
+
+    nats, tokens = token_loss(model, windows(), batch)
+    return TextLoss(name, nats, tokens, totals["bytes"], totals["documents"])
+
+
+def _whole(documents: Documents | TextDocuments) -> Iterator[list[str]]:
+    """The pieces of each document."""
+    texts: list[str] = []
+    piece: Piece
+    for piece in documents:
+        texts.append(piece.text)
+        if piece.end:
+            yield texts
+            texts = []
+
+
+def windows_of(ids: npt.NDArray[np.int32], window: int, stride: int) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
+    """Windows of a token sequence, each with the number of its first tokens that are not scored.
+
+    All tokens but the very first are scored exactly once.
+    """
+    done = 1
+    start = 0
+    while done < len(ids):
+        end = min(start + window, len(ids))
+        yield ids[start:end], done - start
+        done = end
+        start += stride
+
+
+def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]], batch_size: int) -> tuple[float, int]:
+    """Sum of negative log probabilities, and number, of the scored tokens of windows (see `windows_of`)."""
+    nats, tokens = 0.0, 0
+    was_training, random_state = model.training, model.random_state
+    model.eval()
+    try:
+        for pool in _pools(windows, _POOL * max(1, batch_size // 8)):
+            for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
+                rows = [pool[i][0] for i in chosen]
+                labels = [row.copy() for row in rows]
+                for label, i in zip(labels, chosen, strict=True):
+                    label[: pool[i][1]] = -100
+                ids, mask = pad_rows(rows)
+                out = model(ids, labels=pad_rows(labels, fill=-100)[0], attention_mask=mask, keep=False)
+                if out.num_labelled and out.lm_loss is not None:
+                    nats += out.lm_loss * out.num_labelled
+                    tokens += out.num_labelled
+    finally:
+        model.training, model.random_state = was_training, random_state
+    return nats, tokens
+
+
+def _pools(windows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    pool: list[Any] = []
+    for item in windows:
+        pool.append(item)
+        if len(pool) == size:
+            yield pool
+            pool = []
+    if pool:
+        yield pool

@@ -1,0 +1,435 @@
+"""GLUE from end to end: fine-tune, evaluate, predict, and write what the GLUE site takes.
+
+Examples
+--------
+>>> import mom
+>>> rows = [{"sentence": "good " * n, "label": 1} for n in (1, 2)] + [{"sentence": "bad", "label": 0}]
+>>> model = mom.MoM(mom.MoMConfig.preset("demo", n_positions=32, n_embd=32))
+>>> model.tokenizer = mom.Tokenizer.train([row["sentence"] for row in rows], 300)
+>>> result = mom.glue.finetune(
+...     model, "sst2", {"train": rows, "dev": rows}, epochs=1, batch_size=2, progress=False
+... )
+>>> sorted(result.metrics)
+['accuracy']
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import check_replaceable, write_file
+from .config import MoMConfig
+from .data.encode import encode_texts
+from .data.glue import TASKS, GlueData, GlueTask, MissingSplitError, find_task, read_glue
+from .errors import ConfigError, DataError
+from .evaluate.glue import baseline_metrics, glue_metrics, task_score
+from .hub import model_folder
+from .model import MoM, MoMForSequenceClassification
+from .training.callbacks import Callback
+from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
+from .weights import read_weights
+
+__all__ = [
+    "TASKS", "GlueResult", "SeedResult", "evaluate", "finetune", "format_table", "predict", "read_glue",
+    "write_submission",
+]  # fmt: skip
+
+PathLike = str | os.PathLike[str]
+Network = MoM | MoMForSequenceClassification
+
+#: Sets beside its own that a model of a task can answer: for dev metrics and submissions.
+_ALSO = {"mnli": ("mnli-mm", "ax")}
+_PREDICT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One run of fine-tuning.
+
+    Attributes
+    ----------
+    seed : int
+    metrics : dict of str to float
+        On the dev set, with the best weights.
+    score : float
+        Their mean.
+    loop : LoopResult
+        Steps, evaluations and times.
+    """
+
+    seed: int
+    metrics: dict[str, float]
+    score: float
+    loop: LoopResult
+
+
+@dataclass(frozen=True)
+class GlueResult:
+    """Fine-tuning on one task with one or more seeds.
+
+    Attributes
+    ----------
+    task : GlueTask
+    seeds : list of SeedResult
+        One per seed, in their order.
+    baseline : dict of str to float
+        Dev metrics of always giving the most frequent label of the train set (STS-B: its mean).
+    model : MoMForSequenceClassification
+        Of the seed with the best score.
+    other_metrics : dict of str to dict
+        Dev metrics of `model` on further sets (MNLI mismatched, AX), by task name.
+    train_rows, dev_rows, cut_rows : int
+        Examples; train examples that were longer than ``max_length``.
+    folder : Path or None
+        Where the model was saved.
+    submissions : list of Path
+        Files for the GLUE site.
+    """
+
+    task: GlueTask
+    seeds: list[SeedResult]
+    baseline: dict[str, float]
+    model: MoMForSequenceClassification
+    other_metrics: dict[str, dict[str, float]]
+    train_rows: int
+    dev_rows: int
+    cut_rows: int
+    folder: Path | None = None
+    submissions: list[Path] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Median over seeds of each metric."""
+        return {name: float(np.median([s.metrics[name] for s in self.seeds])) for name in self.task.metrics}
+
+    @property
+    def score(self) -> float:
+        """Median over seeds of the task's score."""
+        return float(np.median([s.score for s in self.seeds]))
+
+    @property
+    def best(self) -> SeedResult:
+        """The seed with the best score (of equals, the first)."""
+        return max(self.seeds, key=lambda s: s.score)
+
+    @property
+    def examples_per_second(self) -> float:
+        """Training speed over all seeds."""
+        seconds = sum(s.loop.seconds for s in self.seeds)
+        return sum(s.loop.examples for s in self.seeds) / seconds if seconds else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, fit for JSON."""
+        runs = [
+            {"seed": s.seed, **s.metrics, "score": s.score, "steps": s.loop.steps, "best_step": s.loop.best_step,
+             "loss": s.loop.loss, "seconds": s.loop.seconds}
+            for s in self.seeds
+        ]  # fmt: skip
+        return {
+            "task": self.task.name, "metrics": self.metrics, "score": self.score, "baseline": self.baseline,
+            "other": self.other_metrics, "train_rows": self.train_rows, "dev_rows": self.dev_rows,
+            "cut_rows": self.cut_rows, "seeds": runs,
+        }  # fmt: skip
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        return f"<GlueResult {self.task.title}: {shown} (median of {len(self.seeds)})>"
+
+
+def finetune(
+    model: Network | PathLike,
+    task: str | GlueTask,
+    data: Any,
+    *,
+    config: FinetuneConfig | None = None,
+    seeds: Sequence[int] = (0,),
+    out_dir: PathLike | None = None,
+    predict: bool = False,
+    on_error: str = "raise",
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+    **changes: Any,
+) -> GlueResult:
+    """Fine-tune a model on a GLUE task.
+
+    For every seed, a classifier with the model's body and a fresh head learns from the train set; its score on the
+    dev set decides which weights are kept and when to stop.
+
+    Parameters
+    ----------
+    model : MoM, MoMForSequenceClassification or path
+        Left as it is. It needs a tokenizer.
+    task : str or GlueTask
+    data : path, mapping of splits, or str
+        See `read_glue`.
+    config : FinetuneConfig, optional
+    seeds : sequence of int
+        Of heads, dropout and order of the data.
+    out_dir : path, optional
+        Gets ``<task>/model`` (the best seed's), ``<task>/results.json`` and, with `predict`, ``submission``.
+    predict : bool
+        Answer the test set (with MNLI also its mismatched one and AX, where they are there) and write the
+        files that the GLUE site takes.
+    on_error : {"raise", "skip"}
+        About rows of train and dev set that cannot be used. Test sets must be whole.
+    progress : bool
+        Write a line to standard error per evaluation.
+    callbacks : iterable of Callback
+        Receive a record per step and evaluation.
+    **changes
+        Fields of `config` to override.
+
+    Returns
+    -------
+    GlueResult
+
+    Raises
+    ------
+    ConfigError, DataError
+        If settings, model and data do not fit together.
+    """
+    task = find_task(task)
+    config = (config or FinetuneConfig()).replace(**changes)
+    seeds = _checked_seeds(seeds)
+    if "train" not in task.files:
+        raise DataError(f"task: {task.title} has no train set; fine-tune on mnli")
+    if predict and out_dir is None:
+        raise ConfigError("predict: needs an out_dir")
+    body = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    folder = None if out_dir is None else Path(out_dir) / task.name / "model"
+    if folder is not None:  # now rather than after hours of training
+        check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
+    train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
+    others = _other_sets(data, task, "dev")
+    tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []
+    length = config.length_for(body.config)
+    rows, cut = encode_texts(body.tokenizer, train.texts, length)
+    dev_rows, _ = encode_texts(body.tokenizer, dev.texts, length)
+    dev_labels = dev.labels
+    assert train.labels is not None and dev_labels is not None
+    problem = "regression" if task.is_regression else "single_label_classification"
+
+    results: list[SeedResult] = []
+    best: MoMForSequenceClassification | None = None
+    for seed in seeds:
+        made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
+
+        def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
+            return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
+
+        loop = fit_classifier(
+            made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
+            label=f"{task.name} seed {seed}", progress=progress, callbacks=callbacks,
+        )  # fmt: skip
+        metrics = metrics_now()
+        results.append(SeedResult(seed, metrics, task_score(metrics), loop))
+        if best is None or results[-1].score > max(r.score for r in results[:-1]):
+            best = made
+    assert best is not None
+    other_metrics = {o.task.name: _metrics_of(best, o, length) for o in others}
+    submissions = []
+    if folder is not None:
+        best.save_pretrained(folder)
+        for test in tests:
+            answers = _answers(test.task, _logits_of(best, test, length))
+            submissions.append(write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index))
+    result = GlueResult(
+        task, results, baseline_metrics(task, train.labels, dev_labels), best, other_metrics, len(rows), len(dev_rows),
+        cut, folder, submissions,
+    )  # fmt: skip
+    if folder is not None:
+        summary = {**result.to_dict(), "config": config.to_dict()}
+        write_file(folder.parent / "results.json", json.dumps(summary, indent=2) + "\n")
+    return result
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"seeds: expected one or more distinct integers, got {seeds!r}")
+    return seeds
+
+
+def _other_sets(data: Any, task: GlueTask, split: str) -> list[GlueData]:
+    """Further sets that a task's model can answer, as far as they are there."""
+    found = []
+    for name in _ALSO.get(task.name, ()):
+        with contextlib.suppress(MissingSplitError):
+            found.append(read_glue(data, name, split))
+    return found
+
+
+def _answers(task: GlueTask, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    return logits[:, 0] if task.is_regression else logits.argmax(axis=1)
+
+
+def _logits_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> npt.NDArray[np.float32]:
+    return classify(model, encode_texts(model.tokenizer, data.texts, length)[0], _PREDICT_BATCH)
+
+
+def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> dict[str, float]:
+    if data.labels is None:
+        raise DataError(f"{data.report.source}: has no labels")
+    return glue_metrics(data.task, _answers(data.task, _logits_of(model, data, length)), data.labels)
+
+
+def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) -> MoMForSequenceClassification:
+    if isinstance(model, (str, os.PathLike)):
+        model = model_folder(model)
+        loaded: MoMForSequenceClassification = MoMForSequenceClassification.from_pretrained(model)
+        if MoMConfig.from_json(model).num_labels is None and "score.weight" not in read_weights(model):
+            raise DataError(f"{model}: a language model without a classification head; fine-tune it first")
+        model = loaded
+    if not isinstance(model, MoMForSequenceClassification):
+        raise TypeError(f"model: expected MoMForSequenceClassification, got {type(model).__name__}")
+    if model.config.num_labels != task.num_labels:
+        raise ConfigError(f"model: has {model.config.num_labels} labels, {task.title} has {task.num_labels}")
+    return model
+
+
+def evaluate(
+    model: MoMForSequenceClassification | PathLike,
+    task: str | GlueTask,
+    data: Any,
+    split: str = "dev",
+    *,
+    max_length: int | None = None,
+    on_error: str = "raise",
+) -> dict[str, float]:
+    """Official metrics of a fine-tuned model.
+
+    Parameters
+    ----------
+    model : MoMForSequenceClassification or path
+    task : str or GlueTask
+    data, on_error
+        See `read_glue`.
+    split : {"dev", "train", "test"}
+        The set must have labels.
+    max_length : int, optional
+        As in fine-tuning; by default the model's ``n_positions``.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    task = find_task(task)
+    model = _classifier(model, task)
+    length = FinetuneConfig(max_length=max_length).length_for(model.config)
+    return _metrics_of(model, read_glue(data, task, split, on_error=on_error), length)
+
+
+def predict(
+    model: MoMForSequenceClassification | PathLike,
+    task: str | GlueTask,
+    data: Any,
+    split: str = "test",
+    *,
+    max_length: int | None = None,
+) -> npt.NDArray[Any]:
+    """Answers of a fine-tuned model: numbers of labels (N,) int64, or scores (N,) float32 for STS-B.
+
+    Parameters
+    ----------
+    model, task, data, max_length
+        See `evaluate`.
+    split : {"test", "dev", "train"}
+    """
+    task = find_task(task)
+    model = _classifier(model, task)
+    length = FinetuneConfig(max_length=max_length).length_for(model.config)
+    return _answers(task, _logits_of(model, read_glue(data, task, split), length))
+
+
+def write_submission(
+    task: str | GlueTask, predictions: npt.ArrayLike, folder: PathLike, index: Sequence[int] | None = None
+) -> Path:
+    """Write one task's file for the GLUE site.
+
+    Parameters
+    ----------
+    task : str or GlueTask
+    predictions : array, shape (N,)
+        Numbers of labels, or scores for STS-B (cut to 0 to 5).
+    folder : path
+        Made when missing; gets the file with the site's name for the task, such as ``CoLA.tsv`` or ``MNLI-m.tsv``.
+    index : sequence of int, optional
+        Numbers of the rows; 0, 1, 2, ... by default.
+
+    Returns
+    -------
+    Path
+        The file: a header ``index``, tab, ``prediction``, then a line per row with the label's word.
+
+    Warns
+    -----
+    UserWarning
+        If the official test set has another number of rows, which the site would refuse.
+    """
+    task = find_task(task)
+    answers = np.asarray(predictions)
+    if answers.ndim != 1 or not answers.size:
+        raise ValueError(f"predictions: shape {answers.shape}, expected (N,) with N > 0")
+    numbers = list(range(len(answers))) if index is None else list(index)
+    if len(numbers) != len(answers):
+        raise ValueError(f"index: {len(numbers)} numbers for {len(answers)} predictions")
+    if task.labels is None:
+        if not np.isfinite(answers).all():
+            raise ValueError("predictions: not all are finite numbers")
+        words = [f"{score:.3f}" for score in np.clip(answers, 0.0, 5.0)]
+    else:
+        if answers.dtype.kind not in "iu" or answers.min() < 0 or answers.max() >= len(task.labels):
+            raise ValueError(f"predictions: expected integers in [0, {len(task.labels)})")
+        words = [task.labels[answer] for answer in answers]
+    if len(answers) != task.test_rows:
+        warnings.warn(
+            f"{task.submission}: {len(answers)} rows, but the official test set of {task.title} has {task.test_rows}",
+            stacklevel=2,
+        )
+    path = Path(folder) / task.submission
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["index\tprediction", *(f"{number}\t{word}" for number, word in zip(numbers, words, strict=True))]
+    write_file(path, "\n".join(lines) + "\n")
+    return path
+
+
+def format_table(results: Iterable[GlueResult]) -> str:
+    """Results as a table: a line per task and metric, in percent, beside the majority-class baseline.
+
+    Parameters
+    ----------
+    results : iterable of GlueResult
+
+    Returns
+    -------
+    str
+        Median, lowest and highest value over the seeds.
+    """
+    results = list(results)
+    lines = [f"{'task':9}{'metric':10}{'median':>8}{'lowest':>8}{'highest':>8}{'baseline':>10}{'seeds':>7}{'train':>9}"
+             f"{'dev':>8}"]  # fmt: skip
+    for result in results:
+        for name in result.task.metrics:
+            values = [100 * s.metrics[name] for s in result.seeds]
+            lines.append(
+                f"{result.task.title:9}{name:10}{np.median(values):8.2f}{min(values):8.2f}{max(values):8.2f}"
+                f"{100 * result.baseline[name]:10.2f}{len(values):7}{result.train_rows:9,}{result.dev_rows:8,}"
+            )
+        for other, metrics in result.other_metrics.items():
+            lines += [f"{TASKS[other].title:9}{name:10}{100 * value:8.2f}" for name, value in metrics.items()]
+    if len(results) > 1:
+        mean = 100 * np.mean([result.score for result in results])
+        base = 100 * np.mean([task_score(result.baseline) for result in results])
+        lines.append(f"{'mean':9}{'score':10}{mean:8.2f}{'':16}{base:10.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Models by their name on the Hugging Face Hub, through the package `huggingface_hub`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from .errors import CheckpointError
+
+__all__ = ["model_folder"]
+
+#: Files that a model may need; weights as pickles are left where they are.
+_PATTERNS = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt",
+    "encoder.json", "vocab.bpe",
+)  # fmt: skip
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model: itself if it is one, else the Hub's files of that name, as downloaded or cached.
+
+    Parameters
+    ----------
+    name : path or str
+        A folder; ``"owner/name"``, where there is no such folder; or ``"hub:name"`` for any name on the Hub.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder, and `name` is none for the Hub, `huggingface_hub` is not installed, or the Hub
+        cannot be reached and the files are not in its cache.
+    """
+    text = os.fspath(name)
+    prefixed = text.startswith("hub:")
+    if not prefixed:
+        folder = Path(name)
+        parent_is_there = folder.parent != Path(".") and folder.parent.exists()
+        if folder.is_dir():
+            return folder
+        if not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+            raise CheckpointError(f"folder: {text} is not a folder")
+    repository = text.removeprefix("hub:")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"folder: {text} is not a folder; for names on the Hub, install huggingface_hub "
+            "(extra 'hub': pip install 'mom[hub]')"
+        ) from None
+    try:
+        found = Path(snapshot_download(repository, allow_patterns=list(_PATTERNS)))
+    except Exception as error:  # the library and the network raise all kinds
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"folder: {text} is not a folder, and the Hub did not give it ({type(error).__name__}: {reason}); "
+            "without a connection, name a folder with config.json and model.safetensors"
+        ) from None
+    if not any(found.glob("*.safetensors")):
+        raise CheckpointError(
+            f"folder: {repository} on the Hub holds no .safetensors; pickled weights are not read here. Convert them "
+            "where PyTorch is installed: load the model with transformers and save it with safe_serialization=True"
+        )
+    return found

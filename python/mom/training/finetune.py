@@ -1,0 +1,435 @@
+"""Fine-tuning: settings, what is trained, and one loop for classifiers and language models alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import MoMConfig
+from ..data.batches import Batch, bucketed, iter_batches
+from ..errors import ConfigError, TrainingError
+from ..model import ModelOutput, MoM, MoMForSequenceClassification
+from ..optim import AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from .callbacks import Callback
+
+__all__ = ["FinetuneConfig", "LoopResult", "classifier_from", "classify", "fit_classifier", "run_loop", "trainable"]
+
+Network = MoM | MoMForSequenceClassification
+Item = TypeVar("Item")
+
+#: A step with a non-finite loss or gradient is skipped; after so many in a row the run stops.
+_MAX_BAD_STEPS = 5
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of fine-tuning.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the training data, unless `max_steps` or `patience` ends them.
+    max_steps : int or None
+        At most so many optimizer steps.
+    batch_size : int
+        Examples per step.
+    lr : float
+        Highest learning rate.
+    schedule : {"linear", "cosine", "constant"}
+        After the warm-up: a straight line or half a cosine to 0 at the last step.
+    warmup : float
+        Share of all steps during which the learning rate rises from 0.
+    weight_decay, beta1, beta2, eps : float
+        AdamW; see `mom.AdamW`.
+    clip : float
+        Largest gradient norm; ``inf`` switches clipping off.
+    dropout : float or None
+        Probability of all three dropouts; None: as the model has them.
+    max_length : int or None
+        Tokens per example; longer ones are cut. None: the model's ``n_positions``.
+    eval_every : int or None
+        Steps between evaluations on the dev set; None: once per epoch.
+    patience : int
+        Evaluations in a row without a better dev score after which training stops; 0: never.
+    train : {"all", "routers", "head"}
+        What is trained: everything; the routers (and a classifier's head); a classifier's head only.
+
+    Raises
+    ------
+    ConfigError
+        Naming the field that is unknown, of the wrong type or out of range.
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 16
+    lr: float = 1e-4
+    schedule: str = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    clip: float = 1.0
+    dropout: float | None = None
+    max_length: int | None = None
+    eval_every: int | None = None
+    patience: int = 3
+    train: str = "all"
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value, kind = getattr(self, entry.name), str(entry.type)
+            if value is None and kind.endswith("| None"):
+                continue
+            wanted = {"int": (int,), "float": (int, float), "str": (str,)}[kind.split(" |")[0]]
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise ConfigError(f"{entry.name}: expected {kind}, got {type(value).__name__} {value!r}")
+        for name, least in (("epochs", 1), ("max_steps", 1), ("batch_size", 1), ("eval_every", 1), ("patience", 0),
+                            ("max_length", 4)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: {value} is less than {least}")
+        for name, low, high in (("lr", 0.0, 1e3), ("warmup", 0.0, 1.0), ("weight_decay", 0.0, 1e3)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [{low}, {high}]")
+        for name in ("beta1", "beta2", "dropout"):
+            if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        for name in ("eps", "clip"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        for name, choices in (("schedule", ("linear", "cosine", "constant")), ("train", ("all", "routers", "head"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
+
+    def replace(self, **changes: Any) -> FinetuneConfig:
+        """A copy with some fields changed (and validated)."""
+        unknown = sorted(set(changes) - {entry.name for entry in dataclasses.fields(self)})
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: unknown field of fine-tuning")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return dataclasses.asdict(self)
+
+    def length_for(self, config: MoMConfig) -> int:
+        """Tokens per example for a model."""
+        if self.max_length is not None and self.max_length > config.n_positions:
+            raise ConfigError(
+                f"max_length: {self.max_length} is more than the model's n_positions = {config.n_positions}"
+            )
+        return self.max_length or config.n_positions
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How fine-tuning went.
+
+    Attributes
+    ----------
+    steps, best_step : int
+        Steps done; step of the best evaluation, whose weights the model has now.
+    best_score : float or None
+        Its score; None without a dev set.
+    loss : float
+        Mean loss of the last tenth of the steps.
+    skipped : int
+        Steps left out because of non-finite numbers.
+    stopped_early : bool
+        Whether `patience` ended the run.
+    seconds : float
+        Time of the training steps alone.
+    examples : int
+        Examples they went through.
+    history : list of (int, float)
+        Step and score of every evaluation.
+    """
+
+    steps: int
+    best_step: int
+    best_score: float | None
+    loss: float
+    skipped: int
+    stopped_early: bool
+    seconds: float
+    examples: int
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+
+def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
+    """Which parameters `FinetuneConfig.train` selects, in the model's order.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such parameters.
+    """
+    names = list(model.parameters)
+    head = [name.startswith("score.") for name in names]
+    routers = [".router." in name for name in names]
+    if train == "routers" and not any(routers):
+        raise ConfigError("train: 'routers', but the model has none")
+    if train == "head" and not any(head):
+        raise ConfigError("train: 'head', but a language model has no head of its own")
+    chosen = {
+        "all": [True] * len(names), "head": head, "routers": [a or b for a, b in zip(head, routers, strict=True)],
+    }[train]  # fmt: skip
+    return np.array(chosen, np.uint8)
+
+
+def classifier_from(
+    model: Network, num_labels: int, problem_type: str, seed: int = 0, dropout: float | None = None
+) -> MoMForSequenceClassification:
+    """A classifier with the body of a model and a fresh head.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+        Its body is copied; a head it has is left behind.
+    num_labels : int
+    problem_type : str
+        See `MoMConfig`.
+    seed : int
+        Of the head and of dropout.
+    dropout : float, optional
+        Replaces the configuration's three dropout probabilities.
+    """
+    changes: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "pooling": "mask"}
+    if dropout is not None:
+        changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    made = MoMForSequenceClassification(model.config.replace(**changes), seed=seed, dtype=model.dtype)
+    for name, value in model.parameters.items():
+        if not name.startswith("score."):
+            made.parameters[name] = value
+    made.tokenizer = model.tokenizer
+    return made
+
+
+def _mask(batch: Batch) -> npt.NDArray[np.uint8]:
+    # Always given: it is what tells the classifier which token is the last one.
+    return np.ones(batch.tokens.shape, np.uint8) if batch.attention_mask is None else batch.attention_mask
+
+
+def classify(
+    model: MoMForSequenceClassification,
+    rows: Sequence[npt.NDArray[np.int32]],
+    batch_size: int = 32,
+    side: str = "right",
+) -> npt.NDArray[np.float32]:
+    """Logits of token rows.
+
+    Parameters
+    ----------
+    model : MoMForSequenceClassification
+    rows : sequence of ndarray of int32, shape (T_i,)
+    batch_size : int
+        Rows computed together.
+    side : {"right", "left"}
+        Where shorter rows are padded. Neither changes a prediction.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, num_labels)
+        In the order of `rows`. The model's training mode is as before.
+    """
+    if model.config.pooling != "mask":
+        raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
+    logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in iter_batches(rows, batch_size, side=side):
+            out = model(batch.tokens, attention_mask=_mask(batch), positions=batch.positions)
+            logits[batch.rows] = out.logits
+    finally:
+        model.training = was_training
+    return logits
+
+
+def run_loop(
+    model: Network,
+    batches: Callable[[np.random.Generator], Iterable[Item]],
+    batches_per_epoch: int,
+    forward: Callable[[Item], tuple[ModelOutput, int]],
+    config: FinetuneConfig,
+    seed: int,
+    evaluate: Callable[[], float] | None = None,
+    *,
+    label: str = "finetune",
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+) -> LoopResult:
+    """Train `model` in place and leave it with the weights of the best evaluation.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+    batches : callable
+        Gives the batches of one epoch, in an order drawn from a generator.
+    batches_per_epoch : int
+    forward : callable
+        Runs one batch with labels; gives the output and the number of examples.
+    config : FinetuneConfig
+    seed : int
+        Of the order of the data.
+    evaluate : callable, optional
+        Score on the dev set, larger is better; without it the last weights stay.
+    label : str
+        Begins every line of progress.
+    progress : bool
+        Write a line to standard error per evaluation.
+    callbacks : iterable of Callback
+        Receive a record per step and per evaluation.
+    """
+    chosen = trainable(model, config.train)
+    total = config.epochs * batches_per_epoch
+    total = total if config.max_steps is None else min(total, config.max_steps)
+    eval_every = config.eval_every or batches_per_epoch
+    factor = _schedule(config, total)
+    rng = np.random.default_rng([seed, 0x6D6F6D])
+    optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
+    names = [name for name, selected in zip(model.parameters, chosen, strict=True) if selected]
+    best: dict[str, npt.NDArray[np.float32]] | None = None
+    best_step, best_score = 0, -math.inf
+    history: list[tuple[int, float]] = []
+    losses: list[float] = []
+    step = skipped = bad = examples = since_best = 0
+    seconds = 0.0
+    callbacks = list(callbacks)
+
+    def record(kind: str, **values: Any) -> None:
+        for callback in callbacks:
+            callback.record({"step": step, "kind": kind, "seed": seed, "time": time.time(), **values})
+
+    def evaluated() -> None:
+        nonlocal best, best_step, best_score, since_best
+        assert evaluate is not None
+        model.eval()
+        score = float(evaluate())
+        model.train()
+        history.append((step, score))
+        record("eval", score=score)
+        better = score > best_score
+        if progress:
+            recent = float(np.mean(losses[-50:])) if losses else math.nan
+            print(f"{label}: step {step}/{total} loss {recent:.4f} dev score {score:.4f}"
+                  + (" (best)" if better else ""), file=sys.stderr, flush=True)  # fmt: skip
+        since_best = 0 if better else since_best + 1
+        if better or best is None:
+            best_step, best_score = step, score
+            best = {name: model.parameters[name].copy() for name in names}
+
+    was_training = model.training
+    model.train()
+    stopped = False
+    try:
+        while step < total and not stopped:
+            for item in batches(rng):
+                started = time.perf_counter()
+                optimizer.lr = config.lr * factor(step)
+                model.zero_grad()
+                out, count = forward(item)
+                problem = _one_step(model, optimizer, out, chosen, config.clip)
+                seconds += time.perf_counter() - started
+                examples += count
+                step += 1
+                if problem is None:
+                    bad = 0
+                    assert out.loss is not None
+                    losses.append(out.loss)
+                    record("train", loss=out.loss, lr=optimizer.lr)
+                else:
+                    skipped, bad = skipped + 1, bad + 1
+                    record("skip", reason=problem)
+                    if bad >= _MAX_BAD_STEPS:
+                        raise TrainingError(f"{label}: {bad} steps in a row were not finite (the last: {problem})")
+                if evaluate is not None and (step % eval_every == 0 or step == total):
+                    evaluated()
+                    stopped = bool(config.patience) and since_best >= config.patience
+                if stopped or step == total:
+                    break
+        if best is not None:
+            for name, value in best.items():
+                model.parameters[name] = value
+    finally:
+        model.training = was_training
+    tail = losses[-max(1, len(losses) // 10) :]
+    return LoopResult(
+        step, best_step if best is not None else step, best_score if best is not None else None,
+        float(np.mean(tail)) if tail else math.nan, skipped, stopped and step < total, seconds, examples, history,
+    )  # fmt: skip
+
+
+def _one_step(
+    model: Network, optimizer: AdamW, out: ModelOutput, chosen: npt.NDArray[np.uint8], clip: float
+) -> str | None:
+    """Backward pass and update; the reason if the step was left out."""
+    if out.loss is None or not math.isfinite(out.loss):
+        return f"loss is {out.loss}"
+    model.backward()
+    if not chosen.all():
+        # Parameters without a gradient are passed over by clipping and optimizer alike.
+        used = model._core.used
+        used[chosen == 0] = 0
+        model._core.used = used
+    norm = clip_grad_norm(model, clip)
+    if not math.isfinite(norm):
+        return f"gradient norm is {norm}"
+    optimizer.step()
+    return None
+
+
+def _schedule(config: FinetuneConfig, total: int) -> Callable[[int], float]:
+    warmup = min(total, round(config.warmup * total))
+    if config.schedule == "constant":
+        return lambda step: (step + 1) / (warmup + 1) if step < warmup else 1.0
+    make = linear_schedule if config.schedule == "linear" else cosine_schedule
+    inner = make(warmup, total)
+    # One step later than in pre-training, so that no step of a short run has a learning rate of 0.
+    return lambda step: inner(step + 1) if step < warmup else inner(step)
+
+
+def fit_classifier(
+    model: MoMForSequenceClassification,
+    rows: Sequence[npt.NDArray[np.int32]],
+    labels: npt.NDArray[Any],
+    config: FinetuneConfig,
+    seed: int = 0,
+    evaluate: Callable[[], float] | None = None,
+    **display: Any,
+) -> LoopResult:
+    """Train a classifier on token rows, see `run_loop`.
+
+    Parameters
+    ----------
+    model : MoMForSequenceClassification
+        Trained in place.
+    rows : sequence of ndarray of int32, shape (T_i,)
+    labels : ndarray, shape (N,)
+        Integers for classes, floats for scores.
+    config : FinetuneConfig
+    seed : int
+    evaluate : callable, optional
+        Score on the dev set.
+    **display
+        ``label``, ``progress`` and ``callbacks`` of `run_loop`.
+    """
+
+    def forward(batch: Batch) -> tuple[ModelOutput, int]:
+        out = model(batch.tokens, labels[batch.rows], _mask(batch), return_logits=False, positions=batch.positions)
+        return out, len(batch.rows)
+
+    return run_loop(
+        model, lambda rng: iter_batches(rows, config.batch_size, rng),
+        len(bucketed([len(row) for row in rows], config.batch_size)), forward, config, seed, evaluate, **display,
+    )  # fmt: skip

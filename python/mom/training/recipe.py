@@ -1,0 +1,258 @@
+"""The published two-phase recipe, scaled to a budget of tokens or minutes.
+
+Phase one trains a plain GPT-2; in phase two its layers become the modules of a Mixture-of-Modules, with fresh routers,
+and training starts anew on the same kind of data. Both phases have the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import checkpoint
+from ..checkpoint import check_replaceable, write_file
+from ..config import MoMConfig
+from ..errors import ConfigError, DataError
+from ..model import MoM
+from ..optim import AdamW, clip_grad_norm
+from ..tokenizer import Tokenizer
+from .callbacks import Callback
+from .config import TrainingConfig
+from .loop import TrainingResult, train
+from .state import PREFIX
+
+__all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain"]
+
+PathLike = str | os.PathLike[str]
+
+#: Fewest tokens of a step, and tokens that go through the model at once.
+_LEAST_STEP, _MICRO_BATCH = 2048, 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a published run.
+
+    Attributes
+    ----------
+    steps, sequences, sequence_length : int
+        Optimizer steps; sequences per step and tokens per sequence.
+    settings : dict
+        Other fields of `TrainingConfig`.
+    """
+
+    steps: int
+    sequences: int
+    sequence_length: int
+    settings: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.sequences * self.sequence_length
+
+    def scaled(self, tokens: int, n_positions: int) -> TrainingConfig:
+        """The same run for another budget.
+
+        The number of steps stays and a step shrinks (or grows), as long as it has 2,048 tokens; below that there are
+        fewer steps. Learning rate, warm-up (as a share), schedule and optimizer stay.
+
+        Parameters
+        ----------
+        tokens : int
+            Budget.
+        n_positions : int
+            Of the model; bounds the sequences.
+        """
+        length = min(self.sequence_length, n_positions)
+        if tokens < 2 * length:
+            raise ConfigError(f"tokens: {tokens} are less than two sequences of {length}")
+        rows = max(1, round(max(tokens / self.steps, min(_LEAST_STEP, tokens / 2)) / length))
+        batch = max(1, min(rows, _MICRO_BATCH // length))
+        accumulation = max(1, round(rows / batch))
+        steps = max(1, round(tokens / (batch * accumulation * length)))
+        every = max(1, steps // 10)
+        return TrainingConfig(
+            steps=steps, batch_size=batch, accumulation=accumulation, sequence_length=length, eval_every=every,
+            save_every=every, **self.settings,
+        )  # fmt: skip
+
+
+#: Named recipes. ``"paper"`` is that of Gong et al., arXiv:2407.06677: 5,000 steps of 512 sequences of 1,024 tokens.
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(
+        steps=5000, sequences=512, sequence_length=1024,
+        settings={"lr": 1e-3, "schedule": "cosine", "final_lr": 0.0, "warmup": None, "beta1": 0.9, "beta2": 0.95,
+                  "eps": 1e-5, "weight_decay": 0.1, "clip": 1.0},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How a phase went.
+
+    Attributes
+    ----------
+    model : MoM
+    training : TrainingResult
+    config : TrainingConfig
+        The recipe as scaled.
+    tokens : int
+        Tokens of the plan.
+    folder : Path
+        The model's folder (written when the phase was not interrupted).
+    """
+
+    model: MoM
+    training: TrainingResult
+    config: TrainingConfig
+    tokens: int
+    folder: Path
+
+
+def pretrain(
+    config: MoMConfig | str,
+    data: PathLike,
+    run_dir: PathLike,
+    *,
+    phase: str,
+    vanilla: MoM | PathLike | None = None,
+    tokens: int | None = None,
+    minutes: float | None = None,
+    recipe: str = "paper",
+    dtype: str = "float32",
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+    **changes: Any,
+) -> PretrainResult:
+    """One phase of the recipe.
+
+    Parameters
+    ----------
+    config : MoMConfig or str
+        The Mixture-of-Modules that is to come out in the end, or the name of a preset; in phase one the plain GPT-2
+        that fills its modules is trained. The vocabulary is that of the data.
+    data : path
+        Folder made by `mom.data.prepare`.
+    run_dir : path
+        Gets checkpoints, ``log.jsonl``, ``recipe.json`` and, at the end, ``model``.
+    phase : {"vanilla", "mom"}
+    vanilla : MoM or path, optional
+        In phase two: the model of phase one. Without it phase two starts from scratch, which the recipe does not.
+    tokens, minutes : optional
+        The budget, one of the two: tokens to train on, or minutes, turned into tokens by a measurement of the speed.
+    recipe : str
+        One of `RECIPES`.
+    dtype : {"float32", "bfloat16"}
+    seed : int
+    resume : bool
+        Go on from the newest valid checkpoint in `run_dir`, with its plan.
+    progress, callbacks
+        See `train`.
+    **changes
+        Fields of `TrainingConfig` to override.
+
+    Returns
+    -------
+    PretrainResult
+
+    Raises
+    ------
+    ConfigError, DataError
+        If arguments contradict each other or the files.
+    """
+    if phase not in ("vanilla", "mom"):
+        raise ConfigError(f"phase: {phase!r} is not one of 'vanilla', 'mom'")
+    if phase == "vanilla" and vanilla is not None:
+        raise ConfigError("vanilla: is the result of phase 'vanilla', not where it starts")
+    if recipe not in RECIPES:
+        raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
+    run = Path(run_dir)
+    check_replaceable(run / "model", ("config.json", "model.safetensors", "tokenizer.json"))
+    planned = _earlier_plan(run) if resume else None
+    if planned is None and (tokens is None) == (minutes is None):
+        raise ConfigError("tokens: expected one of tokens and minutes")
+    model = _model(config, data, phase, vanilla, dtype, seed)
+    if planned is None:
+        if minutes is not None:
+            tokens = _tokens_in(model, RECIPES[recipe], minutes)
+        assert tokens is not None
+        planned = RECIPES[recipe].scaled(int(tokens), model.config.n_positions).replace(seed=seed)
+    planned = planned.replace(**changes)
+    result = train(
+        model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
+    )
+    total = planned.steps * planned.tokens_per_step
+    if result.interrupted is None:
+        model.save_pretrained(run / "model")
+        summary = {
+            "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": dtype,
+            "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
+            "training": planned.to_dict(),
+        }  # fmt: skip
+        write_file(run / "recipe.json", json.dumps(summary, indent=2) + "\n")
+    return PretrainResult(model, result, planned, total, run / "model")
+
+
+def _earlier_plan(run: Path) -> TrainingConfig | None:
+    latest, _ = checkpoint.latest_valid(run, prefix=PREFIX)
+    if latest is None:
+        return None
+    values = json.loads((latest / "training.json").read_text(encoding="utf-8"))["config"]
+    return TrainingConfig.from_dict(values, f"{latest}/training.json")
+
+
+def _model(
+    config: MoMConfig | str, data: PathLike, phase: str, vanilla: MoM | PathLike | None, dtype: str, seed: int
+) -> MoM:
+    file = Path(data) / "meta.json"
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; make the folder with 'mom prepare'")
+    try:
+        vocabulary = int(json.loads(file.read_text(encoding="utf-8"))["vocab_size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not written by 'mom prepare' ({error})") from None
+    shape = MoMConfig.preset(config) if isinstance(config, str) else config
+    shape = shape.replace(vocab_size=vocabulary)
+    if shape.is_vanilla and phase == "mom":
+        raise ConfigError("config: a plain GPT-2 has no phase 'mom'")
+    if vanilla is not None:
+        model = MoM.from_vanilla(vanilla, shape, seed=seed, dtype=dtype)
+    else:
+        model = MoM(shape.vanilla_config() if phase == "vanilla" else shape, seed=seed, dtype=dtype)
+    if (Path(data) / "tokenizer.json").is_file():
+        model.tokenizer = Tokenizer.load(data)
+    return model
+
+
+def _tokens_in(model: MoM, recipe: Recipe, minutes: float) -> int:
+    """Tokens that some minutes of training take, by the speed of a few steps of a model of the same shape."""
+    if not 0.0 < minutes < math.inf:
+        raise ConfigError(f"minutes: {minutes} is not a positive finite number")
+    length = min(recipe.sequence_length, model.config.n_positions)
+    rows = max(1, _MICRO_BATCH // length)
+    copy = MoM(model.config, dtype=model.dtype)
+    optimizer = AdamW(copy, lr=0.0)
+    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(rows, length), dtype=np.int32)
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < min(10.0, 3.0 * minutes) and len(times) < 20):
+        started = time.perf_counter()
+        copy.zero_grad()
+        copy(ids, labels=ids)
+        copy.backward()
+        clip_grad_norm(copy, 1.0)
+        optimizer.step()
+        times.append(time.perf_counter() - started)
+    speed = ids.size / float(np.median(times[1:]))
+    return max(2 * length, int(60.0 * minutes * speed))

@@ -1,0 +1,381 @@
+"""XSUM with a language model: fine-tune on "document TL;DR: summary", generate, and score beside the LEAD baselines.
+
+Examples
+--------
+>>> import mom
+>>> rows = [{"document": "It rained all day. Nobody left.", "summary": "It rained."}]
+>>> model = mom.MoM(mom.MoMConfig.preset("demo", n_positions=32, n_embd=32))
+>>> model.tokenizer = mom.Tokenizer.train([rows[0]["document"]], 290)
+>>> result = mom.xsum.finetune(
+...     model, {"train": rows, "validation": rows}, max_summary=8, epochs=1, progress=False
+... )
+>>> result.train_rows
+1
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .beam import beam_search
+from .checkpoint import check_replaceable, write_file
+from .data.batches import bucketed, pad_rows
+from .data.xsum import XsumData, read_xsum
+from .errors import ConfigError, DataError
+from .evaluate.summaries import ROUGE, lead, rouge
+from .generation import Decoder
+from .model import ModelOutput, MoM
+from .training.callbacks import Callback
+from .training.finetune import FinetuneConfig, LoopResult, run_loop
+
+__all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
+
+PathLike = str | os.PathLike[str]
+
+#: What stands between a document and its summary.
+PROMPT = "\nTL;DR:"
+_EVAL_BATCH = 8
+
+
+class _Row(NamedTuple):
+    tokens: npt.NDArray[np.int32]
+    prompt: int  # tokens that are not scored
+
+
+@dataclass(frozen=True)
+class XsumResult:
+    """Fine-tuning on summaries.
+
+    Attributes
+    ----------
+    model : MoM
+        With the weights of the lowest validation loss.
+    val_loss : float or None
+        Nats per token of the summaries of the validation set.
+    loop : LoopResult
+        Steps, evaluations (scores are negative losses) and times.
+    train_rows, val_rows : int
+    cut_documents, cut_summaries : int
+        Training rows whose document or summary did not fit.
+    folder : Path or None
+        Where the model was saved.
+    """
+
+    model: MoM
+    val_loss: float | None
+    loop: LoopResult
+    train_rows: int
+    val_rows: int
+    cut_documents: int
+    cut_summaries: int
+    folder: Path | None
+
+    def __repr__(self) -> str:
+        return f"<XsumResult: validation loss {self.val_loss}, {self.loop.steps} steps, {self.train_rows} documents>"
+
+
+@dataclass(frozen=True)
+class XsumScores:
+    """Summaries of a set, scored.
+
+    Attributes
+    ----------
+    rouge : dict of str to float
+        Of the model, in percent.
+    lead : dict of str to dict
+        The same of ``"LEAD-1"`` and ``"LEAD-3"``.
+    documents, references, summaries : list of str
+    loss : float
+        Nats per token of the references.
+    """
+
+    rouge: dict[str, float]
+    lead: dict[str, dict[str, float]]
+    documents: list[str]
+    references: list[str]
+    summaries: list[str]
+    loss: float
+
+    def table(self) -> str:
+        """The model's ROUGE beside the baselines'."""
+        rows = {"model": self.rouge, **self.lead}
+        lines = [f"{'':8}{'ROUGE-1':>10}{'ROUGE-2':>10}{'ROUGE-L':>10}"]
+        lines += [f"{name:8}" + "".join(f"{values[key]:10.2f}" for key in ROUGE) for name, values in rows.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, fit for JSON."""
+        return {"rouge": self.rouge, **self.lead, "loss": self.loss, "rows": len(self.documents)}
+
+
+def _tokenizer(model: MoM) -> Any:
+    if model.tokenizer is None:
+        raise DataError("tokenizer: the model has none")
+    if model.tokenizer.eos_id is None:
+        raise DataError("tokenizer: has no end-of-text token, which ends a summary")
+    return model.tokenizer
+
+
+def _prompts(model: MoM, documents: Sequence[str], length: int, max_summary: int) -> tuple[list[Any], int]:
+    """Token rows of documents, cut so that prompt and summary fit; and how many were cut."""
+    tokenizer = _tokenizer(model)
+    end = tokenizer.encode(PROMPT)
+    room = length - len(end) - max_summary
+    if max_summary < 2 or room < 1:
+        raise ConfigError(f"max_summary: {max_summary} of {length} tokens leaves no room for a document or a summary")
+    found = tokenizer.encode_batch(list(documents))
+    rows = [np.concatenate([ids[:room], end]).astype(np.int32) for ids in found]
+    return rows, sum(len(ids) > room for ids in found)
+
+
+def _rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[list[_Row], int, int]:
+    prompts, cut = _prompts(model, data.documents, length, max_summary)
+    tokenizer = _tokenizer(model)
+    rows, cut_summaries = [], 0
+    for prompt, ids in zip(prompts, tokenizer.encode_batch([f" {s.strip()}" for s in data.summaries]), strict=True):
+        cut_summaries += len(ids) + 1 > max_summary
+        summary = np.append(ids, tokenizer.eos_id)[:max_summary]
+        rows.append(_Row(np.concatenate([prompt, summary]).astype(np.int32), len(prompt)))
+    return rows, cut, cut_summaries
+
+
+def _forward(model: MoM, rows: Sequence[_Row], keep: bool) -> ModelOutput:
+    labels = []
+    for row in rows:
+        label = row.tokens.copy()
+        label[: row.prompt] = -100
+        labels.append(label)
+    tokens, mask = pad_rows([row.tokens for row in rows])
+    return model(tokens, labels=pad_rows(labels, fill=-100)[0], attention_mask=mask, keep=keep)
+
+
+def _loss(model: MoM, rows: Sequence[_Row]) -> float:
+    total, count = 0.0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        for chosen in bucketed([len(row.tokens) for row in rows], _EVAL_BATCH):
+            out = _forward(model, [rows[i] for i in chosen], keep=False)
+            assert out.lm_loss is not None
+            total += out.lm_loss * out.num_labelled
+            count += out.num_labelled
+    finally:
+        model.training = was_training
+    return total / count
+
+
+def finetune(
+    model: MoM | PathLike,
+    data: Any,
+    *,
+    config: FinetuneConfig | None = None,
+    seed: int = 0,
+    max_summary: int = 64,
+    val_rows: int | None = 200,
+    out_dir: PathLike | None = None,
+    on_error: str = "raise",
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+    **changes: Any,
+) -> XsumResult:
+    """Fine-tune a language model to summarise.
+
+    A row is the document, cut to fit, `PROMPT`, the summary and the end-of-text token; only summary and end count in
+    the loss. The weights with the lowest loss on the validation set are kept.
+
+    Parameters
+    ----------
+    model : MoM or path
+        Left as it is. It needs a tokenizer.
+    data : path, mapping of splits, or str
+        See `read_xsum`; with ``train`` and ``validation``.
+    config : FinetuneConfig, optional
+        ``max_length`` is the length of document, prompt and summary together.
+    seed : int
+        Of the order of the data and of dropout.
+    max_summary : int
+        Tokens kept free for a summary and its end.
+    val_rows : int, optional
+        Use the first so many rows of the validation set; None: all.
+    out_dir : path, optional
+        Gets ``xsum/model`` and ``xsum/results.json``.
+    on_error : {"raise", "skip"}
+        See `read_xsum`.
+    progress : bool
+        Write a line to standard error per evaluation.
+    callbacks : iterable of Callback
+        Receive a record per step and evaluation.
+    **changes
+        Fields of `config` to override.
+
+    Returns
+    -------
+    XsumResult
+    """
+    config = (config or FinetuneConfig()).replace(**changes)
+    folder = None if out_dir is None else Path(out_dir) / "xsum" / "model"
+    if folder is not None:
+        check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
+    source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    if not isinstance(source, MoM):
+        raise TypeError(f"model: expected MoM, got {type(source).__name__}")
+    train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))
+    validation = validation[:val_rows]
+    length = config.length_for(source.config)
+    rows, cut_documents, cut_summaries = _rows(source, train, length, max_summary)
+    held_out, _, _ = _rows(source, validation, length, max_summary)
+    made = _copy(source, seed, config.dropout)
+
+    def batches(rng: np.random.Generator) -> Iterable[list[_Row]]:
+        return ([rows[i] for i in chosen] for chosen in bucketed(lengths, config.batch_size, rng))
+
+    lengths = [len(row.tokens) for row in rows]
+    loop = run_loop(
+        made, batches, len(bucketed(lengths, config.batch_size)),
+        lambda batch: (_forward(made, batch, keep=True), len(batch)), config, seed, lambda: -_loss(made, held_out),
+        label="xsum", progress=progress, callbacks=callbacks,
+    )  # fmt: skip
+    val_loss = None if loop.best_score is None else -loop.best_score
+    if folder is not None:
+        made.save_pretrained(folder)
+        values = {
+            "val_loss": val_loss, "steps": loop.steps, "best_step": loop.best_step, "train_rows": len(rows),
+            "val_rows": len(held_out), "cut_documents": cut_documents, "cut_summaries": cut_summaries,
+            "max_summary": max_summary, "seconds": loop.seconds, "config": config.to_dict(),
+        }  # fmt: skip
+        write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
+    return XsumResult(made, val_loss, loop, len(rows), len(held_out), cut_documents, cut_summaries, folder)
+
+
+def _copy(model: MoM, seed: int, dropout: float | None) -> MoM:
+    changes = {} if dropout is None else {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    made = MoM(model.config.replace(**changes), seed=seed, dtype=model.dtype)
+    for name, value in model.parameters.items():
+        made.parameters[name] = value
+    made.tokenizer = model.tokenizer
+    return made
+
+
+def summarize(
+    model: MoM,
+    documents: Sequence[str],
+    *,
+    max_summary: int = 64,
+    max_length: int | None = None,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    batch_size: int = 8,
+) -> list[str]:
+    """Summaries of documents.
+
+    Parameters
+    ----------
+    model : MoM
+        Fine-tuned by `finetune`.
+    documents : sequence of str
+    max_summary, max_length : int
+        As in fine-tuning.
+    num_beams : int
+        1 is greedy.
+    length_penalty, no_repeat_ngram_size
+        See `mom.beam.beam_search`.
+    batch_size : int
+        Documents decoded together; without effect on the result, but for rounding.
+
+    Returns
+    -------
+    list of str
+        Without the end-of-text token and surrounding white space.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} is less than 1")
+    tokenizer = _tokenizer(model)
+    length = FinetuneConfig(max_length=max_length).length_for(model.config)
+    prompts, _ = _prompts(model, documents, length, max_summary)
+    summaries = [""] * len(prompts)
+    was_training = model.training
+    model.eval()
+    try:
+        decoder = Decoder(model)
+        for chosen in bucketed([len(prompt) for prompt in prompts], batch_size):
+            decoder.clear()
+            found = beam_search(
+                decoder, [prompts[i] for i in chosen], max_summary, num_beams=num_beams,
+                length_penalty=length_penalty, no_repeat_ngram_size=no_repeat_ngram_size, stop_token=tokenizer.eos_id,
+            )  # fmt: skip
+            for i, hypothesis in zip(chosen, found, strict=True):
+                summaries[i] = tokenizer.decode(hypothesis.tokens).strip()
+    finally:
+        model.training = was_training
+    return summaries
+
+
+def evaluate(
+    model: MoM | PathLike,
+    data: Any,
+    split: str = "test",
+    *,
+    rows: int | None = None,
+    on_error: str = "raise",
+    **generation: Any,
+) -> XsumScores:
+    """ROUGE of a model's summaries beside LEAD-1 and LEAD-3, and the loss on the references.
+
+    Parameters
+    ----------
+    model : MoM or path
+    data, on_error
+        See `read_xsum`.
+    split : {"test", "validation", "train"}
+    rows : int, optional
+        Use the first so many rows.
+    **generation
+        See `summarize`.
+
+    Returns
+    -------
+    XsumScores
+    """
+    found = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows: {rows} is less than 1")
+    read = read_xsum(data, split, on_error=on_error)[:rows]
+    summaries = summarize(found, read.documents, **generation)
+    length = FinetuneConfig(max_length=generation.get("max_length")).length_for(found.config)
+    scored, _, _ = _rows(found, read, length, generation.get("max_summary", 64))
+    baselines = {f"LEAD-{n}": rouge([lead(document, n) for document in read.documents], read.summaries) for n in (1, 3)}
+    loss = _loss(found, scored)
+    return XsumScores(rouge(summaries, read.summaries), baselines, read.documents, read.summaries, summaries, loss)
+
+
+def format_examples(scores: XsumScores, count: int = 3, width: int = 100) -> str:
+    """The first summaries one under the other with reference, LEAD-1 and the beginning of the document.
+
+    Parameters
+    ----------
+    scores : XsumScores
+    count : int
+        How many documents.
+    width : int
+        Characters of a line.
+    """
+    blocks = []
+    for document, reference, summary in list(zip(scores.documents, scores.references, scores.summaries, strict=True))[
+        :count
+    ]:
+        rows = (("document", document), ("reference", reference), ("model", summary), ("LEAD-1", lead(document, 1)))
+        lines = []
+        for name, text in rows:
+            shown = " ".join(text.split())
+            lines.append(f"{name:10}{shown if len(shown) <= width - 10 else shown[: width - 13] + '...'}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

@@ -1,0 +1,214 @@
+"""`mom.beam`: equals an exhaustive search, greedy search and a recomputing decoder; its rules hold."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom.beam import beam_search
+
+CONFIG = mom.MoMConfig(
+    vocab_size=12, n_positions=20, n_embd=16, n_head=2, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,
+    num_bottom_layers=1, num_top_layers=0, require_anchor_layer=False, router_type="gru-softmax", router_dim=8,
+    routing_top_k=2,
+)  # fmt: skip
+PROMPTS = [np.array([1, 2, 3]), np.array([4]), np.array([5, 6, 7, 8, 9])]
+
+
+@pytest.fixture(scope="module")
+def model() -> mom.MoM:
+    made = mom.MoM(CONFIG, seed=1)
+    rng = np.random.default_rng(5)
+    for value in made.parameters.values():
+        value += 0.3 * rng.standard_normal(value.shape).astype(np.float32)
+    return made
+
+
+class Recomputing:
+    """The three verbs by running the model on everything again."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.rows: list[np.ndarray] = []
+
+    def _logits(self) -> np.ndarray:
+        return np.stack([self.model(row, return_logits=True).logits[0, -1] for row in self.rows])
+
+    def prefill(self, tokens: Any) -> np.ndarray:
+        self.rows = [np.asarray(row) for row in tokens]
+        return self._logits()
+
+    def step(self, tokens: Any) -> np.ndarray:
+        self.rows = [np.append(row, token) for row, token in zip(self.rows, tokens, strict=True)]
+        return self._logits()
+
+    def reorder(self, rows: Any) -> None:
+        self.rows = [self.rows[i] for i in rows]
+
+
+class Table:
+    """A made-up language: probabilities of the next token given the last one."""
+
+    def __init__(self, probabilities: Any) -> None:
+        self.logs = np.log(np.asarray(probabilities, np.float64) + 1e-30).astype(np.float32)
+        self.last = np.zeros(0, int)
+
+    def prefill(self, tokens: Any) -> np.ndarray:
+        return self.step([row[-1] for row in tokens])
+
+    def step(self, tokens: Any) -> np.ndarray:
+        self.last = np.asarray(tokens)
+        return self.logs[self.last]
+
+    def reorder(self, rows: Any) -> None:
+        self.last = self.last[np.asarray(rows)]
+
+
+def all_continuations(
+    model: Any, prompt: np.ndarray, length: int, stop: int, penalty: float
+) -> tuple[list[int], float]:
+    """The best of all continuations, one by one."""
+    best: tuple[list[int], float] = ([], -np.inf)
+    logs: dict[tuple[int, ...], np.ndarray] = {}
+
+    def log_of(tokens: tuple[int, ...]) -> np.ndarray:
+        if tokens not in logs:
+            row = np.concatenate([prompt, np.array(tokens, int)])
+            logits = model(row, return_logits=True).logits[0, -1].astype(np.float64)
+            logs[tokens] = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        return logs[tokens]
+
+    others = [t for t in range(model.config.vocab_size) if t != stop]
+    for n in range(length + 1):
+        for tokens in itertools.product(others, repeat=n):
+            total = sum(log_of(tokens[:i])[t] for i, t in enumerate(tokens))
+            if n < length:
+                total += log_of(tokens)[stop]
+            score = total / min(n + 1, length) ** penalty
+            if score > best[1]:
+                best = (list(tokens), score)
+    return best
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_a_wide_beam_finds_the_best_of_all(penalty: float) -> None:
+    config = CONFIG.replace(vocab_size=5)
+    model = mom.MoM(config, seed=3)
+    rng = np.random.default_rng(9)
+    for value in model.parameters.values():
+        value += 0.4 * rng.standard_normal(value.shape).astype(np.float32)
+    prompts = [np.array([1, 2]), np.array([3])]
+    # A beam that loses nothing is as wide as there are continuations; the vocabulary bounds it, so it is padded out.
+    wide = Padded(mom.Decoder(model), 500)
+    found = beam_search(wide, prompts, 3, num_beams=64, length_penalty=penalty, stop_token=0)
+    for hypothesis, prompt in zip(found, prompts, strict=True):
+        tokens, score = all_continuations(model, prompt, 3, 0, penalty)
+        assert hypothesis.tokens.tolist() == tokens and hypothesis.score == pytest.approx(score, abs=1e-4)
+
+
+class Padded:
+    """A decoder with impossible tokens added to its vocabulary."""
+
+    def __init__(self, inner: Any, size: int) -> None:
+        self.inner, self.size = inner, size
+
+    def _wide(self, logits: np.ndarray) -> np.ndarray:
+        wide = np.full((len(logits), self.size), -np.inf, np.float32)
+        wide[:, : logits.shape[1]] = logits
+        return wide
+
+    def prefill(self, tokens: Any) -> np.ndarray:
+        return self._wide(self.inner.prefill(tokens))
+
+    def step(self, tokens: Any) -> np.ndarray:
+        return self._wide(self.inner.step(tokens))
+
+    def reorder(self, rows: Any) -> None:
+        self.inner.reorder(rows)
+
+
+@pytest.mark.parametrize("options", [{}, {"length_penalty": 0.5}, {"no_repeat_ngram_size": 2}, {"num_beams": 1},
+                                     {"stop_token": None}], ids=str)  # fmt: skip
+def test_cached_and_recomputing_decoders_agree(model: mom.MoM, options: dict[str, Any]) -> None:
+    settings = {"num_beams": 3, "stop_token": 2, **options}
+    cached = beam_search(mom.Decoder(model), PROMPTS, 9, **settings)
+    again = beam_search(Recomputing(model), PROMPTS, 9, **settings)
+    for a, b in zip(cached, again, strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist() and a.ended == b.ended
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+        assert a.score == a.log_probability / (len(a.tokens) + a.ended) ** settings.get("length_penalty", 1.0)
+
+
+def test_prompts_do_not_influence_each_other(model: mom.MoM) -> None:
+    together = beam_search(mom.Decoder(model), PROMPTS, 8, num_beams=3, stop_token=2)
+    for prompt, expected in zip(PROMPTS, together, strict=True):
+        (alone,) = beam_search(mom.Decoder(model), [prompt], 8, num_beams=3, stop_token=2)
+        assert alone.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_one_beam_is_greedy_search(model: mom.MoM) -> None:
+    for stop in (None, 2):
+        found = beam_search(mom.Decoder(model), PROMPTS, 9, num_beams=1, stop_token=stop)
+        expected = model.generate(PROMPTS, 9, stop_token=stop)
+        for hypothesis, prompt, row in zip(found, PROMPTS, expected, strict=True):
+            new = row[len(prompt) :].tolist()
+            assert hypothesis.ended == (stop is not None and new[-1] == stop)
+            assert hypothesis.tokens.tolist() == (new[:-1] if hypothesis.ended else new)
+
+
+def test_a_beam_finds_what_greed_misses() -> None:
+    table = np.array([[0, 0, 0, 0, 0, 0], [0, 0, 0.6, 0.4, 0, 0], [0.2, 0, 0, 0, 0.4, 0.4], [0.9, 0, 0, 0, 0.1, 0],
+                      [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])  # fmt: skip
+    prompt = [np.array([1])]
+    greedy, beam = (beam_search(Table(table), prompt, 4, num_beams=n, length_penalty=0.0, stop_token=0)[0]
+                    for n in (1, 2))  # fmt: skip
+    assert greedy.tokens.tolist() == [2, 4] and np.exp(greedy.log_probability) == pytest.approx(0.24)
+    assert beam.tokens.tolist() == [3] and np.exp(beam.log_probability) == pytest.approx(0.36) and beam.ended
+
+
+def test_length_penalty_prefers_longer_continuations() -> None:
+    table = np.array([[0.0] * 5, [0.3, 0, 0.7, 0, 0], [0.5, 0, 0, 0.5, 0], [0.9, 0, 0, 0, 0.1], [1, 0, 0, 0, 0]])
+    lengths = [
+        len(beam_search(Table(table), [np.array([1])], 6, num_beams=2, length_penalty=p, stop_token=0)[0].tokens)
+        for p in (-2.0, 0.0, 3.0)
+    ]
+    assert lengths[0] <= lengths[1] <= lengths[2] and lengths[0] < lengths[2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_no_ngram_comes_twice(model: mom.MoM, size: int, num_beams: int) -> None:
+    free = beam_search(mom.Decoder(model), PROMPTS, 11, num_beams=num_beams)
+    found = beam_search(mom.Decoder(model), PROMPTS, 11, num_beams=num_beams, no_repeat_ngram_size=size)
+    for hypothesis in found:
+        tokens = hypothesis.tokens.tolist()
+        grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+        assert len(grams) == len(set(grams)) and len(tokens) == 11
+    assert size > 1 or any(len(set(h.tokens.tolist())) < 11 for h in free), "the test says something"
+
+
+def test_when_everything_is_ruled_out_the_search_ends() -> None:
+    table = np.zeros((4, 4))
+    table[:, 1] = 1.0
+    decoder = Padded(Table(table), 4)
+    decoder.inner.logs[:, [0, 2, 3]] = -np.inf
+    (found,) = beam_search(decoder, [np.array([1])], 5, num_beams=1, no_repeat_ngram_size=1)
+    assert found.tokens.tolist() == [1] or found.log_probability == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 is less than 1"), ({"num_beams": 0}, "num_beams: 0 is less than 1"),
+        ({"num_beams": 7}, "num_beams: 7 are too many for 12 tokens"), ({"prompts": []}, "prompts: there are none"),
+        ({"length_penalty": float("nan")}, "length_penalty: nan is not finite"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: -1 is less than 0"),
+    ],
+)  # fmt: skip
+def test_arguments_are_checked(model: mom.MoM, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        beam_search(**{"decoder": mom.Decoder(model), "prompts": PROMPTS, "max_new_tokens": 3, **changes})

@@ -1,0 +1,172 @@
+"""`mom.TextClassifier` and `mom.TextRegressor`: scikit-learn's verbs, and its tools around them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom.errors import ConfigError, DataError
+
+CONFIG = mom.MoMConfig.preset(
+    "demo", vocab_size=300, n_positions=24, n_embd=32, n_head=2, router_dim=8, depth_per_chunk=2
+)
+QUICK: dict[str, Any] = {"epochs": 12, "lr": 1e-2, "batch_size": 8}
+
+
+def texts_and_labels(count: int = 48) -> tuple[list[str], list[str]]:
+    rng = np.random.default_rng(0)
+    words = ["the", "film", "is", "really", "a", "thing"]
+    kinds = ["dull", "fine", "odd"]
+    labels = [kinds[i % 3] for i in range(count)]
+    signs = {"dull": "boring", "fine": "lovely", "odd": "weird"}
+    return [" ".join([*rng.choice(words, 3), signs[label], *rng.choice(words, 2)]) for label in labels], labels
+
+
+# ---------------------------------------------------------------------- verbs
+def test_classifier_learns_labels_of_any_type() -> None:
+    texts, labels = texts_and_labels()
+    for values in (labels, [len(label) for label in labels], np.array([label == "odd" for label in labels])):
+        classifier = mom.TextClassifier(CONFIG, **QUICK).fit(texts, values)
+        np.testing.assert_array_equal(classifier.classes_, np.unique(values))
+        assert classifier.score(texts, values) > 0.95 and classifier.predict(texts).dtype == np.asarray(values).dtype
+        proba = classifier.predict_proba(texts)
+        assert proba.shape == (48, len(classifier.classes_)) and np.allclose(proba.sum(axis=1), 1)
+        np.testing.assert_allclose(np.exp(classifier.predict_log_proba(texts)), proba)
+        np.testing.assert_array_equal(classifier.classes_[proba.argmax(axis=1)], classifier.predict(texts))
+
+
+def test_order_and_company_do_not_change_a_prediction() -> None:
+    texts, labels = texts_and_labels(24)
+    classifier = mom.TextClassifier(CONFIG, **QUICK).fit(texts, labels)
+    proba = classifier.predict_proba(texts)
+    np.testing.assert_allclose(classifier.predict_proba(texts[::-1])[::-1], proba, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([classifier.predict_proba([t]) for t in texts]), proba, atol=1e-5)
+
+
+def test_regressor_learns_numbers_of_any_scale() -> None:
+    texts, labels = texts_and_labels()
+    values = np.array([{"dull": 1000.0, "fine": 1300.0, "odd": 1100.0}[label] for label in labels])
+    regressor = mom.TextRegressor(CONFIG, **QUICK).fit(texts, values)
+    assert regressor.score(texts, values) > 0.9 and regressor.mean_ == pytest.approx(values.mean())
+    assert regressor.predict(texts[:2]).dtype == np.float64
+    constant = mom.TextRegressor(CONFIG, epochs=1).fit(texts, np.full(48, 7.0))
+    np.testing.assert_allclose(constant.predict(texts), 7.0, atol=1.5)
+    assert constant.score(texts, np.full(48, 7.0)) in (0.0, 1.0)
+
+
+def test_pairs_of_texts() -> None:
+    pairs = [("a cat", "a cat"), ("a cat", "a dog")] * 10
+    classifier = mom.TextClassifier(CONFIG, **{**QUICK, "epochs": 40}).fit(pairs, [1, 0] * 10)
+    assert classifier.score(np.array(pairs), [1, 0] * 10) > 0.9
+
+
+def test_a_model_given_is_left_as_it_is_and_its_tokenizer_is_used(tmp_path: Any) -> None:
+    texts, labels = texts_and_labels(12)
+    tokenizer = mom.Tokenizer.train(texts, 280)
+    model = mom.MoM(CONFIG.replace(vocab_size=tokenizer.vocab_size), seed=4)
+    model.tokenizer = tokenizer
+    before = {n: v.copy() for n, v in model.parameters.items()}
+    classifier = mom.TextClassifier(model, epochs=1).fit(texts, labels)
+    assert all(np.array_equal(v, before[n]) for n, v in model.parameters.items())
+    assert classifier.model_.tokenizer is tokenizer
+    model.save_pretrained(tmp_path / "m")
+    again = mom.TextClassifier(tmp_path / "m", epochs=1).fit(texts, labels)
+    np.testing.assert_array_equal(again.predict_proba(texts), classifier.predict_proba(texts))
+
+
+def test_validation_chooses_weights() -> None:
+    texts, labels = texts_and_labels(40)
+    classifier = mom.TextClassifier(CONFIG, **QUICK, validation_fraction=0.25, patience=2).fit(texts, labels)
+    assert classifier.loop_.best_score == max(score for _, score in classifier.loop_.history)
+    assert classifier.loop_.examples % 30 == 0
+    for fraction, message in ((1.0, "validation_fraction: 1.0 is not in"), (0.99, "leaves none of 40 texts")):
+        with pytest.raises(ConfigError, match=message):
+            mom.TextClassifier(CONFIG, epochs=1, validation_fraction=fraction).fit(texts, labels)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "kind", "message"),
+    [
+        ("a text", [1], DataError, "X: expected texts, got a str"), ([], [], DataError, "X: there are no texts"),
+        ([1, 2], [0, 1], DataError, "X: row 0: expected a string or a pair of strings, got int"),
+        (["a", ("b", "c")], [0, 1], DataError, "X: row 1 has 2 texts, row 0 has 1"),
+        (["a", "b"], [1], ValueError, "at least two classes"),
+        (["a", "b", "c"], [1, 0], ValueError, "y: 2 values for 3"),
+        (["a", "b"], [[1], [0]], ValueError, r"y: shape \(2, 1\), expected \(N,\)"),
+    ],
+)  # fmt: skip
+def test_arguments_are_checked(X: Any, y: Any, kind: type[Exception], message: str) -> None:  # noqa: N803
+    with pytest.raises(kind, match=message):
+        mom.TextClassifier(CONFIG, epochs=1).fit(X, y)
+
+
+def test_other_errors() -> None:
+    with pytest.raises(RuntimeError, match="TextClassifier: not fitted yet; call fit first"):
+        mom.TextClassifier().predict(["a"])
+    with pytest.raises(ValueError, match="layers: TextClassifier has no such parameter; it has batch_size"):
+        mom.TextClassifier().set_params(layers=2)
+    with pytest.raises(TypeError, match="model: expected a model, a configuration, a path or None, got int"):
+        mom.TextClassifier(3).fit(["a", "b"], [0, 1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="y: not all are finite numbers"):
+        mom.TextRegressor(CONFIG).fit(["a"], [np.nan])
+    with pytest.raises(ValueError, match="y: <U1 of shape"):
+        mom.TextRegressor(CONFIG).fit(["a"], ["b"])
+
+
+# ---------------------------------------------------------------------- copies
+def test_models_can_be_copied_and_sent_to_other_processes() -> None:
+    model = mom.MoM(CONFIG, seed=3)
+    model.tokenizer = mom.Tokenizer.train(["some text"], 270)
+    model.random_state = (5, 7)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.config == model.config and other.random_state == (5, 7) and type(other) is mom.MoM
+        assert all(np.array_equal(v, other.parameters[n]) for n, v in model.parameters.items())
+        assert other.tokenizer.sha256 == model.tokenizer.sha256
+        other.parameters["transformer.wte.weight"][:] = 0
+        assert model.parameters["transformer.wte.weight"].any()
+        other([[1, 2]], [[1, 2]])
+        other.backward()
+
+
+def test_fitted_estimators_can_be_copied() -> None:
+    texts, labels = texts_and_labels(12)
+    classifier = mom.TextClassifier(CONFIG, epochs=1).fit(texts, labels)
+    other = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(other.predict_proba(texts), classifier.predict_proba(texts))
+
+
+# ---------------------------------------------------------------------- in scikit-learn's hands
+def test_parameters_and_clone() -> None:
+    sklearn = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+    classifier = mom.TextClassifier(mom.MoM(CONFIG), epochs=2, lr=0.5)
+    other = sklearn.clone(classifier)
+    assert other.get_params() == {**classifier.get_params(), "model": other.model} and other.epochs == 2
+    assert other.model is not classifier.model and not hasattr(other, "model_")
+    assert classifier.set_params(epochs=3) is classifier and classifier.get_params()["epochs"] == 3
+    assert repr(mom.TextClassifier(epochs=2)) == "TextClassifier(epochs=2)"
+    assert sklearn.is_classifier(classifier) and sklearn.is_regressor(mom.TextRegressor())
+    assert not sklearn.is_regressor(classifier)
+
+
+def test_cross_validation_search_and_pipelines() -> None:
+    selection = pytest.importorskip("sklearn.model_selection", reason="scikit-learn is not installed")
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    texts, labels = texts_and_labels(60)
+    classifier = mom.TextClassifier(CONFIG, **QUICK)
+    scores = selection.cross_val_score(classifier, texts, labels, cv=3)
+    assert scores.shape == (3,) and scores.min() > 0.8
+    upper = FunctionTransformer(lambda rows: [text.upper() for text in rows])
+    pipeline = make_pipeline(upper, mom.TextClassifier(CONFIG, **QUICK)).fit(texts, labels)
+    assert pipeline.score(texts, labels) > 0.9 and pipeline.predict_proba(texts[:2]).shape == (2, 3)
+    search = selection.GridSearchCV(classifier, {"epochs": [1, 12]}, cv=2).fit(texts, labels)
+    assert search.best_params_ == {"epochs": 12}
+    values = [float(len(label)) for label in labels]
+    assert len(selection.cross_val_score(mom.TextRegressor(CONFIG, **QUICK), texts, values, cv=2)) == 2
+    assert len(selection.cross_val_score(classifier, texts, labels, cv=2, scoring="neg_log_loss")) == 2

@@ -1,0 +1,280 @@
+"""Fine-tuning: predictions that do not depend on batches, what is trained, the loop's rules, and learning at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom.data.encode import encode_texts
+from mom.errors import ConfigError, DataError, TrainingError
+from mom.training.finetune import FinetuneConfig, classifier_from, classify, fit_classifier, run_loop, trainable
+
+CONFIG = mom.MoMConfig(
+    vocab_size=300, n_positions=24, n_embd=16, n_head=2, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,
+    num_bottom_layers=1, num_top_layers=1, require_anchor_layer=False, router_type="gru-softmax", router_dim=8,
+    routing_top_k=2,
+)  # fmt: skip
+PLAIN = mom.MoMConfig.vanilla(2, vocab_size=300, n_positions=24, n_embd=16, n_head=2)
+KINDS = pytest.mark.parametrize("config", [CONFIG, CONFIG.replace(router_type="naive", routing_top_k=1), PLAIN],
+                                ids=["gru", "naive", "plain"])  # fmt: skip
+
+
+def moved(model: Any, seed: int = 5) -> Any:
+    """The model with parameters well away from their fresh values, so that routes are clear."""
+    rng = np.random.default_rng(seed)
+    for value in model.parameters.values():
+        value += 0.3 * rng.standard_normal(value.shape).astype(np.float32)
+    return model
+
+
+def some_rows(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 300, rng.integers(1, 25), dtype=np.int32) for _ in range(count)]
+
+
+def classifier(config: mom.MoMConfig, labels: int = 3) -> mom.MoMForSequenceClassification:
+    return moved(classifier_from(mom.MoM(config, seed=1), labels, "single_label_classification"))
+
+
+# ---------------------------------------------------------------------- predictions
+@KINDS
+def test_predictions_do_not_depend_on_padding_batch_or_order(config: mom.MoMConfig) -> None:
+    model = classifier(config)
+    rows = some_rows(60)
+    alone = np.stack([model(row[None], attention_mask=np.ones((1, len(row)))).logits[0] for row in rows])  # type: ignore[index]
+    assert np.ptp(alone, axis=0).min() > 0.1, "the test says something"
+    order = np.random.default_rng(3).permutation(len(rows))
+    for side in ("right", "left"):
+        for batch_size in (1, 7, 60):
+            np.testing.assert_allclose(classify(model, rows, batch_size, side), alone, rtol=0, atol=1e-5)
+        shuffled = classify(model, [rows[i] for i in order], 7, side)
+        np.testing.assert_allclose(shuffled, alone[order], rtol=0, atol=1e-5)
+
+
+@KINDS
+def test_padding_may_hold_anything(config: mom.MoMConfig) -> None:
+    model = classifier(config)
+    row = some_rows(1, seed=4)[0][:9]
+    expected = model(row[None]).logits
+    for fill in (0, 7, 299):
+        for side in ("right", "left"):
+            filler = np.full(6, fill, np.int32)
+            tokens = np.concatenate([row, filler] if side == "right" else [filler, row])[None]
+            mask = np.ones_like(tokens)
+            mask[:, slice(9, None) if side == "right" else slice(6)] = 0
+            positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+            found = model(tokens, attention_mask=mask, positions=positions).logits
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_classify_needs_pooling_at_the_mask() -> None:
+    model = mom.MoMForSequenceClassification(PLAIN.replace(pooling="reference", num_labels=2))
+    with pytest.raises(ConfigError, match="pooling: 'reference'; batches of unequal length need 'mask'"):
+        classify(model, some_rows(2))
+
+
+def test_positions_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"positions: shape \(1, 2\), expected \(1, 3\) like tokens"):
+        classifier(PLAIN)([[1, 2, 3]], positions=[[0, 1]])
+
+
+# ---------------------------------------------------------------------- what is trained
+@pytest.mark.parametrize("train", ["all", "routers", "head"])
+def test_only_what_is_chosen_changes(train: str) -> None:
+    model = classifier(CONFIG)
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    rows, labels = some_rows(12), np.arange(12) % 3
+    fit_classifier(model, rows, labels, FinetuneConfig(epochs=2, lr=0.01, train=train, batch_size=6), progress=False)
+    changed = {name for name, value in model.parameters.items() if not np.array_equal(value, before[name])}
+    routers = {name for name in before if ".router." in name}
+    if train == "all":
+        assert changed > routers and "score.weight" in changed and "transformer.wte.weight" in changed
+    else:
+        assert changed == {"score.weight"} | (routers if train == "routers" else set())
+
+
+def test_choices_that_a_model_does_not_have() -> None:
+    with pytest.raises(ConfigError, match="train: 'routers', but the model has none"):
+        trainable(classifier(PLAIN), "routers")
+    with pytest.raises(ConfigError, match="train: 'head', but a language model has no head"):
+        trainable(mom.MoM(CONFIG), "head")
+    assert trainable(mom.MoM(CONFIG), "routers").sum() == sum(".router." in name for name in mom.MoM(CONFIG).parameters)
+
+
+def test_the_body_is_copied_and_the_head_is_fresh() -> None:
+    source = moved(mom.MoM(CONFIG, seed=1))
+    source.tokenizer = object()
+    first, second = (classifier_from(source, 4, "single_label_classification", seed, dropout=0.2) for seed in (1, 2))
+    assert first.tokenizer is source.tokenizer and first.config.resid_pdrop == first.config.attn_pdrop == 0.2
+    assert all(np.array_equal(first.parameters[n], v) for n, v in source.parameters.items())
+    assert first.parameters["score.weight"].shape == (4, 16)
+    assert not np.array_equal(first.parameters["score.weight"], second.parameters["score.weight"])
+    again = classifier_from(first, 1, "regression", 1)
+    assert again.parameters["score.weight"].shape == (1, 16)
+    assert np.array_equal(again.parameters["transformer.wte.weight"], source.parameters["transformer.wte.weight"])
+
+
+# ---------------------------------------------------------------------- the loop
+class Records(list[Any]):
+    def record(self, record: dict[str, Any]) -> None:
+        self.append(record)
+
+    def close(self) -> None:
+        pass
+
+
+def test_best_weights_are_kept_and_patience_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    model = classifier(CONFIG)
+    rows, labels = some_rows(8), np.arange(8) % 3
+    scores = iter([0.1, 0.7, 0.7, 0.2, 0.9])
+    kept: list[np.ndarray] = []
+
+    def evaluate() -> float:
+        assert not model.training
+        kept.append(model.parameters["score.weight"].copy())
+        return next(scores)
+
+    records = Records()
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, patience=2)
+    result = fit_classifier(model, rows, labels, config, 0, evaluate, callbacks=[records], label="x seed 0")
+    assert result.history == [(2, 0.1), (4, 0.7), (6, 0.7), (8, 0.2)]
+    assert (result.steps, result.best_step, result.best_score, result.stopped_early) == (8, 4, 0.7, True)
+    assert result.examples == 32 and result.seconds > 0 and not model.training
+    assert np.array_equal(model.parameters["score.weight"], kept[1])
+    assert [r["kind"] for r in records] == ["train", "train", "eval"] * 4 and records[-1]["score"] == 0.2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 4 and err[1].startswith("x seed 0: step 4/18 loss ") and err[1].endswith("0.7000 (best)")
+
+
+def test_steps_and_learning_rates() -> None:
+    model = classifier(CONFIG)
+    records = Records()
+    config = FinetuneConfig(epochs=5, max_steps=8, lr=1.0, warmup=0.5, batch_size=4, eval_every=3, patience=0)
+    result = fit_classifier(
+        model, some_rows(10), np.arange(10) % 3, config.replace(lr=0.001), 0, lambda: 0.0, progress=False,
+        callbacks=[records],
+    )  # fmt: skip
+    assert result.steps == 8 and [step for step, _ in result.history] == [3, 6, 8] and not result.stopped_early
+    rates = [1000 * r["lr"] for r in records if r["kind"] == "train"]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+
+def test_without_a_dev_set_the_last_weights_stay() -> None:
+    model = classifier(CONFIG)
+    result = fit_classifier(model, some_rows(5), np.arange(5) % 3, FinetuneConfig(epochs=2), progress=False)
+    assert (result.steps, result.best_step, result.best_score, result.history) == (2, 2, None, [])
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    ends = []
+    for seed in (0, 0, 1):
+        model = classifier(CONFIG.replace(resid_pdrop=0.1))
+        fit_classifier(model, some_rows(30), np.arange(30) % 3, FinetuneConfig(lr=0.01), seed, progress=False)
+        ends.append(model.parameters["transformer.wte.weight"].copy())
+    assert np.array_equal(ends[0], ends[1]) and not np.array_equal(ends[0], ends[2])
+
+
+def test_repeated_bad_steps_end_the_run() -> None:
+    model = classifier(CONFIG)
+    model.parameters["score.weight"][:] = np.nan
+    with pytest.raises(TrainingError, match="5 steps in a row were not finite"):
+        fit_classifier(model, some_rows(9), np.arange(9) % 3, FinetuneConfig(batch_size=1), progress=False)
+    assert not model.training
+
+
+@pytest.mark.parametrize("regression", [False, True])
+@KINDS
+def test_a_small_set_is_learnt(config: mom.MoMConfig, regression: bool) -> None:
+    """The label is whether token 7 occurs, which has to be carried to the last token."""
+    rows = some_rows(64, seed=2)
+    for i, row in enumerate(rows):
+        row[row == 7] = 8
+        if i % 2:
+            row[(3 * i) % len(row)] = 7
+    labels: Any = np.arange(64) % 2
+    model = classifier_from(
+        mom.MoM(config, seed=1), 1 if regression else 2,
+        "regression" if regression else "single_label_classification",
+    )  # fmt: skip
+    settings = FinetuneConfig(epochs=60, lr=0.01, batch_size=16, weight_decay=0.0, warmup=0.1)
+    fit_classifier(model, rows, labels.astype(np.float32) if regression else labels, settings, progress=False)
+    logits = classify(model, rows)
+    right = (logits[:, 0] > 0.5) == labels if regression else logits.argmax(axis=1) == labels
+    assert right.mean() > 0.95
+
+
+def test_run_loop_trains_language_models_too() -> None:
+    model = mom.MoM(CONFIG, seed=0)
+    tokens = np.tile(np.arange(8), (4, 2))
+
+    def forward(batch: Any) -> tuple[Any, int]:
+        return model(batch, labels=batch), len(batch)
+
+    first = model(tokens, labels=tokens).lm_loss
+    result = run_loop(
+        model, lambda rng: [tokens], 1, forward, FinetuneConfig(epochs=60, lr=0.01), 0, progress=False
+    )  # fmt: skip
+    assert result.loss < 0.3 * (first or math.nan)
+
+
+# ---------------------------------------------------------------------- settings
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs: 0 is less than 1"), ({"epochs": 1.5}, "epochs: expected int, got float 1.5"),
+        ({"lr": -1.0}, r"lr: -1.0 is not in \[0.0, 1000.0\]"), ({"warmup": 2.0}, r"warmup: 2.0 is not in \[0.0, 1.0\]"),
+        ({"train": "body"}, "train: 'body' is not one of 'all', 'routers', 'head'"),
+        ({"schedule": "step"}, "schedule: 'step' is not one of"),
+        ({"dropout": 1.0}, r"dropout: 1.0 is not in \[0, 1\)"),
+        ({"clip": 0.0}, "clip: 0.0 is not positive"), ({"patience": -1}, "patience: -1 is less than 0"),
+        ({"layers": 3}, "layers: unknown field of fine-tuning"), ({"max_steps": True}, "max_steps: expected int"),
+    ],
+)  # fmt: skip
+def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FinetuneConfig().replace(**changes)
+
+
+def test_length_follows_the_model() -> None:
+    assert FinetuneConfig().length_for(PLAIN) == 24 and FinetuneConfig(max_length=9).length_for(PLAIN) == 9
+    with pytest.raises(ConfigError, match="max_length: 25 is more than the model's n_positions = 24"):
+        FinetuneConfig(max_length=25).length_for(PLAIN)
+
+
+# ---------------------------------------------------------------------- texts to rows
+@pytest.fixture(scope="module")
+def tokenizer() -> mom.Tokenizer:
+    return mom.Tokenizer.train(["a few words to learn from, a few words more"], 290)
+
+
+def test_texts_end_with_the_end_of_text_token(tokenizer: mom.Tokenizer) -> None:
+    rows, cut = encode_texts(tokenizer, [("a few",), ("",)], 24)
+    np.testing.assert_array_equal(rows[0], [*tokenizer.encode("a few"), tokenizer.eos_id])
+    np.testing.assert_array_equal(rows[1], [tokenizer.eos_id])
+    (row,), _ = encode_texts(tokenizer, [("a few", "words")], 24)
+    eos = tokenizer.eos_id
+    np.testing.assert_array_equal(row, [*tokenizer.encode("a few"), eos, *tokenizer.encode("words"), eos])
+    assert cut == 0 and rows[0].dtype == np.int32 and encode_texts(tokenizer, [], 24) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [(3, 3, (3, 3)), (50, 2, (6, 2)), (2, 50, (2, 6)), (50, 50, (4, 4)), (4, 50, (4, 4)), (50, 4, (4, 4))],
+)
+def test_the_longer_text_is_cut_first(tokenizer: mom.Tokenizer, first: int, second: int, kept: tuple[int, int]) -> None:
+    (row,), cut = encode_texts(tokenizer, [("x" * first, "y" * second)], 10)
+    x, y = tokenizer.encode("x")[0], tokenizer.encode("y")[0]
+    assert ((row == x).sum(), (row == y).sum()) == kept and cut == (first + second > 8)
+    (row,), cut = encode_texts(tokenizer, [("x" * first,)], 10)
+    assert len(row) == min(first, 9) + 1 and cut == (first > 9)
+
+
+def test_encoding_errors(tokenizer: mom.Tokenizer) -> None:
+    with pytest.raises(DataError, match="tokenizer: the model has none"):
+        encode_texts(None, [("a",)], 10)
+    with pytest.raises(DataError, match="max_length: 3 leaves no room for 2 texts"):
+        encode_texts(tokenizer, [("a", "b")], 3)

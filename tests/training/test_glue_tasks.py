@@ -1,0 +1,231 @@
+"""`mom.glue` and ``mom finetune``: every task from its files to metrics, tables and submission files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom import cli, glue
+from mom.data.glue import TASKS, read_glue
+from mom.errors import CheckpointError, ConfigError, DataError
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+pytest.importorskip("scipy", reason="SciPy is not installed")
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "glue"
+TRAINED = [name for name in TASKS if name != "ax"]
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 4, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> mom.MoM:
+    texts = [text for name in TASKS for row in read_glue(GOLDEN, name, "dev").texts for text in row]
+    tokenizer = mom.Tokenizer.train(texts, 320)
+    config = mom.MoMConfig.preset(
+        "demo", vocab_size=tokenizer.vocab_size, n_positions=40, n_embd=16, n_head=2, router_dim=8, depth_per_chunk=2
+    )
+    made = mom.MoM(config, seed=0)
+    made.tokenizer = tokenizer
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:.*but the official test set")
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_task_from_files_to_submission(name: str, model: mom.MoM, tmp_path: Path) -> None:
+    task = TASKS[name]
+    before = {n: v.copy() for n, v in model.parameters.items()}
+    result = glue.finetune(model, name, GOLDEN, seeds=(3, 1, 2), out_dir=tmp_path, predict=True, **QUICK)
+    assert all(np.array_equal(v, before[n]) for n, v in model.parameters.items()), "the model given is left as it is"
+    assert [s.seed for s in result.seeds] == [3, 1, 2] and list(result.metrics) == list(task.metrics)
+    for metric in task.metrics:
+        assert result.metrics[metric] == np.median([s.metrics[metric] for s in result.seeds])
+    assert result.best.score == max(s.score for s in result.seeds)
+    assert result.train_rows == len(read_glue(GOLDEN, name)) and result.examples_per_second > 0
+
+    saved = mom.MoMForSequenceClassification.from_pretrained(tmp_path / name / "model")
+    assert saved.config.num_labels == task.num_labels and saved.tokenizer.sha256 == model.tokenizer.sha256
+    assert glue.evaluate(saved, name, GOLDEN) == glue.evaluate(tmp_path / name / "model", name, GOLDEN)
+    assert glue.evaluate(saved, name, GOLDEN) == pytest.approx(result.best.metrics)
+    written = json.loads((tmp_path / name / "results.json").read_text())
+    assert written["metrics"] == result.metrics and written["config"]["epochs"] == 1 and len(written["seeds"]) == 3
+
+    also = ("mnli-mm", "ax") if name == "mnli" else ()
+    assert [p.name for p in result.submissions] == [TASKS[n].submission for n in (name, *also)]
+    assert sorted(result.other_metrics) == sorted(also)
+    test = read_glue(GOLDEN, name, "test")
+    lines = (tmp_path / "submission" / task.submission).read_text().split("\n")
+    assert lines[0] == "index\tprediction" and lines[-1] == "" and len(lines) == len(test) + 2
+    answers = glue.predict(saved, name, GOLDEN)
+    for i, line in enumerate(lines[1:-1]):
+        number, word = line.split("\t")
+        assert int(number) == test.index[i]
+        if task.labels is None:
+            assert float(word) == pytest.approx(min(5.0, max(0.0, answers[i])), abs=6e-4)
+        else:
+            assert word == task.labels[answers[i]]
+
+
+def test_models_by_path_and_language_models_are_told_apart(model: mom.MoM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    by_path = glue.finetune(tmp_path / "lm", "rte", GOLDEN, **QUICK)
+    in_memory = glue.finetune(model, "rte", GOLDEN, **QUICK)
+    assert by_path.to_dict()["seeds"][0]["loss"] == in_memory.to_dict()["seeds"][0]["loss"]
+    assert by_path.folder is None and repr(by_path).startswith("<GlueResult RTE: accuracy ")
+    with pytest.raises(DataError, match="lm: a language model without a classification head; fine-tune it first"):
+        glue.evaluate(tmp_path / "lm", "rte", GOLDEN)
+    with pytest.raises(TypeError, match="model: expected MoMForSequenceClassification, got MoM"):
+        glue.evaluate(model, "rte", GOLDEN)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="model: has 2 labels, MNLI-m has 3"):
+        glue.evaluate(by_path.model, "mnli", GOLDEN)
+
+
+def test_a_learnable_task_is_learnt(model: mom.MoM) -> None:
+    rng = np.random.default_rng(0)
+    words = ["the", "a", "lamp", "door", "fell", "over", "again"]
+
+    def rows(count: int) -> list[dict[str, Any]]:
+        made = []
+        for i in range(count):
+            text = [*rng.choice(words, 6)]
+            text.insert(int(rng.integers(0, 6)), "joy" if i % 2 else "flat")
+            made.append({"sentence": " ".join(text), "label": i % 2})
+        return made
+
+    result = glue.finetune(
+        model, "sst2", {"train": rows(200), "dev": rows(60)}, epochs=8, batch_size=20, lr=0.01, progress=False
+    )
+    assert result.metrics["accuracy"] > 0.95 and result.baseline["accuracy"] == 0.5
+
+
+def test_unusable_rows_are_left_out_only_on_request(model: mom.MoM) -> None:
+    good = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
+    data = {"train": [*good, {"sentence": "c", "label": 7}], "dev": good}
+    with pytest.raises(DataError, match="1 of 3 rows cannot be used"):
+        glue.finetune(model, "cola", data, **QUICK)
+    with pytest.warns(UserWarning, match="1 of 3 rows cannot be used"):
+        assert glue.finetune(model, "cola", data, on_error="skip", **QUICK).train_rows == 2
+
+
+def test_what_does_not_fit_is_said_before_training(model: mom.MoM, tmp_path: Path) -> None:
+    for changes, kind, message in (
+        ({"task": "ax"}, DataError, "task: AX has no train set; fine-tune on mnli"),
+        ({"predict": True}, ConfigError, "predict: needs an out_dir"),
+        ({"seeds": ()}, ConfigError, "seeds: expected one or more distinct integers"),
+        ({"seeds": (1, 1)}, ConfigError, "seeds: expected one or more distinct integers"),
+        ({"max_length": 41}, ConfigError, "max_length: 41 is more than the model's n_positions = 40"),
+        ({"layers": 2}, ConfigError, "layers: unknown field"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            glue.finetune(**{"model": model, "task": "cola", "data": GOLDEN, **QUICK, **changes})
+    with pytest.raises(DataError, match="tokenizer: the model has none"):
+        glue.finetune(mom.MoM(model.config), "cola", GOLDEN, **QUICK)
+    shutil.copytree(GOLDEN / "RTE", tmp_path / "data" / "RTE")
+    (tmp_path / "data" / "RTE" / "test.tsv").unlink()
+    with pytest.raises(DataError, match="RTE: holds no test.tsv"):
+        glue.finetune(model, "rte", tmp_path / "data", out_dir=tmp_path / "out", predict=True, **QUICK)
+    (tmp_path / "out" / "rte" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "rte" / "model" / "thesis.tex").write_text("")
+    with pytest.raises(CheckpointError, match="holds 'thesis.tex'"):
+        glue.finetune(model, "rte", GOLDEN, out_dir=tmp_path / "out", **QUICK)
+
+
+# ---------------------------------------------------------------------- submissions
+OFFICIAL = {  # names and numbers of rows of the site's sample submission
+    "cola": ("CoLA.tsv", 1063, "0"), "sst2": ("SST-2.tsv", 1821, "0"), "mrpc": ("MRPC.tsv", 1725, "0"),
+    "stsb": ("STS-B.tsv", 1379, "0.000"), "qqp": ("QQP.tsv", 390965, "0"), "mnli": ("MNLI-m.tsv", 9796, "entailment"),
+    "mnli-mm": ("MNLI-mm.tsv", 9847, "entailment"), "qnli": ("QNLI.tsv", 5463, "entailment"),
+    "rte": ("RTE.tsv", 3000, "entailment"), "wnli": ("WNLI.tsv", 146, "0"), "ax": ("AX.tsv", 1104, "entailment"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_submission_files_have_the_sites_form(name: str, tmp_path: Path) -> None:
+    file, rows, first = OFFICIAL[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = glue.write_submission(name, np.zeros(rows, float if name == "stsb" else int), tmp_path / "new")
+    lines = path.read_text().splitlines()
+    assert path.name == file and lines[:2] == ["index\tprediction", f"0\t{first}"] and len(lines) == rows + 1
+    assert lines[-1].startswith(f"{rows - 1}\t")
+
+
+def test_submissions_of_another_length_are_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="WNLI.tsv: 2 rows, but the official test set of WNLI has 146"):
+        path = glue.write_submission("wnli", [1, 0], tmp_path, index=[5, 9])
+    assert path.read_text() == "index\tprediction\n5\t1\n9\t0\n"
+    with pytest.warns(UserWarning):
+        assert glue.write_submission("stsb", [7.0, -1.0], tmp_path).read_text().split() == [
+            "index", "prediction", "0", "5.000", "1", "0.000",
+        ]  # fmt: skip
+    for task, answers, index, message in (
+        ("rte", [2], None, r"predictions: expected integers in \[0, 2\)"),
+        ("rte", [0.5], None, "predictions: expected integers"), ("rte", [], None, r"shape \(0,\)"),
+        ("stsb", [np.nan], None, "not all are finite"), ("rte", [1], [1, 2], "index: 2 numbers for 1 predictions"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            glue.write_submission(task, answers, tmp_path, index)
+
+
+# ---------------------------------------------------------------------- the command
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_command_prints_a_table_over_tasks(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    out_dir = tmp_path / "out"
+    flags = ("--model", tmp_path / "lm", "--data", GOLDEN, "--epochs", 1, "--batch-size", 4, "--lr", 0.001)
+    status, out, err = run(
+        capsys, "finetune", "--task", "cola", "mrpc", *flags, "--out_dir", out_dir, "--seeds", 1, 2, "--predict"
+    )
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[0].split() == "task metric median lowest highest baseline seeds train dev".split()
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["CoLA", "matthews"], ["MRPC", "f1"], ["MRPC", "accuracy"], ["mean", "score"],
+    ]  # fmt: skip
+    assert lines[5:] == [f"submission {out_dir / 'submission' / name}" for name in ("CoLA.tsv", "MRPC.tsv")]
+    assert "cola seed 1: step 2/2 loss " in err and "examples/s" in err and "but the official test set" in err
+
+    expected = glue.evaluate(out_dir / "mrpc" / "model", "mrpc", GOLDEN)
+    evaluate = ("evaluate", "--task", "mrpc", "--model", out_dir / "mrpc" / "model", "--data", GOLDEN)
+    status, out, _ = run(capsys, *evaluate)
+    assert status == 0 and out.split() == ["f1", f"{100 * expected['f1']:.2f}", "accuracy",
+                                           f"{100 * expected['accuracy']:.2f}"]  # fmt: skip
+    assert json.loads(run(capsys, *evaluate, "--json")[1]) == expected
+
+
+def test_the_command_takes_all_of_glue(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    status, out, err = run(
+        capsys, "finetune", "--task", "glue", "--model", tmp_path / "lm", "--data", GOLDEN, "--max_steps", 1,
+        "--out_dir", tmp_path / "out", "--progress", "false", "--train", "routers",
+    )  # fmt: skip
+    assert status == 0, err
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {t.title for t in TASKS.values()} | {"mean"}
+
+
+def test_command_errors(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    flags = ("--model", tmp_path / "lm", "--out_dir", tmp_path / "out")
+    for words, message in (
+        (("--task", "imdb", "--data", GOLDEN), "task: 'imdb' is not one of cola"),
+        (("--task", "cola", "--data", tmp_path), "holds no train.tsv"),
+        (("--task", "cola", "--data", GOLDEN, "--train", "x"), "train: 'x' is not one of"),
+    ):
+        status, _, err = run(capsys, "finetune", *flags, *words)
+        assert status == 1 and message in err
+    status, _, err = run(capsys, "evaluate", "--model", tmp_path / "lm", "--task", "cola", "--text", tmp_path)
+    assert status == 1 and "task: needs --data" in err

@@ -1,0 +1,129 @@
+"""`mom.xsum` and ``mom finetune --task xsum``: what is learnt, cut and generated, and the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom import cli, xsum
+from mom.errors import ConfigError, DataError
+from mom.evaluate import lead, rouge
+
+pytest.importorskip("rouge_score", reason="rouge-score is not installed")
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "xsum"
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 2, "max_summary": 16, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> mom.MoM:
+    tokenizer = mom.Tokenizer.train(xsum.read_xsum(GOLDEN).documents * 2, 400)
+    config = mom.MoMConfig.preset(
+        "demo", vocab_size=tokenizer.vocab_size, n_positions=64, n_embd=32, n_head=2, router_dim=8, depth_per_chunk=2
+    )
+    made = mom.MoM(config, seed=0)
+    made.tokenizer = tokenizer
+    return made
+
+
+def test_rows_fit_and_only_summaries_are_scored(model: mom.MoM) -> None:
+    data = xsum.read_xsum(GOLDEN)
+    rows, cut, cut_summaries = xsum._rows(model, data, 64, 16)
+    decode = model.tokenizer.decode
+    for row, document, summary in zip(rows, data.documents, data.summaries, strict=True):
+        head, tail = decode(row.tokens[: row.prompt]), row.tokens[row.prompt :]
+        assert len(row.tokens) <= 64 and len(tail) <= 16 and head.endswith(xsum.PROMPT)
+        assert document.startswith(head.removesuffix(xsum.PROMPT))
+        text = decode(tail)
+        assert f" {summary}<|endoftext|>".startswith(text) and (tail[-1] == model.tokenizer.eos_id or len(tail) == 16)
+    assert cut == 3 and cut_summaries == sum(len(model.tokenizer.encode(f" {s}")) > 15 for s in data.summaries)
+
+    out = xsum._forward(model, rows, keep=False)
+    assert out.num_labelled == sum(len(row.tokens) - row.prompt for row in rows)
+    total = 0.0
+    for row in rows:
+        logits = model(row.tokens, return_logits=True).logits[0].astype(np.float64)  # type: ignore[index]
+        logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        total -= sum(logs[t - 1, row.tokens[t]] for t in range(row.prompt, len(row.tokens)))
+    assert out.lm_loss == pytest.approx(total / out.num_labelled, rel=1e-5)
+    assert xsum._loss(model, rows) == pytest.approx(out.lm_loss, rel=1e-5)
+
+
+def test_a_few_summaries_are_learnt_by_heart(model: mom.MoM, tmp_path: Path) -> None:
+    rows = [
+        {"document": f"Something about a {word} happened today. It was big.", "summary": f"The {word} was here."}
+        for word in ("ferry", "school", "museum", "station")
+    ]
+    data = {"train": rows, "validation": rows, "test": rows}
+    before = {n: v.copy() for n, v in model.parameters.items()}
+    result = xsum.finetune(model, data, out_dir=tmp_path, **{**QUICK, "epochs": 90, "batch_size": 4, "lr": 0.01})
+    assert all(np.array_equal(v, before[n]) for n, v in model.parameters.items()), "the model given is left as it is"
+    assert result.val_loss is not None and result.val_loss < 0.1 and result.train_rows == 4
+    for options in ({}, {"num_beams": 3}, {"num_beams": 2, "batch_size": 1, "no_repeat_ngram_size": 3}):
+        scores = xsum.evaluate(result.model, data, max_summary=16, **options)  # type: ignore[arg-type]
+        assert scores.summaries == [row["summary"] for row in rows] and scores.rouge["rougeL"] == 100
+    assert scores.loss == pytest.approx(result.val_loss, rel=1e-4)
+    assert scores.lead["LEAD-1"] == rouge([lead(r["document"], 1) for r in rows], [r["summary"] for r in rows])
+    saved = mom.MoM.from_pretrained(tmp_path / "xsum" / "model")
+    assert xsum.summarize(saved, [rows[0]["document"]], max_summary=16) == [rows[0]["summary"]]
+    assert json.loads((tmp_path / "xsum" / "results.json").read_text())["val_loss"] == result.val_loss
+
+
+def test_batches_do_not_matter(model: mom.MoM) -> None:
+    documents = xsum.read_xsum(GOLDEN).documents
+    found = [xsum.summarize(model, documents, max_summary=8, num_beams=2, batch_size=b) for b in (1, 2, 3)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_examples_stand_side_by_side(model: mom.MoM) -> None:
+    scores = xsum.evaluate(model, GOLDEN, max_summary=8)
+    lines = xsum.format_examples(scores, 2, width=60).splitlines()
+    assert [line[:10].strip() for line in lines] == [*("document", "reference", "model", "LEAD-1"), "",
+                                                     *("document", "reference", "model", "LEAD-1")]  # fmt: skip
+    assert all(len(line) <= 60 for line in lines) and lines[1] == "reference A cow is missing from its field."
+    table = scores.table().splitlines()
+    assert table[0].split() == ["ROUGE-1", "ROUGE-2", "ROUGE-L"] and [t.split()[0] for t in table[1:]] == [
+        "model", "LEAD-1", "LEAD-3",
+    ]  # fmt: skip
+
+
+def test_errors(model: mom.MoM, tmp_path: Path) -> None:
+    for changes, kind, message in (
+        ({"max_summary": 62}, ConfigError, "max_summary: 62 of 64 tokens leaves no room"),
+        ({"max_summary": 1}, ConfigError, "max_summary: 1 of 64"),
+        ({"train": "head"}, ConfigError, "train: 'head', but"),
+        ({"data": {"train": []}}, DataError, "no rows"), ({"data": tmp_path}, DataError, "holds no train.jsonl"),
+        ({"model": mom.MoM(model.config)}, DataError, "tokenizer: the model has none"),
+        ({"model": mom.MoMForSequenceClassification(model.config)}, TypeError, "model: expected MoM"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            xsum.finetune(**{"model": model, "data": GOLDEN, **QUICK, **changes})
+    with pytest.raises(ValueError, match="rows: 0 is less than 1"):
+        xsum.evaluate(model, GOLDEN, rows=0)
+    with pytest.raises(ValueError, match="batch_size: 0 is less than 1"):
+        xsum.summarize(model, ["a"], batch_size=0)
+
+
+def test_the_commands(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    flags = ["--data", str(GOLDEN), "--max_summary", "8", "--max-length", "48"]
+    command = ["finetune", "--task", "xsum", "--model", str(tmp_path / "lm"), "--out_dir", str(tmp_path / "out"),
+               "--epochs", "1", "--batch_size", "2", "--num_beams", "2", "--examples", "1"]  # fmt: skip
+    assert cli.main([*command, *flags]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("document  Police are looking") and "LEAD-3" in out and "xsum: step 2/2 loss" in err
+    assert out.endswith(f"model {tmp_path / 'out' / 'xsum' / 'model'}\n")
+
+    evaluate = ["evaluate", "--task", "xsum", "--model", str(tmp_path / "out" / "xsum" / "model"), *flags]
+    assert cli.main([*evaluate, "--num_beams", "2", "--examples", "1"]) == 0
+    assert capsys.readouterr().out == out.rsplit("model ", 1)[0]
+    assert cli.main([*evaluate, "--json", "--rows", "1", "--task_split", "dev"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"rouge", "LEAD-1", "LEAD-3", "loss", "rows"} and found["rows"] == 1
+    assert cli.main([*command, *flags, "--predict"]) == 1
+    assert "task: xsum goes with no other task" in capsys.readouterr().err
