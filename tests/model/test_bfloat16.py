@@ -1,0 +1,67 @@
+"""Models whose activations and factors of products are bfloat16."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mom
+
+CONFIG = {
+    "vocab_size": 97, "n_positions": 40, "n_embd": 48, "n_head": 3, "n_layer": 2, "chunks": 1, "num_attn": 3,
+    "num_ffn": 3, "depth_per_chunk": 3, "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False,
+    "router_dim": 16, "router_type": "gru-softmax", "routing_top_k": 2,
+}  # fmt: skip
+
+
+def gradients(dtype: str, threads: int = 2, **changes: object) -> tuple[float, dict[str, np.ndarray]]:
+    config = mom.MoMConfig(**{**CONFIG, **changes})  # type: ignore[arg-type]
+    before = mom.get_num_threads()
+    mom.set_num_threads(threads)
+    try:
+        model = mom.MoM(config, seed=3, dtype=dtype)
+        tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 40))
+        loss = model(tokens, labels=tokens).loss
+        model.backward()
+    finally:
+        mom.set_num_threads(before)
+    assert loss is not None
+    return loss, {name: value.copy() for name, value in model.gradients.items()}
+
+
+# Every choice is kept, so that rounding cannot send a token elsewhere; bfloat16 has 8 bits of precision.
+@pytest.mark.parametrize("changes", [{"routing_top_k": 4}, {"routing_all_possible_path": True}, {"chunks": 0}])
+def test_loss_and_gradients_are_those_of_float32_rounded(kernel_level: str, changes: dict[str, object]) -> None:
+    exact_loss, exact = gradients("float32", **changes)
+    loss, rounded = gradients("bfloat16", **changes)
+    assert loss != exact_loss and abs(loss - exact_loss) < 2e-3 * exact_loss
+    flat = [np.concatenate([g[name].ravel() for name in exact]).astype(np.float64) for g in (exact, rounded)]
+    assert np.linalg.norm(flat[1] - flat[0]) < 0.03 * np.linalg.norm(flat[0])
+
+
+def test_same_bits_for_any_number_of_threads(kernel_level: str) -> None:
+    loss, first = gradients("bfloat16", 1)
+    for threads in (2, 3):
+        again, others = gradients("bfloat16", threads)
+        assert again == loss
+        assert all(first[name].tobytes() == others[name].tobytes() for name in first)
+
+
+def test_a_batch_is_learnt_and_the_dtype_survives_the_recipe() -> None:
+    config = mom.MoMConfig(**CONFIG)  # type: ignore[arg-type]
+    plain = mom.MoM(config.vanilla_config(), seed=1, dtype="bfloat16")
+    model = mom.MoM.from_vanilla(plain, config, seed=1)
+    assert model.dtype == "bfloat16"
+    optimizer = mom.AdamW(model, lr=3e-3)
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, 24))
+    losses = []
+    for _ in range(80):
+        losses.append(model(tokens, labels=tokens).lm_loss)
+        model.backward()
+        optimizer.step(max_norm=1.0, zero_grad=True)
+    assert losses[0] is not None and losses[-1] is not None and losses[-1] < 0.2 * losses[0]
+
+
+def test_unknown_dtype_is_named() -> None:
+    with pytest.raises(ValueError, match="dtype: 'float16' is not one of 'float32', 'bfloat16'"):
+        mom.MoM(mom.MoMConfig(**CONFIG), dtype="float16")  # type: ignore[arg-type]
