@@ -292,9 +292,10 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     size_t pack = 0, block = 0;
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
-        const size_t n = columns_in_slab(g, begin, slab), columns = column_step(g, shape), rows = row_step(k, g, shape);
+        const size_t n = columns_in_slab(g, begin, slab);
         if (!n)
             continue;
+        const size_t columns = column_step(g, shape), rows = row_step(k, g, shape);
         const int before = g->packed_b != NULL;
         const item *packed_b = before ? g->packed_b : b;
         const size_t b_columns = round_up(before ? g->n : n, k->nr);
