@@ -96,6 +96,9 @@ class BuildCore(build_ext):
         if not self.compiles("#ifndef __x86_64__\n#error other architecture\n#endif\nint x;\n", []):
             flags.append("-DMOM_NO_X86_LEVELS")
             ext.sources = [source for source in ext.sources if level_of(source) in (None, "baseline")]
+        elif not self.compiles("int x;\n", LEVEL_FLAGS["avx512bf16"]):  # GCC before 10, Clang before 9
+            flags.append("-DMOM_NO_AVX512BF16")
+            ext.sources = [source for source in ext.sources if level_of(source) != "avx512bf16"]
         ext.extra_link_args = link_flags
         self.rebuild_if_changed("\n".join([*flags, "--", *link_flags]))
 

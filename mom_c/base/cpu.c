@@ -8,7 +8,9 @@ mom_cpu_features mom_cpu_detect(void) {
     f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifndef MOM_NO_AVX512BF16
     f.avx512bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
 #endif
     return f;
 }

@@ -50,7 +50,7 @@ static inline mom_matrix mom_matrix_of(const void *data, mom_dtype dtype, size_t
     return (mom_matrix){.data = data, .rs = ld, .cs = 1, .dtype = dtype};
 }
 static inline mom_matrix mom_matrix_flip(mom_matrix m) {
-    return (mom_matrix){m.data, m.cs, m.rs, m.col_index, m.row_index, m.dtype, m.norm, m.gelu};
+    return (mom_matrix){m.data, m.cs, m.rs, m.col_index, m.row_index, m.dtype, m.norm, m.gelu, !m.flipped};
 }
 
 /* Runs `count` independent products (their c must not overlap) over all threads. */

@@ -3,31 +3,14 @@
  * The rows of c are touched ahead of the last block of p, so that the update does not wait for memory. */
 #include <immintrin.h>
 
+#include "kernels/gemm_ukr_12x32.inc"
 #include "kernels/levels.h"
 
-#define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-
-#define ZERO(i) __m512 c##i##_0 = _mm512_setzero_ps(), c##i##_1 = _mm512_setzero_ps();
-#define PREFETCH(i)                                                       \
-    _mm_prefetch((const char *)(c + (size_t)(i) * ldc), _MM_HINT_T0);     \
-    _mm_prefetch((const char *)(c + (size_t)(i) * ldc + 16), _MM_HINT_T0);
 #define FMA(i)                                                \
     {                                                         \
         const __m512 ai = _mm512_set1_ps(a[i]);               \
         c##i##_0 = _mm512_fmadd_ps(ai, b0, c##i##_0);         \
         c##i##_1 = _mm512_fmadd_ps(ai, b1, c##i##_1);         \
-    }
-#define STORE(i)                                                                  \
-    {                                                                             \
-        float *out = c + (size_t)(i) * ldc;                                       \
-        _mm512_storeu_ps(out, c##i##_0);                                          \
-        _mm512_storeu_ps(out + 16, c##i##_1);                                     \
-    }
-#define ADD(i)                                                                    \
-    {                                                                             \
-        const float *out = c + (size_t)(i) * ldc;                                 \
-        c##i##_0 = _mm512_add_ps(_mm512_loadu_ps(out), c##i##_0);                 \
-        c##i##_1 = _mm512_add_ps(_mm512_loadu_ps(out + 16), c##i##_1);            \
     }
 
 void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {

@@ -17,8 +17,10 @@ static size_t collect(const mom_kernels **tables) {
         tables[n++] = &mom_kernels_avx2;
     if (cpu.avx512)
         tables[n++] = &mom_kernels_avx512;
+#ifndef MOM_NO_AVX512BF16
     if (cpu.avx512bf16)
         tables[n++] = &mom_kernels_avx512bf16;
+#endif
 #endif
     return n;
 }

@@ -24,7 +24,8 @@ typedef struct {
 } mom_gemm_norm;
 
 /* A factor of a product as it lies in memory: element (i, p) is data[row(i) * rs + col(p) * cs], where an index
- * replaces i or p. With a norm one of the strides is 1, the channels', and the other axis is the tokens'. */
+ * replaces i or p. With a norm one of the strides is 1, the channels', and the other axis is the tokens': the rows
+ * unless the matrix is flipped. */
 typedef struct {
     const void *data;         /* of type dtype */
     size_t rs, cs;            /* strides of rows and columns, in elements */
@@ -33,6 +34,7 @@ typedef struct {
     mom_dtype dtype;
     const mom_gemm_norm *norm; /* or NULL */
     int gelu;                  /* elements are gelu(element); one stride must be 1 */
+    int flipped;               /* transposed: tokens are the columns (with a single channel both strides are 1) */
 } mom_matrix;
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 

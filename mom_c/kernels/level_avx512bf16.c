@@ -1,5 +1,5 @@
-/* AVX-512 F, BW, DQ, VL and BF16. As avx512, with instructions for products of bfloat16. A kc x 32 panel of b is 24 KB, so that it stays in a 32 KB L1 cache while panels of a
- * (12 x kc, 9 KB) stream from L2. */
+/* AVX-512 F, BW, DQ, VL and BF16: as avx512, with instructions for products of bfloat16, whose panels hold twice the
+ * steps in the same bytes. */
 #define MOM_LEVEL_NAME "avx512bf16"
 #define MOM_LEVEL_TABLE mom_kernels_avx512bf16
 #define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"

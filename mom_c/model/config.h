@@ -36,6 +36,11 @@ typedef struct {
     size_t num_labels; /* 0: language model */
 } mom_config;
 
+/* Whether a call without dropout uses random numbers. */
+static inline int mom_config_draws(const mom_config *c) {
+    return c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE;
+}
+
 mom_status mom_config_check(const mom_config *config, mom_error *err);
 
 #endif

@@ -511,7 +511,7 @@ static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx
     return MOM_OK;
 }
 
-/* Gradient of the head: dhidden (N, C), zeroed by the caller. */
+/* Gradient of the head: dhidden (N, C), of a language model the one that forward computed, else zeroed by the caller. */
 static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
     const mom_exec *x = gpt->run.exec;
     mom_params *p = &gpt->params;
@@ -521,7 +521,7 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
             return MOM_OK;
         const float scale = lm_scale / (float)gpt->losses.labelled;
         mom_scaled_add(x, mom_param_grad(p, p->wte), scale, gpt->dwte, gpt->config.V * C);
-        mom_scaled_add(x, dhidden, scale, gpt->dhidden, N * C);
+        x->k->scale(dhidden, scale, dhidden, N * C);
         return MOM_OK;
     }
     float *dlogits, *dpooled;
@@ -545,8 +545,11 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     float *dx, *dhidden;
 
     /* pass 4: losses. The head's part of the gradients has been computed by forward; its memory is free after this. */
-    MOM_ARENA_NEW(dhidden, &gpt->saved, N * C, err);
-    memset(dhidden, 0, N * C * sizeof *dhidden);
+    dhidden = gpt->dhidden;
+    if (!dhidden) {
+        MOM_ARENA_NEW(dhidden, &gpt->saved, N * C, err);
+        memset(dhidden, 0, N * C * sizeof *dhidden);
+    }
     MOM_TRY(backward_head(gpt, dhidden, lm_scale, err));
     if (gpt->dwte)
         mom_arena_clear(&gpt->workspace);

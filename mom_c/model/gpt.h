@@ -19,11 +19,6 @@ typedef struct {
 /* The first random stream of the halves; each half of each round takes MOM_STREAMS of them, in order. */
 #define MOM_SITE_FIRST_HALF 16
 
-/* Whether a call without dropout uses random numbers, and so raises the counter. */
-static inline int mom_config_draws(const mom_config *c) {
-    return c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE;
-}
-
 typedef struct {
     size_t B, T;
     const int32_t *tokens;    /* (B, T) ids below V */

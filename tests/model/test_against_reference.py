@@ -42,6 +42,8 @@ FIXED: dict[str, Case] = {
     "sign and weighted qkv, clamp active": Case(
         {"router_type": "gru", "use_ste": True, "weighted_qkv": True, "num_attn": 4}, lm_scale=50.0
     ),
+    "one channel": Case({"n_embd": 1, "n_head": 1, "n_inner": 3}),
+    "one channel, single modules": Case({"n_embd": 1, "n_head": 1, "n_inner": 1, "num_attn": 1, "num_ffn": 1}),
     "no choice kept": Case({"routing_top_k": 0}),
     "every choice kept": Case({"routing_top_k": 4}),
     "more choices wanted than there are": Case({"routing_top_k": ALL, "router_type": "gru"}),
