@@ -20,7 +20,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ PathLike = str | os.PathLike[str]
 Network = MoM | MoMForSequenceClassification
 
 #: Sets beside its own that a model of a task can answer: for dev metrics and submissions.
-_ALSO = {"mnli": ("mnli-mm", "ax")}
+_ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}
 _PREDICT_BATCH = 32
 
 
@@ -211,7 +211,7 @@ def finetune(
     if folder is not None:  # now rather than after hours of training
         check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
     train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
-    others = _other_sets(data, task, "dev")
+    others = _other_sets(data, task, "dev", on_error)
     tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []
     length = config.length_for(body.config)
     rows, cut = encode_texts(body.tokenizer, train.texts, length)
@@ -261,12 +261,18 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     return seeds
 
 
-def _other_sets(data: Any, task: GlueTask, split: str) -> list[GlueData]:
-    """Further sets that a task's model can answer, as far as they are there."""
+def _other_sets(data: Any, task: GlueTask, split: str, on_error: str = "raise") -> list[GlueData]:
+    """Further sets that a task's model can answer, as far as the source has them under names of their own."""
+    names = _ALSO.get(task.name, ())
+    if isinstance(data, Mapping):  # its "dev" is that of the task
+        also = (TASKS[name] for name in names)
+        names = tuple(o.name for o in also if o.hub_config == task.hub_config and o.hub_splits.get(split) in data)
+    elif not isinstance(data, (str, os.PathLike)) or Path(data).is_file():
+        names = ()
     found = []
-    for name in _ALSO.get(task.name, ()):
+    for name in names:
         with contextlib.suppress(MissingSplitError):
-            found.append(read_glue(data, name, split))
+            found.append(read_glue(data, name, split, on_error=on_error))
     return found
 
 

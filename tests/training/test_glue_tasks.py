@@ -113,6 +113,46 @@ def test_unusable_rows_are_left_out_only_on_request(model: mom.MoM) -> None:
         assert glue.finetune(model, "cola", data, on_error="skip", **QUICK).train_rows == 2
 
 
+NLI = [{"premise": "a lamp", "hypothesis": f"a {word}", "label": i} for i, word in enumerate(("lamp", "cat", "box"))]
+
+
+@pytest.mark.filterwarnings("ignore:.*but the official test set")
+def test_only_sets_under_names_of_their_own_are_answered_beside_mnli(model: mom.MoM, tmp_path: Path) -> None:
+    def others(data: Any, **changes: Any) -> list[str]:
+        return sorted(glue.finetune(model, "mnli", data, **QUICK, **changes).other_metrics)
+
+    own = {"train": NLI, "dev": NLI, "test": NLI}
+    assert others(own) == []
+    result = glue.finetune(model, "mnli", own, out_dir=tmp_path / "out", predict=True, **QUICK)
+    assert [path.name for path in result.submissions] == ["MNLI-m.tsv"]
+    assert others({"train": NLI, "validation_matched": NLI, "validation_mismatched": NLI}) == ["mnli-mm"]
+    assert others(GOLDEN / "MNLI") == ["mnli-mm"] and others(GOLDEN) == ["ax", "mnli-mm"]
+
+
+def test_mnli_from_the_hubs_files_where_ax_has_no_labels(model: mom.MoM, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    hidden = [{**row, "label": -1} for row in NLI]
+    for name, rows in (("mnli/train", NLI), ("mnli/validation_matched", NLI), ("mnli/validation_mismatched", NLI),
+                       ("mnli/test_matched", hidden), ("ax/test", hidden)):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
+    with pytest.warns(UserWarning, match="but the official test set"):
+        result = glue.finetune(model, "mnli", tmp_path, out_dir=tmp_path / "out", predict=True, **QUICK)
+    assert list(result.other_metrics) == ["mnli-mm"]
+    assert [path.name for path in result.submissions] == ["MNLI-m.tsv", "AX.tsv"]
+
+
+def test_unusable_rows_of_further_dev_sets_are_left_out_on_request(model: mom.MoM, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "glue")
+    path = tmp_path / "glue" / "MNLI" / "dev_mismatched.tsv"
+    path.write_bytes(path.read_bytes() + b"only one column\n")
+    with pytest.raises(DataError, match="1 of 4 rows cannot be used"):
+        glue.finetune(model, "mnli", tmp_path / "glue", **QUICK)
+    with pytest.warns(UserWarning, match="1 of 4 rows cannot be used"):
+        glue.finetune(model, "mnli", tmp_path / "glue", on_error="skip", **QUICK)
+
+
 def test_what_does_not_fit_is_said_before_training(model: mom.MoM, tmp_path: Path) -> None:
     for changes, kind, message in (
         ({"task": "ax"}, DataError, "task: AX has no train set; fine-tune on mnli"),
