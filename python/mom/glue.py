@@ -31,7 +31,8 @@ import numpy.typing as npt
 from .checkpoint import check_replaceable, write_file
 from .config import MoMConfig
 from .data.encode import encode_texts
-from .data.glue import TASKS, GlueData, GlueTask, MissingSplitError, find_task, read_glue
+from .data.glue import TASKS, GlueData, GlueTask, find_task, read_glue
+from .data.records import MissingSplitError
 from .errors import ConfigError, DataError
 from .evaluate.glue import baseline_metrics, glue_metrics, task_score
 from .hub import model_folder

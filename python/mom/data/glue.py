@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .records import (
+    MissingSplitError,
     RecordError,
     RecordReport,
     check_on_error,
@@ -41,15 +42,11 @@ from .records import (
     text_of,
 )  # fmt: skip
 
-__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "MissingSplitError", "find_task", "read_glue"]
+__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "find_task", "read_glue"]
 
 PathLike = str | os.PathLike[str]
 
 SPLITS = ("train", "dev", "test")
-
-
-class MissingSplitError(DataError):
-    """A source is there, but not the split that was asked for."""
 
 
 @dataclass(frozen=True)
