@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from .beam import beam_search
 from .checkpoint import check_replaceable, write_file
-from .data.batches import bucketed, pad_rows
+from .data.batches import bucketed, pad_labelled
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
+from .evaluate.perplexity import token_loss
 from .evaluate.summaries import ROUGE, lead, rouge
 from .generation import Decoder
 from .model import ModelOutput, MoM
@@ -148,28 +149,13 @@ def _rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[li
 
 
 def _forward(model: MoM, rows: Sequence[_Row], keep: bool) -> ModelOutput:
-    labels = []
-    for row in rows:
-        label = row.tokens.copy()
-        label[: row.prompt] = -100
-        labels.append(label)
-    tokens, mask = pad_rows([row.tokens for row in rows])
-    return model(tokens, labels=pad_rows(labels, fill=-100)[0], attention_mask=mask, keep=keep)
+    tokens, labels, mask = pad_labelled(rows)
+    return model(tokens, labels=labels, attention_mask=mask, keep=keep)
 
 
 def _loss(model: MoM, rows: Sequence[_Row]) -> float:
-    total, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        for chosen in bucketed([len(row.tokens) for row in rows], _EVAL_BATCH):
-            out = _forward(model, [rows[i] for i in chosen], keep=False)
-            assert out.lm_loss is not None
-            total += out.lm_loss * out.num_labelled
-            count += out.num_labelled
-    finally:
-        model.training = was_training
-    return total / count
+    nats, tokens = token_loss(model, iter(rows), _EVAL_BATCH)
+    return nats / tokens
 
 
 def finetune(
@@ -204,7 +190,7 @@ def finetune(
     max_summary : int
         Tokens kept free for a summary and its end.
     val_rows : int, optional
-        Use the first so many rows of the validation set; None: all.
+        Use the first so many rows of the validation set, at least 1; None: all.
     out_dir : path, optional
         Gets ``xsum/model`` and ``xsum/results.json``.
     on_error : {"raise", "skip"}
@@ -221,6 +207,8 @@ def finetune(
     XsumResult
     """
     config = (config or FinetuneConfig()).replace(**changes)
+    if val_rows is not None and val_rows < 1:
+        raise ConfigError(f"val_rows: {val_rows} is less than 1")
     folder = None if out_dir is None else Path(out_dir) / "xsum" / "model"
     if folder is not None:
         check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
@@ -302,9 +290,7 @@ def summarize(
     length = FinetuneConfig(max_length=max_length).length_for(model.config)
     prompts, _ = _prompts(model, documents, length, max_summary)
     summaries = [""] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
+    with model.evaluating():
         decoder = Decoder(model)
         for chosen in bucketed([len(prompt) for prompt in prompts], batch_size):
             decoder.clear()
@@ -314,8 +300,6 @@ def summarize(
             )  # fmt: skip
             for i, hypothesis in zip(chosen, found, strict=True):
                 summaries[i] = tokenizer.decode(hypothesis.tokens).strip()
-    finally:
-        model.training = was_training
     return summaries
 
 

@@ -178,6 +178,24 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert np.array_equal(ends[0], ends[1]) and not np.array_equal(ends[0], ends[2])
 
 
+def test_evaluating_does_not_change_what_is_learnt() -> None:
+    """Noisy routers draw in evaluations too, from the streams that dropout uses."""
+    config = CONFIG.replace(router_type="gru-softmax-random", resid_pdrop=0.1)
+    rows, ends = some_rows(12), []
+    for every in (1, 6):
+        model = classifier(config)
+        scores = iter(range(99))
+
+        def evaluate(model: Any = model, scores: Any = scores) -> float:
+            classify(model, rows)
+            return float(next(scores))
+
+        settings = FinetuneConfig(epochs=3, lr=0.01, batch_size=6, eval_every=every)
+        fit_classifier(model, rows, np.arange(12) % 3, settings, 0, evaluate, progress=False)
+        ends.append(model.parameters["transformer.wte.weight"].copy())
+    assert np.array_equal(*ends)
+
+
 def test_repeated_bad_steps_end_the_run() -> None:
     model = classifier(CONFIG)
     model.parameters["score.weight"][:] = np.nan

@@ -97,6 +97,8 @@ def test_errors(model: mom.MoM, tmp_path: Path) -> None:
         ({"max_summary": 62}, ConfigError, "max_summary: 62 of 64 tokens leaves no room"),
         ({"max_summary": 1}, ConfigError, "max_summary: 1 of 64"),
         ({"train": "head"}, ConfigError, "train: 'head', but"),
+        ({"val_rows": 0}, ConfigError, "val_rows: 0 is less than 1"),
+        ({"val_rows": -1}, ConfigError, "val_rows: -1 is less than 1"),
         ({"data": {"train": []}}, DataError, "no rows"), ({"data": tmp_path}, DataError, "holds no train.jsonl"),
         ({"model": mom.MoM(model.config)}, DataError, "tokenizer: the model has none"),
         ({"model": mom.MoMForSequenceClassification(model.config)}, TypeError, "model: expected MoM"),

@@ -240,19 +240,15 @@ def classify(
     Returns
     -------
     ndarray of float32, shape (N, num_labels)
-        In the order of `rows`. The model's training mode is as before.
+        In the order of `rows`. Training mode and random state of the model are as before.
     """
     if model.config.pooling != "mask":
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
     logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
-    was_training = model.training
-    model.eval()
-    try:
+    with model.evaluating():
         for batch in iter_batches(rows, batch_size, side=side):
             out = model(batch.tokens, attention_mask=_mask(batch), positions=batch.positions)
             logits[batch.rows] = out.logits
-    finally:
-        model.training = was_training
     return logits
 
 
@@ -314,9 +310,8 @@ def run_loop(
     def evaluated() -> None:
         nonlocal best, best_step, best_score, since_best
         assert evaluate is not None
-        model.eval()
-        score = float(evaluate())
-        model.train()
+        with model.evaluating():
+            score = float(evaluate())
         history.append((step, score))
         record("eval", score=score)
         better = score > best_score

@@ -84,10 +84,8 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
     windows = min(batches * batch_size, len(tokens) // sequence_length)
     if windows < 1:
         raise DataError(f"tokens: {tokens.path} holds no window of {sequence_length} tokens")
-    training, random_state = model.training, model.random_state
-    model.eval()
     total, count = 0.0, 0
-    try:
+    with model.evaluating():
         for begin in range(0, windows, batch_size):
             rows = min(batch_size, windows - begin)
             ids = tokens.windows(np.arange(begin, begin + rows) * sequence_length, sequence_length)
@@ -95,8 +93,6 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
             assert out.lm_loss is not None
             total += out.lm_loss * out.num_labelled
             count += out.num_labelled
-    finally:
-        model.training, model.random_state = training, random_state
     return total / count
 
 
