@@ -196,6 +196,24 @@ def test_evaluating_does_not_change_what_is_learnt() -> None:
     assert np.array_equal(*ends)
 
 
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_a_skipped_step_leaves_no_gradients(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = mom.AdamW.step, []
+
+    def poisoned(optimizer: mom.AdamW, clip: float, *, zero_grad: bool) -> float:
+        calls.append({name: value.copy() for name, value in optimizer.model.gradients.items()})
+        if len(calls) == 2:
+            optimizer.model.gradients["score.weight"][0] = np.inf
+        return step(optimizer, clip, zero_grad=zero_grad)
+
+    monkeypatch.setattr(mom.AdamW, "step", poisoned)
+    settings = FinetuneConfig(epochs=3, lr=0.0, batch_size=6, train=train)
+    result = fit_classifier(classifier(CONFIG), some_rows(6), np.arange(6) % 3, settings, progress=False)
+    assert (result.steps, result.skipped) == (3, 1)
+    for name, value in calls[0].items():  # each step's batch holds the same rows, in another order
+        np.testing.assert_allclose(calls[2][name], value, atol=1e-5 * np.abs(value).max())
+
+
 def test_repeated_bad_steps_end_the_run() -> None:
     model = classifier(CONFIG)
     model.parameters["score.weight"][:] = np.nan

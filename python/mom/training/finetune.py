@@ -17,7 +17,7 @@ from ..config import MoMConfig
 from ..data.batches import Batch, bucketed, iter_batches
 from ..errors import ConfigError, TrainingError
 from ..model import ModelOutput, MoM, MoMForSequenceClassification
-from ..optim import AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
 
 __all__ = ["FinetuneConfig", "LoopResult", "classifier_from", "classify", "fit_classifier", "run_loop", "trainable"]
@@ -327,12 +327,14 @@ def run_loop(
     was_training = model.training
     model.train()
     stopped = False
+    model.zero_grad()
     try:
         while step < total and not stopped:
             for item in batches(rng):
                 started = time.perf_counter()
                 optimizer.lr = config.lr * factor(step)
-                model.zero_grad()
+                if model._core.used.any():  # the step before was skipped, or a callback has run a backward pass
+                    model.zero_grad()
                 out, count = forward(item)
                 problem = _one_step(model, optimizer, out, chosen, config.clip)
                 seconds += time.perf_counter() - started
@@ -377,11 +379,8 @@ def _one_step(
         used = model._core.used
         used[chosen == 0] = 0
         model._core.used = used
-    norm = clip_grad_norm(model, clip)
-    if not math.isfinite(norm):
-        return f"gradient norm is {norm}"
-    optimizer.step()
-    return None
+    norm = optimizer.step(clip, zero_grad=True)
+    return None if math.isfinite(norm) else f"gradient norm is {norm}"
 
 
 def _schedule(config: FinetuneConfig, total: int) -> Callable[[int], float]:
