@@ -37,7 +37,7 @@ from .errors import ConfigError, DataError
 from .evaluate.glue import baseline_metrics, glue_metrics, task_score
 from .hub import model_folder
 from .model import MoM, MoMForSequenceClassification
-from .training.callbacks import Callback
+from .training.callbacks import Callback, closing
 from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
 from .weights import read_weights
 
@@ -187,7 +187,7 @@ def finetune(
     progress : bool
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
-        Receive a record per step and evaluation.
+        Receive a record per step and evaluation; closed at the end.
     **changes
         Fields of `config` to override.
 
@@ -219,35 +219,36 @@ def finetune(
     dev_rows, _ = encode_texts(body.tokenizer, dev.texts, length)
     dev_labels = dev.labels
     assert train.labels is not None and dev_labels is not None
+    baseline = baseline_metrics(task, train.labels, dev_labels)  # says now what the metrics lack
     problem = "regression" if task.is_regression else "single_label_classification"
 
     results: list[SeedResult] = []
     best: MoMForSequenceClassification | None = None
-    for seed in seeds:
-        made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
+    with closing(callbacks) as listeners:
+        for seed in seeds:
+            made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
 
-        def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
-            return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
+            def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
+                return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
 
-        loop = fit_classifier(
-            made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
-            label=f"{task.name} seed {seed}", progress=progress, callbacks=callbacks,
-        )  # fmt: skip
-        metrics = metrics_now()
-        results.append(SeedResult(seed, metrics, task_score(metrics), loop))
-        if best is None or results[-1].score > max(r.score for r in results[:-1]):
-            best = made
+            loop = fit_classifier(
+                made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
+                label=f"{task.name} seed {seed}", progress=progress, callbacks=listeners,
+            )  # fmt: skip
+            metrics = metrics_now()
+            results.append(SeedResult(seed, metrics, task_score(metrics), loop))
+            if best is None or results[-1].score > max(r.score for r in results[:-1]):
+                best = made
+                if folder is not None:  # what comes later may fail
+                    best.save_pretrained(folder)
     assert best is not None
     other_metrics = {o.task.name: _metrics_of(best, o, length) for o in others}
     submissions = []
-    if folder is not None:
-        best.save_pretrained(folder)
-        for test in tests:
-            answers = _answers(test.task, _logits_of(best, test, length))
-            submissions.append(write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index))
+    for test in tests:
+        answers = _answers(test.task, _logits_of(best, test, length))
+        submissions.append(write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index))
     result = GlueResult(
-        task, results, baseline_metrics(task, train.labels, dev_labels), best, other_metrics, len(rows), len(dev_rows),
-        cut, folder, submissions,
+        task, results, baseline, best, other_metrics, len(rows), len(dev_rows), cut, folder, submissions
     )  # fmt: skip
     if folder is not None:
         summary = {**result.to_dict(), "config": config.to_dict()}

@@ -34,7 +34,7 @@ from .evaluate.perplexity import token_loss
 from .evaluate.summaries import ROUGE, lead, rouge
 from .generation import Decoder
 from .model import ModelOutput, MoM
-from .training.callbacks import Callback
+from .training.callbacks import Callback, closing
 from .training.finetune import FinetuneConfig, LoopResult, run_loop
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
@@ -198,7 +198,7 @@ def finetune(
     progress : bool
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
-        Receive a record per step and evaluation.
+        Receive a record per step and evaluation; closed at the end.
     **changes
         Fields of `config` to override.
 
@@ -226,11 +226,12 @@ def finetune(
         return ([rows[i] for i in chosen] for chosen in bucketed(lengths, config.batch_size, rng))
 
     lengths = [len(row.tokens) for row in rows]
-    loop = run_loop(
-        made, batches, len(bucketed(lengths, config.batch_size)),
-        lambda batch: (_forward(made, batch, keep=True), len(batch)), config, seed, lambda: -_loss(made, held_out),
-        label="xsum", progress=progress, callbacks=callbacks,
-    )  # fmt: skip
+    with closing(callbacks) as listeners:
+        loop = run_loop(
+            made, batches, len(bucketed(lengths, config.batch_size)),
+            lambda batch: (_forward(made, batch, keep=True), len(batch)), config, seed, lambda: -_loss(made, held_out),
+            label="xsum", progress=progress, callbacks=listeners,
+        )  # fmt: skip
     val_loss = None if loop.best_score is None else -loop.best_score
     if folder is not None:
         made.save_pretrained(folder)

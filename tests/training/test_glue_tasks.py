@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,45 @@ def test_a_learnable_task_is_learnt(model: mom.MoM) -> None:
         model, "sst2", {"train": rows(200), "dev": rows(60)}, epochs=8, batch_size=20, lr=0.01, progress=False
     )
     assert result.metrics["accuracy"] > 0.95 and result.baseline["accuracy"] == 0.5
+
+
+class Listener:
+    """Counts; `at` the so many-th record it raises."""
+
+    def __init__(self, at: int = -1) -> None:
+        self.seeds: list[int] = []
+        self.closed, self.at = 0, at
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.seeds.append(record["seed"])
+        if len(self.seeds) == self.at:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_callbacks_hear_of_every_seed_and_are_closed_once(model: mom.MoM) -> None:
+    listener = Listener()
+    glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), callbacks=(c for c in [listener]), **QUICK)
+    assert set(listener.seeds) == {4, 5} and listener.closed == 1
+
+
+def test_an_interrupted_run_keeps_the_best_model_so_far(model: mom.MoM, tmp_path: Path) -> None:
+    listener = Listener(3)  # a step and an evaluation of the first seed, then a step of the second
+    with pytest.raises(KeyboardInterrupt):
+        glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), out_dir=tmp_path, callbacks=[listener], **QUICK)
+    assert listener.closed == 1
+    first = glue.finetune(model, "rte", GOLDEN, seeds=(4,), **QUICK)
+    assert glue.evaluate(tmp_path / "rte" / "model", "rte", GOLDEN) == first.metrics
+
+
+def test_missing_metrics_are_said_before_training(model: mom.MoM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    listener = Listener()
+    with pytest.raises(ImportError, match="needs the package scikit-learn"):
+        glue.finetune(model, "rte", GOLDEN, callbacks=[listener], **QUICK)
+    assert not listener.seeds
 
 
 def test_unusable_rows_are_left_out_only_on_request(model: mom.MoM) -> None:

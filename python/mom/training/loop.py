@@ -22,7 +22,7 @@ from ..data.memmap import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingError
 from ..model import MoM
 from ..optim import AdamW, cosine_schedule, linear_schedule
-from .callbacks import Callback, JsonLines, Progress, TensorBoard
+from .callbacks import Callback, JsonLines, Progress, TensorBoard, closing
 from .config import TrainingConfig
 from .state import PREFIX, load_state, save_state
 
@@ -223,15 +223,12 @@ def train(
     run = _Run(model, config, sampler, validation, Path(run_dir) if run_dir is not None else None)
     run.prepare(resume)
     was_training = model.training
-    with ExitStack() as closing:
-        run.callbacks = list(callbacks)
-        for callback in run.callbacks:
-            if hasattr(callback, "close"):
-                closing.callback(callback.close)
+    with ExitStack() as stack:
+        run.callbacks = stack.enter_context(closing(callbacks))
 
         def add(callback: JsonLines | TensorBoard | Progress) -> None:
             run.callbacks.append(callback)
-            closing.callback(callback.close)
+            stack.callback(callback.close)
 
         if run.dir is not None:
             add(JsonLines(run.dir / "log.jsonl", run.step if resume else None))
