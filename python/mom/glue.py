@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import check_replaceable, write_file
+from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .config import MoMConfig
 from .data.encode import encode_texts
 from .data.glue import TASKS, GlueData, GlueTask, find_task, read_glue
@@ -210,7 +210,7 @@ def finetune(
     body = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training
-        check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
+        check_replaceable(folder, MODEL_FILES)
     train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
     others = _other_sets(data, task, "dev", on_error)
     tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []

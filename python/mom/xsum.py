@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .beam import beam_search
-from .checkpoint import check_replaceable, write_file
+from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .data.batches import bucketed, pad_labelled
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
@@ -211,7 +211,7 @@ def finetune(
         raise ConfigError(f"val_rows: {val_rows} is less than 1")
     folder = None if out_dir is None else Path(out_dir) / "xsum" / "model"
     if folder is not None:
-        check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
+        check_replaceable(folder, MODEL_FILES)
     source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     if not isinstance(source, MoM):
         raise TypeError(f"model: expected MoM, got {type(source).__name__}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoint
-from ..checkpoint import check_replaceable, write_file
+from ..checkpoint import MODEL_FILES, check_replaceable, write_file
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..model import MoM
@@ -179,7 +179,7 @@ def pretrain(
     if recipe not in RECIPES:
         raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     run = Path(run_dir)
-    check_replaceable(run / "model", ("config.json", "model.safetensors", "tokenizer.json"))
+    check_replaceable(run / "model", MODEL_FILES)
     planned = _earlier_plan(run) if resume else None
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
