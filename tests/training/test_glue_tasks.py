@@ -290,11 +290,12 @@ def test_the_command_prints_a_table_over_tasks(
 def test_the_command_takes_all_of_glue(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "lm")
     status, out, err = run(
-        capsys, "finetune", "--task", "glue", "--model", tmp_path / "lm", "--data", GOLDEN, "--max_steps", 1,
+        capsys, "finetune", "--task", "glue", "cola", "--model", tmp_path / "lm", "--data", GOLDEN, "--max_steps", 1,
         "--out_dir", tmp_path / "out", "--progress", "false", "--train", "routers",
     )  # fmt: skip
     assert status == 0, err
     assert {line.split()[0] for line in out.splitlines()[1:]} == {t.title for t in TASKS.values()} | {"mean"}
+    assert out.count("CoLA") == 1, "a task that is named twice is done once"
 
 
 def test_command_errors(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
