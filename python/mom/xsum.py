@@ -35,7 +35,7 @@ from .evaluate.summaries import ROUGE, lead, rouge
 from .generation import Decoder
 from .model import ModelOutput, MoM
 from .training.callbacks import Callback, closing
-from .training.finetune import FinetuneConfig, LoopResult, run_loop
+from .training.finetune import FinetuneConfig, LoopResult, copy_of, run_loop
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
 
@@ -80,7 +80,8 @@ class XsumResult:
     folder: Path | None
 
     def __repr__(self) -> str:
-        return f"<XsumResult: validation loss {self.val_loss}, {self.loop.steps} steps, {self.train_rows} documents>"
+        loss = "none" if self.val_loss is None else f"{self.val_loss:.4f}"
+        return f"<XsumResult: validation loss {loss}, {self.loop.steps} steps, {self.train_rows} documents>"
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def finetune(
     length = config.length_for(source.config)
     rows, cut_documents, cut_summaries = _rows(source, train, length, max_summary)
     held_out, _, _ = _rows(source, validation, length, max_summary)
-    made = _copy(source, seed, config.dropout)
+    made = copy_of(source, MoM, seed, config.dropout)
 
     def batches(rng: np.random.Generator) -> Iterable[list[_Row]]:
         return ([rows[i] for i in chosen] for chosen in bucketed(lengths, config.batch_size, rng))
@@ -242,15 +243,6 @@ def finetune(
         }  # fmt: skip
         write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
     return XsumResult(made, val_loss, loop, len(rows), len(held_out), cut_documents, cut_summaries, folder)
-
-
-def _copy(model: MoM, seed: int, dropout: float | None) -> MoM:
-    changes = {} if dropout is None else {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    made = MoM(model.config.replace(**changes), seed=seed, dtype=model.dtype)
-    for name, value in model.parameters.items():
-        made.parameters[name] = value
-    made.tokenizer = model.tokenizer
-    return made
 
 
 def summarize(

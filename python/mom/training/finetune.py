@@ -20,10 +20,13 @@ from ..model import ModelOutput, MoM, MoMForSequenceClassification
 from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
 
-__all__ = ["FinetuneConfig", "LoopResult", "classifier_from", "classify", "fit_classifier", "run_loop", "trainable"]
+__all__ = [
+    "FinetuneConfig", "LoopResult", "classifier_from", "classify", "copy_of", "fit_classifier", "run_loop", "trainable",
+]  # fmt: skip
 
 Network = MoM | MoMForSequenceClassification
 Item = TypeVar("Item")
+Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 
 #: A step with a non-finite loss or gradient is skipped; after so many in a row the run stops.
 _MAX_BAD_STEPS = 5
@@ -187,6 +190,34 @@ def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
     return np.array(chosen, np.uint8)
 
 
+def copy_of(
+    model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
+) -> Made:
+    """A network of a kind with the body and the tokenizer of a model; a classifier's head is fresh.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+        Its body is copied; a head it has is left behind.
+    kind : type
+        `MoM` or `MoMForSequenceClassification`.
+    seed : int
+        Of the head and of dropout.
+    dropout : float, optional
+        Replaces the configuration's three dropout probabilities.
+    **changes
+        Other fields of the configuration.
+    """
+    if dropout is not None:
+        changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    made = kind(model.config.replace(**changes), seed=seed, dtype=model.dtype)
+    for name, value in model.parameters.items():
+        if not name.startswith("score."):
+            made.parameters[name] = value
+    made.tokenizer = model.tokenizer
+    return made
+
+
 def classifier_from(
     model: Network, num_labels: int, problem_type: str, seed: int = 0, dropout: float | None = None
 ) -> MoMForSequenceClassification:
@@ -194,25 +225,16 @@ def classifier_from(
 
     Parameters
     ----------
-    model : MoM or MoMForSequenceClassification
-        Its body is copied; a head it has is left behind.
+    model, seed, dropout
+        See `copy_of`.
     num_labels : int
     problem_type : str
         See `MoMConfig`.
-    seed : int
-        Of the head and of dropout.
-    dropout : float, optional
-        Replaces the configuration's three dropout probabilities.
     """
-    changes: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "pooling": "mask"}
-    if dropout is not None:
-        changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    made = MoMForSequenceClassification(model.config.replace(**changes), seed=seed, dtype=model.dtype)
-    for name, value in model.parameters.items():
-        if not name.startswith("score."):
-            made.parameters[name] = value
-    made.tokenizer = model.tokenizer
-    return made
+    return copy_of(
+        model, MoMForSequenceClassification, seed, dropout, num_labels=num_labels, problem_type=problem_type,
+        pooling="mask",
+    )  # fmt: skip
 
 
 def _mask(batch: Batch) -> npt.NDArray[np.uint8]:
