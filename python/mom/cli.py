@@ -28,7 +28,7 @@ from . import _version, checkpoint, glue, xsum
 from .config import PRESETS, MoMConfig
 from .data import Documents, TokenFile, standard_library_text
 from .data.glue import TASKS, find_task
-from .data.prepare import prepare
+from .data.prepare import prepare, read_meta
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
 from .evaluate import register, text_losses
@@ -306,7 +306,7 @@ def _run_train(a: argparse.Namespace) -> int:
     # Now rather than after hours of training:
     checkpoint.check_replaceable(Path(a.run_dir) / "model", checkpoint.MODEL_FILES)
     settings = _training_settings(a, latest)
-    meta = _meta(a.data)
+    meta = read_meta(a.data)
     model = _model_to_train(a, settings.get("seed", 0), meta) if latest is None else _model_to_resume(a, latest)
     vocabulary = meta.get("vocab_size")
     if vocabulary is not None and vocabulary > model.config.vocab_size:
@@ -360,21 +360,6 @@ def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, 
     names = {f.name for f in dataclasses.fields(TrainingConfig)}
     settings.update({name: value for name, value in vars(a).items() if name in names})
     return settings
-
-
-def _meta(data: str) -> dict[str, Any]:
-    """``meta.json`` of prepared data; empty for a bare token file."""
-    path = Path(data)
-    file = (path if path.is_dir() else path.parent) / "meta.json"
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
-        raise DataError(f"{file}: not written by 'mom prepare'")
-    return values
 
 
 def _tokenizer_beside(data: str | Path) -> Tokenizer | None:

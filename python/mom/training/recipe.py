@@ -20,6 +20,7 @@ import numpy as np
 from .. import checkpoint
 from ..checkpoint import MODEL_FILES, check_replaceable, write_file
 from ..config import MoMConfig
+from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from ..optim import AdamW, clip_grad_norm
@@ -219,10 +220,9 @@ def _model(
     file = Path(data) / "meta.json"
     if not file.is_file():
         raise DataError(f"{file}: no such file; make the folder with 'mom prepare'")
-    try:
-        vocabulary = int(json.loads(file.read_text(encoding="utf-8"))["vocab_size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not written by 'mom prepare' ({error})") from None
+    vocabulary = read_meta(data).get("vocab_size")
+    if vocabulary is None:
+        raise DataError(f"{file}: not written by 'mom prepare' (no 'vocab_size')")
     shape = MoMConfig.preset(config) if isinstance(config, str) else config
     shape = shape.replace(vocab_size=vocabulary)
     if shape.is_vanilla and phase == "mom":
