@@ -37,7 +37,7 @@ from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
 from .training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
 from .training.config import read_toml
-from .training.state import PREFIX
+from .training.state import PREFIX, read_progress
 
 __all__ = ["main"]
 
@@ -160,6 +160,14 @@ def _add_changes(group: Any) -> None:
     group.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
         help="change a field of the model's configuration; may be repeated",
+    )  # fmt: skip
+
+
+def _add_dtype(group: Any, resumed: bool) -> None:
+    """The number format; None, if a run that may be resumed decides."""
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=None if resumed else "float32",
+        help="number format" + (" (default: float32, or that of the checkpoint)" if resumed else ""),
     )  # fmt: skip
 
 
@@ -293,6 +301,7 @@ def _add_train(commands: Any) -> None:
         "--vanilla", action="store_true", help="train the plain GPT-2 whose layers fill the model's modules (phase one)"
     )
     _add_changes(group)
+    _add_dtype(group, resumed=True)
     group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     _add_fields(group, TrainingConfig, {"sequence_length": "the model's n_positions, at most 1024"})
@@ -352,7 +361,7 @@ def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, 
     """Fields from the checkpoint to resume, else the file, then the flags; each wins over the one before."""
     settings: dict[str, Any] = {}
     if latest is not None:
-        settings.update(json.loads((latest / "training.json").read_text(encoding="utf-8"))["config"])
+        settings.update(read_progress(latest)["config"])
     if a.config is not None:
         given = read_toml(a.config)
         TrainingConfig.from_dict(given, source=a.config)
@@ -402,20 +411,20 @@ def _check_sources(a: argparse.Namespace) -> None:
 
 def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> MoM:
     _check_sources(a)
-    changes = _changes(a.changes)
+    changes, dtype = _changes(a.changes), a.dtype or "float32"
     if a.init_from is not None:
-        started: MoM = MoM.from_pretrained(a.init_from, **changes)
+        started: MoM = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
         started.random_state = (seed, 0)
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:
         vanilla: MoM = MoM.from_pretrained(a.from_vanilla)
         taken = {name: getattr(vanilla.config, name) for name in ("vocab_size", "n_positions")}
-        return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed)
+        return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed, dtype=dtype)
     if "vocab_size" in meta:
         changes.setdefault("vocab_size", meta["vocab_size"])
     config = config.replace(**changes)
-    return MoM(config.vanilla_config() if a.vanilla else config, seed=seed)
+    return MoM(config.vanilla_config() if a.vanilla else config, seed=seed, dtype=dtype)
 
 
 def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
@@ -434,7 +443,7 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
         ours, theirs = getattr(config, field.name), getattr(asked, field.name)
         if ours != theirs:
             raise ConfigError(f"resume: {field.name} is {ours!r} in {latest}, but {theirs!r} is asked for")
-    model = MoM(config)
+    model = MoM(config, dtype=a.dtype or read_progress(latest).get("dtype", "float32"))
     model.tokenizer = _tokenizer_beside(latest)
     return model
 
@@ -458,7 +467,7 @@ def _add_pretrain(commands: Any) -> None:
     budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, by the speed of a few steps")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="whose settings")
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="another highest learning rate")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    _add_dtype(parser, resumed=True)
     parser.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint, with its plan")
     _add_progress(parser)
@@ -678,7 +687,7 @@ def _add_finetune(commands: Any) -> None:
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    _add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
     _add_on_error(parser)

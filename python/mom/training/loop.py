@@ -308,12 +308,12 @@ class _Run:
             return
         state = load_state(latest, self.model, self.optimizer)
         before = TrainingConfig.from_dict(state["config"], f"{latest}/training.json")
-        for name in ("batch_size", "sequence_length", "accumulation", "seed", "sampling", "steps", "lr", "schedule"):
-            if getattr(before, name) != getattr(self.config, name):
-                print(
-                    f"resume: {name} was {getattr(before, name)} and is now {getattr(self.config, name)}",
-                    file=sys.stderr,
-                )
+        names = ("batch_size", "sequence_length", "accumulation", "seed", "sampling", "steps", "lr", "schedule")
+        pairs = [(name, getattr(before, name), getattr(self.config, name)) for name in names]
+        pairs.append(("dtype", state.get("dtype", "float32"), self.model.dtype))
+        for name, old, new in pairs:
+            if old != new:
+                print(f"resume: {name} was {old} and is now {new}", file=sys.stderr)
         self.sampler.load_state_dict(state["sampler"])
         self.step = self.saved_step = int(state["step"])
         self.skipped, self.bad_in_a_row = int(state["skipped"]), int(state["bad_in_a_row"])
