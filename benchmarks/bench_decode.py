@@ -13,12 +13,9 @@ on a token file, every token through a step of the decoder.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import datetime
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +25,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from common import at_least, integers, new_report, write_report  # noqa: E402
+
 TRIAD = "triad"
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -134,9 +135,7 @@ class MomWorker:
 
     def triad(self) -> float:
         """GB/s of a[i] = b[i] + s * c[i], 12 bytes per element."""
-        if hasattr(self.mom.runtime, "memory_bandwidth"):
-            return float(self.mom.runtime.memory_bandwidth(threads=self.settings["threads"], repeats=3).triad)
-        return numpy_triad(self.settings["threads"])
+        return float(self.mom.runtime.memory_bandwidth(threads=self.settings["threads"], repeats=3).triad)
 
 
 def is_converted(name: str) -> bool:
@@ -149,29 +148,6 @@ def prompts(batch: int, length: int, vocab_size: int) -> Any:
     import numpy as np
 
     return np.random.default_rng(0).integers(0, vocab_size, (batch, length))
-
-
-def numpy_triad(threads: int) -> float:
-    """The triad in pieces whose product stays in cache; the best of a few passes."""
-    import numpy as np
-
-    size, piece = 1 << 25, 1 << 16
-    a, b, c = (np.ones(size, np.float32) for _ in range(3))
-
-    def run(thread: int) -> None:
-        product = np.empty(piece, np.float32)
-        for begin in range(thread * piece, size, threads * piece):
-            part = slice(begin, begin + piece)
-            np.multiply(c[part], np.float32(3), out=product)
-            np.add(b[part], product, out=a[part])
-
-    best = math.inf
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for _ in range(4):
-            start = time.perf_counter()
-            list(pool.map(run, range(threads)))
-            best = min(best, time.perf_counter() - start)
-    return 12e-9 * size / best
 
 
 class TorchWorker:
@@ -300,16 +276,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="gpt2,mom-small", help="presets of this package")
     parser.add_argument("--weights", default="float32,bfloat16,int8")
-    parser.add_argument("--batches", default="1,8", help="sequences generated at once")
+    parser.add_argument("--batches", type=integers, default=[1, 8], help="sequences generated at once (1,8)")
     parser.add_argument("--torch-python", help="interpreter with PyTorch and transformers")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
-    parser.add_argument("--new", type=int, default=24, help="timed tokens of a sample")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", default="bench_decode.json")
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument("--prompt", type=at_least(1), default=32, help="tokens of the prompt")
+    parser.add_argument("--new", type=at_least(1), default=24, help="timed tokens of a sample")
+    parser.add_argument("--threads", type=at_least(1), default=2)
+    parser.add_argument("--output", type=Path, default=Path("bench_decode.json"), help="JSON file (%(default)s)")
     parser.add_argument("--perplexity", nargs=2, metavar=("MODEL", "TOKENS"), help="measure that instead")
-    parser.add_argument("--windows", type=int, default=16, help="of --perplexity")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a window")
+    parser.add_argument("--windows", type=at_least(1), default=16, help="of --perplexity")
+    parser.add_argument("--length", type=at_least(2), default=256, help="tokens of a window")
     parser.add_argument("--worker", choices=("mom", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -319,13 +295,13 @@ def main(arguments: list[str] | None = None) -> int:
         return perplexity(*options.perplexity, options.windows, options.length, options.threads)
 
     settings = {"threads": options.threads, "prompt": options.prompt, "new": options.new}
-    batches = [int(b) for b in options.batches.split(",")]
+    report = new_report("decode", {**settings, "rounds": options.rounds})
     processes = {"mom": Process(sys.executable, "mom", settings)}
     contestants = [
         Contestant("mom", model, weights, batch)
         for model in options.models.split(",")
         for weights in options.weights.split(",")
-        for batch in batches
+        for batch in options.batches
     ]
     if "unavailable" in processes["mom"].hello:
         raise SystemExit(processes["mom"].hello["unavailable"])
@@ -335,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"without PyTorch: {processes['torch'].hello['unavailable']}")
             del processes["torch"]
         else:
-            contestants += [Contestant("torch", "gpt2", w, b) for w in ("float32", "bfloat16") for b in batches]
+            contestants += [Contestant("torch", "gpt2", w, b) for w in ("float32", "bfloat16") for b in options.batches]
 
     for c in contestants:
         processes[c.library].ask("sample", c)  # models and decoders are made now
@@ -368,16 +344,12 @@ def main(arguments: list[str] | None = None) -> int:
             row["times_torch_best"] = min(other) / min(samples)
             row["times_torch_median"] = statistics.median(a / b for a, b in zip(other, samples, strict=True))
         rows.append(row)
-    facts = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-             "machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(),
-             **{kind: process.hello["facts"] for kind, process in processes.items()}}  # fmt: skip
+    report |= {kind: process.hello["facts"] for kind, process in processes.items()}
+    report |= {"triad": triad, "rows": rows}
     for process in processes.values():
         process.end()
     print_table(rows, triad, options)
-    Path(options.output).write_text(
-        json.dumps({"facts": facts, "settings": vars(options), "triad": triad, "rows": rows}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    write_report(report, options.output)
     return 0
 
 

@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 from .errors import CheckpointError
 
 __all__ = [
+    "MODEL_FILES",
     "MANIFEST",
     "check_replaceable",
     "clean_leftovers",
@@ -51,6 +52,8 @@ PathLike = str | os.PathLike[str]
 Content = bytes | str | Callable[[BinaryIO], object]
 
 MANIFEST = "manifest.json"
+#: What a saved model consists of.
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _FORMAT = 1
 _CHUNK = 1 << 20
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|drop)-(?P<pid>\d+)-[0-9a-f]{8}")

@@ -28,16 +28,16 @@ from . import _version, checkpoint, glue, xsum
 from .config import PRESETS, MoMConfig
 from .data import Documents, TokenFile, standard_library_text
 from .data.glue import TASKS, find_task
-from .data.prepare import prepare
+from .data.prepare import prepare, read_meta
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
 from .evaluate import register, text_losses
 from .model import MoM
 from .runtime import cpu_info, get_num_threads, set_num_threads
 from .tokenizer import Tokenizer
-from .training import RECIPES, FinetuneConfig, TrainingConfig, evaluate_loss, pretrain, train
+from .training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
 from .training.config import read_toml
-from .training.state import PREFIX
+from .training.state import PREFIX, read_progress
 
 __all__ = ["main"]
 
@@ -144,6 +144,33 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all CPUs)")
 
 
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
+
+
+def _add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about records that cannot be used"
+    )
+
+
+def _add_changes(group: Any) -> None:
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change a field of the model's configuration; may be repeated",
+    )  # fmt: skip
+
+
+def _add_dtype(group: Any, resumed: bool) -> None:
+    """The number format; None, if a run that may be resumed decides."""
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=None if resumed else "float32",
+        help="number format" + (" (default: float32, or that of the checkpoint)" if resumed else ""),
+    )  # fmt: skip
+
+
 def _truth(text: str) -> bool:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -227,9 +254,7 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument(
         "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
     )
-    parser.add_argument(
-        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about unreadable records"
-    )
+    _add_on_error(parser)
 
 
 def _run_prepare(a: argparse.Namespace) -> int:
@@ -263,9 +288,7 @@ def _add_train(commands: Any) -> None:
         action="store_true",
         help="go on from the newest valid checkpoint, with the model and settings in it",
     )
-    parser.add_argument(
-        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
-    )
+    _add_progress(parser)
     _add_threads(parser)
     group = parser.add_argument_group("model", "one of --preset, --model or --init_from, unless a run is resumed")
     group.add_argument("--preset", metavar="NAME", help=f"a named configuration: {', '.join(PRESETS)}")
@@ -277,10 +300,8 @@ def _add_train(commands: Any) -> None:
     group.add_argument(
         "--vanilla", action="store_true", help="train the plain GPT-2 whose layers fill the model's modules (phase one)"
     )
-    group.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
-        help="change a field of the model's configuration; may be repeated",
-    )  # fmt: skip
+    _add_changes(group)
+    _add_dtype(group, resumed=True)
     group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     _add_fields(group, TrainingConfig, {"sequence_length": "the model's n_positions, at most 1024"})
@@ -292,9 +313,9 @@ def _run_train(a: argparse.Namespace) -> int:
         why = f" ({passed_over[-1][0].name}: {passed_over[-1][1]})" if passed_over else ""
         raise ConfigError(f"resume: {a.run_dir} holds no valid checkpoint{why}")
     # Now rather than after hours of training:
-    checkpoint.check_replaceable(Path(a.run_dir) / "model", ("config.json", "model.safetensors", "tokenizer.json"))
+    checkpoint.check_replaceable(Path(a.run_dir) / "model", checkpoint.MODEL_FILES)
     settings = _training_settings(a, latest)
-    meta = _meta(a.data)
+    meta = read_meta(a.data)
     model = _model_to_train(a, settings.get("seed", 0), meta) if latest is None else _model_to_resume(a, latest)
     vocabulary = meta.get("vocab_size")
     if vocabulary is not None and vocabulary > model.config.vocab_size:
@@ -312,25 +333,35 @@ def _run_train(a: argparse.Namespace) -> int:
 
     result = train(model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress)
     if result.interrupted is not None:
-        print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
-        return 128 + signal.Signals[result.interrupted].value
+        return _interrupted(result)
     folder = Path(a.run_dir) / "model"
     model.save_pretrained(folder)
     print(f"step {result.step}")
-    for name, loss in (("loss", result.lm_loss), ("validation loss", result.val_loss)):
-        if loss is not None:
-            print(f"{name} {loss:.4f}")
+    _print_losses(result)
     if result.skipped:
         print(f"skipped steps {result.skipped}")
     print(f"model {folder}")
     return 0
 
 
+def _interrupted(result: TrainingResult) -> int:
+    """What is said of a run that a signal ended; the exit status."""
+    assert result.interrupted is not None
+    print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
+    return 128 + signal.Signals[result.interrupted].value
+
+
+def _print_losses(result: TrainingResult) -> None:
+    for name, loss in (("loss", result.lm_loss), ("validation loss", result.val_loss)):
+        if loss is not None:
+            print(f"{name} {loss:.4f}")
+
+
 def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, Any]:
     """Fields from the checkpoint to resume, else the file, then the flags; each wins over the one before."""
     settings: dict[str, Any] = {}
     if latest is not None:
-        settings.update(json.loads((latest / "training.json").read_text(encoding="utf-8"))["config"])
+        settings.update(read_progress(latest)["config"])
     if a.config is not None:
         given = read_toml(a.config)
         TrainingConfig.from_dict(given, source=a.config)
@@ -338,21 +369,6 @@ def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, 
     names = {f.name for f in dataclasses.fields(TrainingConfig)}
     settings.update({name: value for name, value in vars(a).items() if name in names})
     return settings
-
-
-def _meta(data: str) -> dict[str, Any]:
-    """``meta.json`` of prepared data; empty for a bare token file."""
-    path = Path(data)
-    file = (path if path.is_dir() else path.parent) / "meta.json"
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
-        raise DataError(f"{file}: not written by 'mom prepare'")
-    return values
 
 
 def _tokenizer_beside(data: str | Path) -> Tokenizer | None:
@@ -395,20 +411,20 @@ def _check_sources(a: argparse.Namespace) -> None:
 
 def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> MoM:
     _check_sources(a)
-    changes = _changes(a.changes)
+    changes, dtype = _changes(a.changes), a.dtype or "float32"
     if a.init_from is not None:
-        started: MoM = MoM.from_pretrained(a.init_from, **changes)
+        started: MoM = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
         started.random_state = (seed, 0)
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:
         vanilla: MoM = MoM.from_pretrained(a.from_vanilla)
         taken = {name: getattr(vanilla.config, name) for name in ("vocab_size", "n_positions")}
-        return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed)
+        return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed, dtype=dtype)
     if "vocab_size" in meta:
         changes.setdefault("vocab_size", meta["vocab_size"])
     config = config.replace(**changes)
-    return MoM(config.vanilla_config() if a.vanilla else config, seed=seed)
+    return MoM(config.vanilla_config() if a.vanilla else config, seed=seed, dtype=dtype)
 
 
 def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
@@ -427,7 +443,7 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
         ours, theirs = getattr(config, field.name), getattr(asked, field.name)
         if ours != theirs:
             raise ConfigError(f"resume: {field.name} is {ours!r} in {latest}, but {theirs!r} is asked for")
-    model = MoM(config)
+    model = MoM(config, dtype=a.dtype or read_progress(latest).get("dtype", "float32"))
     model.tokenizer = _tokenizer_beside(latest)
     return model
 
@@ -445,21 +461,16 @@ def _add_pretrain(commands: Any) -> None:
     parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run; gets 'model' at the end")
     parser.add_argument("--from", dest="vanilla", metavar="FOLDER", help="with --phase mom: the model of phase one")
     parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
-        help="change a field of the model's configuration; may be repeated",
-    )  # fmt: skip
+    _add_changes(parser)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens (5e6 will do)")
     budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, by the speed of a few steps")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="whose settings")
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="another highest learning rate")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    _add_dtype(parser, resumed=True)
     parser.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint, with its plan")
-    parser.add_argument(
-        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
-    )
+    _add_progress(parser)
     _add_threads(parser)
 
 
@@ -475,12 +486,9 @@ def _run_pretrain(a: argparse.Namespace) -> int:
     )  # fmt: skip
     training, plan = result.training, result.config
     if training.interrupted is not None:
-        print(f"{training.interrupted}: saved {training.checkpoint}; go on with --resume", file=sys.stderr)
-        return 128 + signal.Signals[training.interrupted].value
+        return _interrupted(training)
     print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
-    for name, loss in (("loss", training.lm_loss), ("validation loss", training.val_loss)):
-        if loss is not None:
-            print(f"{name} {loss:.4f}")
+    _print_losses(training)
     print(f"model {result.folder}")
     return 0
 
@@ -501,8 +509,9 @@ def _add_evaluate(commands: Any) -> None:
     what.add_argument(
         "--text", metavar="PATH", nargs="+", help="files (.txt, .jsonl, also .gz, or .parquet) and folders"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="rows per batch")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows per batch (of a GLUE task: 32)")
     parser.add_argument("--task", metavar="NAME", help=f"xsum, or one of {', '.join(TASKS)}")
+    _add_on_error(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_threads(parser)
     group = parser.add_argument_group("with --task")
@@ -522,9 +531,6 @@ def _add_evaluate(commands: Any) -> None:
     group.add_argument(
         "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
     )
-    group.add_argument(
-        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about unreadable records"
-    )
 
 
 def _run_evaluate(a: argparse.Namespace) -> int:
@@ -541,7 +547,7 @@ def _evaluate_task(a: argparse.Namespace) -> int:
     if a.data is None:
         raise ConfigError("task: needs --data, the folder of the task's files")
     if a.task.lower() == "xsum":
-        _show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test")
+        _show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test", a.max_length, a.batch_size)
         return 0
     split = a.task_split or "dev"
     metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)
@@ -563,10 +569,11 @@ def _add_generation(group: Any) -> None:
     group.add_argument("--examples", type=int, default=3, help="summaries to show beside reference and LEAD-1")
 
 
-def _show_summaries(a: argparse.Namespace, model: MoM, split: str) -> None:
+def _show_summaries(a: argparse.Namespace, model: MoM, split: str, max_length: int | None, batch_size: int) -> None:
     scores = xsum.evaluate(
-        model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=a.max_length,
+        model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=max_length,
         num_beams=a.num_beams, length_penalty=a.length_penalty, no_repeat_ngram_size=a.no_repeat_ngram_size,
+        batch_size=batch_size,
     )  # fmt: skip
     if getattr(a, "json", False):
         print(json.dumps(scores.to_dict()))
@@ -680,13 +687,11 @@ def _add_finetune(commands: Any) -> None:
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format")
+    _add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
-    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what to do about unusable rows")
-    parser.add_argument(
-        "--progress", type=_truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
-    )
+    _add_on_error(parser)
+    _add_progress(parser)
     _add_threads(parser)
     group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
     _add_fields(group, FinetuneConfig, {})
@@ -706,22 +711,26 @@ def _run_finetune(a: argparse.Namespace) -> int:
 def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     if len(a.task) > 1 or len(a.seeds) > 1 or a.predict:
         raise ConfigError("task: xsum goes with no other task, with one seed, and without --predict")
+    if a.rows is not None and a.rows < 1:
+        raise ConfigError(f"rows: {a.rows} is less than 1")
+    # What is summarised afterwards, too, has to be there before hours of training.
+    xsum.read_xsum(a.data, "test", on_error=a.on_error)
     result = xsum.finetune(
         MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
         max_summary=a.max_summary, val_rows=a.val_rows, on_error=a.on_error, progress=a.progress,
     )  # fmt: skip
-    a.max_length = config.max_length
     print(f"{result!r}: {result.folder}", file=sys.stderr)
-    _show_summaries(a, result.model, "test")
+    _show_summaries(a, result.model, "test", config.max_length, config.batch_size)
     print(f"model {result.folder}")
     return 0
 
 
 def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
     names = [name for name in TASKS if "train" in TASKS[name].files and name != "mnli-mm"]
-    tasks = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
+    found = [find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
+    tasks = list({task.name: task for task in found}.values())
     body: MoM = MoM.from_pretrained(a.model, dtype=a.dtype)
-    for task in tasks:  # a missing or broken file is said before hours of training
+    for task in tasks[1:]:  # a missing or broken file is said before hours of training; the first is read at once
         for split in ("train", "dev", *(("test",) if a.predict else ())):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

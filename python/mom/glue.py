@@ -20,7 +20,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import check_replaceable, write_file
+from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .config import MoMConfig
 from .data.encode import encode_texts
-from .data.glue import TASKS, GlueData, GlueTask, MissingSplitError, find_task, read_glue
+from .data.glue import TASKS, GlueData, GlueTask, find_task, read_glue
+from .data.records import MissingSplitError
 from .errors import ConfigError, DataError
 from .evaluate.glue import baseline_metrics, glue_metrics, task_score
 from .hub import model_folder
 from .model import MoM, MoMForSequenceClassification
-from .training.callbacks import Callback
+from .training.callbacks import Callback, closing
 from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
 from .weights import read_weights
 
@@ -49,7 +50,7 @@ PathLike = str | os.PathLike[str]
 Network = MoM | MoMForSequenceClassification
 
 #: Sets beside its own that a model of a task can answer: for dev metrics and submissions.
-_ALSO = {"mnli": ("mnli-mm", "ax")}
+_ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}
 _PREDICT_BATCH = 32
 
 
@@ -186,7 +187,7 @@ def finetune(
     progress : bool
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
-        Receive a record per step and evaluation.
+        Receive a record per step and evaluation; closed at the end.
     **changes
         Fields of `config` to override.
 
@@ -209,44 +210,45 @@ def finetune(
     body = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training
-        check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
+        check_replaceable(folder, MODEL_FILES)
     train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
-    others = _other_sets(data, task, "dev")
+    others = _other_sets(data, task, "dev", on_error)
     tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []
     length = config.length_for(body.config)
     rows, cut = encode_texts(body.tokenizer, train.texts, length)
     dev_rows, _ = encode_texts(body.tokenizer, dev.texts, length)
     dev_labels = dev.labels
     assert train.labels is not None and dev_labels is not None
+    baseline = baseline_metrics(task, train.labels, dev_labels)  # says now what the metrics lack
     problem = "regression" if task.is_regression else "single_label_classification"
 
     results: list[SeedResult] = []
     best: MoMForSequenceClassification | None = None
-    for seed in seeds:
-        made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
+    with closing(callbacks) as listeners:
+        for seed in seeds:
+            made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
 
-        def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
-            return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
+            def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
+                return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
 
-        loop = fit_classifier(
-            made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
-            label=f"{task.name} seed {seed}", progress=progress, callbacks=callbacks,
-        )  # fmt: skip
-        metrics = metrics_now()
-        results.append(SeedResult(seed, metrics, task_score(metrics), loop))
-        if best is None or results[-1].score > max(r.score for r in results[:-1]):
-            best = made
+            loop = fit_classifier(
+                made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
+                label=f"{task.name} seed {seed}", progress=progress, callbacks=listeners,
+            )  # fmt: skip
+            metrics = metrics_now()
+            results.append(SeedResult(seed, metrics, task_score(metrics), loop))
+            if best is None or results[-1].score > max(r.score for r in results[:-1]):
+                best = made
+                if folder is not None:  # what comes later may fail
+                    best.save_pretrained(folder)
     assert best is not None
     other_metrics = {o.task.name: _metrics_of(best, o, length) for o in others}
     submissions = []
-    if folder is not None:
-        best.save_pretrained(folder)
-        for test in tests:
-            answers = _answers(test.task, _logits_of(best, test, length))
-            submissions.append(write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index))
+    for test in tests:
+        answers = _answers(test.task, _logits_of(best, test, length))
+        submissions.append(write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index))
     result = GlueResult(
-        task, results, baseline_metrics(task, train.labels, dev_labels), best, other_metrics, len(rows), len(dev_rows),
-        cut, folder, submissions,
+        task, results, baseline, best, other_metrics, len(rows), len(dev_rows), cut, folder, submissions
     )  # fmt: skip
     if folder is not None:
         summary = {**result.to_dict(), "config": config.to_dict()}
@@ -261,12 +263,18 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     return seeds
 
 
-def _other_sets(data: Any, task: GlueTask, split: str) -> list[GlueData]:
-    """Further sets that a task's model can answer, as far as they are there."""
+def _other_sets(data: Any, task: GlueTask, split: str, on_error: str = "raise") -> list[GlueData]:
+    """Further sets that a task's model can answer, as far as the source has them under names of their own."""
+    names = _ALSO.get(task.name, ())
+    if isinstance(data, Mapping):  # its "dev" is that of the task
+        also = (TASKS[name] for name in names)
+        names = tuple(o.name for o in also if o.hub_config == task.hub_config and o.hub_splits.get(split) in data)
+    elif not isinstance(data, (str, os.PathLike)) or Path(data).is_file():
+        names = ()
     found = []
-    for name in _ALSO.get(task.name, ()):
+    for name in names:
         with contextlib.suppress(MissingSplitError):
-            found.append(read_glue(data, name, split))
+            found.append(read_glue(data, name, split, on_error=on_error))
     return found
 
 

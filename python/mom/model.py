@@ -6,6 +6,7 @@ names tensors and keeps files.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
@@ -339,6 +340,16 @@ class _Network:
     def eval(self) -> None:
         """Switch dropout off."""
         self.training = False
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the block dropout is off; afterwards the training mode and `random_state` are as before."""
+        training, random_state = self.training, self.random_state
+        self.eval()
+        try:
+            yield
+        finally:
+            self.training, self.random_state = training, random_state
 
     @property
     def random_state(self) -> tuple[int, int]:

@@ -695,9 +695,7 @@ def gemm_grouped(
     -------
     list of ndarray of float32
     """
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision: {precision!r}, expected 'float32' or 'bfloat16'")
-    return _core.gemm([product._fields() for product in products], precision == "bfloat16", prepack)
+    return _core.gemm([product._fields() for product in products], _is_bfloat16(precision), prepack)
 
 
 # ------------------------------------------------------------------ router

@@ -26,15 +26,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .beam import beam_search
-from .checkpoint import check_replaceable, write_file
-from .data.batches import bucketed, pad_rows
+from .checkpoint import MODEL_FILES, check_replaceable, write_file
+from .data.batches import bucketed, pad_labelled
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
+from .evaluate.perplexity import token_loss
 from .evaluate.summaries import ROUGE, lead, rouge
 from .generation import Decoder
 from .model import ModelOutput, MoM
-from .training.callbacks import Callback
-from .training.finetune import FinetuneConfig, LoopResult, run_loop
+from .training.callbacks import Callback, closing
+from .training.finetune import FinetuneConfig, LoopResult, copy_of, run_loop
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
 
@@ -79,7 +80,8 @@ class XsumResult:
     folder: Path | None
 
     def __repr__(self) -> str:
-        return f"<XsumResult: validation loss {self.val_loss}, {self.loop.steps} steps, {self.train_rows} documents>"
+        loss = "none" if self.val_loss is None else f"{self.val_loss:.4f}"
+        return f"<XsumResult: validation loss {loss}, {self.loop.steps} steps, {self.train_rows} documents>"
 
 
 @dataclass(frozen=True)
@@ -148,28 +150,13 @@ def _rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[li
 
 
 def _forward(model: MoM, rows: Sequence[_Row], keep: bool) -> ModelOutput:
-    labels = []
-    for row in rows:
-        label = row.tokens.copy()
-        label[: row.prompt] = -100
-        labels.append(label)
-    tokens, mask = pad_rows([row.tokens for row in rows])
-    return model(tokens, labels=pad_rows(labels, fill=-100)[0], attention_mask=mask, keep=keep)
+    tokens, labels, mask = pad_labelled(rows)
+    return model(tokens, labels=labels, attention_mask=mask, keep=keep)
 
 
 def _loss(model: MoM, rows: Sequence[_Row]) -> float:
-    total, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        for chosen in bucketed([len(row.tokens) for row in rows], _EVAL_BATCH):
-            out = _forward(model, [rows[i] for i in chosen], keep=False)
-            assert out.lm_loss is not None
-            total += out.lm_loss * out.num_labelled
-            count += out.num_labelled
-    finally:
-        model.training = was_training
-    return total / count
+    nats, tokens = token_loss(model, iter(rows), _EVAL_BATCH)
+    return nats / tokens
 
 
 def finetune(
@@ -204,7 +191,7 @@ def finetune(
     max_summary : int
         Tokens kept free for a summary and its end.
     val_rows : int, optional
-        Use the first so many rows of the validation set; None: all.
+        Use the first so many rows of the validation set, at least 1; None: all.
     out_dir : path, optional
         Gets ``xsum/model`` and ``xsum/results.json``.
     on_error : {"raise", "skip"}
@@ -212,7 +199,7 @@ def finetune(
     progress : bool
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
-        Receive a record per step and evaluation.
+        Receive a record per step and evaluation; closed at the end.
     **changes
         Fields of `config` to override.
 
@@ -221,9 +208,11 @@ def finetune(
     XsumResult
     """
     config = (config or FinetuneConfig()).replace(**changes)
+    if val_rows is not None and val_rows < 1:
+        raise ConfigError(f"val_rows: {val_rows} is less than 1")
     folder = None if out_dir is None else Path(out_dir) / "xsum" / "model"
     if folder is not None:
-        check_replaceable(folder, ("config.json", "model.safetensors", "tokenizer.json"))
+        check_replaceable(folder, MODEL_FILES)
     source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     if not isinstance(source, MoM):
         raise TypeError(f"model: expected MoM, got {type(source).__name__}")
@@ -232,17 +221,18 @@ def finetune(
     length = config.length_for(source.config)
     rows, cut_documents, cut_summaries = _rows(source, train, length, max_summary)
     held_out, _, _ = _rows(source, validation, length, max_summary)
-    made = _copy(source, seed, config.dropout)
+    made = copy_of(source, MoM, seed, config.dropout)
 
     def batches(rng: np.random.Generator) -> Iterable[list[_Row]]:
         return ([rows[i] for i in chosen] for chosen in bucketed(lengths, config.batch_size, rng))
 
     lengths = [len(row.tokens) for row in rows]
-    loop = run_loop(
-        made, batches, len(bucketed(lengths, config.batch_size)),
-        lambda batch: (_forward(made, batch, keep=True), len(batch)), config, seed, lambda: -_loss(made, held_out),
-        label="xsum", progress=progress, callbacks=callbacks,
-    )  # fmt: skip
+    with closing(callbacks) as listeners:
+        loop = run_loop(
+            made, batches, len(bucketed(lengths, config.batch_size)),
+            lambda batch: (_forward(made, batch, keep=True), len(batch)), config, seed, lambda: -_loss(made, held_out),
+            label="xsum", progress=progress, callbacks=listeners,
+        )  # fmt: skip
     val_loss = None if loop.best_score is None else -loop.best_score
     if folder is not None:
         made.save_pretrained(folder)
@@ -253,15 +243,6 @@ def finetune(
         }  # fmt: skip
         write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
     return XsumResult(made, val_loss, loop, len(rows), len(held_out), cut_documents, cut_summaries, folder)
-
-
-def _copy(model: MoM, seed: int, dropout: float | None) -> MoM:
-    changes = {} if dropout is None else {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    made = MoM(model.config.replace(**changes), seed=seed, dtype=model.dtype)
-    for name, value in model.parameters.items():
-        made.parameters[name] = value
-    made.tokenizer = model.tokenizer
-    return made
 
 
 def summarize(
@@ -302,9 +283,7 @@ def summarize(
     length = FinetuneConfig(max_length=max_length).length_for(model.config)
     prompts, _ = _prompts(model, documents, length, max_summary)
     summaries = [""] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
+    with model.evaluating():
         decoder = Decoder(model)
         for chosen in bucketed([len(prompt) for prompt in prompts], batch_size):
             decoder.clear()
@@ -314,8 +293,6 @@ def summarize(
             )  # fmt: skip
             for i, hypothesis in zip(chosen, found, strict=True):
                 summaries[i] = tokenizer.decode(hypothesis.tokens).strip()
-    finally:
-        model.training = was_training
     return summaries
 
 

@@ -212,6 +212,16 @@ def test_resume_takes_settings_from_the_checkpoint_and_flags_win(mom_command: An
     assert (saved["batch_size"], saved["lr"], saved["schedule"], saved["steps"]) == (2, 0.01, "constant", 6)
 
 
+def test_the_number_format_is_a_flag_and_kept_when_resuming(mom_command: Any, data: Path, tmp_path: Path) -> None:
+    flags = ("train", "--data", data, "--run_dir", tmp_path, "--progress", "false")
+    assert mom_command(*flags, *MODEL, *SETTINGS, "--dtype", "bfloat16")[0] == 0
+    status, _, err = mom_command(*flags, "--resume", "--steps", 6)
+    assert status == 0 and "dtype" not in err
+    assert json.loads((tmp_path / "step-00000006" / "training.json").read_text())["dtype"] == "bfloat16"
+    status, _, err = mom_command(*flags, "--resume", "--steps", 7, "--dtype", "float32")
+    assert status == 0 and "resume: dtype was bfloat16 and is now float32" in err
+
+
 def test_settings_from_a_file_and_flags_win(mom_command: Any, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[training]\nsteps = 2\nbatch_size = 3\nsequence_length = 8\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mom.data.batches import bucketed, iter_batches, pad_rows
+from mom.data.batches import bucketed, iter_batches, pad_labelled, pad_rows
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
@@ -44,6 +44,15 @@ def test_padding_is_marked(side: str) -> None:
     assert pad_rows([np.array([1, 2]), np.array([3, 4])], side=side)[1] is None
     with pytest.raises(ValueError, match="side: 'middle' is not one of"):
         pad_rows(rows, side="middle")
+
+
+def test_labels_begin_where_scoring_does() -> None:
+    rows = [(np.array([5, 6, 7], np.int32), 2), (np.array([8, 9], np.int32), 0)]
+    tokens, labels, mask = pad_labelled(rows)
+    np.testing.assert_array_equal(tokens, [[5, 6, 7], [8, 9, 0]])
+    np.testing.assert_array_equal(labels, [[-100, -100, 7], [8, 9, -100]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 0]])
+    assert rows[0][0].tolist() == [5, 6, 7]
 
 
 def test_positions_count_real_tokens() -> None:

@@ -62,6 +62,17 @@ def test_optimizer_is_measured(tmp_path: Path) -> None:
     assert len(found["ways"]) == 4 and all(way["gb_per_second"][0] > 0 for way in found["ways"].values())
 
 
+def test_decoding_is_measured(tmp_path: Path) -> None:
+    small = ("--models", "demo", "--weights", "float32,int8", "--batches", "1,2", "--prompt", "4", "--new", "2")
+    out = run("bench_decode.py", *small, "--rounds", "1", "--output", "found.json", cwd=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["weights"], row["batch"]) for row in found["rows"]] == [
+        ("float32", 1), ("float32", 2), ("int8", 1), ("int8", 2),
+    ]  # fmt: skip
+    assert len(found["triad"]) == 2 and all(row["best"] > 0 and row["bound"] > 0 for row in found["rows"])
+    assert "1 rounds; triad: best" in out
+
+
 def test_train_step_is_measured(tmp_path: Path) -> None:
     run(
         "bench_train_step.py", "--configs", "mini", "--implementations", "mom", "--runs", "1", "--warmup", "0",

@@ -104,11 +104,3 @@ def test_calls_from_several_python_threads_agree() -> None:
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda _: ops.gemm(a, a, transpose_b=True).tobytes(), range(30)))
     assert set(results) == {expected}
-
-
-def test_examples_in_docstrings_run() -> None:
-    import doctest
-
-    for module in (mom.ops, mom.runtime):
-        outcome = doctest.testmod(module)
-        assert outcome.attempted and not outcome.failed, module.__name__

@@ -178,6 +178,42 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert np.array_equal(ends[0], ends[1]) and not np.array_equal(ends[0], ends[2])
 
 
+def test_evaluating_does_not_change_what_is_learnt() -> None:
+    """Noisy routers draw in evaluations too, from the streams that dropout uses."""
+    config = CONFIG.replace(router_type="gru-softmax-random", resid_pdrop=0.1)
+    rows, ends = some_rows(12), []
+    for every in (1, 6):
+        model = classifier(config)
+        scores = iter(range(99))
+
+        def evaluate(model: Any = model, scores: Any = scores) -> float:
+            classify(model, rows)
+            return float(next(scores))
+
+        settings = FinetuneConfig(epochs=3, lr=0.01, batch_size=6, eval_every=every)
+        fit_classifier(model, rows, np.arange(12) % 3, settings, 0, evaluate, progress=False)
+        ends.append(model.parameters["transformer.wte.weight"].copy())
+    assert np.array_equal(*ends)
+
+
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_a_skipped_step_leaves_no_gradients(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = mom.AdamW.step, []
+
+    def poisoned(optimizer: mom.AdamW, clip: float, *, zero_grad: bool) -> float:
+        calls.append({name: value.copy() for name, value in optimizer.model.gradients.items()})
+        if len(calls) == 2:
+            optimizer.model.gradients["score.weight"][0] = np.inf
+        return step(optimizer, clip, zero_grad=zero_grad)
+
+    monkeypatch.setattr(mom.AdamW, "step", poisoned)
+    settings = FinetuneConfig(epochs=3, lr=0.0, batch_size=6, train=train)
+    result = fit_classifier(classifier(CONFIG), some_rows(6), np.arange(6) % 3, settings, progress=False)
+    assert (result.steps, result.skipped) == (3, 1)
+    for name, value in calls[0].items():  # each step's batch holds the same rows, in another order
+        np.testing.assert_allclose(calls[2][name], value, atol=1e-5 * np.abs(value).max())
+
+
 def test_repeated_bad_steps_end_the_run() -> None:
     model = classifier(CONFIG)
     model.parameters["score.weight"][:] = np.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,45 @@ def test_a_learnable_task_is_learnt(model: mom.MoM) -> None:
     assert result.metrics["accuracy"] > 0.95 and result.baseline["accuracy"] == 0.5
 
 
+class Listener:
+    """Counts; `at` the so many-th record it raises."""
+
+    def __init__(self, at: int = -1) -> None:
+        self.seeds: list[int] = []
+        self.closed, self.at = 0, at
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.seeds.append(record["seed"])
+        if len(self.seeds) == self.at:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_callbacks_hear_of_every_seed_and_are_closed_once(model: mom.MoM) -> None:
+    listener = Listener()
+    glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), callbacks=(c for c in [listener]), **QUICK)
+    assert set(listener.seeds) == {4, 5} and listener.closed == 1
+
+
+def test_an_interrupted_run_keeps_the_best_model_so_far(model: mom.MoM, tmp_path: Path) -> None:
+    listener = Listener(3)  # a step and an evaluation of the first seed, then a step of the second
+    with pytest.raises(KeyboardInterrupt):
+        glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), out_dir=tmp_path, callbacks=[listener], **QUICK)
+    assert listener.closed == 1
+    first = glue.finetune(model, "rte", GOLDEN, seeds=(4,), **QUICK)
+    assert glue.evaluate(tmp_path / "rte" / "model", "rte", GOLDEN) == first.metrics
+
+
+def test_missing_metrics_are_said_before_training(model: mom.MoM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    listener = Listener()
+    with pytest.raises(ImportError, match="needs the package scikit-learn"):
+        glue.finetune(model, "rte", GOLDEN, callbacks=[listener], **QUICK)
+    assert not listener.seeds
+
+
 def test_unusable_rows_are_left_out_only_on_request(model: mom.MoM) -> None:
     good = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
     data = {"train": [*good, {"sentence": "c", "label": 7}], "dev": good}
@@ -111,6 +151,46 @@ def test_unusable_rows_are_left_out_only_on_request(model: mom.MoM) -> None:
         glue.finetune(model, "cola", data, **QUICK)
     with pytest.warns(UserWarning, match="1 of 3 rows cannot be used"):
         assert glue.finetune(model, "cola", data, on_error="skip", **QUICK).train_rows == 2
+
+
+NLI = [{"premise": "a lamp", "hypothesis": f"a {word}", "label": i} for i, word in enumerate(("lamp", "cat", "box"))]
+
+
+@pytest.mark.filterwarnings("ignore:.*but the official test set")
+def test_only_sets_under_names_of_their_own_are_answered_beside_mnli(model: mom.MoM, tmp_path: Path) -> None:
+    def others(data: Any, **changes: Any) -> list[str]:
+        return sorted(glue.finetune(model, "mnli", data, **QUICK, **changes).other_metrics)
+
+    own = {"train": NLI, "dev": NLI, "test": NLI}
+    assert others(own) == []
+    result = glue.finetune(model, "mnli", own, out_dir=tmp_path / "out", predict=True, **QUICK)
+    assert [path.name for path in result.submissions] == ["MNLI-m.tsv"]
+    assert others({"train": NLI, "validation_matched": NLI, "validation_mismatched": NLI}) == ["mnli-mm"]
+    assert others(GOLDEN / "MNLI") == ["mnli-mm"] and others(GOLDEN) == ["ax", "mnli-mm"]
+
+
+def test_mnli_from_the_hubs_files_where_ax_has_no_labels(model: mom.MoM, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    hidden = [{**row, "label": -1} for row in NLI]
+    for name, rows in (("mnli/train", NLI), ("mnli/validation_matched", NLI), ("mnli/validation_mismatched", NLI),
+                       ("mnli/test_matched", hidden), ("ax/test", hidden)):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
+    with pytest.warns(UserWarning, match="but the official test set"):
+        result = glue.finetune(model, "mnli", tmp_path, out_dir=tmp_path / "out", predict=True, **QUICK)
+    assert list(result.other_metrics) == ["mnli-mm"]
+    assert [path.name for path in result.submissions] == ["MNLI-m.tsv", "AX.tsv"]
+
+
+def test_unusable_rows_of_further_dev_sets_are_left_out_on_request(model: mom.MoM, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "glue")
+    path = tmp_path / "glue" / "MNLI" / "dev_mismatched.tsv"
+    path.write_bytes(path.read_bytes() + b"only one column\n")
+    with pytest.raises(DataError, match="1 of 4 rows cannot be used"):
+        glue.finetune(model, "mnli", tmp_path / "glue", **QUICK)
+    with pytest.warns(UserWarning, match="1 of 4 rows cannot be used"):
+        glue.finetune(model, "mnli", tmp_path / "glue", on_error="skip", **QUICK)
 
 
 def test_what_does_not_fit_is_said_before_training(model: mom.MoM, tmp_path: Path) -> None:
@@ -210,11 +290,12 @@ def test_the_command_prints_a_table_over_tasks(
 def test_the_command_takes_all_of_glue(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "lm")
     status, out, err = run(
-        capsys, "finetune", "--task", "glue", "--model", tmp_path / "lm", "--data", GOLDEN, "--max_steps", 1,
+        capsys, "finetune", "--task", "glue", "cola", "--model", tmp_path / "lm", "--data", GOLDEN, "--max_steps", 1,
         "--out_dir", tmp_path / "out", "--progress", "false", "--train", "routers",
     )  # fmt: skip
     assert status == 0, err
     assert {line.split()[0] for line in out.splitlines()[1:]} == {t.title for t in TASKS.values()} | {"mean"}
+    assert out.count("CoLA") == 1, "a task that is named twice is done once"
 
 
 def test_command_errors(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,8 +74,9 @@ def test_minutes_become_tokens(data: Path, tmp_path: Path) -> None:
     assert result.tokens > 0 and result.training.step == result.config.steps
 
 
-def test_resuming_keeps_the_plan(data: Path, tmp_path: Path) -> None:
-    whole = pretrain(CONFIG, data, tmp_path / "a", phase="vanilla", tokens=30_000, progress=False)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resuming_keeps_the_plan_and_the_dtype(dtype: str, data: Path, tmp_path: Path) -> None:
+    whole = pretrain(CONFIG, data, tmp_path / "a", phase="vanilla", tokens=30_000, dtype=dtype, progress=False)
 
     class Stop(Exception):
         pass
@@ -89,9 +90,12 @@ def test_resuming_keeps_the_plan(data: Path, tmp_path: Path) -> None:
             pass
 
     with pytest.raises(Stop):
-        pretrain(CONFIG, data, tmp_path / "b", phase="vanilla", tokens=30_000, progress=False, callbacks=[Interrupt()])
+        pretrain(
+            CONFIG, data, tmp_path / "b", phase="vanilla", tokens=30_000, dtype=dtype, progress=False,
+            callbacks=[Interrupt()],
+        )  # fmt: skip
     resumed = pretrain(CONFIG, data, tmp_path / "b", phase="vanilla", resume=True, progress=False)
-    assert resumed.config == whole.config
+    assert resumed.config == whole.config and resumed.model.dtype == dtype
     assert all(np.array_equal(v, resumed.model.parameters[n]) for n, v in whole.model.parameters.items())
 
 

@@ -97,6 +97,8 @@ def test_errors(model: mom.MoM, tmp_path: Path) -> None:
         ({"max_summary": 62}, ConfigError, "max_summary: 62 of 64 tokens leaves no room"),
         ({"max_summary": 1}, ConfigError, "max_summary: 1 of 64"),
         ({"train": "head"}, ConfigError, "train: 'head', but"),
+        ({"val_rows": 0}, ConfigError, "val_rows: 0 is less than 1"),
+        ({"val_rows": -1}, ConfigError, "val_rows: -1 is less than 1"),
         ({"data": {"train": []}}, DataError, "no rows"), ({"data": tmp_path}, DataError, "holds no train.jsonl"),
         ({"model": mom.MoM(model.config)}, DataError, "tokenizer: the model has none"),
         ({"model": mom.MoMForSequenceClassification(model.config)}, TypeError, "model: expected MoM"),
@@ -127,3 +129,20 @@ def test_the_commands(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixt
     assert set(found) == {"rouge", "LEAD-1", "LEAD-3", "loss", "rows"} and found["rows"] == 1
     assert cli.main([*command, *flags, "--predict"]) == 1
     assert "task: xsum goes with no other task" in capsys.readouterr().err
+
+
+def test_the_command_says_before_training_what_it_lacks_after(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_bytes((GOLDEN / f"{split}.jsonl").read_bytes())
+    command = ["finetune", "--task", "xsum", "--model", str(tmp_path / "lm"), "--out_dir", str(tmp_path / "out")]
+    for changes, message in (
+        (["--data", str(data)], "holds no test.jsonl"),
+        (["--data", str(GOLDEN), "--rows", "0"], "rows: 0 is less than 1"),
+    ):
+        assert cli.main([*command, *changes]) == 1 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batch", "bucketed", "iter_batches", "pad_rows"]
+__all__ = ["Batch", "bucketed", "iter_batches", "pad_labelled", "pad_rows"]
 
 #: Batches among which rows are sorted by length while training: enough to pad little, few enough to stay random.
 _POOL_BATCHES = 50
@@ -103,6 +103,25 @@ def pad_rows(
     real = columns < lengths[:, None] if side == "right" else columns >= longest - lengths[:, None]
     tokens[real] = np.concatenate(rows)
     return tokens, None if real.all() else real.astype(np.uint8)
+
+
+def pad_labelled(
+    rows: Sequence[tuple[npt.NDArray[np.int32], int]],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:
+    """Rows for a language model, each with the number of its first tokens that are not scored.
+
+    Returns
+    -------
+    tokens, labels : ndarray of int32, shape (B, T)
+        Labels are the tokens where they are scored, and -100 elsewhere.
+    mask : ndarray of uint8, shape (B, T), or None
+        See `pad_rows`.
+    """
+    labels = [ids.copy() for ids, _ in rows]
+    for label, (_, first) in zip(labels, rows, strict=True):
+        label[:first] = -100
+    tokens, mask = pad_rows([ids for ids, _ in rows])
+    return tokens, pad_rows(labels, fill=-100)[0], mask
 
 
 def iter_batches(

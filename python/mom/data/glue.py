@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .records import (
+    MissingSplitError,
     RecordError,
     RecordReport,
     check_on_error,
@@ -41,15 +42,11 @@ from .records import (
     text_of,
 )  # fmt: skip
 
-__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "MissingSplitError", "find_task", "read_glue"]
+__all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "find_task", "read_glue"]
 
 PathLike = str | os.PathLike[str]
 
 SPLITS = ("train", "dev", "test")
-
-
-class MissingSplitError(DataError):
-    """A source is there, but not the split that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class GlueTask:
     hub_config : str
         Configuration of the data set ``glue`` on the Hub.
     hub_splits : mapping
-        Split to its name there.
+        Split to its name there; AX has no labels there, so no dev set.
     submission : str
         File that the GLUE site takes.
     test_rows : int
@@ -110,6 +107,10 @@ class GlueTask:
     def is_regression(self) -> bool:
         """Whether the label is a real number."""
         return self.labels is None
+
+    def names_of(self, split: str) -> tuple[str, ...]:
+        """What a split is called outside the original files: on the Hub, and here."""
+        return tuple(dict.fromkeys((self.hub_splits.get(split, split), split)))
 
 
 _TWO = ("entailment", "not_entailment")
@@ -168,7 +169,7 @@ TASKS: dict[str, GlueTask] = {
         _task("ax", "AX", ("sentence1|Premise", "sentence2|Hypothesis"), _THREE, ("matthews",), 1104, "Label",
               folders=("diagnostic", "AX", "ax"), hub_texts=_HUB_NLI,
               files={"dev": "diagnostic-full.tsv", "test": "diagnostic.tsv"},
-              hub_splits={"dev": "test", "test": "test"}),
+              hub_splits={"test": "test"}),
     )
 }  # fmt: skip
 
@@ -308,13 +309,14 @@ def read_glue(
 def _resolve(source: Any, task: GlueTask, split: str) -> Any:
     """A split out of a mapping of splits, or off the Hub; paths and iterables come back as they are."""
     if isinstance(source, Mapping):
-        for name in (task.hub_splits[split], split):
+        for name in task.names_of(split):
             if name in source:
                 return source[name]
-        raise MissingSplitError(
-            f"source: no split {task.hub_splits[split]!r} or {split!r}; there are {listing(source)}"
-        )
+        names = " or ".join(map(repr, task.names_of(split)))
+        raise MissingSplitError(f"source: no split {names}; there are {listing(source)}")
     if isinstance(source, str) and looks_like_hub_name(source, (".tsv", ".parquet")):
+        if split not in task.hub_splits:
+            raise MissingSplitError(f"{source}: {task.title} has no {split} set on the Hub")
         return load_from_hub(source, task.hub_config, task.hub_splits[split])
     if isinstance(source, (bytes, bytearray)) or not isinstance(source, (str, os.PathLike, Iterable)):
         raise DataError(f"source: expected a path or an iterable of mappings, got {type(source).__name__}")
@@ -333,14 +335,14 @@ def _find_files(path: Path, task: GlueTask, split: str) -> list[Path]:
     if not below:
         for other in TASKS.values():
             if path.name in other.folders and not set(other.folders) & set(task.folders):
-                raise DataError(f"{path}: is the folder of {other.title}, expected one of {task.title}")
+                raise MissingSplitError(f"{path}: is the folder of {other.title}, expected one of {task.title}")
     for folder in [*below, path]:
         if (folder / task.files[split]).is_file():
             return [folder / task.files[split]]
-        for name in (task.hub_splits[split], split):
+        for name in task.names_of(split):
             if found := sorted(folder.glob(f"{name}-*.parquet")) or sorted(folder.glob(f"{name}.parquet")):
                 return found
-    wanted = f"{task.files[split]} or {task.hub_splits[split]}*.parquet"
+    wanted = f"{task.files[split]} or {task.names_of(split)[0]}*.parquet"
     where = below[0] if below else path
     there = sorted(entry.name for entry in where.iterdir())
     raise MissingSplitError(f"{where}: holds no {wanted} of {task.title}; it holds {listing(there)}")

@@ -33,7 +33,7 @@ from ..errors import DataError
 from ..tokenizer import Tokenizer
 from .sources import Documents, Piece, TextDocuments
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "read_meta"]
 
 PathLike = str | os.PathLike[str]
 
@@ -123,6 +123,21 @@ def prepare(
         raise
     shutil.rmtree(stage, ignore_errors=True)
     return meta
+
+
+def read_meta(data: PathLike) -> dict[str, Any]:
+    """``meta.json`` of prepared data; empty for a bare token file."""
+    path = Path(data)
+    file = (path if path.is_dir() else path.parent) / "meta.json"
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
+        raise DataError(f"{file}: not written by 'mom prepare'")
+    return values
 
 
 def _write_files(

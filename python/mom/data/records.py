@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from ..errors import DataError
 from .sources import MAX_LINE_BYTES, MAX_PROBLEMS, not_text
 
-__all__ = ["RecordError", "RecordReport", "check_on_error"]
+__all__ = ["MissingSplitError", "RecordError", "RecordReport", "check_on_error"]
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -104,6 +104,10 @@ class RecordError(DataError):
         super().__init__(message)
         #: What reading met.
         self.report = report
+
+
+class MissingSplitError(DataError):
+    """A source is there, but not the split that was asked for."""
 
 
 def _counts(counts: Counter[str]) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .glue import MissingSplitError
 from .records import (
+    MissingSplitError,
     RecordReport,
     check_on_error,
     dict_rows,

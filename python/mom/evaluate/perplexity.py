@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import bucketed, pad_rows
+from ..data.batches import bucketed, pad_labelled
 from ..data.sources import Documents, Piece, TextDocuments
 from ..errors import DataError
 from ..model import MoM
@@ -187,22 +187,14 @@ def windows_of(ids: npt.NDArray[np.int32], window: int, stride: int) -> Iterator
 def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]], batch_size: int) -> tuple[float, int]:
     """Sum of negative log probabilities, and number, of the scored tokens of windows (see `windows_of`)."""
     nats, tokens = 0.0, 0
-    was_training, random_state = model.training, model.random_state
-    model.eval()
-    try:
+    with model.evaluating():
         for pool in _pools(windows, _POOL * max(1, batch_size // 8)):
             for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
-                rows = [pool[i][0] for i in chosen]
-                labels = [row.copy() for row in rows]
-                for label, i in zip(labels, chosen, strict=True):
-                    label[: pool[i][1]] = -100
-                ids, mask = pad_rows(rows)
-                out = model(ids, labels=pad_rows(labels, fill=-100)[0], attention_mask=mask, keep=False)
+                ids, labels, mask = pad_labelled([pool[i] for i in chosen])
+                out = model(ids, labels=labels, attention_mask=mask, keep=False)
                 if out.num_labelled and out.lm_loss is not None:
                     nats += out.lm_loss * out.num_labelled
                     tokens += out.num_labelled
-    finally:
-        model.training, model.random_state = was_training, random_state
     return nats, tokens
 
 

@@ -6,16 +6,18 @@ have a ``step`` and a ``kind``: ``"train"``, ``"eval"``, ``"checkpoint"`` or ``"
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoint import naming_file
 
-__all__ = ["Callback", "JsonLines", "Progress", "TensorBoard"]
+__all__ = ["Callback", "JsonLines", "Progress", "TensorBoard", "closing"]
 
 
 class Callback(Protocol):
@@ -26,6 +28,17 @@ class Callback(Protocol):
 
     def close(self) -> None:
         """The run is over."""
+
+
+@contextlib.contextmanager
+def closing(callbacks: Iterable[Callback]) -> Iterator[list[Callback]]:
+    """The callbacks of a run, closed after the block, however it ends."""
+    with contextlib.ExitStack() as stack:
+        found = list(callbacks)
+        for callback in found:
+            if hasattr(callback, "close"):
+                stack.callback(callback.close)
+        yield found
 
 
 class JsonLines:

@@ -17,13 +17,16 @@ from ..config import MoMConfig
 from ..data.batches import Batch, bucketed, iter_batches
 from ..errors import ConfigError, TrainingError
 from ..model import ModelOutput, MoM, MoMForSequenceClassification
-from ..optim import AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
 
-__all__ = ["FinetuneConfig", "LoopResult", "classifier_from", "classify", "fit_classifier", "run_loop", "trainable"]
+__all__ = [
+    "FinetuneConfig", "LoopResult", "classifier_from", "classify", "copy_of", "fit_classifier", "run_loop", "trainable",
+]  # fmt: skip
 
 Network = MoM | MoMForSequenceClassification
 Item = TypeVar("Item")
+Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 
 #: A step with a non-finite loss or gradient is skipped; after so many in a row the run stops.
 _MAX_BAD_STEPS = 5
@@ -187,6 +190,34 @@ def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
     return np.array(chosen, np.uint8)
 
 
+def copy_of(
+    model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
+) -> Made:
+    """A network of a kind with the body and the tokenizer of a model; a classifier's head is fresh.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+        Its body is copied; a head it has is left behind.
+    kind : type
+        `MoM` or `MoMForSequenceClassification`.
+    seed : int
+        Of the head and of dropout.
+    dropout : float, optional
+        Replaces the configuration's three dropout probabilities.
+    **changes
+        Other fields of the configuration.
+    """
+    if dropout is not None:
+        changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    made = kind(model.config.replace(**changes), seed=seed, dtype=model.dtype)
+    for name, value in model.parameters.items():
+        if not name.startswith("score."):
+            made.parameters[name] = value
+    made.tokenizer = model.tokenizer
+    return made
+
+
 def classifier_from(
     model: Network, num_labels: int, problem_type: str, seed: int = 0, dropout: float | None = None
 ) -> MoMForSequenceClassification:
@@ -194,25 +225,16 @@ def classifier_from(
 
     Parameters
     ----------
-    model : MoM or MoMForSequenceClassification
-        Its body is copied; a head it has is left behind.
+    model, seed, dropout
+        See `copy_of`.
     num_labels : int
     problem_type : str
         See `MoMConfig`.
-    seed : int
-        Of the head and of dropout.
-    dropout : float, optional
-        Replaces the configuration's three dropout probabilities.
     """
-    changes: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "pooling": "mask"}
-    if dropout is not None:
-        changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    made = MoMForSequenceClassification(model.config.replace(**changes), seed=seed, dtype=model.dtype)
-    for name, value in model.parameters.items():
-        if not name.startswith("score."):
-            made.parameters[name] = value
-    made.tokenizer = model.tokenizer
-    return made
+    return copy_of(
+        model, MoMForSequenceClassification, seed, dropout, num_labels=num_labels, problem_type=problem_type,
+        pooling="mask",
+    )  # fmt: skip
 
 
 def _mask(batch: Batch) -> npt.NDArray[np.uint8]:
@@ -240,19 +262,15 @@ def classify(
     Returns
     -------
     ndarray of float32, shape (N, num_labels)
-        In the order of `rows`. The model's training mode is as before.
+        In the order of `rows`. Training mode and random state of the model are as before.
     """
     if model.config.pooling != "mask":
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
     logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
-    was_training = model.training
-    model.eval()
-    try:
+    with model.evaluating():
         for batch in iter_batches(rows, batch_size, side=side):
             out = model(batch.tokens, attention_mask=_mask(batch), positions=batch.positions)
             logits[batch.rows] = out.logits
-    finally:
-        model.training = was_training
     return logits
 
 
@@ -314,9 +332,8 @@ def run_loop(
     def evaluated() -> None:
         nonlocal best, best_step, best_score, since_best
         assert evaluate is not None
-        model.eval()
-        score = float(evaluate())
-        model.train()
+        with model.evaluating():
+            score = float(evaluate())
         history.append((step, score))
         record("eval", score=score)
         better = score > best_score
@@ -332,12 +349,14 @@ def run_loop(
     was_training = model.training
     model.train()
     stopped = False
+    model.zero_grad()
     try:
         while step < total and not stopped:
             for item in batches(rng):
                 started = time.perf_counter()
                 optimizer.lr = config.lr * factor(step)
-                model.zero_grad()
+                if model._core.used.any():  # the step before was skipped, or a callback has run a backward pass
+                    model.zero_grad()
                 out, count = forward(item)
                 problem = _one_step(model, optimizer, out, chosen, config.clip)
                 seconds += time.perf_counter() - started
@@ -382,11 +401,8 @@ def _one_step(
         used = model._core.used
         used[chosen == 0] = 0
         model._core.used = used
-    norm = clip_grad_norm(model, clip)
-    if not math.isfinite(norm):
-        return f"gradient norm is {norm}"
-    optimizer.step()
-    return None
+    norm = optimizer.step(clip, zero_grad=True)
+    return None if math.isfinite(norm) else f"gradient norm is {norm}"
 
 
 def _schedule(config: FinetuneConfig, total: int) -> Callable[[int], float]:

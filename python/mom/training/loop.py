@@ -22,7 +22,7 @@ from ..data.memmap import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingError
 from ..model import MoM
 from ..optim import AdamW, cosine_schedule, linear_schedule
-from .callbacks import Callback, JsonLines, Progress, TensorBoard
+from .callbacks import Callback, JsonLines, Progress, TensorBoard, closing
 from .config import TrainingConfig
 from .state import PREFIX, load_state, save_state
 
@@ -84,10 +84,8 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
     windows = min(batches * batch_size, len(tokens) // sequence_length)
     if windows < 1:
         raise DataError(f"tokens: {tokens.path} holds no window of {sequence_length} tokens")
-    training, random_state = model.training, model.random_state
-    model.eval()
     total, count = 0.0, 0
-    try:
+    with model.evaluating():
         for begin in range(0, windows, batch_size):
             rows = min(batch_size, windows - begin)
             ids = tokens.windows(np.arange(begin, begin + rows) * sequence_length, sequence_length)
@@ -95,8 +93,6 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
             assert out.lm_loss is not None
             total += out.lm_loss * out.num_labelled
             count += out.num_labelled
-    finally:
-        model.training, model.random_state = training, random_state
     return total / count
 
 
@@ -227,15 +223,12 @@ def train(
     run = _Run(model, config, sampler, validation, Path(run_dir) if run_dir is not None else None)
     run.prepare(resume)
     was_training = model.training
-    with ExitStack() as closing:
-        run.callbacks = list(callbacks)
-        for callback in run.callbacks:
-            if hasattr(callback, "close"):
-                closing.callback(callback.close)
+    with ExitStack() as stack:
+        run.callbacks = stack.enter_context(closing(callbacks))
 
         def add(callback: JsonLines | TensorBoard | Progress) -> None:
             run.callbacks.append(callback)
-            closing.callback(callback.close)
+            stack.callback(callback.close)
 
         if run.dir is not None:
             add(JsonLines(run.dir / "log.jsonl", run.step if resume else None))
@@ -315,12 +308,12 @@ class _Run:
             return
         state = load_state(latest, self.model, self.optimizer)
         before = TrainingConfig.from_dict(state["config"], f"{latest}/training.json")
-        for name in ("batch_size", "sequence_length", "accumulation", "seed", "sampling", "steps", "lr", "schedule"):
-            if getattr(before, name) != getattr(self.config, name):
-                print(
-                    f"resume: {name} was {getattr(before, name)} and is now {getattr(self.config, name)}",
-                    file=sys.stderr,
-                )
+        names = ("batch_size", "sequence_length", "accumulation", "seed", "sampling", "steps", "lr", "schedule")
+        pairs = [(name, getattr(before, name), getattr(self.config, name)) for name in names]
+        pairs.append(("dtype", state.get("dtype", "float32"), self.model.dtype))
+        for name, old, new in pairs:
+            if old != new:
+                print(f"resume: {name} was {old} and is now {new}", file=sys.stderr)
         self.sampler.load_state_dict(state["sampler"])
         self.step = self.saved_step = int(state["step"])
         self.skipped, self.bad_in_a_row = int(state["skipped"]), int(state["bad_in_a_row"])

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoint
-from ..checkpoint import check_replaceable, write_file
+from ..checkpoint import MODEL_FILES, check_replaceable, write_file
 from ..config import MoMConfig
+from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from ..optim import AdamW, clip_grad_norm
@@ -27,7 +28,7 @@ from ..tokenizer import Tokenizer
 from .callbacks import Callback
 from .config import TrainingConfig
 from .loop import TrainingResult, train
-from .state import PREFIX
+from .state import PREFIX, read_progress
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain"]
 
@@ -129,7 +130,7 @@ def pretrain(
     tokens: int | None = None,
     minutes: float | None = None,
     recipe: str = "paper",
-    dtype: str = "float32",
+    dtype: str | None = None,
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
@@ -154,7 +155,8 @@ def pretrain(
         The budget, one of the two: tokens to train on, or minutes, turned into tokens by a measurement of the speed.
     recipe : str
         One of `RECIPES`.
-    dtype : {"float32", "bfloat16"}
+    dtype : {"float32", "bfloat16"}, optional
+        By default float32; of a resumed run, that of its checkpoint.
     seed : int
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, with its plan.
@@ -179,11 +181,11 @@ def pretrain(
     if recipe not in RECIPES:
         raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     run = Path(run_dir)
-    check_replaceable(run / "model", ("config.json", "model.safetensors", "tokenizer.json"))
-    planned = _earlier_plan(run) if resume else None
+    check_replaceable(run / "model", MODEL_FILES)
+    planned, before = _earlier_plan(run) if resume else (None, "float32")
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
-    model = _model(config, data, phase, vanilla, dtype, seed)
+    model = _model(config, data, phase, vanilla, dtype or before, seed)
     if planned is None:
         if minutes is not None:
             tokens = _tokens_in(model, RECIPES[recipe], minutes)
@@ -197,7 +199,7 @@ def pretrain(
     if result.interrupted is None:
         model.save_pretrained(run / "model")
         summary = {
-            "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": dtype,
+            "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
             "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
             "training": planned.to_dict(),
         }  # fmt: skip
@@ -205,12 +207,14 @@ def pretrain(
     return PretrainResult(model, result, planned, total, run / "model")
 
 
-def _earlier_plan(run: Path) -> TrainingConfig | None:
+def _earlier_plan(run: Path) -> tuple[TrainingConfig | None, str]:
+    """Settings and dtype of the newest checkpoint."""
     latest, _ = checkpoint.latest_valid(run, prefix=PREFIX)
     if latest is None:
-        return None
-    values = json.loads((latest / "training.json").read_text(encoding="utf-8"))["config"]
-    return TrainingConfig.from_dict(values, f"{latest}/training.json")
+        return None, "float32"
+    progress = read_progress(latest)
+    config = TrainingConfig.from_dict(progress["config"], f"{latest}/training.json")
+    return config, progress.get("dtype", "float32")
 
 
 def _model(
@@ -219,10 +223,9 @@ def _model(
     file = Path(data) / "meta.json"
     if not file.is_file():
         raise DataError(f"{file}: no such file; make the folder with 'mom prepare'")
-    try:
-        vocabulary = int(json.loads(file.read_text(encoding="utf-8"))["vocab_size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not written by 'mom prepare' ({error})") from None
+    vocabulary = read_meta(data).get("vocab_size")
+    if vocabulary is None:
+        raise DataError(f"{file}: not written by 'mom prepare' (no 'vocab_size')")
     shape = MoMConfig.preset(config) if isinstance(config, str) else config
     shape = shape.replace(vocab_size=vocabulary)
     if shape.is_vanilla and phase == "mom":

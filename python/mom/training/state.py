@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..model import _Network
 from ..optim import AdamW
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["load_state", "read_progress", "save_state"]
 
 PREFIX = "step-"
 
@@ -25,21 +25,27 @@ def save_state(
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
     files["training.json"] = (
-        json.dumps({"step": step, "random_state": model.random_state, **progress}) + "\n"
+        json.dumps({"step": step, "random_state": model.random_state, "dtype": model.dtype, **progress}) + "\n"
     ).encode()
     checkpoint.write_folder(path, files)
     checkpoint.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
     return path
 
 
-def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
-    """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
+def read_progress(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote beside the tensors: ``step``, ``random_state``, ``dtype``, ``config``, ..."""
     try:
         progress: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        random_state = progress["random_state"]
-        int(progress["step"])
+        progress["random_state"], int(progress["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/training.json: not readable ({error!r})") from None
+    return progress
+
+
+def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
+    """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
+    progress = read_progress(path)
+    random_state = progress["random_state"]
     # Both files are read before anything changes.
     tensors = weights.read_safetensors(path / "model.safetensors")
     moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)

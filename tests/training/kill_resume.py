@@ -1,6 +1,6 @@
 """Kill training runs at random moments, resume them, and compare the bits with those of a run that was never stopped.
 
-    python tests/train/kill_resume.py --steps 200 --repeats 3
+    python tests/training/kill_resume.py --steps 200 --repeats 3
 
 Each run is a process of its own that is ended with SIGKILL. Exit status 0 if all results are byte-equal.
 """
