@@ -61,6 +61,7 @@ typedef struct {
     const uint8_t *mask, *active;
     size_t D, tile, block;     /* channels of a head; keys per tile; queries per block */
     const sequence *sequences; /* (B) */
+    double work;               /* visible pairs of all heads */
     /* Lists of all sequences, each from its first row on: positions within the sequence, and for every query how many
      * keys it sees and how many skipped tokens. */
     const int32_t *key, *query, *count, *skipped;
@@ -118,6 +119,7 @@ static mom_status lists_init(attention_job *job, const mom_exec *x, mom_error *e
         }
         s.rest = s.queries < s.length;
         sequences[b] = s;
+        job->work += s.work * (double)spec->H;
     }
     job->sequences = sequences;
     job->key = key;
@@ -364,10 +366,7 @@ static double finish_time(const attention_task *tasks, size_t n, int threads) {
 
 /* Into how many parts of about equal work to cut a head, at most `most`. */
 static size_t parts_of(const attention_job *job, const sequence *s, size_t most, int threads) {
-    double total = 0.0;
-    for (size_t b = 0; b < job->spec->B; b++)
-        total += job->sequences[b].work;
-    const double wanted = s->work / (total * (double)job->spec->H) * threads * TASKS_PER_THREAD;
+    const double wanted = s->work / job->work * threads * TASKS_PER_THREAD;
     return threads == 1 || !(wanted > 1.0) ? 1 : max_size(1, min_size(most, (size_t)ceil(wanted)));
 }
 
@@ -798,6 +797,26 @@ static void backward_rest(void *context, size_t head, int thread) {
     }
 }
 
+/* Keys of every head, cut into parts of whole tiles; tasks NULL: only counts them. Columns of the triangle of keys are cut
+ * like the rows of that of the queries. */
+static size_t key_tasks(const attention_job *job, attention_task *tasks, int threads) {
+    size_t n = 0;
+    for (size_t head = 0; head < job->spec->B * job->spec->H; head++) {
+        const sequence *s = &job->sequences[head / job->spec->H];
+        const size_t parts = parts_of(job, s, (s->keys + job->tile - 1) / job->tile, threads);
+        for (size_t p = 0; p < parts && s->keys; p++, n++) {
+            if (!tasks)
+                continue;
+            attention_task task = {.head = head, .keys = 1};
+            part_range(s->keys, job->tile, parts, p, &task.begin, &task.end);
+            const double before = (double)(s->keys - task.begin), after = (double)(s->keys - task.end);
+            task.work = s->work * (before * before - after * after) / ((double)s->keys * (double)s->keys);
+            tasks[n] = task;
+        }
+    }
+    return n;
+}
+
 /* A task per head, which computes all three gradients from the same weights. With too few heads to keep the threads
  * busy the queries' and the keys' gradients are computed apart, in parts, from weights that are computed twice. */
 static mom_status backward_tasks(attention_job *job, const mom_exec *x, size_t *number, mom_error *err) {
@@ -816,28 +835,16 @@ static mom_status backward_tasks(attention_job *job, const mom_exec *x, size_t *
     if (x->threads == 1)
         return MOM_OK;
 
-    /* Columns of the triangle of keys are cut like the rows of that of the queries. */
-    const size_t parts = query_tasks(job, NULL, job->block, x->threads);
-    MOM_ARENA_NEW(cut, x->workspace, 2 * parts, err);
+    const size_t queries = query_tasks(job, NULL, job->block, x->threads), keys = key_tasks(job, NULL, x->threads);
+    MOM_ARENA_NEW(cut, x->workspace, queries + keys, err);
     query_tasks(job, cut, job->block, x->threads);
-    size_t m = parts;
-    for (size_t head = 0; head < heads; head++) {
-        const sequence *s = &job->sequences[head / job->spec->H];
-        const size_t pieces = s->keys ? parts_of(job, s, (s->keys + job->tile - 1) / job->tile, x->threads) : 0;
-        for (size_t p = 0; p < pieces && s->queries; p++) {
-            attention_task task = {.head = head, .keys = 1};
-            part_range(s->keys, job->tile, pieces, p, &task.begin, &task.end);
-            const double before = (double)(s->keys - task.begin), after = (double)(s->keys - task.end);
-            task.work = 4.0 * s->work * (before * before - after * after) / ((double)s->keys * (double)s->keys);
-            cut[m++] = task;
-        }
-    }
-    for (size_t i = 0; i < parts; i++)
-        cut[i].work *= 3.0;
-    qsort(cut, m, sizeof *cut, by_falling_work);
-    if (finish_time(cut, m, x->threads) < finish_time(whole, n, x->threads)) {
+    key_tasks(job, cut + queries, x->threads);
+    for (size_t i = 0; i < queries + keys; i++)
+        cut[i].work *= cut[i].queries ? 3.0 : 4.0;
+    qsort(cut, queries + keys, sizeof *cut, by_falling_work);
+    if (finish_time(cut, queries + keys, x->threads) < finish_time(whole, n, x->threads)) {
         job->tasks = cut;
-        *number = m;
+        *number = queries + keys;
     }
     return MOM_OK;
 }

@@ -154,6 +154,19 @@ def test_same_bits_when_threads_share_a_head(kernel_level: str, heads: int, rng:
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("length", [121, 127, 128, 129, 250])
+def test_more_tiles_of_keys_than_blocks_of_queries(kernel_level: str, length: int, rng: np.random.Generator) -> None:
+    """A tile holds fewer keys than a block holds queries, so that a head falls into more parts by keys than by queries."""
+    qkv = rng.standard_normal((2, length, 6), dtype=np.float32)
+    dout = rng.standard_normal((2, length, 2), dtype=np.float32)
+    results = []
+    for threads in (1, 16):
+        mom.set_num_threads(threads)
+        out, lse = ops.attention_forward(qkv, 2)
+        results.append(out.tobytes() + ops.attention_backward(dout, qkv, out, lse, 2).tobytes())
+    assert results[0] == results[1]
+
+
 def test_wrong_lengths_are_named() -> None:
     qkv = np.zeros((5, 12), dtype=np.float32)
     with pytest.raises(ValueError, match="^lengths: sum 4, expected 5 like the rows of qkv$"):
