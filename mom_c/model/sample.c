@@ -114,12 +114,14 @@ static double uniform(const mom_sampling *s, size_t row) {
 
 static int32_t draw_candidate(const candidate *c, size_t n, double total, const mom_sampling *s, size_t row) {
     double left = uniform(s, row) * total;
-    for (size_t i = 0; i < n; i++) {
-        left -= weight_of(c[i].logit, c[0].logit, s);
-        if (left < 0.0)
-            return c[i].token;
+    size_t last = 0; /* rounding may leave a rest after the last candidate of any weight */
+    for (size_t i = 0; i < n && left >= 0.0; i++) {
+        const double weight = weight_of(c[i].logit, c[0].logit, s);
+        if (weight > 0.0)
+            last = i;
+        left -= weight;
     }
-    return c[n - 1].token;
+    return c[last].token;
 }
 
 /* Among all tokens, in order of their ids. */

@@ -11,8 +11,8 @@ typedef struct {
     uint64_t seed, step; /* row b draws from the stream (seed, step, b) */
 } mom_sampling;
 
-/* tokens (B) from logits (B, V); rows with skip[b] are left alone (skip NULL: none). Fails on NaN or infinite logits (-inf rules a token out) and on
- * rows without any token left. */
+/* tokens (B) from logits (B, V); rows with skip[b] are left alone (skip NULL: none). Fails on NaN or infinite logits
+ * (-inf rules a token out) and on rows without any token left. */
 mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, const mom_sampling *s, const uint8_t *skip,
                       size_t B, size_t V, mom_error *err);
 

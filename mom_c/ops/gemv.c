@@ -28,10 +28,6 @@ static size_t element_size(mom_gemv_format format) {
 
 static int in_out(const mom_gemv_matrix *m) { return m->format == MOM_GEMV_F32 && m->layout == MOM_WEIGHT_IN_OUT; }
 
-size_t mom_gemv_bytes(const mom_gemv_matrix *m) {
-    return m->k * m->n * element_size(m->format) + (m->format == MOM_GEMV_INT8 ? m->n * sizeof(float) : 0);
-}
-
 /* How one matrix is cut: depends on its size only. */
 typedef struct {
     size_t columns, column_parts; /* outputs per task */

@@ -41,7 +41,4 @@ size_t mom_gemv_packed_bytes(mom_gemv_format format, size_t k, size_t n);
 void mom_gemv_pack(const mom_exec *x, mom_gemv_matrix *matrix, void *data, mom_gemv_format format, const float *weight,
                    mom_weight_layout layout, size_t k, size_t n);
 
-/* Bytes that a product reads of the matrix. */
-size_t mom_gemv_bytes(const mom_gemv_matrix *matrix);
-
 #endif
