@@ -136,9 +136,9 @@ void mom_decoder_clear(mom_decoder *d) {
     mom_arena_clear(&d->workspace);
 }
 
-static mom_status allocate_batch(const mom_decoder *d, mom_decoder_batch *batch, size_t B, mom_error *err) {
+/* Everything of a batch but its caches, from `arena`. */
+static mom_status allocate_batch(const mom_decoder *d, mom_decoder_batch *batch, mom_arena *arena, size_t B, mom_error *err) {
     const mom_params *p = &d->gpt->params;
-    mom_arena *arena = &batch->arena;
     MOM_ARENA_NEW(batch->sequences, arena, B, err);
     for (size_t b = 0; b < B; b++) {
         mom_sequence *s = &batch->sequences[b];
@@ -169,7 +169,7 @@ static mom_status allocate_batch(const mom_decoder *d, mom_decoder_batch *batch,
 static mom_status init_batch(const mom_decoder *d, mom_decoder_batch *batch, size_t B, mom_error *err) {
     *batch = (mom_decoder_batch){0};
     mom_arena_init(&batch->arena, "sequences of the decoder");
-    const mom_status status = allocate_batch(d, batch, B, err);
+    const mom_status status = allocate_batch(d, batch, &batch->arena, B, err);
     if (status != MOM_OK)
         free_batch(batch);
     return status;
@@ -225,22 +225,22 @@ static void copy_route_row(mom_decoder_route *to, size_t b, const float *scores,
     memcpy(to->index + b * pool->K, index + row * pool->K, pool->K * sizeof *index);
 }
 
-/* Everything of old sequence `from` but its cache becomes that of new sequence b. */
-static void copy_sequence(const mom_decoder *d, mom_decoder_batch *batch, size_t b, size_t from) {
+/* Sequence b of one batch becomes sequence `row` of another, but for its cache. */
+static void copy_sequence(const mom_decoder *d, mom_decoder_batch *to, size_t b, const mom_decoder_batch *from, size_t row) {
     const mom_params *p = &d->gpt->params;
-    const mom_sequence *old = &d->batch.sequences[from];
-    mom_sequence *s = &batch->sequences[b];
+    const size_t V = d->gpt->config.V;
+    const mom_sequence *old = &from->sequences[row];
+    mom_sequence *s = &to->sequences[b];
     s->length = old->length;
     s->pending = old->pending;
     memcpy(s->active, old->active, d->entries * sizeof *s->active);
-    memcpy(batch->logits + b * d->gpt->config.V, d->batch.logits + from * d->gpt->config.V,
-           d->gpt->config.V * sizeof *batch->logits);
+    memcpy(to->logits + b * V, from->logits + row * V, V * sizeof *to->logits);
     for (size_t i = 0; i < p->num_places; i++) {
         for (size_t j = 0; j < 2 * p->places[i].rounds; j++) {
             const mom_pool *pool = half_of(&p->places[i], (int)(j % 2));
-            const mom_decoder_route *r = &d->batch.routes[i][j];
+            const mom_decoder_route *r = &from->routes[i][j];
             if (pool->routed)
-                copy_route_row(&batch->routes[i][j], b, r->scores, r->kept, r->index, from, pool);
+                copy_route_row(&to->routes[i][j], b, r->scores, r->kept, r->index, row, pool);
         }
     }
 }
@@ -261,7 +261,7 @@ mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count
         size_t first = 0;
         while (rows[first] != rows[i])
             first++;
-        copy_sequence(d, &batch, i, (size_t)rows[i]);
+        copy_sequence(d, &batch, i, &d->batch, (size_t)rows[i]);
         if (first == i)
             continue;
         const mom_sequence *old = &d->batch.sequences[rows[i]];
@@ -637,34 +637,23 @@ static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *
 
 /* ------------------------------------------------------------------ append */
 
-/* What a call that fails puts back. */
+/* What a call that fails puts back: what it has added to the caches lies beyond their counts. */
 typedef struct {
-    size_t *lengths;
-    int32_t *pending, *active; /* (B), (B, entries) */
+    mom_decoder_batch batch; /* without caches, in the workspace */
     uint64_t counter;
 } snapshot;
 
 static mom_status take_snapshot(const mom_decoder *d, snapshot *s, mom_arena *arena, mom_error *err) {
-    const size_t B = d->batch.B, E = d->entries;
-    MOM_ARENA_NEW(s->lengths, arena, B, err);
-    MOM_ARENA_NEW(s->pending, arena, B, err);
-    MOM_ARENA_NEW(s->active, arena, B * E, err);
-    for (size_t b = 0; b < B; b++) {
-        s->lengths[b] = d->batch.sequences[b].length;
-        s->pending[b] = d->batch.sequences[b].pending;
-        memcpy(s->active + b * E, d->batch.sequences[b].active, E * sizeof *s->active);
-    }
-    s->counter = d->gpt->counter;
+    *s = (snapshot){.counter = d->gpt->counter};
+    MOM_TRY(allocate_batch(d, &s->batch, arena, d->batch.B, err));
+    for (size_t b = 0; b < d->batch.B; b++)
+        copy_sequence(d, &s->batch, b, &d->batch, b);
     return MOM_OK;
 }
 
 static void put_back(mom_decoder *d, const snapshot *s) {
-    const size_t E = d->entries;
-    for (size_t b = 0; b < d->batch.B; b++) {
-        d->batch.sequences[b].length = s->lengths[b];
-        d->batch.sequences[b].pending = s->pending[b];
-        memcpy(d->batch.sequences[b].active, s->active + b * E, E * sizeof *s->active);
-    }
+    for (size_t b = 0; b < d->batch.B; b++)
+        copy_sequence(d, &d->batch, b, &s->batch, b);
     d->gpt->counter = s->counter;
 }
 

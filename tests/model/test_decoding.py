@@ -189,6 +189,32 @@ def test_more_sequences_than_a_block_of_rows() -> None:
     check(decoder, model, rows, logits)
 
 
+def test_a_failure_in_a_later_block_of_rows_puts_everything_back() -> None:
+    """The first block gives sequence 0 its logits and routes before the second one runs out of memory."""
+    model = build("gru-softmax, depth 3, top-1", vocab_size=16000)
+    beginning, more = texts("later", 2), texts("later still", 1, 32, *[1] * 20)
+
+    def start() -> mom.Decoder:
+        decoder = mom.Decoder(model, capacity=40)
+        decoder.prefill(beginning)
+        decoder.reorder([0] * 22)
+        return decoder
+
+    def state(decoder: mom.Decoder) -> list[np.ndarray]:
+        routes = [decoder.route(place, r, half) for _, place, r, half in halves(model)]
+        return [decoder.logits, decoder.lengths, *(a for route in routes if route for a in route.values())]
+
+    decoder, other = start(), start()
+    before = state(decoder)
+
+    def unchanged() -> None:
+        assert all(np.array_equal(a, b) for a, b in zip(state(decoder), before, strict=True))
+
+    assert every_failure(lambda: decoder.prefill(more), unchanged) >= 1
+    assert decoder.lengths.tolist() == [3, 34, *[3] * 20]
+    assert np.array_equal(decoder.logits, other.prefill(more))
+
+
 # ---------------------------------------------------------------------- skipping
 def skipping(model: mom.MoM, half: str, tokens: list[int]) -> None:
     """Make the naive router of `half` send exactly these tokens to SKIP, by a channel of their own."""
