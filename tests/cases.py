@@ -43,7 +43,7 @@ class Case:
             return 2 * s["m"] * s["n"] * s["k"]
         if self.operator == "attention":
             return 6 * s["B"] * s["T"] * (s["T"] + 1) * s["C"]
-        if self.operator == "lm_head":
+        if self.operator in ("lm_head", "lm_head_gradient"):
             return 6 * s["N"] * s["C"] * s["V"]
         if self.operator == "routed_linear":
             return 6 * s["N"] * s["K"] * s["I"] * s["O"]
@@ -136,6 +136,21 @@ CASES: dict[str, list[Case]] = {
         ("small", {"N": 4, "V": 5, "C": 3}),
         ("odd", {"N": 71, "V": 131, "C": 33}),
         ("realistic", {"N": 300, "V": 2000, "C": 64}),
+    ),
+    "lm_head_gradient": _cases(
+        "lm_head_gradient",
+        ("edge", {"N": 0, "V": 3, "C": 2}),
+        ("edge", {"N": 0, "V": 0, "C": 2}),
+        ("edge", {"N": 1, "V": 1, "C": 1}),
+        ("edge", {"N": 3, "V": 4, "C": 2}, {"labelled": 0.0}),
+        ("edge", {"N": 5, "V": 4, "C": 2}, {"precision": "bfloat16"}),
+        ("small", {"N": 4, "V": 5, "C": 3}),
+        ("odd", {"N": 71, "V": 131, "C": 33}),
+        *(("odd", {"N": 33, "V": v, "C": 19}) for v in (511, 512, 513, 1025)),
+        ("odd", {"N": 33, "V": 1025, "C": 19}, {"precision": "bfloat16"}),
+        ("odd", {"N": 1300, "V": 37, "C": 9}, {"labelled": 1.0}),
+        ("realistic", {"N": 300, "V": 2000, "C": 64}),
+        ("realistic", {"N": 300, "V": 2000, "C": 64}, {"precision": "bfloat16"}),
     ),
     "label_loss": _cases(
         "label_loss",

@@ -513,6 +513,29 @@ static PyObject *lm_head_backward(PyObject *module, PyObject *args) {
     return mom_call_end(&call);
 }
 
+/* Loss, and unless loss_only its gradients: zeros for rows without a label. */
+static PyObject *lm_head_gradient(PyObject *module, PyObject *args) {
+    PyObject *hidden_o, *wte_o, *labels_o;
+    int bf16, loss_only;
+    if (!PyArg_ParseTuple(args, "OOOpp:lm_head_gradient", &hidden_o, &wte_o, &labels_o, &bf16, &loss_only))
+        return NULL;
+    mom_call call;
+    mom_call_begin(&call, module);
+    const float *hidden = mom_arg_f32(&call, "hidden", hidden_o, "N C");
+    const float *wte = mom_arg_f32(&call, "wte", wte_o, "V C");
+    const size_t N = mom_size(&call, 'N'), V = mom_size(&call, 'V'), C = mom_size(&call, 'C');
+    const int32_t *labels = mom_arg_i32(&call, "labels", labels_o, "N", 0, (int64_t)V, MOM_IGNORED_LABEL);
+    const labelled_rows at = find_labelled(&call, labels, N);
+    float *dhidden = loss_only ? NULL : mom_new_sum(&call, "dhidden", Py_None, 0, 2, "N C");
+    float *dwte = loss_only ? NULL : mom_new_sum(&call, "dwte", Py_None, 1, 2, "V C");
+    double total = 0.0;
+    call.exec.precision = bf16 ? MOM_BF16 : MOM_F32;
+    MOM_RUN(&call, call.status = mom_lm_head_gradient(&call.exec, &total, dhidden, dwte, hidden, wte, at.rows, at.labels,
+                                                      at.n, V, C, &call.error));
+    mom_new_number(&call, total);
+    return mom_call_end(&call);
+}
+
 static PyObject *label_loss(PyObject *module, PyObject *args) {
     PyObject *logits_o, *labels_o;
     int kind;
@@ -894,6 +917,9 @@ static PyMethodDef functions[] = {
      "lm_head_forward($module, hidden, wte, labels, /)\n--\n\nlse of the labelled rows, sum of losses"},
     {"lm_head_backward", lm_head_backward, METH_VARARGS,
      "lm_head_backward($module, hidden, wte, lse, labels, scale, add_to, /)\n--\n\ndhidden, dwte"},
+    {"lm_head_gradient", lm_head_gradient, METH_VARARGS,
+     "lm_head_gradient($module, hidden, wte, labels, bfloat16, loss_only, /)\n--\n\ndhidden, dwte, sum of losses; or the "
+     "sum alone"},
     {"label_loss", label_loss, METH_VARARGS,
      "label_loss($module, logits, labels, kind, scale, /)\n--\n\ndlogits, loss"},
     {"gemm", gemm, METH_VARARGS,

@@ -101,6 +101,9 @@ static void scatter_task(void *context, size_t task, int thread) {
 static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
                       const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V, size_t C,
                       mom_error *err) {
+    *loss_sum = 0.0;
+    if (!n)
+        return MOM_OK;
     const size_t blocks = column_blocks(V), fitting = TILE / (V * mom_dtype_size(x->precision));
     const size_t most = min_size(n, min_size(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
     tile_job job = {.k = x->k, .dtype = x->precision, .V = V, .blocks = blocks};
@@ -115,7 +118,6 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     MOM_ARENA_NEW(job.sum, x->workspace, most * blocks, err);
     MOM_ARENA_NEW(job.label, x->workspace, most, err);
     MOM_ARENA_NEW(job.loss, x->workspace, most, err);
-    *loss_sum = 0.0;
     for (size_t r = 0; r < n; r += most) {
         job.rows = min_size(most, n - r);
         job.labels = labels + r;

@@ -1,6 +1,6 @@
 """Stubs of the extension. The public interface of its functions is `mom.ops`, `mom.runtime` and `mom.MoM`."""
 
-from typing import Any, final
+from typing import Any, Literal, final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -120,6 +120,14 @@ def lm_head_forward(hidden: _Float, wte: _Float, labels: ArrayLike, /) -> tuple[
 def lm_head_backward(
     hidden: _Float, wte: _Float, lse: _Float, labels: ArrayLike, scale: float, add_to: _Partial, /
 ) -> tuple[_Float, _Float]: ...
+@overload
+def lm_head_gradient(
+    hidden: _Float, wte: _Float, labels: ArrayLike, bfloat16: bool, loss_only: Literal[False], /
+) -> tuple[_Float, _Float, float]: ...
+@overload
+def lm_head_gradient(
+    hidden: _Float, wte: _Float, labels: ArrayLike, bfloat16: bool, loss_only: Literal[True], /
+) -> float: ...
 def label_loss(logits: _Float, labels: ArrayLike, kind: int, scale: float, /) -> tuple[_Float, float]: ...
 def gemm(products: list[tuple[Any, ...]], bf16: bool, prepack: bool, /) -> list[_Float]: ...
 def gemm_seconds(
@@ -280,7 +288,7 @@ class Network:
 
 @final
 class Decoder:
-    def __init__(self, network: Network, weights: str = "float32") -> None: ...
+    def __new__(cls, network: Network, weights: str = "float32") -> Decoder: ...
     @property
     def logits(self) -> _Float: ...
     @property

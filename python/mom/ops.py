@@ -58,6 +58,8 @@ __all__ = [
     "linear_forward",
     "lm_head_backward",
     "lm_head_forward",
+    "lm_head_gradient",
+    "lm_head_loss",
     "random_uniform",
     "routed_combine_backward",
     "routed_combine_forward",
@@ -581,6 +583,47 @@ def lm_head_backward(
     dwte : ndarray of float32, shape (V, C)
     """
     return _core.lm_head_backward(hidden, wte, lse, labels, scale, add_to)
+
+
+def lm_head_gradient(
+    hidden: Float, wte: Float, labels: ArrayLike, *, precision: str = "float32"
+) -> tuple[float, Float, Float]:
+    """`lm_head_forward` and `lm_head_backward` of scale 1 in one pass that computes every logit once.
+
+    Parameters
+    ----------
+    hidden : ndarray of float32, shape (N, C)
+    wte : ndarray of float32, shape (V, C)
+    labels : array of int, shape (N,)
+        In [0, V), or -100 for rows that are left out.
+    precision : {"float32", "bfloat16"}, optional
+        Of the factors of products, probabilities included.
+
+    Returns
+    -------
+    loss_sum : float
+    dhidden : ndarray of float32, shape (N, C)
+    dwte : ndarray of float32, shape (V, C)
+    """
+    dhidden, dwte, loss_sum = _core.lm_head_gradient(hidden, wte, labels, _is_bfloat16(precision), False)
+    return loss_sum, dhidden, dwte
+
+
+def lm_head_loss(hidden: Float, wte: Float, labels: ArrayLike, *, precision: str = "float32") -> float:
+    """Only the loss of `lm_head_gradient`, to the same bits.
+
+    Parameters
+    ----------
+    hidden : ndarray of float32, shape (N, C)
+    wte : ndarray of float32, shape (V, C)
+    labels : array of int, shape (N,)
+    precision : {"float32", "bfloat16"}, optional
+
+    Returns
+    -------
+    float
+    """
+    return _core.lm_head_gradient(hidden, wte, labels, _is_bfloat16(precision), True)
 
 
 _LABEL_LOSSES = ("regression", "single_label_classification", "multi_label_classification")

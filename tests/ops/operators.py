@@ -286,6 +286,33 @@ def _lm_head(case: Case, rng: np.random.Generator) -> Operator:
     return Operator(inputs, run, expected, add=add)
 
 
+def _lm_head_gradient(case: Case, rng: np.random.Generator) -> Operator:
+    n, v, c = case["N"], case["V"], case["C"]
+    precision = case.options.get("precision", "float32")
+    inputs = {
+        "hidden": _normal(rng, n, c),
+        "wte": 0.3 * _normal(rng, v, c),
+        "labels": _labels(rng, n, v, case.options.get("labelled", 0.8)) if n else np.zeros(0, dtype=np.int64),
+    }
+    if precision == "bfloat16":
+        inputs |= {name: round_to_bfloat16(inputs[name]) for name in ("hidden", "wte")}
+
+    def run(hidden: Array, wte: Array, labels: Array) -> Results:
+        loss, dhidden, dwte = ops.lm_head_gradient(hidden, wte, labels, precision=precision)
+        assert ops.lm_head_loss(hidden, wte, labels, precision=precision) == loss
+        return {"loss": np.array(loss), "dhidden": dhidden, "dwte": dwte}
+
+    def expected(hidden: Array, wte: Array, labels: Array) -> Results:
+        logits = hidden @ wte.T
+        if not logits.size:
+            return {"loss": np.array(0.0), "dhidden": 0.0 * hidden, "dwte": 0.0 * wte}
+        loss, _, lse = reference.cross_entropy.forward(logits, labels)
+        dlogits = reference.cross_entropy.backward(1.0, logits, labels, lse)
+        return {"loss": np.array(loss), "dhidden": dlogits @ wte, "dwte": dlogits.T @ hidden}
+
+    return Operator(inputs, run, expected, **({"tolerance": 1e-2} if precision == "bfloat16" else {}))
+
+
 def _label_loss(case: Case, rng: np.random.Generator) -> Operator:
     b, n, kind = case["B"], case["L"], case.options["loss"]
     labels: Array = rng.random((b, n), dtype=np.float32)

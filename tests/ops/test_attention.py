@@ -156,7 +156,7 @@ def test_same_bits_when_threads_share_a_head(kernel_level: str, heads: int, rng:
 
 @pytest.mark.parametrize("length", [121, 127, 128, 129, 250])
 def test_more_tiles_of_keys_than_blocks_of_queries(kernel_level: str, length: int, rng: np.random.Generator) -> None:
-    """A tile holds fewer keys than a block holds queries, so that a head falls into more parts by keys than by queries."""
+    """A tile holds fewer keys than a block holds queries: a head falls into more parts by keys than by queries."""
     qkv = rng.standard_normal((2, length, 6), dtype=np.float32)
     dout = rng.standard_normal((2, length, 2), dtype=np.float32)
     results = []
