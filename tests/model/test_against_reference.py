@@ -117,6 +117,48 @@ FIXED: dict[str, Case] = {
     "heads of 9": Case({"n_embd": 27, "n_head": 3, "n_inner": 31}),
     "heads of 16": Case({"n_embd": 48, "n_head": 3, "n_inner": None, "router_dim": 16}),
     "heads of 80": Case({"n_embd": 160, "n_head": 2, "n_inner": 97, "n_positions": 40}, steps=33),
+    "heads of 64": Case({"n_embd": 128, "n_head": 2}, steps=16),
+    **{
+        f"{router} top-1 weighted qkv{' sign' * sign}": Case(
+            {"router_type": router, "routing_top_k": 1, "weighted_qkv": True, "use_ste": sign}
+        )
+        for router in ("naive", "gru-softmax")
+        for sign in (False, True)
+    },
+    # One module has everything, the others nothing: 12, 32, 48, 96 and 192 are edges of tiles and blocks.
+    **{
+        f"{steps} tokens to one module, top-{k}": Case(
+            {"n_positions": 200, "routing_top_k": k, "router_type": "naive-softmax"}, batch=1, steps=steps,
+            forced=(0.0, 9.0, -9.0, -9.0),
+        )
+        for steps, k in ((1, 1), (1, 2), (12, 1), (13, 1), (31, 2), (32, 1), (33, 1), (49, 1), (97, 2), (127, 1),
+                         (128, 1), (129, 1), (193, 1))
+    },
+    **{
+        f"everything skipped{', masked' * masked}": Case(
+            {"routing_top_k": 1, "weighted_qkv": masked}, mask="left" if masked else None,
+            forced=(-9.0, -9.0, -9.0, 9.0),
+        )
+        for masked in (False, True)
+    },
+    "one choice of two is always SKIP": Case({"router_type": "naive-softmax"}, forced=(0.0, 0.0, 0.0, 9.0)),
+    "more modules than tokens": Case(
+        {"num_attn": 8, "num_ffn": 8, "routing_top_k": 1, "weighted_qkv": True}, batch=1, steps=3
+    ),
+    # 3 n_embd, n_inner and n_embd each fall into several blocks of a product's finished columns.
+    **{
+        f"wide, {router} top-{k}{' weighted qkv' * weighted}": Case(
+            {
+                "n_embd": 520, "n_head": 8, "n_inner": 1030, "num_attn": 2, "num_ffn": 2, "routing_top_k": k,
+                "router_type": router, "weighted_qkv": weighted,
+            },
+            steps=5,
+        )
+        for router, k, weighted in (("naive-softmax", 1, True), ("gru", 2, True), ("naive", 1, False))
+    },
+    "packed weights, top-1": Case(
+        {"n_positions": 70, "router_type": "naive-softmax", "routing_top_k": 1, "weighted_qkv": True}, steps=70
+    ),
     "widths of 1": Case(
         {"n_embd": 2, "n_head": 2, "n_inner": 1, "router_dim": 1, "vocab_size": 2, "router_type": "gru"}
     ),

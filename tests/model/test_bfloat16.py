@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from twin import force_routes
 
 import mom
 
@@ -14,13 +15,17 @@ CONFIG = {
 }  # fmt: skip
 
 
-def gradients(dtype: str, threads: int = 2, **changes: object) -> tuple[float, dict[str, np.ndarray]]:
+def gradients(
+    dtype: str, threads: int = 2, forced: tuple[float, ...] = (), length: int = 40, **changes: object
+) -> tuple[float, dict[str, np.ndarray]]:
     config = mom.MoMConfig(**{**CONFIG, **changes})  # type: ignore[arg-type]
     before = mom.get_num_threads()
     mom.set_num_threads(threads)
     try:
         model = mom.MoM(config, seed=3, dtype=dtype)
-        tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 40))
+        model.train()
+        force_routes(dict(model.parameters), forced)
+        tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, length))
         loss = model(tokens, labels=tokens).loss
         model.backward()
     finally:
@@ -29,20 +34,48 @@ def gradients(dtype: str, threads: int = 2, **changes: object) -> tuple[float, d
     return loss, {name: value.copy() for name, value in model.gradients.items()}
 
 
-# Every choice is kept, so that rounding cannot send a token elsewhere; bfloat16 has 8 bits of precision.
-@pytest.mark.parametrize("changes", [{"routing_top_k": 4}, {"routing_all_possible_path": True}, {"chunks": 0}])
+ONE_MODULE, SKIP = (0.0, 9.0, -9.0, -9.0), (-9.0, -9.0, -9.0, 9.0)
+WIDE = {"n_embd": 520, "n_head": 8, "n_inner": 1030, "num_attn": 2, "num_ffn": 2}
+
+
+# Every choice is kept or forced, so that rounding cannot send a token elsewhere; bfloat16 has 8 bits of precision.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"routing_top_k": 4},
+        {"routing_top_k": 4, "weighted_qkv": True},
+        {"routing_top_k": 1, "weighted_qkv": True, "forced": ONE_MODULE},
+        {"routing_top_k": 1, "forced": SKIP},
+        {"routing_top_k": 2, "forced": ONE_MODULE, "num_attn": 1},
+        {"routing_top_k": 3, "weighted_qkv": True, "length": 7, **WIDE},
+        {"routing_all_possible_path": True},
+        {"chunks": 0},
+    ],
+)
 def test_loss_and_gradients_are_those_of_float32_rounded(kernel_level: str, changes: dict[str, object]) -> None:
-    exact_loss, exact = gradients("float32", **changes)
-    loss, rounded = gradients("bfloat16", **changes)
+    exact_loss, exact = gradients("float32", **changes)  # type: ignore[arg-type]
+    loss, rounded = gradients("bfloat16", **changes)  # type: ignore[arg-type]
     assert loss != exact_loss and abs(loss - exact_loss) < 2e-3 * exact_loss
     flat = [np.concatenate([g[name].ravel() for name in exact]).astype(np.float64) for g in (exact, rounded)]
     assert np.linalg.norm(flat[1] - flat[0]) < 0.03 * np.linalg.norm(flat[0])
 
 
-def test_same_bits_for_any_number_of_threads(kernel_level: str) -> None:
-    loss, first = gradients("bfloat16", 1)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"routing_top_k": 1, "weighted_qkv": True, "attn_pdrop": 0.1, "resid_pdrop": 0.2},
+        {"routing_top_k": 1, "forced": ONE_MODULE, "n_positions": 65, "length": 65},
+        {"forced": SKIP, "routing_top_k": 1},
+        {"routing_all_possible_path": True, "resid_pdrop": 0.2},
+        {"routing_top_k": 2, "weighted_qkv": True, "length": 7, **WIDE},
+        {"n_head": 1, "n_embd": 80, "n_inner": 1, "length": 3},
+    ],
+)
+def test_same_bits_for_any_number_of_threads(kernel_level: str, changes: dict[str, object]) -> None:
+    loss, first = gradients("bfloat16", 1, **changes)  # type: ignore[arg-type]
     for threads in (2, 3):
-        again, others = gradients("bfloat16", threads)
+        again, others = gradients("bfloat16", threads, **changes)  # type: ignore[arg-type]
         assert again == loss
         assert all(first[name].tobytes() == others[name].tobytes() for name in first)
 

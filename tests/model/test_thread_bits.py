@@ -27,6 +27,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], int, int, bool]] = {
     ),
     "plain GPT-2": ({"chunks": 0, "n_layer": 2, "n_embd": 128, "vocab_size": 1031}, 4, 64, True),
     "small and odd": ({"n_embd": 27, "n_head": 3, "n_inner": 41, "router_dim": 9, "chunks": 2}, 3, 13, True),
+    "wide, weighted, top-1": (
+        {"n_embd": 520, "n_head": 8, "n_inner": 1030, "num_attn": 2, "num_ffn": 2, "routing_top_k": 1,
+         "weighted_qkv": True},
+        2, 17, False,
+    ),
     "one token": ({}, 1, 1, False),
 }  # fmt: skip
 
