@@ -92,7 +92,7 @@ static PyObject *copy_logits(const decoder_object *self) {
 
 static int check_tokens(const int32_t *tokens, const int32_t *lengths, size_t B, size_t T, size_t V) {
     for (size_t b = 0; b < B; b++) {
-        const size_t length = !lengths || (size_t)lengths[b] > T ? T : lengths[b] < 0 ? 0 : (size_t)lengths[b];
+        const size_t length = lengths && (size_t)lengths[b] < T ? (size_t)lengths[b] : T;
         for (size_t t = 0; t < length; t++) {
             const int32_t token = tokens[b * T + t];
             if (token < 0 || (size_t)token >= V) {

@@ -157,6 +157,9 @@ def test_ties_go_to_the_lowest_token() -> None:
 
 def test_minus_infinity_is_never_drawn_and_nan_is_an_error() -> None:
     assert not frequencies([0.0, -np.inf, 1.0], 2000)[1]
+    for options in ({}, {"top_k": 3}, {"top_p": 0.9}):
+        counts = frequencies([0.0, 1.0, *[-np.inf] * 3], 2000, temperature=1e300, **options)
+        assert not counts[2:].any() and counts[:2].min() > 800
     with pytest.raises(ValueError, match="logits: not a number at row 1, token 2"):
         _core.sample(np.array([[0, 0, 0], [0, 0, np.nan]], np.float32), 1.0, 0, 1.0, 0, 0)
     model = mom.MoM(CONFIG)
