@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batch", "bucketed", "iter_batches", "pad_labelled", "pad_rows"]
+__all__ = ["Batch", "bucketed", "iter_batches", "make_batch", "pad_labelled", "pad_rows"]
 
 #: Batches among which rows are sorted by length while training: enough to pad little, few enough to stay random.
 _POOL_BATCHES = 50
@@ -124,6 +124,15 @@ def pad_labelled(
     return tokens, pad_rows(labels, fill=-100)[0], mask
 
 
+def make_batch(rows: Sequence[npt.NDArray[Any]], chosen: npt.NDArray[np.int64], side: str = "right") -> Batch:
+    """Some of the rows as a batch; see `pad_rows`."""
+    tokens, mask = pad_rows([rows[i] for i in chosen], side=side)
+    positions = None
+    if side == "left" and mask is not None:
+        positions = np.maximum(np.cumsum(mask, axis=1, dtype=np.int32) - 1, 0).astype(np.int32)
+    return Batch(chosen, tokens, mask, positions)
+
+
 def iter_batches(
     rows: Sequence[npt.NDArray[Any]],
     batch_size: int,
@@ -132,8 +141,4 @@ def iter_batches(
 ) -> Iterator[Batch]:
     """Go through rows once in batches of similar length, padded as little as possible; see `bucketed`."""
     for chosen in bucketed([len(row) for row in rows], batch_size, rng):
-        tokens, mask = pad_rows([rows[i] for i in chosen], side=side)
-        positions = None
-        if side == "left" and mask is not None:
-            positions = np.maximum(np.cumsum(mask, axis=1, dtype=np.int32) - 1, 0).astype(np.int32)
-        yield Batch(chosen, tokens, mask, positions)
+        yield make_batch(rows, chosen, side)
