@@ -3,8 +3,8 @@
     python benchmarks/results_table.py runs/gpt2 runs/mom --output docs/results.md
 
 Each folder is one model's: ``*/log.jsonl`` and ``*/step-*`` of its phases of pre-training, ``valid.json``,
-``glue/TASK/results.json`` and ``xsum/rouge.json``. What is not there yet is left out of the tables. With ``--output``
-the tables replace what stands between the document's marks.
+``glue*/TASK/results.json`` (several such folders are for several seeds) and ``xsum/rouge.json``. What is not there yet
+is left out of the tables. With ``--output`` the tables replace what stands between the document's marks.
 """
 
 from __future__ import annotations
@@ -84,11 +84,20 @@ def deciding(task: GlueTask) -> str:
     return "accuracy" if "accuracy" in task.metrics else task.metrics[0]
 
 
+def glue_results(folder: Path, task: str) -> dict[str, Any] | None:
+    """A task's results with the seeds of all its folders."""
+    found = [read(path) for path in sorted(folder.glob(f"glue*/{task}/results.json"))]
+    for result in found[1:]:
+        if result["config"] != found[0]["config"]:
+            raise SystemExit(f"{folder}: {task}: the seeds have unequal settings")
+    return {**found[0], "seeds": [seed for result in found for seed in result["seeds"]]} if found else None
+
+
 def glue(models: Sequence[Path]) -> str:
     """Dev metrics in percent beside the majority-class baseline, and where they are clearly above it."""
     rows = []
     for task in TASKS.values():
-        found = [read(folder / "glue" / task.name / "results.json") for folder in models]
+        found = [glue_results(folder, task.name) for folder in models]
         known = next((result for result in found if result is not None), None)
         if known is None:
             continue

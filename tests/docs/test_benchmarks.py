@@ -111,6 +111,7 @@ def test_tables_of_results(tmp_path: Path) -> None:
         task: mom.glue.finetune(last, task, GOLDEN / "glue", seeds=(0, 1, 2), out_dir=routed / "glue", **quick)
         for task in ("cola", "rte", "mrpc")
     }
+    more = mom.glue.finetune(last, "cola", GOLDEN / "glue", seeds=(3,), out_dir=routed / "glue-more", **quick)
     scores = mom.xsum.evaluate(last, GOLDEN / "xsum", max_summary=8)
     (routed / "xsum").mkdir()
     (routed / "xsum" / "rouge.json").write_text(json.dumps(scores.to_dict()))
@@ -135,9 +136,9 @@ def test_tables_of_results(tmp_path: Path) -> None:
         (row,) = (row for row in cells if row[0] == name and len(row) == 8)
         assert row[2:4] == [f"{count:,}", f"{count if name != 'mom, phase 2' else 2 * count:,}"]
     assert rows["mom, phase 2", f"{last.num_parameters:,}"][5:] == ["5.432", "228.6", "1.987"]
-    matthews = [100 * seed.metrics["matthews"] for seed in found["cola"].seeds]
+    matthews = [100 * seed.metrics["matthews"] for seed in [*found["cola"].seeds, *more.seeds]]
     spread = f"{np.median(matthews):.1f} ({min(matthews):.1f} to {max(matthews):.1f})"
-    assert rows["CoLA", "matthews"][2:5] == ["0.0", "", spread] and rows["CoLA", "matthews"][5] == "3"
+    assert rows["CoLA", "matthews"][2:5] == ["0.0", "", spread] and rows["CoLA", "matthews"][5] == "4"
     assert rows["RTE", "accuracy"][2:5] == ["50.0", "", "**90.0 (90.0 to 90.0)**"]
     accuracy = 100 * found["mrpc"].metrics["accuracy"]
     assert rows["", "accuracy"][4].startswith(f"{accuracy:.1f} (") and rows["MRPC", "f1"][6:] == [
