@@ -28,6 +28,7 @@ import numpy.typing as npt
 from .beam import beam_search
 from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .data.batches import bucketed, pad_labelled
+from .data.glue import TASKS
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
 from .evaluate.perplexity import token_loss
@@ -346,8 +347,8 @@ def evaluate(
         If the model was fine-tuned for another task.
     """
     found = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
-    if found.finetuning_task not in (None, _TASK):
-        raise ConfigError(f"model: was fine-tuned for {found.finetuning_task}, not for {_TASK}")
+    if found.finetuning_task in TASKS:
+        raise ConfigError(f"model: was fine-tuned for {TASKS[found.finetuning_task].title}, not for XSUM")
     if rows is not None and rows < 1:
         raise ValueError(f"rows: {rows} is less than 1")
     read = read_xsum(data, split, on_error=on_error)[:rows]

@@ -159,6 +159,30 @@ def test_an_interrupted_seed_counts_from_its_first_evaluation(model: mom.MoM, tm
     assert seed["accuracy"] == loop.best_score == max(score for _, score in loop.history) and len(loop.history) == 3
 
 
+def test_ctrl_c_says_what_is_kept(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    step, calls = mom.AdamW.step, []
+
+    def stopped(*arguments: Any, **changes: Any) -> float:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments, **changes)
+
+    monkeypatch.setattr(mom.AdamW, "step", stopped)
+    out = tmp_path / "out"
+    command = ["finetune", "--task", "rte", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN), "--batch_size", "1",
+               "--eval_every", "1", "--out_dir", str(out)]  # fmt: skip
+    assert cli.main(command) == 130 and len(calls) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    folder = out / "rte" / "model"
+    assert said.startswith("mom: interrupted; rte seed 0: step 2/") and said.endswith(f"kept in {folder}")
+    written = json.loads((out / "rte" / "results.json").read_text())
+    assert glue.evaluate(folder, "rte", GOLDEN) == written["metrics"]
+
+
 def test_a_model_knows_its_task(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     glue.finetune(model, "rte", GOLDEN, out_dir=tmp_path, **QUICK)
     folder = tmp_path / "rte" / "model"
@@ -171,7 +195,7 @@ def test_a_model_knows_its_task(model: mom.MoM, tmp_path: Path, capsys: pytest.C
                 glue.evaluate(given, name, GOLDEN)
         assert cli.main(["evaluate", "--task", name, "--model", str(folder), "--data", str(GOLDEN)]) == 1
         assert "error: model: was fine-tuned for RTE, not for" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="model: was fine-tuned for rte, not for xsum"):
+    with pytest.raises(ConfigError, match="model: was fine-tuned for RTE, not for XSUM"):
         mom.xsum.evaluate(folder, GOLDEN.parent / "xsum")
 
     tuned.finetuning_task = None  # on purpose, then
