@@ -190,10 +190,24 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     """
 
     def __init__(
-        self, halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]], num_modules: dict[str, int]
+        self,
+        halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]],
+        num_modules: dict[str, int],
+        lengths: NDArray[np.int32] | None = None,
     ) -> None:
         self._halves = halves
         self.num_modules = num_modules
+        #: Of packed rows, (B,); else None.
+        self.lengths = lengths
+
+    def of_row(self, array: NDArray[Any], row: int) -> NDArray[Any]:
+        """The part of an array of an entry that belongs to one sequence: (T, S) or (T, K)."""
+        if self.lengths is None:
+            part: NDArray[Any] = array[row]
+            return part
+        ends = np.cumsum(self.lengths)
+        part = array[ends[row] - self.lengths[row] : ends[row]]
+        return part
 
     def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:
         return self._halves[half]
@@ -399,7 +413,7 @@ class _Network:
     def _inputs(
         self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
     ) -> dict[str, Any]:
-        """Arguments of a forward pass that say what is computed, (B, T) or with `lengths` (N,), as the core takes them."""
+        """What is computed, (B, T) or with `lengths` (N,), as the core's arguments."""
         as_tokens = _as_ids if lengths is None else _as_packed
         ids = as_tokens(tokens, "tokens")
         given: dict[str, Any] = {"tokens": ids}
@@ -413,7 +427,9 @@ class _Network:
             given["positions"] = _like(as_tokens(positions, "positions"), ids.shape, "positions")
         return given
 
-    def _routes(self, shape: tuple[int, ...]) -> Routes:
+    def _routes(self, given: Mapping[str, Any]) -> Routes:
+        """Of the last forward pass, which had these `_inputs`."""
+        shape = given["tokens"].shape
         counts = {"attn": self.config.num_attn, "ffn": self.config.num_ffn}
         halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]] = {"attn": [], "ffn": []}
         for place, kind in enumerate(self.config.places()):
@@ -427,7 +443,7 @@ class _Network:
                         entry = {k: v.reshape(*shape, v.shape[1]) for k, v in entry.items()}
                     rounds.append(entry)
                 halves[half].append(rounds)
-        return Routes(halves, counts)
+        return Routes(halves, counts, given.get("lengths"))
 
     # ------------------------------------------------------------------ copies
     def __getstate__(self) -> dict[str, Any]:
@@ -706,7 +722,7 @@ class MoM(_Network):
             loss += self.config.router_aux_loss_coef * balance_loss
         logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
         return ModelOutput(
-            loss, lm_loss, balance_loss, logits, self._routes(shape) if return_routes else None, labelled
+            loss, lm_loss, balance_loss, logits, self._routes(given) if return_routes else None, labelled
         )
 
     def generate(
@@ -934,8 +950,8 @@ class MoMForSequenceClassification(_Network):
             The tokens are B sequences of these lengths one after the other, packed, each classified at its last token;
             see `MoM`. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for padding.
         positions : array of int, as `tokens`, optional
-            Position ids; by default 0, 1, 2, ... in every sequence. With padding on the left they have to count the real
-            tokens for a prediction that does not depend on the padding.
+            Position ids; by default 0, 1, 2, ... in every sequence. With padding on the left they have to count the
+            real tokens for a prediction that does not depend on the padding.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 
@@ -959,5 +975,5 @@ class MoMForSequenceClassification(_Network):
         )
         logits = self._core.pooled_logits() if return_logits else None
         return ModelOutput(
-            lm_loss, lm_loss, None, logits, self._routes(ids.shape) if return_routes else None, labelled
+            lm_loss, lm_loss, None, logits, self._routes(given) if return_routes else None, labelled
         )

@@ -1,4 +1,4 @@
-"""Token and position embedding: ``out[b, t] = wte[tokens[b, t]] + wpe[t]``, or with positions of the caller's choice."""
+"""Token and position embedding: ``out[b, t] = wte[tokens[b, t]] + wpe[t]``, or at other positions."""
 
 from __future__ import annotations
 
@@ -63,5 +63,6 @@ def backward(
     dwte = np.zeros((vocab_size, dout.shape[-1]))
     np.add.at(dwte, tokens, dout)
     dwpe = np.zeros((n_positions, dout.shape[-1]))
-    np.add.at(dwpe, np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions, dout)
+    at = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
+    np.add.at(dwpe, at, dout)
     return dwte, dwpe

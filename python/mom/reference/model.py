@@ -189,7 +189,10 @@ class Model:
         rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, batch)
         logits = linear.forward(hidden[rows], self._head().T)
 
-        tape = _Tape(tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows, np.empty(0), None, np.empty(0), {})
+        unset = np.empty(0)
+        tape = _Tape(
+            tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows, unset, None, unset, {}
+        )
         shape = tokens.shape if config.num_labels is None else (size,)
         lm_loss = balance = loss = None
         if labels is not None:
