@@ -181,6 +181,23 @@ static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *er
     return MOM_OK;
 }
 
+/* The tokens whose states are classified: nothing but they depends on the last feed-forward half. */
+static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const size_t B = gpt->run.B, N = gpt->run.N;
+    gpt->needed = NULL;
+    if (!gpt->config.num_labels)
+        return MOM_OK;
+    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
+    MOM_ARENA_NEW(gpt->needed, &gpt->saved, N, err);
+    for (size_t i = 0; i < N; i++)
+        gpt->needed[i] = 1;
+    for (size_t b = 0; b < B; b++) {
+        gpt->pooled[b] = batch->pooled ? gpt->offsets[b] + batch->pooled[b] : gpt->offsets[b + 1] - 1;
+        gpt->needed[gpt->pooled[b]] = 0;
+    }
+    return MOM_OK;
+}
+
 /* The residual stream after the half: a new array when activations are kept, else the same one. */
 static mom_status next_stream(mom_gpt *gpt, float **x_out, float *x_in, mom_error *err) {
     *x_out = x_in;
@@ -254,10 +271,14 @@ static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **
             if (!gpt->batch.keep && pool->routed)
                 MOM_TRY(make_room(gpt, pool, &room, err));
             const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
-            if (half)
-                MOM_TRY(mom_ffn_pool_forward(run, pool, saved, next, *x, states[half]));
-            else
+            if (half) {
+                mom_run own = *run;
+                if (i + 1 == gpt->params.num_places && round + 1 == place->rounds)
+                    own.needed = gpt->needed;
+                MOM_TRY(mom_ffn_pool_forward(&own, pool, saved, next, *x, states[half]));
+            } else {
                 MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
+            }
             *x = next;
             const mom_observer *observer = gpt->batch.observer;
             if (observer)
@@ -334,13 +355,10 @@ static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
 
 static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
     const size_t B = gpt->run.B, C = gpt->config.C, L = gpt->config.num_labels;
-    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
     MOM_ARENA_NEW(gpt->pooled_hidden, &gpt->saved, B * C, err);
     MOM_ARENA_NEW(gpt->pooled_logits, &gpt->saved, B * L, err);
-    for (size_t b = 0; b < B; b++) {
-        gpt->pooled[b] = batch->pooled ? gpt->offsets[b] + batch->pooled[b] : gpt->offsets[b + 1] - 1;
+    for (size_t b = 0; b < B; b++)
         memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (size_t)gpt->pooled[b] * C, C * sizeof(float));
-    }
     MOM_TRY(mom_linear_forward(gpt->run.exec, gpt->pooled_logits, gpt->pooled_hidden,
                                mom_param_value(&gpt->params, gpt->params.score), NULL, MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
     gpt->classes = NULL;
@@ -370,6 +388,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
 
     /* pass 1: embedding */
     MOM_TRY(copy_batch(gpt, batch, err));
+    MOM_TRY(collect_pooled(gpt, batch, err));
     gpt->run.mask = gpt->mask;
     gpt->run.offsets = gpt->offsets;
     MOM_ARENA_NEW(gpt->embedded, &gpt->saved, N * C, err);

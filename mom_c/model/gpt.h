@@ -69,6 +69,7 @@ typedef struct {
     mom_arena_mark head_mark;    /* of the workspace, above dwte */
     int32_t *rows, *row_labels; /* (labelled) */
     int32_t *classes, *pooled; /* (B) classification: classes; rows of the pooled tokens */
+    int16_t *needed;           /* (N) classification: 0 at the pooled tokens, else 1 */
     float *values, *pooled_logits, *pooled_hidden; /* classification: values/logits (B, num_labels), (B, C) */
 } mom_gpt;
 
