@@ -59,7 +59,7 @@ def made_up(task: Any, seed: int) -> dict[str, list[dict[str, Any]]]:
 
     return {
         split: [
-            {**{column: text(*words) for column, words in zip(task.columns, WORDS[task.name], strict=True)},
+            {**{column: text(*words) for column, words in zip(task.hub_texts, WORDS[task.name], strict=True)},
              "label": int(rng.integers(len(task.labels)))}
             for _ in range(count)
         ]
