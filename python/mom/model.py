@@ -271,6 +271,8 @@ class _Network:
         self.training = False
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
+        #: The task that the model was fine-tuned for, or None; saved with it.
+        self.finetuning_task: str | None = None
         self._core = _core.Network({**_core_config(self.config), "bf16": dtype == "bfloat16"})
         self._core.random_state = (seed, 0)
         if fresh:
@@ -453,7 +455,8 @@ class _Network:
         """
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
-            "random_state": self.random_state, "weights": {n: v.copy() for n, v in self._parameters.items()},
+            "finetuning_task": self.finetuning_task, "random_state": self.random_state,
+            "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -461,6 +464,7 @@ class _Network:
         for name, value in state["weights"].items():
             self._parameters[name] = value
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
+        self.finetuning_task = state["finetuning_task"]
 
     # ------------------------------------------------------------------ files
     def save_pretrained(
@@ -492,6 +496,8 @@ class _Network:
                 fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(self.config.num_labels or 0)}
             else:
                 del fields["num_labels"]
+        if self.finetuning_task is not None:  # under transformers' name
+            fields["finetuning_task"] = self.finetuning_task
         config_text = json.dumps(fields, indent=2) + "\n"
         files: dict[str, Any] = {
             "config.json": config_text.encode(),
@@ -555,6 +561,8 @@ class _Network:
         for name, tensor in canonical.items():
             model._parameters[name] = tensor
         model.tokenizer = _load_tokenizer(folder)
+        task = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("finetuning_task")
+        model.finetuning_task = task if isinstance(task, str) else None
         return model
 
     @classmethod

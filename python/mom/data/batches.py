@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batch", "bucketed", "iter_batches", "pack_labelled", "pack_rows"]
+__all__ = ["Batch", "bucketed", "iter_batches", "make_batch", "pack_labelled", "pack_rows"]
 
 #: Batches among which rows are sorted by length while training: few enough to stay random.
 _POOL_BATCHES = 50
@@ -97,9 +97,14 @@ def pack_labelled(
     return tokens, np.where(position < np.repeat(unscored, lengths), np.int32(-100), tokens), lengths
 
 
+def make_batch(rows: Sequence[npt.NDArray[Any]], chosen: npt.NDArray[np.int64]) -> Batch:
+    """Some of the rows as a batch; see `pack_rows`."""
+    return Batch(chosen, *pack_rows([rows[i] for i in chosen]))
+
+
 def iter_batches(
     rows: Sequence[npt.NDArray[Any]], batch_size: int, rng: np.random.Generator | None = None
 ) -> Iterator[Batch]:
     """Go through rows once in batches of similar length, see `bucketed`, each of them packed."""
     for chosen in bucketed([len(row) for row in rows], batch_size, rng):
-        yield Batch(chosen, *pack_rows([rows[i] for i in chosen]))
+        yield make_batch(rows, chosen)
