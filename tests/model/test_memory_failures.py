@@ -176,7 +176,8 @@ def test_backward(work: Work, gradients_first: bool) -> None:
 
     prepare()
     failures = every_failure(lambda: state["model"].backward(), usable_and_prepare)
-    assert failures >= (1 if gradients_first else 2)
+    # The arena was made before the forward pass, with room for this: only gradients are new.
+    assert failures == 0 if gradients_first else failures >= 1
     assert all(np.array_equal(g, expected[n]) for n, g in state["model"].gradients.items())
 
 
