@@ -549,14 +549,15 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
     return 0;
 }
 
-/* (bytes of the arena, bytes allocated beside it because it was too small) */
+/* (bytes of the arena, most of them in use so far, bytes allocated beside it, whether it was too small) */
 static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) {
     size_t beside = 0;
     const mom_arena *arenas[] = {&self->gpt.saved, &self->gpt.workspace};
     for (size_t i = 0; i < 2; i++)
         for (const mom_arena_block *block = arenas[i]->top; block; block = block->previous)
             beside += block->capacity;
-    return Py_BuildValue("(nni)", (Py_ssize_t)self->gpt.region.capacity, (Py_ssize_t)beside, self->gpt.region.full);
+    const mom_region *region = &self->gpt.region;
+    return Py_BuildValue("(nnni)", (Py_ssize_t)region->capacity, (Py_ssize_t)region->peak, (Py_ssize_t)beside, region->full);
 }
 
 static PyMethodDef network_methods[] = {
@@ -587,7 +588,7 @@ static PyGetSetDef network_getset[] = {
     {"used", (getter)network_get_used, (setter)network_set_used, "uint8 flag per parameter: it has a gradient", NULL},
     {"memory_limit", (getter)network_get_memory_limit, (setter)network_set_memory_limit,
      "Largest plan of a forward pass in bytes; 0: any", NULL},
-    {"arena", (getter)network_get_arena, NULL, "(bytes, bytes beside it, whether it was too small)", NULL},
+    {"arena", (getter)network_get_arena, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

@@ -199,7 +199,7 @@ def memory_limit() -> int | None:
 
 
 def _group_files() -> list[Path]:
-    """Where the limits of this process's control groups stand, version 1 and 2, from the group itself up to the root."""
+    """Where the limits of this process's control groups stand, version 1 and 2, from its own group to the root."""
     files = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():

@@ -27,6 +27,7 @@ CONFIGS = {
     "all paths, counts of the step": BASE.replace(routing_all_possible_path=True, balance_counts="step"),
     "plain": BASE.replace(chunks=0, n_layer=1),
     "classifier": BASE.replace(num_labels=3),
+    "checkpointing": BASE,
 }
 #: Enough tokens that arenas have to grow beyond their first block.
 SHAPE = (90, 16)
@@ -59,7 +60,8 @@ def every_failure(call: Callable[[], Any], after: Callable[[], None]) -> int:
 class Work:
     """A model and one training step of it, repeatable to the bit."""
 
-    def __init__(self, config: mom.MoMConfig) -> None:
+    def __init__(self, config: mom.MoMConfig, checkpointing: bool = False) -> None:
+        self.checkpointing = checkpointing
         rng = np.random.default_rng(3)
         self.config = config
         self.tokens = rng.integers(0, 17, SHAPE)
@@ -71,6 +73,7 @@ class Work:
         kind = mom.MoM if self.config.num_labels is None else mom.MoMForSequenceClassification
         model = kind(self.config, seed=1)
         model.train()
+        model.activation_checkpointing = self.checkpointing
         return model
 
     def forward(self, model: Any) -> Any:
@@ -98,7 +101,7 @@ def same(a: Any, b: Any) -> bool:
 def work(request: pytest.FixtureRequest) -> Iterator[Work]:
     gc.collect()
     live = _core.memory_live_bytes()
-    yield Work(CONFIGS[request.param])
+    yield Work(CONFIGS[request.param], request.param == "checkpointing")
     gc.collect()
     assert _core.memory_live_bytes() == live, "memory was lost"
 
