@@ -400,7 +400,25 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     return MOM_OK;
 }
 
+/* Columns packed at a time: as many as the level likes, fewer where long sums (gradients of weights) would make that
+ * large. No effect on the bits. */
+#define MOST_PACKED ((size_t)16 << 20)
+
+static size_t choose_slab(const mom_kernels *k, const mom_gemm *problems, size_t count) {
+    size_t slab = k->nc;
+    for (; slab % (2 * MOM_FINISH_COLUMNS) == 0; slab /= 2) {
+        size_t packed = 0;
+        for (size_t i = 0; i < count; i++)
+            if (!problems[i].packed_b)
+                packed += packed_items(k, problems[i].precision, columns_in_slab(&problems[i], 0, slab), problems[i].k);
+        if (packed * sizeof(item) <= MOST_PACKED)
+            break;
+    }
+    return slab;
+}
+
 mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t count, mom_error *err) {
+    const size_t slab = choose_slab(x->k, problems, count);
     size_t widest = 0;
     for (size_t i = 0; i < count; i++) {
         if (problems[i].n > widest)
@@ -408,9 +426,9 @@ mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t coun
         if (!problems[i].k)
             write_empty(x->k, &problems[i]);
     }
-    for (size_t begin = 0; begin < widest; begin += x->k->nc) {
+    for (size_t begin = 0; begin < widest; begin += slab) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_slab(x, problems, count, begin, x->k->nc, err);
+        const mom_status status = run_slab(x, problems, count, begin, slab, err);
         mom_arena_release(x->workspace, mark);
         MOM_TRY(status);
     }

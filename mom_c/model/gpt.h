@@ -33,6 +33,7 @@ typedef struct {
     const float *values;      /* (B, num_labels) or NULL */
     mom_label_loss label_loss;
     int keep;     /* keep activations for backward */
+    int checkpoint; /* with keep: of every round just its input, backward computes the rest again */
     int training; /* dropout */
     const mom_observer *observer; /* or NULL */
 } mom_batch;
@@ -44,6 +45,34 @@ typedef struct {
     size_t labelled;     /* positions that were scored */
 } mom_losses;
 
+/* Bytes of a network in use. The middle three are one block, the arena, at its fullest moment. */
+typedef struct {
+    size_t parameters, gradients, moments;
+    size_t activations; /* what backward and the caller can still ask for */
+    size_t packed;      /* weights packed for the rounds of a block */
+    size_t workspace;   /* temporaries */
+    size_t most_workspace; /* at its own fullest moment */
+} mom_memory_plan;
+
+static inline size_t mom_memory_plan_arena(const mom_memory_plan *p) { return p->activations + p->packed + p->workspace; }
+static inline size_t mom_memory_plan_total(const mom_memory_plan *p) {
+    return p->parameters + p->gradients + p->moments + mom_memory_plan_arena(p);
+}
+
+/* What forward keeps of a round from which backward computes the rest. */
+typedef struct {
+    const float *x;           /* (N, C) residual stream before the round */
+    const float *states[2];   /* (N, R) of the round before, by half; or NULL */
+    uint64_t site;
+} mom_round_input;
+
+/* What a plan depends on. */
+typedef struct {
+    size_t B, T;
+    int labels, keep, checkpoint, training, threads;
+    const mom_kernels *k;
+} mom_memory_key;
+
 typedef struct {
     mom_config config;
     mom_params params;
@@ -52,9 +81,17 @@ typedef struct {
     /* Balance counts since gradients were last zeroed, for balance_step_counts: (groups, S) and (groups). */
     double *step_counts, *step_tokens;
 
+    int gradients_absent; /* zero, and without pages: see mom_region_shrink's use */
+    size_t moments;      /* bytes of optimizers' states, for plans */
+    size_t memory_limit; /* largest plan, or 0: none */
+
     /* ---- state of the last forward */
+    mom_region region;           /* the arena: memory of the next two */
     mom_arena saved, workspace;
+    mom_memory_key planned[2];   /* without and with keep: what the region is large enough for */
     int can_backward, has_routes;
+    size_t resident; /* bytes of the region that forward has touched */
+    size_t most_workspace; /* bytes of the workspace at its largest */
     mom_run run;
     mom_batch batch;
     mom_losses losses;
@@ -62,11 +99,13 @@ typedef struct {
     int32_t *tokens, *positions;
     uint8_t *mask;
     mom_half_saved **halves;   /* per place: rounds * 2 entries, attention then FFN */
+    mom_round_input **inputs;  /* per place and round, with checkpoint */
     float *embedded;           /* (N, C) */
     float *x;                  /* (N, C) before the final LayerNorm */
     float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm */
     float *dhidden, *dwte;       /* (N, C), (V, C): gradients of the sum of losses through the head, with keep */
     mom_arena_mark head_mark;    /* of the workspace, above dwte */
+    mom_arena_mark head_start;   /* of saved, below the final LayerNorm's */
     int32_t *rows, *row_labels; /* (labelled) */
     int32_t *classes, *pooled; /* (B) classification: classes; rows of the pooled tokens */
     int16_t *needed;           /* (N) classification: 0 at the pooled tokens, else 1 */
@@ -86,6 +125,9 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
 
 /* Logits of the last forward at the given rows of the N: out (count, V). */
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
+
+/* Bytes that calls of this kind take, worked out by going through them without computing. */
+mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
 
 void mom_gpt_zero_grad(mom_gpt *gpt);
 /* The same for gradients that are zero already: no parameter has one, and the counts of a step begin anew. */

@@ -27,17 +27,19 @@ typedef struct {
     mom_error *err;
 } mom_run;
 
-/* Routing of one half in one round. Everything but the plan is there for the caller to read. */
+/* Routing of one half in one round. The first part, mom_route_room, may be allocated before and outlive the rest. */
 typedef struct {
-    mom_router_saved router;
     float *scores;   /* (N, S) what the router returns */
     int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP */
     float *kept;     /* (N, K) kept scores (renormalised with softmax), before any straight-through sign */
-    float *used;     /* (N, plan.K) what multiplies the modules' outputs */
-    mom_routing_plan plan;
-    /* balance loss of this half and round */
+    uint8_t *reached; /* (M) whether a token goes there */
+    /* balance loss of this half and round, if there is one */
     double *counts, *prob_sums; /* (S) */
     double tokens;
+
+    mom_router_saved router;
+    float *used;     /* (N, plan.K) what multiplies the modules' outputs */
+    mom_routing_plan plan;
 } mom_route;
 
 typedef struct {
@@ -49,6 +51,7 @@ typedef struct {
     float *lse;                /* attention: (N, H) */
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     uint64_t site;             /* identifies this half and round among the random streams */
+    mom_arena_mark start;      /* of `saved`, before anything of this half */
 } mom_half_saved;
 
 /* Streams within a half and round, added to `site`. */
@@ -90,6 +93,8 @@ mom_half_layer mom_half_out_layer(const mom_pool *pool);
 mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed);
 void mom_pool_unpack(mom_pool *pool);
 
+mom_status mom_route_room(const mom_run *run, const mom_pool *pool, mom_route *route);
+/* Makes room unless there is some. */
 mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
 
 /* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each),

@@ -34,6 +34,8 @@ from .config import MoMConfig
 from .errors import CheckpointError, ConfigError
 from .generation import Decoder
 from .hub import model_folder
+from .memory import MemoryPlan
+from .runtime import memory_limit as _machine_limit
 
 __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
@@ -269,12 +271,16 @@ class _Network:
         self.dtype = dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
+        #: Whether forward passes keep just the input of every round (an anchor layer is one), from which `backward`
+        #: computes the rest again: less memory, more time, the same gradients.
+        self.activation_checkpointing = False
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
         #: The task that the model was fine-tuned for, or None; saved with it.
         self.finetuning_task: str | None = None
         self._core = _core.Network({**_core_config(self.config), "bf16": dtype == "bfloat16"})
         self._core.random_state = (seed, 0)
+        self.memory_limit = None
         if fresh:
             self._core.randomize(seed)
         table = self._core.parameter_table()
@@ -282,6 +288,13 @@ class _Network:
         self._gradients: TensorMap | None = None
         # The reference's classification loss has no balance term.
         self._balance_scale = 0.0 if self._classifier else self.config.router_aux_loss_coef
+
+    @classmethod
+    def _outline(cls, config: MoMConfig, dtype: str) -> Any:
+        """A model whose weights are zero and, on Linux, take no memory before they are touched."""
+        model = cls.__new__(cls)
+        model._set_up(model._check_config(config), 0, _dtype(dtype), fresh=False)
+        return model
 
     def _check_config(self, config: MoMConfig) -> MoMConfig:
         raise NotImplementedError
@@ -349,6 +362,65 @@ class _Network:
             names = {n[len(router_prefix) :]: n for n in self._parameters if n.startswith(router_prefix)}
             parts[f"{half}_router"] = Router(f"block {place} {half} router", self, names) if names else None
         return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])
+
+    # ------------------------------------------------------------------ memory
+    @property
+    def memory_limit(self) -> int | None:
+        """Largest number of bytes that a forward pass may plan for, or None where nothing is known of the machine.
+
+        A pass that would need more, with parameters, gradients and the optimizer's moments, raises `MemoryError`
+        before anything is allocated. Setting None takes the machine's limit, `mom.runtime.memory_limit`.
+        """
+        return self._core.memory_limit or None
+
+    @memory_limit.setter
+    def memory_limit(self, value: int | None) -> None:
+        limit = (_machine_limit() or 0) if value is None else _seed(value, "memory_limit")
+        if value is not None and limit < 1:
+            raise ValueError(f"memory_limit: {value} is not positive")
+        self._core.memory_limit = limit
+
+    def memory_plan(
+        self, batch: int, length: int, *, training: bool = True, activation_checkpointing: bool | None = None
+    ) -> MemoryPlan:
+        """How many bytes batches of this shape need, worked out by the code that allocates them; nothing is computed.
+
+        Parameters
+        ----------
+        batch, length : int
+            Sequences and tokens per sequence; all of them labelled, with a mask.
+        training : bool
+            A training step with AdamW; otherwise a forward pass that keeps nothing.
+        activation_checkpointing : bool, optional
+            None: as the model's attribute says.
+
+        Returns
+        -------
+        MemoryPlan
+            For as many threads as calls use now.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"))
+        >>> plan = model.memory_plan(8, 64)
+        >>> plan.parameters <= plan.total
+        True
+        """
+        for name, value in (("batch", batch), ("length", length)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name}: {value} is less than 1")
+        if length > self.config.n_positions:
+            raise ValueError(f"length: {length}, n_positions is {self.config.n_positions}")
+        if batch * length >= 2**31:
+            raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
+        checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
+        checkpoint = bool(checkpoint and training)
+        sizes = self._core.plan(int(batch), int(length), training, checkpoint, training)
+        sizes["moments"] = 2 * sizes["parameters"] if training else 0
+        return MemoryPlan(int(batch), int(length), training, checkpoint, **sizes)
 
     # ------------------------------------------------------------------ modes and random numbers
     def train(self) -> None:
@@ -455,8 +527,8 @@ class _Network:
         """
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
-            "finetuning_task": self.finetuning_task, "random_state": self.random_state,
-            "weights": {n: v.copy() for n, v in self._parameters.items()},
+            "finetuning_task": self.finetuning_task, "activation_checkpointing": self.activation_checkpointing,
+            "random_state": self.random_state, "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -465,6 +537,7 @@ class _Network:
             self._parameters[name] = value
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
         self.finetuning_task = state["finetuning_task"]
+        self.activation_checkpointing = state["activation_checkpointing"]
 
     # ------------------------------------------------------------------ files
     def save_pretrained(
@@ -706,6 +779,8 @@ class MoM(_Network):
         ------
         ValueError, TypeError
             Naming the argument, what came and what was wanted; the model stays usable.
+        MemoryError
+            If the batch needs more than `memory_limit`, with both figures; nothing has changed then.
 
         Notes
         -----
@@ -723,6 +798,7 @@ class MoM(_Network):
             labels=None if labels is None else _like(as_labels(labels, "labels"), shape, "labels"),
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
         )
         lm_loss, balance_loss, labelled = result
         loss = lm_loss
@@ -979,6 +1055,7 @@ class MoMForSequenceClassification(_Network):
             **given,
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
             **targets,
         )
         logits = self._core.pooled_logits() if return_logits else None
