@@ -212,8 +212,12 @@ void mom_region_free(mom_region *region) {
     *region = (mom_region){0};
 }
 
-/* Pages wholly within [begin, end) of the region lose their memory; huge ones, so that none is split. */
+/* Pages wholly within [begin, end) of the region and between its arenas, either of which may have touched what the other
+ * holds now, lose their memory; huge ones, so that none is split. */
 static void discard(const mom_region *region, size_t begin, size_t end) {
+    const size_t top = region->capacity - region->used[1];
+    begin = begin > region->used[0] ? begin : region->used[0];
+    end = end < top ? end : top;
 #if defined(__linux__)
     begin = (begin + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     end = end / HUGE_PAGE * HUGE_PAGE;
