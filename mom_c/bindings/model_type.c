@@ -167,38 +167,73 @@ static int check_range(const int32_t *values, size_t n, int32_t low, int32_t hig
     return 0;
 }
 
+/* Lengths of the sequences that make up N packed tokens, each at most `longest`; fills B, T and lengths of the batch. */
+static int read_lengths(PyObject *object, size_t N, size_t longest, const char *limit, mom_batch *batch) {
+    const npy_intp any[1] = {-1};
+    PyArrayObject *array = mom_check_array(object, "lengths", NPY_INT32, 1, any, 0); /* borrowed */
+    if (!array)
+        return -1;
+    batch->lengths = PyArray_DATA(array);
+    batch->B = (size_t)PyArray_DIM(array, 0);
+    batch->T = 0;
+    size_t total = 0;
+    for (size_t b = 0; b < batch->B; b++) {
+        if (batch->lengths[b] < 1 || (size_t)batch->lengths[b] > longest) {
+            PyErr_Format(PyExc_ValueError, "lengths: %d at position %zu is not in [1, %zu] (%s)", batch->lengths[b], b,
+                         longest, limit);
+            return -1;
+        }
+        const size_t length = (size_t)batch->lengths[b];
+        total += length;
+        batch->T = length > batch->T ? length : batch->T;
+    }
+    if (total != N) {
+        PyErr_Format(PyExc_ValueError, "lengths: sum %zu, expected %zu like tokens", total, N);
+        return -1;
+    }
+    return 0;
+}
+
 static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "labels", "mask", "positions", "pooled", "classes", "values", "label_loss",
-                            "keep", "training", "checkpoint", NULL};
-    PyObject *tokens_o, *labels_o = Py_None, *mask_o = Py_None, *positions_o = Py_None, *pooled_o = Py_None,
-             *classes_o = Py_None, *values_o = Py_None;
+    static char *names[] = {"tokens", "lengths", "labels", "mask", "positions", "pooled", "classes", "values",
+                            "label_loss", "keep", "training", "checkpoint", NULL};
+    PyObject *tokens_o, *lengths_o = Py_None, *labels_o = Py_None, *mask_o = Py_None, *positions_o = Py_None,
+             *pooled_o = Py_None, *classes_o = Py_None, *values_o = Py_None;
     int label_loss = 0, keep = 0, training = 0, checkpoint = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOippp:forward", names, &tokens_o, &labels_o, &mask_o,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOippp:forward", names, &tokens_o, &lengths_o, &labels_o, &mask_o,
                                      &positions_o, &pooled_o, &classes_o, &values_o, &label_loss, &keep, &training,
                                      &checkpoint))
         return NULL;
     const mom_config *c = &self->gpt.config;
     const npy_intp any[2] = {-1, -1};
-    PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, 2, any, 0); /* borrowed */
+    const int ndim = lengths_o == Py_None ? 2 : 1; /* (B, T), or (N) of packed rows */
+    PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, ndim, any, 0); /* borrowed */
     if (!tokens)
         return NULL;
     const npy_intp *shape = PyArray_DIMS(tokens);
-    mom_batch batch = {.B = (size_t)shape[0], .T = (size_t)shape[1], .keep = keep, .training = training,
-                       .checkpoint = checkpoint};
-    const npy_intp rows[1] = {shape[0]}, values_shape[2] = {shape[0], (npy_intp)c->num_labels};
-    const size_t N = batch.B * batch.T;
+    const size_t N = (size_t)PyArray_SIZE(tokens);
     if (!N) {
-        PyErr_Format(PyExc_ValueError, "tokens: shape (%zd, %zd) is empty", shape[0], shape[1]);
+        char have[64];
+        mom_format_shape(have, sizeof have, ndim, shape);
+        PyErr_Format(PyExc_ValueError, "tokens: shape %s is empty", have);
         return NULL;
     }
     if (N > INT32_MAX) {
         PyErr_Format(PyExc_ValueError, "tokens: %zu tokens in one batch are more than %d", N, INT32_MAX);
         return NULL;
     }
-    batch.tokens = PyArray_DATA(tokens);
-    if (optional_array(labels_o, "labels", NPY_INT32, 2, shape, (const void **)&batch.labels) < 0 ||
-        optional_array(mask_o, "attention_mask", NPY_UINT8, 2, shape, (const void **)&batch.mask) < 0 ||
-        optional_array(positions_o, "positions", NPY_INT32, 2, shape, (const void **)&batch.positions) < 0 ||
+    mom_batch batch = {.tokens = PyArray_DATA(tokens), .keep = keep, .training = training, .checkpoint = checkpoint};
+    if (lengths_o == Py_None) {
+        batch.B = (size_t)shape[0];
+        batch.T = (size_t)shape[1];
+    } else if (positions_o == Py_None ? read_lengths(lengths_o, N, c->P, "n_positions", &batch) < 0
+                                      : read_lengths(lengths_o, N, N, "tokens", &batch) < 0) {
+        return NULL;
+    }
+    const npy_intp rows[1] = {(npy_intp)batch.B}, values_shape[2] = {rows[0], (npy_intp)c->num_labels};
+    if (optional_array(labels_o, "labels", NPY_INT32, ndim, shape, (const void **)&batch.labels) < 0 ||
+        optional_array(mask_o, "attention_mask", NPY_UINT8, ndim, shape, (const void **)&batch.mask) < 0 ||
+        optional_array(positions_o, "positions", NPY_INT32, ndim, shape, (const void **)&batch.positions) < 0 ||
         optional_array(pooled_o, "pooled", NPY_INT32, 1, rows, (const void **)&batch.pooled) < 0 ||
         optional_array(classes_o, "labels", NPY_INT32, 1, rows, (const void **)&batch.classes) < 0 ||
         optional_array(values_o, "labels", NPY_FLOAT32, 2, values_shape, (const void **)&batch.values) < 0)
@@ -213,8 +248,9 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
         (batch.pooled && check_range(batch.pooled, batch.B, 0, (int32_t)batch.T, 0, "pooled", "sequence length") < 0) ||
         (batch.classes && check_range(batch.classes, batch.B, 0, (int32_t)c->num_labels, 1, "labels", "num_labels") < 0))
         return NULL;
-    if ((c->num_labels > 0) != (batch.pooled != NULL) || (c->num_labels && batch.labels)) {
-        PyErr_SetString(PyExc_ValueError, "pooled: given exactly for a classifier, which takes no token labels");
+    if ((c->num_labels > 0 && !batch.lengths) != (batch.pooled != NULL) || (c->num_labels && batch.labels)) {
+        PyErr_SetString(PyExc_ValueError, "pooled: given exactly for a classifier without lengths, which takes no token "
+                                          "labels");
         return NULL;
     }
     batch.label_loss = (mom_label_loss)label_loss;
@@ -562,7 +598,7 @@ static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) 
 
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
-     "forward($self, tokens, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
+     "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
      "label_loss=0, keep=False, training=False, checkpoint=False)\n--\n\nForward pass; returns (lm_loss, balance_loss, labelled)."},
     {"backward", (PyCFunction)network_backward, METH_VARARGS,
      "backward($self, lm_scale, balance_scale, /)\n--\n\nAdd to the gradients."},

@@ -3,7 +3,9 @@
  * DESIGN  b is packed once, whole slab of nc columns at a time, by all threads (or was packed before); then tasks of
  *         some rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its
  *         own scratch (which stays in L2) and sweeps the slab's panels (each stays in L1 while the block's
- *         panels stream past). No barrier but the one between packing b and computing.
+ *         panels stream past); an a that is float32 already and neither normalised nor activated is read where it lies,
+ *         which saves a tenth of narrow products. A product of a micro-tile's rows or fewer reads each panel of b once:
+ *         its tasks pack a panel just before they use it. No barrier but the one between packing b and computing.
  *         Products of a group share the task list, so that small groups fill the threads.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
@@ -24,24 +26,46 @@ typedef uint32_t item;
 
 static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
 
-/* Steps of k per block: as few blocks as the cache allows, of nearly equal size. Even, so that a pair is never split. */
-#define DEPTH_UNIT 16
-
+/* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
+ * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them. */
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
-    const size_t most = precision == MOM_BF16 ? 2 * k->kc : k->kc;
-    return kk <= most ? kk : smaller(most, round_up(parts(kk, parts(kk, most)), DEPTH_UNIT));
+    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = steps * k->kc, unit = 8 * steps;
+    return kk <= most ? kk : smaller(most, round_up(parts(kk, parts(kk, most)) + unit / 2, unit) - unit / 2);
 }
 
-static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth, const item *a, const item *b, float *c,
-                         size_t ldc, int accumulate) {
+/* A block of a, `depth` items deep: packed, or but for a last incomplete panel where it lies. */
+typedef struct {
+    const item *packed;       /* from row first_packed on */
+    size_t first_packed;
+    const float *const *rows; /* NULL or each row before that, at the block's first step */
+    const float *columns;     /* NULL or row 0 at the first step; the next step is lda further */
+    size_t lda;
+} a_block;
+
+/* Of a panel's rows at least the first `rows` are computed. */
+static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth, const a_block *a, size_t i, size_t rows,
+                         const item *b, float *c, size_t ldc, int accumulate) {
+    const float *b_floats = (const float *)(const void *)b;
+    if (i < a->first_packed && a->rows) {
+        k->gemm_rows_ukr(depth, a->rows + i, b_floats, c, ldc, accumulate);
+        return;
+    }
+    if (i < a->first_packed) {
+        k->gemm_columns_ukr(depth, a->columns + i, a->lda, b_floats, c, ldc, accumulate);
+        return;
+    }
+    const item *packed = a->packed + (i - a->first_packed) * depth;
+    const int few = rows <= MOM_FEW_ROWS;
     if (precision == MOM_BF16)
-        k->gemm_bf16_ukr(depth, (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c, ldc, accumulate);
+        (few && k->gemm_bf16_few_ukr ? k->gemm_bf16_few_ukr : k->gemm_bf16_ukr)(
+            depth, (const mom_bf16 *)(const void *)packed, (const mom_bf16 *)(const void *)b, c, ldc, accumulate);
     else
-        k->gemm_ukr(depth, (const float *)(const void *)a, (const float *)(const void *)b, c, ldc, accumulate);
+        (few && k->gemm_few_ukr ? k->gemm_few_ukr : k->gemm_ukr)(depth, (const float *)(const void *)packed, b_floats, c,
+                                                                  ldc, accumulate);
 }
 
-/* c block (m, n) from packed a (m, depth items) and packed b (depth items, n). */
-static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const item *a,
+/* c block (m, n) from a (m, depth items) and packed b (depth items, n). */
+static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
                          const item *b, float *c, size_t ldc, int accumulate) {
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
     const size_t mr = k->mr, nr = k->nr;
@@ -52,10 +76,10 @@ static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, si
             const size_t rows = smaller(mr, m - i);
             float *cij = c + i * ldc + j;
             if (rows == mr && columns == nr) {
-                micro_kernel(k, precision, depth, a + i * depth, bj, cij, ldc, accumulate);
+                micro_kernel(k, precision, depth, a, i, mr, bj, cij, ldc, accumulate);
                 continue;
             }
-            micro_kernel(k, precision, depth, a + i * depth, bj, edge, nr, 0);
+            micro_kernel(k, precision, depth, a, i, rows, bj, edge, nr, 0);
             for (size_t r = 0; r < rows; r++)
                 for (size_t q = 0; q < columns; q++)
                     cij[r * ldc + q] = accumulate ? cij[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
@@ -145,7 +169,7 @@ mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, si
 
 typedef struct {
     const mom_gemm *g;
-    const item *b;       /* as pack_task.dst */
+    const item *b;       /* as pack_task.dst, or NULL: the task packs its columns */
     size_t b_columns;
     size_t i0, m;        /* rows of the task */
     size_t j0, n;        /* columns of the task in c */
@@ -156,8 +180,9 @@ typedef struct {
     const mom_kernels *k;
     const block_task *blocks;
     item *a;     /* a_size per thread */
+    item *panel; /* panel_size per thread: of b, for products of few rows */
     float *sums; /* sums_size per thread */
-    size_t a_size, sums_size;
+    size_t a_size, panel_size, sums_size;
 } block_run;
 
 static void add_bias(float *c, size_t ldc, const float *bias, size_t m, size_t n) {
@@ -166,20 +191,67 @@ static void add_bias(float *c, size_t ldc, const float *bias, size_t m, size_t n
             c[i * ldc + j] += bias[j];
 }
 
+/* Lines so far apart fall on the same set of the L1 cache, which holds fewer than a micro-tile has rows. */
+#define ALIASED ((size_t)1024)
+
+/* Whether whole panels of a are read where they lie. */
+static int reads_rows(const mom_kernels *k, const mom_gemm *g) {
+    const mom_matrix *a = &g->a;
+    return k->gemm_rows_ukr && g->precision == MOM_F32 && a->dtype == MOM_F32 && !a->norm && !a->gelu && a->cs == 1 &&
+           !a->col_index && (a->row_index || a->rs % ALIASED);
+}
+
+static int reads_columns(const mom_kernels *k, const mom_gemm *g) {
+    const mom_matrix *a = &g->a;
+    return k->gemm_columns_ukr && g->precision == MOM_F32 && a->dtype == MOM_F32 && !a->norm && !a->gelu && a->rs == 1 &&
+           !a->row_index && !a->col_index && a->cs % ALIASED;
+}
+
+/* Rows [i0, i0 + m), steps [p0, p0 + kc) of a; `packed` and `rows` are room for them. */
+static a_block load_block(const mom_kernels *k, const mom_gemm *g, size_t i0, size_t m, size_t p0, size_t kc, item *packed,
+                          const float **rows) {
+    a_block block = {.packed = packed};
+    const float *data = g->a.data;
+    if (reads_rows(k, g)) {
+        block.first_packed = m / k->mr * k->mr;
+        block.rows = rows;
+        for (size_t i = 0; i < block.first_packed; i++)
+            rows[i] = data + (g->a.row_index ? (size_t)g->a.row_index[i0 + i] : i0 + i) * g->a.rs + p0;
+    } else if (reads_columns(k, g)) {
+        block.first_packed = m / k->mr * k->mr;
+        block.columns = data + p0 * g->a.cs + i0;
+        block.lda = g->a.cs;
+    }
+    if (block.first_packed < m)
+        k->pack_factor(packed, g->precision, k->mr, &g->a, NULL, i0 + block.first_packed, m - block.first_packed, p0, kc);
+    return block;
+}
+
 static void run_block(void *context, size_t task, int thread) {
     const block_run *run = context;
     const mom_kernels *k = run->k;
     const block_task *t = &run->blocks[task];
     const mom_gemm *g = t->g;
     const size_t depth = block_depth(k, g->precision, g->k);
-    item *a = run->a + (size_t)thread * run->a_size;
+    const float *rows[MOM_GEMM_MAX_ROWS];
     float *c = g->finish ? run->sums + (size_t)thread * run->sums_size : g->c + t->i0 * g->ldc + t->j0;
     const size_t ldc = g->finish ? round_up(t->n, k->nr) : g->ldc;
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
         const size_t kc = smaller(depth, g->k - p0), items = items_of(g->precision, kc);
-        k->pack_factor(a, g->precision, k->mr, &g->a, NULL, t->i0, t->m, p0, kc);
-        const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
-        macro_kernel(k, g->precision, t->m, t->n, items, a, b, c, ldc, g->accumulate || p0 > 0);
+        const a_block a = load_block(k, g, t->i0, t->m, p0, kc, run->a + (size_t)thread * run->a_size, rows);
+        const int accumulate = g->accumulate || p0 > 0;
+        if (t->b) {
+            const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
+            macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate);
+            continue;
+        }
+        item *panel = run->panel + (size_t)thread * run->panel_size;
+        const mom_matrix by_columns = mom_matrix_flip(g->b);
+        for (size_t j = 0; j < t->n; j += k->nr) {
+            const size_t columns = smaller(k->nr, t->n - j);
+            k->pack_factor(panel, g->precision, k->nr, &by_columns, g->k_scale, t->j0 + j, columns, p0, kc);
+            macro_kernel(k, g->precision, t->m, columns, items, &a, panel, c + j, ldc, accumulate);
+        }
     }
     if (g->bias && !g->accumulate)
         add_bias(c, ldc, g->bias + t->j0, t->m, t->n);
@@ -211,8 +283,15 @@ typedef struct {
 #define LEAST_ROW_PANELS 8
 #define TASKS_PER_THREAD 8
 
-static size_t column_step(const mom_gemm *g, task_shape shape) {
-    return g->finish ? MOM_FINISH_COLUMNS : shape.columns;
+#define FEW_ROWS_COLUMNS ((size_t)128) /* of a task: a is packed again by each */
+
+/* Whether b is packed by the tasks, since nobody else would use it again. */
+static int has_few_rows(const mom_kernels *k, const mom_gemm *g) { return !g->packed_b && g->m <= k->mr; }
+
+static size_t column_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
+    if (g->finish)
+        return MOM_FINISH_COLUMNS;
+    return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, shape.columns) : shape.columns;
 }
 
 static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
@@ -220,7 +299,7 @@ static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape
 }
 
 static size_t count_blocks(const mom_kernels *k, const mom_gemm *g, task_shape shape, size_t n) {
-    return parts(g->m, row_step(k, g, shape)) * parts(n, column_step(g, shape));
+    return parts(g->m, row_step(k, g, shape)) * parts(n, column_step(k, g, shape));
 }
 
 static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
@@ -268,16 +347,21 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         if (!n)
             continue;
         block_count += count_blocks(k, g, shape, n);
-        if (!g->packed_b) {
+        if (has_few_rows(k, g)) {
+            const size_t panel = k->nr * items_of(g->precision, block_depth(k, g->precision, g->k));
+            run.panel_size = panel > run.panel_size ? panel : run.panel_size;
+        } else if (!g->packed_b) {
             pack_count += count_packs(k, g->precision, n, g->k);
             packed += packed_items(k, g->precision, n, g->k);
         }
-        const size_t a = row_step(k, g, shape) * items_of(g->precision, block_depth(k, g->precision, g->k));
-        const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(g, shape), k->nr) : 0;
+        const size_t a_rows = reads_rows(k, g) || reads_columns(k, g) ? k->mr : row_step(k, g, shape);
+        const size_t a = a_rows * items_of(g->precision, block_depth(k, g->precision, g->k));
+        const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(k, g, shape), k->nr) : 0;
         run.a_size = a > run.a_size ? a : run.a_size;
         run.sums_size = sums > run.sums_size ? sums : run.sums_size;
     }
     run.a_size = round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
+    run.panel_size = round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
     run.sums_size = round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
 
     pack_task *packs;
@@ -287,6 +371,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     MOM_ARENA_NEW(blocks, x->workspace, block_count, err);
     MOM_ARENA_NEW(b, x->workspace, packed, err);
     MOM_ARENA_NEW(run.a, x->workspace, (size_t)x->threads * run.a_size, err);
+    MOM_ARENA_NEW(run.panel, x->workspace, (size_t)x->threads * run.panel_size, err);
     MOM_ARENA_NEW(run.sums, x->workspace, (size_t)x->threads * run.sums_size, err);
 
     size_t pack = 0, block = 0;
@@ -295,11 +380,11 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         const size_t n = columns_in_slab(g, begin, slab);
         if (!n)
             continue;
-        const size_t columns = column_step(g, shape), rows = row_step(k, g, shape);
-        const int before = g->packed_b != NULL;
-        const item *packed_b = before ? g->packed_b : b;
+        const size_t columns = column_step(k, g, shape), rows = row_step(k, g, shape);
+        const int before = g->packed_b != NULL, few = has_few_rows(k, g);
+        const item *packed_b = few ? NULL : before ? g->packed_b : b;
         const size_t b_columns = round_up(before ? g->n : n, k->nr);
-        if (!before) {
+        if (!before && !few) {
             pack += add_packs(k, packs + pack, b, &g->b, g->k_scale, g->precision, begin, n, g->k);
             b += packed_items(k, g->precision, n, g->k);
         }

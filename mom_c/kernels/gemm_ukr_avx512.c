@@ -6,9 +6,9 @@
 #include "kernels/gemm_ukr_12x32.inc"
 #include "kernels/levels.h"
 
-#define FMA(i)                                                \
+#define FMA(i, element)                                       \
     {                                                         \
-        const __m512 ai = _mm512_set1_ps(a[i]);               \
+        const __m512 ai = _mm512_set1_ps(element);            \
         c##i##_0 = _mm512_fmadd_ps(ai, b0, c##i##_0);         \
         c##i##_1 = _mm512_fmadd_ps(ai, b1, c##i##_1);         \
     }
@@ -19,10 +19,61 @@ void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float 
     for (size_t p = 0; p < kc; p++, a += 12, b += 32) {
         const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
         _mm_prefetch((const char *)(a + 12 * 16), _MM_HINT_T0);
-        ROWS(FMA)
+#define STEP(i) FMA(i, a[i])
+        ROWS(STEP)
+#undef STEP
     }
     if (accumulate) {
         ROWS(ADD)
     }
     ROWS(STORE)
+}
+
+void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc,
+                                    int accumulate) {
+#define POINTER(i) const float *a##i = rows[i];
+    ROWS(POINTER)
+#undef POINTER
+    ROWS(ZERO)
+    ROWS(PREFETCH)
+    for (size_t p = 0; p < kc; p++, b += 32) {
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+#define STEP(i) FMA(i, a##i[p])
+        ROWS(STEP)
+#undef STEP
+    }
+    if (accumulate) {
+        ROWS(ADD)
+    }
+    ROWS(STORE)
+}
+
+void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc,
+                                       int accumulate) {
+    ROWS(ZERO)
+    ROWS(PREFETCH)
+    for (size_t p = 0; p < kc; p++, a += lda, b += 32) {
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+#define STEP(i) FMA(i, a[i])
+        ROWS(STEP)
+#undef STEP
+    }
+    if (accumulate) {
+        ROWS(ADD)
+    }
+    ROWS(STORE)
+}
+
+void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
+    FEW_ROWS(ZERO)
+    for (size_t p = 0; p < kc; p++, a += 12, b += 32) {
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+#define STEP(i) FMA(i, a[i])
+        FEW_ROWS(STEP)
+#undef STEP
+    }
+    if (accumulate) {
+        FEW_ROWS(ADD)
+    }
+    FEW_ROWS(STORE)
 }

@@ -36,6 +36,7 @@ typedef struct {
     int gelu;                  /* elements are gelu(element); one stride must be 1 */
     int flipped;               /* transposed: tokens are the columns (with a single channel both strides are 1) */
 } mom_matrix;
+#define MOM_FEW_ROWS 4
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
 typedef struct mom_kernels {
@@ -47,7 +48,14 @@ typedef struct mom_kernels {
     size_t mc, kc, nc; /* cache blocks: mc is a multiple of mr, nc of nr */
     /* c (mr, nr) row stride ldc = or += a (kc, mr) * b (kc, nr). With accumulate 0 c is not read. */
     void (*gemm_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
-    /* The same with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
+    /* The same bits from rows of a where they lie: row i is rows[i] (kc); or from columns, step p being the mr floats at
+     * a + p * lda. NULL where packing is the better way. */
+    void (*gemm_rows_ukr)(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc, int accumulate);
+    void (*gemm_columns_ukr)(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc, int accumulate);
+    /* The same bits for the first MOM_FEW_ROWS rows of packed panels of mr; NULL where it would not pay. */
+    void (*gemm_few_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+    void (*gemm_bf16_few_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
+    /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
      * item of 32 bits for each of its rows: in MOM_F32 the element of step p, in MOM_BF16 the pair of steps 2p and
@@ -100,7 +108,8 @@ typedef struct mom_kernels {
     float (*sum)(const float *in, size_t n);
     double (*sum_squares)(const float *in, size_t n); /* accumulated in float64 */
     float (*max)(const float *in, size_t n);          /* -inf for n = 0 */
-    /* out = exp(in * factor - offset), returns the sum of out; in place allowed */
+    /* out = exp(in * factor - offset), returns the sum of out; in place allowed. For exponents up to 88, as they are
+     * when the offset is the maximum; results below the smallest normal number are 0. */
     float (*exp_sum)(float *out, const float *in, float factor, float offset, size_t n);
 
     /* ---- attention, on a tile (rows, nr): rows are keys, columns are queries, each with a softmax of its own over

@@ -7,6 +7,6 @@
 #define MOM_GEMM_MR 6
 #define MOM_GEMM_NR 16
 #define MOM_GEMM_MC 96
-#define MOM_GEMM_KC 256
+#define MOM_GEMM_KC 252
 #define MOM_GEMM_NC 2048
 #include "kernels/level.inc"

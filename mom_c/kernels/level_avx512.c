@@ -4,10 +4,13 @@
 #define MOM_LEVEL_TABLE mom_kernels_avx512
 #define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
 #define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
+#define MOM_GEMM_FEW_UKR mom_gemm_f32_few_4x32_avx512
+#define MOM_GEMM_ROWS_UKR mom_gemm_f32_rows_12x32_avx512
+#define MOM_GEMM_COLUMNS_UKR mom_gemm_f32_columns_12x32_avx512
 #define MOM_VECTOR 16
 #define MOM_GEMM_MR 12
 #define MOM_GEMM_NR 32
 #define MOM_GEMM_MC 192
-#define MOM_GEMM_KC 192
+#define MOM_GEMM_KC 196
 #define MOM_GEMM_NC 2048
 #include "kernels/level.inc"

@@ -151,14 +151,32 @@ static double total_balance(const balance_groups *b, int *any) {
 
 /* ------------------------------------------------------------------ forward */
 
+static size_t sequence_length(const mom_batch *batch, size_t b) {
+    return batch->lengths ? (size_t)batch->lengths[b] : batch->T;
+}
+
+static size_t count_tokens(const mom_batch *batch) {
+    size_t N = 0;
+    for (size_t b = 0; b < batch->B; b++)
+        N += sequence_length(batch, b);
+    return N;
+}
+
 static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
-    const size_t N = batch->B * batch->T;
+    const size_t N = gpt->run.N;
     gpt->batch = *batch;
+    MOM_ARENA_NEW(gpt->offsets, &gpt->saved, batch->B + 1, err);
+    gpt->offsets[0] = 0;
+    for (size_t b = 0; b < batch->B; b++)
+        gpt->offsets[b + 1] = gpt->offsets[b] + (int32_t)sequence_length(batch, b);
     MOM_ARENA_NEW(gpt->tokens, &gpt->saved, N, err);
     mom_copy(gpt->tokens, batch->tokens, N * sizeof(int32_t));
     MOM_ARENA_NEW(gpt->positions, &gpt->saved, N, err);
-    for (size_t i = 0; i < N && !mom_rehearsing(); i++)
-        gpt->positions[i] = batch->positions ? batch->positions[i] : (int32_t)(i % batch->T);
+    if (batch->positions)
+        mom_copy(gpt->positions, batch->positions, N * sizeof(int32_t));
+    for (size_t b = 0; !batch->positions && !mom_rehearsing() && b < batch->B; b++)
+        for (int32_t i = gpt->offsets[b]; i < gpt->offsets[b + 1]; i++)
+            gpt->positions[i] = i - gpt->offsets[b];
     gpt->mask = NULL;
     if (batch->mask || mom_rehearsing()) {
         MOM_ARENA_NEW(gpt->mask, &gpt->saved, N, err);
@@ -166,6 +184,27 @@ static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *er
     }
     if (mom_rehearsing())
         gpt->mask = NULL; /* every token is seen: the most work */
+    return MOM_OK;
+}
+
+/* The tokens whose states are classified: nothing but they depends on the last feed-forward half. */
+static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const size_t B = gpt->run.B, N = gpt->run.N;
+    gpt->needed = NULL;
+    if (!gpt->config.num_labels)
+        return MOM_OK;
+    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
+    MOM_ARENA_NEW(gpt->needed, &gpt->saved, N, err);
+    if (mom_rehearsing()) {
+        gpt->needed = NULL; /* every token is needed: the most work */
+        return MOM_OK;
+    }
+    for (size_t i = 0; i < N; i++)
+        gpt->needed[i] = 1;
+    for (size_t b = 0; b < B; b++) {
+        gpt->pooled[b] = batch->pooled ? gpt->offsets[b] + batch->pooled[b] : gpt->offsets[b + 1] - 1;
+        gpt->needed[gpt->pooled[b]] = 0;
+    }
     return MOM_OK;
 }
 
@@ -200,10 +239,14 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, int keep, 
         if (keep || (fresh && !half))
             MOM_ARENA_NEW(next, &gpt->saved, N * C, err);
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
-        if (half)
-            MOM_TRY(mom_ffn_pool_forward(run, pool, saved, next, *x, states[half]));
-        else
+        if (half) {
+            mom_run own = *run;
+            if (i + 1 == gpt->params.num_places && round + 1 == place->rounds)
+                own.needed = gpt->needed;
+            MOM_TRY(mom_ffn_pool_forward(&own, pool, saved, next, *x, states[half]));
+        } else {
             MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
+        }
         *x = next;
         const mom_observer *observer = gpt->batch.observer;
         if (observer)
@@ -282,17 +325,16 @@ static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
     return MOM_OK;
 }
 
-/* Rows with a label: position t of a row is scored against label t + 1. */
+/* Rows with a label: position t of a sequence is scored against label t + 1. */
 static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error *err) {
-    const size_t B = gpt->run.B, T = gpt->run.T;
-    MOM_ARENA_NEW(gpt->rows, &gpt->saved, B * T, err);
-    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, B * T, err);
-    size_t n = mom_rehearsing() ? B * (T - 1) : 0;
-    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
-        for (size_t t = 0; t + 1 < T; t++)
-            if (labels[b * T + t + 1] != MOM_IGNORED_LABEL) {
-                gpt->rows[n] = (int32_t)(b * T + t);
-                gpt->row_labels[n++] = labels[b * T + t + 1];
+    MOM_ARENA_NEW(gpt->rows, &gpt->saved, gpt->run.N, err);
+    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, gpt->run.N, err);
+    size_t n = mom_rehearsing() ? gpt->run.N - gpt->run.B : 0;
+    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
+        for (int32_t i = gpt->offsets[b]; i + 1 < gpt->offsets[b + 1]; i++)
+            if (labels[i + 1] != MOM_IGNORED_LABEL) {
+                gpt->rows[n] = i;
+                gpt->row_labels[n++] = labels[i + 1];
             }
     gpt->losses.labelled = n;
     return MOM_OK;
@@ -315,14 +357,11 @@ static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
 }
 
 static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
-    const size_t B = gpt->run.B, T = gpt->run.T, C = gpt->config.C, L = gpt->config.num_labels;
-    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
+    const size_t B = gpt->run.B, C = gpt->config.C, L = gpt->config.num_labels;
     MOM_ARENA_NEW(gpt->pooled_hidden, &gpt->saved, B * C, err);
     MOM_ARENA_NEW(gpt->pooled_logits, &gpt->saved, B * L, err);
-    for (size_t b = 0; b < B && !mom_rehearsing(); b++) {
-        gpt->pooled[b] = batch->pooled[b];
-        memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (b * T + (size_t)batch->pooled[b]) * C, C * sizeof(float));
-    }
+    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
+        memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (size_t)gpt->pooled[b] * C, C * sizeof(float));
     MOM_TRY(mom_linear_forward(gpt->run.exec, gpt->pooled_logits, gpt->pooled_hidden,
                                mom_param_value(&gpt->params, gpt->params.score), NULL, MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
     gpt->classes = NULL;
@@ -352,7 +391,9 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
 
     /* pass 1: embedding */
     MOM_TRY(copy_batch(gpt, batch, err));
+    MOM_TRY(collect_pooled(gpt, batch, err));
     gpt->run.mask = gpt->mask;
+    gpt->run.offsets = gpt->offsets;
     MOM_TRY(make_room(gpt, err));
     MOM_ARENA_NEW(gpt->embedded, &gpt->saved, N * C, err);
     mom_embedding_forward(x, gpt->embedded, gpt->tokens, gpt->positions, mom_param_value(p, p->wte),
@@ -404,7 +445,7 @@ static mom_status begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *bat
     MOM_ARENA_NEW(own, &gpt->saved, 1, err);
     *own = (mom_exec){exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     gpt->run = (mom_run){.exec = own, .config = &gpt->config, .saved = &gpt->saved, .B = batch->B, .T = batch->T,
-                         .N = batch->B * batch->T, .training = batch->training, .seed = gpt->seed,
+                         .N = count_tokens(batch), .training = batch->training, .seed = gpt->seed,
                          .counter = gpt->counter, .err = err};
     gpt->losses = (mom_losses){0};
     gpt->losses.lm_loss = gpt->losses.balance_loss = NAN;
@@ -555,7 +596,7 @@ static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx
 static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
     const mom_exec *x = gpt->run.exec;
     mom_params *p = &gpt->params;
-    const size_t B = gpt->run.B, T = gpt->run.T, N = gpt->run.N, C = gpt->config.C, L = gpt->config.num_labels;
+    const size_t B = gpt->run.B, N = gpt->run.N, C = gpt->config.C, L = gpt->config.num_labels;
     if (!L) {
         if (!gpt->losses.labelled)
             return MOM_OK;
@@ -573,7 +614,7 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
     MOM_TRY(mom_linear_backward_weight(x, mom_param_grad(p, p->score), NULL, gpt->pooled_hidden, dlogits,
                                        MOM_WEIGHT_OUT_IN, B, C, L, err));
     for (size_t b = 0; b < B && !mom_rehearsing(); b++)
-        memcpy(dhidden + (b * T + (size_t)gpt->pooled[b]) * C, dpooled + b * C, C * sizeof(float));
+        memcpy(dhidden + (size_t)gpt->pooled[b] * C, dpooled + b * C, C * sizeof(float));
     return MOM_OK;
 }
 

@@ -19,14 +19,16 @@ typedef struct {
 /* The first random stream of the halves; each half of each round takes MOM_STREAMS of them, in order. */
 #define MOM_SITE_FIRST_HALF 16
 
+/* N rows are the tokens of B sequences one after the other: T each, or as many as their lengths say. */
 typedef struct {
-    size_t B, T;
-    const int32_t *tokens;    /* (B, T) ids below V */
-    const int32_t *labels;    /* (B, T) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
-    const uint8_t *mask;      /* (B, T) of 0/1 or NULL */
-    const int32_t *positions; /* (B, T) below P, or NULL for 0 .. T-1 */
+    size_t B, T;              /* T: tokens of the longest sequence */
+    const int32_t *lengths;   /* (B) at least 1, or NULL: T each */
+    const int32_t *tokens;    /* (N) ids below V */
+    const int32_t *labels;    /* (N) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
+    const uint8_t *mask;      /* (N) of 0/1 or NULL */
+    const int32_t *positions; /* (N) below P, or NULL: 0, 1, 2, ... in every sequence */
     /* sequence classification */
-    const int32_t *pooled;    /* (B) position of the pooled token in each row */
+    const int32_t *pooled;    /* (B) position of the pooled token in each sequence, or NULL: the last */
     const int32_t *classes;   /* (B) or NULL */
     const float *values;      /* (B, num_labels) or NULL */
     mom_label_loss label_loss;
@@ -93,6 +95,7 @@ typedef struct {
     mom_run run;
     mom_batch batch;
     mom_losses losses;
+    int32_t *offsets;          /* (B + 1) as run.offsets */
     int32_t *tokens, *positions;
     uint8_t *mask;
     mom_half_saved **halves;   /* per place: rounds * 2 entries, attention then FFN */
@@ -104,7 +107,8 @@ typedef struct {
     mom_arena_mark head_mark;    /* of the workspace, above dwte */
     mom_arena_mark head_start;   /* of saved, below the final LayerNorm's */
     int32_t *rows, *row_labels; /* (labelled) */
-    int32_t *classes, *pooled;
+    int32_t *classes, *pooled; /* (B) classification: classes; rows of the pooled tokens */
+    int16_t *needed;           /* (N) classification: 0 at the pooled tokens, else 1 */
     float *values, *pooled_logits, *pooled_hidden; /* classification: values/logits (B, num_labels), (B, C) */
 } mom_gpt;
 
@@ -119,7 +123,7 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
  * of that sum: zero them and run forward again. */
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, float balance_scale, mom_error *err);
 
-/* Logits of the last forward at the given rows (b * T + t): out (count, V). */
+/* Logits of the last forward at the given rows of the N: out (count, V). */
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
 
 /* Bytes that calls of this kind take, worked out by going through them without computing. */

@@ -47,11 +47,13 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);
     if (pool->routed)
         return mom_route_forward(run, pool, saved, state);
+    if (run->needed) /* a row that is not needed has the choice after the only module's: SKIP */
+        return mom_routing_plan_init(&saved->route.plan, run->saved, run->needed, run->N, 1, 1, run->err);
     return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
 }
 
-/* Products of fewer rows than this pack just what they need. */
-#define PACK_ROWS 128
+/* With fewer tokens than this the rounds choose too few modules. */
+#define PACK_ROWS 4
 
 static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_packing *packings, size_t M,
                              const mom_half_layer *layer, int transposed) {
@@ -72,6 +74,24 @@ static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_
     return MOM_OK;
 }
 
+static mom_status pack_router(const mom_run *run, mom_pool *pool, int transposed) {
+    const mom_exec *x = run->exec;
+    const mom_dtype precision = run->config->dtype;
+    mom_router_tensors *w = &pool->router_weight;
+    mom_gemm_packing packings[2] = {mom_router_in_factor(w, &pool->spec, precision, transposed),
+                                    mom_router_state_factor(w, &pool->spec, precision, transposed)};
+    for (size_t i = 0; i < 2; i++) {
+        mom_gemm_packing *p = &packings[i];
+        p->dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, p->n, p->k), 1, run->err);
+        if (!p->dst)
+            return MOM_ERR_MEMORY;
+    }
+    MOM_TRY(mom_gemm_pack(x, packings, 2, run->err));
+    w->packed_in = packings[0].dst;
+    w->packed_state = packings[1].dst;
+    return MOM_OK;
+}
+
 mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed) {
     const size_t M = pool->M;
     mom_pool_unpack(pool);
@@ -86,10 +106,13 @@ mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int 
     MOM_TRY(mom_gemm_pack(run->exec, packings, 2 * M, run->err));
     pool->packed_in = in;
     pool->packed_out = out;
-    return MOM_OK;
+    return pool->routed && mom_router_gates(&pool->spec) ? pack_router(run, pool, transposed) : MOM_OK;
 }
 
-void mom_pool_unpack(mom_pool *pool) { pool->packed_in = pool->packed_out = NULL; }
+void mom_pool_unpack(mom_pool *pool) {
+    pool->packed_in = pool->packed_out = NULL;
+    pool->router_weight.packed_in = pool->router_weight.packed_state = NULL;
+}
 
 mom_status mom_route_room(const mom_run *run, const mom_pool *pool, mom_route *r) {
     const size_t N = run->N, S = pool->S, K = pool->K;

@@ -17,9 +17,10 @@ typedef struct {
     const mom_exec *exec;
     const mom_config *config;
     mom_arena *saved;     /* activations for backward and routes */
-    size_t B, T, N;       /* N = B * T */
+    size_t B, T, N;       /* sequences, tokens of the longest, tokens of all */
     const uint8_t *mask;  /* (N) keys, or NULL */
-    const int32_t *offsets; /* (B + 1) first row of each sequence, or NULL: T rows each */
+    const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
+    const int16_t *needed; /* (N) 1 for rows whose output nothing depends on, else 0, in a half that is not routed; or NULL */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
     int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */

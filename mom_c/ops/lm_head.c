@@ -25,7 +25,9 @@ static size_t column_blocks(size_t V) { return (V + MOM_FINISH_COLUMNS - 1) / MO
 
 typedef struct {
     const mom_kernels *k;
-    void *tile; /* (rows, V) of type dtype: exp(logit - block's maximum), then the gradient of the logits; or NULL */
+    void *tile; /* (rows, V), row stride ld, of type dtype: exp(logit - block's maximum), then the gradient of the logits;
+                   or NULL */
+    size_t ld;
     mom_dtype dtype;
     float *max, *sum;      /* (rows, blocks) */
     float *label;          /* (rows) logit of the label */
@@ -34,8 +36,11 @@ typedef struct {
     size_t rows, V, blocks;
 } tile_job;
 
+/* Rows a multiple of 2 KB apart would share few sets of a cache. */
+static size_t row_stride(size_t V) { return V % 512 ? V : V + 16; }
+
 static void *tile_at(const tile_job *job, size_t row, size_t column) {
-    return (unsigned char *)job->tile + (row * job->V + column) * mom_dtype_size(job->dtype);
+    return (unsigned char *)job->tile + (row * job->ld + column) * mom_dtype_size(job->dtype);
 }
 
 static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m, size_t j0,
@@ -46,14 +51,11 @@ static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, siz
         const size_t block = i * job->blocks + j0 / MOM_FINISH_COLUMNS, label = (size_t)job->labels[i];
         if (label >= j0 && label < j0 + n)
             job->label[i] = row[label - j0];
+        float *out = job->tile && job->dtype == MOM_F32 ? tile_at(job, i, j0) : row;
         job->max[block] = k->max(row, n);
-        job->sum[block] = k->exp_sum(row, row, 1.0f, job->max[block], n);
-        if (!job->tile)
-            continue;
-        if (job->dtype == MOM_BF16)
+        job->sum[block] = k->exp_sum(out, row, 1.0f, job->max[block], n);
+        if (job->tile && job->dtype == MOM_BF16)
             k->to_bf16(tile_at(job, i, j0), row, n);
-        else
-            memcpy(tile_at(job, i, j0), row, n * sizeof *row);
     }
 }
 
@@ -109,10 +111,10 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     const size_t blocks = column_blocks(V), fitting = TILE / V;
     const size_t most = min_size(n, min_size(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
     const size_t slice = SLICE / C > SLICE_UNIT ? SLICE / C / SLICE_UNIT * SLICE_UNIT : SLICE_UNIT;
-    tile_job job = {.k = x->k, .dtype = x->precision, .V = V, .blocks = blocks};
+    tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
     if (dwte) {
-        job.tile = mom_arena_alloc(x->workspace, most * V, mom_dtype_size(x->precision), err);
+        job.tile = mom_arena_alloc(x->workspace, most * job.ld, mom_dtype_size(x->precision), err);
         if (!job.tile)
             return MOM_ERR_MEMORY;
         MOM_ARENA_NEW(selected, x->workspace, most * C, err);
@@ -136,7 +138,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
             continue;
         for (size_t v = 0; v < V; v += slice) { /* so that never all of wte is packed */
             const size_t columns = min_size(slice, V - v);
-            const mom_matrix dlogits = mom_matrix_of(tile_at(&job, 0, v), x->precision, V);
+            const mom_matrix dlogits = mom_matrix_of(tile_at(&job, 0, v), x->precision, job.ld);
             const mom_gemm gradients[2] = {
                 {.m = job.rows, .n = C, .k = columns, .a = dlogits, .b = mom_matrix_rows(wte + v * C, C), .c = selected,
                  .ldc = C, .precision = x->precision, .accumulate = v > 0},

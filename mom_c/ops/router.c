@@ -1,9 +1,11 @@
 /* Routers, forward and backward. Contracts: router.h; derivation: docs/derivations/router.md.
  *
- * DESIGN  The linear maps are products over all tokens; what lies between them is one pass over chunks
+ * DESIGN  A recurrent router takes its tokens in blocks of BLOCK_ROWS, so that the pre-activations of a block, which
+ *         several products and the cell write and read, stay in a cache; the products of a block share one list of
+ *         tasks, their weights are packed once for all blocks. What lies between the products is one pass over chunks
  *         of tokens per direction. The backward pass also sums its chunk's bias gradients while the
- *         rows are in cache; the chunks' sums are then added in order, so CHUNK_ROWS is part of the
- *         result's bits and does not depend on the threads.
+ *         rows are in cache; the chunks' sums are then added in order, so CHUNK_ROWS and BLOCK_ROWS are part of the
+ *         result's bits and do not depend on the threads.
  * COST    A recurrent round multiplies 2 N G R (C + R) FLOP forward; in the first round, where the state is
  *         zero, the part with the state is left out in both directions.
  * SOURCE  Cho et al. 2014, arXiv:1406.1078 (gated recurrent unit); Shazeer et al. 2017, arXiv:1701.06538 (top-k
@@ -17,11 +19,16 @@
 
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "kernels/gemm.h"
 #include "ops/gemv.h"
 #include "ops/linear.h"
 #include "ops/topk.h"
 
 #define CHUNK_ROWS 32
+#define BLOCK_ROWS ((size_t)256)
+_Static_assert(BLOCK_ROWS % CHUNK_ROWS == 0, "blocks are made of whole chunks");
+
+static size_t block_rows(size_t N, size_t begin) { return N - begin < BLOCK_ROWS ? N - begin : BLOCK_ROWS; }
 
 static size_t chunk_count(size_t N) { return (N + CHUNK_ROWS - 1) / CHUNK_ROWS; }
 
@@ -97,14 +104,15 @@ static const float *draw_noise(float *row, uint64_t key, size_t token, size_t R)
 typedef struct {
     const mom_kernels *k;
     const mom_router_saved *saved;
-    const float *x_pre; /* (N, G*R) */
-    const float *h_pre; /* (N, G*R), or one row for all tokens when h_stride is 0 */
+    const float *x_pre; /* (rows, G*R) */
+    const float *h_pre; /* (rows, G*R), or one row for all tokens when h_stride is 0 */
     const float *state; /* (N, R), or one row when state_stride is 0 */
     size_t h_stride, state_stride;
     float *noise; /* (threads, R) or NULL */
     uint64_t noise_key;
     int dev;
-    size_t N, R, G;
+    size_t first, rows; /* the block of tokens */
+    size_t R, G;
 } cell_context;
 
 static void run_cell(void *context, size_t task, int thread) {
@@ -112,11 +120,12 @@ static void run_cell(void *context, size_t task, int thread) {
     const size_t R = run->R, GR = run->G * R;
     float *noise_row = run->noise ? run->noise + (size_t)thread * R : NULL;
     size_t begin, end;
-    mom_range(run->N, chunk_count(run->N), task, &begin, &end);
-    for (size_t t = begin; t < end; t++) {
-        const float *h_pre = run->h_pre + t * run->h_stride;
+    mom_range(run->rows, chunk_count(run->rows), task, &begin, &end);
+    for (size_t i = begin; i < end; i++) {
+        const size_t t = run->first + i;
+        const float *h_pre = run->h_pre + i * run->h_stride;
         const float *noise = draw_noise(noise_row, run->noise_key, t, R);
-        run->k->gru_forward(run->saved->gates + t * GR, run->saved->hidden + t * R, run->x_pre + t * GR, h_pre,
+        run->k->gru_forward(run->saved->gates + t * GR, run->saved->hidden + t * R, run->x_pre + i * GR, h_pre,
                             run->state + t * run->state_stride, noise, run->dev, R);
         memcpy(run->saved->h_n + t * R, h_pre + 2 * R, R * sizeof(float));
     }
@@ -131,38 +140,87 @@ static mom_status new_zero_row(const float **row, const mom_exec *x, size_t R, m
     return MOM_OK;
 }
 
+static mom_gemm_packing factor(const float *weight, size_t In, size_t Out, mom_dtype precision, int transposed) {
+    return transposed ? (mom_gemm_packing){.b = mom_matrix_rows(weight, In), .n = In, .k = Out, .precision = precision}
+                      : (mom_gemm_packing){.b = mom_matrix_transposed(weight, In), .n = Out, .k = In, .precision = precision};
+}
+
+mom_gemm_packing mom_router_in_factor(const mom_router_tensors *weights, const mom_router_spec *spec, mom_dtype precision,
+                                      int transposed) {
+    return factor(weights->in_weight, spec->C, mom_router_gates(spec) * spec->R, precision, transposed);
+}
+
+mom_gemm_packing mom_router_state_factor(const mom_router_tensors *weights, const mom_router_spec *spec,
+                                         mom_dtype precision, int transposed) {
+    return factor(weights->state_weight, spec->R, mom_router_gates(spec) * spec->R, precision, transposed);
+}
+
+/* out (rows, n) = or += inp (rows, k) * b + bias, for any rows; b is packed for several blocks of them. */
+static mom_status product_with(mom_gemm *product, const mom_exec *x, mom_gemm_packing b, const void *packed,
+                               const float *bias, int accumulate, int several, mom_error *err) {
+    *product = (mom_gemm){.n = b.n, .k = b.k, .b = b.b, .ldc = b.n, .bias = bias, .accumulate = accumulate,
+                          .precision = b.precision, .packed_b = packed};
+    if (packed || !several)
+        return MOM_OK;
+    unsigned char *dst;
+    MOM_ARENA_NEW(dst, x->workspace, mom_gemm_packed_size(x->k, b.precision, b.n, b.k), err);
+    b.dst = dst;
+    product->packed_b = dst;
+    return mom_gemm_pack(x, &b, 1, err);
+}
+
+static mom_gemm on_rows(mom_gemm product, float *out, const float *inp, size_t ld, size_t rows) {
+    product.m = rows;
+    product.a = mom_matrix_rows(inp, ld);
+    product.c = out;
+    return product;
+}
+
 static mom_status recurrent_forward(const mom_exec *x, mom_router_saved *saved, const float *inp, const float *state,
                                     const mom_router_tensors *w, uint64_t noise_key, const mom_router_spec *spec,
                                     size_t N, mom_error *err) {
-    const size_t C = spec->C, R = spec->R, G = mom_router_gates(spec), GR = G * R;
-    cell_context run = {.k = x->k, .saved = saved, .noise_key = noise_key, .dev = spec->kind == MOM_ROUTER_GRU_DEV,
-                        .N = N, .R = R, .G = G};
-    float *x_pre;
-    MOM_ARENA_NEW(x_pre, x->workspace, N * GR, err);
-    MOM_TRY(product(x, x_pre, inp, w->in_weight, w->in_bias, spec, N, C, GR, err));
+    const size_t C = spec->C, R = spec->R, G = mom_router_gates(spec), GR = G * R, most = block_rows(N, 0);
+    cell_context run = {.k = x->k, .saved = saved, .state = state, .state_stride = R, .h_stride = GR,
+                        .noise_key = noise_key, .dev = spec->kind == MOM_ROUTER_GRU_DEV, .R = R, .G = G};
+    float *x_pre, *h_pre;
+    MOM_ARENA_NEW(x_pre, x->workspace, most * GR, err);
+    MOM_ARENA_NEW(h_pre, x->workspace, state ? most * GR : 0, err);
     run.x_pre = x_pre;
-    if (state) {
-        float *h_pre;
-        MOM_ARENA_NEW(h_pre, x->workspace, N * GR, err);
-        MOM_TRY(product(x, h_pre, state, w->state_weight, w->state_bias, spec, N, R, GR, err));
-        run.h_pre = h_pre;
-        run.h_stride = GR;
-        run.state = state;
-        run.state_stride = R;
-    } else {
+    run.h_pre = h_pre;
+    if (!state) {
         run.h_pre = w->state_bias; /* h2h of zero */
+        run.h_stride = run.state_stride = 0;
         MOM_TRY(new_zero_row(&run.state, x, R, err));
     }
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
-    mom_parallel_for(x->threads, chunk_count(N), run_cell, &run);
+    mom_gemm of_inp, of_state = {0};
+    MOM_TRY(product_with(&of_inp, x, mom_router_in_factor(w, spec, x->precision, 0), w->packed_in, w->in_bias, 0, N > most,
+                         err));
+    if (state)
+        MOM_TRY(product_with(&of_state, x, mom_router_state_factor(w, spec, x->precision, 0), w->packed_state,
+                             w->state_bias, 0, N > most, err));
+    for (size_t begin = 0; begin < N; begin += most) {
+        const size_t rows = run.rows = block_rows(N, begin);
+        run.first = begin;
+        if (spec->few_rows) {
+            MOM_TRY(product(x, x_pre, inp + begin * C, w->in_weight, w->in_bias, spec, rows, C, GR, err));
+            if (state)
+                MOM_TRY(product(x, h_pre, state + begin * R, w->state_weight, w->state_bias, spec, rows, R, GR, err));
+        } else {
+            const mom_gemm products[2] = {on_rows(of_inp, x_pre, inp + begin * C, C, rows),
+                                          on_rows(of_state, h_pre, state ? state + begin * R : NULL, R, rows)};
+            MOM_TRY(mom_gemm_run(x, products, state ? 2 : 1, err));
+        }
+        mom_parallel_for(x->threads, chunk_count(rows), run_cell, &run);
+    }
     return MOM_OK;
 }
 
 typedef struct {
     const mom_kernels *k;
-    float *dx_pre, *dh_pre;   /* (N, G*R) */
-    float *dx_sums, *dh_sums; /* (chunks, G*R) column sums of each chunk */
+    float *dx_pre, *dh_pre;   /* (rows, G*R) */
+    float *dx_sums, *dh_sums; /* (chunks of all tokens, G*R) column sums of each chunk */
     float *dstate_in;         /* (N, R), or one row per thread when discard_dstate */
     int discard_dstate;
     float *dhidden;           /* (N, R) from the logits; dstate_out is added */
@@ -173,21 +231,23 @@ typedef struct {
     float *noise;
     uint64_t noise_key;
     int dev;
-    size_t N, R, G;
+    size_t first, rows; /* the block of tokens */
+    size_t R, G;
 } cell_backward_context;
 
 static void run_cell_backward(void *context, size_t task, int thread) {
     const cell_backward_context *run = context;
     const mom_kernels *k = run->k;
-    const size_t R = run->R, GR = run->G * R;
+    const size_t R = run->R, GR = run->G * R, chunk = run->first / CHUNK_ROWS + task;
     float *noise_row = run->noise ? run->noise + (size_t)thread * R : NULL;
-    float *dx_sum = run->dx_sums + task * GR, *dh_sum = run->dh_sums + task * GR;
+    float *dx_sum = run->dx_sums + chunk * GR, *dh_sum = run->dh_sums + chunk * GR;
     size_t begin, end;
-    mom_range(run->N, chunk_count(run->N), task, &begin, &end);
+    mom_range(run->rows, chunk_count(run->rows), task, &begin, &end);
     memset(dx_sum, 0, GR * sizeof *dx_sum);
     memset(dh_sum, 0, GR * sizeof *dh_sum);
-    for (size_t t = begin; t < end; t++) {
-        float *dx = run->dx_pre + t * GR, *dh = run->dh_pre + t * GR, *dhidden = run->dhidden + t * R;
+    for (size_t i = begin; i < end; i++) {
+        const size_t t = run->first + i;
+        float *dx = run->dx_pre + i * GR, *dh = run->dh_pre + i * GR, *dhidden = run->dhidden + t * R;
         float *dstate_in = run->dstate_in + (run->discard_dstate ? (size_t)thread : t) * R;
         const float *noise = draw_noise(noise_row, run->noise_key, t, R);
         if (run->dstate_out)
@@ -199,17 +259,25 @@ static void run_cell_backward(void *context, size_t task, int thread) {
     }
 }
 
+/* dweight (Out, In) += dout^T (Out, rows) * inp (rows, In) */
+static mom_gemm gradient_to_weight(const mom_exec *x, float *dweight, const float *dout, const float *inp, size_t rows,
+                                   size_t In, size_t Out) {
+    return (mom_gemm){.m = Out, .n = In, .k = rows, .a = mom_matrix_transposed(dout, Out), .b = mom_matrix_rows(inp, In),
+                      .c = dweight, .ldc = In, .accumulate = 1, .precision = x->precision};
+}
+
 static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dstate_in, mom_router_tensors *dw,
                                      float *dhidden, const float *dstate_out, const float *inp, const float *state,
                                      const mom_router_saved *saved, const mom_router_tensors *w, uint64_t noise_key,
                                      const mom_router_spec *spec, size_t N, mom_error *err) {
     const size_t C = spec->C, R = spec->R, G = mom_router_gates(spec), GR = G * R, chunks = chunk_count(N);
+    const size_t most = block_rows(N, 0);
     cell_backward_context run = {.k = x->k, .dstate_in = dstate_in, .discard_dstate = !dstate_in, .dhidden = dhidden,
                                  .dstate_out = dstate_out, .saved = saved, .state = state,
                                  .state_stride = state ? R : 0, .noise_key = noise_key,
-                                 .dev = spec->kind == MOM_ROUTER_GRU_DEV, .N = N, .R = R, .G = G};
-    MOM_ARENA_NEW(run.dx_pre, x->workspace, N * GR, err);
-    MOM_ARENA_NEW(run.dh_pre, x->workspace, N * GR, err);
+                                 .dev = spec->kind == MOM_ROUTER_GRU_DEV, .R = R, .G = G};
+    MOM_ARENA_NEW(run.dx_pre, x->workspace, most * GR, err);
+    MOM_ARENA_NEW(run.dh_pre, x->workspace, most * GR, err);
     MOM_ARENA_NEW(run.dx_sums, x->workspace, chunks * GR, err);
     MOM_ARENA_NEW(run.dh_sums, x->workspace, chunks * GR, err);
     if (!state)
@@ -218,21 +286,27 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
         MOM_ARENA_NEW(run.dstate_in, x->workspace, (size_t)x->threads * R, err);
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
-
-    /* pass 1: through the cell */
-    mom_parallel_for(x->threads, chunks, run_cell_backward, &run);
+    mom_gemm to_inp, to_state = {0};
+    MOM_TRY(product_with(&to_inp, x, mom_router_in_factor(w, spec, x->precision, 1), w->packed_in, NULL, 1, N > most, err));
+    if (dstate_in)
+        MOM_TRY(product_with(&to_state, x, mom_router_state_factor(w, spec, x->precision, 1), w->packed_state, NULL, 1,
+                             N > most, err));
+    for (size_t begin = 0; begin < N; begin += most) {
+        const size_t rows = run.rows = block_rows(N, begin);
+        run.first = begin;
+        mom_parallel_for(x->threads, chunk_count(rows), run_cell_backward, &run);
+        mom_gemm products[4];
+        size_t count = 0;
+        products[count++] = gradient_to_weight(x, dw->in_weight, run.dx_pre, inp + begin * C, rows, C, GR);
+        products[count++] = on_rows(to_inp, dinp + begin * C, run.dx_pre, GR, rows);
+        if (state)
+            products[count++] = gradient_to_weight(x, dw->state_weight, run.dh_pre, state + begin * R, rows, R, GR);
+        if (dstate_in)
+            products[count++] = on_rows(to_state, dstate_in + begin * R, run.dh_pre, GR, rows);
+        MOM_TRY(mom_gemm_run(x, products, count, err));
+    }
     mom_column_sum(x, dw->in_bias, run.dx_sums, MOM_F32, NULL, NULL, chunks, GR);
     mom_column_sum(x, dw->state_bias, run.dh_sums, MOM_F32, NULL, NULL, chunks, GR);
-
-    /* pass 2: through x2h and h2h */
-    MOM_TRY(mom_linear_backward_weight(x, dw->in_weight, NULL, inp, run.dx_pre, MOM_WEIGHT_OUT_IN, N, C, GR, err));
-    MOM_TRY(mom_linear_backward_input(x, dinp, run.dx_pre, w->in_weight, MOM_WEIGHT_OUT_IN, 1, N, C, GR, err));
-    if (state)
-        MOM_TRY(mom_linear_backward_weight(x, dw->state_weight, NULL, state, run.dh_pre, MOM_WEIGHT_OUT_IN, N, R, GR,
-                                           err));
-    if (dstate_in)
-        MOM_TRY(mom_linear_backward_input(x, dstate_in, run.dh_pre, w->state_weight, MOM_WEIGHT_OUT_IN, 1, N, R, GR,
-                                          err));
     return MOM_OK;
 }
 

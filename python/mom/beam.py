@@ -193,6 +193,12 @@ def _advance(
             parents.append(beam)
             tokens.append([*state.tokens[beam], token])
             scores.append(score)
+    if not parents and not state.finished:  # everything is ruled out: the beams end as they are
+        penalty = max(1, length - 1) ** length_penalty
+        state.finished = [
+            Hypothesis(np.array(kept, np.int32), float(score), float(score) / penalty, False)
+            for kept, score in zip(state.tokens, state.scores, strict=True)
+        ]
     state.tokens, state.scores = tokens, np.array(scores)
     state.finished = sorted(state.finished, key=lambda h: -h.score)[:num_beams]
     return parents
@@ -203,8 +209,6 @@ def _is_done(state: _Prompt, num_beams: int, length: int, longest: int, length_p
         for tokens, score in zip(state.tokens, state.scores, strict=True):
             made = np.array(tokens, np.int32)
             state.finished.append(Hypothesis(made, float(score), float(score) / length**length_penalty, False))
-        if not state.finished:  # every continuation was ruled out
-            state.finished.append(Hypothesis(np.zeros(0, np.int32), -math.inf, -math.inf, False))
         return True
     if len(state.finished) < num_beams:
         return False

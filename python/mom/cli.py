@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = arguments.run(arguments)
             sys.stdout.flush()
             return status
-    except KeyboardInterrupt:
-        print("mom: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"mom: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to be said to it, not even when Python exits.
@@ -416,6 +416,7 @@ def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> M
     if a.init_from is not None:
         started: MoM = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
         started.random_state = (seed, 0)
+        started.finetuning_task = None
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:

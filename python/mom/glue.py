@@ -38,7 +38,14 @@ from .evaluate.glue import baseline_metrics, glue_metrics, task_score
 from .hub import model_folder
 from .model import MoM, MoMForSequenceClassification
 from .training.callbacks import Callback, closing
-from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
+from .training.finetune import (
+    FinetuneConfig,
+    FinetuneInterrupted,
+    LoopResult,
+    classifier_from,
+    classify,
+    fit_classifier,
+)
 from .weights import read_weights
 
 __all__ = [
@@ -134,7 +141,7 @@ class GlueResult:
         """All numbers, fit for JSON."""
         runs = [
             {"seed": s.seed, **s.metrics, "score": s.score, "steps": s.loop.steps, "best_step": s.loop.best_step,
-             "loss": s.loop.loss, "seconds": s.loop.seconds}
+             "loss": s.loop.loss, "seconds": s.loop.seconds, "interrupted": s.loop.interrupted}
             for s in self.seeds
         ]  # fmt: skip
         return {
@@ -199,6 +206,8 @@ def finetune(
     ------
     ConfigError, DataError
         If settings, model and data do not fit together.
+    FinetuneInterrupted
+        On Ctrl-C. The best model so far, also of the seed that was interrupted, and the results are in `out_dir`.
     """
     task = find_task(task)
     config = (config or FinetuneConfig()).replace(**changes)
@@ -224,23 +233,36 @@ def finetune(
 
     results: list[SeedResult] = []
     best: MoMForSequenceClassification | None = None
+    interrupted: FinetuneInterrupted | None = None
     with closing(callbacks) as listeners:
         for seed in seeds:
             made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
+            made.finetuning_task = task.name
 
             def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
                 return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
 
-            loop = fit_classifier(
-                made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
-                label=f"{task.name} seed {seed}", progress=progress, callbacks=listeners,
-            )  # fmt: skip
+            try:
+                loop = fit_classifier(
+                    made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
+                    label=f"{task.name} seed {seed}", progress=progress, callbacks=listeners,
+                )  # fmt: skip
+            except FinetuneInterrupted as stop:
+                interrupted, loop = stop, stop.loop
+                if loop.best_score is None:
+                    break
             metrics = metrics_now()
             results.append(SeedResult(seed, metrics, task_score(metrics), loop))
             if best is None or results[-1].score > max(r.score for r in results[:-1]):
                 best = made
                 if folder is not None:  # what comes later may fail
                     best.save_pretrained(folder)
+            if interrupted is not None:
+                break
+    if interrupted is not None:
+        if best is None:
+            raise interrupted
+        others, tests = [], []
     assert best is not None
     other_metrics = {o.task.name: _metrics_of(best, o, length) for o in others}
     submissions = []
@@ -253,6 +275,9 @@ def finetune(
     if folder is not None:
         summary = {**result.to_dict(), "config": config.to_dict()}
         write_file(folder.parent / "results.json", json.dumps(summary, indent=2) + "\n")
+    if interrupted is not None:
+        kept = f"seed {result.best.seed} is the best so far{'' if folder is None else f', kept in {folder}'}"
+        raise FinetuneInterrupted(f"{interrupted}; {kept}", interrupted.loop)
     return result
 
 
@@ -303,6 +328,9 @@ def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) 
         raise TypeError(f"model: expected MoMForSequenceClassification, got {type(model).__name__}")
     if model.config.num_labels != task.num_labels:
         raise ConfigError(f"model: has {model.config.num_labels} labels, {task.title} has {task.num_labels}")
+    tuned = TASKS.get(model.finetuning_task or "")  # names of other programs' tasks say nothing here
+    if tuned is not None and task.name not in (tuned.name, *_ALSO.get(tuned.name, ())):
+        raise ConfigError(f"model: was fine-tuned for {tuned.title}, not for {task.title}")
     return model
 
 

@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from .beam import beam_search
 from .checkpoint import MODEL_FILES, check_replaceable, write_file
-from .data.batches import bucketed, pad_labelled
+from .data.batches import bucketed, pack_labelled
+from .data.glue import TASKS
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
 from .evaluate.perplexity import token_loss
@@ -35,7 +36,7 @@ from .evaluate.summaries import ROUGE, lead, rouge
 from .generation import Decoder
 from .model import ModelOutput, MoM
 from .training.callbacks import Callback, closing
-from .training.finetune import FinetuneConfig, LoopResult, copy_of, run_loop
+from .training.finetune import FinetuneConfig, FinetuneInterrupted, LoopResult, copy_of, run_loop, split_step
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
 
@@ -44,6 +45,7 @@ PathLike = str | os.PathLike[str]
 #: What stands between a document and its summary.
 PROMPT = "\nTL;DR:"
 _EVAL_BATCH = 8
+_TASK = "xsum"
 
 
 class _Row(NamedTuple):
@@ -150,8 +152,8 @@ def _rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[li
 
 
 def _forward(model: MoM, rows: Sequence[_Row], keep: bool) -> ModelOutput:
-    tokens, labels, mask = pad_labelled(rows)
-    return model(tokens, labels=labels, attention_mask=mask, keep=keep)
+    tokens, labels, lengths = pack_labelled(rows)
+    return model(tokens, labels=labels, lengths=lengths, keep=keep)
 
 
 def _loss(model: MoM, rows: Sequence[_Row]) -> float:
@@ -206,6 +208,11 @@ def finetune(
     Returns
     -------
     XsumResult
+
+    Raises
+    ------
+    FinetuneInterrupted
+        On Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
     """
     config = (config or FinetuneConfig()).replace(**changes)
     if val_rows is not None and val_rows < 1:
@@ -222,26 +229,38 @@ def finetune(
     rows, cut_documents, cut_summaries = _rows(source, train, length, max_summary)
     held_out, _, _ = _rows(source, validation, length, max_summary)
     made = copy_of(source, MoM, seed, config.dropout)
+    made.finetuning_task = _TASK
 
-    def batches(rng: np.random.Generator) -> Iterable[list[_Row]]:
-        return ([rows[i] for i in chosen] for chosen in bucketed(lengths, config.batch_size, rng))
+    def batches(rng: np.random.Generator) -> Iterable[list[list[_Row]]]:
+        for chosen in bucketed(lengths, config.examples_per_step, rng):
+            yield [[rows[i] for i in part] for part in split_step(chosen, config)]
 
     lengths = [len(row.tokens) for row in rows]
+    interrupted: FinetuneInterrupted | None = None
     with closing(callbacks) as listeners:
-        loop = run_loop(
-            made, batches, len(bucketed(lengths, config.batch_size)),
-            lambda batch: (_forward(made, batch, keep=True), len(batch)), config, seed, lambda: -_loss(made, held_out),
-            label="xsum", progress=progress, callbacks=listeners,
-        )  # fmt: skip
+        try:
+            loop = run_loop(
+                made, batches, len(bucketed(lengths, config.examples_per_step)),
+                lambda batch: (_forward(made, batch, keep=True), len(batch)),
+                lambda batch: sum(len(row.tokens) - row.prompt for row in batch),
+                config, seed, lambda: -_loss(made, held_out), label=_TASK, progress=progress, callbacks=listeners,
+            )  # fmt: skip
+        except FinetuneInterrupted as stop:
+            if stop.loop.best_score is None:
+                raise
+            interrupted, loop = stop, stop.loop
     val_loss = None if loop.best_score is None else -loop.best_score
     if folder is not None:
         made.save_pretrained(folder)
         values = {
             "val_loss": val_loss, "steps": loop.steps, "best_step": loop.best_step, "train_rows": len(rows),
             "val_rows": len(held_out), "cut_documents": cut_documents, "cut_summaries": cut_summaries,
-            "max_summary": max_summary, "seconds": loop.seconds, "config": config.to_dict(),
+            "max_summary": max_summary, "seconds": loop.seconds, "interrupted": loop.interrupted,
+            "config": config.to_dict(),
         }  # fmt: skip
         write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
+    if interrupted is not None:
+        raise FinetuneInterrupted(f"{interrupted}{'' if folder is None else f'; kept in {folder}'}", loop)
     return XsumResult(made, val_loss, loop, len(rows), len(held_out), cut_documents, cut_summaries, folder)
 
 
@@ -321,8 +340,15 @@ def evaluate(
     Returns
     -------
     XsumScores
+
+    Raises
+    ------
+    ConfigError
+        If the model was fine-tuned for another task.
     """
     found = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    if found.finetuning_task in TASKS:
+        raise ConfigError(f"model: was fine-tuned for {TASKS[found.finetuning_task].title}, not for XSUM")
     if rows is not None and rows < 1:
         raise ValueError(f"rows: {rows} is less than 1")
     read = read_xsum(data, split, on_error=on_error)[:rows]

@@ -6,8 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+import mom
+from mom.data import TextDocuments
+from mom.data.prepare import prepare
+from mom.training import pretrain
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -80,3 +87,79 @@ def test_train_step_is_measured(tmp_path: Path) -> None:
     )  # fmt: skip
     found = json.loads((tmp_path / "found.json").read_text())["configs"]["mini"]["results"]["mom"]
     assert found["share_of_peak"] > 0 and found["share_of_matmul"] > 0
+
+
+def test_finetuning_is_measured(tmp_path: Path) -> None:
+    small = ("--tasks", "cola", "--batch-size", "4", "--output", "found.json")
+    out = run("bench_finetune.py", *small, "--steps", "2", "--runs", "2", cwd=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())["measured"]["cola mini"]
+    assert set(found["results"]) == {f"{c} {d}" for c in ("mom", "mom-vanilla") for d in ("float32", "bfloat16")}
+    assert found["data"]["examples"] == 8 and found["data"]["padded_tokens"] >= found["data"]["tokens"] > 8
+    assert all(row["best"] >= row["median"] > 0 for row in found["results"].values())
+    assert "examples/s" in out and "made-up, log-normal" in out
+
+
+GOLDEN = BENCHMARKS.parent / "tests" / "data" / "golden"
+
+
+def test_tables_of_results(tmp_path: Path) -> None:
+    """A small run of everything in docs/results.md, and its numbers in the document."""
+    for package in ("sklearn", "scipy", "rouge_score"):
+        pytest.importorskip(package)
+    texts = [f"Document {i} says what number {i * i} is, again and again." for i in range(40)]
+    prepare(TextDocuments(texts), tmp_path / "data", vocab_size=300, val_fraction=0.1, progress=False)
+    config = mom.MoMConfig.preset("demo", n_embd=16, n_head=2, n_positions=64, router_dim=8, depth_per_chunk=2)
+    plain, routed = tmp_path / "runs" / "gpt2", tmp_path / "runs" / "mom"
+    settings: dict[str, Any] = {"progress": False, "batch_size": 4, "accumulation": 1}
+    data = tmp_path / "data"
+    pretrain(config, data, plain / "all", phase="vanilla", tokens=9999, steps=8, **settings)
+    pretrain(config, data, routed / "one", phase="vanilla", tokens=9999, steps=4, **settings)
+    first = routed / "one" / "model"
+    last = pretrain(config, data, routed / "two", phase="mom", vanilla=first, tokens=9999, steps=4, **settings).model
+    quick: dict[str, Any] = {"epochs": 1, "progress": False, "max_length": 40}
+    found = {
+        task: mom.glue.finetune(last, task, GOLDEN / "glue", seeds=(0, 1, 2), out_dir=routed / "glue", **quick)
+        for task in ("cola", "rte", "mrpc")
+    }
+    more = mom.glue.finetune(last, "cola", GOLDEN / "glue", seeds=(3,), out_dir=routed / "glue-more", **quick)
+    scores = mom.xsum.evaluate(last, GOLDEN / "xsum", max_summary=8)
+    (routed / "xsum").mkdir()
+    (routed / "xsum" / "rouge.json").write_text(json.dumps(scores.to_dict()))
+    whole = {"loss": 5.4321, "perplexity": 228.6, "bits_per_byte": 1.987}
+    (routed / "valid.json").write_text(json.dumps([whole]))
+    # One result that is clearly above its baseline, whatever such small models do:
+    written = json.loads((routed / "glue" / "rte" / "results.json").read_text())
+    written["seeds"] = [{**seed, "accuracy": 0.9} for seed in written["seeds"]]
+    written.update(baseline={"accuracy": 0.5}, dev_rows=100)
+    (routed / "glue" / "rte" / "results.json").write_text(json.dumps(written))
+
+    document = tmp_path / "results.md"
+    document.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    run("results_table.py", str(plain), str(routed), "--output", str(document), cwd=tmp_path)
+    text = document.read_text()
+    assert text.startswith("before\n<!-- results:begin -->\n###") and text.endswith("<!-- results:end -->\nafter\n")
+    assert "old" not in text
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = {(row[0], row[1]): row for row in cells}
+    tokens = {"gpt2": 2048, "mom, phase 1": 1024, "mom, phase 2": 1024}
+    for name, count in tokens.items():
+        (row,) = (row for row in cells if row[0] == name and len(row) == 8)
+        assert row[2:4] == [f"{count:,}", f"{count if name != 'mom, phase 2' else 2 * count:,}"]
+    assert rows["mom, phase 2", f"{last.num_parameters:,}"][5:] == ["5.432", "228.6", "1.987"]
+    matthews = [100 * seed.metrics["matthews"] for seed in [*found["cola"].seeds, *more.seeds]]
+    spread = f"{np.median(matthews):.1f} ({min(matthews):.1f} to {max(matthews):.1f})"
+    assert rows["CoLA", "matthews"][2:5] == ["0.0", "", spread] and rows["CoLA", "matthews"][5] == "4"
+    assert rows["RTE", "accuracy"][2:5] == ["50.0", "", "**90.0 (90.0 to 90.0)**"]
+    accuracy = 100 * found["mrpc"].metrics["accuracy"]
+    assert rows["", "accuracy"][4].startswith(f"{accuracy:.1f} (") and rows["MRPC", "f1"][6:] == [
+        f"{found['mrpc'].train_rows:,}", "1", "16", f"{found['mrpc'].dev_rows:,}",
+    ]  # fmt: skip
+    assert rows["LEAD-1", f"{scores.lead['LEAD-1']['rouge1']:.2f}"][3] == f"{scores.lead['LEAD-1']['rougeL']:.2f}"
+    assert rows["mom", f"{scores.rouge['rouge1']:.2f}"][4] == f"{scores.loss:.3f}"
+    document.write_text("no marks")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "results_table.py"), str(routed), "--output", str(document)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1 and "results.md: no <!-- results:begin -->" in done.stderr
+    assert document.read_text() == "no marks"

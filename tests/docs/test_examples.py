@@ -60,13 +60,13 @@ def test_python_blocks_run_in_order(path: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def commands_of(path: Path, program: str) -> list[list[str]]:
-    """Words of the command lines in shell blocks that begin with `program`, comments left out."""
+    """Words of the command lines in shell blocks that begin with `program`, without comments and redirections."""
     found = []
     for block in blocks_of(path, "sh", "console"):
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words and words[0] == program:
-                found.append(words[1:])
+                found.append(words[1 : words.index(">") if ">" in words else None])
     return found
 
 

@@ -80,6 +80,25 @@ def test_rows_have_the_same_bits_in_any_company(kernel_level: str, rng: np.rando
     assert ops.gemm(a, b[:, :33].copy()).tobytes() == whole[:, :33].tobytes()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("m", "n", "k"), [(50, 70, 260), (24, 33, 1024), (200, 32, 7)])
+def test_bits_do_not_depend_on_how_a_factor_lies(
+    m: int, n: int, k: int, precision: str, kernel_level: str, rng: np.random.Generator
+) -> None:
+    # By rows and by columns whole panels may be read in place; with an index along k they are always packed.
+    a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+    rows, columns = rng.permutation(m), rng.permutation(k)
+    expected = ops.gemm(
+        np.ascontiguousarray(a.T[np.argsort(columns)]), b, transpose_a=True, a_rows=columns, precision=precision
+    )
+    for got in (
+        ops.gemm(a, b, precision=precision),
+        ops.gemm(np.ascontiguousarray(a.T), b, transpose_a=True, precision=precision),
+        ops.gemm(a[np.argsort(rows)], b, a_rows=rows, precision=precision),
+    ):
+        assert np.array_equal(got, expected)
+
+
 def test_large_product_against_a_random_vector(kernel_level: str, rng: np.random.Generator) -> None:
     """(A B) x = A (B x), which costs n^2."""
     a, b = rng.standard_normal((700, 900), dtype=np.float32), rng.standard_normal((900, 2500), dtype=np.float32)

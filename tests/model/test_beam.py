@@ -191,13 +191,19 @@ def test_no_ngram_comes_twice(model: mom.MoM, size: int, num_beams: int) -> None
     assert size > 1 or any(len(set(h.tokens.tolist())) < 11 for h in free), "the test says something"
 
 
-def test_when_everything_is_ruled_out_the_search_ends() -> None:
-    table = np.zeros((4, 4))
-    table[:, 1] = 1.0
-    decoder = Padded(Table(table), 4)
-    decoder.inner.logs[:, [0, 2, 3]] = -np.inf
-    (found,) = beam_search(decoder, [np.array([1])], 5, num_beams=1, no_repeat_ngram_size=1)
-    assert found.tokens.tolist() == [1] or found.log_probability == -np.inf
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_when_everything_is_ruled_out_the_search_ends(num_beams: int) -> None:
+    """0 goes to 1 or 3, 1 to 2 and 2 to 1; 3 only to itself. Without a repetition, [1, 2] is as far as it goes."""
+    decoder = Table(np.zeros((4, 4)))
+    decoder.logs[:] = -np.inf
+    decoder.logs[0, [1, 3]], decoder.logs[1, 2], decoder.logs[2, 1] = np.log([0.6, 0.4]), 0.0, 0.0
+    decoder.logs[3, 3] = 0.0
+    (found,) = beam_search(
+        decoder, [np.array([0])], 5, num_beams=num_beams, no_repeat_ngram_size=1, length_penalty=-1.0
+    )
+    assert found.tokens.tolist() == [1, 2] and not found.ended
+    assert np.exp(found.log_probability) == pytest.approx(0.6)
+    assert found.score == pytest.approx(2 * np.log(0.6)), "two tokens, to the power -1"
 
 
 @pytest.mark.parametrize(

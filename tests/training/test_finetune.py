@@ -11,7 +11,16 @@ import pytest
 import mom
 from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
-from mom.training.finetune import FinetuneConfig, classifier_from, classify, fit_classifier, run_loop, trainable
+from mom.training.finetune import (
+    FinetuneConfig,
+    FinetuneInterrupted,
+    classifier_from,
+    classify,
+    fit_classifier,
+    run_loop,
+    trainable,
+)
+from padding import padded
 
 CONFIG = mom.MoMConfig(
     vocab_size=300, n_positions=24, n_embd=16, n_head=2, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -48,11 +57,14 @@ def test_predictions_do_not_depend_on_padding_batch_or_order(config: mom.MoMConf
     alone = np.stack([model(row[None], attention_mask=np.ones((1, len(row)))).logits[0] for row in rows])  # type: ignore[index]
     assert np.ptp(alone, axis=0).min() > 0.1, "the test says something"
     order = np.random.default_rng(3).permutation(len(rows))
-    for side in ("right", "left"):
-        for batch_size in (1, 7, 60):
-            np.testing.assert_allclose(classify(model, rows, batch_size, side), alone, rtol=0, atol=1e-5)
-        shuffled = classify(model, [rows[i] for i in order], 7, side)
-        np.testing.assert_allclose(shuffled, alone[order], rtol=0, atol=1e-5)
+    for batch_size in (1, 7, 60):
+        np.testing.assert_allclose(classify(model, rows, batch_size), alone, rtol=0, atol=1e-5)
+    shuffled = classify(model, [rows[i] for i in order], 7)
+    np.testing.assert_allclose(shuffled, alone[order], rtol=0, atol=1e-5)
+    for side in ("right", "left"):  # the same rows in a batch that is padded
+        tokens, mask, positions = padded(rows, side)
+        found = model(tokens, attention_mask=mask, positions=positions).logits
+        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
 
 
 @KINDS
@@ -243,6 +255,96 @@ def test_a_small_set_is_learnt(config: mom.MoMConfig, regression: bool) -> None:
     assert right.mean() > 0.95
 
 
+def one_step(model: Any, rows: list[np.ndarray], labels: np.ndarray, **changes: Any) -> tuple[float, dict[str, Any]]:
+    """Loss of one step over all rows, and the gradients that the optimizer got."""
+    gradients: dict[str, Any] = {}
+    step = mom.AdamW.step
+
+    def seen(optimizer: mom.AdamW, clip: float, *, zero_grad: bool) -> float:
+        gradients.update((name, value.copy()) for name, value in model.gradients.items())
+        return step(optimizer, clip, zero_grad=zero_grad)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mom.AdamW, "step", seen)
+        config = FinetuneConfig(epochs=1, lr=0.0, **changes)
+        result = fit_classifier(model, rows, labels, config, progress=False)
+    assert result.steps == 1 and result.examples == len(rows)
+    return result.loss, gradients
+
+
+@pytest.mark.parametrize("regression", [False, True])
+@KINDS
+def test_accumulated_gradients_are_those_of_the_large_batch(config: mom.MoMConfig, regression: bool) -> None:
+    rows, classes = some_rows(10, seed=6), np.arange(10) % 3
+    labels: Any = classes.astype(np.float32) if regression else classes
+    problem = "regression" if regression else "single_label_classification"
+    model = moved(classifier_from(mom.MoM(config, seed=1), 1 if regression else 3, problem))
+    loss, expected = one_step(model, rows, labels, batch_size=12)
+    for batch_size, accumulation in ((4, 3), (3, 4), (1, 10)):  # 4, 4 and 2 rows; 3, 3, 3 and 1; one by one
+        found_loss, found = one_step(model, rows, labels, batch_size=batch_size, accumulation=accumulation)
+        assert found_loss == pytest.approx(loss, rel=1e-5)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=name)
+
+
+def test_accumulation_takes_the_steps_of_the_large_batch() -> None:
+    rows, labels, ends, records = some_rows(22, seed=3), np.arange(22) % 3, [], []
+    for batch_size, accumulation in ((8, 1), (2, 4), (8, 4)):
+        model, heard = classifier(CONFIG), Records()
+        config = FinetuneConfig(epochs=2, lr=1e-3, eps=1e-3, batch_size=batch_size, accumulation=accumulation)
+        result = fit_classifier(model, rows, labels, config, 3, progress=False, callbacks=[heard])
+        assert result.examples == 44 and result.steps == (6 if batch_size * accumulation == 8 else 2)
+        ends.append({name: value.copy() for name, value in model.parameters.items()})
+        records.append([r["loss"] for r in heard])
+    np.testing.assert_allclose(records[1], records[0], rtol=1e-4)
+    # Routes may flip where two scores are nearly equal; a step moves a parameter by up to lr, six of them by 6e-3.
+    for name, value in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], value, rtol=0, atol=1e-5, err_msg=name)
+    assert max(np.abs(ends[2][name] - value).max() for name, value in ends[0].items()) > 1e-3, "the test says something"
+
+
+class Interrupt(Records):
+    """Ctrl-C at the so many-th record."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def record(self, record: dict[str, Any]) -> None:
+        super().record(record)
+        if len(self) == self.at:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_loop_keeps_its_best_weights() -> None:
+    rows, labels, kept = some_rows(8), np.arange(8) % 3, []
+
+    def run(at: int) -> tuple[Any, FinetuneInterrupted]:
+        kept.clear()
+        model, scores = classifier(CONFIG), iter([0.1, 0.7, 0.2])
+
+        def evaluate() -> float:
+            kept.append({name: value.copy() for name, value in model.parameters.items()})
+            return next(scores)
+
+        config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit_classifier(model, rows, labels, config, 0, evaluate, progress=False, callbacks=[Interrupt(at)])
+        assert isinstance(caught.value, FinetuneInterrupted) and not model.training
+        return model, caught.value
+
+    model, stop = run(at=10)  # two steps and an evaluation, three times, and a step
+    assert str(stop) == "finetune: step 7/18, best score 0.7000 at step 4"
+    assert stop.loop.interrupted and (stop.loop.steps, stop.loop.best_step, stop.loop.best_score) == (7, 4, 0.7)
+    assert all(np.array_equal(value, kept[1][name]) for name, value in model.parameters.items())
+    assert not np.array_equal(kept[1]["score.weight"], kept[2]["score.weight"]), "the test says something"
+
+    model, stop = run(at=2)
+    assert str(stop) == "finetune: step 2/18, before any evaluation"
+    assert stop.loop.best_score is None and stop.loop.best_step == 2 and not kept
+    assert not np.array_equal(model.parameters["score.weight"], classifier(CONFIG).parameters["score.weight"])
+
+
 def test_run_loop_trains_language_models_too() -> None:
     model = mom.MoM(CONFIG, seed=0)
     tokens = np.tile(np.arange(8), (4, 2))
@@ -252,8 +354,8 @@ def test_run_loop_trains_language_models_too() -> None:
 
     first = model(tokens, labels=tokens).lm_loss
     result = run_loop(
-        model, lambda rng: [tokens], 1, forward, FinetuneConfig(epochs=60, lr=0.01), 0, progress=False
-    )  # fmt: skip
+        model, lambda rng: [[tokens]], 1, forward, len, FinetuneConfig(epochs=60, lr=0.01), 0, progress=False
+    )
     assert result.loss < 0.3 * (first or math.nan)
 
 
@@ -261,7 +363,8 @@ def test_run_loop_trains_language_models_too() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs: 0 is less than 1"), ({"epochs": 1.5}, "epochs: expected int, got float 1.5"),
+        ({"epochs": 0}, "epochs: 0 is less than 1"), ({"accumulation": 0}, "accumulation: 0 is less than 1"),
+        ({"epochs": 1.5}, "epochs: expected int, got float 1.5"),
         ({"lr": -1.0}, r"lr: -1.0 is not in \[0.0, 1000.0\]"), ({"warmup": 2.0}, r"warmup: 2.0 is not in \[0.0, 1.0\]"),
         ({"train": "body"}, "train: 'body' is not one of 'all', 'routers', 'head'"),
         ({"schedule": "step"}, "schedule: 'step' is not one of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ import mom
 from mom import cli, glue
 from mom.data.glue import TASKS, read_glue
 from mom.errors import CheckpointError, ConfigError, DataError
+from mom.training.finetune import FinetuneInterrupted
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("scipy", reason="SciPy is not installed")
@@ -134,6 +136,80 @@ def test_an_interrupted_run_keeps_the_best_model_so_far(model: mom.MoM, tmp_path
     assert listener.closed == 1
     first = glue.finetune(model, "rte", GOLDEN, seeds=(4,), **QUICK)
     assert glue.evaluate(tmp_path / "rte" / "model", "rte", GOLDEN) == first.metrics
+    written = json.loads((tmp_path / "rte" / "results.json").read_text())
+    assert [(s["seed"], s["interrupted"]) for s in written["seeds"]] == [(4, False)]
+
+
+def test_an_interrupted_seed_counts_from_its_first_evaluation(model: mom.MoM, tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 5, "eval_every": 1, "lr": 0.01, "patience": 0}
+    with pytest.raises(FinetuneInterrupted, match="before any evaluation$"):
+        glue.finetune(model, "rte", GOLDEN, out_dir=tmp_path, callbacks=[Listener(1)], **settings)
+    assert not (tmp_path / "rte").exists()
+
+    with pytest.raises(FinetuneInterrupted) as caught:  # three steps with their evaluations, then one step
+        glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), out_dir=tmp_path, callbacks=[Listener(7)], **settings)
+    loop = caught.value.loop
+    assert str(caught.value).startswith("rte seed 4: step 4/") and str(caught.value).endswith(
+        f"seed 4 is the best so far, kept in {tmp_path / 'rte' / 'model'}"
+    )
+    written = json.loads((tmp_path / "rte" / "results.json").read_text())
+    (seed,) = written["seeds"]
+    assert seed["interrupted"] and (seed["seed"], seed["steps"], seed["best_step"]) == (4, 4, loop.best_step)
+    assert glue.evaluate(tmp_path / "rte" / "model", "rte", GOLDEN) == {"accuracy": loop.best_score}
+    assert seed["accuracy"] == loop.best_score == max(score for _, score in loop.history) and len(loop.history) == 3
+
+
+def test_ctrl_c_says_what_is_kept(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    step, calls = mom.AdamW.step, []
+
+    def stopped(*arguments: Any, **changes: Any) -> float:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments, **changes)
+
+    monkeypatch.setattr(mom.AdamW, "step", stopped)
+    out = tmp_path / "out"
+    command = ["finetune", "--task", "rte", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN), "--batch_size", "1",
+               "--eval_every", "1", "--out_dir", str(out)]  # fmt: skip
+    assert cli.main(command) == 130 and len(calls) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    folder = out / "rte" / "model"
+    assert said.startswith("mom: interrupted; rte seed 0: step 2/") and said.endswith(f"kept in {folder}")
+    written = json.loads((out / "rte" / "results.json").read_text())
+    assert glue.evaluate(folder, "rte", GOLDEN) == written["metrics"]
+
+
+def test_a_model_knows_its_task(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    glue.finetune(model, "rte", GOLDEN, out_dir=tmp_path, **QUICK)
+    folder = tmp_path / "rte" / "model"
+    assert json.loads((folder / "config.json").read_text())["finetuning_task"] == "rte"
+    tuned = mom.MoMForSequenceClassification.from_pretrained(folder)
+    assert tuned.finetuning_task == "rte" and copy.deepcopy(tuned).finetuning_task == "rte"
+    for name in ("wnli", "qnli"):  # these have two labels, too
+        for given in (tuned, folder):
+            with pytest.raises(ConfigError, match=f"model: was fine-tuned for RTE, not for {TASKS[name].title}"):
+                glue.evaluate(given, name, GOLDEN)
+        assert cli.main(["evaluate", "--task", name, "--model", str(folder), "--data", str(GOLDEN)]) == 1
+        assert "error: model: was fine-tuned for RTE, not for" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="model: was fine-tuned for RTE, not for XSUM"):
+        mom.xsum.evaluate(folder, GOLDEN.parent / "xsum")
+
+    tuned.finetuning_task = None  # on purpose, then
+    assert set(glue.evaluate(tuned, "wnli", GOLDEN)) == {"accuracy"}
+    tuned.finetuning_task = "somebody else's"
+    assert set(glue.evaluate(tuned, "qnli", GOLDEN)) == {"accuracy"}
+    again = glue.finetune(folder, "wnli", GOLDEN, **QUICK)
+    assert again.model.finetuning_task == "wnli" and set(glue.evaluate(again.model, "wnli", GOLDEN)) == {"accuracy"}
+
+
+def test_a_model_of_mnli_answers_its_other_sets(model: mom.MoM) -> None:
+    tuned = glue.finetune(model, "mnli", GOLDEN, **QUICK)
+    for name in ("mnli-mm", "ax"):
+        assert glue.evaluate(tuned.model, name, GOLDEN) == tuned.other_metrics[name]
 
 
 def test_missing_metrics_are_said_before_training(model: mom.MoM, monkeypatch: pytest.MonkeyPatch) -> None:

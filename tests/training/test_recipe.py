@@ -47,7 +47,8 @@ def test_a_budget_is_kept(tokens: int, positions: int) -> None:
             RECIPES["paper"].scaled(tokens, positions)
         return
     plan = RECIPES["paper"].scaled(tokens, positions)
-    assert plan.steps * plan.tokens_per_step == pytest.approx(tokens, rel=0.35 if tokens < 10**5 else 0.02)
+    assert abs(plan.steps * plan.tokens_per_step - tokens) <= plan.tokens_per_step / 2, "no step too many or too few"
+    assert tokens < 10**5 or plan.steps * plan.tokens_per_step == pytest.approx(tokens, rel=0.02)
     assert plan.steps <= 5300 and plan.sequence_length == min(positions, 1024)
     assert plan.tokens_per_step >= min(1024, tokens // 4) and plan.batch_size * plan.sequence_length <= 4096
     if tokens > 10**8:

@@ -13,6 +13,7 @@ import mom
 from mom import cli, xsum
 from mom.errors import ConfigError, DataError
 from mom.evaluate import lead, rouge
+from mom.training.finetune import FinetuneInterrupted
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed")
 
@@ -72,6 +73,53 @@ def test_a_few_summaries_are_learnt_by_heart(model: mom.MoM, tmp_path: Path) -> 
     saved = mom.MoM.from_pretrained(tmp_path / "xsum" / "model")
     assert xsum.summarize(saved, [rows[0]["document"]], max_summary=16) == [rows[0]["summary"]]
     assert json.loads((tmp_path / "xsum" / "results.json").read_text())["val_loss"] == result.val_loss
+
+
+def test_accumulation_weighs_by_scored_tokens(model: mom.MoM) -> None:
+    """Summaries of unequal length: a mean of the batches' means would be another gradient."""
+    rows = [{"document": "Rain all day.", "summary": "Rain" * n} for n in (1, 2, 4, 7, 9)]
+    data, losses, ends = {"train": rows, "validation": rows}, [], []
+    plain = mom.MoM(model.config.replace(router_aux_loss_coef=0.0), seed=0)
+    plain.tokenizer = model.tokenizer
+    for batch_size, accumulation in ((6, 1), (2, 3), (1, 6)):
+        settings = {**QUICK, "epochs": 2, "lr": 1e-3, "eps": 1e-3, "batch_size": batch_size}
+        found = xsum.finetune(plain, data, accumulation=accumulation, **settings)
+        assert found.loop.steps == 2 and found.loop.examples == 10
+        losses.append(found.loop.loss)
+        ends.append({name: value.copy() for name, value in found.model.parameters.items()})
+    for loss, end in zip(losses[1:], ends[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)
+        for name, value in ends[0].items():
+            np.testing.assert_allclose(end[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+class CtrlC:
+    """At the so many-th record."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_interrupted_run_keeps_its_best_weights(model: mom.MoM, tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 4, "lr": 0.01, "patience": 0, "eval_every": 1}
+    with pytest.raises(FinetuneInterrupted, match="^xsum: step 1/8, before any evaluation$"):
+        xsum.finetune(model, GOLDEN, out_dir=tmp_path, callbacks=[CtrlC(1)], **settings)
+    assert not (tmp_path / "xsum").exists()
+    with pytest.raises(FinetuneInterrupted, match=f"at step [123]; kept in {tmp_path}") as caught:
+        xsum.finetune(model, GOLDEN, out_dir=tmp_path, callbacks=[CtrlC(7)], **settings)
+    loop = caught.value.loop
+    written = json.loads((tmp_path / "xsum" / "results.json").read_text())
+    assert written["interrupted"] and written["steps"] == 4 and written["best_step"] == loop.best_step
+    found = xsum.evaluate(tmp_path / "xsum" / "model", GOLDEN, "validation", max_summary=16)
+    assert found.loss == pytest.approx(written["val_loss"], rel=1e-5) and written["val_loss"] == -loop.best_score
 
 
 def test_batches_do_not_matter(model: mom.MoM) -> None:

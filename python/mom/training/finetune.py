@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from ..data.batches import Batch, bucketed, iter_batches
+from ..data.batches import Batch, bucketed, iter_batches, make_batch
 from ..errors import ConfigError, TrainingError
 from ..model import ModelOutput, MoM, MoMForSequenceClassification
 from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
 
 __all__ = [
-    "FinetuneConfig", "LoopResult", "classifier_from", "classify", "copy_of", "fit_classifier", "run_loop", "trainable",
+    "FinetuneConfig", "FinetuneInterrupted", "LoopResult", "classifier_from", "classify", "copy_of", "fit_classifier",
+    "run_loop", "split_step", "trainable",
 ]  # fmt: skip
 
 Network = MoM | MoMForSequenceClassification
@@ -43,7 +44,10 @@ class FinetuneConfig:
     max_steps : int or None
         At most so many optimizer steps.
     batch_size : int
-        Examples per step.
+        Examples that go through the model at once.
+    accumulation : int
+        Batches per step. The step is that of one batch so many times as large, but for rounding, dropout, and the
+        balance loss of a language model, which is the mean of its batches'.
     lr : float
         Highest learning rate.
     schedule : {"linear", "cosine", "constant"}
@@ -74,6 +78,7 @@ class FinetuneConfig:
     epochs: int = 3
     max_steps: int | None = None
     batch_size: int = 16
+    accumulation: int = 1
     lr: float = 1e-4
     schedule: str = "linear"
     warmup: float = 0.1
@@ -96,8 +101,8 @@ class FinetuneConfig:
             wanted = {"int": (int,), "float": (int, float), "str": (str,)}[kind.split(" |")[0]]
             if isinstance(value, bool) or not isinstance(value, wanted):
                 raise ConfigError(f"{entry.name}: expected {kind}, got {type(value).__name__} {value!r}")
-        for name, least in (("epochs", 1), ("max_steps", 1), ("batch_size", 1), ("eval_every", 1), ("patience", 0),
-                            ("max_length", 4)):  # fmt: skip
+        for name, least in (("epochs", 1), ("max_steps", 1), ("batch_size", 1), ("accumulation", 1),
+                            ("eval_every", 1), ("patience", 0), ("max_length", 4)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: {value} is less than {least}")
@@ -124,6 +129,11 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
         return dataclasses.asdict(self)
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one optimizer step."""
+        return self.batch_size * self.accumulation
 
     def length_for(self, config: MoMConfig) -> int:
         """Tokens per example for a model."""
@@ -156,6 +166,8 @@ class LoopResult:
         Examples they went through.
     history : list of (int, float)
         Step and score of every evaluation.
+    interrupted : bool
+        Whether Ctrl-C ended the run.
     """
 
     steps: int
@@ -167,6 +179,23 @@ class LoopResult:
     seconds: float
     examples: int
     history: list[tuple[int, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class FinetuneInterrupted(KeyboardInterrupt):
+    """Ctrl-C during fine-tuning.
+
+    The model has the weights of the best evaluation so far; before the first one, those of the last step.
+
+    Attributes
+    ----------
+    loop : LoopResult
+        How far it came.
+    """
+
+    def __init__(self, message: str, loop: LoopResult) -> None:
+        super().__init__(message)
+        self.loop = loop
 
 
 def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
@@ -237,16 +266,10 @@ def classifier_from(
     )  # fmt: skip
 
 
-def _mask(batch: Batch) -> npt.NDArray[np.uint8]:
-    # Always given: it is what tells the classifier which token is the last one.
-    return np.ones(batch.tokens.shape, np.uint8) if batch.attention_mask is None else batch.attention_mask
-
-
 def classify(
     model: MoMForSequenceClassification,
     rows: Sequence[npt.NDArray[np.int32]],
     batch_size: int = 32,
-    side: str = "right",
 ) -> npt.NDArray[np.float32]:
     """Logits of token rows.
 
@@ -255,9 +278,7 @@ def classify(
     model : MoMForSequenceClassification
     rows : sequence of ndarray of int32, shape (T_i,)
     batch_size : int
-        Rows computed together.
-    side : {"right", "left"}
-        Where shorter rows are padded. Neither changes a prediction.
+        Rows computed together, packed; without effect on a prediction.
 
     Returns
     -------
@@ -268,17 +289,23 @@ def classify(
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
     logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
     with model.evaluating():
-        for batch in iter_batches(rows, batch_size, side=side):
-            out = model(batch.tokens, attention_mask=_mask(batch), positions=batch.positions)
+        for batch in iter_batches(rows, batch_size):
+            out = model(batch.tokens, lengths=batch.lengths)
             logits[batch.rows] = out.logits
     return logits
 
 
+def split_step(chosen: npt.NDArray[np.int64], config: FinetuneConfig) -> list[npt.NDArray[np.int64]]:
+    """The rows of one step in parts of ``batch_size``."""
+    return [chosen[start : start + config.batch_size] for start in range(0, len(chosen), config.batch_size)]
+
+
 def run_loop(
     model: Network,
-    batches: Callable[[np.random.Generator], Iterable[Item]],
-    batches_per_epoch: int,
+    batches: Callable[[np.random.Generator], Iterable[Sequence[Item]]],
+    steps_per_epoch: int,
     forward: Callable[[Item], tuple[ModelOutput, int]],
+    terms: Callable[[Item], int],
     config: FinetuneConfig,
     seed: int,
     evaluate: Callable[[], float] | None = None,
@@ -293,10 +320,12 @@ def run_loop(
     ----------
     model : MoM or MoMForSequenceClassification
     batches : callable
-        Gives the batches of one epoch, in an order drawn from a generator.
-    batches_per_epoch : int
+        Gives the batches of each step of one epoch, in an order drawn from a generator.
+    steps_per_epoch : int
     forward : callable
         Runs one batch with labels; gives the output and the number of examples.
+    terms : callable
+        Of how many terms a batch's loss is the mean; decides its share of a step's loss.
     config : FinetuneConfig
     seed : int
         Of the order of the data.
@@ -308,11 +337,18 @@ def run_loop(
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
         Receive a record per step and per evaluation.
+
+    Raises
+    ------
+    FinetuneInterrupted
+        On Ctrl-C.
+    TrainingError
+        If several steps in a row are not finite.
     """
     chosen = trainable(model, config.train)
-    total = config.epochs * batches_per_epoch
+    total = config.epochs * steps_per_epoch
     total = total if config.max_steps is None else min(total, config.max_steps)
-    eval_every = config.eval_every or batches_per_epoch
+    eval_every = config.eval_every or steps_per_epoch
     factor = _schedule(config, total)
     rng = np.random.default_rng([seed, 0x6D6F6D])
     optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
@@ -343,8 +379,18 @@ def run_loop(
                   + (" (best)" if better else ""), file=sys.stderr, flush=True)  # fmt: skip
         since_best = 0 if better else since_best + 1
         if better or best is None:
-            best_step, best_score = step, score
-            best = {name: model.parameters[name].copy() for name in names}
+            copies = {name: model.parameters[name].copy() for name in names}
+            best, best_step, best_score = copies, step, score
+
+    def result(interrupted: bool = False) -> LoopResult:
+        for name, value in (best or {}).items():
+            model.parameters[name] = value
+        tail = losses[-max(1, len(losses) // 10) :]
+        return LoopResult(
+            step, best_step if best is not None else step, best_score if best is not None else None,
+            float(np.mean(tail)) if tail else math.nan, skipped, stopped and step < total, seconds, examples, history,
+            interrupted,
+        )  # fmt: skip
 
     was_training = model.training
     model.train()
@@ -352,21 +398,19 @@ def run_loop(
     model.zero_grad()
     try:
         while step < total and not stopped:
-            for item in batches(rng):
+            for items in batches(rng):
                 started = time.perf_counter()
                 optimizer.lr = config.lr * factor(step)
                 if model._core.used.any():  # the step before was skipped, or a callback has run a backward pass
                     model.zero_grad()
-                out, count = forward(item)
-                problem = _one_step(model, optimizer, out, chosen, config.clip)
+                loss, count, problem = _one_step(model, optimizer, items, forward, terms, chosen, config.clip)
                 seconds += time.perf_counter() - started
                 examples += count
                 step += 1
                 if problem is None:
                     bad = 0
-                    assert out.loss is not None
-                    losses.append(out.loss)
-                    record("train", loss=out.loss, lr=optimizer.lr)
+                    losses.append(loss)
+                    record("train", loss=loss, lr=optimizer.lr)
                 else:
                     skipped, bad = skipped + 1, bad + 1
                     record("skip", reason=problem)
@@ -377,32 +421,44 @@ def run_loop(
                     stopped = bool(config.patience) and since_best >= config.patience
                 if stopped or step == total:
                     break
-        if best is not None:
-            for name, value in best.items():
-                model.parameters[name] = value
+        return result()
+    except KeyboardInterrupt:
+        done = result(interrupted=True)
+        kept = "before any evaluation" if best is None else f"best score {best_score:.4f} at step {best_step}"
+        raise FinetuneInterrupted(f"{label}: step {step}/{total}, {kept}", done) from None
     finally:
         model.training = was_training
-    tail = losses[-max(1, len(losses) // 10) :]
-    return LoopResult(
-        step, best_step if best is not None else step, best_score if best is not None else None,
-        float(np.mean(tail)) if tail else math.nan, skipped, stopped and step < total, seconds, examples, history,
-    )  # fmt: skip
 
 
 def _one_step(
-    model: Network, optimizer: AdamW, out: ModelOutput, chosen: npt.NDArray[np.uint8], clip: float
-) -> str | None:
-    """Backward pass and update; the reason if the step was left out."""
-    if out.loss is None or not math.isfinite(out.loss):
-        return f"loss is {out.loss}"
-    model.backward()
+    model: Network,
+    optimizer: AdamW,
+    items: Sequence[Item],
+    forward: Callable[[Item], tuple[ModelOutput, int]],
+    terms: Callable[[Item], int],
+    chosen: npt.NDArray[np.uint8],
+    clip: float,
+) -> tuple[float, int, str | None]:
+    """Passes over the batches of a step, and the update: loss, examples, and the reason if it was left out."""
+    weights = [terms(item) for item in items]
+    balance_scale = model._balance_scale / len(items)
+    loss, examples = 0.0, 0
+    for item, weight in zip(items, weights, strict=True):
+        out, count = forward(item)
+        assert out.lm_loss is not None
+        share = weight / sum(weights)
+        loss += share * out.lm_loss + balance_scale * (out.balance_loss or 0.0)
+        examples += count
+        if not math.isfinite(loss):
+            return loss, examples, f"loss is {loss}"
+        model.backward(lm_scale=share, balance_scale=balance_scale)
     if not chosen.all():
         # Parameters without a gradient are passed over by clipping and optimizer alike.
         used = model._core.used
         used[chosen == 0] = 0
         model._core.used = used
     norm = optimizer.step(clip, zero_grad=True)
-    return None if math.isfinite(norm) else f"gradient norm is {norm}"
+    return loss, examples, None if math.isfinite(norm) else f"gradient norm is {norm}"
 
 
 def _schedule(config: FinetuneConfig, total: int) -> Callable[[int], float]:
@@ -441,11 +497,17 @@ def fit_classifier(
         ``label``, ``progress`` and ``callbacks`` of `run_loop`.
     """
 
+    lengths = [len(row) for row in rows]
+
+    def batches(rng: np.random.Generator) -> Iterable[list[Batch]]:
+        for chosen in bucketed(lengths, config.examples_per_step, rng):
+            yield [make_batch(rows, part) for part in split_step(chosen, config)]
+
     def forward(batch: Batch) -> tuple[ModelOutput, int]:
-        out = model(batch.tokens, labels[batch.rows], _mask(batch), return_logits=False, positions=batch.positions)
+        out = model(batch.tokens, labels[batch.rows], lengths=batch.lengths, return_logits=False)
         return out, len(batch.rows)
 
     return run_loop(
-        model, lambda rng: iter_batches(rows, config.batch_size, rng),
-        len(bucketed([len(row) for row in rows], config.batch_size)), forward, config, seed, evaluate, **display,
+        model, batches, len(bucketed(lengths, config.examples_per_step)), forward, lambda batch: len(batch.rows),
+        config, seed, evaluate, **display,
     )  # fmt: skip
