@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from common import at_least, integers, new_report, write_report  # noqa: E402
+from common import Process, at_least, integers, new_report, serve, write_report  # noqa: E402
 
 TRIAD = "triad"
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -193,56 +191,15 @@ class TorchWorker:
 
 
 def worker(kind: str, settings: dict[str, Any]) -> int:
-    """Answers requests, one JSON object per line."""
-    try:
-        own: Any = (MomWorker if kind == "mom" else TorchWorker)(settings)
-    except ImportError as error:
-        print(json.dumps({"unavailable": f"{sys.executable}: {error}"}), flush=True)
-        return 0
-    print(json.dumps({"facts": own.facts()}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        contestant = None if request["what"] == TRIAD else Contestant(**request["contestant"])
-        answer = own.triad() if contestant is None else getattr(own, request["what"])(contestant)
-        print(json.dumps({"answer": answer}), flush=True)
-    return 0
+    """Answers the benchmark's questions."""
+
+    def answer(own: Any, what: str, contestant: Any) -> Any:
+        return own.triad() if what == TRIAD else getattr(own, what)(Contestant(**contestant))
+
+    return serve(lambda: (MomWorker if kind == "mom" else TorchWorker)(settings), answer)
 
 
 # --------------------------------------------------------------------------- parent
-class Process:
-    """A worker and the line to it."""
-
-    def __init__(self, python: str, kind: str, settings: dict[str, Any]) -> None:
-        threads = str(settings["threads"])
-        limits = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--worker", kind, "--settings", json.dumps(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **limits},
-        )  # fmt: skip
-        self.hello = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"unavailable": "the worker ended; see above"}
-        return answer
-
-    def ask(self, what: str, contestant: Contestant | None = None) -> Any:
-        assert self.process.stdin is not None
-        request = {"what": what, "contestant": None if contestant is None else vars(contestant)}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self._read()
-        if "answer" not in answer:
-            raise SystemExit(f"{what} {contestant}: {answer.get('unavailable')}")
-        return answer["answer"]
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def perplexity(folder: str, tokens: str, windows: int, length: int, threads: int) -> int:
     """What converted weights cost: mean loss of the same text, token by token, for every format."""
     import numpy as np
@@ -296,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     settings = {"threads": options.threads, "prompt": options.prompt, "new": options.new}
     report = new_report("decode", {**settings, "rounds": options.rounds})
-    processes = {"mom": Process(sys.executable, "mom", settings)}
+    processes = {"mom": Process(__file__, sys.executable, "mom", settings)}
     contestants = [
         Contestant("mom", model, weights, batch)
         for model in options.models.split(",")
@@ -306,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "unavailable" in processes["mom"].hello:
         raise SystemExit(processes["mom"].hello["unavailable"])
     if options.torch_python:
-        processes["torch"] = Process(options.torch_python, "torch", settings)
+        processes["torch"] = Process(__file__, options.torch_python, "torch", settings)
         if "unavailable" in processes["torch"].hello:
             print(f"without PyTorch: {processes['torch'].hello['unavailable']}")
             del processes["torch"]
@@ -314,13 +271,13 @@ def main(arguments: list[str] | None = None) -> int:
             contestants += [Contestant("torch", "gpt2", w, b) for w in ("float32", "bfloat16") for b in options.batches]
 
     for c in contestants:
-        processes[c.library].ask("sample", c)  # models and decoders are made now
+        processes[c.library].ask("sample", vars(c))  # models and decoders are made now
     seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     triad: list[float] = []
     for done in range(options.rounds):
         triad.append(processes["mom"].ask(TRIAD))
         for c in contestants:
-            seconds[c.name].append(processes[c.library].ask("sample", c))
+            seconds[c.name].append(processes[c.library].ask("sample", vars(c)))
         triad.append(processes["mom"].ask(TRIAD))
         print(f"round {done + 1} of {options.rounds}: triad {triad[-2]:.1f} and {triad[-1]:.1f} GB/s", file=sys.stderr)
     bandwidth = max(triad)
@@ -329,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         samples = seconds[c.name]
         row: dict[str, Any] = {**vars(c), "seconds_per_step": samples, "best": c.batch / min(samples),
                                "median": c.batch / statistics.median(samples)}  # fmt: skip
-        row["bytes"] = processes[c.library].ask("bytes_per_step", c)
+        row["bytes"] = processes[c.library].ask("bytes_per_step", vars(c))
         if row["bytes"]:
             moved = row["bytes"]["executed"]
             row["bound"] = c.batch * bandwidth * 1e9 / moved

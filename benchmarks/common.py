@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -108,3 +110,69 @@ def some_of(allowed: Iterable[str]) -> Callable[[str], list[str]]:
 def integers(text: str) -> list[int]:
     """A type for `argparse`: positive integers, separated by commas."""
     return [at_least(1)(part) for part in text.split(",") if part]
+
+
+def serve(make: Callable[[], Any], answer: Callable[[Any, str, Any], Any]) -> int:
+    """A worker: says its facts, then answers requests, one JSON object per line.
+
+    Parameters
+    ----------
+    make : callable
+        Makes what measures, with a method ``facts``; an ImportError says that it is not available here.
+    answer : callable (own, what, about)
+        The answer to a request.
+    """
+    try:
+        own = make()
+    except ImportError as error:
+        print(json.dumps({"unavailable": f"{sys.executable}: {error}"}), flush=True)
+        return 0
+    print(json.dumps({"facts": own.facts()}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps({"answer": answer(own, request["what"], request["about"])}), flush=True)
+    return 0
+
+
+class Process:
+    """A worker that lives as long as the benchmark, and the line to it.
+
+    Parameters
+    ----------
+    script : str
+        Started with ``--worker KIND --settings JSON``, upon which it calls `serve`.
+    python : str
+        The interpreter.
+    kind : str
+    settings : dict
+        With ``threads``.
+    """
+
+    def __init__(self, script: str, python: str, kind: str, settings: dict[str, Any]) -> None:
+        threads = str(settings["threads"])
+        limits = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.process = subprocess.Popen(
+            [python, str(Path(script).resolve()), "--worker", kind, "--settings", json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **limits},
+        )  # fmt: skip
+        self.hello = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"unavailable": "the worker ended; see above"}
+        return answer
+
+    def ask(self, what: str, about: Any = None) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"what": what, "about": about}) + "\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        if "answer" not in answer:
+            raise SystemExit(f"{what} {about}: {answer.get('unavailable')}")
+        return answer["answer"]
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()

@@ -8,6 +8,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 static _Atomic size_t live_bytes, peak_bytes;
 static _Atomic long fail_countdown;
@@ -16,6 +19,7 @@ static _Atomic long fail_countdown;
 typedef struct {
     void *base;
     size_t bytes;
+    size_t mapped; /* bytes of the mapping that begins at base; 0: base is from malloc */
 } block_header;
 
 _Static_assert(sizeof(block_header) <= MOM_ALIGNMENT, "the header must fit before the data");
@@ -34,35 +38,75 @@ static int told_to_fail(void) {
 #define HUGE_PAGE ((size_t)1 << 21)
 #define HUGE_BLOCK ((size_t)1 << 22)
 
-static size_t block_alignment(size_t bytes) { return bytes >= HUGE_BLOCK ? HUGE_PAGE : MOM_ALIGNMENT; }
-
-static void ask_for_huge_pages(void *data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (bytes >= HUGE_BLOCK)
-        (void)madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
-#else
-    (void)data;
-    (void)bytes;
-#endif
+static block_header *header_of(void *block) {
+    return (block_header *)(void *)((unsigned char *)block - MOM_ALIGNMENT);
 }
 
-void *mom_memory_alloc(size_t count, size_t size, const char *what, mom_error *err) {
-    if (size && count > (SIZE_MAX - 2 * HUGE_PAGE) / size) {
+#if defined(__linux__)
+#define PAGE ((size_t)4096) /* at least a page in front of the data, for the header */
+
+/* Zeroed memory of its own, data at the beginning of a huge page; NULL if there is none. */
+static void *map_block(size_t bytes, int reserve) {
+    const size_t room = bytes + 2 * HUGE_PAGE;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (reserve ? MAP_NORESERVE : 0);
+    unsigned char *base = mmap(NULL, room, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (base == MAP_FAILED)
+        return NULL;
+    const size_t before = HUGE_PAGE - ((uintptr_t)base & (HUGE_PAGE - 1)); /* a huge page at most, a page at least */
+    const size_t end = (before + bytes + PAGE - 1) / PAGE * PAGE;
+    if (before > PAGE)
+        (void)munmap(base, before - PAGE);
+    if (end < room)
+        (void)munmap(base + end, room - end);
+    unsigned char *data = base + before;
+    *header_of(data) = (block_header){data - PAGE, bytes, PAGE + end - before};
+#if defined(MADV_HUGEPAGE)
+    if (!reserve)
+        (void)madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
+#endif
+    return data;
+}
+
+static void unmap_block(block_header *header) { (void)munmap(header->base, header->mapped); }
+#else
+static void *map_block(size_t bytes, int reserve) {
+    (void)bytes;
+    (void)reserve;
+    return NULL;
+}
+
+static void unmap_block(block_header *header) { (void)header; }
+#endif
+
+static void *heap_block(size_t bytes) {
+    unsigned char *base = malloc(bytes + 2 * MOM_ALIGNMENT);
+    if (!base)
+        return NULL;
+    const uintptr_t address = ((uintptr_t)base + 2 * MOM_ALIGNMENT - 1) & ~(uintptr_t)(MOM_ALIGNMENT - 1);
+    unsigned char *data = base + (address - (uintptr_t)base);
+    *header_of(data) = (block_header){base, bytes, 0};
+    return data;
+}
+
+static void *allocate(size_t count, size_t size, int reserve, const char *what, mom_error *err) {
+    if (size && count > (SIZE_MAX / 2 - 2 * HUGE_PAGE) / size) {
         mom_error_set(err, MOM_ERR_MEMORY, "%s: %zu items of %zu bytes are more than can be addressed", what, count, size);
         return NULL;
     }
-    const size_t bytes = count * size, alignment = block_alignment(bytes);
-    unsigned char *base = told_to_fail() ? NULL : malloc(bytes + MOM_ALIGNMENT + alignment);
-    if (!base) {
+    const size_t bytes = count * size;
+    void *data = NULL;
+    if (!told_to_fail()) {
+        if (bytes >= HUGE_BLOCK)
+            data = map_block(bytes, reserve);
+        if (!data)
+            data = heap_block(bytes);
+    }
+    if (!data) {
         mom_error_set(err, MOM_ERR_MEMORY, "%s: cannot allocate %zu bytes", what, bytes);
         return NULL;
     }
-    const uintptr_t address = ((uintptr_t)base + MOM_ALIGNMENT + alignment - 1) & ~(uintptr_t)(alignment - 1);
-    unsigned char *data = base + (address - (uintptr_t)base);
-    block_header *header = (block_header *)(void *)(data - MOM_ALIGNMENT);
-    header->base = base;
-    header->bytes = bytes;
-    ask_for_huge_pages(data, bytes);
+    if (reserve)
+        return data;
     const size_t live = atomic_fetch_add(&live_bytes, bytes) + bytes;
     size_t peak = atomic_load(&peak_bytes);
     while (live > peak && !atomic_compare_exchange_weak(&peak_bytes, &peak, live)) {
@@ -70,19 +114,46 @@ void *mom_memory_alloc(size_t count, size_t size, const char *what, mom_error *e
     return data;
 }
 
+static void give_back(void *block, int reserve) {
+    if (!block)
+        return;
+    block_header *header = header_of(block);
+    if (!reserve)
+        atomic_fetch_sub(&live_bytes, header->bytes);
+    if (header->mapped)
+        unmap_block(header);
+    else
+        free(header->base);
+}
+
+void *mom_memory_alloc(size_t count, size_t size, const char *what, mom_error *err) {
+    return allocate(count, size, 0, what, err);
+}
+
 void *mom_memory_calloc(size_t count, size_t size, const char *what, mom_error *err) {
     void *data = mom_memory_alloc(count, size, what, err);
-    if (data)
+    if (data && !header_of(data)->mapped)
         memset(data, 0, count * size);
     return data;
 }
 
-void mom_memory_free(void *block) {
-    if (!block)
-        return;
-    block_header *header = (block_header *)(void *)((unsigned char *)block - MOM_ALIGNMENT);
-    atomic_fetch_sub(&live_bytes, header->bytes);
-    free(header->base);
+void mom_memory_free(void *block) { give_back(block, 0); }
+
+int mom_memory_is_mapped(void *block) { return header_of(block)->mapped > 0; }
+
+void mom_memory_clear(void *block) {
+    const block_header *header = header_of(block);
+#if defined(__linux__)
+    if (header->mapped && madvise(block, (header->bytes + PAGE - 1) / PAGE * PAGE, MADV_DONTNEED) == 0)
+        return; /* private pages without a file come back as zeros */
+#endif
+    memset(block, 0, header->bytes);
+}
+
+void mom_memory_trim(void) {
+#if defined(__GLIBC__)
+    (void)malloc_trim(0);
+#endif
 }
 
 void mom_memory_fail_at(long n) { atomic_store(&fail_countdown, n); }
@@ -95,9 +166,9 @@ void mom_memory_reset_peak(void) { atomic_store(&peak_bytes, atomic_load(&live_b
 
 void mom_arena_init(mom_arena *arena, const char *name) { *arena = (mom_arena){.name = name}; }
 
-static void free_block(mom_arena_block *block) {
+static void free_block(mom_arena_block *block, int reserve) {
     if (block) {
-        mom_memory_free(block->data);
+        give_back(block->data, reserve);
         mom_memory_free(block);
     }
 }
@@ -105,19 +176,21 @@ static void free_block(mom_arena_block *block) {
 void mom_arena_free(mom_arena *arena) {
     while (arena->top) {
         mom_arena_block *previous = arena->top->previous;
-        free_block(arena->top);
+        free_block(arena->top, arena->reserve);
         arena->top = previous;
     }
-    free_block(arena->spare);
+    free_block(arena->spare, arena->reserve);
     arena->spare = NULL;
     arena->live = arena->peak = 0;
+    if (arena->region)
+        arena->region->used[arena->side] = 0;
 }
 
-static mom_arena_block *new_block(size_t capacity, const char *name, mom_error *err) {
-    mom_arena_block *block = mom_memory_alloc(1, sizeof *block, name, err);
+static mom_arena_block *new_block(const mom_arena *arena, size_t capacity, mom_error *err) {
+    mom_arena_block *block = mom_memory_alloc(1, sizeof *block, arena->name, err);
     if (!block)
         return NULL;
-    block->data = mom_memory_alloc(capacity, 1, name, err);
+    block->data = allocate(capacity, 1, arena->reserve, arena->name, err);
     if (!block->data) {
         mom_memory_free(block);
         return NULL;
@@ -128,6 +201,79 @@ static mom_arena_block *new_block(size_t capacity, const char *name, mom_error *
     return block;
 }
 
+mom_status mom_region_init(mom_region *region, size_t capacity, const char *name, mom_error *err) {
+    *region = (mom_region){.capacity = capacity / MOM_ALIGNMENT * MOM_ALIGNMENT};
+    region->data = mom_memory_alloc(capacity, 1, name, err);
+    return region->data ? MOM_OK : MOM_ERR_MEMORY;
+}
+
+void mom_region_free(mom_region *region) {
+    mom_memory_free(region->data);
+    *region = (mom_region){0};
+}
+
+/* Pages wholly within [begin, end) of the region and between its arenas, either of which may have touched what the other
+ * holds now, lose their memory; huge ones, so that none is split. */
+static void discard(const mom_region *region, size_t begin, size_t end) {
+    const size_t top = region->capacity - region->used[1];
+    begin = begin > region->used[0] ? begin : region->used[0];
+    end = end < top ? end : top;
+#if defined(__linux__)
+    begin = (begin + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    end = end / HUGE_PAGE * HUGE_PAGE;
+    if (begin < end)
+        (void)madvise(region->data + begin, end - begin, MADV_DONTNEED);
+#else
+    (void)region;
+    (void)begin;
+    (void)end;
+#endif
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+void mom_region_shrink(mom_region *region, size_t most, size_t top) {
+    if (!region->data || !header_of(region->data)->mapped)
+        return;
+    const size_t low = region->touched[0], high = region->touched[1];
+    const size_t most_low = larger(region->used[0], most > top ? most - top : 0);
+    if (low > most_low) {
+        discard(region, most_low, low);
+        region->touched[0] = most_low;
+    }
+    const size_t most_high = larger(region->used[1], most > region->touched[0] ? most - region->touched[0] : 0);
+    if (high > most_high) {
+        discard(region, region->capacity - high, region->capacity - most_high);
+        region->touched[1] = most_high;
+    }
+}
+
+void mom_arena_attach(mom_arena *arena, mom_region *region, int side) {
+    mom_arena_free(arena);
+    arena->region = region;
+    arena->side = side;
+}
+
+/* Memory of the region, or NULL if it is full or just counts. */
+static void *take(mom_region *region, int side, size_t bytes) {
+    const size_t sum = region->used[0] + region->used[1];
+    if (region->data && region->capacity - sum < bytes) {
+        region->full = 1;
+        return NULL;
+    }
+    region->used[side] += bytes;
+    if (sum + bytes > region->peak) {
+        region->peak = sum + bytes;
+        region->noted_at_peak = region->noted;
+        memcpy(region->at_peak, region->used, sizeof region->at_peak);
+    }
+    if (region->used[side] > region->touched[side])
+        region->touched[side] = region->used[side];
+    if (!region->data)
+        return NULL;
+    return region->data + (side ? region->capacity - region->used[1] : region->used[0] - bytes);
+}
+
 void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *err) {
     if (size && count > (SIZE_MAX - MOM_ALIGNMENT) / size) {
         mom_error_set(err, MOM_ERR_MEMORY, "%s: %zu items of %zu bytes are more than can be addressed", arena->name, count, size);
@@ -135,6 +281,13 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
     }
     const size_t bytes = (count * size + MOM_ALIGNMENT - 1) / MOM_ALIGNMENT * MOM_ALIGNMENT;
     mom_arena_block *top = arena->top;
+    if (arena->region && (!top || !arena->region->data)) {
+        void *shared = take(arena->region, arena->side, bytes);
+        if (shared) {
+            arena->live += bytes;
+            return shared;
+        }
+    }
     if (!top || top->capacity - top->used < bytes) {
         mom_arena_block *block;
         if (arena->spare && arena->spare->capacity >= bytes) {
@@ -144,7 +297,7 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
             size_t capacity = top ? top->capacity : MIN_BLOCK;
             if (capacity > MAX_GROWTH)
                 capacity = MAX_GROWTH;
-            block = new_block(bytes > capacity ? bytes : capacity, arena->name, err);
+            block = new_block(arena, bytes > capacity ? bytes : capacity, err);
             if (!block)
                 return NULL;
         }
@@ -161,7 +314,8 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
 }
 
 mom_arena_mark mom_arena_get_mark(const mom_arena *arena) {
-    return (mom_arena_mark){arena->top, arena->top ? arena->top->used : 0, arena->live};
+    return (mom_arena_mark){arena->top, arena->top ? arena->top->used : 0,
+                            arena->region ? arena->region->used[arena->side] : 0, arena->live};
 }
 
 static void drop_top(mom_arena *arena) {
@@ -173,25 +327,33 @@ static void drop_top(mom_arena *arena) {
         arena->spare = block;
         block = smaller;
     }
-    free_block(block);
+    free_block(block, arena->reserve);
 }
 
 void mom_arena_release(mom_arena *arena, mom_arena_mark mark) {
     while (arena->top != mark.block)
         drop_top(arena);
     arena->live = mark.live;
+    if (arena->region)
+        arena->region->used[arena->side] = mark.shared;
     if (arena->top) {
         arena->top->used = mark.used;
+        return;
+    }
+    if (arena->region && arena->region->data) { /* whoever made the region makes a larger one */
+        free_block(arena->spare, arena->reserve);
+        arena->spare = NULL;
+        arena->grown = 0;
         return;
     }
     /* A block as large as everything that was in use at once ends the growth. The old spare goes
      * first, so that both never exist together; if memory is refused, growth just starts anew. */
     if (arena->grown && (!arena->spare || arena->spare->capacity < arena->peak)) {
-        free_block(arena->spare);
-        arena->spare = new_block(arena->peak, arena->name, NULL);
+        free_block(arena->spare, arena->reserve);
+        arena->spare = new_block(arena, arena->peak, NULL);
     }
     arena->grown = 0;
     arena->peak = 0;
 }
 
-void mom_arena_clear(mom_arena *arena) { mom_arena_release(arena, (mom_arena_mark){NULL, 0, 0}); }
+void mom_arena_clear(mom_arena *arena) { mom_arena_release(arena, (mom_arena_mark){NULL, 0, 0, 0}); }

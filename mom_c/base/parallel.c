@@ -5,6 +5,8 @@
 
 #include "base/parallel.h"
 
+#include <string.h>
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -28,6 +30,21 @@ static unsigned flush_denormals(void) { return 0; }
 static void restore_denormals(unsigned mode) { (void)mode; }
 #endif
 
+static _Thread_local int rehearsing;
+
+void mom_rehearse(int on) { rehearsing = on; }
+int mom_rehearsing(void) { return rehearsing; }
+
+void mom_zero(void *out, size_t bytes) {
+    if (!rehearsing)
+        memset(out, 0, bytes);
+}
+
+void mom_copy(void *out, const void *from, size_t bytes) {
+    if (!rehearsing)
+        memcpy(out, from, bytes);
+}
+
 static void run_one(mom_task run, void *context, size_t task, int thread) {
     const unsigned mode = flush_denormals();
     run(context, task, thread);
@@ -35,6 +52,8 @@ static void run_one(mom_task run, void *context, size_t task, int thread) {
 }
 
 void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context) {
+    if (rehearsing)
+        return;
 #ifdef _OPENMP
     if (threads > 1 && tasks > 1) {
         const int team = (size_t)threads < tasks ? threads : (int)tasks;

@@ -15,6 +15,14 @@ typedef void (*mom_task)(void *context, size_t task, int thread);
 
 void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context);
 
+/* A rehearsal goes through a computation without doing it, for the sizes of what it allocates: until it is ended on the
+ * same thread, loops have no tasks and mom_zero and mom_copy do nothing, so that arrays hold rubbish. Serial code
+ * must not take indices from arrays while mom_rehearsing. */
+void mom_rehearse(int on);
+int mom_rehearsing(void);
+void mom_zero(void *out, size_t bytes);
+void mom_copy(void *out, const void *from, size_t bytes);
+
 /* Splits [0, n) into `parts` ranges of nearly equal size; part p is [begin, end). */
 void mom_range(size_t n, size_t parts, size_t p, size_t *begin, size_t *end);
 

@@ -167,36 +167,73 @@ static int check_range(const int32_t *values, size_t n, int32_t low, int32_t hig
     return 0;
 }
 
+/* Lengths of the sequences that make up N packed tokens, each at most `longest`; fills B, T and lengths of the batch. */
+static int read_lengths(PyObject *object, size_t N, size_t longest, const char *limit, mom_batch *batch) {
+    const npy_intp any[1] = {-1};
+    PyArrayObject *array = mom_check_array(object, "lengths", NPY_INT32, 1, any, 0); /* borrowed */
+    if (!array)
+        return -1;
+    batch->lengths = PyArray_DATA(array);
+    batch->B = (size_t)PyArray_DIM(array, 0);
+    batch->T = 0;
+    size_t total = 0;
+    for (size_t b = 0; b < batch->B; b++) {
+        if (batch->lengths[b] < 1 || (size_t)batch->lengths[b] > longest) {
+            PyErr_Format(PyExc_ValueError, "lengths: %d at position %zu is not in [1, %zu] (%s)", batch->lengths[b], b,
+                         longest, limit);
+            return -1;
+        }
+        const size_t length = (size_t)batch->lengths[b];
+        total += length;
+        batch->T = length > batch->T ? length : batch->T;
+    }
+    if (total != N) {
+        PyErr_Format(PyExc_ValueError, "lengths: sum %zu, expected %zu like tokens", total, N);
+        return -1;
+    }
+    return 0;
+}
+
 static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "labels", "mask", "positions", "pooled", "classes", "values", "label_loss",
-                            "keep", "training", NULL};
-    PyObject *tokens_o, *labels_o = Py_None, *mask_o = Py_None, *positions_o = Py_None, *pooled_o = Py_None,
-             *classes_o = Py_None, *values_o = Py_None;
-    int label_loss = 0, keep = 0, training = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOipp:forward", names, &tokens_o, &labels_o, &mask_o,
-                                     &positions_o, &pooled_o, &classes_o, &values_o, &label_loss, &keep, &training))
+    static char *names[] = {"tokens", "lengths", "labels", "mask", "positions", "pooled", "classes", "values",
+                            "label_loss", "keep", "training", "checkpoint", NULL};
+    PyObject *tokens_o, *lengths_o = Py_None, *labels_o = Py_None, *mask_o = Py_None, *positions_o = Py_None,
+             *pooled_o = Py_None, *classes_o = Py_None, *values_o = Py_None;
+    int label_loss = 0, keep = 0, training = 0, checkpoint = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOippp:forward", names, &tokens_o, &lengths_o, &labels_o, &mask_o,
+                                     &positions_o, &pooled_o, &classes_o, &values_o, &label_loss, &keep, &training,
+                                     &checkpoint))
         return NULL;
     const mom_config *c = &self->gpt.config;
     const npy_intp any[2] = {-1, -1};
-    PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, 2, any, 0); /* borrowed */
+    const int ndim = lengths_o == Py_None ? 2 : 1; /* (B, T), or (N) of packed rows */
+    PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, ndim, any, 0); /* borrowed */
     if (!tokens)
         return NULL;
     const npy_intp *shape = PyArray_DIMS(tokens);
-    mom_batch batch = {.B = (size_t)shape[0], .T = (size_t)shape[1], .keep = keep, .training = training};
-    const npy_intp rows[1] = {shape[0]}, values_shape[2] = {shape[0], (npy_intp)c->num_labels};
-    const size_t N = batch.B * batch.T;
+    const size_t N = (size_t)PyArray_SIZE(tokens);
     if (!N) {
-        PyErr_Format(PyExc_ValueError, "tokens: shape (%zd, %zd) is empty", shape[0], shape[1]);
+        char have[64];
+        mom_format_shape(have, sizeof have, ndim, shape);
+        PyErr_Format(PyExc_ValueError, "tokens: shape %s is empty", have);
         return NULL;
     }
     if (N > INT32_MAX) {
         PyErr_Format(PyExc_ValueError, "tokens: %zu tokens in one batch are more than %d", N, INT32_MAX);
         return NULL;
     }
-    batch.tokens = PyArray_DATA(tokens);
-    if (optional_array(labels_o, "labels", NPY_INT32, 2, shape, (const void **)&batch.labels) < 0 ||
-        optional_array(mask_o, "attention_mask", NPY_UINT8, 2, shape, (const void **)&batch.mask) < 0 ||
-        optional_array(positions_o, "positions", NPY_INT32, 2, shape, (const void **)&batch.positions) < 0 ||
+    mom_batch batch = {.tokens = PyArray_DATA(tokens), .keep = keep, .training = training, .checkpoint = checkpoint};
+    if (lengths_o == Py_None) {
+        batch.B = (size_t)shape[0];
+        batch.T = (size_t)shape[1];
+    } else if (positions_o == Py_None ? read_lengths(lengths_o, N, c->P, "n_positions", &batch) < 0
+                                      : read_lengths(lengths_o, N, N, "tokens", &batch) < 0) {
+        return NULL;
+    }
+    const npy_intp rows[1] = {(npy_intp)batch.B}, values_shape[2] = {rows[0], (npy_intp)c->num_labels};
+    if (optional_array(labels_o, "labels", NPY_INT32, ndim, shape, (const void **)&batch.labels) < 0 ||
+        optional_array(mask_o, "attention_mask", NPY_UINT8, ndim, shape, (const void **)&batch.mask) < 0 ||
+        optional_array(positions_o, "positions", NPY_INT32, ndim, shape, (const void **)&batch.positions) < 0 ||
         optional_array(pooled_o, "pooled", NPY_INT32, 1, rows, (const void **)&batch.pooled) < 0 ||
         optional_array(classes_o, "labels", NPY_INT32, 1, rows, (const void **)&batch.classes) < 0 ||
         optional_array(values_o, "labels", NPY_FLOAT32, 2, values_shape, (const void **)&batch.values) < 0)
@@ -211,8 +248,9 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
         (batch.pooled && check_range(batch.pooled, batch.B, 0, (int32_t)batch.T, 0, "pooled", "sequence length") < 0) ||
         (batch.classes && check_range(batch.classes, batch.B, 0, (int32_t)c->num_labels, 1, "labels", "num_labels") < 0))
         return NULL;
-    if ((c->num_labels > 0) != (batch.pooled != NULL) || (c->num_labels && batch.labels)) {
-        PyErr_SetString(PyExc_ValueError, "pooled: given exactly for a classifier, which takes no token labels");
+    if ((c->num_labels > 0 && !batch.lengths) != (batch.pooled != NULL) || (c->num_labels && batch.labels)) {
+        PyErr_SetString(PyExc_ValueError, "pooled: given exactly for a classifier without lengths, which takes no token "
+                                          "labels");
         return NULL;
     }
     batch.label_loss = (mom_label_loss)label_loss;
@@ -257,6 +295,36 @@ static PyObject *network_backward(mom_network *self, PyObject *args) {
     Py_END_ALLOW_THREADS
     mom_network_leave(self);
     return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
+}
+
+static PyObject *network_plan(mom_network *self, PyObject *args) {
+    Py_ssize_t B, T;
+    mom_memory_key key = {0};
+    if (!PyArg_ParseTuple(args, "nnppp:plan", &B, &T, &key.keep, &key.checkpoint, &key.training))
+        return NULL;
+    if (B < 1 || T < 1 || B > INT32_MAX / T) {
+        PyErr_Format(PyExc_ValueError, "batch, length: %zd sequences of %zd tokens, expected 1 to %d tokens in all", B, T,
+                     INT32_MAX);
+        return NULL;
+    }
+    if (mom_network_enter(self) < 0)
+        return NULL;
+    const mom_exec exec = mom_current_exec(NULL);
+    key.B = (size_t)B;
+    key.T = (size_t)T;
+    key.labels = 1;
+    key.threads = exec.threads;
+    key.k = exec.k;
+    mom_memory_plan plan;
+    mom_error err;
+    const mom_status status = mom_gpt_plan(&self->gpt, &key, &plan, &err);
+    mom_network_leave(self);
+    if (status != MOM_OK)
+        return mom_raise((PyObject *)Py_TYPE(self), &err);
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "parameters", (Py_ssize_t)plan.parameters, "gradients",
+                         (Py_ssize_t)plan.gradients, "moments", (Py_ssize_t)plan.moments, "activations",
+                         (Py_ssize_t)plan.activations, "packed", (Py_ssize_t)plan.packed, "workspace",
+                         (Py_ssize_t)plan.workspace);
 }
 
 static PyObject *network_zero_grad(mom_network *self, PyObject *Py_UNUSED(ignored)) {
@@ -331,7 +399,7 @@ static PyObject *network_pooled_logits(mom_network *self, PyObject *Py_UNUSED(ig
     PyObject *out = NULL;
     if (mom_network_enter(self) < 0)
         return NULL;
-    if (gpt->has_routes && gpt->config.num_labels) {
+    if (gpt->has_routes && gpt->hidden && gpt->config.num_labels) {
         const npy_intp dims[2] = {(npy_intp)gpt->run.B, (npy_intp)gpt->config.num_labels};
         out = copy_array(2, dims, NPY_FLOAT32, gpt->pooled_logits);
     } else {
@@ -500,12 +568,42 @@ static int network_set_random_state(mom_network *self, PyObject *value, void *Py
     return 0;
 }
 
+static PyObject *network_get_memory_limit(mom_network *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromSize_t(self->gpt.memory_limit);
+}
+
+static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py_UNUSED(closure)) {
+    if (!value) {
+        PyErr_SetString(PyExc_AttributeError, "memory_limit: cannot be deleted");
+        return -1;
+    }
+    const size_t limit = PyLong_AsSize_t(value);
+    if ((limit == (size_t)-1 && PyErr_Occurred()) || mom_network_enter(self) < 0)
+        return -1;
+    self->gpt.memory_limit = limit;
+    mom_network_leave(self);
+    return 0;
+}
+
+/* (bytes of the arena, most of them in use so far, bytes allocated beside it, whether it was too small) */
+static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) {
+    size_t beside = 0;
+    const mom_arena *arenas[] = {&self->gpt.saved, &self->gpt.workspace};
+    for (size_t i = 0; i < 2; i++)
+        for (const mom_arena_block *block = arenas[i]->top; block; block = block->previous)
+            beside += block->capacity;
+    const mom_region *region = &self->gpt.region;
+    return Py_BuildValue("(nnni)", (Py_ssize_t)region->capacity, (Py_ssize_t)region->peak, (Py_ssize_t)beside, region->full);
+}
+
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
-     "forward($self, tokens, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
-     "label_loss=0, keep=False, training=False)\n--\n\nForward pass; returns (lm_loss, balance_loss, labelled)."},
+     "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
+     "label_loss=0, keep=False, training=False, checkpoint=False)\n--\n\nForward pass; returns (lm_loss, balance_loss, labelled)."},
     {"backward", (PyCFunction)network_backward, METH_VARARGS,
      "backward($self, lm_scale, balance_scale, /)\n--\n\nAdd to the gradients."},
+    {"plan", (PyCFunction)network_plan, METH_VARARGS,
+     "plan($self, batch, length, keep, checkpoint, training, /)\n--\n\nBytes of a labelled forward pass, by kind."},
     {"zero_grad", (PyCFunction)network_zero_grad, METH_NOARGS, "zero_grad($self, /)\n--\n\nZero all gradients."},
     {"randomize", (PyCFunction)network_randomize, METH_O, "randomize($self, seed, /)\n--\n\nFresh parameters."},
     {"logits", (PyCFunction)network_logits, METH_O,
@@ -524,6 +622,9 @@ static PyMethodDef network_methods[] = {
 
 static PyGetSetDef network_getset[] = {
     {"used", (getter)network_get_used, (setter)network_set_used, "uint8 flag per parameter: it has a gradient", NULL},
+    {"memory_limit", (getter)network_get_memory_limit, (setter)network_set_memory_limit,
+     "Largest plan of a forward pass in bytes; 0: any", NULL},
+    {"arena", (getter)network_get_arena, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

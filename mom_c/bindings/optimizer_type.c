@@ -57,11 +57,14 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         Py_DECREF(self);
         return NULL;
     }
+    self->network->gpt.moments += 2 * p->total * sizeof(float);
     return (PyObject *)self;
 }
 
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
+    if (self->steps)
+        self->network->gpt.moments -= 2 * self->network->gpt.params.total * sizeof(float);
     mom_memory_free(self->exp_avg);
     mom_memory_free(self->exp_avg_sq);
     mom_memory_free(self->steps);
@@ -71,7 +74,8 @@ static void optimizer_dealloc(mom_optimizer *self) {
 }
 
 /* With a max_norm, what clip_grad_norm, step and, if asked for, zero_grad do, but gradients are clipped where the step
- * reads them and zeroed while they are in a cache. Nothing at all happens when the norm is not finite. */
+ * reads them and zeroed while they are in a cache, or their pages given back: the next forward pass, when most memory is
+ * needed for activations, has no gradients yet. Nothing at all happens when the norm is not finite. */
 static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_adamw_tensor *list, mom_adamw_spec *spec,
                                const double *max_norm, double *norm, mom_error *err) {
     mom_gpt *gpt = &self->network->gpt;
@@ -82,7 +86,14 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
             return MOM_OK;
         spec->grad_scale = mom_clip_factor(*norm, *max_norm);
     }
+    const int clear = spec->zero_grad && mom_memory_is_mapped(gpt->params.grads);
+    if (clear)
+        spec->zero_grad = 0;
     mom_adamw_step(exec, list, count, spec);
+    if (clear) {
+        mom_memory_clear(gpt->params.grads);
+        spec->zero_grad = gpt->gradients_absent = 1;
+    }
     for (size_t i = 0; i < count; i++)
         self->steps[i] = list[i].step;
     if (spec->zero_grad)

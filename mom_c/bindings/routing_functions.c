@@ -54,8 +54,9 @@ static router_inputs read_router(mom_call *call, const router_args *a) {
         pointers[i] = i == 4 ? out_weight : mom_arg_f32(call, tensor_names[i], a->tensors[i], tensor_shapes[i]);
     }
     /* The struct serves weights and gradients; operators do not write through the weights'. */
-    in.weights = (mom_router_tensors){(float *)pointers[0], (float *)pointers[1], (float *)pointers[2],
-                                      (float *)pointers[3], (float *)pointers[4], (float *)pointers[5]};
+    in.weights = (mom_router_tensors){.in_weight = (float *)pointers[0], .in_bias = (float *)pointers[1],
+                                      .state_weight = (float *)pointers[2], .state_bias = (float *)pointers[3],
+                                      .out_weight = (float *)pointers[4], .out_bias = (float *)pointers[5]};
     in.state = naive ? NULL : optional_f32(call, "state", a->state, "N R");
     return in;
 }
@@ -116,7 +117,8 @@ static PyObject *router_backward(PyObject *module, PyObject *args) {
         else
             dtensors[i] = mom_new_sum(&call, tensor_names[i], add_to, i + 1, 7, tensor_shapes[i]);
     }
-    mom_router_tensors dweights = {dtensors[0], dtensors[1], dtensors[2], dtensors[3], dtensors[4], dtensors[5]};
+    mom_router_tensors dweights = {.in_weight = dtensors[0], .in_bias = dtensors[1], .state_weight = dtensors[2],
+                                   .state_bias = dtensors[3], .out_weight = dtensors[4], .out_bias = dtensors[5]};
     const size_t N = mom_size(&call, 'N');
     MOM_RUN(&call, call.status = mom_router_backward(&call.exec, dinp, dstate_in, &dweights, dlogits, dstate_out,
                                                      in.inp, in.state, &saved, &in.weights, in.noise_key, &in.spec, N,

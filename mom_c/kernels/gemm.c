@@ -4,7 +4,8 @@
  *         some rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its
  *         own scratch (which stays in L2) and sweeps the slab's panels (each stays in L1 while the block's
  *         panels stream past); an a that is float32 already and neither normalised nor activated is read where it lies,
- *         which saves a tenth of narrow products. No barrier but the one between packing b and computing.
+ *         which saves a tenth of narrow products. A product of a micro-tile's rows or fewer reads each panel of b once:
+ *         its tasks pack a panel just before they use it. No barrier but the one between packing b and computing.
  *         Products of a group share the task list, so that small groups fill the threads.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
@@ -41,8 +42,9 @@ typedef struct {
     size_t lda;
 } a_block;
 
-static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth, const a_block *a, size_t i, const item *b,
-                         float *c, size_t ldc, int accumulate) {
+/* Of a panel's rows at least the first `rows` are computed. */
+static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth, const a_block *a, size_t i, size_t rows,
+                         const item *b, float *c, size_t ldc, int accumulate) {
     const float *b_floats = (const float *)(const void *)b;
     if (i < a->first_packed && a->rows) {
         k->gemm_rows_ukr(depth, a->rows + i, b_floats, c, ldc, accumulate);
@@ -53,11 +55,13 @@ static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth
         return;
     }
     const item *packed = a->packed + (i - a->first_packed) * depth;
+    const int few = rows <= MOM_FEW_ROWS;
     if (precision == MOM_BF16)
-        k->gemm_bf16_ukr(depth, (const mom_bf16 *)(const void *)packed, (const mom_bf16 *)(const void *)b, c, ldc,
-                         accumulate);
+        (few && k->gemm_bf16_few_ukr ? k->gemm_bf16_few_ukr : k->gemm_bf16_ukr)(
+            depth, (const mom_bf16 *)(const void *)packed, (const mom_bf16 *)(const void *)b, c, ldc, accumulate);
     else
-        k->gemm_ukr(depth, (const float *)(const void *)packed, b_floats, c, ldc, accumulate);
+        (few && k->gemm_few_ukr ? k->gemm_few_ukr : k->gemm_ukr)(depth, (const float *)(const void *)packed, b_floats, c,
+                                                                  ldc, accumulate);
 }
 
 /* c block (m, n) from a (m, depth items) and packed b (depth items, n). */
@@ -72,10 +76,10 @@ static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, si
             const size_t rows = smaller(mr, m - i);
             float *cij = c + i * ldc + j;
             if (rows == mr && columns == nr) {
-                micro_kernel(k, precision, depth, a, i, bj, cij, ldc, accumulate);
+                micro_kernel(k, precision, depth, a, i, mr, bj, cij, ldc, accumulate);
                 continue;
             }
-            micro_kernel(k, precision, depth, a, i, bj, edge, nr, 0);
+            micro_kernel(k, precision, depth, a, i, rows, bj, edge, nr, 0);
             for (size_t r = 0; r < rows; r++)
                 for (size_t q = 0; q < columns; q++)
                     cij[r * ldc + q] = accumulate ? cij[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
@@ -165,7 +169,7 @@ mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, si
 
 typedef struct {
     const mom_gemm *g;
-    const item *b;       /* as pack_task.dst */
+    const item *b;       /* as pack_task.dst, or NULL: the task packs its columns */
     size_t b_columns;
     size_t i0, m;        /* rows of the task */
     size_t j0, n;        /* columns of the task in c */
@@ -176,8 +180,9 @@ typedef struct {
     const mom_kernels *k;
     const block_task *blocks;
     item *a;     /* a_size per thread */
+    item *panel; /* panel_size per thread: of b, for products of few rows */
     float *sums; /* sums_size per thread */
-    size_t a_size, sums_size;
+    size_t a_size, panel_size, sums_size;
 } block_run;
 
 static void add_bias(float *c, size_t ldc, const float *bias, size_t m, size_t n) {
@@ -234,8 +239,19 @@ static void run_block(void *context, size_t task, int thread) {
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
         const size_t kc = smaller(depth, g->k - p0), items = items_of(g->precision, kc);
         const a_block a = load_block(k, g, t->i0, t->m, p0, kc, run->a + (size_t)thread * run->a_size, rows);
-        const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
-        macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, g->accumulate || p0 > 0);
+        const int accumulate = g->accumulate || p0 > 0;
+        if (t->b) {
+            const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
+            macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate);
+            continue;
+        }
+        item *panel = run->panel + (size_t)thread * run->panel_size;
+        const mom_matrix by_columns = mom_matrix_flip(g->b);
+        for (size_t j = 0; j < t->n; j += k->nr) {
+            const size_t columns = smaller(k->nr, t->n - j);
+            k->pack_factor(panel, g->precision, k->nr, &by_columns, g->k_scale, t->j0 + j, columns, p0, kc);
+            macro_kernel(k, g->precision, t->m, columns, items, &a, panel, c + j, ldc, accumulate);
+        }
     }
     if (g->bias && !g->accumulate)
         add_bias(c, ldc, g->bias + t->j0, t->m, t->n);
@@ -267,8 +283,15 @@ typedef struct {
 #define LEAST_ROW_PANELS 8
 #define TASKS_PER_THREAD 8
 
-static size_t column_step(const mom_gemm *g, task_shape shape) {
-    return g->finish ? MOM_FINISH_COLUMNS : shape.columns;
+#define FEW_ROWS_COLUMNS ((size_t)128) /* of a task: a is packed again by each */
+
+/* Whether b is packed by the tasks, since nobody else would use it again. */
+static int has_few_rows(const mom_kernels *k, const mom_gemm *g) { return !g->packed_b && g->m <= k->mr; }
+
+static size_t column_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
+    if (g->finish)
+        return MOM_FINISH_COLUMNS;
+    return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, shape.columns) : shape.columns;
 }
 
 static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
@@ -276,7 +299,7 @@ static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape
 }
 
 static size_t count_blocks(const mom_kernels *k, const mom_gemm *g, task_shape shape, size_t n) {
-    return parts(g->m, row_step(k, g, shape)) * parts(n, column_step(g, shape));
+    return parts(g->m, row_step(k, g, shape)) * parts(n, column_step(k, g, shape));
 }
 
 static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
@@ -324,17 +347,21 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         if (!n)
             continue;
         block_count += count_blocks(k, g, shape, n);
-        if (!g->packed_b) {
+        if (has_few_rows(k, g)) {
+            const size_t panel = k->nr * items_of(g->precision, block_depth(k, g->precision, g->k));
+            run.panel_size = panel > run.panel_size ? panel : run.panel_size;
+        } else if (!g->packed_b) {
             pack_count += count_packs(k, g->precision, n, g->k);
             packed += packed_items(k, g->precision, n, g->k);
         }
         const size_t a_rows = reads_rows(k, g) || reads_columns(k, g) ? k->mr : row_step(k, g, shape);
         const size_t a = a_rows * items_of(g->precision, block_depth(k, g->precision, g->k));
-        const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(g, shape), k->nr) : 0;
+        const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(k, g, shape), k->nr) : 0;
         run.a_size = a > run.a_size ? a : run.a_size;
         run.sums_size = sums > run.sums_size ? sums : run.sums_size;
     }
     run.a_size = round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
+    run.panel_size = round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
     run.sums_size = round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
 
     pack_task *packs;
@@ -344,6 +371,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     MOM_ARENA_NEW(blocks, x->workspace, block_count, err);
     MOM_ARENA_NEW(b, x->workspace, packed, err);
     MOM_ARENA_NEW(run.a, x->workspace, (size_t)x->threads * run.a_size, err);
+    MOM_ARENA_NEW(run.panel, x->workspace, (size_t)x->threads * run.panel_size, err);
     MOM_ARENA_NEW(run.sums, x->workspace, (size_t)x->threads * run.sums_size, err);
 
     size_t pack = 0, block = 0;
@@ -352,11 +380,11 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         const size_t n = columns_in_slab(g, begin, slab);
         if (!n)
             continue;
-        const size_t columns = column_step(g, shape), rows = row_step(k, g, shape);
-        const int before = g->packed_b != NULL;
-        const item *packed_b = before ? g->packed_b : b;
+        const size_t columns = column_step(k, g, shape), rows = row_step(k, g, shape);
+        const int before = g->packed_b != NULL, few = has_few_rows(k, g);
+        const item *packed_b = few ? NULL : before ? g->packed_b : b;
         const size_t b_columns = round_up(before ? g->n : n, k->nr);
-        if (!before) {
+        if (!before && !few) {
             pack += add_packs(k, packs + pack, b, &g->b, g->k_scale, g->precision, begin, n, g->k);
             b += packed_items(k, g->precision, n, g->k);
         }
@@ -372,7 +400,25 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     return MOM_OK;
 }
 
+/* Columns packed at a time: as many as the level likes, fewer where long sums (gradients of weights) would make that
+ * large. No effect on the bits. */
+#define MOST_PACKED ((size_t)16 << 20)
+
+static size_t choose_slab(const mom_kernels *k, const mom_gemm *problems, size_t count) {
+    size_t slab = k->nc;
+    for (; slab % (2 * MOM_FINISH_COLUMNS) == 0; slab /= 2) {
+        size_t packed = 0;
+        for (size_t i = 0; i < count; i++)
+            if (!problems[i].packed_b)
+                packed += packed_items(k, problems[i].precision, columns_in_slab(&problems[i], 0, slab), problems[i].k);
+        if (packed * sizeof(item) <= MOST_PACKED)
+            break;
+    }
+    return slab;
+}
+
 mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t count, mom_error *err) {
+    const size_t slab = choose_slab(x->k, problems, count);
     size_t widest = 0;
     for (size_t i = 0; i < count; i++) {
         if (problems[i].n > widest)
@@ -380,9 +426,9 @@ mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *problems, size_t coun
         if (!problems[i].k)
             write_empty(x->k, &problems[i]);
     }
-    for (size_t begin = 0; begin < widest; begin += x->k->nc) {
+    for (size_t begin = 0; begin < widest; begin += slab) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_slab(x, problems, count, begin, x->k->nc, err);
+        const mom_status status = run_slab(x, problems, count, begin, slab, err);
         mom_arena_release(x->workspace, mark);
         MOM_TRY(status);
     }

@@ -63,3 +63,17 @@ void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, co
     }
     ROWS(STORE)
 }
+
+void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
+    FEW_ROWS(ZERO)
+    for (size_t p = 0; p < kc; p++, a += 12, b += 32) {
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+#define STEP(i) FMA(i, a[i])
+        FEW_ROWS(STEP)
+#undef STEP
+    }
+    if (accumulate) {
+        FEW_ROWS(ADD)
+    }
+    FEW_ROWS(STORE)
+}

@@ -27,3 +27,17 @@ void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mo
     }
     ROWS(STORE)
 }
+
+void mom_gemm_bf16f32_few_4x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                                          int accumulate) {
+    FEW_ROWS(ZERO)
+    for (size_t p = 0; p < pairs; p++, a += 24, b += 64) {
+        const __m512bh b0 = (__m512bh)_mm512_load_si512((const void *)b);
+        const __m512bh b1 = (__m512bh)_mm512_load_si512((const void *)(b + 32));
+        FEW_ROWS(DOT)
+    }
+    if (accumulate) {
+        FEW_ROWS(ADD)
+    }
+    FEW_ROWS(STORE)
+}

@@ -36,6 +36,7 @@ typedef struct {
     int gelu;                  /* elements are gelu(element); one stride must be 1 */
     int flipped;               /* transposed: tokens are the columns (with a single channel both strides are 1) */
 } mom_matrix;
+#define MOM_FEW_ROWS 4
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
 typedef struct mom_kernels {
@@ -51,6 +52,9 @@ typedef struct mom_kernels {
      * a + p * lda. NULL where packing is the better way. */
     void (*gemm_rows_ukr)(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc, int accumulate);
     void (*gemm_columns_ukr)(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc, int accumulate);
+    /* The same bits for the first MOM_FEW_ROWS rows of packed panels of mr; NULL where it would not pay. */
+    void (*gemm_few_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+    void (*gemm_bf16_few_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
     /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one

@@ -4,6 +4,7 @@
 #define MOM_LEVEL_TABLE mom_kernels_avx512
 #define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
 #define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
+#define MOM_GEMM_FEW_UKR mom_gemm_f32_few_4x32_avx512
 #define MOM_GEMM_ROWS_UKR mom_gemm_f32_rows_12x32_avx512
 #define MOM_GEMM_COLUMNS_UKR mom_gemm_f32_columns_12x32_avx512
 #define MOM_VECTOR 16

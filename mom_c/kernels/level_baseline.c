@@ -7,6 +7,6 @@
 #define MOM_GEMM_MR 4
 #define MOM_GEMM_NR 8
 #define MOM_GEMM_MC 128
-#define MOM_GEMM_KC 252
+#define MOM_GEMM_KC 508
 #define MOM_GEMM_NC 2048
 #include "kernels/level.inc"

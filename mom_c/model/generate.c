@@ -565,10 +565,10 @@ static mom_status run_rows(mom_decoder *d, const mom_exec *x, const row *rows, s
 
 typedef struct {
     mom_decoder *d;
-    const int32_t *lengths; /* (B) */
+    const int32_t *offsets; /* (B + 1) rows of the sequences */
     const mom_half_saved *saved;
     const mom_pool *pool;
-    size_t entry, T;
+    size_t entry;
 } fill_context;
 
 /* One head of one sequence. */
@@ -579,7 +579,7 @@ static void run_fill(void *context, size_t task, int thread) {
     const size_t C = c->C, D = head_size(c), b = task / c->H, head = task % c->H, size = mom_dtype_size(c->dtype);
     const mom_kv kv = cache_entry(f->d, &f->d->batch.sequences[b], f->entry);
     size_t slot = 0;
-    for (size_t t = b * f->T; t < b * f->T + (size_t)f->lengths[b]; t++) {
+    for (size_t t = (size_t)f->offsets[b]; t < (size_t)f->offsets[b + 1]; t++) {
         if (f->pool->routed && !is_active(&f->saved->route, t))
             continue;
         const unsigned char *qkv = (const unsigned char *)f->saved->inner + (t * 3 * C + head * D) * size;
@@ -593,6 +593,7 @@ static void fill_half(void *context, const mom_run *run, size_t place, size_t ro
                       const mom_half_saved *saved) {
     fill_context *f = context;
     mom_decoder *d = f->d;
+    f->offsets = run->offsets;
     f->saved = saved;
     f->pool = half_of(&d->gpt->params.places[place], half);
     f->entry = d->places[place].first_entry + round;
@@ -600,33 +601,35 @@ static void fill_half(void *context, const mom_run *run, size_t place, size_t ro
         mom_parallel_for(run->exec->threads, run->B * run->config->H, run_fill, f);
     for (size_t b = 0; f->pool->routed && b < run->B; b++)
         copy_route_row(&d->batch.routes[place][2 * round + (size_t)half], b, saved->route.scores, saved->route.kept,
-                       saved->route.index, b * f->T + (size_t)f->lengths[b] - 1, f->pool);
+                       saved->route.index, (size_t)f->offsets[b + 1] - 1, f->pool);
 }
 
 /* tokens (B, T) with lengths of at least 1 */
 static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *tokens, const int32_t *lengths, size_t T,
                               mom_error *err) {
-    const size_t B = d->batch.B, C = d->gpt->config.C;
-    size_t longest = 0;
-    for (size_t b = 0; b < B; b++)
-        longest = max_size(longest, (size_t)lengths[b]);
-    int32_t *padded;
+    const mom_gpt *gpt = d->gpt;
+    const size_t B = d->batch.B, C = gpt->config.C;
+    size_t longest = 0, total = 0;
+    int32_t *packed;
     float *hidden;
     size_t *targets;
-    MOM_ARENA_NEW(padded, x->workspace, B * longest, err);
+    MOM_ARENA_NEW(packed, x->workspace, B * T, err);
     MOM_ARENA_NEW(hidden, x->workspace, B * C, err);
     MOM_ARENA_NEW(targets, x->workspace, B, err);
-    memset(padded, 0, B * longest * sizeof *padded);
-    for (size_t b = 0; b < B; b++)
-        memcpy(padded + b * longest, tokens + b * T, (size_t)lengths[b] * sizeof *padded);
+    for (size_t b = 0; b < B; b++) {
+        const size_t length = (size_t)lengths[b];
+        memcpy(packed + total, tokens + b * T, length * sizeof *packed);
+        total += length;
+        longest = max_size(longest, length);
+    }
 
-    fill_context fill = {.d = d, .lengths = lengths, .T = longest};
+    fill_context fill = {.d = d};
     const mom_observer observer = {fill_half, &fill};
-    const mom_batch batch = {.B = B, .T = longest, .tokens = padded, .observer = &observer};
+    const mom_batch batch = {.B = B, .T = longest, .lengths = lengths, .tokens = packed, .observer = &observer};
     mom_losses losses;
     MOM_TRY(mom_gpt_forward(d->gpt, x, &batch, &losses, err));
     for (size_t b = 0; b < B; b++) {
-        memcpy(hidden + b * C, d->gpt->hidden + (b * longest + (size_t)lengths[b] - 1) * C, C * sizeof *hidden);
+        memcpy(hidden + b * C, gpt->hidden + ((size_t)gpt->offsets[b + 1] - 1) * C, C * sizeof *hidden);
         targets[b] = b;
     }
     MOM_TRY(head(d, x, hidden, targets, B, err));

@@ -21,8 +21,11 @@ mom_status mom_gpt_init(mom_gpt *gpt, const mom_config *config, mom_error *err) 
     memset(gpt, 0, sizeof *gpt);
     mom_arena_init(&gpt->saved, "activations");
     mom_arena_init(&gpt->workspace, "workspace");
+    mom_arena_attach(&gpt->saved, &gpt->region, 0);
+    mom_arena_attach(&gpt->workspace, &gpt->region, 1);
     MOM_TRY(mom_params_init(&gpt->params, config, err));
     gpt->config = *config;
+    gpt->gradients_absent = 1;
     return MOM_OK;
 }
 
@@ -30,6 +33,7 @@ void mom_gpt_free(mom_gpt *gpt) {
     mom_params_free(&gpt->params);
     mom_arena_free(&gpt->saved);
     mom_arena_free(&gpt->workspace);
+    mom_region_free(&gpt->region);
     mom_memory_free(gpt->step_counts);
     mom_memory_free(gpt->step_tokens);
     memset(gpt, 0, sizeof *gpt);
@@ -106,7 +110,7 @@ static mom_status collect_balance(mom_gpt *gpt, balance_groups *out, mom_arena *
  * `remember` adds this micro-batch's counts to the memory (once per kept forward). */
 static mom_status gather_step_counts(mom_gpt *gpt, balance_groups *b, int remember, mom_error *err) {
     const size_t S = widest_router(&gpt->config);
-    if (!gpt->config.balance_step_counts || !b->count)
+    if (!gpt->config.balance_step_counts || !b->count || mom_rehearsing())
         return MOM_OK;
     if (!gpt->step_counts) {
         gpt->step_counts = mom_memory_calloc(b->count * S, sizeof(double), "balance counts", err);
@@ -147,135 +151,173 @@ static double total_balance(const balance_groups *b, int *any) {
 
 /* ------------------------------------------------------------------ forward */
 
+static size_t sequence_length(const mom_batch *batch, size_t b) {
+    return batch->lengths ? (size_t)batch->lengths[b] : batch->T;
+}
+
+static size_t count_tokens(const mom_batch *batch) {
+    size_t N = 0;
+    for (size_t b = 0; b < batch->B; b++)
+        N += sequence_length(batch, b);
+    return N;
+}
+
 static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
-    const size_t N = batch->B * batch->T;
+    const size_t N = gpt->run.N;
     gpt->batch = *batch;
+    MOM_ARENA_NEW(gpt->offsets, &gpt->saved, batch->B + 1, err);
+    gpt->offsets[0] = 0;
+    for (size_t b = 0; b < batch->B; b++)
+        gpt->offsets[b + 1] = gpt->offsets[b] + (int32_t)sequence_length(batch, b);
     MOM_ARENA_NEW(gpt->tokens, &gpt->saved, N, err);
-    memcpy(gpt->tokens, batch->tokens, N * sizeof(int32_t));
+    mom_copy(gpt->tokens, batch->tokens, N * sizeof(int32_t));
     MOM_ARENA_NEW(gpt->positions, &gpt->saved, N, err);
-    for (size_t i = 0; i < N; i++)
-        gpt->positions[i] = batch->positions ? batch->positions[i] : (int32_t)(i % batch->T);
+    if (batch->positions)
+        mom_copy(gpt->positions, batch->positions, N * sizeof(int32_t));
+    for (size_t b = 0; !batch->positions && !mom_rehearsing() && b < batch->B; b++)
+        for (int32_t i = gpt->offsets[b]; i < gpt->offsets[b + 1]; i++)
+            gpt->positions[i] = i - gpt->offsets[b];
     gpt->mask = NULL;
-    if (batch->mask) {
+    if (batch->mask || mom_rehearsing()) {
         MOM_ARENA_NEW(gpt->mask, &gpt->saved, N, err);
-        memcpy(gpt->mask, batch->mask, N);
+        mom_copy(gpt->mask, batch->mask, N);
+    }
+    if (mom_rehearsing())
+        gpt->mask = NULL; /* every token is seen: the most work */
+    return MOM_OK;
+}
+
+/* The tokens whose states are classified: nothing but they depends on the last feed-forward half. */
+static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const size_t B = gpt->run.B, N = gpt->run.N;
+    gpt->needed = NULL;
+    if (!gpt->config.num_labels)
+        return MOM_OK;
+    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
+    MOM_ARENA_NEW(gpt->needed, &gpt->saved, N, err);
+    if (mom_rehearsing()) {
+        gpt->needed = NULL; /* every token is needed: the most work */
+        return MOM_OK;
+    }
+    for (size_t i = 0; i < N; i++)
+        gpt->needed[i] = 1;
+    for (size_t b = 0; b < B; b++) {
+        gpt->pooled[b] = batch->pooled ? gpt->offsets[b] + batch->pooled[b] : gpt->offsets[b + 1] - 1;
+        gpt->needed[gpt->pooled[b]] = 0;
     }
     return MOM_OK;
 }
 
-/* The residual stream after the half: a new array when activations are kept, else the same one. */
-static mom_status next_stream(mom_gpt *gpt, float **x_out, float *x_in, mom_error *err) {
-    *x_out = x_in;
-    if (gpt->batch.keep)
-        MOM_ARENA_NEW(*x_out, &gpt->saved, gpt->run.N * gpt->config.C, err);
+static mom_status pack_place(mom_gpt *gpt, mom_place *place, size_t rounds, int transposed) {
+    const size_t before = gpt->workspace.live;
+    MOM_TRY(mom_pool_pack(&gpt->run, &place->attn, rounds, transposed));
+    MOM_TRY(mom_pool_pack(&gpt->run, &place->ffn, rounds, transposed));
+    gpt->workspace.region->noted = gpt->workspace.live - before;
     return MOM_OK;
 }
 
-/* Copies a route that must outlive the release of its half's activations (forward without `keep`). */
-typedef struct {
-    float *scores, *kept;
-    int16_t *index;
-    double *counts, *prob_sums;
-} route_room;
-
-static mom_status make_room(mom_gpt *gpt, const mom_pool *pool, route_room *room, mom_error *err) {
-    const size_t N = gpt->run.N;
-    MOM_ARENA_NEW(room->scores, &gpt->saved, N * pool->S, err);
-    MOM_ARENA_NEW(room->kept, &gpt->saved, N * pool->K, err);
-    MOM_ARENA_NEW(room->index, &gpt->saved, N * pool->K, err);
-    MOM_ARENA_NEW(room->counts, &gpt->saved, pool->S, err);
-    MOM_ARENA_NEW(room->prob_sums, &gpt->saved, pool->S, err);
-    return MOM_OK;
-}
-
-static void move_route(const mom_gpt *gpt, const mom_pool *pool, mom_route *r, const route_room *room) {
-    const size_t N = gpt->run.N;
-    memcpy(room->scores, r->scores, N * pool->S * sizeof(float));
-    memcpy(room->kept, r->kept, N * pool->K * sizeof(float));
-    memcpy(room->index, r->index, N * pool->K * sizeof(int16_t));
-    double *counts = NULL, *prob_sums = NULL;
-    if (r->counts) {
-        counts = memcpy(room->counts, r->counts, pool->S * sizeof(double));
-        prob_sums = memcpy(room->prob_sums, r->prob_sums, pool->S * sizeof(double));
-    }
-    *r = (mom_route){.scores = room->scores, .kept = room->kept, .index = room->index, .counts = counts,
-                     .prob_sums = prob_sums, .tokens = r->tokens};
-}
-
-static mom_status pack_place(mom_gpt *gpt, mom_place *place, int transposed) {
-    MOM_TRY(mom_pool_pack(&gpt->run, &place->attn, place->rounds, transposed));
-    return mom_pool_pack(&gpt->run, &place->ffn, place->rounds, transposed);
-}
-
-static void unpack_place(mom_place *place) {
+static void unpack_place(mom_gpt *gpt, mom_place *place) {
     mom_pool_unpack(&place->attn);
     mom_pool_unpack(&place->ffn);
+    gpt->workspace.region->noted = 0;
+}
+
+/* One round of place i from *x on, which becomes the stream after it; the same array unless activations are kept or
+ * `fresh` asks for a new one. states: of the round before, replaced by the new ones, which lie among the activations
+ * when these are kept, else in held. */
+static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, int keep, int fresh, uint64_t site, float **x,
+                                const float *states[2], float *const held[2], mom_error *err) {
+    const mom_run *run = &gpt->run;
+    const mom_place *place = &gpt->params.places[i];
+    const size_t R = gpt->config.R, N = run->N, C = gpt->config.C;
+    for (int half = 0; half < 2; half++) {
+        const mom_pool *pool = half ? &place->ffn : &place->attn;
+        mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
+        float *next = *x;
+        saved->site = site + (uint64_t)half * MOM_STREAMS;
+        saved->start = mom_arena_get_mark(&gpt->saved);
+        if (keep || (fresh && !half))
+            MOM_ARENA_NEW(next, &gpt->saved, N * C, err);
+        const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
+        if (half) {
+            mom_run own = *run;
+            if (i + 1 == gpt->params.num_places && round + 1 == place->rounds)
+                own.needed = gpt->needed;
+            MOM_TRY(mom_ffn_pool_forward(&own, pool, saved, next, *x, states[half]));
+        } else {
+            MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
+        }
+        *x = next;
+        const mom_observer *observer = gpt->batch.observer;
+        if (observer)
+            observer->half_done(observer->context, run, i, round, half, saved);
+        const int recurrent = pool->routed && gpt->config.router_kind != MOM_ROUTER_NAIVE;
+        if (recurrent)
+            states[half] = saved->route.router.hidden;
+        if (keep)
+            continue;
+        if (recurrent) {
+            states[half] = held[half];
+            mom_copy(held[half], saved->route.router.hidden, N * R * sizeof(float));
+        }
+        mom_arena_release(&gpt->saved, mark);
+    }
+    return MOM_OK;
+}
+
+static mom_status new_states(mom_gpt *gpt, const mom_place *place, float *states[2], mom_error *err) {
+    for (int half = 0; half < 2 && gpt->config.router_kind != MOM_ROUTER_NAIVE; half++)
+        if ((half ? &place->ffn : &place->attn)->routed)
+            MOM_ARENA_NEW(states[half], &gpt->saved, gpt->run.N * gpt->config.R, err);
+    return MOM_OK;
 }
 
 static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **x, mom_error *err) {
-    const mom_run *run = &gpt->run;
     const mom_place *place = &gpt->params.places[i];
-    const size_t R = gpt->config.R, N = run->N;
-    const int recurrent = gpt->config.router_kind != MOM_ROUTER_NAIVE;
+    const int keep = gpt->batch.keep && !gpt->batch.checkpoint, checkpoint = gpt->batch.keep && gpt->batch.checkpoint;
     const float *states[2] = {NULL, NULL};
     float *held[2] = {NULL, NULL}; /* states that outlive a release */
-    if (!gpt->batch.keep && recurrent)
-        for (int half = 0; half < 2; half++)
-            if ((half ? &place->ffn : &place->attn)->routed)
-                MOM_ARENA_NEW(held[half], &gpt->saved, N * R, err);
-
     for (size_t round = 0; round < place->rounds; round++) {
-        for (int half = 0; half < 2; half++) {
-            const mom_pool *pool = half ? &place->ffn : &place->attn;
-            mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
-            saved->site = *site;
-            *site += MOM_STREAMS;
-            float *next;
-            MOM_TRY(next_stream(gpt, &next, *x, err));
-            route_room room = {0};
-            if (!gpt->batch.keep && pool->routed)
-                MOM_TRY(make_room(gpt, pool, &room, err));
-            const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
-            if (half)
-                MOM_TRY(mom_ffn_pool_forward(run, pool, saved, next, *x, states[half]));
-            else
-                MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
-            *x = next;
-            const mom_observer *observer = gpt->batch.observer;
-            if (observer)
-                observer->half_done(observer->context, run, i, round, half, saved);
-            if (pool->routed && recurrent)
-                states[half] = saved->route.router.hidden;
-            if (gpt->batch.keep)
-                continue;
-            if (pool->routed) {
-                if (recurrent)
-                    states[half] = memcpy(held[half], saved->route.router.hidden, N * R * sizeof(float));
-                move_route(gpt, pool, &saved->route, &room);
-            }
-            mom_arena_release(&gpt->saved, mark);
+        if (checkpoint)
+            gpt->inputs[i][round] = (mom_round_input){*x, {states[0], states[1]}, *site};
+        if (checkpoint || (!keep && round == 0))
+            MOM_TRY(new_states(gpt, place, held, err));
+        MOM_TRY(forward_round(gpt, i, round, keep, checkpoint, *site, x, states, held, err));
+        *site += 2 * MOM_STREAMS;
+    }
+    return MOM_OK;
+}
+
+/* What the caller may ask for after backward, too: it lies below everything that is given back on the way. */
+static mom_status make_room(mom_gpt *gpt, mom_error *err) {
+    const size_t places = gpt->params.num_places;
+    MOM_ARENA_NEW(gpt->halves, &gpt->saved, places, err);
+    MOM_ARENA_NEW(gpt->inputs, &gpt->saved, places, err);
+    for (size_t i = 0; i < places; i++) {
+        const mom_place *place = &gpt->params.places[i];
+        const size_t n = 2 * place->rounds;
+        MOM_ARENA_NEW(gpt->halves[i], &gpt->saved, n, err);
+        MOM_ARENA_NEW(gpt->inputs[i], &gpt->saved, place->rounds, err);
+        memset(gpt->halves[i], 0, n * sizeof(mom_half_saved));
+        for (size_t h = 0; h < n; h++) {
+            const mom_pool *pool = h % 2 ? &place->ffn : &place->attn;
+            if (pool->routed)
+                MOM_TRY(mom_route_room(&gpt->run, pool, &gpt->halves[i][h].route));
         }
     }
     return MOM_OK;
 }
 
 static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
-    const size_t places = gpt->params.num_places;
-    MOM_ARENA_NEW(gpt->halves, &gpt->saved, places, err);
-    for (size_t i = 0; i < places; i++) {
-        const size_t n = 2 * gpt->params.places[i].rounds;
-        MOM_ARENA_NEW(gpt->halves[i], &gpt->saved, n, err);
-        memset(gpt->halves[i], 0, n * sizeof(mom_half_saved));
-    }
     uint64_t site = MOM_SITE_FIRST_HALF;
     float *x = gpt->embedded;
-    for (size_t i = 0; i < places; i++) {
+    for (size_t i = 0; i < gpt->params.num_places; i++) {
         mom_place *place = &gpt->params.places[i];
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
-        mom_status status = pack_place(gpt, place, 0);
+        mom_status status = pack_place(gpt, place, place->rounds, 0);
         if (status == MOM_OK)
             status = forward_place(gpt, i, &site, &x, err);
-        unpack_place(place);
+        unpack_place(gpt, place);
         mom_arena_release(&gpt->workspace, mark);
         MOM_TRY(status);
     }
@@ -283,17 +325,16 @@ static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
     return MOM_OK;
 }
 
-/* Rows with a label: position t of a row is scored against label t + 1. */
+/* Rows with a label: position t of a sequence is scored against label t + 1. */
 static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error *err) {
-    const size_t B = gpt->run.B, T = gpt->run.T;
-    MOM_ARENA_NEW(gpt->rows, &gpt->saved, B * T, err);
-    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, B * T, err);
-    size_t n = 0;
-    for (size_t b = 0; b < B; b++)
-        for (size_t t = 0; t + 1 < T; t++)
-            if (labels[b * T + t + 1] != MOM_IGNORED_LABEL) {
-                gpt->rows[n] = (int32_t)(b * T + t);
-                gpt->row_labels[n++] = labels[b * T + t + 1];
+    MOM_ARENA_NEW(gpt->rows, &gpt->saved, gpt->run.N, err);
+    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, gpt->run.N, err);
+    size_t n = mom_rehearsing() ? gpt->run.N - gpt->run.B : 0;
+    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
+        for (int32_t i = gpt->offsets[b]; i + 1 < gpt->offsets[b + 1]; i++)
+            if (labels[i + 1] != MOM_IGNORED_LABEL) {
+                gpt->rows[n] = i;
+                gpt->row_labels[n++] = labels[i + 1];
             }
     gpt->losses.labelled = n;
     return MOM_OK;
@@ -308,7 +349,7 @@ static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
     if (!gpt->batch.keep)
         return mom_lm_head_gradient(x, loss_sum, NULL, NULL, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V, C, err);
     MOM_ARENA_NEW(gpt->dhidden, &gpt->saved, N * C, err);
-    memset(gpt->dhidden, 0, N * C * sizeof *gpt->dhidden);
+    mom_zero(gpt->dhidden, N * C * sizeof *gpt->dhidden);
     MOM_ARENA_NEW(gpt->dwte, &gpt->workspace, V * C, err);
     gpt->head_mark = mom_arena_get_mark(&gpt->workspace);
     return mom_lm_head_gradient(x, loss_sum, gpt->dhidden, gpt->dwte, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V,
@@ -316,29 +357,26 @@ static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
 }
 
 static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
-    const size_t B = gpt->run.B, T = gpt->run.T, C = gpt->config.C, L = gpt->config.num_labels;
-    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
+    const size_t B = gpt->run.B, C = gpt->config.C, L = gpt->config.num_labels;
     MOM_ARENA_NEW(gpt->pooled_hidden, &gpt->saved, B * C, err);
     MOM_ARENA_NEW(gpt->pooled_logits, &gpt->saved, B * L, err);
-    for (size_t b = 0; b < B; b++) {
-        gpt->pooled[b] = batch->pooled[b];
-        memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (b * T + (size_t)batch->pooled[b]) * C, C * sizeof(float));
-    }
+    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
+        memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (size_t)gpt->pooled[b] * C, C * sizeof(float));
     MOM_TRY(mom_linear_forward(gpt->run.exec, gpt->pooled_logits, gpt->pooled_hidden,
                                mom_param_value(&gpt->params, gpt->params.score), NULL, MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
     gpt->classes = NULL;
     gpt->values = NULL;
     if (batch->classes) {
         MOM_ARENA_NEW(gpt->classes, &gpt->saved, B, err);
-        memcpy(gpt->classes, batch->classes, B * sizeof(int32_t));
+        mom_copy(gpt->classes, batch->classes, B * sizeof(int32_t));
     } else if (batch->values) {
         MOM_ARENA_NEW(gpt->values, &gpt->saved, B * L, err);
-        memcpy(gpt->values, batch->values, B * L * sizeof(float));
+        mom_copy(gpt->values, batch->values, B * L * sizeof(float));
     } else {
         return MOM_OK;
     }
     gpt->losses.has_loss = 1;
-    for (size_t b = 0; b < B; b++)
+    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
         gpt->losses.labelled += !gpt->classes || gpt->classes[b] != MOM_IGNORED_LABEL;
     gpt->losses.lm_loss = mom_label_loss_compute(gpt->run.exec, NULL, gpt->pooled_logits, gpt->classes, gpt->values,
                                                  batch->label_loss, 1.0f, B, L);
@@ -353,7 +391,10 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
 
     /* pass 1: embedding */
     MOM_TRY(copy_batch(gpt, batch, err));
+    MOM_TRY(collect_pooled(gpt, batch, err));
     gpt->run.mask = gpt->mask;
+    gpt->run.offsets = gpt->offsets;
+    MOM_TRY(make_room(gpt, err));
     MOM_ARENA_NEW(gpt->embedded, &gpt->saved, N * C, err);
     mom_embedding_forward(x, gpt->embedded, gpt->tokens, gpt->positions, mom_param_value(p, p->wte),
                           mom_param_value(p, p->wpe), mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
@@ -363,6 +404,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
     gpt->has_routes = 1;
 
     /* pass 3: final LayerNorm */
+    gpt->head_start = mom_arena_get_mark(&gpt->saved);
     MOM_ARENA_NEW(gpt->mean, &gpt->saved, N, err);
     MOM_ARENA_NEW(gpt->rstd, &gpt->saved, N, err);
     MOM_ARENA_NEW(gpt->hidden, &gpt->saved, N * C, err);
@@ -391,20 +433,28 @@ static int draws(const mom_config *c, const mom_batch *batch) {
     return (batch->training && dropout) || mom_config_draws(c);
 }
 
-mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
+static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err);
+
+/* Empties the arenas and begins a call. run.exec lives as long as the activations that backward reads through it. */
+static mom_status begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
     gpt->can_backward = gpt->has_routes = 0;
-    gpt->dwte = gpt->dhidden = NULL;
+    gpt->dwte = gpt->dhidden = gpt->hidden = NULL;
     mom_arena_clear(&gpt->saved);
     mom_arena_clear(&gpt->workspace);
-    mom_exec *own; /* lives as long as the activations that backward reads through run.exec */
+    mom_exec *own;
     MOM_ARENA_NEW(own, &gpt->saved, 1, err);
     *own = (mom_exec){exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     gpt->run = (mom_run){.exec = own, .config = &gpt->config, .saved = &gpt->saved, .B = batch->B, .T = batch->T,
-                         .N = batch->B * batch->T, .training = batch->training, .seed = gpt->seed,
+                         .N = count_tokens(batch), .training = batch->training, .seed = gpt->seed,
                          .counter = gpt->counter, .err = err};
     gpt->losses = (mom_losses){0};
     gpt->losses.lm_loss = gpt->losses.balance_loss = NAN;
+    return MOM_OK;
+}
 
+mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
+    MOM_TRY(make_arena(gpt, exec, batch, err));
+    MOM_TRY(begin(gpt, exec, batch, err));
     const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
     const mom_status status = forward(gpt, batch, err);
     gpt->batch.observer = NULL; /* the caller's, for this call only */
@@ -424,7 +474,7 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
 }
 
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err) {
-    if (!gpt->has_routes)
+    if (!gpt->has_routes || !gpt->hidden)
         return mom_error_set(err, MOM_ERR_STATE, "logits: there is no forward pass to take them from");
     const mom_exec x = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     const size_t C = gpt->config.C, V = gpt->config.V;
@@ -449,10 +499,8 @@ static void mark_used(mom_gpt *gpt, int has_balance) {
             int router_used = 0;
             for (size_t m = 0; m < pool->M; m++) {
                 int used = !pool->routed && place->rounds > 0;
-                for (size_t round = 0; pool->routed && !used && round < place->rounds; round++) {
-                    const mom_routing_plan *plan = &gpt->halves[i][2 * round + (size_t)half].route.plan;
-                    used = plan->offsets[m + 1] > plan->offsets[m];
-                }
+                for (size_t round = 0; pool->routed && !used && round < place->rounds; round++)
+                    used = gpt->halves[i][2 * round + (size_t)half].route.reached[m];
                 if (!used)
                     continue;
                 router_used = 1;
@@ -480,33 +528,66 @@ static mom_balance_terms balance_terms(const mom_gpt *gpt, const balance_groups 
     return (mom_balance_terms){1, group->counts, group->count_tokens, group->tokens, (float)(scale * b->factor)};
 }
 
+/* Gradients come into being place by place while activations go: pages of these make up for those of the former, so that
+ * the fullest moment stays the end of the forward pass, with no gradients at all. first: the first parameter whose
+ * gradient is there when the next place is done. */
+static void make_up_for_gradients(mom_gpt *gpt, size_t first) {
+    const mom_params *p = &gpt->params;
+    const size_t embedding = p->table[p->wpe].offset, rest = p->total - p->table[first].offset;
+    const size_t bytes = (embedding + rest) * sizeof(float);
+    if (gpt->gradients_absent && !mom_rehearsing())
+        mom_region_shrink(&gpt->region, bytes < gpt->resident ? gpt->resident - bytes : 0, gpt->most_workspace);
+}
+
+static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t round, float *dx, float *const dstates[2],
+                                 const balance_groups *balance, float balance_scale, mom_error *err) {
+    const mom_run *run = &gpt->run;
+    mom_place *place = &gpt->params.places[i];
+    const mom_arena_mark start = mom_arena_get_mark(&gpt->saved);
+    const float *states[2] = {NULL, NULL};
+    for (int half = 0; half < 2 && round > 0; half++)
+        states[half] = gpt->halves[i][2 * (round - 1) + (size_t)half].route.router.hidden;
+    if (gpt->batch.checkpoint) {
+        const mom_round_input *input = &gpt->inputs[i][round];
+        float *const none[2] = {NULL, NULL};
+        const float *next[2] = {states[0] = input->states[0], states[1] = input->states[1]};
+        float *x = (float *)(uintptr_t)input->x; /* only read: activations are kept now */
+        MOM_TRY(forward_round(gpt, i, round, 1, 0, input->site, &x, next, none, err));
+    }
+    for (int half = 1; half >= 0; half--) {
+        mom_pool *pool = half ? &place->ffn : &place->attn;
+        const mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
+        make_up_for_gradients(gpt, place->attn.first_param);
+        mom_balance_terms terms = {0};
+        if (pool->routed && contributes(&saved->route))
+            terms = balance_terms(gpt, balance, block, round, half, balance_scale);
+        const int has_dstate = round + 1 < place->rounds && dstates[half] != NULL;
+        const float *state = dstates[half] ? states[half] : NULL;
+        if (half)
+            MOM_TRY(mom_ffn_pool_backward(run, pool, saved, dx, state, dstates[half], has_dstate, &terms));
+        else
+            MOM_TRY(mom_attention_pool_backward(run, pool, saved, dx, state, dstates[half], has_dstate, &terms));
+        mom_arena_release(&gpt->saved, saved->start);
+    }
+    if (gpt->batch.checkpoint)
+        mom_arena_release(&gpt->saved, start);
+    return MOM_OK;
+}
+
 static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx, const balance_groups *balance,
                                  float balance_scale, mom_error *err) {
-    const mom_run *run = &gpt->run;
     mom_place *place = &gpt->params.places[i];
     const int recurrent = gpt->config.router_kind != MOM_ROUTER_NAIVE;
     float *dstates[2] = {NULL, NULL};
     if (place->block && recurrent)
         for (int half = 0; half < 2; half++)
             if ((half ? &place->ffn : &place->attn)->routed)
-                MOM_ARENA_NEW(dstates[half], &gpt->workspace, run->N * gpt->config.R, err);
-
+                MOM_ARENA_NEW(dstates[half], &gpt->workspace, gpt->run.N * gpt->config.R, err);
     for (size_t round = place->rounds; round-- > 0;) {
-        for (int half = 1; half >= 0; half--) {
-            mom_pool *pool = half ? &place->ffn : &place->attn;
-            const mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
-            const float *state = NULL;
-            if (pool->routed && recurrent && round > 0)
-                state = gpt->halves[i][2 * (round - 1) + (size_t)half].route.router.hidden;
-            mom_balance_terms terms = {0};
-            if (pool->routed && contributes(&saved->route))
-                terms = balance_terms(gpt, balance, block, round, half, balance_scale);
-            const int has_dstate = round + 1 < place->rounds && dstates[half] != NULL;
-            if (half)
-                MOM_TRY(mom_ffn_pool_backward(run, pool, saved, dx, state, dstates[half], has_dstate, &terms));
-            else
-                MOM_TRY(mom_attention_pool_backward(run, pool, saved, dx, state, dstates[half], has_dstate, &terms));
-        }
+        MOM_TRY(backward_round(gpt, i, block, round, dx, dstates, balance, balance_scale, err));
+        /* The last round is the moment when most is kept: weights are packed for the others only. */
+        if (round + 1 == place->rounds && !gpt->batch.checkpoint)
+            MOM_TRY(pack_place(gpt, place, round, 1));
     }
     return MOM_OK;
 }
@@ -515,13 +596,14 @@ static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx
 static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
     const mom_exec *x = gpt->run.exec;
     mom_params *p = &gpt->params;
-    const size_t B = gpt->run.B, T = gpt->run.T, N = gpt->run.N, C = gpt->config.C, L = gpt->config.num_labels;
+    const size_t B = gpt->run.B, N = gpt->run.N, C = gpt->config.C, L = gpt->config.num_labels;
     if (!L) {
         if (!gpt->losses.labelled)
             return MOM_OK;
         const float scale = lm_scale / (float)gpt->losses.labelled;
         mom_scaled_add(x, mom_param_grad(p, p->wte), scale, gpt->dwte, gpt->config.V * C);
-        x->k->scale(dhidden, scale, dhidden, N * C);
+        if (!mom_rehearsing())
+            x->k->scale(dhidden, scale, dhidden, N * C);
         return MOM_OK;
     }
     float *dlogits, *dpooled;
@@ -531,8 +613,8 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
     MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, mom_param_value(p, p->score), MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
     MOM_TRY(mom_linear_backward_weight(x, mom_param_grad(p, p->score), NULL, gpt->pooled_hidden, dlogits,
                                        MOM_WEIGHT_OUT_IN, B, C, L, err));
-    for (size_t b = 0; b < B; b++)
-        memcpy(dhidden + (b * T + (size_t)gpt->pooled[b]) * C, dpooled + b * C, C * sizeof(float));
+    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
+        memcpy(dhidden + (size_t)gpt->pooled[b] * C, dpooled + b * C, C * sizeof(float));
     return MOM_OK;
 }
 
@@ -545,11 +627,13 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     float *dx, *dhidden;
 
     /* pass 4: losses. The head's part of the gradients has been computed by forward; its memory is free after this. */
+    gpt->resident = gpt->region.touched[0] + gpt->region.touched[1];
     dhidden = gpt->dhidden;
     if (!dhidden) {
         MOM_ARENA_NEW(dhidden, &gpt->saved, N * C, err);
-        memset(dhidden, 0, N * C * sizeof *dhidden);
+        mom_zero(dhidden, N * C * sizeof *dhidden);
     }
+    make_up_for_gradients(gpt, p->lnf_weight);
     MOM_TRY(backward_head(gpt, dhidden, lm_scale, err));
     if (gpt->dwte)
         mom_arena_clear(&gpt->workspace);
@@ -559,9 +643,11 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
 
     /* pass 3: final LayerNorm */
     MOM_ARENA_NEW(dx, &gpt->workspace, N * C, err);
-    memset(dx, 0, N * C * sizeof *dx);
+    mom_zero(dx, N * C * sizeof *dx);
     MOM_TRY(mom_layernorm_backward(x, dx, mom_param_grad(p, p->lnf_weight), mom_param_grad(p, p->lnf_bias), dhidden,
                                    gpt->x, mom_param_value(p, p->lnf_weight), gpt->mean, gpt->rstd, N, C, err));
+    gpt->hidden = gpt->dhidden = NULL;
+    mom_arena_release(&gpt->saved, gpt->head_start);
 
     /* pass 2: blocks and anchor layers, last first */
     size_t block = c->chunks;
@@ -569,10 +655,8 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
         if (p->places[i].block)
             block--;
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
-        mom_status status = pack_place(gpt, &p->places[i], 1);
-        if (status == MOM_OK)
-            status = backward_place(gpt, i, block, dx, &balance, balance_scale, err);
-        unpack_place(&p->places[i]);
+        const mom_status status = backward_place(gpt, i, block, dx, &balance, balance_scale, err);
+        unpack_place(gpt, &p->places[i]);
         mom_arena_release(&gpt->workspace, mark);
         MOM_TRY(status);
     }
@@ -596,14 +680,121 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
     gpt->dwte = gpt->dhidden = NULL;
     mom_arena_clear(&gpt->workspace);
     gpt->run.exec = NULL;
-    gpt->can_backward = 0;
+    gpt->can_backward = gpt->gradients_absent = 0;
     return status;
+}
+
+/* ------------------------------------------------------------------ memory */
+
+/* A network without memory of its own that goes through the calls in a rehearsal: parameters and gradients are the
+ * original's parameters, which nothing touches. */
+static mom_status shadow_init(mom_gpt *shadow, const mom_gpt *gpt, mom_arena *arena, mom_region *region, mom_error *err) {
+    *shadow = *gpt;
+    mom_params *p = &shadow->params;
+    MOM_ARENA_NEW(p->places, arena, p->num_places, err);
+    MOM_ARENA_NEW(p->table, arena, p->count, err);
+    memcpy(p->places, gpt->params.places, p->num_places * sizeof *p->places);
+    memcpy(p->table, gpt->params.table, p->count * sizeof *p->table);
+    p->grads = p->values;
+    for (size_t i = 0; i < p->num_places; i++) {
+        mom_place *place = &p->places[i];
+        place->attn.grad = place->attn.weight;
+        place->ffn.grad = place->ffn.weight;
+        place->attn.router_grad = place->attn.router_weight;
+        place->ffn.router_grad = place->ffn.router_weight;
+    }
+    mom_arena_init(&shadow->saved, "activations");
+    mom_arena_init(&shadow->workspace, "workspace");
+    shadow->saved.reserve = shadow->workspace.reserve = 1;
+    mom_arena_attach(&shadow->saved, region, 0);
+    mom_arena_attach(&shadow->workspace, region, 1);
+    return MOM_OK;
+}
+
+static mom_status rehearse(mom_gpt *shadow, const mom_memory_key *key, mom_error *err) {
+    static const int32_t nothing;
+    static const float no_value;
+    const mom_exec exec = {key->k, key->threads, &shadow->workspace, shadow->config.dtype};
+    const int classifier = shadow->config.num_labels > 0;
+    const mom_batch batch = {.B = key->B, .T = key->T, .keep = key->keep, .checkpoint = key->checkpoint,
+                             .training = key->training, .labels = key->labels && !classifier ? &nothing : NULL,
+                             .values = key->labels && classifier ? &no_value : NULL, .label_loss = MOM_LOSS_MSE};
+    MOM_TRY(begin(shadow, &exec, &batch, err));
+    const mom_arena_mark mark = mom_arena_get_mark(&shadow->workspace);
+    MOM_TRY(forward(shadow, &batch, err));
+    mom_arena_release(&shadow->workspace, shadow->dwte ? shadow->head_mark : mark);
+    return key->keep && key->labels ? backward(shadow, 1.0f, 1.0f, err) : MOM_OK;
+}
+
+/* Room for what the sizes of temporaries depend on beside the key: how evenly the tokens spread over the modules. */
+static size_t spare_room(size_t arena) { return (arena / 256 + ((size_t)1 << 16)) / MOM_ALIGNMENT * MOM_ALIGNMENT; }
+
+mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err) {
+    const size_t parameters = gpt->params.total * sizeof(float);
+    mom_gpt shadow;
+    mom_region region = {0};
+    mom_arena tables;
+    mom_arena_init(&tables, "memory plan");
+    mom_status status = shadow_init(&shadow, gpt, &tables, &region, err);
+    if (status == MOM_OK) {
+        mom_rehearse(1);
+        status = rehearse(&shadow, key, err);
+        mom_rehearse(0);
+        mom_arena_free(&shadow.saved);
+        mom_arena_free(&shadow.workspace);
+    }
+    mom_arena_free(&tables);
+    MOM_TRY(status);
+    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? parameters : 0, .moments = gpt->moments,
+                              .activations = region.at_peak[0], .packed = region.noted_at_peak};
+    plan->workspace = region.peak - plan->activations - plan->packed;
+    plan->workspace += spare_room(region.peak);
+    plan->most_workspace = region.touched[1];
+    return MOM_OK;
+}
+
+static int covers(const mom_memory_key *have, const mom_memory_key *want) {
+    return have->B >= want->B && have->T >= want->T && have->labels >= want->labels && have->training >= want->training &&
+           have->checkpoint == want->checkpoint && have->threads == want->threads && have->k == want->k;
+}
+
+/* Makes the arena large enough for a call and the backward pass that may follow; nothing has changed if it would be too
+ * large. */
+static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
+    const mom_memory_key key = {.B = batch->B, .T = batch->T, .labels = batch->labels || batch->classes || batch->values,
+                                .keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint,
+                                .training = batch->training, .threads = exec->threads, .k = exec->k};
+    mom_memory_key *planned = &gpt->planned[batch->keep];
+    if (gpt->region.data && !gpt->region.full && covers(planned, &key))
+        return MOM_OK;
+    mom_memory_plan plan;
+    MOM_TRY(mom_gpt_plan(gpt, &key, &plan, err));
+    const size_t arena = mom_memory_plan_arena(&plan), total = mom_memory_plan_total(&plan);
+    if (gpt->memory_limit && total > gpt->memory_limit)
+        return mom_error_set(err, MOM_ERR_MEMORY,
+                             "tokens: %zu sequences of %zu tokens need %zu bytes with the model, more than the limit of %zu",
+                             batch->B, batch->T, total, gpt->memory_limit);
+    /* Without a plan that fits, at least as much as was too little. */
+    const size_t wanted = gpt->region.full && arena <= gpt->region.capacity ? gpt->region.capacity / 8 * 9 : arena;
+    if (wanted > gpt->region.capacity) {
+        gpt->can_backward = gpt->has_routes = 0;
+        mom_arena_free(&gpt->saved);
+        mom_arena_free(&gpt->workspace);
+        mom_region_free(&gpt->region);
+        mom_memory_trim();
+        MOM_TRY(mom_region_init(&gpt->region, wanted, "activations", err));
+    }
+    gpt->region.full = 0;
+    gpt->most_workspace = plan.most_workspace;
+    *planned = key;
+    return MOM_OK;
 }
 
 void mom_gpt_zero_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     if (p->grads)
-        memset(p->grads, 0, p->total * sizeof(float));
+        mom_memory_clear(p->grads);
+    gpt->gradients_absent = 1;
     mom_gpt_forget_grad(gpt);
 }
 

@@ -19,18 +19,21 @@ typedef struct {
 /* The first random stream of the halves; each half of each round takes MOM_STREAMS of them, in order. */
 #define MOM_SITE_FIRST_HALF 16
 
+/* N rows are the tokens of B sequences one after the other: T each, or as many as their lengths say. */
 typedef struct {
-    size_t B, T;
-    const int32_t *tokens;    /* (B, T) ids below V */
-    const int32_t *labels;    /* (B, T) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
-    const uint8_t *mask;      /* (B, T) of 0/1 or NULL */
-    const int32_t *positions; /* (B, T) below P, or NULL for 0 .. T-1 */
+    size_t B, T;              /* T: tokens of the longest sequence */
+    const int32_t *lengths;   /* (B) at least 1, or NULL: T each */
+    const int32_t *tokens;    /* (N) ids below V */
+    const int32_t *labels;    /* (N) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
+    const uint8_t *mask;      /* (N) of 0/1 or NULL */
+    const int32_t *positions; /* (N) below P, or NULL: 0, 1, 2, ... in every sequence */
     /* sequence classification */
-    const int32_t *pooled;    /* (B) position of the pooled token in each row */
+    const int32_t *pooled;    /* (B) position of the pooled token in each sequence, or NULL: the last */
     const int32_t *classes;   /* (B) or NULL */
     const float *values;      /* (B, num_labels) or NULL */
     mom_label_loss label_loss;
     int keep;     /* keep activations for backward */
+    int checkpoint; /* with keep: of every round just its input, backward computes the rest again */
     int training; /* dropout */
     const mom_observer *observer; /* or NULL */
 } mom_batch;
@@ -42,6 +45,34 @@ typedef struct {
     size_t labelled;     /* positions that were scored */
 } mom_losses;
 
+/* Bytes of a network in use. The middle three are one block, the arena, at its fullest moment. */
+typedef struct {
+    size_t parameters, gradients, moments;
+    size_t activations; /* what backward and the caller can still ask for */
+    size_t packed;      /* weights packed for the rounds of a block */
+    size_t workspace;   /* temporaries */
+    size_t most_workspace; /* at its own fullest moment */
+} mom_memory_plan;
+
+static inline size_t mom_memory_plan_arena(const mom_memory_plan *p) { return p->activations + p->packed + p->workspace; }
+static inline size_t mom_memory_plan_total(const mom_memory_plan *p) {
+    return p->parameters + p->gradients + p->moments + mom_memory_plan_arena(p);
+}
+
+/* What forward keeps of a round from which backward computes the rest. */
+typedef struct {
+    const float *x;           /* (N, C) residual stream before the round */
+    const float *states[2];   /* (N, R) of the round before, by half; or NULL */
+    uint64_t site;
+} mom_round_input;
+
+/* What a plan depends on. */
+typedef struct {
+    size_t B, T;
+    int labels, keep, checkpoint, training, threads;
+    const mom_kernels *k;
+} mom_memory_key;
+
 typedef struct {
     mom_config config;
     mom_params params;
@@ -50,22 +81,34 @@ typedef struct {
     /* Balance counts since gradients were last zeroed, for balance_step_counts: (groups, S) and (groups). */
     double *step_counts, *step_tokens;
 
+    int gradients_absent; /* zero, and without pages: see mom_region_shrink's use */
+    size_t moments;      /* bytes of optimizers' states, for plans */
+    size_t memory_limit; /* largest plan, or 0: none */
+
     /* ---- state of the last forward */
+    mom_region region;           /* the arena: memory of the next two */
     mom_arena saved, workspace;
+    mom_memory_key planned[2];   /* without and with keep: what the region is large enough for */
     int can_backward, has_routes;
+    size_t resident; /* bytes of the region that forward has touched */
+    size_t most_workspace; /* bytes of the workspace at its largest */
     mom_run run;
     mom_batch batch;
     mom_losses losses;
+    int32_t *offsets;          /* (B + 1) as run.offsets */
     int32_t *tokens, *positions;
     uint8_t *mask;
     mom_half_saved **halves;   /* per place: rounds * 2 entries, attention then FFN */
+    mom_round_input **inputs;  /* per place and round, with checkpoint */
     float *embedded;           /* (N, C) */
     float *x;                  /* (N, C) before the final LayerNorm */
     float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm */
     float *dhidden, *dwte;       /* (N, C), (V, C): gradients of the sum of losses through the head, with keep */
     mom_arena_mark head_mark;    /* of the workspace, above dwte */
+    mom_arena_mark head_start;   /* of saved, below the final LayerNorm's */
     int32_t *rows, *row_labels; /* (labelled) */
-    int32_t *classes, *pooled;
+    int32_t *classes, *pooled; /* (B) classification: classes; rows of the pooled tokens */
+    int16_t *needed;           /* (N) classification: 0 at the pooled tokens, else 1 */
     float *values, *pooled_logits, *pooled_hidden; /* classification: values/logits (B, num_labels), (B, C) */
 } mom_gpt;
 
@@ -80,8 +123,11 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
  * of that sum: zero them and run forward again. */
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, float balance_scale, mom_error *err);
 
-/* Logits of the last forward at the given rows (b * T + t): out (count, V). */
+/* Logits of the last forward at the given rows of the N: out (count, V). */
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
+
+/* Bytes that calls of this kind take, worked out by going through them without computing. */
+mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
 
 void mom_gpt_zero_grad(mom_gpt *gpt);
 /* The same for gradients that are zero already: no parameter has one, and the counts of a step begin anew. */

@@ -141,9 +141,10 @@ static mom_status point_pool(mom_params *p, mom_pool *pool, mom_pool_tensors *te
     for (size_t i = 0; i < pool->router_params; i++)
         r[i] = block + p->table[pool->first_router_param + i].offset;
     if (pool->spec.kind == MOM_ROUTER_NAIVE)
-        *router = (mom_router_tensors){r[0], r[1], NULL, NULL, r[2], r[3]};
+        *router = (mom_router_tensors){.in_weight = r[0], .in_bias = r[1], .out_weight = r[2], .out_bias = r[3]};
     else
-        *router = (mom_router_tensors){r[4], r[5], r[2], r[3], r[0], r[1]};
+        *router = (mom_router_tensors){.in_weight = r[4], .in_bias = r[5], .state_weight = r[2], .state_bias = r[3],
+                                       .out_weight = r[0], .out_bias = r[1]};
     return MOM_OK;
 }
 

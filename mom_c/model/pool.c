@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-#include "ops/balance_loss.h"
 #include "base/parallel.h"
+#include "ops/balance_loss.h"
 
 mom_dropout mom_run_dropout(const mom_run *run, float p, uint64_t stream) {
     return (mom_dropout){run->training ? p : 0.0f, mom_rng_key(run->seed, run->counter, stream)};
@@ -19,7 +19,7 @@ static int balance_wanted(const mom_config *c) {
 
 /* (N, M) columns of the modules out of (N, S) scores. */
 static void module_scores(float *out, const float *scores, size_t N, size_t S, size_t M) {
-    for (size_t t = 0; t < N; t++)
+    for (size_t t = 0; t < N && !mom_rehearsing(); t++)
         memcpy(out + t * M, scores + t * S, M * sizeof *out);
 }
 
@@ -47,11 +47,13 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);
     if (pool->routed)
         return mom_route_forward(run, pool, saved, state);
+    if (run->needed) /* a row that is not needed has the choice after the only module's: SKIP */
+        return mom_routing_plan_init(&saved->route.plan, run->saved, run->needed, run->N, 1, 1, run->err);
     return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
 }
 
-/* Products of fewer rows than this pack just what they need. */
-#define PACK_ROWS 128
+/* With fewer tokens than this the rounds choose too few modules. */
+#define PACK_ROWS 4
 
 static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_packing *packings, size_t M,
                              const mom_half_layer *layer, int transposed) {
@@ -72,6 +74,24 @@ static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_
     return MOM_OK;
 }
 
+static mom_status pack_router(const mom_run *run, mom_pool *pool, int transposed) {
+    const mom_exec *x = run->exec;
+    const mom_dtype precision = run->config->dtype;
+    mom_router_tensors *w = &pool->router_weight;
+    mom_gemm_packing packings[2] = {mom_router_in_factor(w, &pool->spec, precision, transposed),
+                                    mom_router_state_factor(w, &pool->spec, precision, transposed)};
+    for (size_t i = 0; i < 2; i++) {
+        mom_gemm_packing *p = &packings[i];
+        p->dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, p->n, p->k), 1, run->err);
+        if (!p->dst)
+            return MOM_ERR_MEMORY;
+    }
+    MOM_TRY(mom_gemm_pack(x, packings, 2, run->err));
+    w->packed_in = packings[0].dst;
+    w->packed_state = packings[1].dst;
+    return MOM_OK;
+}
+
 mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed) {
     const size_t M = pool->M;
     mom_pool_unpack(pool);
@@ -86,10 +106,27 @@ mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int 
     MOM_TRY(mom_gemm_pack(run->exec, packings, 2 * M, run->err));
     pool->packed_in = in;
     pool->packed_out = out;
-    return MOM_OK;
+    return pool->routed && mom_router_gates(&pool->spec) ? pack_router(run, pool, transposed) : MOM_OK;
 }
 
-void mom_pool_unpack(mom_pool *pool) { pool->packed_in = pool->packed_out = NULL; }
+void mom_pool_unpack(mom_pool *pool) {
+    pool->packed_in = pool->packed_out = NULL;
+    pool->router_weight.packed_in = pool->router_weight.packed_state = NULL;
+}
+
+mom_status mom_route_room(const mom_run *run, const mom_pool *pool, mom_route *r) {
+    const size_t N = run->N, S = pool->S, K = pool->K;
+    *r = (mom_route){0};
+    MOM_ARENA_NEW(r->scores, run->saved, N * S, run->err);
+    MOM_ARENA_NEW(r->index, run->saved, N * K, run->err);
+    MOM_ARENA_NEW(r->kept, run->saved, N * K, run->err);
+    MOM_ARENA_NEW(r->reached, run->saved, pool->M, run->err);
+    if (balance_wanted(run->config) && !run->few_rows) {
+        MOM_ARENA_NEW(r->counts, run->saved, S, run->err);
+        MOM_ARENA_NEW(r->prob_sums, run->saved, S, run->err);
+    }
+    return MOM_OK;
+}
 
 mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
     const mom_config *c = run->config;
@@ -97,14 +134,13 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
     mom_error *err = run->err;
     const size_t N = run->N, S = pool->S, K = pool->K, R = pool->spec.R, gates = mom_router_gates(&pool->spec);
 
+    if (!r->scores)
+        MOM_TRY(mom_route_room(run, pool, r));
     MOM_ARENA_NEW(r->router.hidden, run->saved, N * R, err);
     if (gates) {
         MOM_ARENA_NEW(r->router.gates, run->saved, N * gates * R, err);
         MOM_ARENA_NEW(r->router.h_n, run->saved, N * R, err);
     }
-    MOM_ARENA_NEW(r->scores, run->saved, N * S, err);
-    MOM_ARENA_NEW(r->index, run->saved, N * K, err);
-    MOM_ARENA_NEW(r->kept, run->saved, N * K, err);
 
     const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
     mom_router_spec spec = pool->spec;
@@ -119,21 +155,22 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
         MOM_ARENA_NEW(r->used, run->saved, N * pool->M, err);
         module_scores(r->used, r->scores, N, S, pool->M);
     } else {
-        MOM_TRY(mom_routing_plan_init(&r->plan, run->saved, r->index, N, K, pool->M, err));
+        MOM_TRY(mom_rehearsing() ? mom_routing_plan_init_most(&r->plan, run->saved, N, K, pool->M, err)
+                                 : mom_routing_plan_init(&r->plan, run->saved, r->index, N, K, pool->M, err));
         r->used = r->kept;
     }
+    for (size_t m = 0; m < pool->M; m++)
+        r->reached[m] = r->plan.offsets[m + 1] > r->plan.offsets[m];
     if (c->use_ste) {
         const size_t n = N * r->plan.K;
         const float *scores = r->used;
         MOM_ARENA_NEW(r->used, run->saved, n, err);
-        mom_router_ste_forward(r->used, scores, n);
+        if (!mom_rehearsing())
+            mom_router_ste_forward(r->used, scores, n);
     }
 
     r->tokens = 0.0;
-    r->counts = r->prob_sums = NULL;
-    if (balance_wanted(c) && !run->few_rows) {
-        MOM_ARENA_NEW(r->counts, run->saved, S, err);
-        MOM_ARENA_NEW(r->prob_sums, run->saved, S, err);
+    if (r->counts) {
         memset(r->counts, 0, S * sizeof *r->counts);
         memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
         MOM_TRY(mom_balance_accumulate(run->exec, r->counts, r->prob_sums, &r->tokens, r->scores, run->mask,
@@ -151,19 +188,19 @@ mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half
     const size_t N = run->N, S = pool->S, n = N * r->plan.K;
     mom_error *err = run->err;
 
-    if (c->use_ste) {
+    if (c->use_ste && !mom_rehearsing()) {
         mom_router_ste_backward(dused, dused, n);
         if (dused2)
             mom_router_ste_backward(dused2, dused2, n);
     }
-    if (dused2)
+    if (dused2 && !mom_rehearsing())
         x->k->add(dused, dused2, n);
 
     float *dscores;
     MOM_ARENA_NEW(dscores, x->workspace, N * S, err);
-    memset(dscores, 0, N * S * sizeof *dscores);
+    mom_zero(dscores, N * S * sizeof *dscores);
     if (c->all_paths) {
-        for (size_t t = 0; t < N; t++)
+        for (size_t t = 0; t < N && !mom_rehearsing(); t++)
             memcpy(dscores + t * S, dused + t * pool->M, pool->M * sizeof *dscores);
     } else {
         mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);

@@ -17,26 +17,29 @@ typedef struct {
     const mom_exec *exec;
     const mom_config *config;
     mom_arena *saved;     /* activations for backward and routes */
-    size_t B, T, N;       /* N = B * T */
+    size_t B, T, N;       /* sequences, tokens of the longest, tokens of all */
     const uint8_t *mask;  /* (N) keys, or NULL */
-    const int32_t *offsets; /* (B + 1) first row of each sequence, or NULL: T rows each */
+    const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
+    const int16_t *needed; /* (N) 1 for rows whose output nothing depends on, else 0, in a half that is not routed; or NULL */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
     int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
     mom_error *err;
 } mom_run;
 
-/* Routing of one half in one round. Everything but the plan is there for the caller to read. */
+/* Routing of one half in one round. The first part, mom_route_room, may be allocated before and outlive the rest. */
 typedef struct {
-    mom_router_saved router;
     float *scores;   /* (N, S) what the router returns */
     int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP */
     float *kept;     /* (N, K) kept scores (renormalised with softmax), before any straight-through sign */
-    float *used;     /* (N, plan.K) what multiplies the modules' outputs */
-    mom_routing_plan plan;
-    /* balance loss of this half and round */
+    uint8_t *reached; /* (M) whether a token goes there */
+    /* balance loss of this half and round, if there is one */
     double *counts, *prob_sums; /* (S) */
     double tokens;
+
+    mom_router_saved router;
+    float *used;     /* (N, plan.K) what multiplies the modules' outputs */
+    mom_routing_plan plan;
 } mom_route;
 
 typedef struct {
@@ -48,6 +51,7 @@ typedef struct {
     float *lse;                /* attention: (N, H) */
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     uint64_t site;             /* identifies this half and round among the random streams */
+    mom_arena_mark start;      /* of `saved`, before anything of this half */
 } mom_half_saved;
 
 /* Streams within a half and round, added to `site`. */
@@ -89,6 +93,8 @@ mom_half_layer mom_half_out_layer(const mom_pool *pool);
 mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed);
 void mom_pool_unpack(mom_pool *pool);
 
+mom_status mom_route_room(const mom_run *run, const mom_pool *pool, mom_route *route);
+/* Makes room unless there is some. */
 mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
 
 /* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each),

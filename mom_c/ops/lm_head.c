@@ -4,8 +4,8 @@
  *         by exp(logit - its own maximum), and maximum and sum are kept; when the row is complete, one factor per block
  *         turns it into probabilities. So every logit is computed once and put through exp once, and backward never sees
  *         the head again: it scales what is here.
- * COST    6 n V C FLOP; a tile of TILE bytes at most (but at least LEAST_ROWS rows).
- * BITS    blocks of columns and chunks of rows depend on V and the type only; chunks are added in order.
+ * COST    6 n V C FLOP; a tile of TILE numbers at most (but at least LEAST_ROWS rows).
+ * BITS    blocks of columns, slices and chunks of rows depend on V, C and the type only; they are added in order.
  */
 #include <math.h>
 #include <string.h>
@@ -13,7 +13,9 @@
 #include "base/parallel.h"
 #include "ops/cross_entropy.h"
 
-#define TILE ((size_t)1 << 25)
+#define TILE ((size_t)1 << 23)
+#define SLICE ((size_t)1 << 21)    /* numbers of wte packed at a time for the gradient of the inputs */
+#define SLICE_UNIT ((size_t)1536) /* whole blocks of the products' sums at every level */
 #define LEAST_ROWS ((size_t)48)
 #define MOST_ROWS ((size_t)1024)
 #define TASK_ROWS ((size_t)8)
@@ -106,8 +108,9 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     *loss_sum = 0.0;
     if (!n)
         return MOM_OK;
-    const size_t blocks = column_blocks(V), fitting = TILE / (V * mom_dtype_size(x->precision));
+    const size_t blocks = column_blocks(V), fitting = TILE / V;
     const size_t most = min_size(n, min_size(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
+    const size_t slice = SLICE / C > SLICE_UNIT ? SLICE / C / SLICE_UNIT * SLICE_UNIT : SLICE_UNIT;
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
     if (dwte) {
@@ -120,7 +123,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     MOM_ARENA_NEW(job.sum, x->workspace, most * blocks, err);
     MOM_ARENA_NEW(job.label, x->workspace, most, err);
     MOM_ARENA_NEW(job.loss, x->workspace, most, err);
-    for (size_t r = 0; r < n; r += most) {
+    for (size_t r = 0; r < n && !(r && mom_rehearsing()); r += most) {
         job.rows = min_size(most, n - r);
         job.labels = labels + r;
         mom_matrix inputs = mom_matrix_rows(hidden, C);
@@ -133,13 +136,16 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
             *loss_sum += job.loss[i];
         if (!dwte)
             continue;
-        const mom_matrix dlogits = mom_matrix_of(job.tile, x->precision, job.ld);
-        const mom_gemm gradients[2] = {
-            {.m = job.rows, .n = C, .k = V, .a = dlogits, .b = mom_matrix_rows(wte, C), .c = selected, .ldc = C,
-             .precision = x->precision},
-            {.m = V, .n = C, .k = job.rows, .a = mom_matrix_flip(dlogits), .b = inputs, .c = dwte, .ldc = C,
-             .precision = x->precision, .accumulate = r > 0}};
-        MOM_TRY(mom_gemm_run(x, gradients, 2, err));
+        for (size_t v = 0; v < V; v += slice) { /* so that never all of wte is packed */
+            const size_t columns = min_size(slice, V - v);
+            const mom_matrix dlogits = mom_matrix_of(tile_at(&job, 0, v), x->precision, job.ld);
+            const mom_gemm gradients[2] = {
+                {.m = job.rows, .n = C, .k = columns, .a = dlogits, .b = mom_matrix_rows(wte + v * C, C), .c = selected,
+                 .ldc = C, .precision = x->precision, .accumulate = v > 0},
+                {.m = columns, .n = C, .k = job.rows, .a = mom_matrix_flip(dlogits), .b = inputs, .c = dwte + v * C,
+                 .ldc = C, .precision = x->precision, .accumulate = r > 0}};
+            MOM_TRY(mom_gemm_run(x, gradients, 2, err));
+        }
         scatter_job scatter = {dhidden, selected, rows + r, C};
         mom_parallel_for(x->threads, job.rows, scatter_task, &scatter);
     }

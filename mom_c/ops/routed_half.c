@@ -542,7 +542,7 @@ static mom_status enter_backward(const mom_half *half, float *const *dweight, fl
     }
 
     /* pass 2: through LayerNorm */
-    if (plan->M == 1)
+    if (plan->M == 1 && whole(plan, 0))
         return mom_layernorm_backward(x, dx, dln_weight[0], dln_bias[0], dxn, half->x, half->ln_weight[0], half->mean,
                                       half->rstd, plan->N, C, half->err);
     return mom_routed_layernorm_backward(x, dx, dln_weight, dln_bias, dxn, half->x, half->mean, half->rstd,

@@ -221,7 +221,7 @@ void mom_routed_combine_backward(const mom_exec *x, float *dweight, float *dy, c
 }
 
 void mom_routed_slot_scale(float *slot_scale, const float *weight, const mom_routing_plan *plan) {
-    for (size_t s = 0; s < plan->slots; s++)
+    for (size_t s = 0; s < plan->slots && !mom_rehearsing(); s++)
         slot_scale[s] = weight[(size_t)plan->token[s] * plan->K + (size_t)plan->choice[s]];
 }
 

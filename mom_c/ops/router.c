@@ -140,20 +140,33 @@ static mom_status new_zero_row(const float **row, const mom_exec *x, size_t R, m
     return MOM_OK;
 }
 
-/* Packs b of `product` for all blocks of tokens; the product then has only its rows to be filled in. */
-static mom_status pack_weight(const mom_exec *x, mom_gemm *product, mom_error *err) {
-    unsigned char *packed;
-    MOM_ARENA_NEW(packed, x->workspace, mom_gemm_packed_size(x->k, product->precision, product->n, product->k), err);
-    const mom_gemm_packing packing = {packed, product->b, NULL, product->n, product->k, product->precision};
-    MOM_TRY(mom_gemm_pack(x, &packing, 1, err));
-    product->packed_b = packed;
-    return MOM_OK;
+static mom_gemm_packing factor(const float *weight, size_t In, size_t Out, mom_dtype precision, int transposed) {
+    return transposed ? (mom_gemm_packing){.b = mom_matrix_rows(weight, In), .n = In, .k = Out, .precision = precision}
+                      : (mom_gemm_packing){.b = mom_matrix_transposed(weight, In), .n = Out, .k = In, .precision = precision};
 }
 
-/* out (rows, Out) = inp (rows, In) * weight^T + bias */
-static mom_gemm pre_activation(const mom_exec *x, const float *weight, const float *bias, size_t In, size_t Out) {
-    return (mom_gemm){.n = Out, .k = In, .b = mom_matrix_transposed(weight, In), .ldc = Out, .bias = bias,
-                      .precision = x->precision};
+mom_gemm_packing mom_router_in_factor(const mom_router_tensors *weights, const mom_router_spec *spec, mom_dtype precision,
+                                      int transposed) {
+    return factor(weights->in_weight, spec->C, mom_router_gates(spec) * spec->R, precision, transposed);
+}
+
+mom_gemm_packing mom_router_state_factor(const mom_router_tensors *weights, const mom_router_spec *spec,
+                                         mom_dtype precision, int transposed) {
+    return factor(weights->state_weight, spec->R, mom_router_gates(spec) * spec->R, precision, transposed);
+}
+
+/* out (rows, n) = or += inp (rows, k) * b + bias, for any rows; b is packed for several blocks of them. */
+static mom_status product_with(mom_gemm *product, const mom_exec *x, mom_gemm_packing b, const void *packed,
+                               const float *bias, int accumulate, int several, mom_error *err) {
+    *product = (mom_gemm){.n = b.n, .k = b.k, .b = b.b, .ldc = b.n, .bias = bias, .accumulate = accumulate,
+                          .precision = b.precision, .packed_b = packed};
+    if (packed || !several)
+        return MOM_OK;
+    unsigned char *dst;
+    MOM_ARENA_NEW(dst, x->workspace, mom_gemm_packed_size(x->k, b.precision, b.n, b.k), err);
+    b.dst = dst;
+    product->packed_b = dst;
+    return mom_gemm_pack(x, &b, 1, err);
 }
 
 static mom_gemm on_rows(mom_gemm product, float *out, const float *inp, size_t ld, size_t rows) {
@@ -181,13 +194,12 @@ static mom_status recurrent_forward(const mom_exec *x, mom_router_saved *saved, 
     }
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
-    mom_gemm of_inp = pre_activation(x, w->in_weight, w->in_bias, C, GR);
-    mom_gemm of_state = pre_activation(x, w->state_weight, w->state_bias, R, GR);
-    if (!spec->few_rows) {
-        MOM_TRY(pack_weight(x, &of_inp, err));
-        if (state)
-            MOM_TRY(pack_weight(x, &of_state, err));
-    }
+    mom_gemm of_inp, of_state = {0};
+    MOM_TRY(product_with(&of_inp, x, mom_router_in_factor(w, spec, x->precision, 0), w->packed_in, w->in_bias, 0, N > most,
+                         err));
+    if (state)
+        MOM_TRY(product_with(&of_state, x, mom_router_state_factor(w, spec, x->precision, 0), w->packed_state,
+                             w->state_bias, 0, N > most, err));
     for (size_t begin = 0; begin < N; begin += most) {
         const size_t rows = run.rows = block_rows(N, begin);
         run.first = begin;
@@ -247,12 +259,6 @@ static void run_cell_backward(void *context, size_t task, int thread) {
     }
 }
 
-/* dinp (rows, In) += dout (rows, Out) * weight */
-static mom_gemm gradient_to_input(const mom_exec *x, const float *weight, size_t In, size_t Out) {
-    return (mom_gemm){.n = In, .k = Out, .b = mom_matrix_rows(weight, In), .ldc = In, .accumulate = 1,
-                      .precision = x->precision};
-}
-
 /* dweight (Out, In) += dout^T (Out, rows) * inp (rows, In) */
 static mom_gemm gradient_to_weight(const mom_exec *x, float *dweight, const float *dout, const float *inp, size_t rows,
                                    size_t In, size_t Out) {
@@ -280,10 +286,11 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
         MOM_ARENA_NEW(run.dstate_in, x->workspace, (size_t)x->threads * R, err);
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
-    mom_gemm to_inp = gradient_to_input(x, w->in_weight, C, GR), to_state = gradient_to_input(x, w->state_weight, R, GR);
-    MOM_TRY(pack_weight(x, &to_inp, err));
+    mom_gemm to_inp, to_state = {0};
+    MOM_TRY(product_with(&to_inp, x, mom_router_in_factor(w, spec, x->precision, 1), w->packed_in, NULL, 1, N > most, err));
     if (dstate_in)
-        MOM_TRY(pack_weight(x, &to_state, err));
+        MOM_TRY(product_with(&to_state, x, mom_router_state_factor(w, spec, x->precision, 1), w->packed_state, NULL, 1,
+                             N > most, err));
     for (size_t begin = 0; begin < N; begin += most) {
         const size_t rows = run.rows = block_rows(N, begin);
         run.first = begin;
@@ -398,7 +405,8 @@ static void run_softmax_backward(void *context, size_t task, int thread) {
 void mom_router_scores_forward(const mom_exec *x, float *scores, const float *logits, int softmax, float temperature,
                                size_t N, size_t S) {
     if (!softmax) {
-        memmove(scores, logits, N * S * sizeof *scores);
+        if (!mom_rehearsing())
+            memmove(scores, logits, N * S * sizeof *scores);
         return;
     }
     scores_context run = {x->k, scores, logits, NULL, temperature, N, S};
@@ -408,7 +416,8 @@ void mom_router_scores_forward(const mom_exec *x, float *scores, const float *lo
 void mom_router_scores_backward(const mom_exec *x, float *dlogits, const float *dscores, const float *scores,
                                 int softmax, float temperature, size_t N, size_t S) {
     if (!softmax) {
-        memmove(dlogits, dscores, N * S * sizeof *dlogits);
+        if (!mom_rehearsing())
+            memmove(dlogits, dscores, N * S * sizeof *dlogits);
         return;
     }
     scores_context run = {x->k, dlogits, dscores, scores, temperature, N, S};

@@ -24,9 +24,18 @@ typedef struct {
     float *in_weight, *in_bias;
     float *state_weight, *state_bias;
     float *out_weight, *out_bias;
+    /* NULL, or in_weight and state_weight of a recurrent router as factors b of the products of one direction, packed:
+     * mom_router_in_factor, mom_router_state_factor */
+    const void *packed_in, *packed_state;
 } mom_router_tensors;
 
 size_t mom_router_gates(const mom_router_spec *spec); /* G; 0 for naive */
+
+/* What to pack for the forward products or, transposed, for the gradients to the inputs; dst is left to the caller. */
+mom_gemm_packing mom_router_in_factor(const mom_router_tensors *weights, const mom_router_spec *spec, mom_dtype precision,
+                                      int transposed);
+mom_gemm_packing mom_router_state_factor(const mom_router_tensors *weights, const mom_router_spec *spec,
+                                         mom_dtype precision, int transposed);
 
 /* What one round saves for backward (all pointers given by the caller, N tokens). */
 typedef struct {

@@ -7,6 +7,8 @@
 
 #include <string.h>
 
+#include "base/parallel.h"
+
 static mom_status check_size(size_t N, size_t K, mom_error *err) {
     if (K && N > INT32_MAX / K)
         return mom_error_set(err, MOM_ERR_VALUE,
@@ -60,6 +62,24 @@ static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const i
     return MOM_OK;
 }
 
+static mom_status spread_evenly(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
+    MOM_ARENA_NEW(plan->offsets, arena, plan->M + 1, err);
+    for (size_t m = 0; m <= plan->M; m++)
+        plan->offsets[m] = (int32_t)(plan->slots * m / plan->M);
+    return allocate(plan, arena, err);
+}
+
+mom_status mom_routing_plan_init_most(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t K, size_t M,
+                                      mom_error *err) {
+    MOM_TRY(check_size(N, K, err));
+    *plan = (mom_routing_plan){.N = N, .K = K, .M = M, .slots = N * (K < M ? K : M)};
+    const mom_arena_mark mark = mom_arena_get_mark(arena);
+    const mom_status status = spread_evenly(plan, arena, err);
+    if (status != MOM_OK)
+        mom_arena_release(arena, mark);
+    return status;
+}
+
 mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
                                  size_t M, mom_error *err) {
     MOM_TRY(check_size(N, K, err));
@@ -77,7 +97,7 @@ static mom_status fill_dense(mom_routing_plan *plan, mom_arena *arena, mom_error
     MOM_TRY(allocate(plan, arena, err));
     for (size_t m = 0; m <= M; m++)
         plan->offsets[m] = (int32_t)(m * N);
-    for (size_t m = 0; m < M; m++) {
+    for (size_t m = 0; m < M && !mom_rehearsing(); m++) {
         for (size_t t = 0; t < N; t++) {
             const size_t slot = m * N + t;
             plan->token[slot] = (int32_t)t;

@@ -22,6 +22,11 @@ typedef struct {
 mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
                                  size_t M, mom_error *err);
 
+/* A plan of the most slots that N tokens with K choices can take, spread evenly over the modules, whatever they chose:
+ * the arrays' contents are undefined but for offsets. For rehearsals (base/parallel.h). */
+mom_status mom_routing_plan_init_most(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t K, size_t M,
+                                      mom_error *err);
+
 /* Every module for every token (K = M), slot of (t, m) = m * N + t. */
 mom_status mom_routing_plan_init_dense(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M, mom_error *err);
 

@@ -36,21 +36,35 @@ def seed(value: Any, name: str = "seed") -> int:
     return int(value)
 
 
-def as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
-    """(B, T) int32; one row is accepted as (T,). A copy: the core reads it while other threads may run."""
+def _as_integers(value: ArrayLike, name: str) -> NDArray[Any]:
+    """Not empty, and every number fits int32."""
     array = as_array(value, name)
     if array.size == 0:
         raise ValueError(f"{name}: shape {array.shape} is empty")
     if array.dtype == object or not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name}: dtype {array.dtype}, expected an integer dtype")
-    if array.ndim == 1:
-        array = array[None, :]
-    if array.ndim != 2:
-        raise ValueError(f"{name}: shape {array.shape}, expected (B, T)")
     if array.dtype != np.int32:
         low, high = int(array.min()), int(array.max())
         if low < -(2**31) or high >= 2**31:
             raise ValueError(f"{name}: value {low if low < -(2**31) else high} does not fit 32 bits")
+    return array
+
+
+def as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
+    """(B, T) int32; one row is accepted as (T,). A copy: the core reads it while other threads may run."""
+    array = _as_integers(value, name)
+    if array.ndim == 1:
+        array = array[None, :]
+    if array.ndim != 2:
+        raise ValueError(f"{name}: shape {array.shape}, expected (B, T)")
+    return np.array(array, dtype=np.int32, order="C")
+
+
+def as_packed(value: ArrayLike, name: str, letter: str = "N") -> NDArray[np.int32]:
+    """One axis of int32, a copy as of `as_ids`."""
+    array = _as_integers(value, name)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: shape {array.shape}, expected ({letter},)")
     return np.array(array, dtype=np.int32, order="C")
 
 

@@ -32,8 +32,9 @@ from .data.prepare import prepare, read_meta
 from .demo import run_demo
 from .errors import ConfigError, DataError, MomError
 from .evaluate import register, text_losses
+from .memory import plan_for
 from .model import MoM
-from .runtime import cpu_info, get_num_threads, set_num_threads
+from .runtime import cpu_info, get_num_threads, memory_limit, set_num_threads
 from .tokenizer import Tokenizer
 from .training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
 from .training.config import read_toml
@@ -783,10 +784,41 @@ def _run_lm_eval(a: argparse.Namespace) -> int:
 
 # ------------------------------------------------------------------ info
 def _add_info(commands: Any) -> None:
-    _command(commands, "info", _run_info, "versions, processor and active kernels")
+    parser = _command(
+        commands, "info", _run_info, "versions, processor and active kernels; or the memory that a model needs",
+        "With --preset or --model: bytes of a training step, and of a forward pass alone, for a batch of that shape.",
+    )  # fmt: skip
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--preset", metavar="NAME", help=f"a named configuration: {', '.join(PRESETS)}")
+    which.add_argument("--model", metavar="DIR", help="folder with a model, or its config.json")
+    parser.add_argument("--batch_size", type=int, default=TrainingConfig.batch_size, metavar="N", help="sequences")
+    parser.add_argument("--sequence_length", type=int, metavar="N", help="tokens of each (default: n_positions)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
+    _add_threads(parser)
 
 
-def _run_info(_: argparse.Namespace) -> int:
+def _show_memory(a: argparse.Namespace) -> int:
+    config = MoMConfig.preset(a.preset) if a.preset is not None else MoMConfig.from_json(a.model)
+    length = config.n_positions if a.sequence_length is None else a.sequence_length
+    columns = {
+        "training": {},
+        "checkpointing": {"activation_checkpointing": True},
+        "forward": {"training": False},
+    }  # fmt: skip
+    plans = [plan_for(config, a.batch_size, length, dtype=a.dtype, **options) for options in columns.values()]
+    print(f"{a.batch_size} x {length} tokens, {a.dtype}; MB (activations to workspace: at their fullest moment)")
+    print(f"{'':13}" + "".join(f"{name:>15}" for name in columns))
+    for parts in zip(*(plan.rows() for plan in plans), strict=True):
+        print(f"{parts[0][0]:13}" + "".join(f"{1e-6 * size:15,.1f}" for _, size in parts))
+    limit = memory_limit()
+    if limit is not None:
+        print(f"{'limit':13}{1e-6 * limit:15,.1f}   (of this machine or control group)")
+    return 0
+
+
+def _run_info(a: argparse.Namespace) -> int:
+    if a.preset is not None or a.model is not None:
+        return _show_memory(a)
     cpu = cpu_info()
     rows = [("mom", _version.__version__), ("python", platform.python_version()), ("platform", platform.platform())]
     packages = ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib", "scikit-learn", "scipy", "rouge-score")

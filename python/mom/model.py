@@ -25,6 +25,7 @@ from ._arguments import LARGEST as _LARGEST
 from ._arguments import as_array as _as_array
 from ._arguments import as_ids as _as_ids
 from ._arguments import as_mask as _as_mask
+from ._arguments import as_packed as _as_packed
 from ._arguments import number as _number
 from ._arguments import prompts as _prompts
 from ._arguments import sampling as _sampling
@@ -33,6 +34,8 @@ from .config import MoMConfig
 from .errors import CheckpointError, ConfigError
 from .generation import Decoder
 from .hub import model_folder
+from .memory import MemoryPlan
+from .runtime import memory_limit as _machine_limit
 
 __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
@@ -184,14 +187,29 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     ``half`` is ``"attn"`` or ``"ffn"``; the entry is None for a half without a router, else a dict of
     ``scores`` (B, T, S) float32, ``index`` (B, T, K) int16 in falling order of score and ``weight``
     (B, T, K) float32: the kept scores, renormalised with softmax, before any straight-through sign.
+    Of packed rows the first axis is N, all tokens, instead of B, T.
     An index of at least ``num_modules[half]`` means SKIP. Arrays are copies.
     """
 
     def __init__(
-        self, halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]], num_modules: dict[str, int]
+        self,
+        halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]],
+        num_modules: dict[str, int],
+        lengths: NDArray[np.int32] | None = None,
     ) -> None:
         self._halves = halves
         self.num_modules = num_modules
+        #: Of packed rows, (B,); else None.
+        self.lengths = lengths
+
+    def of_row(self, array: NDArray[Any], row: int) -> NDArray[Any]:
+        """The part of an array of an entry that belongs to one sequence: (T, S) or (T, K)."""
+        if self.lengths is None:
+            part: NDArray[Any] = array[row]
+            return part
+        ends = np.cumsum(self.lengths)
+        part = array[ends[row] - self.lengths[row] : ends[row]]
+        return part
 
     def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:
         return self._halves[half]
@@ -215,7 +233,7 @@ class ModelOutput:
         Mean cross entropy over the labelled positions (for a classifier: its own loss).
     balance_loss : float or None
     logits : ndarray of float32 or None
-        (B, T, V); for a classifier (B, num_labels).
+        (B, T, V), of packed rows (N, V); for a classifier (B, num_labels).
     routes : Routes or None
     num_labelled : int
         Positions that were scored.
@@ -253,12 +271,16 @@ class _Network:
         self.dtype = dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
+        #: Whether forward passes keep just the input of every round (an anchor layer is one), from which `backward`
+        #: computes the rest again: less memory, more time, the same gradients.
+        self.activation_checkpointing = False
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
         #: The task that the model was fine-tuned for, or None; saved with it.
         self.finetuning_task: str | None = None
         self._core = _core.Network({**_core_config(self.config), "bf16": dtype == "bfloat16"})
         self._core.random_state = (seed, 0)
+        self.memory_limit = None
         if fresh:
             self._core.randomize(seed)
         table = self._core.parameter_table()
@@ -266,6 +288,13 @@ class _Network:
         self._gradients: TensorMap | None = None
         # The reference's classification loss has no balance term.
         self._balance_scale = 0.0 if self._classifier else self.config.router_aux_loss_coef
+
+    @classmethod
+    def _outline(cls, config: MoMConfig, dtype: str) -> Any:
+        """A model whose weights are zero and, on Linux, take no memory before they are touched."""
+        model = cls.__new__(cls)
+        model._set_up(model._check_config(config), 0, _dtype(dtype), fresh=False)
+        return model
 
     def _check_config(self, config: MoMConfig) -> MoMConfig:
         raise NotImplementedError
@@ -334,6 +363,65 @@ class _Network:
             parts[f"{half}_router"] = Router(f"block {place} {half} router", self, names) if names else None
         return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])
 
+    # ------------------------------------------------------------------ memory
+    @property
+    def memory_limit(self) -> int | None:
+        """Largest number of bytes that a forward pass may plan for, or None where nothing is known of the machine.
+
+        A pass that would need more, with parameters, gradients and the optimizer's moments, raises `MemoryError`
+        before anything is allocated. Setting None takes the machine's limit, `mom.runtime.memory_limit`.
+        """
+        return self._core.memory_limit or None
+
+    @memory_limit.setter
+    def memory_limit(self, value: int | None) -> None:
+        limit = (_machine_limit() or 0) if value is None else _seed(value, "memory_limit")
+        if value is not None and limit < 1:
+            raise ValueError(f"memory_limit: {value} is not positive")
+        self._core.memory_limit = limit
+
+    def memory_plan(
+        self, batch: int, length: int, *, training: bool = True, activation_checkpointing: bool | None = None
+    ) -> MemoryPlan:
+        """How many bytes batches of this shape need, worked out by the code that allocates them; nothing is computed.
+
+        Parameters
+        ----------
+        batch, length : int
+            Sequences and tokens per sequence; all of them labelled, with a mask.
+        training : bool
+            A training step with AdamW; otherwise a forward pass that keeps nothing.
+        activation_checkpointing : bool, optional
+            None: as the model's attribute says.
+
+        Returns
+        -------
+        MemoryPlan
+            For as many threads as calls use now.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"))
+        >>> plan = model.memory_plan(8, 64)
+        >>> plan.parameters <= plan.total
+        True
+        """
+        for name, value in (("batch", batch), ("length", length)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name}: {value} is less than 1")
+        if length > self.config.n_positions:
+            raise ValueError(f"length: {length}, n_positions is {self.config.n_positions}")
+        if batch * length >= 2**31:
+            raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
+        checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
+        checkpoint = bool(checkpoint and training)
+        sizes = self._core.plan(int(batch), int(length), training, checkpoint, training)
+        sizes["moments"] = 2 * sizes["parameters"] if training else 0
+        return MemoryPlan(int(batch), int(length), training, checkpoint, **sizes)
+
     # ------------------------------------------------------------------ modes and random numbers
     def train(self) -> None:
         """Switch dropout on (where the configuration has any)."""
@@ -396,7 +484,26 @@ class _Network:
             _number(balance_scale, "balance_scale", -_LARGEST, "a finite float32"),
         )
 
-    def _routes(self, batch: int, length: int) -> Routes:
+    def _inputs(
+        self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
+    ) -> dict[str, Any]:
+        """What is computed, (B, T) or with `lengths` (N,), as the core's arguments."""
+        as_tokens = _as_ids if lengths is None else _as_packed
+        ids = as_tokens(tokens, "tokens")
+        given: dict[str, Any] = {"tokens": ids}
+        if lengths is not None:
+            given["lengths"] = _as_packed(lengths, "lengths", "B")
+        if mask is not None:
+            if lengths is not None:
+                raise ValueError("attention_mask: packed rows have no padding to hide; give it or lengths, not both")
+            given["mask"] = _as_mask(mask, ids.shape)
+        if positions is not None:
+            given["positions"] = _like(as_tokens(positions, "positions"), ids.shape, "positions")
+        return given
+
+    def _routes(self, given: Mapping[str, Any]) -> Routes:
+        """Of the last forward pass, which had these `_inputs`."""
+        shape = given["tokens"].shape
         counts = {"attn": self.config.num_attn, "ffn": self.config.num_ffn}
         halves: dict[str, list[list[dict[str, NDArray[Any]] | None]]] = {"attn": [], "ffn": []}
         for place, kind in enumerate(self.config.places()):
@@ -407,10 +514,10 @@ class _Network:
                 for r in range(self.config.rounds):
                     entry = self._core.route(place, r, number)
                     if entry is not None:
-                        entry = {k: v.reshape(batch, length, v.shape[1]) for k, v in entry.items()}
+                        entry = {k: v.reshape(*shape, v.shape[1]) for k, v in entry.items()}
                     rounds.append(entry)
                 halves[half].append(rounds)
-        return Routes(halves, counts)
+        return Routes(halves, counts, given.get("lengths"))
 
     # ------------------------------------------------------------------ copies
     def __getstate__(self) -> dict[str, Any]:
@@ -420,8 +527,8 @@ class _Network:
         """
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
-            "finetuning_task": self.finetuning_task, "random_state": self.random_state,
-            "weights": {n: v.copy() for n, v in self._parameters.items()},
+            "finetuning_task": self.finetuning_task, "activation_checkpointing": self.activation_checkpointing,
+            "random_state": self.random_state, "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -430,6 +537,7 @@ class _Network:
             self._parameters[name] = value
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
         self.finetuning_task = state["finetuning_task"]
+        self.activation_checkpointing = state["activation_checkpointing"]
 
     # ------------------------------------------------------------------ files
     def save_pretrained(
@@ -638,6 +746,7 @@ class MoM(_Network):
         return_logits: bool = False,
         return_routes: bool = False,
         *,
+        lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         keep: bool | None = None,
     ) -> ModelOutput:
@@ -645,16 +754,20 @@ class MoM(_Network):
 
         Parameters
         ----------
-        tokens : array of int, shape (B, T)
+        tokens : array of int, shape (B, T), or (N,) with `lengths`
             Ids below ``vocab_size``; T at most ``n_positions``.
-        labels : array of int, shape (B, T), optional
-            Position t is scored against label t + 1; -100 is ignored. Usually the tokens themselves.
+        labels : array of int, as `tokens`, optional
+            Position t is scored against label t + 1 of the same sequence; -100 is ignored. Usually the tokens
+            themselves.
         attention_mask : array of 0/1, shape (B, T), optional
             0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore it.
         return_logits, return_routes : bool
-            Also return logits (B, T, V), or how the tokens were routed.
-        positions : array of int, shape (B, T), optional
-            Position ids; 0 to T-1 by default.
+            Also return logits (B, T, V) or (N, V), or how the tokens were routed.
+        lengths : array of int, shape (B,), optional
+            The tokens are B sequences of these lengths one after the other, packed: N tokens and no padding. Not
+            together with `attention_mask`.
+        positions : array of int, as `tokens`, optional
+            Position ids; by default 0, 1, 2, ... in every sequence.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 
@@ -666,16 +779,26 @@ class MoM(_Network):
         ------
         ValueError, TypeError
             Naming the argument, what came and what was wanted; the model stays usable.
+        MemoryError
+            If the batch needs more than `memory_limit`, with both figures; nothing has changed then.
+
+        Notes
+        -----
+        Packed rows cost what their own tokens cost, and give what the same rows give in a padded batch with an
+        `attention_mask`, where padding has label -100 and positions count real tokens: the same losses, gradients,
+        logits and routes. The balance loss is a mean over real tokens in both. Three things do depend on padding:
+        padding is routed, so a module that nothing but padding has chosen counts in `has_gradient`; and random numbers
+        (dropout, ``random`` routers) are drawn by place in the batch.
         """
-        ids = _as_ids(tokens, "tokens")
-        shape = ids.shape
+        given = self._inputs(tokens, lengths, attention_mask, positions)
+        shape = given["tokens"].shape
+        as_labels = _as_ids if lengths is None else _as_packed
         result = self._core.forward(
-            ids,
-            labels=None if labels is None else _like(_as_ids(labels, "labels"), shape, "labels"),
-            mask=None if attention_mask is None else _as_mask(attention_mask, shape),
-            positions=None if positions is None else _like(_as_ids(positions, "positions"), shape, "positions"),
+            **given,
+            labels=None if labels is None else _like(as_labels(labels, "labels"), shape, "labels"),
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
         )
         lm_loss, balance_loss, labelled = result
         loss = lm_loss
@@ -683,7 +806,7 @@ class MoM(_Network):
             loss += self.config.router_aux_loss_coef * balance_loss
         logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
         return ModelOutput(
-            loss, lm_loss, balance_loss, logits, self._routes(*shape) if return_routes else None, labelled
+            loss, lm_loss, balance_loss, logits, self._routes(given) if return_routes else None, labelled
         )
 
     def generate(
@@ -893,6 +1016,7 @@ class MoMForSequenceClassification(_Network):
         return_logits: bool = True,
         return_routes: bool = False,
         *,
+        lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         keep: bool | None = None,
     ) -> ModelOutput:
@@ -900,15 +1024,18 @@ class MoMForSequenceClassification(_Network):
 
         Parameters
         ----------
-        tokens : array of int, shape (B, T)
+        tokens : array of int, shape (B, T), or (N,) with `lengths`
         labels : array, optional
             (B,) of int for classification; (B,) or (B, num_labels) of float for regression; (B, num_labels) of
             float for multi-label classification.
         attention_mask : array of 0/1, shape (B, T), optional
         return_logits, return_routes : bool
-        positions : array of int, shape (B, T), optional
-            Position ids; 0 to T-1 by default. With padding on the left they have to count the real tokens for a
-            prediction that does not depend on the padding.
+        lengths : array of int, shape (B,), optional
+            The tokens are B sequences of these lengths one after the other, packed, each classified at its last token;
+            see `MoM`. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for padding.
+        positions : array of int, as `tokens`, optional
+            Position ids; by default 0, 1, 2, ... in every sequence. With padding on the left they have to count the
+            real tokens for a prediction that does not depend on the padding.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 
@@ -917,19 +1044,21 @@ class MoMForSequenceClassification(_Network):
         ModelOutput
             With logits (B, num_labels) at the pooled position and the loss as ``lm_loss`` and ``loss``.
         """
-        ids = _as_ids(tokens, "tokens")
-        mask = None if attention_mask is None else _as_mask(attention_mask, ids.shape)
-        targets = {} if labels is None else self._targets(labels, ids.shape[0])
+        given = self._inputs(tokens, lengths, attention_mask, positions)
+        ids = given["tokens"]
+        if lengths is None:
+            given["pooled"] = self.pooled_positions(ids, given.get("mask"))
+        elif self.config.pooling != "mask":
+            raise ConfigError(f"pooling: {self.config.pooling!r} looks for padding; packed rows need 'mask'")
+        targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))
         lm_loss, _, labelled = self._core.forward(
-            ids,
-            mask=mask,
-            positions=None if positions is None else _like(_as_ids(positions, "positions"), ids.shape, "positions"),
-            pooled=self.pooled_positions(ids, mask),
+            **given,
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
             **targets,
         )
         logits = self._core.pooled_logits() if return_logits else None
         return ModelOutput(
-            lm_loss, lm_loss, None, logits, self._routes(*ids.shape) if return_routes else None, labelled
+            lm_loss, lm_loss, None, logits, self._routes(given) if return_routes else None, labelled
         )

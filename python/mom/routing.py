@@ -47,7 +47,7 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
     ----------
     routes : Routes
         From ``model(tokens, return_routes=True).routes``.
-    mask : array of 0/1, shape (B, T), optional
+    mask : array of 0/1, shape (B, T) or of packed rows (N,), optional
         Tokens to count; all by default.
 
     Returns
@@ -71,8 +71,8 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
                     continue
                 index = entry["index"]
                 if counted is not None:
-                    if counted.shape != index.shape[:2]:
-                        raise ValueError(f"mask: shape {counted.shape}, expected {index.shape[:2]} like the tokens")
+                    if counted.shape != index.shape[:-1]:
+                        raise ValueError(f"mask: shape {counted.shape}, expected {index.shape[:-1]} like the tokens")
                     index = index[counted]
                 counts = np.bincount(np.minimum(index.ravel(), modules), minlength=modules + 1)
                 rows.append(counts / max(1, counts.sum()))
@@ -105,7 +105,7 @@ def paths(routes: Routes, row: int = 0) -> list[list[str]]:
             steps.append({half: routes[half][b][r] for half in _HALVES})
             for half in _HALVES:
                 if steps[-1][half] is not None:
-                    length = steps[-1][half]["index"].shape[1]
+                    length = len(routes.of_row(steps[-1][half]["index"], row))
     if length is None:
         return []
 
@@ -113,7 +113,7 @@ def paths(routes: Routes, row: int = 0) -> list[list[str]]:
         letter = half[0].upper()
         if entry is None:
             return letter
-        chosen = [f"{letter}{i}" for i in entry["index"][row, t] if i < routes.num_modules[half]]
+        chosen = [f"{letter}{i}" for i in routes.of_row(entry["index"], row)[t] if i < routes.num_modules[half]]
         return "+".join(chosen) if chosen else "-"
 
     return [[" ".join(written(step[half], half, t) for half in _HALVES) for step in steps] for t in range(length)]

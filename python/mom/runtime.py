@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from . import _core
 
 __all__ = [
-    "Bandwidth", "CpuInfo", "cpu_info", "get_num_threads", "machine_peak", "memory_bandwidth", "set_cpu_level",
-    "set_num_threads",
+    "Bandwidth", "CpuInfo", "cpu_info", "get_num_threads", "machine_peak", "memory_bandwidth", "memory_limit",
+    "set_cpu_level", "set_num_threads",
 ]  # fmt: skip
 
 
@@ -169,3 +172,42 @@ def memory_bandwidth(bytes: int = 1 << 27, threads: int | None = None, repeats: 
     True
     """
     return Bandwidth(*_core.memory_bandwidth(bytes, get_num_threads() if threads is None else threads, repeats))
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process can have at most: the machine's memory, or less where a control group says so.
+
+    Returns
+    -------
+    int or None
+        None where the system does not tell.
+
+    Examples
+    --------
+    >>> import mom
+    >>> limit = mom.runtime.memory_limit()
+    >>> limit is None or limit > 1e6
+    True
+    """
+    limits = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in _group_files():
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+            limits.append(int(file.read_text(encoding="ascii")))
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
+def _group_files() -> list[Path]:
+    """Where the limits of this process's control groups stand, version 1 and 2, from its own group to the root."""
+    files = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = Path("/sys/fs/cgroup", "memory" if controllers else "")
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            own = root / group.strip("/")
+            files += [folder / name for folder in (own, *own.parents) if root in (folder, *folder.parents)]
+    return files

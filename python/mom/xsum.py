@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from .beam import beam_search
 from .checkpoint import MODEL_FILES, check_replaceable, write_file
-from .data.batches import bucketed, pad_labelled
+from .data.batches import bucketed, pack_labelled
 from .data.glue import TASKS
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
@@ -152,8 +152,8 @@ def _rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[li
 
 
 def _forward(model: MoM, rows: Sequence[_Row], keep: bool) -> ModelOutput:
-    tokens, labels, mask = pad_labelled(rows)
-    return model(tokens, labels=labels, attention_mask=mask, keep=keep)
+    tokens, labels, lengths = pack_labelled(rows)
+    return model(tokens, labels=labels, lengths=lengths, keep=keep)
 
 
 def _loss(model: MoM, rows: Sequence[_Row]) -> float:

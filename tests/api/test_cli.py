@@ -369,6 +369,26 @@ def test_info_names_versions_and_kernels(mom_command: Any) -> None:
     assert f"matrix kernel {mom.cpu_info()['gemm']}" in out
 
 
+def test_info_tells_the_memory_of_a_model(mom_command: Any, tmp_path: Path) -> None:
+    config = mom.MoMConfig.preset("demo")
+    config.to_json(tmp_path / "config.json")
+    shape = ("--batch_size", 3, "--sequence_length", 20, "--dtype", "bfloat16")
+    status, out, _ = mom_command("info", "--preset", "demo", *shape)
+    assert status == 0
+    assert mom_command("info", "--model", tmp_path, *shape)[1] == out
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[1] == ["training", "checkpointing", "forward"]
+    model = mom.MoM(config, dtype="bfloat16")
+    plans = [
+        model.memory_plan(3, 20), model.memory_plan(3, 20, activation_checkpointing=True),
+        model.memory_plan(3, 20, training=False),
+    ]  # fmt: skip
+    for i, (name, _) in enumerate(plans[0].rows()):
+        assert lines[2 + i] == [name, *(f"{1e-6 * plan.rows()[i][1]:,.1f}" for plan in plans)]
+    status, _, err = mom_command("info", "--preset", "demo", "--batch_size", 0)
+    assert status == 1 and "batch: 0" in err
+
+
 def test_bench_gemm_prints_a_table(mom_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = [
         bench.Product("mini", "square", "forward", "plain", (32,), 32, 32, 32),

@@ -1,11 +1,11 @@
-"""`mom.data.batches`: rows come exactly once, with little padding, and padding is marked."""
+"""`mom.data.batches`: rows come exactly once, with others of similar length, one after the other."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mom.data.batches import bucketed, iter_batches, pad_labelled, pad_rows
+from mom.data.batches import bucketed, iter_batches, pack_labelled, pack_rows
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
@@ -32,35 +32,23 @@ def test_batches_hold_similar_lengths_in_random_order() -> None:
         bucketed(lengths, 0)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_is_marked(side: str) -> None:
+def test_rows_lie_one_after_the_other() -> None:
     rows = [np.array([5, 6, 7]), np.array([8]), np.array([9, 1])]
-    tokens, mask = pad_rows(rows, fill=3, side=side)
-    assert tokens.dtype == np.int32 and mask is not None and mask.dtype == np.uint8
-    for i, row in enumerate(rows):
-        np.testing.assert_array_equal(tokens[i][mask[i] == 1], row)
-        assert (tokens[i][mask[i] == 0] == 3).all()
-        assert (mask[i, 0] == 1) == (side == "right" or len(row) == 3)
-    assert pad_rows([np.array([1, 2]), np.array([3, 4])], side=side)[1] is None
-    with pytest.raises(ValueError, match="side: 'middle' is not one of"):
-        pad_rows(rows, side="middle")
+    tokens, lengths = pack_rows(rows)
+    assert tokens.dtype == lengths.dtype == np.int32
+    np.testing.assert_array_equal(tokens, [5, 6, 7, 8, 9, 1])
+    np.testing.assert_array_equal(lengths, [3, 1, 2])
+    (batch,) = iter_batches(rows, 4)
+    np.testing.assert_array_equal(batch.rows, [0, 2, 1])
+    np.testing.assert_array_equal(batch.tokens, [5, 6, 7, 9, 1, 8])
+    np.testing.assert_array_equal(batch.lengths, [3, 2, 1])
 
 
 def test_labels_begin_where_scoring_does() -> None:
-    rows = [(np.array([5, 6, 7], np.int32), 2), (np.array([8, 9], np.int32), 0)]
-    tokens, labels, mask = pad_labelled(rows)
-    np.testing.assert_array_equal(tokens, [[5, 6, 7], [8, 9, 0]])
-    np.testing.assert_array_equal(labels, [[-100, -100, 7], [8, 9, -100]])
-    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 0]])
+    rows = [(np.array([5, 6, 7], np.int32), 2), (np.array([8, 9], np.int32), 0), (np.array([4], np.int32), 1)]
+    tokens, labels, lengths = pack_labelled(rows)
+    np.testing.assert_array_equal(tokens, [5, 6, 7, 8, 9, 4])
+    np.testing.assert_array_equal(labels, [-100, -100, 7, 8, 9, -100])
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(lengths, [3, 2, 1])
     assert rows[0][0].tolist() == [5, 6, 7]
-
-
-def test_positions_count_real_tokens() -> None:
-    rows = [np.array([5, 6, 7]), np.array([8]), np.array([9, 1])]
-    (batch,) = iter_batches(rows, 4, side="left")
-    assert batch.positions is not None
-    np.testing.assert_array_equal(batch.rows, [0, 2, 1])
-    np.testing.assert_array_equal(batch.positions, [[0, 1, 2], [0, 0, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(batch.lengths, [3, 2, 1])
-    (batch,) = iter_batches(rows[:1] * 2, 4, side="left")
-    assert batch.positions is None and batch.attention_mask is None and list(batch.lengths) == [3, 3]

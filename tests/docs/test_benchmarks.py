@@ -89,6 +89,16 @@ def test_train_step_is_measured(tmp_path: Path) -> None:
     assert found["share_of_peak"] > 0 and found["share_of_matmul"] > 0
 
 
+def test_finetuning_is_measured(tmp_path: Path) -> None:
+    small = ("--tasks", "cola", "--batch-size", "4", "--output", "found.json")
+    out = run("bench_finetune.py", *small, "--steps", "2", "--runs", "2", cwd=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())["measured"]["cola mini"]
+    assert set(found["results"]) == {f"{c} {d}" for c in ("mom", "mom-vanilla") for d in ("float32", "bfloat16")}
+    assert found["data"]["examples"] == 8 and found["data"]["padded_tokens"] >= found["data"]["tokens"] > 8
+    assert all(row["best"] >= row["median"] > 0 for row in found["results"].values())
+    assert "examples/s" in out and "made-up, log-normal" in out
+
+
 GOLDEN = BENCHMARKS.parent / "tests" / "data" / "golden"
 
 

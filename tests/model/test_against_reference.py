@@ -188,6 +188,53 @@ FIXED: dict[str, Case] = {
         )
         for pooling, mask in (("mask", "left"), ("mask", "right"), ("reference", "right"))
     },
+    **{
+        f"packed, {router} top-{k}, {rounds} rounds": Case(
+            {"router_type": router, "routing_top_k": k, "depth_per_chunk": rounds}, lengths=(5, 1, 9, 2)
+        )
+        for router in ROUTERS
+        for k, rounds in ((1, 1), (2, 3))
+    },
+    "packed, plain GPT-2": Case({"chunks": 0, "n_layer": 2}, lengths=(1, 8, 3)),
+    "packed, one sequence": Case({}, lengths=(11,)),
+    "packed, one token": Case({}, lengths=(1,)),
+    "packed, single tokens": Case({"router_type": "gru"}, lengths=(1, 1, 1)),
+    # Around tiles of 12, 32, 48, 96 and 128 rows, of all tokens together and of single sequences.
+    **{
+        f"packed, lengths {lengths}": Case(
+            {"n_positions": 140, "routing_top_k": 1, "router_type": "naive-softmax"}, lengths=lengths,
+        )
+        for lengths in ((11, 12, 13), (31, 1), (33, 32, 31), (47, 48, 49), (97, 95, 96), (127, 128, 129), (128, 1))
+    },
+    "packed, everything to one module": Case(
+        {"routing_top_k": 1}, lengths=(6, 1, 7), forced=(0.0, 9.0, -9.0, -9.0)
+    ),
+    "packed, everything skipped": Case({"routing_top_k": 1}, lengths=(6, 1, 7), forced=(-9.0, -9.0, -9.0, 9.0)),
+    "packed, some labelled, micro-batches": Case({}, lengths=(4, 7, 1), labels="some", micro_batches=2, lm_scale=0.5),
+    "packed, counts of the step": Case(
+        {"balance_counts": "step", "depthwise_bal_loss": True, "balance_loss": "switch"}, lengths=(4, 7, 1),
+        micro_batches=2,
+    ),
+    "packed, all paths": Case({"routing_all_possible_path": True, "num_attn": 2}, lengths=(3, 8)),
+    "packed, masked queries of the reference": Case({"masked_query_attention": "reference"}, lengths=(3, 8)),
+    "packed, dropout": Case(
+        {"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1, "num_bottom_layers": 1, "num_ffn": 1},
+        lengths=(7, 2, 5), training=True,
+    ),
+    **{
+        f"packed, {problem} of {labels}": Case(
+            {"num_labels": labels, "problem_type": problem, "chunks": chunks, "router_type": "gru-softmax"},
+            lengths=(3, 9, 1, 6), lm_scale=0.7,
+        )
+        for problem, labels, chunks in (
+            ("regression", 1, 1), ("single_label_classification", 4, 1), ("multi_label_classification", 3, 0),
+        )
+    },
+    # One more and one less than the columns of a product's tiles and of the head's chunks.
+    **{
+        f"vocabulary of {size}": Case({"vocab_size": size}, lengths=(5, 2))
+        for size in (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 511, 512, 513)
+    },
     "classifier with dropout": Case(
         {"num_labels": 3, "resid_pdrop": 0.3, "router_type": "gru-random-softmax"}, mask="right", training=True
     ),
@@ -203,6 +250,24 @@ def _one_thread() -> None:
 @pytest.mark.parametrize("name", FIXED)
 def test_fixed_case(name: str, kernel_level: str) -> None:
     Comparison(FIXED[name]).check()
+
+
+@pytest.mark.parametrize("lengths", [(), (1, 2, 1)])
+def test_one_token_per_module(lengths: tuple[int, ...], kernel_level: str) -> None:
+    fields = {"num_attn": 4, "num_ffn": 4, "routing_top_k": 1, "router_type": "naive-softmax", "depth_per_chunk": 1}
+    comparison = Comparison(Case(fields, batch=1, steps=4, lengths=lengths))
+    for name, value in comparison.values.items():  # token t has a large channel t, and module t is chosen by that
+        if name.endswith("wte.weight"):
+            value[:4] += 10 * np.eye(*value[:4].shape, dtype=np.float32)
+        elif name.endswith((".router.router.0.weight", ".router.router.2.weight")):
+            value[:] = np.eye(*value.shape)
+    tokens = np.array([2, 0, 3, 1])
+    for call in comparison.batches:
+        call["tokens"] = call["labels"] = tokens if lengths else tokens[None]
+    comparison.expected = comparison._run_twin(comparison.values)
+    for half in ("attn", "ffn"):
+        assert np.array_equal(comparison.expected.outputs[0].routes[half][0][0].index.ravel(), tokens)
+    comparison.check()
 
 
 SEED = int(os.environ.get("MOM_TEST_SEED", "20240709"))
@@ -245,9 +310,11 @@ def sample(rng: np.random.Generator) -> Case:
             "pooling": pick("mask", "reference"),
             "pad_token_id": 0,
         }
+    packed = bool(pick(False, False, True)) and fields.get("pooling") != "reference"
+    lengths = tuple(int(n) for n in rng.integers(1, steps + 1, pick(1, 2, 3))) if packed else ()
     case = Case(
-        fields, batch=pick(1, 2, 3), steps=steps, mask=pick(None, "left", "right", "holes"),
-        labels=pick("tokens", "some"), training=training, lm_scale=pick(1.0, 0.5, 20.0),
+        fields, batch=pick(1, 2, 3), steps=steps, mask=None if packed else pick(None, "left", "right", "holes"),
+        lengths=lengths, labels=pick("tokens", "some"), training=training, lm_scale=pick(1.0, 0.5, 20.0),
         balance_scale=pick(None, 0.0, 2.0), micro_batches=pick(1, 1, 2), seed=int(rng.integers(2**31)),
     )  # fmt: skip
     try:

@@ -43,6 +43,7 @@ class Case:
     balance_scale: float | None = None
     micro_batches: int = 1
     seed: int = 0
+    lengths: tuple[int, ...] = ()  # packed rows instead of `batch` rows of `steps`
     forced: tuple[float, ...] = ()  # put in place of the routers' last biases, choice by choice
 
     @property
@@ -115,8 +116,9 @@ def force_routes(values: dict[str, np.ndarray], biases: tuple[float, ...]) -> No
 
 
 def batch(case: Case, config: MoMConfig, rng: np.random.Generator) -> dict[str, Any]:
-    """Tokens, labels and mask of one call."""
-    shape = (case.batch, case.steps)
+    """Tokens, labels, and mask or lengths of one call."""
+    shape = (sum(case.lengths),) if case.lengths else (case.batch, case.steps)
+    sequences = len(case.lengths) or case.batch
     tokens = rng.integers(0, config.vocab_size, shape)
     mask = None
     if case.mask is not None:
@@ -134,11 +136,11 @@ def batch(case: Case, config: MoMConfig, rng: np.random.Generator) -> dict[str, 
             mask[0] = 0
     labels: Any = None
     if config.num_labels is not None:
-        labels = rng.random((case.batch, config.num_labels))
+        labels = rng.random((sequences, config.num_labels))
         if config.problem_type == "single_label_classification" or (
             config.problem_type is None and config.num_labels > 1
         ):
-            labels = rng.integers(0, config.num_labels, case.batch)
+            labels = rng.integers(0, config.num_labels, sequences)
         if config.pad_token_id is not None and case.mask == "right":
             assert mask is not None
             tokens = np.where(mask == 0, config.pad_token_id, tokens)
@@ -146,7 +148,8 @@ def batch(case: Case, config: MoMConfig, rng: np.random.Generator) -> dict[str, 
         labels = tokens.copy()
         if case.labels == "some":
             labels[rng.random(shape) < 0.5] = -100
-    return {"tokens": tokens, "labels": labels, "attention_mask": mask}
+    call = {"tokens": tokens, "labels": labels, "attention_mask": mask}
+    return {**call, "lengths": case.lengths} if case.lengths else call
 
 
 def norm(x: Any) -> float:

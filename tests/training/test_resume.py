@@ -67,6 +67,18 @@ def test_crashed_run_resumes_to_the_same_bits(data: Path, whole: Path, tmp_path:
         assert log(tmp_path, kind) == log(whole, kind)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_activation_checkpointing_may_come_and_go_between_runs(
+    data: Path, whole: Path, tmp_path: Path, before: bool
+) -> None:
+    with pytest.raises(small_run.Crash):
+        train(data, tmp_path, callbacks=[small_run.crash_at(9)], activation_checkpointing=before)
+    model = train(data, tmp_path, resume=True, activation_checkpointing=not before)
+    assert model.activation_checkpointing is False, "as it was before the run"
+    assert states(tmp_path)[:2] == states(whole)[:2]
+    assert log(tmp_path) == log(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_the_run_resumes_to_the_same_bits(
     data: Path, whole: Path, tmp_path: Path, number: signal.Signals

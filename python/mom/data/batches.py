@@ -1,4 +1,4 @@
-"""Rows of unequal length to batches: the one place that decides what is computed together, and how it is padded."""
+"""Rows of unequal length to batches: the one place that decides what is computed together."""
 
 from __future__ import annotations
 
@@ -8,37 +8,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batch", "bucketed", "iter_batches", "make_batch", "pad_labelled", "pad_rows"]
+__all__ = ["Batch", "bucketed", "iter_batches", "make_batch", "pack_labelled", "pack_rows"]
 
-#: Batches among which rows are sorted by length while training: enough to pad little, few enough to stay random.
+#: Batches among which rows are sorted by length while training: few enough to stay random.
 _POOL_BATCHES = 50
 
 
 class Batch(NamedTuple):
-    """Rows that go through a model together.
+    """Rows that go through a model together, packed: one after the other, without padding.
 
     Attributes
     ----------
     rows : ndarray of int64, shape (B,)
         Which rows of the data these are.
-    tokens : ndarray of int32, shape (B, T)
-    attention_mask : ndarray of uint8, shape (B, T), or None
-        0 at padding; None if there is none.
-    positions : ndarray of int32, shape (B, T), or None
-        Position ids that count real tokens; None if they are 0 to T-1 wherever there is a token (padding on the right).
+    tokens : ndarray of int32, shape (N,)
+    lengths : ndarray of int32, shape (B,)
+        Tokens of each row; N together.
     """
 
     rows: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int32]
-    attention_mask: npt.NDArray[np.uint8] | None
-    positions: npt.NDArray[np.int32] | None
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Real tokens of each row, (B,)."""
-        if self.attention_mask is None:
-            return np.full(len(self.tokens), self.tokens.shape[1], np.int64)
-        return np.asarray(self.attention_mask.sum(axis=1, dtype=np.int64))
+    lengths: npt.NDArray[np.int32]
 
 
 def bucketed(
@@ -75,70 +65,46 @@ def bucketed(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def pad_rows(
-    rows: Sequence[npt.NDArray[Any]], fill: int = 0, side: str = "right"
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:
-    """Rows of unequal length as one array.
+def pack_rows(rows: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Rows one after the other.
 
     Parameters
     ----------
     rows : sequence of ndarray of int, shape (T_i,)
-    fill : int
-        What padding holds.
-    side : {"right", "left"}
-        Where padding goes.
 
     Returns
     -------
-    tokens : ndarray of int32, shape (B, T)
-    mask : ndarray of uint8, shape (B, T), or None
-        0 at padding; None if there is none.
+    tokens : ndarray of int32, shape (N,)
+    lengths : ndarray of int32, shape (B,)
     """
-    if side not in ("right", "left"):
-        raise ValueError(f"side: {side!r} is not one of 'right', 'left'")
-    lengths = np.array([len(row) for row in rows], np.int64)
-    longest = int(lengths.max())
-    tokens = np.full((len(rows), longest), fill, np.int32)
-    columns = np.arange(longest)
-    real = columns < lengths[:, None] if side == "right" else columns >= longest - lengths[:, None]
-    tokens[real] = np.concatenate(rows)
-    return tokens, None if real.all() else real.astype(np.uint8)
+    return np.concatenate(rows).astype(np.int32, copy=False), np.array([len(row) for row in rows], np.int32)
 
 
-def pad_labelled(
+def pack_labelled(
     rows: Sequence[tuple[npt.NDArray[np.int32], int]],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Rows for a language model, each with the number of its first tokens that are not scored.
 
     Returns
     -------
-    tokens, labels : ndarray of int32, shape (B, T)
+    tokens, labels : ndarray of int32, shape (N,)
         Labels are the tokens where they are scored, and -100 elsewhere.
-    mask : ndarray of uint8, shape (B, T), or None
-        See `pad_rows`.
+    lengths : ndarray of int32, shape (B,)
     """
-    labels = [ids.copy() for ids, _ in rows]
-    for label, (_, first) in zip(labels, rows, strict=True):
-        label[:first] = -100
-    tokens, mask = pad_rows([ids for ids, _ in rows])
-    return tokens, pad_rows(labels, fill=-100)[0], mask
+    tokens, lengths = pack_rows([ids for ids, _ in rows])
+    unscored = np.array([first for _, first in rows])
+    position = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return tokens, np.where(position < np.repeat(unscored, lengths), np.int32(-100), tokens), lengths
 
 
-def make_batch(rows: Sequence[npt.NDArray[Any]], chosen: npt.NDArray[np.int64], side: str = "right") -> Batch:
-    """Some of the rows as a batch; see `pad_rows`."""
-    tokens, mask = pad_rows([rows[i] for i in chosen], side=side)
-    positions = None
-    if side == "left" and mask is not None:
-        positions = np.maximum(np.cumsum(mask, axis=1, dtype=np.int32) - 1, 0).astype(np.int32)
-    return Batch(chosen, tokens, mask, positions)
+def make_batch(rows: Sequence[npt.NDArray[Any]], chosen: npt.NDArray[np.int64]) -> Batch:
+    """Some of the rows as a batch; see `pack_rows`."""
+    return Batch(chosen, *pack_rows([rows[i] for i in chosen]))
 
 
 def iter_batches(
-    rows: Sequence[npt.NDArray[Any]],
-    batch_size: int,
-    rng: np.random.Generator | None = None,
-    side: str = "right",
+    rows: Sequence[npt.NDArray[Any]], batch_size: int, rng: np.random.Generator | None = None
 ) -> Iterator[Batch]:
-    """Go through rows once in batches of similar length, padded as little as possible; see `bucketed`."""
+    """Go through rows once in batches of similar length, see `bucketed`, each of them packed."""
     for chosen in bucketed([len(row) for row in rows], batch_size, rng):
-        yield make_batch(rows, chosen, side)
+        yield make_batch(rows, chosen)

@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from .. import ops
-from ..data.batches import bucketed, pad_rows
+from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
 from ..generation import Decoder
 from ..model import MoM
@@ -119,19 +119,15 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             rows.append(whole)
             counts.append(min(len(continuation), len(whole) - 1))
         results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        batches = bucketed([len(row) for row in rows], self.batch_size)
-        for chosen in tqdm(batches, disable=disable_tqdm, desc="log-likelihoods", leave=False):
-            tokens, _mask = pad_rows([rows[i][:-1] for i in chosen])
-            self.model(tokens, keep=False)
-            length = tokens.shape[1]
-            places, labels = [], []
-            for b, i in enumerate(chosen):
-                end, count = len(rows[i]) - 1, counts[i]
-                places.append(b * length + np.arange(end - count, end))
-                labels.append(rows[i][-count:] if count else rows[i][:0])
-            wanted = np.concatenate(labels).astype(np.int32)
-            if not wanted.size:
-                continue
+        scored = np.flatnonzero(np.array(counts) > 0)
+        batches = bucketed([len(rows[i]) for i in scored], self.batch_size)
+        for batch in tqdm(batches, disable=disable_tqdm, desc="log-likelihoods", leave=False):
+            chosen = scored[batch]
+            tokens, lengths = pack_rows([rows[i][:-1] for i in chosen])
+            self.model(tokens, lengths=lengths, keep=False)
+            ends = np.cumsum(lengths)
+            places = [np.arange(end - counts[i], end) for i, end in zip(chosen, ends, strict=True)]
+            wanted = np.concatenate([rows[i][-counts[i] :] for i in chosen])
             logits = self.model._core.logits(np.concatenate(places).astype(np.int32))
             losses, _lse = ops.cross_entropy_forward(logits, wanted)
             greedy = logits.argmax(axis=1) == wanted

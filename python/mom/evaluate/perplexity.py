@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import bucketed, pad_labelled
+from ..data.batches import bucketed, pack_labelled
 from ..data.sources import Documents, Piece, TextDocuments
 from ..errors import DataError
 from ..model import MoM
@@ -190,8 +190,8 @@ def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]],
     with model.evaluating():
         for pool in _pools(windows, _POOL * max(1, batch_size // 8)):
             for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
-                ids, labels, mask = pad_labelled([pool[i] for i in chosen])
-                out = model(ids, labels=labels, attention_mask=mask, keep=False)
+                ids, labels, lengths = pack_labelled([pool[i] for i in chosen])
+                out = model(ids, labels=labels, lengths=lengths, keep=False)
                 if out.num_labelled and out.lm_loss is not None:
                     nats += out.lm_loss * out.num_labelled
                     tokens += out.num_labelled

@@ -21,7 +21,7 @@ from .pools import AttentionPool, Batch, FfnPool, Store
 
 @dataclass(frozen=True)
 class Route:
-    """Routing decisions of one half in one round.
+    """Routing decisions of one half in one round; of packed rows with one axis N instead of B, T.
 
     Parameters
     ----------
@@ -117,10 +117,8 @@ class Half:
         if self.config.use_ste:
             weight = router.sign_forward(weight)
         out, pool = self.pool.forward(x, routing_plan.build(used, self.modules), weight, batch, site)
-        kept = (batch.size, batch.steps, rec.index.shape[1])
-        route = Route(
-            rec.scores.reshape(batch.size, batch.steps, -1), rec.index.reshape(kept), rec.weight.reshape(kept)
-        )
+        kept = (*batch.shape, rec.index.shape[1])
+        route = Route(rec.scores.reshape(*batch.shape, -1), rec.index.reshape(kept), rec.weight.reshape(kept))
         batch.record(f"router_logit/{site}/{self.name}", logits)
         batch.record(f"score/{site}/{self.name}", rec.scores)
         batch.trace[f"topk_index/{site}/{self.name}"] = route.index

@@ -31,7 +31,7 @@ class Output:
         Mean cross entropy (of a classifier: its loss).
     balance_loss : float or None
         None without labels and where the model has none.
-    logits : ndarray of float64, shape (B, T, V), or (B, num_labels) of a classifier
+    logits : ndarray of float64, shape (B, T, V), (N, V) of packed rows, or (B, num_labels) of a classifier
     routes : dict
         ``routes[half][place][round]`` is a `Route`, for routed halves.
     trace : dict of str to ndarray
@@ -76,6 +76,7 @@ class _Tape:
     """What the last forward pass with labels leaves for the backward pass."""
 
     tokens: Int
+    positions: Int | None
     batch: Batch
     keep_embed: Float | None
     last: Float
@@ -88,6 +89,12 @@ class _Tape:
     problem: str | None
     lse: Float
     balance: dict[str, balance_loss.Saved]
+
+
+def _ends(batch: Batch) -> Int:
+    """Flat index behind the last token of each sequence, (B,)."""
+    lengths = np.full(batch.size, batch.steps) if batch.lengths is None else batch.lengths
+    return np.cumsum(lengths, dtype=np.int64)
 
 
 class Model:
@@ -130,6 +137,7 @@ class Model:
         labels: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
         *,
+        lengths: ArrayLike | None = None,
         dropout: Sampler | None = None,
         noise: Sampler | None = None,
     ) -> Output:
@@ -137,12 +145,14 @@ class Model:
 
         Parameters
         ----------
-        tokens : ndarray of int, shape (B, T)
+        tokens : ndarray of int, shape (B, T), or (N,) with `lengths`
         labels : ndarray, optional
-            Language model: int, shape (B, T), unshifted (position t is scored against label
+            Language model: int, shaped as `tokens`, unshifted (position t is scored against label
             t + 1), -100 is left out. Classifier: see `classification_loss.forward`.
         attention_mask : ndarray, shape (B, T), optional
             Nonzero for real tokens. Restricts the keys of attention and the balance loss.
+        lengths : ndarray of int, shape (B,), optional
+            The tokens are sequences of these lengths one after the other, each of them classified at its last token.
         dropout : callable (site, shape) -> ndarray of 0/1, optional
             Keep masks, asked for at every site whose dropout probability is not 0; None means
             evaluation mode.
@@ -150,16 +160,23 @@ class Model:
             Uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``.
         """
         config, values = self.config, self.parameters
-        tokens = as_int("tokens", tokens, ("B", "T"))
+        tokens = as_int("tokens", tokens, ("B", "T") if lengths is None else ("N",))
         if not tokens.size:
             raise ValueError(f"tokens: shape {tokens.shape} is empty")
-        mask = None
+        packed = positions = mask = None
+        size, steps = tokens.shape if lengths is None else (0, 0)
+        if lengths is not None:
+            packed = as_int("lengths", lengths, ("B",))
+            if packed.size == 0 or packed.min() < 1 or packed.sum() != tokens.size:
+                raise ValueError(f"lengths: {packed}, expected positive numbers with sum {tokens.size}")
+            size, steps = len(packed), int(packed.max())
+            positions = np.concatenate([np.arange(n) for n in packed])
         if attention_mask is not None:
             check_shape("attention_mask", np.shape(attention_mask), tokens.shape)
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
-        batch = Batch(tokens.shape[0], tokens.shape[1], mask, dropout, noise, {})
+        batch = Batch(size, steps, packed, mask, dropout, noise, {})
 
-        x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"])
+        x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)
         keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
         x = dropout_op.forward(x, keep_embed, config.embd_pdrop).reshape(tokens.size, -1)
         batch.record("hidden/embed", x)
@@ -169,11 +186,14 @@ class Model:
         norm = values["transformer.ln_f.weight"], values["transformer.ln_f.bias"]
         hidden, mean, rstd = layernorm.forward(x, *norm, config.layer_norm_epsilon)
         batch.record("hidden/ln_f", hidden)
-        rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, mask)
+        rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, batch)
         logits = linear.forward(hidden[rows], self._head().T)
 
-        tape = _Tape(tokens, batch, keep_embed, x, mean, rstd, hidden, logits, rows, np.empty(0), None, np.empty(0), {})
-        shape = tokens.shape if config.num_labels is None else (len(tokens),)
+        unset = np.empty(0)
+        tape = _Tape(
+            tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows, unset, None, unset, {}
+        )
+        shape = tokens.shape if config.num_labels is None else (size,)
         lm_loss = balance = loss = None
         if labels is not None:
             lm_loss = self._task_loss(labels, tape)
@@ -204,9 +224,11 @@ class Model:
         """Output weights [out, in]: the tied embedding, or the classification head."""
         return self.parameters["transformer.wte.weight" if self.config.num_labels is None else "score.weight"]
 
-    def _pooled_rows(self, tokens: Int, mask: Int | None) -> Int:
+    def _pooled_rows(self, tokens: Int, batch: Batch) -> Int:
         """Flat index of the position at which each sequence is classified."""
-        size, steps = tokens.shape
+        size, steps, mask = batch.size, batch.steps, batch.mask
+        if batch.lengths is not None:
+            return _ends(batch) - 1
         if self.config.pooling == "mask" and mask is not None:
             last = steps - 1 - mask[:, ::-1].argmax(-1)
         elif self.config.pad_token_id is None:
@@ -222,9 +244,9 @@ class Model:
             tape.problem = classification_loss.problem_type(self.config.num_labels, labels, self.config.problem_type)
             return classification_loss.forward(tape.logits, labels, tape.problem)
         given = as_int("labels", labels, tape.tokens.shape)
-        shifted = np.full_like(given, cross_entropy.IGNORED)
-        shifted[:, :-1] = given[:, 1:]
-        tape.labels = shifted.reshape(-1)
+        shifted = np.roll(given.reshape(-1), -1)
+        shifted[_ends(tape.batch) - 1] = cross_entropy.IGNORED
+        tape.labels = shifted
         total, count, tape.lse = cross_entropy.forward(tape.logits, tape.labels)
         return total / count if count else float("nan")
 
@@ -313,7 +335,7 @@ class Model:
                     dx = dx + dinp
 
         dembed = dropout_op.backward(dx.reshape(*tape.tokens.shape, -1), tape.keep_embed, config.embd_pdrop)
-        dwte, dwpe = embedding.backward(dembed, tape.tokens, config.vocab_size, config.n_positions)
+        dwte, dwpe = embedding.backward(dembed, tape.tokens, config.vocab_size, config.n_positions, tape.positions)
         store.add("transformer.wte.weight", dwte)
         store.add("transformer.wpe.weight", dwpe)
         gradients = Gradients(

@@ -38,22 +38,36 @@ class Store:
 
 @dataclass
 class Batch:
-    """What all layers of one call share: sizes, key mask, sources of dropout masks and noise, trace."""
+    """What all layers of one call share: sizes, key mask, sources of dropout masks and noise, trace.
+
+    Attributes
+    ----------
+    size, steps : int
+        Sequences, and tokens of the longest.
+    lengths : ndarray of int64, shape (size,), or None
+        Of packed rows; None: all sequences have `steps` tokens.
+    """
 
     size: int
     steps: int
+    lengths: Int | None
     mask: Int | None
     dropout: Sampler | None
     noise: Sampler | None
     trace: dict[str, Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading axes of results: (B, T), or (N,) of packed rows."""
+        return (self.size, self.steps) if self.lengths is None else (int(self.lengths.sum()),)
 
     def keep(self, site: str, shape: tuple[int, ...], p: float) -> Float | None:
         """Dropout mask of a site, None where nothing is dropped."""
         return None if self.dropout is None or p == 0.0 else self.dropout(site, shape)
 
     def record(self, name: str, rows: Float) -> None:
-        """Keep rows of tokens (N, width) in the trace as (B, T, width)."""
-        self.trace[name] = rows.reshape(self.size, self.steps, -1).copy()
+        """Keep rows of tokens (N, width) in the trace, as (B, T, width) unless they are packed."""
+        self.trace[name] = rows.reshape(*self.shape, -1).copy()
 
 
 class Layers:
@@ -125,7 +139,7 @@ class AttentionPool(Layers):
         config = self.config
         normed, norm = self.norm_forward(x, plan)
         mixed = routed_linear.combine_forward(normed, *self.tensors("c_attn"), self._qkv_weight(weight), plan)
-        qkv = mixed.reshape(batch.size, batch.steps, -1)
+        qkv = mixed.reshape(*batch.shape, -1)
         shape = (batch.size, config.n_head, batch.steps, batch.steps)
         keep_probs = batch.keep(f"attn_probs/{site}", shape, config.attn_pdrop)
         out, probs = attention.forward(
@@ -136,6 +150,7 @@ class AttentionPool(Layers):
             config.scale_attn_weights,
             keep_probs,
             config.attn_pdrop,
+            lengths=batch.lengths,
         )
         heads = out.reshape(len(x), -1)
         slots = routed_linear.gather_forward(heads, plan)
@@ -153,7 +168,7 @@ class AttentionPool(Layers):
             dout, slots, *self.tensors("c_proj"), rec.weight, plan
         )
         self.add_gradients("c_proj", dweight, dbias, plan)
-        dheads = routed_linear.gather_backward(dslots, plan).reshape(batch.size, batch.steps, -1)
+        dheads = routed_linear.gather_backward(dslots, plan).reshape(*batch.shape, -1)
         dqkv = attention.backward(
             dheads,
             rec.qkv,
@@ -164,6 +179,7 @@ class AttentionPool(Layers):
             config.scale_attn_weights,
             rec.keep_probs,
             config.attn_pdrop,
+            lengths=batch.lengths,
         )
         dnormed, dweight, dbias, dqkv_weight = routed_linear.combine_backward(
             dqkv.reshape(len(dout), -1), rec.normed, *self.tensors("c_attn"), self._qkv_weight(rec.weight), plan

@@ -57,6 +57,9 @@ class TrainingConfig:
         Steps between lines of the log.
     max_bad_steps : int
         A step with a non-finite loss or gradient is skipped; after this many in a row the run stops.
+    activation_checkpointing : bool
+        Keep just the input of every round for backward, which computes the rest again: less memory, more time, the
+        same numbers. See `mom.MoM.memory_plan`.
     tensorboard : bool
         Also write TensorBoard event files (needs the ``tensorboard`` extra).
 
@@ -87,6 +90,7 @@ class TrainingConfig:
     keep_last: int = 2
     log_every: int = 1
     max_bad_steps: int = 5
+    activation_checkpointing: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

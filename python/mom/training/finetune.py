@@ -266,16 +266,10 @@ def classifier_from(
     )  # fmt: skip
 
 
-def _mask(batch: Batch) -> npt.NDArray[np.uint8]:
-    # Always given: it is what tells the classifier which token is the last one.
-    return np.ones(batch.tokens.shape, np.uint8) if batch.attention_mask is None else batch.attention_mask
-
-
 def classify(
     model: MoMForSequenceClassification,
     rows: Sequence[npt.NDArray[np.int32]],
     batch_size: int = 32,
-    side: str = "right",
 ) -> npt.NDArray[np.float32]:
     """Logits of token rows.
 
@@ -284,9 +278,7 @@ def classify(
     model : MoMForSequenceClassification
     rows : sequence of ndarray of int32, shape (T_i,)
     batch_size : int
-        Rows computed together.
-    side : {"right", "left"}
-        Where shorter rows are padded. Neither changes a prediction.
+        Rows computed together, packed; without effect on a prediction.
 
     Returns
     -------
@@ -297,8 +289,8 @@ def classify(
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
     logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
     with model.evaluating():
-        for batch in iter_batches(rows, batch_size, side=side):
-            out = model(batch.tokens, attention_mask=_mask(batch), positions=batch.positions)
+        for batch in iter_batches(rows, batch_size):
+            out = model(batch.tokens, lengths=batch.lengths)
             logits[batch.rows] = out.logits
     return logits
 
@@ -512,7 +504,7 @@ def fit_classifier(
             yield [make_batch(rows, part) for part in split_step(chosen, config)]
 
     def forward(batch: Batch) -> tuple[ModelOutput, int]:
-        out = model(batch.tokens, labels[batch.rows], _mask(batch), return_logits=False, positions=batch.positions)
+        out = model(batch.tokens, labels[batch.rows], lengths=batch.lengths, return_logits=False)
         return out, len(batch.rows)
 
     return run_loop(

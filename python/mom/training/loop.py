@@ -222,7 +222,7 @@ def train(
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
     run = _Run(model, config, sampler, validation, Path(run_dir) if run_dir is not None else None)
     run.prepare(resume)
-    was_training = model.training
+    was_training, was_checkpointing = model.training, model.activation_checkpointing
     with ExitStack() as stack:
         run.callbacks = stack.enter_context(closing(callbacks))
 
@@ -237,11 +237,12 @@ def train(
         if progress is not False:
             add(Progress(config.steps, run.step, description))
         model.train()
+        model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
         try:
             with _stop_signals() as signals:
                 return run.loop(signals)
         finally:
-            model.training = was_training
+            model.training, model.activation_checkpointing = was_training, was_checkpointing
 
 
 def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tuple[TokenFile, TokenFile | None]:

@@ -1,0 +1,93 @@
+"""How much memory a model needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .config import MoMConfig
+
+__all__ = ["MemoryPlan", "plan_for"]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a model needs for batches of a shape; made by `MoM.memory_plan`.
+
+    Activations, packed weights and workspace are one block of memory, the arena, which holds different things at
+    different times: these are its parts at the fullest moment.
+
+    Attributes
+    ----------
+    batch, length : int
+        Sequences and tokens per sequence.
+    training : bool
+        A training step, or a forward pass alone.
+    activation_checkpointing : bool
+    parameters, gradients, moments : int
+        Weights, their gradients and AdamW's two moments, each float32.
+    activations : int
+        What backward needs, with every module in use; without training what the pass itself holds.
+    packed : int
+        Weights packed for several rounds.
+    workspace : int
+        Temporaries.
+    """
+
+    batch: int
+    length: int
+    training: bool
+    activation_checkpointing: bool
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+    packed: int
+    workspace: int
+
+    @property
+    def arena(self) -> int:
+        """Bytes of the block that is allocated before the first pass."""
+        return self.activations + self.packed + self.workspace
+
+    @property
+    def total(self) -> int:
+        """Bytes in all. The interpreter and its libraries (some 40 MB) are not counted."""
+        return self.parameters + self.gradients + self.moments + self.arena
+
+    def rows(self) -> list[tuple[str, int]]:
+        """Names and bytes of the parts, then of the total."""
+        parts = ("parameters", "gradients", "moments", "activations", "packed", "workspace", "total")
+        return [(name, getattr(self, name)) for name in parts]
+
+    def __str__(self) -> str:
+        kind = "training" if self.training else "forward pass"
+        if self.activation_checkpointing:
+            kind += ", activation checkpointing"
+        lines = [f"{kind}, {self.batch} x {self.length} tokens"]
+        return "\n".join(lines + [f"  {name:12}{1e-6 * size:12,.1f} MB" for name, size in self.rows()])
+
+
+def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float32", **options: Any) -> MemoryPlan:
+    """The plan of a model that is not made: as `MoM.memory_plan`.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    batch, length : int
+    dtype : {"float32", "bfloat16"}
+    **options
+        As for `MoM.memory_plan`.
+
+    Examples
+    --------
+    >>> import mom
+    >>> plan = mom.memory.plan_for(mom.MoMConfig.preset("mini"), 8, 256)
+    >>> plan.moments == 2 * plan.parameters
+    True
+    """
+    from .model import MoM, MoMForSequenceClassification
+
+    kind = MoM if config.num_labels is None else MoMForSequenceClassification
+    plan: MemoryPlan = kind._outline(config, dtype).memory_plan(batch, length, **options)
+    return plan

@@ -1,0 +1,358 @@
+"""The arena: its size is what the plan says, nothing is allocated beside it, and recomputing changes no bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom import _core
+from mom.memory import plan_for
+
+BASE = mom.MoMConfig(
+    vocab_size=50, n_positions=32, n_embd=24, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=3,
+    num_bottom_layers=1, num_top_layers=1, require_anchor_layer=True, router_type="gru-softmax", router_dim=8,
+    routing_top_k=2,
+)  # fmt: skip
+CONFIGS = {
+    "recurrent": BASE,
+    "noise and dropout": BASE.replace(
+        router_type="gru-random-softmax", resid_pdrop=0.1, attn_pdrop=0.1, embd_pdrop=0.1
+    ),
+    "naive, one choice": BASE.replace(router_type="naive", routing_top_k=1, use_ste=True, depthwise_bal_loss=True),
+    "weighted": BASE.replace(weighted_qkv=True, balance_counts="step"),
+    "all paths": BASE.replace(routing_all_possible_path=True),
+    "single attention": BASE.replace(num_attn=1),
+    "plain": BASE.replace(chunks=0, n_layer=3, resid_pdrop=0.1),
+    "classifier": BASE.replace(num_labels=3),
+}
+SHAPE = (5, 31)
+
+
+def tokens_of(shape: tuple[int, int], seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 50, shape)
+
+
+def labels_of(config: mom.MoMConfig, tokens: Any) -> Any:
+    return tokens if config.num_labels is None else np.arange(len(tokens)) % 3
+
+
+def new_model(config: mom.MoMConfig, dtype: str = "float32", checkpointing: bool = False) -> Any:
+    kind = mom.MoM if config.num_labels is None else mom.MoMForSequenceClassification
+    model = kind(config, seed=2, dtype=dtype)
+    model.train()
+    model.activation_checkpointing = checkpointing
+    return model
+
+
+def run(model: Any, tokens: Any, keep: bool = True) -> Any:
+    mask = np.ones(tokens.shape, int)
+    mask[0, tokens.shape[1] // 2 :] = 0
+    out = model(tokens, labels_of(model.config, tokens), mask, return_routes=True, keep=keep)
+    if keep:
+        model.backward()
+    return out
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_plan_is_what_is_allocated(name: str, dtype: str, checkpointing: bool) -> None:
+    model = new_model(CONFIGS[name], dtype, checkpointing)
+    before = _core.memory_live_bytes()
+    plan = model.memory_plan(*SHAPE)
+    assert _core.memory_live_bytes() == before, "planning keeps nothing"
+    values = {n: v.copy() for n, v in model.parameters.items()}
+    run(model, tokens_of(SHAPE))
+    mom.AdamW(model).step(1.0, zero_grad=True)
+    size, most, beside, full = model._core.arena
+    assert (size, beside, full) == (plan.arena, 0, 0)
+    assert most <= size
+    assert plan.total == sum(size for part, size in plan.rows() if part != "total")
+    assert 4 * model.num_parameters <= plan.parameters <= 4 * model.num_parameters + 64 * len(values)
+    assert (plan.gradients, plan.moments) == (plan.parameters, 2 * plan.parameters)
+    assert plan.activation_checkpointing is checkpointing
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_plan_of_a_forward_pass(name: str) -> None:
+    model = new_model(CONFIGS[name])
+    model.eval()
+    plan = model.memory_plan(*SHAPE, training=False)
+    run(model, tokens_of(SHAPE), keep=False)
+    assert model._core.arena[0::2] == (plan.arena, 0)
+    assert plan.gradients == plan.moments == 0
+    assert plan.total < model.memory_plan(*SHAPE).total
+    assert plan == plan_for(CONFIGS[name], *SHAPE, training=False)
+
+
+@pytest.mark.parametrize("name", ["all paths", "plain"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_plan_holds_little_more_than_is_used(name: str, checkpointing: bool) -> None:
+    # Nothing of these depends on routes, so what is in use at once is known but for the room for uneven routes; and the
+    # rehearsal has a mask only as far as its memory goes.
+    model = new_model(CONFIGS[name], checkpointing=checkpointing)
+    run(model, tokens_of(SHAPE))
+    size, most, _, _ = model._core.arena
+    assert 0 <= size - most <= size / 256 + 2**16 + 4096
+
+
+@pytest.mark.parametrize("where", ["first", "last", "skip", "none"])
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arena_is_large_enough_for_uneven_routes(where: str, top_k: int, dtype: str) -> None:
+    config = BASE.replace(num_ffn=5, num_attn=4, routing_top_k=top_k, n_embd=48)
+    model = new_model(config, dtype)
+    for name, value in model.parameters.items():
+        if name.endswith("router.router.bias") and where != "none":
+            order = np.arange(len(value), dtype=np.float32)
+            value[...] = 30.0 * {"first": -order, "last": order - 2.0 * len(value) * (order == len(value) - 1),
+                                 "skip": order}[where]  # fmt: skip
+    for step in range(3):
+        run(model, tokens_of((9, 32), step))
+    assert model._core.arena[2:] == (0, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recomputing_changes_no_bit(name: str, dtype: str, threads: int) -> None:
+    before = mom.get_num_threads()
+    models = [new_model(CONFIGS[name], dtype, checkpointing) for checkpointing in (False, True)]
+    try:
+        outs = []
+        for model, n in zip(models, (before, threads), strict=True):
+            mom.set_num_threads(n)
+            run(model, tokens_of(SHAPE))  # gradients add up
+            outs.append(run(model, tokens_of(SHAPE, 1)))
+    finally:
+        mom.set_num_threads(before)
+    plain, checkpointed = outs
+    assert plain.loss == checkpointed.loss
+    assert models[0].has_gradient == models[1].has_gradient
+    for tensor, gradient in models[0].gradients.items():
+        np.testing.assert_array_equal(models[1].gradients[tensor], gradient, err_msg=tensor)
+    assert models[1].random_state == models[0].random_state
+    for i, kind in enumerate(CONFIGS[name].places()):
+        for round_ in range(CONFIGS[name].rounds if kind == "block" else 1):
+            for half in range(2):
+                ours, theirs = (m._core.route(i, round_, half) for m in models)
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_checkpointing_needs_less() -> None:
+    deep = mom.MoMConfig.preset("mini")
+    plain, less = (plan_for(deep, 8, 256, activation_checkpointing=c) for c in (False, True))
+    assert less.activations < 0.5 * plain.activations
+    assert less.arena < 0.6 * plain.arena
+    # Each layer of a plain model adds just its input.
+    layers = [plan_for(BASE.replace(chunks=0, n_layer=n), 64, 32, activation_checkpointing=True) for n in (3, 4)]
+    assert 0 < layers[1].activations - layers[0].activations < 1.05 * 4 * 64 * 32 * BASE.n_embd + 4096
+
+
+def test_too_large_a_plan_is_refused_before_anything_changes() -> None:
+    model = new_model(CONFIGS["noise and dropout"])
+    optimizer = mom.AdamW(model)
+    small, large = model.memory_plan(2, 16), model.memory_plan(32, 32)
+    assert small.total < large.total
+    tokens = tokens_of((2, 16))
+    model.memory_limit = large.total - 1
+    model(tokens, labels=tokens)
+    state, live = model.random_state, _core.memory_live_bytes()
+    with pytest.raises(MemoryError, match=rf"32 sequences of 32 tokens need {large.total} bytes.*{large.total - 1}"):
+        model(tokens_of((32, 32)), labels=tokens_of((32, 32)))
+    assert (model.random_state, _core.memory_live_bytes()) == (state, live)
+    model.backward()  # of the pass before: nothing was touched
+    optimizer.step(1.0, zero_grad=True)
+    model(tokens, labels=tokens)
+    model.memory_limit = large.total
+    model(tokens_of((32, 32)), labels=tokens_of((32, 32)))
+    assert model._core.arena[0] == large.arena
+
+
+def test_limit_counts_moments_of_optimizers_that_are_there() -> None:
+    model = new_model(BASE)
+    plan = model.memory_plan(*SHAPE)
+    model.memory_limit = plan.total - plan.moments
+    run(model, tokens_of(SHAPE))
+    optimizer = mom.AdamW(model)
+    with pytest.raises(MemoryError, match="more than the limit"):
+        run(model, tokens_of((6, 31)))
+    del optimizer
+    model.memory_limit = model.memory_plan(6, 31).total - plan.moments
+    run(model, tokens_of((6, 31)))
+
+
+def test_limit_of_the_machine() -> None:
+    limit = mom.runtime.memory_limit()
+    model = new_model(BASE)
+    assert model.memory_limit == limit
+    if limit is None:
+        pytest.skip("the system does not tell")
+    wide = mom.MoM._outline(mom.MoMConfig.preset("base"), "float32")
+    batch = 16 * (limit // wide.memory_plan(8, 512).arena + 2)
+    assert wide.memory_plan(batch, 512).total > limit
+    tokens = np.zeros((batch, 512), np.int32)
+    with pytest.raises(MemoryError, match=f"more than the limit of {limit}"):
+        wide(tokens, labels=tokens)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "1", True])
+def test_memory_limit_is_checked(value: Any) -> None:
+    model = new_model(BASE)
+    with pytest.raises(ValueError, match="memory_limit"):
+        model.memory_limit = value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, 4), ValueError, "batch: 0"),
+        ((1, 0), ValueError, "length: 0"),
+        ((1, 33), ValueError, "length: 33, n_positions is 32"),
+        ((2**27, 32), ValueError, "batch"),
+        ((1.0, 4), TypeError, "batch: expected an integer"),
+        ((1, True), TypeError, "length: expected an integer"),
+    ],
+)
+def test_arguments_of_a_plan(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        new_model(BASE).memory_plan(*arguments)
+
+
+def test_arena_serves_smaller_batches_and_grows_for_larger_ones() -> None:
+    shapes = [(2, 16), (7, 32), (1, 3), (7, 31), (2, 16)]
+    model = new_model(BASE)
+    sizes = []
+    for shape in shapes:
+        model.zero_grad()
+        run(model, tokens_of(shape))
+        fresh = new_model(BASE)
+        run(fresh, tokens_of(shape))
+        for name, gradient in fresh.gradients.items():
+            np.testing.assert_array_equal(model.gradients[name], gradient, err_msg=name)
+        sizes.append(model._core.arena[0])
+    assert sizes[0] < sizes[1] and sizes[1:] == sizes[1:2] * 4
+
+
+def test_steps_allocate_nothing() -> None:
+    model = new_model(BASE)
+    optimizer = mom.AdamW(model)
+    run(model, tokens_of(SHAPE))
+    optimizer.step(1.0, zero_grad=True)
+    live = _core.memory_live_bytes()
+    _core.memory_reset_peak()
+    for step in range(3):
+        run(model, tokens_of(SHAPE, step))
+        optimizer.step(1.0, zero_grad=True)
+    assert _core.memory_live_bytes() == live
+    # The optimizer's list of tensors comes and goes.
+    assert _core.memory_peak_bytes() - live < 200 * len(model.parameters)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Iterator[Any]:
+    """Large enough that parameters and gradients are mapped apart from the heap."""
+    yield BASE.replace(n_embd=128, n_head=4, vocab_size=4000, router_dim=64)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_zero_after_their_pages_went(wide: mom.MoMConfig, fused: bool) -> None:
+    models = [new_model(wide) for _ in range(2)]
+    optimizers = [mom.AdamW(m) for m in models]
+    views = [dict(m.gradients) for m in models]
+    for step in range(2):
+        for model, optimizer, pages in zip(models, optimizers, (False, True), strict=True):
+            run(model, tokens_of(SHAPE, step))
+            if pages and fused:
+                optimizer.step(1.0, zero_grad=True)
+            elif pages:
+                optimizer.step(1.0)
+                model.zero_grad()
+            else:
+                optimizer.step(1.0)
+                for view in model.gradients.values():
+                    view[...] = 0.0
+                model.zero_grad()
+        assert all(not v.any() for view in views for v in view.values())
+        for name, value in models[0].parameters.items():
+            np.testing.assert_array_equal(models[1].parameters[name], value, err_msg=name)
+
+
+def test_pages_that_backward_gives_back_are_not_in_use() -> None:
+    # Large enough for pages to go, and for the two ends of the arena to have touched what the other one uses now.
+    tokens = np.random.default_rng(0).integers(0, 8192, (8, 256))
+    found = []
+    for checkpointing, present in ((False, True), (False, False), (True, False), (True, True)):
+        model = mom.MoM(mom.MoMConfig.preset("mini"), seed=0)
+        model.activation_checkpointing = checkpointing
+        for _ in range(2):
+            for gradient in model.gradients.values() if present else ():
+                gradient[...] = 0.0
+            if not present:
+                model.zero_grad()
+            model(tokens, labels=tokens)
+            model.backward()  # with gradients that are there already nothing is given back
+        found.append({name: gradient.copy() for name, gradient in model.gradients.items()})
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            np.testing.assert_array_equal(other[name], gradient, err_msg=name)
+
+
+def test_logits_go_with_backward() -> None:
+    model = new_model(BASE)
+    tokens = tokens_of(SHAPE)
+    model(tokens, labels=tokens)
+    assert model._core.logits(None).shape == (tokens.size, 50)
+    model.backward()
+    with pytest.raises(RuntimeError, match="no forward pass"):
+        model._core.logits(None)
+
+
+def test_plan_reads_well() -> None:
+    text = str(plan_for(BASE, 2, 8, activation_checkpointing=True))
+    assert text.splitlines()[0] == "training, activation checkpointing, 2 x 8 tokens"
+    assert [line.split()[0] for line in text.splitlines()[1:]] == [
+        "parameters", "gradients", "moments", "activations", "packed", "workspace", "total",
+    ]  # fmt: skip
+
+
+RESIDENT = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import mom
+
+def resident():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+config = mom.MoMConfig.preset("mini")
+model = mom.MoM(config)
+model.activation_checkpointing = bool(int(sys.argv[1]))
+optimizer = mom.AdamW(model)
+plan = model.memory_plan(4, 256)
+before = resident()
+tokens = np.random.default_rng(0).integers(0, config.vocab_size, (4, 256))
+for _ in range(2):
+    model(tokens, labels=tokens)
+    model.backward()
+    optimizer.step(1.0, zero_grad=True)
+print(resident() - before, plan.total - plan.parameters)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("checkpointing", [0, 1])
+def test_resident_memory_stays_below_the_plan(checkpointing: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT, str(checkpointing)], capture_output=True, text=True, check=True
+    )
+    grown, planned = map(int, done.stdout.split())
+    assert grown < planned + 2**24  # code pages and huge ones that are not full
