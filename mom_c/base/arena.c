@@ -1,6 +1,7 @@
 #if defined(__linux__)
 #define _GNU_SOURCE
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "base/arena.h"
@@ -43,23 +44,27 @@ static block_header *header_of(void *block) {
 }
 
 #if defined(__linux__)
-#define PAGE ((size_t)4096) /* at least a page in front of the data, for the header */
+/* Of memory that can be given back; 4 KB on most machines, up to 64 KB on some. */
+static size_t page_size(void) {
+    const long size = sysconf(_SC_PAGESIZE);
+    return size > 0 ? (size_t)size : 4096;
+}
 
 /* Zeroed memory of its own, data at the beginning of a huge page; NULL if there is none. */
 static void *map_block(size_t bytes, int reserve) {
-    const size_t room = bytes + 2 * HUGE_PAGE;
+    const size_t room = bytes + 2 * HUGE_PAGE, page = page_size(); /* a page in front of the data holds the header */
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (reserve ? MAP_NORESERVE : 0);
     unsigned char *base = mmap(NULL, room, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (base == MAP_FAILED)
         return NULL;
     const size_t before = HUGE_PAGE - ((uintptr_t)base & (HUGE_PAGE - 1)); /* a huge page at most, a page at least */
-    const size_t end = (before + bytes + PAGE - 1) / PAGE * PAGE;
-    if (before > PAGE)
-        (void)munmap(base, before - PAGE);
+    const size_t end = (before + bytes + page - 1) / page * page;
+    if (before > page)
+        (void)munmap(base, before - page);
     if (end < room)
         (void)munmap(base + end, room - end);
     unsigned char *data = base + before;
-    *header_of(data) = (block_header){data - PAGE, bytes, PAGE + end - before};
+    *header_of(data) = (block_header){data - page, bytes, page + end - before};
 #if defined(MADV_HUGEPAGE)
     if (!reserve)
         (void)madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
@@ -144,7 +149,8 @@ int mom_memory_is_mapped(void *block) { return header_of(block)->mapped > 0; }
 void mom_memory_clear(void *block) {
     const block_header *header = header_of(block);
 #if defined(__linux__)
-    if (header->mapped && madvise(block, (header->bytes + PAGE - 1) / PAGE * PAGE, MADV_DONTNEED) == 0)
+    const size_t page = page_size(), bytes = (header->bytes + page - 1) / page * page;
+    if (header->mapped && madvise(block, bytes, MADV_DONTNEED) == 0)
         return; /* private pages without a file come back as zeros */
 #endif
     memset(block, 0, header->bytes);

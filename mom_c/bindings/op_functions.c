@@ -472,22 +472,35 @@ static labelled_rows find_labelled(mom_call *call, const int32_t *labels, size_t
     return found;
 }
 
+typedef struct {
+    const float *hidden, *wte; /* (N, C), (V, C) */
+    size_t N, V, C;
+    labelled_rows at;
+} head_inputs;
+
+static head_inputs read_head(mom_call *call, PyObject *hidden, PyObject *wte, PyObject *labels) {
+    head_inputs in;
+    in.hidden = mom_arg_f32(call, "hidden", hidden, "N C");
+    in.wte = mom_arg_f32(call, "wte", wte, "V C");
+    in.N = mom_size(call, 'N');
+    in.V = mom_size(call, 'V');
+    in.C = mom_size(call, 'C');
+    in.at = find_labelled(call, mom_arg_i32(call, "labels", labels, "N", 0, (int64_t)in.V, MOM_IGNORED_LABEL), in.N);
+    return in;
+}
+
 static PyObject *lm_head_forward(PyObject *module, PyObject *args) {
     PyObject *hidden_o, *wte_o, *labels_o;
     if (!PyArg_ParseTuple(args, "OOO:lm_head_forward", &hidden_o, &wte_o, &labels_o))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const float *hidden = mom_arg_f32(&call, "hidden", hidden_o, "N C");
-    const float *wte = mom_arg_f32(&call, "wte", wte_o, "V C");
-    const size_t N = mom_size(&call, 'N'), V = mom_size(&call, 'V'), C = mom_size(&call, 'C');
-    const int32_t *labels = mom_arg_i32(&call, "labels", labels_o, "N", 0, (int64_t)V, MOM_IGNORED_LABEL);
-    const labelled_rows at = find_labelled(&call, labels, N);
-    mom_set_size(&call, 'L', at.n);
+    const head_inputs in = read_head(&call, hidden_o, wte_o, labels_o);
+    mom_set_size(&call, 'L', in.at.n);
     double total = 0.0;
     float *lse = mom_new_f32(&call, "L");
-    MOM_RUN(&call, call.status = mom_lm_head_forward(&call.exec, &total, lse, hidden, wte, at.rows, at.labels, at.n, V,
-                                                     C, &call.error));
+    MOM_RUN(&call, call.status = mom_lm_head_forward(&call.exec, &total, lse, in.hidden, in.wte, in.at.rows, in.at.labels,
+                                                     in.at.n, in.V, in.C, &call.error));
     mom_new_number(&call, total);
     return mom_call_end(&call);
 }
@@ -499,17 +512,13 @@ static PyObject *lm_head_backward(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const float *hidden = mom_arg_f32(&call, "hidden", hidden_o, "N C");
-    const float *wte = mom_arg_f32(&call, "wte", wte_o, "V C");
-    const size_t N = mom_size(&call, 'N'), V = mom_size(&call, 'V'), C = mom_size(&call, 'C');
-    const int32_t *labels = mom_arg_i32(&call, "labels", labels_o, "N", 0, (int64_t)V, MOM_IGNORED_LABEL);
-    const labelled_rows at = find_labelled(&call, labels, N);
-    mom_set_size(&call, 'L', at.n);
+    const head_inputs in = read_head(&call, hidden_o, wte_o, labels_o);
+    mom_set_size(&call, 'L', in.at.n);
     const float *lse = mom_arg_f32(&call, "lse", lse_o, "L");
     float *dhidden = mom_new_sum(&call, "dhidden", add_to, 0, 2, "N C");
     float *dwte = mom_new_sum(&call, "dwte", add_to, 1, 2, "V C");
-    MOM_RUN(&call, call.status = mom_lm_head_backward(&call.exec, dhidden, dwte, hidden, wte, lse, at.rows, at.labels,
-                                                      scale, at.n, V, C, &call.error));
+    MOM_RUN(&call, call.status = mom_lm_head_backward(&call.exec, dhidden, dwte, in.hidden, in.wte, lse, in.at.rows,
+                                                      in.at.labels, scale, in.at.n, in.V, in.C, &call.error));
     return mom_call_end(&call);
 }
 
@@ -521,17 +530,13 @@ static PyObject *lm_head_gradient(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const float *hidden = mom_arg_f32(&call, "hidden", hidden_o, "N C");
-    const float *wte = mom_arg_f32(&call, "wte", wte_o, "V C");
-    const size_t N = mom_size(&call, 'N'), V = mom_size(&call, 'V'), C = mom_size(&call, 'C');
-    const int32_t *labels = mom_arg_i32(&call, "labels", labels_o, "N", 0, (int64_t)V, MOM_IGNORED_LABEL);
-    const labelled_rows at = find_labelled(&call, labels, N);
+    const head_inputs in = read_head(&call, hidden_o, wte_o, labels_o);
     float *dhidden = loss_only ? NULL : mom_new_sum(&call, "dhidden", Py_None, 0, 2, "N C");
     float *dwte = loss_only ? NULL : mom_new_sum(&call, "dwte", Py_None, 1, 2, "V C");
     double total = 0.0;
     call.exec.precision = bf16 ? MOM_BF16 : MOM_F32;
-    MOM_RUN(&call, call.status = mom_lm_head_gradient(&call.exec, &total, dhidden, dwte, hidden, wte, at.rows, at.labels,
-                                                      at.n, V, C, &call.error));
+    MOM_RUN(&call, call.status = mom_lm_head_gradient(&call.exec, &total, dhidden, dwte, in.hidden, in.wte, in.at.rows,
+                                                      in.at.labels, in.at.n, in.V, in.C, &call.error));
     mom_new_number(&call, total);
     return mom_call_end(&call);
 }

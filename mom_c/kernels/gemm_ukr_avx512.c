@@ -23,10 +23,7 @@ void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float 
         ROWS(STEP)
 #undef STEP
     }
-    if (accumulate) {
-        ROWS(ADD)
-    }
-    ROWS(STORE)
+    FINISH(ROWS)
 }
 
 void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc,
@@ -42,10 +39,7 @@ void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const f
         ROWS(STEP)
 #undef STEP
     }
-    if (accumulate) {
-        ROWS(ADD)
-    }
-    ROWS(STORE)
+    FINISH(ROWS)
 }
 
 void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc,
@@ -58,10 +52,7 @@ void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, co
         ROWS(STEP)
 #undef STEP
     }
-    if (accumulate) {
-        ROWS(ADD)
-    }
-    ROWS(STORE)
+    FINISH(ROWS)
 }
 
 void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
@@ -72,8 +63,5 @@ void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, flo
         FEW_ROWS(STEP)
 #undef STEP
     }
-    if (accumulate) {
-        FEW_ROWS(ADD)
-    }
-    FEW_ROWS(STORE)
+    FINISH(FEW_ROWS)
 }

@@ -22,10 +22,7 @@ void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mo
         _mm_prefetch((const char *)(a + 24 * 16), _MM_HINT_T0);
         ROWS(DOT)
     }
-    if (accumulate) {
-        ROWS(ADD)
-    }
-    ROWS(STORE)
+    FINISH(ROWS)
 }
 
 void mom_gemm_bf16f32_few_4x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
@@ -36,8 +33,5 @@ void mom_gemm_bf16f32_few_4x32_avx512bf16(size_t pairs, const mom_bf16 *a, const
         const __m512bh b1 = (__m512bh)_mm512_load_si512((const void *)(b + 32));
         FEW_ROWS(DOT)
     }
-    if (accumulate) {
-        FEW_ROWS(ADD)
-    }
-    FEW_ROWS(STORE)
+    FINISH(FEW_ROWS)
 }

@@ -761,7 +761,9 @@ static int covers(const mom_memory_key *have, const mom_memory_key *want) {
 /* Makes the arena large enough for a call and the backward pass that may follow; nothing has changed if it would be too
  * large. */
 static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
-    const mom_memory_key key = {.B = batch->B, .T = batch->T, .labels = batch->labels || batch->classes || batch->values,
+    /* Packed rows need what as many tokens in sequences of the longest length need. */
+    const size_t B = (count_tokens(batch) + batch->T - 1) / batch->T;
+    const mom_memory_key key = {.B = B, .T = batch->T, .labels = batch->labels || batch->classes || batch->values,
                                 .keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint,
                                 .training = batch->training, .threads = exec->threads, .k = exec->k};
     mom_memory_key *planned = &gpt->planned[batch->keep];
@@ -772,8 +774,8 @@ static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch
     const size_t arena = mom_memory_plan_arena(&plan), total = mom_memory_plan_total(&plan);
     if (gpt->memory_limit && total > gpt->memory_limit)
         return mom_error_set(err, MOM_ERR_MEMORY,
-                             "tokens: %zu sequences of %zu tokens need %zu bytes with the model, more than the limit of %zu",
-                             batch->B, batch->T, total, gpt->memory_limit);
+                             "tokens: %zu sequences of %s%zu tokens need %zu bytes with the model, more than the limit of %zu",
+                             batch->B, batch->lengths ? "up to " : "", batch->T, total, gpt->memory_limit);
     /* Without a plan that fits, at least as much as was too little. */
     const size_t wanted = gpt->region.full && arena <= gpt->region.capacity ? gpt->region.capacity / 8 * 9 : arena;
     if (wanted > gpt->region.capacity) {

@@ -194,12 +194,13 @@ static mom_status recurrent_forward(const mom_exec *x, mom_router_saved *saved, 
     }
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
+    const int several = N > most && !spec->few_rows;
     mom_gemm of_inp, of_state = {0};
-    MOM_TRY(product_with(&of_inp, x, mom_router_in_factor(w, spec, x->precision, 0), w->packed_in, w->in_bias, 0, N > most,
+    MOM_TRY(product_with(&of_inp, x, mom_router_in_factor(w, spec, x->precision, 0), w->packed_in, w->in_bias, 0, several,
                          err));
     if (state)
         MOM_TRY(product_with(&of_state, x, mom_router_state_factor(w, spec, x->precision, 0), w->packed_state,
-                             w->state_bias, 0, N > most, err));
+                             w->state_bias, 0, several, err));
     for (size_t begin = 0; begin < N; begin += most) {
         const size_t rows = run.rows = block_rows(N, begin);
         run.first = begin;

@@ -190,6 +190,22 @@ def test_limit_counts_moments_of_optimizers_that_are_there() -> None:
     run(model, tokens_of((6, 31)))
 
 
+def test_packed_rows_are_planned_by_their_tokens() -> None:
+    model = new_model(BASE)
+    lengths = np.array([30] + [1] * 31, np.int32)  # 61 tokens: fewer than three times the longest
+    tokens = tokens_of((1, 61))[0]
+    model.memory_limit = model.memory_plan(3, 30).total
+    model(tokens, lengths=lengths, labels=tokens)
+    model.backward()
+    assert model._core.arena[2] == 0, "nothing beside the arena"
+    with pytest.raises(MemoryError, match="32 sequences of 30 tokens need"):
+        model(tokens_of((32, 30)), labels=tokens_of((32, 30)))
+    model.memory_limit = model.memory_plan(2, 30, training=False).parameters
+    twice = np.tile(tokens, 2)
+    with pytest.raises(MemoryError, match="64 sequences of up to 30 tokens need"):
+        model(twice, lengths=np.tile(lengths, 2), labels=twice)
+
+
 def test_limit_of_the_machine() -> None:
     limit = mom.runtime.memory_limit()
     model = new_model(BASE)
