@@ -514,6 +514,10 @@ static PyObject *network_gradient(mom_network *self, PyObject *arg) {
     if (mom_network_enter(self) < 0)
         return NULL;
     const mom_status status = mom_params_add_gradients(&self->gpt.params, &err);
+    if (status == MOM_OK) {
+        mom_params_settle(&self->gpt.params);
+        self->gpt.params.grads_shown = 1;
+    }
     mom_network_leave(self);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);
@@ -544,8 +548,11 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
     PyArrayObject *array = mom_check_array(value, "used", NPY_UINT8, 1, dims, 0); /* borrowed */
     if (!array || mom_network_enter(self) < 0)
         return -1;
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
         p->table[i].used = ((const uint8_t *)PyArray_DATA(array))[i] != 0;
+        if (p->table[i].used)
+            mom_param_settle(p, i);
+    }
     mom_network_leave(self);
     return 0;
 }

@@ -25,7 +25,8 @@ static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_
     for (size_t i = 0; list && i < p->count; i++) {
         const mom_param *param = &p->table[i];
         list[i] = (mom_adamw_tensor){.param = p->values + param->offset, .grad = p->grads + param->offset,
-                                     .n = param->count, .decay = param->decay, .used = param->used};
+                                     .n = param->count, .decay = param->decay, .used = param->used,
+                                     .leave_grad = param->unset && !p->grads_shown};
         if (o) {
             list[i].exp_avg = o->exp_avg + param->offset;
             list[i].exp_avg_sq = o->exp_avg_sq + param->offset;
@@ -86,7 +87,7 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
             return MOM_OK;
         spec->grad_scale = mom_clip_factor(*norm, *max_norm);
     }
-    const int clear = spec->zero_grad && mom_memory_is_mapped(gpt->params.grads);
+    const int clear = spec->zero_grad && !gpt->keeps_gradients && mom_memory_is_mapped(gpt->params.grads);
     if (clear)
         spec->zero_grad = 0;
     mom_adamw_step(exec, list, count, spec);

@@ -115,6 +115,7 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     const size_t N = run->N, C = c->C, scores = N * saved->route.plan.K, size = mom_dtype_size(c->dtype);
     const mom_half half = mom_half_of(run, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool), out = mom_half_out_layer(pool);
+    const mom_half_gradient in_gradient = mom_half_in_gradient(pool), out_gradient = mom_half_out_gradient(pool);
     const mom_half_output output = output_of(run, pool, saved);
     const float *weight = qkv_weight(run, pool, saved);
     mom_error *err = run->err;
@@ -131,12 +132,12 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
         MOM_ARENA_NEW(masked, x->workspace, N * C, err);
         mom_dropout_apply(x, masked, dx, output.dropout, N * C);
     }
-    MOM_TRY(mom_half_leave_backward(&half, d->out_weight, d->out_bias, dused, saved->heads, dheads, &output,
+    MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->heads, dheads, &output,
                                     masked ? masked : dx, &out));
     const mom_attention_spec spec = attention_spec(run, saved);
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, saved->active,
                                    &spec, err));
-    MOM_TRY(mom_half_enter_backward(&half, d->in_weight, d->in_bias, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
+    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
                                     weight, &in));
     if (!pool->routed)
         return MOM_OK;

@@ -51,6 +51,7 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     const size_t N = run->N, C = run->config->C, scores = N * saved->route.plan.K;
     const mom_half half = mom_half_of(run, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool), out = mom_half_out_layer(pool);
+    const mom_half_gradient in_gradient = mom_half_in_gradient(pool), out_gradient = mom_half_out_gradient(pool);
     const mom_half_output output = output_of(run, pool, saved);
     float *dused = NULL, *masked = NULL;
     if (pool->routed) {
@@ -61,9 +62,9 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
         MOM_ARENA_NEW(masked, x->workspace, N * C, run->err);
         mom_dropout_apply(x, masked, dx, output.dropout, N * C);
     }
-    MOM_TRY(mom_half_leave_backward(&half, d->out_weight, d->out_bias, dused, saved->inner, saved->inner, &output,
+    MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output,
                                     masked ? masked : dx, &out));
-    MOM_TRY(mom_half_enter_backward(&half, d->in_weight, d->in_bias, d->ln_weight, d->ln_bias, dx, NULL, saved->inner, 0,
+    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, d->ln_weight, d->ln_bias, dx, NULL, saved->inner, 0,
                                     NULL, &in));
     return pool->routed ? mom_route_backward(run, pool, saved, dx, dused, NULL, state, dstate, has_dstate, balance)
                         : MOM_OK;

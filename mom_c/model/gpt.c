@@ -753,6 +753,14 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     return MOM_OK;
 }
 
+/* Giving pages back saves at most as much as is smaller, gradients or arena, and costs the time of zeroing it, twice. */
+#define LITTLE_MEMORY ((size_t)1 << 27)
+
+static int keeps_gradients(const mom_memory_plan *plan) {
+    const size_t arena = mom_memory_plan_arena(plan);
+    return arena <= plan->gradients || arena + plan->gradients <= LITTLE_MEMORY;
+}
+
 static int covers(const mom_memory_key *have, const mom_memory_key *want) {
     return have->B >= want->B && have->T >= want->T && have->labels >= want->labels && have->training >= want->training &&
            have->checkpoint == want->checkpoint && have->threads == want->threads && have->k == want->k;
@@ -788,15 +796,20 @@ static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch
     }
     gpt->region.full = 0;
     gpt->most_workspace = plan.most_workspace;
+    if (key.keep)
+        gpt->keeps_gradients = keeps_gradients(&plan);
     *planned = key;
     return MOM_OK;
 }
 
 void mom_gpt_zero_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
-    if (p->grads)
+    gpt->gradients_absent = !gpt->keeps_gradients || !p->grads;
+    if (p->grads && gpt->gradients_absent)
         mom_memory_clear(p->grads);
-    gpt->gradients_absent = 1;
+    for (size_t i = 0; i < p->count && !gpt->gradients_absent; i++)
+        if (!p->table[i].unset || p->grads_shown)
+            memset(mom_param_grad(p, i), 0, p->table[i].count * sizeof(float));
     mom_gpt_forget_grad(gpt);
 }
 
@@ -804,6 +817,7 @@ void mom_gpt_forget_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     for (size_t i = 0; i < p->count; i++)
         p->table[i].used = 0;
+    mom_params_unset_matrices(p);
     const mom_config *c = &gpt->config;
     const size_t groups = c->balance_depthwise ? c->chunks * c->rounds * 2 : 2;
     if (gpt->step_counts)

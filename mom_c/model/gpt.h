@@ -82,6 +82,7 @@ typedef struct {
     double *step_counts, *step_tokens;
 
     int gradients_absent; /* zero, and without pages: see mom_region_shrink's use */
+    int keeps_gradients; /* their pages stay when they are zeroed: there is little to gain from giving them back */
     size_t moments;      /* bytes of optimizers' states, for plans */
     size_t memory_limit; /* largest plan, or 0: none */
 

@@ -35,6 +35,7 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->init_value = value;
         p->decay = decay;
         p->used = 0;
+        p->unset = NULL;
     }
     /* Every tensor begins on a cache line. A single tensor is bounded by mom_config_check, their sum is not. */
     const size_t rounded = (count + 15) / 16 * 16;
@@ -148,6 +149,17 @@ static mom_status point_pool(mom_params *p, mom_pool *pool, mom_pool_tensors *te
     return MOM_OK;
 }
 
+static mom_status add_unset(mom_params *p, mom_pool *pool, mom_error *err) {
+    MOM_ARENA_NEW(pool->unset_in, &p->arena, pool->M, err);
+    MOM_ARENA_NEW(pool->unset_out, &p->arena, pool->M, err);
+    for (size_t m = 0; m < pool->M; m++) {
+        p->table[mom_pool_param(pool, m, 2)].unset = &pool->unset_in[m];
+        p->table[mom_pool_param(pool, m, 4)].unset = &pool->unset_out[m];
+        pool->unset_in[m] = pool->unset_out[m] = 0;
+    }
+    return MOM_OK;
+}
+
 static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
     MOM_TRY(mom_config_check(c, err));
     p->num_places = c->bottom + c->chunks * (1 + (c->anchor_between ? 1 : 0)) + c->top;
@@ -175,6 +187,8 @@ static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
         mom_place *place = &p->places[i];
         MOM_TRY(point_pool(p, &place->attn, &place->attn.weight, &place->attn.router_weight, p->values, err));
         MOM_TRY(point_pool(p, &place->ffn, &place->ffn.weight, &place->ffn.router_weight, p->values, err));
+        MOM_TRY(add_unset(p, &place->attn, err));
+        MOM_TRY(add_unset(p, &place->ffn, err));
     }
     return MOM_OK;
 }
@@ -207,7 +221,27 @@ mom_status mom_params_add_gradients(mom_params *p, mom_error *err) {
         }
     }
     p->grads = grads;
+    mom_params_unset_matrices(p);
     return MOM_OK;
+}
+
+void mom_params_unset_matrices(mom_params *p) {
+    for (size_t i = 0; i < p->count && p->grads && !p->grads_shown; i++)
+        if (p->table[i].unset)
+            *p->table[i].unset = 1;
+}
+
+void mom_param_settle(mom_params *p, size_t i) {
+    const mom_param *param = &p->table[i];
+    if (!p->grads || !param->unset || !*param->unset)
+        return;
+    memset(p->grads + param->offset, 0, param->count * sizeof *p->grads);
+    *param->unset = 0;
+}
+
+void mom_params_settle(mom_params *p) {
+    for (size_t i = 0; i < p->count; i++)
+        mom_param_settle(p, i);
 }
 
 void mom_params_free(mom_params *p) {

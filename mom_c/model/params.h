@@ -21,6 +21,7 @@ typedef struct {
     float init_value;
     int decay;     /* weight decay applies: not a LayerNorm, not a bias */
     int used;      /* has a gradient since gradients were last zeroed */
+    uint8_t *unset; /* of a module's matrix: its entry in mom_pool's unset_in or unset_out; else NULL */
 } mom_param;
 
 /* A module's tensors; the same struct for weights and for gradients. Each is an array over modules. */
@@ -42,6 +43,7 @@ typedef struct {
     mom_router_spec spec;
     mom_router_tensors router_weight, router_grad;
     const void **packed_in, **packed_out; /* by module, between mom_pool_pack and mom_pool_unpack; else NULL */
+    uint8_t *unset_in, *unset_out; /* by module: see mom_params_unset_matrices */
     size_t first_param; /* see mom_pool_param */
     size_t first_router_param, router_params;
 } mom_pool;
@@ -57,6 +59,7 @@ typedef struct {
     size_t count;
     size_t total; /* floats */
     float *values, *grads; /* (total); grads NULL until asked for */
+    int grads_shown;       /* views of grads exist: its memory is what counts */
     mom_place *places;
     size_t num_places;
     size_t wte, wpe, lnf_weight, lnf_bias, score; /* indices into table; score only with labels */
@@ -65,6 +68,12 @@ typedef struct {
 
 mom_status mom_params_init(mom_params *params, const mom_config *config, mom_error *err);
 mom_status mom_params_add_gradients(mom_params *params, mom_error *err); /* zeroed; no effect the second time */
+/* When gradients are zeroed, those of the modules' matrices may keep what was there: it counts as zero until the first
+ * product overwrites it. Without effect once gradients are shown. */
+void mom_params_unset_matrices(mom_params *params);
+/* Zeroes what counts as zero: all of it, or that of one parameter. */
+void mom_params_settle(mom_params *params);
+void mom_param_settle(mom_params *params, size_t i);
 void mom_params_free(mom_params *params);
 
 /* Fresh values: normal with each tensor's own standard deviation, LayerNorm weights 1, biases 0. Depends on

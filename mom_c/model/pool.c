@@ -42,6 +42,14 @@ mom_half_layer mom_half_out_layer(const mom_pool *pool) {
                             (const float *const *)w->out_bias, pool->packed_out};
 }
 
+mom_half_gradient mom_half_in_gradient(const mom_pool *pool) {
+    return (mom_half_gradient){pool->grad.in_weight, pool->grad.in_bias, pool->unset_in};
+}
+
+mom_half_gradient mom_half_out_gradient(const mom_pool *pool) {
+    return (mom_half_gradient){pool->grad.out_weight, pool->grad.out_bias, pool->unset_out};
+}
+
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
     MOM_ARENA_NEW(saved->mean, run->saved, run->N, run->err);
     MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);

@@ -87,6 +87,8 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
 mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool);
 mom_half_layer mom_half_out_layer(const mom_pool *pool);
+mom_half_gradient mom_half_in_gradient(const mom_pool *pool);
+mom_half_gradient mom_half_out_gradient(const mom_pool *pool);
 
 /* Packs the weights that all rounds of a place use, forward as they are or backward transposed, into the workspace, until
  * mom_pool_unpack; without effect where it would not pay. */

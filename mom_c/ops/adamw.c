@@ -8,12 +8,12 @@
 
 #define CHUNK ((size_t)16384) /* elements per task */
 
-/* Numbers the chunks of all tensors, or of the used ones; returns how many there are. */
-static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int unused_too) {
+/* Numbers the chunks of the used tensors, with zero_grad also of others that it writes; returns how many there are. */
+static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int zero_grad) {
     size_t total = 0;
     for (size_t i = 0; i < count; i++) {
         tensors[i].first_chunk = total;
-        if (tensors[i].used || unused_too)
+        if (tensors[i].used || (zero_grad && !tensors[i].leave_grad))
             total += (tensors[i].n + CHUNK - 1) / CHUNK;
     }
     return total;
@@ -63,7 +63,7 @@ static void step_task(void *context, size_t task, int thread) {
     const double decay = tensor->decay ? 1.0 - spec->lr * spec->weight_decay : 1.0;
     job->k->adamw(tensor->param + begin, tensor->grad + begin, tensor->exp_avg + begin, tensor->exp_avg_sq + begin,
                   spec->grad_scale, (float)spec->beta1, (float)spec->beta2, (float)spec->eps, (float)step_size,
-                  (float)inv_bias2, (float)decay, spec->zero_grad, n);
+                  (float)inv_bias2, (float)decay, spec->zero_grad && !tensor->leave_grad, n);
 }
 
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec) {

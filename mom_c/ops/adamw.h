@@ -13,13 +13,14 @@ typedef struct {
     double step;  /* updates this tensor has had, before this one; written: + 1 when used */
     int decay;    /* weight decay applies */
     int used;     /* 0: no gradient in this step: nothing changes, not even the step count */
+    int leave_grad; /* zero_grad does not write this gradient: somebody else will */
     size_t first_chunk; /* the functions below number chunks of work here */
 } mom_adamw_tensor;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
     float grad_scale; /* the gradient counts times this: clipping without a pass of its own */
-    int zero_grad;    /* gradients are zero afterwards, also those of tensors that are not used */
+    int zero_grad;    /* gradients are zero afterwards, also those of tensors that are not used, unless leave_grad */
 } mom_adamw_spec;
 
 /* param -= lr * (weight_decay * param) first, then the Adam update with bias correction by the tensor's own step.

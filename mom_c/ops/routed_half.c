@@ -329,6 +329,19 @@ static mom_status run_products(const mom_half *half, const product_list *list) {
     return mom_gemm_run(half->exec, list->products, list->count, half->err);
 }
 
+static void set_gradient(mom_gemm *g, const mom_half_gradient *gradient, size_t m, size_t width) {
+    g->c = gradient->weight[m];
+    g->ldc = width;
+    g->accumulate = !gradient->unset || !gradient->unset[m];
+}
+
+/* After the products: the gradients of modules with slots are what memory holds. */
+static void gradients_set(const mom_half_gradient *gradient, const mom_routing_plan *plan) {
+    for (size_t m = 0; m < plan->M && gradient->unset && !mom_rehearsing(); m++)
+        if (module_slots(plan, m))
+            gradient->unset[m] = 0;
+}
+
 static mom_status enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                         const mom_half_layer *layer) {
     const mom_routing_plan *plan = half->plan;
@@ -424,8 +437,8 @@ static const float *module_scale(const mom_routing_plan *plan, const float *slot
     return slot_scale ? slot_scale + plan->offsets[m] : NULL;
 }
 
-static mom_status leave_backward(const mom_half *half, float *const *dweight, float *const *dbias, float *dscore,
-                                 void *inner, void *dinner, const mom_half_output *output, const float *dout,
+static mom_status leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
+                                 void *dinner, const mom_half_output *output, const float *dout,
                                  const mom_half_layer *layer) {
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
@@ -450,10 +463,8 @@ static mom_status leave_backward(const mom_half *half, float *const *dweight, fl
         g->a.gelu = output->gelu;
         g->b = token_rows(plan, m, dout, MOM_F32, C);
         g->k_scale = module_scale(plan, slot_scale, m);
-        g->c = dweight[m];
-        g->ldc = C;
-        g->accumulate = 1;
-        mom_column_sum(x, dbias[m], dout, MOM_F32, g->k_scale, g->b.row_index, slots, C);
+        set_gradient(g, gradient, m, C);
+        mom_column_sum(x, gradient->bias[m], dout, MOM_F32, g->k_scale, g->b.row_index, slots, C);
     }
     if (output->gelu) {
         MOM_TRY(run_products(half, &list));
@@ -474,6 +485,7 @@ static mom_status leave_backward(const mom_half *half, float *const *dweight, fl
         set_finish(&list, g, output->gelu ? finish_gelu_backward : finish_scored, m, shared);
     }
     MOM_TRY(run_products(half, &list));
+    gradients_set(gradient, plan);
     if (several)
         MOM_TRY(mom_half_mix(half, dinner, half->dtype, dslots, NULL, In));
     if (dscore) {
@@ -483,18 +495,18 @@ static mom_status leave_backward(const mom_half *half, float *const *dweight, fl
     return MOM_OK;
 }
 
-mom_status mom_half_leave_backward(const mom_half *half, float *const *dweight, float *const *dbias, float *dscore,
-                                   void *inner, void *dinner, const mom_half_output *output, const float *dout,
+mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
+                                   void *dinner, const mom_half_output *output, const float *dout,
                                    const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = leave_backward(half, dweight, dbias, dscore, inner, dinner, output, dout, layer);
+    const mom_status status = leave_backward(half, gradient, dscore, inner, dinner, output, dout, layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }
 
-static mom_status enter_backward(const mom_half *half, float *const *dweight, float *const *dbias,
-                                 float *const *dln_weight, float *const *dln_bias, float *dx, float *dscore,
-                                 const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
+static mom_status enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *const *dln_weight,
+                                 float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
+                                 const float *weight, const mom_half_layer *layer) {
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->In, Out = layer->Out, blocks = column_blocks(C);
@@ -517,10 +529,8 @@ static mom_status enter_backward(const mom_half *half, float *const *dweight, fl
         set_norm(&list, &g->a, half, m);
         g->b = rows;
         g->k_scale = module_scale(plan, slot_scale, m);
-        g->c = dweight[m];
-        g->ldc = Out;
-        g->accumulate = 1;
-        mom_column_sum(x, dbias[m], rows.data, half->dtype, g->k_scale, rows.row_index, slots, Out);
+        set_gradient(g, gradient, m, Out);
+        mom_column_sum(x, gradient->bias[m], rows.data, half->dtype, g->k_scale, rows.row_index, slots, Out);
 
         g = add_product(&list, slots, C, Out, half->dtype);
         g->a = rows;
@@ -536,6 +546,7 @@ static mom_status enter_backward(const mom_half *half, float *const *dweight, fl
         }
     }
     MOM_TRY(run_products(half, &list));
+    gradients_set(gradient, plan);
     if (weight) {
         score_job job = {half, dscore, partial, blocks, dout, half->dtype, by_token, layer->bias, Out};
         mom_parallel_for(x->threads, row_tasks(plan->slots), score_task, &job);
@@ -549,12 +560,12 @@ static mom_status enter_backward(const mom_half *half, float *const *dweight, fl
                                          half->ln_weight, plan, C, half->err);
 }
 
-mom_status mom_half_enter_backward(const mom_half *half, float *const *dweight, float *const *dbias,
-                                   float *const *dln_weight, float *const *dln_bias, float *dx, float *dscore,
-                                   const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
+mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *const *dln_weight,
+                                   float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
+                                   const float *weight, const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = enter_backward(half, dweight, dbias, dln_weight, dln_bias, dx, dscore, dout, by_token,
-                                             weight, layer);
+    const mom_status status = enter_backward(half, gradient, dln_weight, dln_bias, dx, dscore, dout, by_token, weight,
+                                             layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }

@@ -32,6 +32,13 @@ typedef struct {
     const void *const *packed;
 } mom_half_layer;
 
+/* Where a layer's gradients are added to, by module. unset: NULL, or whether the weight's gradient counts as zero whatever
+ * its memory holds; then it is overwritten, and the flag cleared. */
+typedef struct {
+    float *const *weight, *const *bias; /* (In, Out), (Out) */
+    uint8_t *unset;
+} mom_half_gradient;
+
 /* out (slots, Out) = LN_m(x) W + b by slot; by_token: (N, Out), row by row of tokens, each times its weight. by_token
  * needs a plan with at most one slot per token; rows of tokens without a slot are not written. */
 mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
@@ -53,17 +60,17 @@ mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_out
 mom_status mom_half_mix(const mom_half *half, void *out, mom_dtype out_dtype, const float *y, const float *weight,
                         size_t width);
 
-/* Backward of leave. dout (N, C): gradient of the output, dropout already applied. Adds to dweight_m (In, Out), dbias_m
- * (Out) and, unless NULL, to dscore (N, K).
+/* Backward of leave. dout (N, C): gradient of the output, dropout already applied. Adds to the layer's gradients and,
+ * unless NULL, to dscore (N, K).
  * GELU: d(input of GELU) replaces inner, by slot. Otherwise: dinner (N, In) of type dtype is written, by token. */
-mom_status mom_half_leave_backward(const mom_half *half, float *const *dweight, float *const *dbias, float *dscore,
-                                   void *inner, void *dinner, const mom_half_output *output, const float *dout,
+mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
+                                   void *dinner, const mom_half_output *output, const float *dout,
                                    const mom_half_layer *layer);
 
-/* Backward of enter. dout of type dtype, by slot or by token. Adds to dweight_m, dbias_m, dln_weight_m, dln_bias_m, dx (N,
- * C) and, if weight is given, to dscore. */
-mom_status mom_half_enter_backward(const mom_half *half, float *const *dweight, float *const *dbias,
-                                   float *const *dln_weight, float *const *dln_bias, float *dx, float *dscore,
-                                   const void *dout, int by_token, const float *weight, const mom_half_layer *layer);
+/* Backward of enter. dout of type dtype, by slot or by token. Adds to the layer's gradients, dln_weight_m, dln_bias_m, dx
+ * (N, C) and, if weight is given, to dscore. */
+mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *const *dln_weight,
+                                   float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
+                                   const float *weight, const mom_half_layer *layer);
 
 #endif
