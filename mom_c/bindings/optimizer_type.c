@@ -16,7 +16,13 @@ typedef struct {
     mom_network *network; /* strong reference */
     float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
     double *steps;               /* one per parameter */
+    uint8_t *fresh;              /* by row of wte, then of wpe: no gradient has been there, and nobody has seen moments */
 } mom_optimizer;
+
+/* Of an embedding. */
+static uint8_t *fresh_rows(const mom_params *p, const mom_optimizer *o, size_t i) {
+    return o->fresh + (i == p->wte ? 0 : p->table[p->wte].dims[0]);
+}
 
 /* One entry per parameter; moments NULL when only gradients matter. */
 static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_error *err) {
@@ -31,6 +37,11 @@ static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_
             list[i].exp_avg = o->exp_avg + param->offset;
             list[i].exp_avg_sq = o->exp_avg_sq + param->offset;
             list[i].step = o->steps[i];
+        }
+        if (param->touched) {
+            list[i].width = param->dims[1];
+            list[i].touched = p->grads_shown ? NULL : param->touched;
+            list[i].fresh = o ? fresh_rows(p, o, i) : NULL;
         }
     }
     return list;
@@ -53,22 +64,27 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         self->exp_avg_sq = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
     if (self->exp_avg_sq)
         self->steps = mom_memory_calloc(p->count, sizeof(double), "optimizer", &err);
-    if (!self->steps) {
+    const size_t rows = p->table[p->wte].dims[0] + p->table[p->wpe].dims[0];
+    if (self->steps)
+        self->fresh = mom_memory_alloc(rows, 1, "optimizer", &err);
+    if (!self->fresh) {
         mom_raise((PyObject *)type, &err);
         Py_DECREF(self);
         return NULL;
     }
+    memset(self->fresh, 1, rows);
     self->network->gpt.moments += 2 * p->total * sizeof(float);
     return (PyObject *)self;
 }
 
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
-    if (self->steps)
+    if (self->fresh) /* the last that was allocated */
         self->network->gpt.moments -= 2 * self->network->gpt.params.total * sizeof(float);
     mom_memory_free(self->exp_avg);
     mom_memory_free(self->exp_avg_sq);
     mom_memory_free(self->steps);
+    mom_memory_free(self->fresh);
     Py_XDECREF(self->network);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
@@ -141,6 +157,13 @@ static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
     const Py_ssize_t i = PyNumber_AsSsize_t(arg, PyExc_IndexError);
     if (i == -1 && PyErr_Occurred())
         return NULL;
+    const mom_params *p = &self->network->gpt.params;
+    if (i >= 0 && (size_t)i < p->count && p->table[i].touched) {
+        if (mom_network_enter(self->network) < 0)
+            return NULL;
+        memset(fresh_rows(p, self, (size_t)i), 0, p->table[i].dims[0]);
+        mom_network_leave(self->network);
+    }
     return mom_network_view(self->network, (PyObject *)self, i, block);
 }
 

@@ -602,8 +602,10 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
             return MOM_OK;
         const float scale = lm_scale / (float)gpt->losses.labelled;
         mom_scaled_add(x, mom_param_grad(p, p->wte), scale, gpt->dwte, gpt->config.V * C);
-        if (!mom_rehearsing())
+        if (!mom_rehearsing()) {
+            mom_param_touch(p, p->wte, NULL, 0);
             x->k->scale(dhidden, scale, dhidden, N * C);
+        }
         return MOM_OK;
     }
     float *dlogits, *dpooled;
@@ -664,6 +666,10 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     /* pass 1: embedding */
     mom_embedding_backward(x, mom_param_grad(p, p->wte), mom_param_grad(p, p->wpe), dx, gpt->tokens, gpt->positions,
                            mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
+    if (!mom_rehearsing()) {
+        mom_param_touch(p, p->wte, gpt->tokens, N);
+        mom_param_touch(p, p->wpe, gpt->positions, N);
+    }
     mark_used(gpt, gpt->losses.has_balance);
     return MOM_OK;
 }
@@ -815,8 +821,11 @@ void mom_gpt_zero_grad(mom_gpt *gpt) {
 
 void mom_gpt_forget_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
         p->table[i].used = 0;
+        if (p->table[i].touched)
+            memset(p->table[i].touched, 0, p->table[i].dims[0]);
+    }
     mom_params_unset_matrices(p);
     const mom_config *c = &gpt->config;
     const size_t groups = c->balance_depthwise ? c->chunks * c->rounds * 2 : 2;

@@ -131,7 +131,8 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
 
 void mom_gpt_zero_grad(mom_gpt *gpt);
-/* The same for gradients that are zero already: no parameter has one, and the counts of a step begin anew. */
+/* The same for gradients that are zero already, but for matrices' (mom_params_unset_matrices): no parameter has one, and
+ * the counts of a step begin anew. */
 void mom_gpt_forget_grad(mom_gpt *gpt);
 
 #endif

@@ -35,7 +35,7 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->init_value = value;
         p->decay = decay;
         p->used = 0;
-        p->unset = NULL;
+        p->touched = p->unset = NULL;
     }
     /* Every tensor begins on a cache line. A single tensor is bounded by mom_config_check, their sum is not. */
     const size_t rounded = (count + 15) / 16 * 16;
@@ -160,6 +160,13 @@ static mom_status add_unset(mom_params *p, mom_pool *pool, mom_error *err) {
     return MOM_OK;
 }
 
+static mom_status add_touched(mom_params *p, size_t i, mom_error *err) {
+    mom_param *param = &p->table[i];
+    MOM_ARENA_NEW(param->touched, &p->arena, param->dims[0], err);
+    memset(param->touched, 0, param->dims[0]);
+    return MOM_OK;
+}
+
 static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
     MOM_TRY(mom_config_check(c, err));
     p->num_places = c->bottom + c->chunks * (1 + (c->anchor_between ? 1 : 0)) + c->top;
@@ -190,6 +197,8 @@ static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
         MOM_TRY(add_unset(p, &place->attn, err));
         MOM_TRY(add_unset(p, &place->ffn, err));
     }
+    MOM_TRY(add_touched(p, p->wte, err));
+    MOM_TRY(add_touched(p, p->wpe, err));
     return MOM_OK;
 }
 
@@ -229,6 +238,14 @@ void mom_params_unset_matrices(mom_params *p) {
     for (size_t i = 0; i < p->count && p->grads && !p->grads_shown; i++)
         if (p->table[i].unset)
             *p->table[i].unset = 1;
+}
+
+void mom_param_touch(mom_params *p, size_t i, const int32_t *rows, size_t count) {
+    const mom_param *param = &p->table[i];
+    if (!rows)
+        memset(param->touched, 1, param->dims[0]);
+    for (size_t r = 0; r < count; r++)
+        param->touched[rows[r]] = 1;
 }
 
 void mom_param_settle(mom_params *p, size_t i) {

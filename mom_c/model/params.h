@@ -21,6 +21,7 @@ typedef struct {
     float init_value;
     int decay;     /* weight decay applies: not a LayerNorm, not a bias */
     int used;      /* has a gradient since gradients were last zeroed */
+    uint8_t *touched; /* of an embedding, by row, while gradients are not shown: 0: its gradient is zero; else NULL */
     uint8_t *unset; /* of a module's matrix: its entry in mom_pool's unset_in or unset_out; else NULL */
 } mom_param;
 
@@ -74,6 +75,8 @@ void mom_params_unset_matrices(mom_params *params);
 /* Zeroes what counts as zero: all of it, or that of one parameter. */
 void mom_params_settle(mom_params *params);
 void mom_param_settle(mom_params *params, size_t i);
+/* Marks rows (count) of an embedding, or with NULL all, as touched. */
+void mom_param_touch(mom_params *params, size_t i, const int32_t *rows, size_t count);
 void mom_params_free(mom_params *params);
 
 /* Fresh values: normal with each tensor's own standard deviation, LayerNorm weights 1, biases 0. Depends on

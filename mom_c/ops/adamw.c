@@ -6,7 +6,11 @@
 
 #include "base/parallel.h"
 
-#define CHUNK ((size_t)16384) /* elements per task */
+#define CHUNK ((size_t)16384) /* elements per task; of an embedding as many whole rows, at least one */
+
+static size_t chunk_of(const mom_adamw_tensor *tensor) {
+    return tensor->width ? (tensor->width < CHUNK ? CHUNK / tensor->width : 1) * tensor->width : CHUNK;
+}
 
 /* Numbers the chunks of the used tensors, with zero_grad also of others that it writes; returns how many there are. */
 static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int zero_grad) {
@@ -14,7 +18,7 @@ static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int zero_gr
     for (size_t i = 0; i < count; i++) {
         tensors[i].first_chunk = total;
         if (tensors[i].used || (zero_grad && !tensors[i].leave_grad))
-            total += (tensors[i].n + CHUNK - 1) / CHUNK;
+            total += (tensors[i].n + chunk_of(&tensors[i]) - 1) / chunk_of(&tensors[i]);
     }
     return total;
 }
@@ -40,9 +44,61 @@ static const mom_adamw_tensor *find_chunk(const tensors_job *job, size_t chunk, 
             high = middle;
     }
     const mom_adamw_tensor *tensor = &job->tensors[low];
-    *begin = (chunk - tensor->first_chunk) * CHUNK;
-    *n = tensor->n - *begin < CHUNK ? tensor->n - *begin : CHUNK;
+    const size_t most = chunk_of(tensor);
+    *begin = (chunk - tensor->first_chunk) * most;
+    *n = tensor->n - *begin < most ? tensor->n - *begin : most;
     return tensor;
+}
+
+enum { TOUCHED = 1, FRESH = 2 };
+
+static int kind_of(const mom_adamw_tensor *tensor, size_t row) {
+    if (!tensor->touched || tensor->touched[row])
+        return TOUCHED;
+    return tensor->fresh && tensor->fresh[row] ? FRESH : 0;
+}
+
+/* The first `n` elements at `begin` that are of one kind; *n becomes how many these are. */
+static int next_run(const mom_adamw_tensor *tensor, size_t begin, size_t *n) {
+    if (!tensor->width)
+        return TOUCHED;
+    const size_t first = begin / tensor->width, end = first + *n / tensor->width;
+    const int kind = kind_of(tensor, first);
+    size_t row = first + 1;
+    while (row < end && kind_of(tensor, row) == kind)
+        row++;
+    *n = (row - first) * tensor->width;
+    return kind;
+}
+
+typedef struct {
+    float step_size, inv_bias2, decay;
+    int zero_grad;
+} step_factors;
+
+static void step_run(const tensors_job *job, const mom_adamw_tensor *tensor, const step_factors *f, int kind, size_t begin,
+                     size_t n) {
+    static const float zeros[1024];
+    const mom_adamw_spec *spec = job->spec;
+    float *param = tensor->param + begin, *m = tensor->exp_avg + begin, *v = tensor->exp_avg_sq + begin;
+    if (kind == FRESH) {
+        if (f->decay != 1.0f)
+            job->k->scale(param, f->decay, param, n);
+        return;
+    }
+    if (kind == TOUCHED) {
+        job->k->adamw(param, tensor->grad + begin, m, v, spec->grad_scale, (float)spec->beta1, (float)spec->beta2,
+                      (float)spec->eps, f->step_size, f->inv_bias2, f->decay, f->zero_grad, n);
+        if (tensor->width && tensor->fresh)
+            memset(tensor->fresh + begin / tensor->width, 0, n / tensor->width);
+        return;
+    }
+    float *none = (float *)(uintptr_t)zeros; /* only read */
+    for (size_t i = 0; i < n; i += sizeof zeros / sizeof *zeros) {
+        const size_t part = n - i < sizeof zeros / sizeof *zeros ? n - i : sizeof zeros / sizeof *zeros;
+        job->k->adamw(param + i, none, m + i, v + i, 1.0f, (float)spec->beta1, (float)spec->beta2, (float)spec->eps,
+                      f->step_size, f->inv_bias2, f->decay, 0, part);
+    }
 }
 
 /* From the last chunk to the first: the norm was summed from the first to the last, so that the gradients read last
@@ -52,18 +108,22 @@ static void step_task(void *context, size_t task, int thread) {
     const mom_adamw_spec *spec = job->spec;
     size_t begin, n;
     const mom_adamw_tensor *tensor = find_chunk(job, job->chunks - 1 - task, &begin, &n);
-    (void)thread;
-    if (!tensor->used) {
-        memset(tensor->grad + begin, 0, n * sizeof(float));
-        return;
-    }
     const double t = tensor->step + 1.0;
-    const double step_size = spec->lr / (1.0 - pow(spec->beta1, t));
-    const double inv_bias2 = 1.0 / sqrt(1.0 - pow(spec->beta2, t));
-    const double decay = tensor->decay ? 1.0 - spec->lr * spec->weight_decay : 1.0;
-    job->k->adamw(tensor->param + begin, tensor->grad + begin, tensor->exp_avg + begin, tensor->exp_avg_sq + begin,
-                  spec->grad_scale, (float)spec->beta1, (float)spec->beta2, (float)spec->eps, (float)step_size,
-                  (float)inv_bias2, (float)decay, spec->zero_grad && !tensor->leave_grad, n);
+    const step_factors factors = {
+        .step_size = (float)(spec->lr / (1.0 - pow(spec->beta1, t))),
+        .inv_bias2 = (float)(1.0 / sqrt(1.0 - pow(spec->beta2, t))),
+        .decay = tensor->decay ? (float)(1.0 - spec->lr * spec->weight_decay) : 1.0f,
+        .zero_grad = spec->zero_grad && !tensor->leave_grad,
+    };
+    (void)thread;
+    for (size_t end = begin + n, size; begin < end; begin += size) {
+        size = end - begin;
+        const int kind = next_run(tensor, begin, &size);
+        if (tensor->used)
+            step_run(job, tensor, &factors, kind, begin, size);
+        else if (kind == TOUCHED)
+            memset(tensor->grad + begin, 0, size * sizeof(float));
+    }
 }
 
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec) {
@@ -81,7 +141,15 @@ static void norm_task(void *context, size_t task, int thread) {
     size_t begin, n;
     const mom_adamw_tensor *tensor = find_chunk(job, task, &begin, &n);
     (void)thread;
-    job->partial[task] = job->k->sum_squares(tensor->grad + begin, n);
+    if (!tensor->width) {
+        job->partial[task] = job->k->sum_squares(tensor->grad + begin, n);
+        return;
+    }
+    double sum = 0.0; /* row by row, so that those of zeros make no difference */
+    for (size_t end = begin + n; begin < end; begin += tensor->width)
+        if (kind_of(tensor, begin / tensor->width) == TOUCHED)
+            sum += job->k->sum_squares(tensor->grad + begin, tensor->width);
+    job->partial[task] = sum;
 }
 
 mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err) {

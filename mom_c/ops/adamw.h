@@ -14,6 +14,10 @@ typedef struct {
     int decay;    /* weight decay applies */
     int used;     /* 0: no gradient in this step: nothing changes, not even the step count */
     int leave_grad; /* zero_grad does not write this gradient: somebody else will */
+    /* Of an embedding, else 0 and NULL: n = rows * width. */
+    size_t width;
+    const uint8_t *touched; /* by row: whether its gradient may differ from zero; NULL: all may */
+    uint8_t *fresh;         /* by row: both moments are zero; a step clears it where they no longer are; NULL: none */
     size_t first_chunk; /* the functions below number chunks of work here */
 } mom_adamw_tensor;
 
@@ -24,10 +28,11 @@ typedef struct {
 } mom_adamw_spec;
 
 /* param -= lr * (weight_decay * param) first, then the Adam update with bias correction by the tensor's own step.
- * Gradients scaled by mom_grad_scale before and a grad_scale of 1 give the same bits as grad_scale. */
+ * Gradients scaled by mom_grad_scale before and a grad_scale of 1 give the same bits as grad_scale. Rows that are not
+ * touched cost less, to the same bits: their gradients are not read, and of fresh ones, which only decay, no moments. */
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec);
 
-/* Square root of the sum of squares of all used gradients, in float64 over fixed chunks. */
+/* Square root of the sum of squares of all used gradients, in float64 over fixed chunks, of an embedding over rows. */
 mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err);
 /* min(1, max_norm / (norm + 1e-6)); 1 for a norm that is not finite. */
 float mom_clip_factor(double norm, double max_norm);

@@ -80,16 +80,25 @@ def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> N
         assert status == 0 and f"usage: mom {name}" in explained
 
 
-def test_every_training_field_is_a_flag_with_help(mom_command: Any) -> None:
-    _, out, _ = mom_command("train", "--help")
-    texts = cli._field_help(mom.TrainingConfig)
-    for field in dataclasses.fields(mom.TrainingConfig):
+@pytest.mark.parametrize(("command", "settings"), [("train", mom.TrainingConfig), ("finetune", mom.FinetuneConfig)])
+def test_every_training_field_is_a_flag_with_help(mom_command: Any, command: str, settings: Any) -> None:
+    _, out, _ = mom_command(command, "--help")
+    texts = cli._field_help(settings)
+    for field in dataclasses.fields(settings):
         assert f"--{field.name} " in out
         assert len(texts[field.name]) > 5, field.name
 
 
 def test_version(mom_command: Any) -> None:
     assert mom_command("--version")[:2] == (0, f"mom {mom.__version__}\n")
+
+
+def test_the_package_is_a_command() -> None:
+    command = [sys.executable, "-m", "mom"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"mom {mom.__version__}\n", "")
+    done = subprocess.run([*command, "fly"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("usage: mom ") and not done.stdout
 
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("train",), ("generate", "--model", "x"), ("bench", "fast")])

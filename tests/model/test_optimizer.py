@@ -307,3 +307,90 @@ def test_schedules() -> None:
     for bad in ((-1, 5, 0.0), (0, 0, 0.0), (6, 5, 0.0), (0, 5, 1.5)):
         with pytest.raises(ValueError, match="warmup|final"):
             mom.optim.cosine_schedule(*bad)
+
+
+# ---------------------------------------------------------------------- gradients that nobody looks at
+def trained(config: mom.MoMConfig, shown: bool, separate: bool, threads: int) -> tuple[Any, Any, list[float]]:
+    """A model after steps on changing batches, of one and of two micro-batches; `shown`: views exist from the beginning."""
+    mom.set_num_threads(threads)
+    classifier = config.num_labels is not None
+    model = (mom.MoMForSequenceClassification if classifier else mom.MoM)(config, seed=1)
+    optimizer = mom.AdamW(model, lr=1e-2, weight_decay=0.3)
+    norms = []
+    if shown:
+        assert not any(g.any() for g in model.gradients.values())
+        assert not any(m.any() for m in optimizer.state.values())
+    rng = np.random.default_rng(0)
+    for step in range(6):
+        for _ in range(1 + step % 2):
+            tokens = rng.integers(0, 40 + 20 * step, (3, 10))
+            model(tokens, labels=np.arange(3) % 2 if classifier else tokens, attention_mask=np.ones((3, 10), int))
+            model.backward()
+        if step == 3:
+            model.mark_gradient("transformer.wte.weight", False)
+        if step == 4:  # of modules that no token has reached, too
+            for name in model.parameters:
+                model.mark_gradient(name, True)
+        if separate:
+            norms.append(mom.clip_grad_norm(model, 0.5))
+            optimizer.step()
+            model.zero_grad()
+        else:
+            norms.append(optimizer.step(0.5, zero_grad=True))
+    return model, optimizer, norms
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("width", [24, 128])  # 128: gradients are mapped apart from the heap
+@pytest.mark.parametrize("kind", ["classifier", "language model", "plain classifier"])
+def test_looking_at_gradients_and_moments_changes_no_bit(kind: str, width: int, separate: bool) -> None:
+    config = mom.MoMConfig(
+        vocab_size=4000, n_positions=32, n_embd=width, n_head=2, chunks=1, num_attn=3, num_ffn=4, depth_per_chunk=2,
+        num_bottom_layers=1, require_anchor_layer=True, router_type="gru-softmax", router_dim=8, routing_top_k=1,
+        num_labels=None if kind == "language model" else 2,
+    )  # fmt: skip
+    if kind == "plain classifier":
+        config = config.replace(chunks=0, n_layer=3)
+    model, optimizer, norms = trained(config, True, False, 1)
+    other, other_optimizer, other_norms = trained(config, False, separate, 2)
+    assert norms == other_norms
+    assert not any(g.any() for g in other.gradients.values()), "the first look finds zeros"
+    for name, value in model.parameters.items():
+        assert np.array_equal(value, other.parameters[name]), name
+    for name, value in optimizer.state.items():
+        assert np.array_equal(value, other_optimizer.state[name]), name
+    rows = model.parameters["transformer.wte.weight"].shape[0]
+    if kind != "language model":
+        never = ~optimizer.state["exp_avg_sq.transformer.wte.weight"].any(axis=1)
+        assert rows // 2 < never.sum() < rows - 40, "some rows have had gradients, most have not"
+
+
+def test_first_look_finds_the_gradients_of_backward() -> None:
+    config = mom.MoMConfig.preset("demo", vocab_size=300, n_positions=16)
+    tokens = np.arange(32).reshape(2, 16)
+    models = [mom.MoM(config, seed=0) for _ in range(2)]
+    assert not any(g.any() for g in models[0].gradients.values())
+    for batch in (tokens, tokens[:1, :2]):
+        for model in models:
+            model.zero_grad()
+            model(batch, labels=batch)
+            model.backward()
+    assert any(not has for has in models[0].has_gradient.values()), "a module that no token reached"
+    for name, gradient in models[0].gradients.items():
+        assert np.array_equal(gradient, models[1].gradients[name]), name
+        assert models[0].has_gradient[name] or not gradient.any(), name
+
+
+def test_moments_written_by_hand_count_in_rows_without_gradients() -> None:
+    model = mom.MoMForSequenceClassification(mom.MoMConfig.preset("demo", vocab_size=300, num_labels=2), seed=0)
+    optimizer = mom.AdamW(model, lr=1e-2, weight_decay=0.0)
+    moments = optimizer.state["exp_avg.transformer.wte.weight"]
+    table = model.parameters["transformer.wte.weight"]
+    before = table.copy()
+    moments[299] = 1.0
+    model(np.arange(8)[None], labels=[1])
+    model.backward()
+    optimizer.step()
+    assert np.all(table[299] < before[299]) and np.all(table[:8] != before[:8])
+    assert np.array_equal(table[8:299], before[8:299])
+    np.testing.assert_allclose(moments[299], 0.9, rtol=1e-6)

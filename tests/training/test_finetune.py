@@ -190,6 +190,28 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert np.array_equal(ends[0], ends[1]) and not np.array_equal(ends[0], ends[2])
 
 
+def test_recomputing_activations_changes_no_bit_and_only_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, backward = [], mom.MoMForSequenceClassification.backward
+
+    def observed(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append(self.activation_checkpointing)
+        backward(self, *args, **kwargs)
+
+    monkeypatch.setattr(mom.MoMForSequenceClassification, "backward", observed)
+    ends = []
+    for how in (False, True):
+        model = classifier(CONFIG.replace(resid_pdrop=0.1))
+        config = FinetuneConfig(lr=0.01, epochs=1, activation_checkpointing=how)
+        result = fit_classifier(model, some_rows(30), np.arange(30) % 3, config, progress=False)
+        assert not model.activation_checkpointing
+        ends.append((result.loss, model.parameters["transformer.wte.weight"].copy()))
+    assert seen == [False, False, True, True]
+    assert ends[0][0] == ends[1][0] and np.array_equal(ends[0][1], ends[1][1])
+    model.activation_checkpointing = True  # what the model is set to stays in force
+    fit_classifier(model, some_rows(5), np.arange(5) % 3, FinetuneConfig(epochs=1), progress=False)
+    assert seen[4:] == [True] and model.activation_checkpointing
+
+
 def test_evaluating_does_not_change_what_is_learnt() -> None:
     """Noisy routers draw in evaluations too, from the streams that dropout uses."""
     config = CONFIG.replace(router_type="gru-softmax-random", resid_pdrop=0.1)
@@ -371,6 +393,7 @@ def test_run_loop_trains_language_models_too() -> None:
         ({"dropout": 1.0}, r"dropout: 1.0 is not in \[0, 1\)"),
         ({"clip": 0.0}, "clip: 0.0 is not positive"), ({"patience": -1}, "patience: -1 is less than 0"),
         ({"layers": 3}, "layers: unknown field of fine-tuning"), ({"max_steps": True}, "max_steps: expected int"),
+        ({"activation_checkpointing": 1}, "activation_checkpointing: expected bool, got int 1"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:

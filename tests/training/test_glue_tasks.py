@@ -344,7 +344,8 @@ def test_the_command_prints_a_table_over_tasks(
     out_dir = tmp_path / "out"
     flags = ("--model", tmp_path / "lm", "--data", GOLDEN, "--epochs", 1, "--batch-size", 4, "--lr", 0.001)
     status, out, err = run(
-        capsys, "finetune", "--task", "cola", "mrpc", *flags, "--out_dir", out_dir, "--seeds", 1, 2, "--predict"
+        capsys, "finetune", "--task", "cola", "mrpc", *flags, "--out_dir", out_dir, "--seeds", 1, 2, "--predict",
+        "--activation_checkpointing",
     )
     assert status == 0, err
     lines = out.splitlines()

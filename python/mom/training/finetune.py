@@ -68,6 +68,8 @@ class FinetuneConfig:
         Evaluations in a row without a better dev score after which training stops; 0: never.
     train : {"all", "routers", "head"}
         What is trained: everything; the routers (and a classifier's head); a classifier's head only.
+    activation_checkpointing : bool
+        Less memory, more time, the same numbers; see `TrainingConfig`.
 
     Raises
     ------
@@ -92,14 +94,15 @@ class FinetuneConfig:
     eval_every: int | None = None
     patience: int = 3
     train: str = "all"
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             value, kind = getattr(self, entry.name), str(entry.type)
             if value is None and kind.endswith("| None"):
                 continue
-            wanted = {"int": (int,), "float": (int, float), "str": (str,)}[kind.split(" |")[0]]
-            if isinstance(value, bool) or not isinstance(value, wanted):
+            wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[kind.split(" |")[0]]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
                 raise ConfigError(f"{entry.name}: expected {kind}, got {type(value).__name__} {value!r}")
         for name, least in (("epochs", 1), ("max_steps", 1), ("batch_size", 1), ("accumulation", 1),
                             ("eval_every", 1), ("patience", 0), ("max_length", 4)):  # fmt: skip
@@ -392,8 +395,9 @@ def run_loop(
             interrupted,
         )  # fmt: skip
 
-    was_training = model.training
+    was_training, was_checkpointing = model.training, model.activation_checkpointing
     model.train()
+    model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
     stopped = False
     model.zero_grad()
     try:
@@ -427,7 +431,7 @@ def run_loop(
         kept = "before any evaluation" if best is None else f"best score {best_score:.4f} at step {best_step}"
         raise FinetuneInterrupted(f"{label}: step {step}/{total}, {kept}", done) from None
     finally:
-        model.training = was_training
+        model.training, model.activation_checkpointing = was_training, was_checkpointing
 
 
 def _one_step(
