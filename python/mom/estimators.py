@@ -135,7 +135,10 @@ class _TextEstimator:
         made.tokenizer = tokenizer
         return made
 
-    def _fit(self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str) -> None:
+    def _fit(
+        self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str, **learnt: Any
+    ) -> None:
+        """Train, then set all attributes at once: after an error the estimator answers as before."""
         if len(texts) != len(labels):
             raise ValueError(f"y: {len(labels)} values for {len(texts)} texts")
         if not 0.0 <= self.validation_fraction < 1.0:
@@ -157,12 +160,15 @@ class _TextEstimator:
                 return -float(np.mean((logits[:, 0] - labels[held_out]) ** 2))
             return float(np.mean(logits.argmax(axis=1) == labels[held_out]))
 
-        self.loop_: LoopResult = fit_classifier(
+        loop = fit_classifier(
             made, [rows[i] for i in kept], labels[kept], config, self.seed, score if len(held_out) else None,
             label=type(self).__name__, progress=self.verbose,
         )  # fmt: skip
-        self.model_ = made
+        self.model_: MoMForSequenceClassification = made
+        self.loop_: LoopResult = loop
         self.max_length_ = length
+        for name, value in learnt.items():
+            setattr(self, name, value)
 
     def _logits(self, texts: Iterable[Any]) -> npt.NDArray[np.float32]:
         if not hasattr(self, "model_"):
@@ -232,6 +238,7 @@ class TextClassifier(_TextEstimator):
     """
 
     _estimator_type = "classifier"
+    classes_: npt.NDArray[Any]
 
     def fit(self, X: Iterable[Any], y: Sequence[Any]) -> TextClassifier:  # noqa: N803
         """Learn from texts.
@@ -246,10 +253,10 @@ class TextClassifier(_TextEstimator):
         values = np.asarray(y)
         if values.ndim != 1:
             raise ValueError(f"y: shape {values.shape}, expected (N,)")
-        self.classes_, labels = np.unique(values, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y: expected at least two classes, got {len(self.classes_)}")
-        self._fit(texts, labels.astype(np.int64), len(self.classes_), "single_label_classification")
+        classes, labels = np.unique(values, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y: expected at least two classes, got {len(classes)}")
+        self._fit(texts, labels.astype(np.int64), len(classes), "single_label_classification", classes_=classes)
         return self
 
     def predict_log_proba(self, X: Iterable[Any]) -> npt.NDArray[np.float64]:  # noqa: N803
@@ -292,6 +299,8 @@ class TextRegressor(_TextEstimator):
     """
 
     _estimator_type = "regressor"
+    mean_: float
+    scale_: float
 
     def fit(self, X: Iterable[Any], y: npt.ArrayLike) -> TextRegressor:  # noqa: N803
         """Learn from texts.
@@ -303,9 +312,8 @@ class TextRegressor(_TextEstimator):
         """
         texts = _texts(X)
         values = _numbers(y)
-        self.mean_ = float(values.mean())
-        self.scale_ = float(values.std()) or 1.0
-        self._fit(texts, ((values - self.mean_) / self.scale_).astype(np.float32), 1, "regression")
+        mean, scale = float(values.mean()), float(values.std()) or 1.0
+        self._fit(texts, ((values - mean) / scale).astype(np.float32), 1, "regression", mean_=mean, scale_=scale)
         return self
 
     def predict(self, X: Iterable[Any]) -> npt.NDArray[np.float64]:  # noqa: N803

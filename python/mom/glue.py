@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -282,7 +283,10 @@ def finetune(
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    try:
+        seeds = [operator.index(seed) for seed in ([seeds] if isinstance(seeds, (int, np.integer)) else seeds)]
+    except TypeError:
+        raise ConfigError(f"seeds: expected one or more distinct integers, got {seeds!r}") from None
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds: expected one or more distinct integers, got {seeds!r}")
     return seeds

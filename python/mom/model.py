@@ -528,7 +528,8 @@ class _Network:
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
             "finetuning_task": self.finetuning_task, "activation_checkpointing": self.activation_checkpointing,
-            "random_state": self.random_state, "weights": {n: v.copy() for n, v in self._parameters.items()},
+            "memory_limit": self.memory_limit, "random_state": self.random_state,
+            "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -537,7 +538,7 @@ class _Network:
             self._parameters[name] = value
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
         self.finetuning_task = state["finetuning_task"]
-        self.activation_checkpointing = state["activation_checkpointing"]
+        self.activation_checkpointing, self.memory_limit = state["activation_checkpointing"], state["memory_limit"]
 
     # ------------------------------------------------------------------ files
     def save_pretrained(

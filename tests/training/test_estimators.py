@@ -132,10 +132,12 @@ def test_models_can_be_copied_and_sent_to_other_processes() -> None:
     model = mom.MoM(CONFIG, seed=3)
     model.tokenizer = mom.Tokenizer.train(["some text"], 270)
     model.random_state = (5, 7)
+    model.activation_checkpointing, model.memory_limit = True, 123_456_789
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other.config == model.config and other.random_state == (5, 7) and type(other) is mom.MoM
         assert all(np.array_equal(v, other.parameters[n]) for n, v in model.parameters.items())
         assert other.tokenizer.sha256 == model.tokenizer.sha256
+        assert (other.activation_checkpointing, other.memory_limit) == (True, 123_456_789)
         other.parameters["transformer.wte.weight"][:] = 0
         assert model.parameters["transformer.wte.weight"].any()
         other([[1, 2]], [[1, 2]])
@@ -147,6 +149,28 @@ def test_fitted_estimators_can_be_copied() -> None:
     classifier = mom.TextClassifier(CONFIG, epochs=1).fit(texts, labels)
     other = pickle.loads(pickle.dumps(classifier))
     np.testing.assert_array_equal(other.predict_proba(texts), classifier.predict_proba(texts))
+
+
+def test_a_failed_fit_leaves_the_estimator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, labels = texts_and_labels(12)
+    classifier = mom.TextClassifier(CONFIG, epochs=1).fit(texts, labels)
+    regressor = mom.TextRegressor(CONFIG, epochs=1).fit(texts, [float(len(label)) for label in labels])
+    answers = classifier.predict(texts), regressor.predict(texts)
+    for error in (ConfigError("no"), KeyboardInterrupt()):
+        monkeypatch.setattr("mom.estimators.fit_classifier", _raise(error))
+        with pytest.raises(type(error)):
+            classifier.fit(texts, ["pos", "neg"] * 6)
+        with pytest.raises(type(error)):
+            regressor.fit(texts, np.arange(12) * 1e6)
+        np.testing.assert_array_equal(classifier.predict(texts), answers[0])
+        np.testing.assert_array_equal(regressor.predict(texts), answers[1])
+
+
+def _raise(error: BaseException) -> Any:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    return fail
 
 
 # ---------------------------------------------------------------------- in scikit-learn's hands
@@ -174,8 +198,9 @@ def test_cross_validation_search_and_pipelines() -> None:
     upper = FunctionTransformer(lambda rows: [text.upper() for text in rows])
     pipeline = make_pipeline(upper, mom.TextClassifier(CONFIG, **QUICK)).fit(texts, labels)
     assert pipeline.score(texts, labels) > 0.9 and pipeline.predict_proba(texts[:2]).shape == (2, 3)
-    search = selection.GridSearchCV(classifier, {"epochs": [1, 12]}, cv=2).fit(texts, labels)
-    assert search.best_params_ == {"epochs": 12}
+    grid = {"epochs": np.array([1, 12]), "lr": np.array([1e-2], dtype=np.float32)}
+    search = selection.GridSearchCV(classifier, grid, cv=2).fit(texts, labels)
+    assert search.best_params_["epochs"] == 12
     values = [float(len(label)) for label in labels]
     assert len(selection.cross_val_score(mom.TextRegressor(CONFIG, **QUICK), texts, values, cv=2)) == 2
     assert len(selection.cross_val_score(classifier, texts, labels, cv=2, scoring="neg_log_loss")) == 2

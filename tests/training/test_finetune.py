@@ -11,6 +11,7 @@ import pytest
 import mom
 from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
+from mom.glue import _checked_seeds
 from mom.training.finetune import (
     FinetuneConfig,
     FinetuneInterrupted,
@@ -125,6 +126,9 @@ def test_the_body_is_copied_and_the_head_is_fresh() -> None:
     assert all(np.array_equal(first.parameters[n], v) for n, v in source.parameters.items())
     assert first.parameters["score.weight"].shape == (4, 16)
     assert not np.array_equal(first.parameters["score.weight"], second.parameters["score.weight"])
+    source.activation_checkpointing, source.memory_limit = True, 10**9
+    limited = classifier_from(source, 2, "single_label_classification")
+    assert (limited.activation_checkpointing, limited.memory_limit) == (True, 10**9)
     again = classifier_from(first, 1, "regression", 1)
     assert again.parameters["score.weight"].shape == (1, 16)
     assert np.array_equal(again.parameters["transformer.wte.weight"], source.parameters["transformer.wte.weight"])
@@ -160,6 +164,19 @@ def test_best_weights_are_kept_and_patience_ends_the_run(capsys: pytest.CaptureF
     assert [r["kind"] for r in records] == ["train", "train", "eval"] * 4 and records[-1]["score"] == 0.2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 4 and err[1].startswith("x seed 0: step 4/18 loss ") and err[1].endswith("0.7000 (best)")
+
+
+def test_a_score_that_is_no_number_is_not_the_best() -> None:
+    model, scores, kept = classifier(CONFIG), iter([math.nan, 0.5, math.nan, 0.4]), []
+
+    def evaluate() -> float:
+        kept.append(model.parameters["score.weight"].copy())
+        return next(scores)
+
+    config = FinetuneConfig(epochs=4, lr=0.01, batch_size=8, patience=0)
+    result = fit_classifier(model, some_rows(8), np.arange(8) % 3, config, 0, evaluate)
+    assert (result.steps, result.best_step, result.best_score) == (4, 2, 0.5)
+    assert np.array_equal(model.parameters["score.weight"], kept[1])
 
 
 def test_steps_and_learning_rates() -> None:
@@ -399,6 +416,15 @@ def test_run_loop_trains_language_models_too() -> None:
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FinetuneConfig().replace(**changes)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = FinetuneConfig(epochs=np.int64(2), lr=np.float32(0.5), batch_size=np.int32(3))  # type: ignore[arg-type]
+    assert (config.epochs, config.lr, config.batch_size) == (2, 0.5, 3)
+    assert type(config.epochs) is int and type(config.lr) is float
+    assert _checked_seeds(np.int64(3)) == _checked_seeds(np.array([3])) == [3]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seeds: expected one or more distinct integers"):
+        _checked_seeds([0.5])  # type: ignore[list-item]
 
 
 def test_length_follows_the_model() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -101,9 +102,12 @@ class FinetuneConfig:
             value, kind = getattr(self, entry.name), str(entry.type)
             if value is None and kind.endswith("| None"):
                 continue
-            wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[kind.split(" |")[0]]
-            if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+            base = kind.split(" |")[0]
+            wanted: Any = {"int": numbers.Integral, "float": numbers.Real, "str": str, "bool": (bool, np.bool_)}[base]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and base != "bool"):
                 raise ConfigError(f"{entry.name}: expected {kind}, got {type(value).__name__} {value!r}")
+            plain = {"int": int, "float": float, "str": str, "bool": bool}[base]  # searches over arrays give NumPy's
+            object.__setattr__(self, entry.name, plain(value))
         for name, least in (("epochs", 1), ("max_steps", 1), ("batch_size", 1), ("accumulation", 1),
                             ("eval_every", 1), ("patience", 0), ("max_length", 4)):  # fmt: skip
             value = getattr(self, name)
@@ -225,7 +229,7 @@ def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
 def copy_of(
     model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
 ) -> Made:
-    """A network of a kind with the body and the tokenizer of a model; a classifier's head is fresh.
+    """A network of a kind with the body and the tokenizer of a model, and its limits; a classifier's head is fresh.
 
     Parameters
     ----------
@@ -247,6 +251,7 @@ def copy_of(
         if not name.startswith("score."):
             made.parameters[name] = value
     made.tokenizer = model.tokenizer
+    made.activation_checkpointing, made.memory_limit = model.activation_checkpointing, model.memory_limit
     return made
 
 
@@ -375,7 +380,7 @@ def run_loop(
             score = float(evaluate())
         history.append((step, score))
         record("eval", score=score)
-        better = score > best_score
+        better = score > best_score or (math.isnan(best_score) and not math.isnan(score))
         if progress:
             recent = float(np.mean(losses[-50:])) if losses else math.nan
             print(f"{label}: step {step}/{total} loss {recent:.4f} dev score {score:.4f}"
