@@ -100,7 +100,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "mom-vanilla": Implementation("mom", vanilla=True, yardsticks=_NANOGPT + _HF),
     "mom-vanilla-bf16": Implementation("mom", vanilla=True, dtype="bfloat16", yardsticks=_bf16(_NANOGPT) + _bf16(_HF)),
 }
-DEFAULT_IMPLEMENTATIONS = ["torch-mom", "torch-nanogpt", "mom", "mom-vanilla"]
+DEFAULT_IMPLEMENTATIONS = [
+    "torch-mom", "torch-nanogpt", "torch-nanogpt-bf16", "mom", "mom-bf16", "mom-vanilla", "mom-vanilla-bf16",
+]  # fmt: skip
 
 
 class Unavailable(Exception):
