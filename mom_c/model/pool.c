@@ -143,8 +143,10 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
         MOM_TRY(mom_route_room(run, pool, r));
     MOM_ARENA_NEW(r->router.hidden, run->saved, N * R, err);
     if (gates) {
-        MOM_ARENA_NEW(r->router.gates, run->saved, N * gates * R, err);
-        MOM_ARENA_NEW(r->router.h_n, run->saved, N * R, err);
+        const size_t size = mom_dtype_size(r->router.dtype = c->dtype);
+        if (!(r->router.gates = mom_arena_alloc(run->saved, N * gates * R, size, err)) ||
+            !(r->router.h_n = mom_arena_alloc(run->saved, N * R, size, err)))
+            return MOM_ERR_MEMORY;
     }
 
     const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);

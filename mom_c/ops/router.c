@@ -101,9 +101,32 @@ static const float *draw_noise(float *row, uint64_t key, size_t token, size_t R)
     return row;
 }
 
+/* Row t of what is kept for backward, of `width` columns. */
+static void *kept_row(void *data, mom_dtype dtype, size_t t, size_t width) {
+    return (unsigned char *)data + t * width * mom_dtype_size(dtype);
+}
+
+static void keep_row(const mom_kernels *k, void *data, mom_dtype dtype, size_t t, const float *row, size_t width) {
+    void *out = kept_row(data, dtype, t, width);
+    if (dtype == MOM_BF16)
+        k->to_bf16(out, row, width);
+    else if (out != row)
+        memcpy(out, row, width * sizeof *row);
+}
+
+/* The row itself or its conversion in `buffer`. */
+static const float *kept_values(const mom_kernels *k, float *buffer, void *data, mom_dtype dtype, size_t t, size_t width) {
+    void *row = kept_row(data, dtype, t, width);
+    if (dtype == MOM_F32)
+        return row;
+    k->from_bf16(buffer, row, width);
+    return buffer;
+}
+
 typedef struct {
     const mom_kernels *k;
     const mom_router_saved *saved;
+    float *gates;       /* (threads, G*R) rows before they are rounded, or NULL: computed where they are kept */
     const float *x_pre; /* (rows, G*R) */
     const float *h_pre; /* (rows, G*R), or one row for all tokens when h_stride is 0 */
     const float *state; /* (N, R), or one row when state_stride is 0 */
@@ -117,6 +140,7 @@ typedef struct {
 
 static void run_cell(void *context, size_t task, int thread) {
     const cell_context *run = context;
+    const mom_router_saved *saved = run->saved;
     const size_t R = run->R, GR = run->G * R;
     float *noise_row = run->noise ? run->noise + (size_t)thread * R : NULL;
     size_t begin, end;
@@ -125,9 +149,11 @@ static void run_cell(void *context, size_t task, int thread) {
         const size_t t = run->first + i;
         const float *h_pre = run->h_pre + i * run->h_stride;
         const float *noise = draw_noise(noise_row, run->noise_key, t, R);
-        run->k->gru_forward(run->saved->gates + t * GR, run->saved->hidden + t * R, run->x_pre + i * GR, h_pre,
-                            run->state + t * run->state_stride, noise, run->dev, R);
-        memcpy(run->saved->h_n + t * R, h_pre + 2 * R, R * sizeof(float));
+        float *gates = run->gates ? run->gates + (size_t)thread * GR : kept_row(saved->gates, saved->dtype, t, GR);
+        run->k->gru_forward(gates, saved->hidden + t * R, run->x_pre + i * GR, h_pre, run->state + t * run->state_stride,
+                            noise, run->dev, R);
+        keep_row(run->k, saved->gates, saved->dtype, t, gates, GR);
+        keep_row(run->k, saved->h_n, saved->dtype, t, h_pre + 2 * R, R);
     }
 }
 
@@ -194,6 +220,8 @@ static mom_status recurrent_forward(const mom_exec *x, mom_router_saved *saved, 
     }
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
+    if (saved->dtype != MOM_F32)
+        MOM_ARENA_NEW(run.gates, x->workspace, (size_t)x->threads * GR, err);
     const int several = N > most && !spec->few_rows;
     mom_gemm of_inp, of_state = {0};
     MOM_TRY(product_with(&of_inp, x, mom_router_in_factor(w, spec, x->precision, 0), w->packed_in, w->in_bias, 0, several,
@@ -227,6 +255,7 @@ typedef struct {
     float *dhidden;           /* (N, R) from the logits; dstate_out is added */
     const float *dstate_out;  /* (N, R) or NULL */
     const mom_router_saved *saved;
+    float *kept; /* (threads, (G+1)*R): a row of gates and of h_n as float32; or NULL if they are that already */
     const float *state;
     size_t state_stride;
     float *noise;
@@ -238,6 +267,7 @@ typedef struct {
 
 static void run_cell_backward(void *context, size_t task, int thread) {
     const cell_backward_context *run = context;
+    const mom_router_saved *saved = run->saved;
     const mom_kernels *k = run->k;
     const size_t R = run->R, GR = run->G * R, chunk = run->first / CHUNK_ROWS + task;
     float *noise_row = run->noise ? run->noise + (size_t)thread * R : NULL;
@@ -253,8 +283,10 @@ static void run_cell_backward(void *context, size_t task, int thread) {
         const float *noise = draw_noise(noise_row, run->noise_key, t, R);
         if (run->dstate_out)
             k->add(dhidden, run->dstate_out + t * R, R);
-        k->gru_backward(dx, dh, dstate_in, dhidden, run->saved->gates + t * GR, run->saved->h_n + t * R,
-                        run->state + t * run->state_stride, noise, run->dev, R);
+        float *buffer = run->kept ? run->kept + (size_t)thread * (GR + R) : NULL, *h_buffer = buffer ? buffer + GR : NULL;
+        const float *gates = kept_values(k, buffer, saved->gates, saved->dtype, t, GR);
+        const float *h_n = kept_values(k, h_buffer, saved->h_n, saved->dtype, t, R);
+        k->gru_backward(dx, dh, dstate_in, dhidden, gates, h_n, run->state + t * run->state_stride, noise, run->dev, R);
         k->add(dx_sum, dx, GR);
         k->add(dh_sum, dh, GR);
     }
@@ -287,6 +319,8 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
         MOM_ARENA_NEW(run.dstate_in, x->workspace, (size_t)x->threads * R, err);
     if (spec->random)
         MOM_ARENA_NEW(run.noise, x->workspace, (size_t)x->threads * R, err);
+    if (saved->dtype != MOM_F32)
+        MOM_ARENA_NEW(run.kept, x->workspace, (size_t)x->threads * (GR + R), err);
     mom_gemm to_inp, to_state = {0};
     MOM_TRY(product_with(&to_inp, x, mom_router_in_factor(w, spec, x->precision, 1), w->packed_in, NULL, 1, N > most, err));
     if (dstate_in)

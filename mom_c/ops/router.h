@@ -37,11 +37,13 @@ mom_gemm_packing mom_router_in_factor(const mom_router_tensors *weights, const m
 mom_gemm_packing mom_router_state_factor(const mom_router_tensors *weights, const mom_router_spec *spec,
                                          mom_dtype precision, int transposed);
 
-/* What one round saves for backward (all pointers given by the caller, N tokens). */
+/* What one round saves for backward (all pointers given by the caller, N tokens). `dtype` is that of what only backward
+ * reads; the state goes on to the next round and to the scores, and stays float32. */
 typedef struct {
     float *hidden; /* (N, R): naive: after ReLU; recurrent: the new state */
-    float *gates;  /* (N, G*R) activated gates; recurrent only */
-    float *h_n;    /* (N, R) the n part of h2h(state); recurrent only */
+    void *gates;   /* (N, G*R) activated gates; recurrent only */
+    void *h_n;     /* (N, R) the n part of h2h(state); recurrent only */
+    mom_dtype dtype;
 } mom_router_saved;
 
 /* logits (N, S); saved is written; inp (N, C); state (N, R): saved.hidden of the round before, or NULL for zero.
