@@ -4,9 +4,9 @@
  *         some rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its
  *         own scratch (which stays in L2) and sweeps the slab's panels (each stays in L1 while the block's
  *         panels stream past); an a that is float32 already and neither normalised nor activated is read where it lies,
- *         which saves a tenth of narrow products. A product of a micro-tile's rows or fewer reads each panel of b once:
- *         its tasks pack a panel just before they use it. No barrier but the one between packing b and computing.
- *         Products of a group share the task list, so that small groups fill the threads.
+ *         which saves a tenth of narrow products. A product of few rows takes each panel of b from memory once, where it
+ *         lies or packed by its task just before (a third of short forward passes). No barrier but the one between
+ *         packing b and computing. Products of a group share the task list, so that small groups fill the threads.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
  */
@@ -23,6 +23,8 @@ static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 
 /* Packed factors are counted in items of 32 bits: a float32, or two steps of k in bfloat16. */
 typedef uint32_t item;
+
+#define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
 
 static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
 
@@ -64,6 +66,26 @@ static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth
                                                                   ldc, accumulate);
 }
 
+static void put_edge(float *c, size_t ldc, const float *edge, size_t nr, size_t rows, size_t columns, int accumulate) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t q = 0; q < columns; q++)
+            c[r * ldc + q] = accumulate ? c[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
+}
+
+/* c (m, nr) from packed a and b where it lies, which is in L1 after the first panel of a. */
+static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float *a, const float *b, size_t ldb, float *c,
+                          size_t ldc, int accumulate) {
+    float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
+    size_t i = 0;
+    for (; i + k->mr <= m; i += k->mr)
+        k->gemm_b_rows_ukr(kc, a + i * kc, b, ldb, c + i * ldc, ldc, accumulate);
+    if (i == m)
+        return;
+    const int few = m - i <= MOM_FEW_ROWS && k->gemm_b_rows_few_ukr;
+    (few ? k->gemm_b_rows_few_ukr : k->gemm_b_rows_ukr)(kc, a + i * kc, b, ldb, edge, k->nr, 0);
+    put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
+}
+
 /* c block (m, n) from a (m, depth items) and packed b (depth items, n). */
 static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
                          const item *b, float *c, size_t ldc, int accumulate) {
@@ -80,9 +102,7 @@ static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, si
                 continue;
             }
             micro_kernel(k, precision, depth, a, i, rows, bj, edge, nr, 0);
-            for (size_t r = 0; r < rows; r++)
-                for (size_t q = 0; q < columns; q++)
-                    cij[r * ldc + q] = accumulate ? cij[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
+            put_edge(cij, ldc, edge, nr, rows, columns, accumulate);
         }
     }
 }
@@ -135,6 +155,10 @@ static size_t add_packs(const mom_kernels *k, pack_task *packs, item *dst, const
 /* Items of n packed columns; the last block of k may end in half a pair. */
 static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
     return round_up(n, k->nr) * items_of(precision, kk);
+}
+
+size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
+    return precision == MOM_F32 && k->gemm_b_rows_ukr ? MOST_ROWS_IN_PLACE + 1 : MOM_FEW_ROWS;
 }
 
 size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
@@ -207,17 +231,29 @@ static int reads_columns(const mom_kernels *k, const mom_gemm *g) {
            !a->row_index && !a->col_index && a->cs % ALIASED;
 }
 
+/* Whether b can be read where it lies. */
+static int reads_b(const mom_kernels *k, const mom_gemm *g) {
+    const mom_matrix *b = &g->b;
+    return k->gemm_b_rows_ukr && g->precision == MOM_F32 && b->dtype == MOM_F32 && !b->norm && !b->gelu && b->cs == 1 &&
+           !b->row_index && !b->col_index && !g->k_scale;
+}
+
+/* Whether b is packed by the tasks, since nobody else would use it again. */
+static int has_few_rows(const mom_kernels *k, const mom_gemm *g) {
+    return !g->packed_b && g->m <= (reads_b(k, g) ? MOST_ROWS_IN_PLACE : k->mr);
+}
+
 /* Rows [i0, i0 + m), steps [p0, p0 + kc) of a; `packed` and `rows` are room for them. */
 static a_block load_block(const mom_kernels *k, const mom_gemm *g, size_t i0, size_t m, size_t p0, size_t kc, item *packed,
                           const float **rows) {
     a_block block = {.packed = packed};
     const float *data = g->a.data;
-    if (reads_rows(k, g)) {
+    if (reads_rows(k, g) && !has_few_rows(k, g)) {
         block.first_packed = m / k->mr * k->mr;
         block.rows = rows;
         for (size_t i = 0; i < block.first_packed; i++)
             rows[i] = data + (g->a.row_index ? (size_t)g->a.row_index[i0 + i] : i0 + i) * g->a.rs + p0;
-    } else if (reads_columns(k, g)) {
+    } else if (reads_columns(k, g) && !has_few_rows(k, g)) {
         block.first_packed = m / k->mr * k->mr;
         block.columns = data + p0 * g->a.cs + i0;
         block.lda = g->a.cs;
@@ -249,6 +285,11 @@ static void run_block(void *context, size_t task, int thread) {
         const mom_matrix by_columns = mom_matrix_flip(g->b);
         for (size_t j = 0; j < t->n; j += k->nr) {
             const size_t columns = smaller(k->nr, t->n - j);
+            if (columns == k->nr && reads_b(k, g)) {
+                const float *b = (const float *)g->b.data + p0 * g->b.rs + t->j0 + j;
+                b_rows_kernel(k, kc, t->m, (const float *)(const void *)a.packed, b, g->b.rs, c + j, ldc, accumulate);
+                continue;
+            }
             k->pack_factor(panel, g->precision, k->nr, &by_columns, g->k_scale, t->j0 + j, columns, p0, kc);
             macro_kernel(k, g->precision, t->m, columns, items, &a, panel, c + j, ldc, accumulate);
         }
@@ -284,9 +325,6 @@ typedef struct {
 #define TASKS_PER_THREAD 8
 
 #define FEW_ROWS_COLUMNS ((size_t)128) /* of a task: a is packed again by each */
-
-/* Whether b is packed by the tasks, since nobody else would use it again. */
-static int has_few_rows(const mom_kernels *k, const mom_gemm *g) { return !g->packed_b && g->m <= k->mr; }
 
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
     if (g->finish)
@@ -354,7 +392,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
             pack_count += count_packs(k, g->precision, n, g->k);
             packed += packed_items(k, g->precision, n, g->k);
         }
-        const size_t a_rows = reads_rows(k, g) || reads_columns(k, g) ? k->mr : row_step(k, g, shape);
+        const size_t a_rows = !has_few_rows(k, g) && (reads_rows(k, g) || reads_columns(k, g)) ? k->mr : row_step(k, g, shape);
         const size_t a = a_rows * items_of(g->precision, block_depth(k, g->precision, g->k));
         const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(k, g, shape), k->nr) : 0;
         run.a_size = a > run.a_size ? a : run.a_size;

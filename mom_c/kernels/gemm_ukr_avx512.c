@@ -65,3 +65,21 @@ void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, flo
     }
     FINISH(FEW_ROWS)
 }
+
+/* b (kc, 32) where it lies: rows ldb apart, which no hardware prefetches in time when they come from memory. */
+#define B_AHEAD 8
+#define B_ROWS(name, few)                                                                                    \
+    void name(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate) { \
+        few(ZERO)                                                                                            \
+        for (size_t p = 0; p < kc; p++, a += 12, b += ldb) {                                                 \
+            const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);                              \
+            _mm_prefetch((const char *)(b + B_AHEAD * ldb), _MM_HINT_T0);                                 \
+            _mm_prefetch((const char *)(b + B_AHEAD * ldb + 16), _MM_HINT_T0);                            \
+            few(STEP)                                                                                        \
+        }                                                                                                    \
+        FINISH(few)                                                                                          \
+    }
+#define STEP(i) FMA(i, a[i])
+B_ROWS(mom_gemm_f32_b_rows_12x32_avx512, ROWS)
+B_ROWS(mom_gemm_f32_b_rows_4x32_avx512, FEW_ROWS)
+#undef STEP

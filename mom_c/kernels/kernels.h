@@ -54,6 +54,9 @@ typedef struct mom_kernels {
     void (*gemm_columns_ukr)(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc, int accumulate);
     /* The same bits for the first MOM_FEW_ROWS rows of packed panels of mr; NULL where it would not pay. */
     void (*gemm_few_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+    /* The same bits from a b (kc, nr) whose rows lie ldb apart; for all rows of a's panel and for MOM_FEW_ROWS. */
+    void (*gemm_b_rows_ukr)(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate);
+    void (*gemm_b_rows_few_ukr)(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate);
     void (*gemm_bf16_few_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
     /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);

@@ -6,6 +6,8 @@
 #define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
 #define MOM_GEMM_FEW_UKR mom_gemm_f32_few_4x32_avx512
 #define MOM_GEMM_ROWS_UKR mom_gemm_f32_rows_12x32_avx512
+#define MOM_GEMM_B_ROWS_UKR mom_gemm_f32_b_rows_12x32_avx512
+#define MOM_GEMM_B_ROWS_FEW_UKR mom_gemm_f32_b_rows_4x32_avx512
 #define MOM_GEMM_COLUMNS_UKR mom_gemm_f32_columns_12x32_avx512
 #define MOM_VECTOR 16
 #define MOM_GEMM_MR 12

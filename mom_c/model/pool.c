@@ -52,9 +52,6 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
     return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
 }
 
-/* With fewer tokens than this the rounds choose too few modules. */
-#define PACK_ROWS 4
-
 static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_packing *packings, size_t M,
                              const mom_half_layer *layer, int transposed) {
     const mom_exec *x = run->exec;
@@ -95,7 +92,7 @@ static mom_status pack_router(const mom_run *run, mom_pool *pool, int transposed
 mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed) {
     const size_t M = pool->M;
     mom_pool_unpack(pool);
-    if (rounds < 2 || run->N < PACK_ROWS)
+    if (rounds < 2 || run->N < mom_gemm_least_prepack(run->exec->k, run->config->dtype))
         return MOM_OK;
     mom_gemm_packing *packings;
     const void **in, **out;
