@@ -218,41 +218,57 @@ void mom_region_free(mom_region *region) {
     *region = (mom_region){0};
 }
 
-/* Pages wholly within [begin, end) of the region and between its arenas, either of which may have touched what the other
- * holds now, lose their memory; huge ones, so that none is split. */
-static void discard(const mom_region *region, size_t begin, size_t end) {
-    const size_t top = region->capacity - region->used[1];
-    begin = begin > region->used[0] ? begin : region->used[0];
-    end = end < top ? end : top;
 #if defined(__linux__)
-    begin = (begin + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    end = end / HUGE_PAGE * HUGE_PAGE;
+static size_t huge_floor(size_t bytes) { return bytes / HUGE_PAGE * HUGE_PAGE; }
+static size_t huge_ceil(size_t bytes) { return huge_floor(bytes + HUGE_PAGE - 1); }
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Bytes [begin, end) of the region, whole huge pages so that none is split, lose their memory. */
+static void discard(const mom_region *region, size_t begin, size_t end) {
     if (begin < end)
         (void)madvise(region->data + begin, end - begin, MADV_DONTNEED);
-#else
-    (void)region;
-    (void)begin;
-    (void)end;
-#endif
 }
 
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+static int has_pages(const mom_region *region) { return region->data && header_of(region->data)->mapped; }
 
 void mom_region_shrink(mom_region *region, size_t most, size_t top) {
-    if (!region->data || !header_of(region->data)->mapped)
+    if (!has_pages(region))
         return;
+    /* Either arena may have touched what the other one holds now: only what lies between them goes. */
+    const size_t first = huge_ceil(region->used[0]), last = huge_floor(region->capacity - region->used[1]);
     const size_t low = region->touched[0], high = region->touched[1];
-    const size_t most_low = larger(region->used[0], most > top ? most - top : 0);
+    const size_t most_low = larger(first, most > top ? huge_floor(most - top) : 0);
     if (low > most_low) {
-        discard(region, most_low, low);
+        discard(region, most_low, smaller(huge_ceil(low), last));
         region->touched[0] = most_low;
     }
-    const size_t most_high = larger(region->used[1], most > region->touched[0] ? most - region->touched[0] : 0);
-    if (high > most_high) {
-        discard(region, region->capacity - high, region->capacity - most_high);
-        region->touched[1] = most_high;
+    const size_t most_high = most > region->touched[0] ? most - region->touched[0] : 0;
+    const size_t end = smaller(last, most_high < region->capacity ? huge_ceil(region->capacity - most_high) : 0);
+    if (region->capacity - high < end) {
+        discard(region, larger(huge_floor(region->capacity - high), first), end);
+        region->touched[1] = region->capacity - end;
     }
 }
+
+void mom_region_forget(mom_region *region, const void *data, size_t bytes) {
+    const size_t begin = has_pages(region) ? (size_t)((uintptr_t)data - (uintptr_t)region->data) : SIZE_MAX;
+    if (begin < region->capacity && bytes <= region->capacity - begin)
+        discard(region, huge_ceil(begin), huge_floor(begin + bytes));
+}
+#else
+void mom_region_shrink(mom_region *region, size_t most, size_t top) {
+    (void)region;
+    (void)most;
+    (void)top;
+}
+
+void mom_region_forget(mom_region *region, const void *data, size_t bytes) {
+    (void)region;
+    (void)data;
+    (void)bytes;
+}
+#endif
 
 void mom_arena_attach(mom_arena *arena, mom_region *region, int side) {
     mom_arena_free(arena);

@@ -89,6 +89,9 @@ void mom_region_free(mom_region *region); /* arenas must be empty */
 /* Gives back pages between the two arenas so that no more than `most` bytes of the region are resident, and none of the
  * lower arena's that would stand in the way of `top` bytes of the upper one. */
 void mom_region_shrink(mom_region *region, size_t most, size_t top);
+/* The region's pages wholly within [data, data + bytes) lose their memory: what was there is no longer needed. They count as
+ * touched all the same. */
+void mom_region_forget(mom_region *region, const void *data, size_t bytes);
 void mom_arena_attach(mom_arena *arena, mom_region *region, int side); /* of an empty arena */
 
 /* Typed allocation that returns MOM_ERR_MEMORY from the calling function on failure. */

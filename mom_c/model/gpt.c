@@ -592,6 +592,19 @@ static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx
     return MOM_OK;
 }
 
+/* Adds factor * dwte to the gradient of wte. Where that comes into being now, the pages of dwte go piece by piece: both are
+ * large, and at this moment nearly everything that forward kept is still there. */
+static void add_head_gradient(mom_gpt *gpt, float factor) {
+    const size_t n = gpt->config.V * gpt->config.C, piece = (size_t)1 << 20;
+    float *dwte = mom_param_grad(&gpt->params, gpt->params.wte);
+    for (size_t i = 0; i < n && !mom_rehearsing(); i += piece) {
+        const size_t count = n - i < piece ? n - i : piece;
+        mom_scaled_add(gpt->run.exec, dwte + i, factor, gpt->dwte + i, count);
+        if (gpt->gradients_absent)
+            mom_region_forget(&gpt->region, gpt->dwte, (i + count) * sizeof *dwte);
+    }
+}
+
 /* Gradient of the head: dhidden (N, C), of a language model the one that forward computed, else zeroed by the caller. */
 static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
     const mom_exec *x = gpt->run.exec;
@@ -601,7 +614,7 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
         if (!gpt->losses.labelled)
             return MOM_OK;
         const float scale = lm_scale / (float)gpt->losses.labelled;
-        mom_scaled_add(x, mom_param_grad(p, p->wte), scale, gpt->dwte, gpt->config.V * C);
+        add_head_gradient(gpt, scale);
         if (!mom_rehearsing()) {
             mom_param_touch(p, p->wte, NULL, 0);
             x->k->scale(dhidden, scale, dhidden, N * C);
