@@ -55,6 +55,15 @@ _IGNORED_KEYS = frozenset(
 )
 
 
+#: A configuration with none of these is a plain GPT-2's.
+_MOM_KEYS = frozenset({"chunks", "num_attn", "num_ffn", "router_type", "depth_per_chunk"})
+
+#: What other programs' GPT-2 may have that would change the result, and the one value that is computed here.
+_GPT2_FIXED: dict[str, Any] = {
+    "add_cross_attention": False, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": False,
+    "pruned_heads": {},
+}  # fmt: skip
+
 #: Smallest normal and largest number of the core's arithmetic.
 _FLOAT32 = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
 _MOST_ROUNDS = 65536
@@ -396,13 +405,18 @@ class MoMConfig:
         label_names = values.get("id2label")
         if isinstance(label_names, Mapping) and "num_labels" not in fields:
             fields["num_labels"] = len(label_names)
+        if values.get("model_type") == "gpt2" and "mom_format" not in values and not _MOM_KEYS & set(fields):
+            for name, wanted in _GPT2_FIXED.items():
+                if values.get(name, wanted) not in (wanted, None):
+                    raise ConfigError(f"{source}: {name}: {values[name]!r} is not supported, only {wanted!r}")
+            fields = {k: v for k, v in fields.items() if k in known}  # transformers writes others in every version
         unknown = sorted(set(fields) - known, key=str)
         if unknown:
             raise ConfigError(f"{source}: unknown configuration field {unknown[0]!r}")
         if "mom_format" not in values and not set(BEHAVIOUR_FIELDS) & set(fields):
             fields.update(BEHAVIOUR_FIELDS)
         if "chunks" not in fields:
-            if not set(fields) & {"num_attn", "num_ffn", "router_type", "depth_per_chunk"}:
+            if not set(fields) & _MOM_KEYS:
                 fields.update(chunks=0, num_bottom_layers=0, num_top_layers=0)
                 if values.get("scale_attn_by_inverse_layer_idx"):  # the reference forces it off, GPT-2 does not
                     raise ConfigError(f"{source}: scale_attn_by_inverse_layer_idx: not supported")
