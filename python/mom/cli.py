@@ -416,7 +416,7 @@ def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> M
     if a.init_from is not None:
         started: MoM = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
         started.random_state = (seed, 0)
-        started.finetuning_task = None
+        started.finetuning_task, started.finetuning_lengths = None, {}
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:
@@ -518,7 +518,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_threads(parser)
     group = parser.add_argument_group("with --task")
     group.add_argument("--task_split", choices=("dev", "test", "train"), help="which set (default: dev; xsum: test)")
-    group.add_argument("--max_length", type=int, help="tokens per example (default: the model's n_positions)")
+    group.add_argument("--max_length", type=int, help="tokens per example (default: as in fine-tuning, or n_positions)")
     _add_generation(parser.add_argument_group("with --task xsum"))
     group = parser.add_argument_group("with --data")
     group.add_argument(
@@ -562,7 +562,9 @@ def _evaluate_task(a: argparse.Namespace) -> int:
 
 def _add_generation(group: Any) -> None:
     group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
-    group.add_argument("--max_summary", type=int, default=64, help="tokens kept free for a summary and its end")
+    group.add_argument(
+        "--max_summary", type=int, help="tokens kept free for a summary and its end (as in fine-tuning; there 64)"
+    )
     group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
     group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
     group.add_argument(
@@ -719,7 +721,8 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     xsum.read_xsum(a.data, "test", on_error=a.on_error)
     result = xsum.finetune(
         MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
-        max_summary=a.max_summary, val_rows=a.val_rows, on_error=a.on_error, progress=a.progress,
+        max_summary=64 if a.max_summary is None else a.max_summary, val_rows=a.val_rows, on_error=a.on_error,
+        progress=a.progress,
     )  # fmt: skip
     print(f"{result!r}: {result.folder}", file=sys.stderr)
     _show_summaries(a, result.model, "test", config.max_length, config.batch_size)

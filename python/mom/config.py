@@ -51,7 +51,7 @@ _IGNORED_KEYS = frozenset(
     attn_implementation _attn_implementation_autoset gradient_checkpointing predict_special_tokens
     tie_word_embeddings return_dict id2label label2id use_bfloat16 output_hidden_states
     output_attentions finetuning_task resid_dropout embd_dropout attn_dropout
-    _num_labels""".split()
+    _num_labels finetuning_lengths""".split()
 )
 
 

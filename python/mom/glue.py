@@ -238,7 +238,7 @@ def finetune(
     with closing(callbacks) as listeners:
         for seed in seeds:
             made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
-            made.finetuning_task = task.name
+            made.finetuning_task, made.finetuning_lengths = task.name, {"max_length": length}
 
             def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
                 return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
@@ -338,6 +338,11 @@ def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) 
     return model
 
 
+def _length(model: MoMForSequenceClassification, max_length: int | None) -> int:
+    """As given or as in fine-tuning."""
+    return FinetuneConfig(max_length=max_length or model.finetuning_lengths.get("max_length")).length_for(model.config)
+
+
 def evaluate(
     model: MoMForSequenceClassification | PathLike,
     task: str | GlueTask,
@@ -358,7 +363,7 @@ def evaluate(
     split : {"dev", "train", "test"}
         The set must have labels.
     max_length : int, optional
-        As in fine-tuning; by default the model's ``n_positions``.
+        By default that of fine-tuning, of a model that does not know it the model's ``n_positions``.
 
     Returns
     -------
@@ -366,7 +371,7 @@ def evaluate(
     """
     task = find_task(task)
     model = _classifier(model, task)
-    length = FinetuneConfig(max_length=max_length).length_for(model.config)
+    length = _length(model, max_length)
     return _metrics_of(model, read_glue(data, task, split, on_error=on_error), length)
 
 
@@ -388,7 +393,7 @@ def predict(
     """
     task = find_task(task)
     model = _classifier(model, task)
-    length = FinetuneConfig(max_length=max_length).length_for(model.config)
+    length = _length(model, max_length)
     return _answers(task, _logits_of(model, read_glue(data, task, split), length))
 
 

@@ -278,6 +278,8 @@ class _Network:
         self.tokenizer: Any = None
         #: The task that the model was fine-tuned for, or None; saved with it.
         self.finetuning_task: str | None = None
+        #: Lengths in tokens that it was fine-tuned with, by argument of `mom.glue` or `mom.xsum`; saved with it.
+        self.finetuning_lengths: dict[str, int] = {}
         self._core = _core.Network({**_core_config(self.config), "bf16": dtype == "bfloat16"})
         self._core.random_state = (seed, 0)
         self.memory_limit = None
@@ -527,7 +529,8 @@ class _Network:
         """
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
-            "finetuning_task": self.finetuning_task, "activation_checkpointing": self.activation_checkpointing,
+            "finetuning_task": self.finetuning_task, "finetuning_lengths": dict(self.finetuning_lengths),
+            "activation_checkpointing": self.activation_checkpointing,
             "memory_limit": self.memory_limit, "random_state": self.random_state,
             "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
@@ -537,7 +540,7 @@ class _Network:
         for name, value in state["weights"].items():
             self._parameters[name] = value
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
-        self.finetuning_task = state["finetuning_task"]
+        self.finetuning_task, self.finetuning_lengths = state["finetuning_task"], state["finetuning_lengths"]
         self.activation_checkpointing, self.memory_limit = state["activation_checkpointing"], state["memory_limit"]
 
     # ------------------------------------------------------------------ files
@@ -572,6 +575,8 @@ class _Network:
                 del fields["num_labels"]
         if self.finetuning_task is not None:  # under transformers' name
             fields["finetuning_task"] = self.finetuning_task
+        if self.finetuning_lengths:
+            fields["finetuning_lengths"] = self.finetuning_lengths
         config_text = json.dumps(fields, indent=2) + "\n"
         files: dict[str, Any] = {
             "config.json": config_text.encode(),
@@ -635,8 +640,11 @@ class _Network:
         for name, tensor in canonical.items():
             model._parameters[name] = tensor
         model.tokenizer = _load_tokenizer(folder)
-        task = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("finetuning_task")
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        task, lengths = fields.get("finetuning_task"), fields.get("finetuning_lengths")
         model.finetuning_task = task if isinstance(task, str) else None
+        if isinstance(lengths, dict):
+            model.finetuning_lengths = {name: n for name, n in lengths.items() if type(n) is int and n > 0}
         return model
 
     @classmethod

@@ -128,6 +128,13 @@ def _tokenizer(model: MoM) -> Any:
     return model.tokenizer
 
 
+def _lengths(model: MoM, max_length: int | None, max_summary: int | None) -> tuple[int, int]:
+    """Both as given or as in fine-tuning."""
+    tuned = model.finetuning_lengths
+    config = FinetuneConfig(max_length=max_length or tuned.get("max_length"))
+    return config.length_for(model.config), tuned.get("max_summary", 64) if max_summary is None else max_summary
+
+
 def _prompts(model: MoM, documents: Sequence[str], length: int, max_summary: int) -> tuple[list[Any], int]:
     """Token rows of documents, cut so that prompt and summary fit; and how many were cut."""
     tokenizer = _tokenizer(model)
@@ -229,7 +236,7 @@ def finetune(
     rows, cut_documents, cut_summaries = _rows(source, train, length, max_summary)
     held_out, _, _ = _rows(source, validation, length, max_summary)
     made = copy_of(source, MoM, seed, config.dropout)
-    made.finetuning_task = _TASK
+    made.finetuning_task, made.finetuning_lengths = _TASK, {"max_length": length, "max_summary": max_summary}
 
     def batches(rng: np.random.Generator) -> Iterable[list[list[_Row]]]:
         for chosen in bucketed(lengths, config.examples_per_step, rng):
@@ -268,7 +275,7 @@ def summarize(
     model: MoM,
     documents: Sequence[str],
     *,
-    max_summary: int = 64,
+    max_summary: int | None = None,
     max_length: int | None = None,
     num_beams: int = 1,
     length_penalty: float = 1.0,
@@ -282,8 +289,8 @@ def summarize(
     model : MoM
         Fine-tuned by `finetune`.
     documents : sequence of str
-    max_summary, max_length : int
-        As in fine-tuning.
+    max_summary, max_length : int, optional
+        By default those of fine-tuning; of a model that does not know them 64 and its ``n_positions``.
     num_beams : int
         1 is greedy.
     length_penalty, no_repeat_ngram_size
@@ -299,7 +306,7 @@ def summarize(
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
     tokenizer = _tokenizer(model)
-    length = FinetuneConfig(max_length=max_length).length_for(model.config)
+    length, max_summary = _lengths(model, max_length, max_summary)
     prompts, _ = _prompts(model, documents, length, max_summary)
     summaries = [""] * len(prompts)
     with model.evaluating():
@@ -353,8 +360,8 @@ def evaluate(
         raise ValueError(f"rows: {rows} is less than 1")
     read = read_xsum(data, split, on_error=on_error)[:rows]
     summaries = summarize(found, read.documents, **generation)
-    length = FinetuneConfig(max_length=generation.get("max_length")).length_for(found.config)
-    scored, _, _ = _rows(found, read, length, generation.get("max_summary", 64))
+    lengths = _lengths(found, generation.get("max_length"), generation.get("max_summary"))
+    scored, _, _ = _rows(found, read, *lengths)
     baselines = {f"LEAD-{n}": rouge([lead(document, n) for document in read.documents], read.summaries) for n in (1, 3)}
     loss = _loss(found, scored)
     return XsumScores(rouge(summaries, read.summaries), baselines, read.documents, read.summaries, summaries, loss)

@@ -206,6 +206,17 @@ def test_a_model_knows_its_task(model: mom.MoM, tmp_path: Path, capsys: pytest.C
     assert again.model.finetuning_task == "wnli" and set(glue.evaluate(again.model, "wnli", GOLDEN)) == {"accuracy"}
 
 
+def test_a_model_knows_the_length_it_was_tuned_with(model: mom.MoM, tmp_path: Path) -> None:
+    result = glue.finetune(model, "stsb", GOLDEN, out_dir=tmp_path, max_length=7, **QUICK)
+    folder = tmp_path / "stsb" / "model"
+    loaded = mom.MoMForSequenceClassification.from_pretrained(folder)
+    assert loaded.finetuning_lengths == copy.deepcopy(loaded).finetuning_lengths == {"max_length": 7}
+    wanted = result.best.metrics
+    assert glue.evaluate(folder, "stsb", GOLDEN) == glue.evaluate(loaded, "stsb", GOLDEN, max_length=7) == wanted
+    short = glue.predict(folder, "stsb", GOLDEN, "dev")
+    assert not np.array_equal(glue.predict(folder, "stsb", GOLDEN, "dev", max_length=40), short)
+
+
 def test_a_model_of_mnli_answers_its_other_sets(model: mom.MoM) -> None:
     tuned = glue.finetune(model, "mnli", GOLDEN, **QUICK)
     for name in ("mnli-mm", "ax"):

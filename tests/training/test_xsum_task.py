@@ -71,7 +71,9 @@ def test_a_few_summaries_are_learnt_by_heart(model: mom.MoM, tmp_path: Path) -> 
     assert scores.loss == pytest.approx(result.val_loss, rel=1e-4)
     assert scores.lead["LEAD-1"] == rouge([lead(r["document"], 1) for r in rows], [r["summary"] for r in rows])
     saved = mom.MoM.from_pretrained(tmp_path / "xsum" / "model")
-    assert xsum.summarize(saved, [rows[0]["document"]], max_summary=16) == [rows[0]["summary"]]
+    assert saved.finetuning_lengths == {"max_length": 64, "max_summary": 16}
+    assert xsum.summarize(saved, [rows[0]["document"]]) == [rows[0]["summary"]]
+    assert xsum.evaluate(saved, data).loss == scores.loss
     assert json.loads((tmp_path / "xsum" / "results.json").read_text())["val_loss"] == result.val_loss
 
 
