@@ -481,6 +481,8 @@ def _run_pretrain(a: argparse.Namespace) -> int:
         raise ConfigError("phase: 'mom' starts --from the model of phase 'vanilla'")
     config = MoMConfig.preset(a.preset).replace(**_changes(a.changes))
     changes = {"lr": a.lr} if hasattr(a, "lr") else {}
+    if a.tokens is not None and not math.isfinite(a.tokens):
+        raise ConfigError(f"tokens: {a.tokens} is not a finite number")
     result = pretrain(
         config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
         tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,

@@ -221,6 +221,8 @@ def finetune(
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training
         check_replaceable(folder, MODEL_FILES)
+    if isinstance(data, (str, os.PathLike)) and Path(data).is_file():
+        raise ConfigError(f"data: {os.fspath(data)} is one file; a folder or a mapping has a train and a dev set")
     train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
     others = _other_sets(data, task, "dev", on_error)
     tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []
