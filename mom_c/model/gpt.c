@@ -772,12 +772,13 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     return MOM_OK;
 }
 
-/* Giving pages back saves at most as much as is smaller, gradients or arena, and costs the time of zeroing it, twice. */
+/* Giving pages back saves at most as much as is smaller, gradients or arena, and costs the time of zeroing it, twice: a
+ * large part of short steps, which a small arena stands for. */
 #define LITTLE_MEMORY ((size_t)1 << 27)
 
 static int keeps_gradients(const mom_memory_plan *plan) {
     const size_t arena = mom_memory_plan_arena(plan);
-    return arena <= plan->gradients || arena + plan->gradients <= LITTLE_MEMORY;
+    return arena + plan->gradients <= LITTLE_MEMORY || (arena <= plan->gradients && arena <= LITTLE_MEMORY);
 }
 
 static int covers(const mom_memory_key *have, const mom_memory_key *want) {

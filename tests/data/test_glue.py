@@ -247,6 +247,18 @@ BAD_ROWS: dict[str, tuple[str, Any, str, str]] = {
         "stsb", replaced(b"\t1.600", b"\t5.1"), "unknown label", "label '5.1' is not a number from 0 to 5",
     ),
     "score that is none": ("stsb", replaced(b"\t1.600", b"\tnan"), "unknown label", "label 'nan' is not a number"),
+    "first row with a tab too few": (
+        "cola", replaced(b"mm01\t1\t\tThe baker", b"mm01\t1\tThe baker"), "columns", "line 1: 3 columns, expected 4",
+    ),
+    "first row without a label": (
+        "cola", replaced(b"mm01\t1\t\tThe baker", b"mm01\t\t\tThe baker"), "empty label", "line 1: column",
+    ),
+    "first row with an unknown label": (
+        "cola", replaced(b"mm01\t1\t\tThe baker", b"mm01\t2\t\tThe baker"), "unknown label", "line 1: column",
+    ),
+    "first row not UTF-8": (
+        "cola", replaced(b"The baker gave the", b"Th\xe9 baker gave the"), "not UTF-8", "line 1: not UTF-8",
+    ),
     "not UTF-8": ("sst2", replaced(b"finely", b"fin\xe9ly"), "not UTF-8", "line 4: not UTF-8 (byte 3 of the line)"),
     "Latin-1 mark": ("qnli", replaced(b"four", b"\xff\xfefour"), "not UTF-8", "line 3: not UTF-8"),
 }  # fmt: skip
@@ -268,6 +280,24 @@ def test_bad_rows_are_counted_and_named(name: str, tmp_path: Path) -> None:
         data = read_glue(path, task, on_error="skip")
     good = read_glue(GOLDEN, task)
     assert len(data) == len(good) - 1 and set(data.texts) < set(good.texts) and data.report.errors == {kind: bad}
+
+
+def test_blank_lines_before_the_first_row_are_no_header(tmp_path: Path) -> None:
+    for task in ("cola", "rte"):
+        data = read_glue(damaged(tmp_path, task, lambda raw: b"\n" + raw), task)
+        assert words(data) == words(read_glue(GOLDEN, task)) and data.report.notes["blank line"] == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "label"), [("cola", np.array([0, 1])), ("cola", 10**5000), ("stsb", 10**400)],
+    ids=["array", "huge", "score"],
+)  # fmt: skip
+def test_labels_that_are_no_single_number_are_unknown(task: str, label: Any) -> None:
+    texts = {"sentence": "a"} if task == "cola" else {"sentence1": "a", "sentence2": "b"}
+    rows = [{**texts, "label": 1}, {**texts, "label": label}]
+    with pytest.raises(RecordError, match="row 1: column 'label': ") as caught:
+        read_glue(rows, task)
+    assert caught.value.report.errors == {"unknown label": 1}
 
 
 def test_kinds_are_counted_apart() -> None:

@@ -212,9 +212,29 @@ def test_when_everything_is_ruled_out_the_search_ends(num_beams: int) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is less than 1"), ({"num_beams": 0}, "num_beams: 0 is less than 1"),
         ({"num_beams": 7}, "num_beams: 7 are too many for 12 tokens"), ({"prompts": []}, "prompts: there are none"),
         ({"length_penalty": float("nan")}, "length_penalty: nan is not finite"),
-        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: -1 is less than 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: -1 is negative"),
+        ({"length_penalty": 1e6}, "length_penalty: 1000000.0 is too far from 0 for 3 tokens; at most 455.1"),
+        ({"length_penalty": -1e6}, "length_penalty: -1000000.0 is too far from 0"),
+        ({"stop_token": 12}, r"stop_token: 12 is not in \[0, 12\)"), ({"stop_token": -1}, "stop_token: -1 is negative"),
     ],
 )  # fmt: skip
 def test_arguments_are_checked(model: mom.MoM, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         beam_search(**{"decoder": mom.Decoder(model), "prompts": PROMPTS, "max_new_tokens": 3, **changes})
+
+
+def test_counts_are_integers_and_prompts_may_be_an_array(model: mom.MoM) -> None:
+    for name, value in (("num_beams", 2.5), ("num_beams", True), ("max_new_tokens", 3.0), ("stop_token", 1.0)):
+        with pytest.raises(TypeError, match=f"{name}: expected an integer"):
+            beam_search(**{"decoder": mom.Decoder(model), "prompts": PROMPTS, "max_new_tokens": 3, name: value})
+    rows = np.array([[1, 2, 3], [4, 5, 6]])
+    found, wanted = (beam_search(mom.Decoder(model), given, 3, num_beams=2) for given in (rows, list(rows)))
+    assert [h.tokens.tolist() for h in found] == [h.tokens.tolist() for h in wanted]
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    for value, message in ((np.nan, "logits: not a number at row 1"), (np.inf, "logits: infinite at row 1")):
+        decoder = Table(np.zeros((4, 4)))
+        decoder.logs[2, 1] = value
+        with pytest.raises(ValueError, match=message):
+            beam_search(decoder, [np.array([0]), np.array([2])], 2, num_beams=2)
