@@ -548,6 +548,14 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
     PyArrayObject *array = mom_check_array(value, "used", NPY_UINT8, 1, dims, 0); /* borrowed */
     if (!array || mom_network_enter(self) < 0)
         return -1;
+    if (memchr(PyArray_DATA(array), 1, p->count)) { /* marked by hand, perhaps before there is any: zero, then */
+        mom_error err = {0};
+        if (mom_params_add_gradients(p, &err) != MOM_OK) {
+            mom_network_leave(self);
+            mom_raise((PyObject *)Py_TYPE(self), &err);
+            return -1;
+        }
+    }
     for (size_t i = 0; i < p->count; i++) {
         p->table[i].used = ((const uint8_t *)PyArray_DATA(array))[i] != 0;
         if (p->table[i].used)
@@ -588,6 +596,7 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
     if ((limit == (size_t)-1 && PyErr_Occurred()) || mom_network_enter(self) < 0)
         return -1;
     self->gpt.memory_limit = limit;
+    mom_gpt_forget_plans(&self->gpt);
     mom_network_leave(self);
     return 0;
 }

@@ -74,6 +74,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     }
     memset(self->fresh, 1, rows);
     self->network->gpt.moments += 2 * p->total * sizeof(float);
+    mom_gpt_forget_plans(&self->network->gpt);
     return (PyObject *)self;
 }
 

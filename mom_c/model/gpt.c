@@ -822,6 +822,8 @@ static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch
     return MOM_OK;
 }
 
+void mom_gpt_forget_plans(mom_gpt *gpt) { memset(gpt->planned, 0, sizeof gpt->planned); }
+
 void mom_gpt_zero_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     gpt->gradients_absent = !gpt->keeps_gradients || !p->grads;

@@ -130,6 +130,9 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
 /* Bytes that calls of this kind take, worked out by going through them without computing. */
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
 
+/* The next pass asks the limit again, whatever fitted before. */
+void mom_gpt_forget_plans(mom_gpt *gpt);
+
 void mom_gpt_zero_grad(mom_gpt *gpt);
 /* The same for gradients that are zero already, but for matrices' (mom_params_unset_matrices): no parameter has one, and
  * the counts of a step begin anew. */

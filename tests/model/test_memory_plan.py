@@ -190,6 +190,21 @@ def test_limit_counts_moments_of_optimizers_that_are_there() -> None:
     run(model, tokens_of((6, 31)))
 
 
+def test_a_new_limit_or_optimizer_is_asked_of_shapes_that_fitted_before() -> None:
+    model = new_model(BASE)
+    run(model, tokens_of(SHAPE))
+    plan = model.memory_plan(*SHAPE)
+    model.memory_limit = plan.total - plan.moments - 1
+    with pytest.raises(MemoryError, match="more than the limit"):
+        run(model, tokens_of(SHAPE))
+    model.memory_limit = plan.total - plan.moments
+    run(model, tokens_of(SHAPE))
+    optimizer = mom.AdamW(model)
+    with pytest.raises(MemoryError, match="more than the limit"):
+        run(model, tokens_of(SHAPE))
+    del optimizer
+
+
 def test_packed_rows_are_planned_by_their_tokens() -> None:
     model = new_model(BASE)
     lengths = np.array([30] + [1] * 31, np.int32)  # 61 tokens: fewer than three times the longest

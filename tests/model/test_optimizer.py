@@ -394,3 +394,18 @@ def test_moments_written_by_hand_count_in_rows_without_gradients() -> None:
     assert np.all(table[299] < before[299]) and np.all(table[:8] != before[:8])
     assert np.array_equal(table[8:299], before[8:299])
     np.testing.assert_allclose(moments[299], 0.9, rtol=1e-6)
+
+
+def test_a_gradient_marked_before_there_is_any_is_zero() -> None:
+    changed = []
+    for look in (False, True):
+        model = Comparison(CASES["plain"]).new_model()
+        optimizer = mom.AdamW(model, lr=0.1, weight_decay=0.5)
+        if look:
+            assert not model.gradients["transformer.wte.weight"].any()
+        before = model.parameters["transformer.wte.weight"].copy()
+        model.mark_gradient("transformer.wte.weight")
+        optimizer.step()
+        changed.append(model.parameters["transformer.wte.weight"].copy())
+        assert np.allclose(changed[-1], before * 0.95)
+    assert np.array_equal(*changed)

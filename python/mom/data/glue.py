@@ -358,10 +358,10 @@ def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> I
                 continue
             cells = line.split("\t")
             if header is None:
+                if report.problems and not _is_headerless(task, split):  # it is the header that cannot be read
+                    raise DataError(report.problems[0])
                 header = _header(path, cells, task, split)
                 if header is not _COLA_COLUMNS:
-                    if report.problems:  # of a line before this one: the header itself cannot be read
-                        raise DataError(report.problems[0])
                     continue
             report.rows += 1
             if len(cells) != len(header):
@@ -378,11 +378,17 @@ def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> I
             yield f"{path}: line {number}", dict(zip(header, cells, strict=True))
 
 
+def _is_headerless(task: GlueTask, split: str) -> bool:
+    return task.name == "cola" and split != "test"
+
+
 def _header(path: Path, cells: list[str], task: GlueTask, split: str) -> list[str]:
     """Column names of a file, from its first line; CoLA's where there is no header."""
     labelled = split != "test"
     missing = _missing_columns(cells, task, labelled)
-    if task.name == "cola" and labelled:
+    if _is_headerless(task, split):
+        if len(cells) == len(_COLA_COLUMNS) and cells[1] in ("0", "1"):
+            return _COLA_COLUMNS
         # A first row may be damaged as any other; only the header of some task says that the file is not CoLA's.
         if all(_missing_columns(cells, known, False) for known in TASKS.values()):
             return _COLA_COLUMNS
