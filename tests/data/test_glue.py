@@ -312,6 +312,12 @@ def test_a_header_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_glue(path, "rte", on_error="skip")
 
 
+@pytest.mark.parametrize("value", [np.int64(1), np.array(1), np.array("1")])
+def test_single_values_in_arrays_are_labels(value: Any) -> None:
+    labels = read_glue([{"sentence": "a", "label": value}], "cola").labels
+    assert labels is not None and labels.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("task", "label", "message"),
     [

@@ -470,7 +470,7 @@ class _Collector:
         if column is None:
             return None, ("unlabelled", f"no column {self.label_columns[0]!r}; there are {listing(values)}")
         value = values[column]
-        if isinstance(value, np.generic):
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):  # of NumPy, or a tensor of `datasets`
             value = value.item()
         if getattr(value, "shape", ()):
             return None, ("unknown label", f"column {column!r}: an array of shape {value.shape} is no label")
