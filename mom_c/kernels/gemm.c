@@ -4,9 +4,9 @@
  *         some rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its
  *         own scratch (which stays in L2) and sweeps the slab's panels (each stays in L1 while the block's
  *         panels stream past); an a that is float32 already and neither normalised nor activated is read where it lies,
- *         which saves a tenth of narrow products. A product of a micro-tile's rows or fewer reads each panel of b once,
- *         where it lies or packed by its task just before (short forward passes: 3.3 to 2.3 ms for ten tokens). No barrier but the one between packing b and computing.
- *         Products of a group share the task list, so that small groups fill the threads.
+ *         which saves a tenth of narrow products. A product of few rows takes each panel of b from memory once, where it
+ *         lies or packed by its task just before (a third of short forward passes). No barrier but the one between
+ *         packing b and computing. Products of a group share the task list, so that small groups fill the threads.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
  */
@@ -23,6 +23,8 @@ static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 
 /* Packed factors are counted in items of 32 bits: a float32, or two steps of k in bfloat16. */
 typedef uint32_t item;
+
+#define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
 
 static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
 
@@ -70,16 +72,18 @@ static void put_edge(float *c, size_t ldc, const float *edge, size_t nr, size_t 
             c[r * ldc + q] = accumulate ? c[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
 }
 
-/* c (m, nr), m <= mr, from packed a and b where it lies. */
+/* c (m, nr) from packed a and b where it lies, which is in L1 after the first panel of a. */
 static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float *a, const float *b, size_t ldb, float *c,
                           size_t ldc, int accumulate) {
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
-    if (m == k->mr) {
-        k->gemm_b_rows_ukr(kc, a, b, ldb, c, ldc, accumulate);
+    size_t i = 0;
+    for (; i + k->mr <= m; i += k->mr)
+        k->gemm_b_rows_ukr(kc, a + i * kc, b, ldb, c + i * ldc, ldc, accumulate);
+    if (i == m)
         return;
-    }
-    (m <= MOM_FEW_ROWS ? k->gemm_b_rows_few_ukr : k->gemm_b_rows_ukr)(kc, a, b, ldb, edge, k->nr, 0);
-    put_edge(c, ldc, edge, k->nr, m, k->nr, accumulate);
+    const int few = m - i <= MOM_FEW_ROWS && k->gemm_b_rows_few_ukr;
+    (few ? k->gemm_b_rows_few_ukr : k->gemm_b_rows_ukr)(kc, a + i * kc, b, ldb, edge, k->nr, 0);
+    put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
 /* c block (m, n) from a (m, depth items) and packed b (depth items, n). */
@@ -154,7 +158,7 @@ static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, 
 }
 
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
-    return precision == MOM_F32 && k->gemm_b_rows_ukr ? k->mr + 1 : MOM_FEW_ROWS;
+    return precision == MOM_F32 && k->gemm_b_rows_ukr ? MOST_ROWS_IN_PLACE + 1 : MOM_FEW_ROWS;
 }
 
 size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
@@ -227,7 +231,7 @@ static int reads_columns(const mom_kernels *k, const mom_gemm *g) {
            !a->row_index && !a->col_index && a->cs % ALIASED;
 }
 
-/* Whether b, of which each panel is used once, is read where it lies. */
+/* Whether b can be read where it lies. */
 static int reads_b(const mom_kernels *k, const mom_gemm *g) {
     const mom_matrix *b = &g->b;
     return k->gemm_b_rows_ukr && g->precision == MOM_F32 && b->dtype == MOM_F32 && !b->norm && !b->gelu && b->cs == 1 &&
@@ -235,7 +239,9 @@ static int reads_b(const mom_kernels *k, const mom_gemm *g) {
 }
 
 /* Whether b is packed by the tasks, since nobody else would use it again. */
-static int has_few_rows(const mom_kernels *k, const mom_gemm *g) { return !g->packed_b && g->m <= k->mr; }
+static int has_few_rows(const mom_kernels *k, const mom_gemm *g) {
+    return !g->packed_b && g->m <= (reads_b(k, g) ? MOST_ROWS_IN_PLACE : k->mr);
+}
 
 /* Rows [i0, i0 + m), steps [p0, p0 + kc) of a; `packed` and `rows` are room for them. */
 static a_block load_block(const mom_kernels *k, const mom_gemm *g, size_t i0, size_t m, size_t p0, size_t kc, item *packed,

@@ -22,22 +22,43 @@
         _mm256_storeu_ps(out + 8, c##i##1);                                                 \
     } while (0)
 
-void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
-    __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
+#define ROWS                                                                        \
+    ROW(0);                                                                            \
+    ROW(1);                                                                            \
+    ROW(2);                                                                            \
+    ROW(3);                                                                            \
+    ROW(4);                                                                            \
+    ROW(5);
+#define ZERO                                                                           \
+    __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00; \
     __m256 c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
+#define FINISH                                                                         \
+    STORE(0);                                                                          \
+    STORE(1);                                                                          \
+    STORE(2);                                                                          \
+    STORE(3);                                                                          \
+    STORE(4);                                                                          \
+    STORE(5);
+
+void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
+    ZERO
     for (size_t p = 0; p < kc; p++, a += 6, b += 16) {
         const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
-        ROW(0);
-        ROW(1);
-        ROW(2);
-        ROW(3);
-        ROW(4);
-        ROW(5);
+        ROWS
     }
-    STORE(0);
-    STORE(1);
-    STORE(2);
-    STORE(3);
-    STORE(4);
-    STORE(5);
+    FINISH
+}
+
+/* b (kc, 16) where it lies: rows ldb apart, which no hardware prefetches in time when they come from memory. */
+#define B_AHEAD 8
+
+void mom_gemm_f32_b_rows_6x16_avx2(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
+                                   int accumulate) {
+    ZERO
+    for (size_t p = 0; p < kc; p++, a += 6, b += ldb) {
+        const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
+        _mm_prefetch((const char *)(b + B_AHEAD * ldb), _MM_HINT_T0);
+        ROWS
+    }
+    FINISH
 }

@@ -3,6 +3,7 @@
 #define MOM_LEVEL_TABLE mom_kernels_avx2
 #define MOM_GEMM_NAME "mom_gemm_f32_6x16_avx2"
 #define MOM_GEMM_UKR mom_gemm_f32_6x16_avx2
+#define MOM_GEMM_B_ROWS_UKR mom_gemm_f32_b_rows_6x16_avx2
 #define MOM_VECTOR 8
 #define MOM_GEMM_MR 6
 #define MOM_GEMM_NR 16
