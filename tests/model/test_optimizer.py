@@ -311,7 +311,7 @@ def test_schedules() -> None:
 
 # ---------------------------------------------------------------------- gradients that nobody looks at
 def trained(config: mom.MoMConfig, shown: bool, separate: bool, threads: int) -> tuple[Any, Any, list[float]]:
-    """A model after steps on changing batches, of one and of two micro-batches; `shown`: views exist from the beginning."""
+    """A model after steps of one and of two micro-batches; `shown`: views exist from the beginning."""
     mom.set_num_threads(threads)
     classifier = config.num_labels is not None
     model = (mom.MoMForSequenceClassification if classifier else mom.MoM)(config, seed=1)
