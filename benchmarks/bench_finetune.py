@@ -7,12 +7,14 @@ in this folder for what is compared.
 
     python benchmarks/bench_finetune.py --data glue --torch-python /path/to/venv/bin/python
 
-With ``--share`` it measures instead how much of ``mom.glue.finetune`` goes to reading, tokenising and metrics.
+With ``--share`` it measures instead how much of ``mom.glue.finetune`` goes to reading, tokenising and metrics, for this
+package's contestants.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -77,12 +79,12 @@ def sentences(options: argparse.Namespace, name: str) -> tuple[Any, Any, str]:
     return task, made_up(task, options.seed), f"made-up, log-normal numbers of words, (median, sigma) {WORDS[name]}"
 
 
-def build_model(preset: str, texts: Any, options: argparse.Namespace) -> Any:
+def build_model(preset: str, texts: Any, options: argparse.Namespace, dtype: str = "float32") -> Any:
     """A language model with a tokenizer trained on the texts."""
     import mom
 
     config = mom.MoMConfig.preset(preset)
-    model = mom.MoM(config, seed=options.seed)
+    model = mom.MoM(config, seed=options.seed, dtype=dtype)
     model.tokenizer = mom.Tokenizer.train([text for row in texts for text in row], min(config.vocab_size, 8192))
     return model
 
@@ -322,13 +324,14 @@ def print_table(name: str, size: str, found: dict[str, Any], options: argparse.N
         print(line)
 
 
-def share(name: str, size: str, options: argparse.Namespace) -> dict[str, float]:
+def share(name: str, size: str, how: str, dtype: str, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of one call of `mom.glue.finetune`, and of what in it is not model work."""
     import mom
     import mom.glue as glue
 
     task, source, _origin = sentences(options, name)
-    model = build_model(PRESETS[size][0], glue.read_glue(source, task, "train").texts, options)
+    preset = PRESETS[size][("mom", "plain").index(how)]
+    model = build_model(preset, glue.read_glue(source, task, "train").texts, options, dtype)
     spent = {"reading": 0.0, "tokenising": 0.0, "metrics": 0.0}
     names = {"read_glue": "reading", "encode_texts": "tokenising", "baseline_metrics": "metrics",
              "glue_metrics": "metrics"}  # fmt: skip
@@ -388,11 +391,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.share:
         report["share"] = {}
         for name in options.tasks:
-            for size in options.sizes:
-                found = share(name, size, options)
-                report["share"][f"{name} {size}"] = found
+            for size, contestant, dtype in itertools.product(options.sizes, options.contestants, options.dtypes):
+                library, how = CONTESTANTS[contestant]
+                if library != "mom":
+                    continue
+                key = f"{name} {size} {contestant} {dtype}"
+                found = report["share"][key] = share(name, size, how, dtype, options)
                 parts = ", ".join(f"{part} {found[part]:.2f} s" for part in ("reading", "tokenising", "metrics"))
-                print(f"{name} {size}: {parts} of {found['total']:.1f} s: {100 * found['share']:.1f} %")
+                print(f"{key}: {parts} of {found['total']:.1f} s: {100 * found['share']:.1f} %", flush=True)
         write_report(report, options.output)
         return 0
 

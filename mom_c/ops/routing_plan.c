@@ -62,37 +62,17 @@ static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const i
     return MOM_OK;
 }
 
-static mom_status spread_evenly(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
+static mom_status spread_evenly(mom_routing_plan *plan, mom_arena *arena, const int16_t *none, mom_error *err) {
+    (void)none;
     MOM_ARENA_NEW(plan->offsets, arena, plan->M + 1, err);
     for (size_t m = 0; m <= plan->M; m++)
         plan->offsets[m] = (int32_t)(plan->slots * m / plan->M);
     return allocate(plan, arena, err);
 }
 
-mom_status mom_routing_plan_init_most(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t K, size_t M,
-                                      mom_error *err) {
-    MOM_TRY(check_size(N, K, err));
-    *plan = (mom_routing_plan){.N = N, .K = K, .M = M, .slots = N * (K < M ? K : M)};
-    const mom_arena_mark mark = mom_arena_get_mark(arena);
-    const mom_status status = spread_evenly(plan, arena, err);
-    if (status != MOM_OK)
-        mom_arena_release(arena, mark);
-    return status;
-}
-
-mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
-                                 size_t M, mom_error *err) {
-    MOM_TRY(check_size(N, K, err));
-    *plan = (mom_routing_plan){.N = N, .K = K, .M = M};
-    const mom_arena_mark mark = mom_arena_get_mark(arena);
-    const mom_status status = sort_choices(plan, arena, index, err);
-    if (status != MOM_OK)
-        mom_arena_release(arena, mark);
-    return status;
-}
-
-static mom_status fill_dense(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
+static mom_status fill_dense(mom_routing_plan *plan, mom_arena *arena, const int16_t *none, mom_error *err) {
     const size_t N = plan->N, M = plan->M;
+    (void)none;
     MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
     MOM_TRY(allocate(plan, arena, err));
     for (size_t m = 0; m <= M; m++)
@@ -108,12 +88,30 @@ static mom_status fill_dense(mom_routing_plan *plan, mom_arena *arena, mom_error
     return MOM_OK;
 }
 
-mom_status mom_routing_plan_init_dense(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M, mom_error *err) {
-    MOM_TRY(check_size(N, M, err));
-    *plan = (mom_routing_plan){.N = N, .K = M, .M = M, .slots = N * M};
+/* A plan of a shape, filled in; the arena is as before if that fails. */
+static mom_status make(mom_routing_plan *plan, mom_arena *arena, mom_routing_plan shape,
+                       mom_status (*fill)(mom_routing_plan *, mom_arena *, const int16_t *, mom_error *),
+                       const int16_t *index, mom_error *err) {
+    MOM_TRY(check_size(shape.N, shape.K, err));
+    *plan = shape;
     const mom_arena_mark mark = mom_arena_get_mark(arena);
-    const mom_status status = fill_dense(plan, arena, err);
+    const mom_status status = fill(plan, arena, index, err);
     if (status != MOM_OK)
         mom_arena_release(arena, mark);
     return status;
+}
+
+mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
+                                 size_t M, mom_error *err) {
+    return make(plan, arena, (mom_routing_plan){.N = N, .K = K, .M = M}, sort_choices, index, err);
+}
+
+mom_status mom_routing_plan_init_most(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t K, size_t M,
+                                      mom_error *err) {
+    const size_t slots = N * (K < M ? K : M);
+    return make(plan, arena, (mom_routing_plan){.N = N, .K = K, .M = M, .slots = slots}, spread_evenly, NULL, err);
+}
+
+mom_status mom_routing_plan_init_dense(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M, mom_error *err) {
+    return make(plan, arena, (mom_routing_plan){.N = N, .K = M, .M = M, .slots = N * M}, fill_dense, NULL, err);
 }

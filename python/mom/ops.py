@@ -567,11 +567,8 @@ def lm_head_backward(
 
     Parameters
     ----------
-    hidden : ndarray of float32, shape (N, C)
-    wte : ndarray of float32, shape (V, C)
-    lse : ndarray of float32
-        From `lm_head_forward`.
-    labels : array of int, shape (N,)
+    hidden, wte, lse, labels
+        As there.
     scale : float
         Gradient of the sum.
     add_to : tuple (dhidden, dwte), optional
@@ -592,10 +589,8 @@ def lm_head_gradient(
 
     Parameters
     ----------
-    hidden : ndarray of float32, shape (N, C)
-    wte : ndarray of float32, shape (V, C)
-    labels : array of int, shape (N,)
-        In [0, V), or -100 for rows that are left out.
+    hidden, wte, labels
+        As there.
     precision : {"float32", "bfloat16"}, optional
         Of the factors of products, probabilities included.
 
@@ -614,10 +609,8 @@ def lm_head_loss(hidden: Float, wte: Float, labels: ArrayLike, *, precision: str
 
     Parameters
     ----------
-    hidden : ndarray of float32, shape (N, C)
-    wte : ndarray of float32, shape (V, C)
-    labels : array of int, shape (N,)
-    precision : {"float32", "bfloat16"}, optional
+    hidden, wte, labels, precision
+        As there.
 
     Returns
     -------

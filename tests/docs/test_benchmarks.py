@@ -99,6 +99,16 @@ def test_finetuning_is_measured(tmp_path: Path) -> None:
     assert "examples/s" in out and "made-up, log-normal" in out
 
 
+def test_share_of_finetuning_that_is_no_model_work(tmp_path: Path) -> None:
+    small = ("--tasks", "cola", "--contestants", "mom-vanilla,hf-sdpa", "--dtypes", "bfloat16", "--output", "found.json")
+    out = run("bench_finetune.py", *small, "--share", cwd=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())["share"]
+    assert list(found) == ["cola mini mom-vanilla bfloat16"]
+    row = found["cola mini mom-vanilla bfloat16"]
+    assert 0 < row["share"] < 1 and row["training_steps"] < row["total"]
+    assert out.startswith("cola mini mom-vanilla bfloat16: reading ")
+
+
 GOLDEN = BENCHMARKS.parent / "tests" / "data" / "golden"
 
 
