@@ -100,8 +100,8 @@ def test_finetuning_is_measured(tmp_path: Path) -> None:
 
 
 def test_share_of_finetuning_that_is_no_model_work(tmp_path: Path) -> None:
-    small = ("--tasks", "cola", "--contestants", "mom-vanilla,hf-sdpa", "--dtypes", "bfloat16", "--output", "found.json")
-    out = run("bench_finetune.py", *small, "--share", cwd=tmp_path)
+    chosen = ("--tasks", "cola", "--contestants", "mom-vanilla,hf-sdpa", "--dtypes", "bfloat16")
+    out = run("bench_finetune.py", *chosen, "--share", "--output", "found.json", cwd=tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())["share"]
     assert list(found) == ["cola mini mom-vanilla bfloat16"]
     row = found["cola mini mom-vanilla bfloat16"]
