@@ -270,6 +270,73 @@ def test_bad_rows_are_counted_and_named(name: str, tmp_path: Path) -> None:
     assert len(data) == len(good) - 1 and set(data.texts) < set(good.texts) and data.report.errors == {kind: bad}
 
 
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "message"),
+    [
+        (b"\t1\t", b" 1\t", "columns", "line 1: 3 columns, expected 4 (a tab too few)"),
+        (b"\t1\t", b"\t1\t\t", "columns", "line 1: 5 columns, expected 4 (a tab too many)"),
+        (b"\t1\t", b"\t\t", "empty label", "line 1: column 'label': the label is empty"),
+        (b"\t1\t", b"\t2\t", "unknown label", "line 1: column 'label': label '2' is not one of '0', '1'"),
+        (b"The", b"Th\xe9", "not UTF-8", "line 1: not UTF-8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 14 else "",
+)  # fmt: skip
+def test_the_first_row_of_a_file_without_header_is_a_row(
+    split: str, old: bytes, new: bytes, kind: str, message: str, tmp_path: Path
+) -> None:
+    path = damaged(tmp_path, "cola", lambda raw: raw.replace(old, new, 1), split)
+    with pytest.raises(RecordError) as caught:
+        read_glue(path, "cola", split)
+    assert message in str(caught.value) and caught.value.report.errors == {kind: 1}
+    with pytest.warns(UserWarning, match=f"rows cannot be used \\(1 {kind}\\)"):
+        data = read_glue(path, "cola", split, on_error="skip")
+    assert data.texts == read_glue(GOLDEN, "cola", split).texts[1:] and data.report.rows == len(data) + 1
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "marked"])
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n\n", b"  \n"])
+@pytest.mark.parametrize(("task", "split"), [(t, s) for t in TASKS for s in TASKS[t].files])
+def test_leading_blank_lines_are_no_header(
+    task: str, split: str, blank: bytes, mark: bytes, tmp_path: Path
+) -> None:
+    path = damaged(tmp_path, task, lambda raw: mark + blank + raw.removeprefix(b"\xef\xbb\xbf"), split)
+    data, good = read_glue(path, task, split), read_glue(GOLDEN, task, split)
+    assert data.texts == good.texts and data.index == good.index
+    assert data.report.notes["blank line"] == good.report.notes["blank line"] + blank.count(b"\n")
+
+
+def test_a_header_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = damaged(tmp_path, "rte", lambda raw: b"\xff" + raw)
+    with pytest.raises(DataError, match="line 1: not UTF-8"):
+        read_glue(path, "rte", on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "message"),
+    [
+        ("cola", np.array([0, 1]), r"an array of shape \(2,\) is no label"), ("cola", [0, 1], r"label \[0, 1\]"),
+        ("cola", 10**5000, "label an int too long to print"), ("cola", 10**400, r"label 10{79}\.\.\."),
+        ("stsb", 10**400, "is not a number from 0 to 5"), ("stsb", 10**5000, "int too long to print is not a number"),
+        ("stsb", np.array([1.0]), r"an array of shape \(1,\) is no label"), ("stsb", {}, "label {} is not a number"),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_labels_that_are_no_labels_are_counted(task: str, label: Any, message: str) -> None:
+    texts = dict.fromkeys(TASKS[task].hub_texts, "a")
+    rows = [{**texts, "label": 1}, {**texts, "label": label}]
+    with pytest.raises(RecordError, match=message):
+        read_glue(rows, task)
+    with pytest.warns(UserWarning, match="1 of 2 rows cannot be used"):
+        data = read_glue(rows, task, on_error="skip")
+    assert data.report.errors == {"unknown label": 1} and len(data) == 1
+
+
+def test_row_numbers_beyond_integers_are_not_used() -> None:
+    rows = [{"sentence": "a", "label": 1, "idx": float("inf")}, {"sentence": "b", "label": 0, "idx": 1.0}]
+    assert read_glue(rows, "cola").index == [0, 1]
+
+
 def test_kinds_are_counted_apart() -> None:
     rows: list[Any] = [
         {"sentence": "good", "label": 1}, {"sentence": "a", "label": 2}, {"sentence": "a"}, {"label": 1}, "text",

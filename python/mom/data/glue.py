@@ -353,16 +353,16 @@ def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> I
     with open_binary(path) as stream:
         header: list[str] | None = None
         for number, line in raw_lines(stream, path, report):
+            if not line or (header is None and not line.strip(" \r")):
+                report.notes["blank line"] += 1
+                continue
             cells = line.split("\t")
             if header is None:
-                if number > 1:
+                if report.problems and not _is_headerless(task, split):  # it is the header that cannot be read
                     raise DataError(report.problems[0])
                 header = _header(path, cells, task, split)
                 if header is not _COLA_COLUMNS:
                     continue
-            if not line:
-                report.notes["blank line"] += 1
-                continue
             report.rows += 1
             if len(cells) != len(header):
                 open_quote = any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
@@ -378,12 +378,19 @@ def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> I
             yield f"{path}: line {number}", dict(zip(header, cells, strict=True))
 
 
+def _is_headerless(task: GlueTask, split: str) -> bool:
+    return task.name == "cola" and split != "test"
+
+
 def _header(path: Path, cells: list[str], task: GlueTask, split: str) -> list[str]:
     """Column names of a file, from its first line; CoLA's where there is no header."""
     labelled = split != "test"
     missing = _missing_columns(cells, task, labelled)
-    if task.name == "cola" and labelled:
+    if _is_headerless(task, split):
         if len(cells) == len(_COLA_COLUMNS) and cells[1] in ("0", "1"):
+            return _COLA_COLUMNS
+        # A first row may be damaged as any other; only the header of some task says that the file is not CoLA's.
+        if all(_missing_columns(cells, known, False) for known in TASKS.values()):
             return _COLA_COLUMNS
         missing = missing or ["source"]
     if not missing:
@@ -465,6 +472,8 @@ class _Collector:
         value = values[column]
         if isinstance(value, np.generic):
             value = value.item()
+        if getattr(value, "shape", ()):
+            return None, ("unknown label", f"column {column!r}: an array of shape {value.shape} is no label")
         if isinstance(value, str):
             value = value.strip()
             if not value:
@@ -478,7 +487,7 @@ class _Collector:
             value = (self.names or ())[value]
         if isinstance(value, str) and (word := self.synonyms.get(value, value)) in labels:
             return labels.index(word), None
-        return None, ("unknown label", f"column {column!r}: label {value!r} is not one of {listing(labels)}")
+        return None, ("unknown label", f"column {column!r}: label {_shown(value)} is not one of {listing(labels)}")
 
     def _whose_labels(self) -> str:
         """Which task with the same columns has the labels that are all unknown here."""
@@ -492,17 +501,26 @@ class _Collector:
 def _score(value: Any, column: str) -> tuple[float | None, tuple[str, str] | None]:
     try:
         score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if 0.0 <= score <= 5.0:
         return score, None
-    return None, ("unknown label", f"column {column!r}: label {value!r} is not a number from 0 to 5")
+    return None, ("unknown label", f"column {column!r}: label {_shown(value)} is not a number from 0 to 5")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"an {type(value).__name__} too long to print"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _row_numbers(index: list[Any]) -> list[int]:
     """The rows' own numbers if all have distinct ones, else 0, 1, 2, ..."""
     try:
         numbers = [int(number) for number in index]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     return numbers if len(set(numbers)) == len(index) else list(range(len(index)))
