@@ -82,11 +82,12 @@ def as_mask(value: ArrayLike, shape: tuple[int, int], name: str = "attention_mas
     return np.ascontiguousarray(binary)
 
 
-def count(value: Any, name: str) -> int:
+def count(value: Any, name: str, least: int = 0) -> int:
+    """An integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name}: {value} is negative")
+    if value < least:
+        raise ValueError(f"{name}: {value} is {f'less than {least}' if least else 'negative'}")
     return int(value)
 
 

@@ -16,7 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import LARGEST, count, number
+from ._arguments import prompts as prompt_rows
+
 __all__ = ["Hypothesis", "TokenDecoder", "beam_search"]
+
+#: Largest power of a length, as a logarithm: scores stay finite and apart.
+_LOG_POWER = 500.0
 
 
 class TokenDecoder(Protocol):
@@ -66,7 +72,7 @@ class _Prompt:
 
 def beam_search(
     decoder: TokenDecoder,
-    prompts: Sequence[npt.NDArray[Any]],
+    prompts: Sequence[npt.NDArray[Any]] | npt.NDArray[Any],
     max_new_tokens: int,
     *,
     num_beams: int = 4,
@@ -80,13 +86,14 @@ def beam_search(
     ----------
     decoder : TokenDecoder
         Such as a `mom.Decoder`; its sequences are replaced.
-    prompts : sequence of ndarray of int, shape (T_i,)
+    prompts : sequence of ndarray of int, shape (T_i,), or one ndarray of shape (B, T)
     max_new_tokens : int
         Longest continuation, stop token included.
     num_beams : int
         Continuations kept at every length; 1 is greedy search.
     length_penalty : float
-        Hypotheses compete by log probability divided by length to this power: above 0 favours longer ones.
+        Hypotheses compete by log probability divided by length to this power: above 0 favours longer ones. The
+        power of the longest length must fit a float.
     no_repeat_ngram_size : int
         A continuation never repeats a sequence of so many of its own tokens (the prompt does not count); 0: it may.
     stop_token : int, optional
@@ -102,21 +109,26 @@ def beam_search(
     A prompt is done when it has `num_beams` hypotheses and no running beam could overtake the worst of them even if
     all its further tokens were certain.
     """
-    for name, value, least in (
-        ("max_new_tokens", max_new_tokens, 1), ("num_beams", num_beams, 1),
-        ("no_repeat_ngram_size", no_repeat_ngram_size, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name}: {value} is less than {least}")
-    if not prompts:
+    max_new_tokens, num_beams = count(max_new_tokens, "max_new_tokens", 1), count(num_beams, "num_beams", 1)
+    no_repeat_ngram_size = count(no_repeat_ngram_size, "no_repeat_ngram_size")
+    length_penalty = number(length_penalty, "length_penalty", -LARGEST, "finite")
+    if abs(length_penalty) * math.log(max_new_tokens) > _LOG_POWER:
+        raise ValueError(
+            f"length_penalty: {length_penalty} is too far from 0 for {max_new_tokens} tokens; "
+            f"at most {_LOG_POWER / math.log(max_new_tokens):.4g}"
+        )
+    if stop_token is not None:
+        stop_token = count(stop_token, "stop_token")
+    if isinstance(prompts, (list, tuple)) and not prompts:
         raise ValueError("prompts: there are none")
-    if not math.isfinite(length_penalty):
-        raise ValueError(f"length_penalty: {length_penalty} is not finite")
-    logits = decoder.prefill([np.asarray(prompt, np.int32) for prompt in prompts])
+    rows, _ = prompt_rows(prompts, "prompts")
+    logits = decoder.prefill(rows)
     vocabulary = logits.shape[1]
     if num_beams * 2 > vocabulary:
         raise ValueError(f"num_beams: {num_beams} are too many for {vocabulary} tokens")
-    states = [_Prompt(i, np.zeros(1), [[]]) for i in range(len(prompts))]
+    if stop_token is not None and stop_token >= vocabulary:
+        raise ValueError(f"stop_token: {stop_token} is not in [0, {vocabulary})")
+    states = [_Prompt(i, np.zeros(1), [[]]) for i in range(len(rows))]
     results: dict[int, Hypothesis] = {}
     for length in range(1, max_new_tokens + 1):
         totals = _log_softmax(logits)
@@ -127,8 +139,8 @@ def beam_search(
         first = 0
         for state in states:
             width = len(state.tokens)
-            rows = totals[first : first + width] + state.scores[:, None]
-            grown = _advance(state, rows, num_beams, length, length_penalty, stop_token)
+            candidates = totals[first : first + width] + state.scores[:, None]
+            grown = _advance(state, candidates, num_beams, length, length_penalty, stop_token)
             if _is_done(state, num_beams, length, max_new_tokens, length_penalty):
                 results[state.number] = max(state.finished, key=lambda h: h.score)
             else:
@@ -141,11 +153,17 @@ def beam_search(
             break
         decoder.reorder(np.array(parents))
         logits = decoder.step(np.array(chosen))
-    return [results[i] for i in range(len(prompts))]
+    return [results[i] for i in range(len(rows))]
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    top = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(top).all():  # single tokens may be ruled out by -inf
+        row = int(np.flatnonzero(~np.isfinite(top[:, 0]))[0])
+        worst = float(top[row, 0])
+        what = "not a number" if math.isnan(worst) else "infinite" if worst > 0 else "minus infinity for every token"
+        raise ValueError(f"logits: {what} at row {row}")
+    shifted = logits.astype(np.float64) - top
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
 

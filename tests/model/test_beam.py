@@ -212,9 +212,59 @@ def test_when_everything_is_ruled_out_the_search_ends(num_beams: int) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is less than 1"), ({"num_beams": 0}, "num_beams: 0 is less than 1"),
         ({"num_beams": 7}, "num_beams: 7 are too many for 12 tokens"), ({"prompts": []}, "prompts: there are none"),
         ({"length_penalty": float("nan")}, "length_penalty: nan is not finite"),
-        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: -1 is less than 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: -1 is negative"),
+        ({"length_penalty": 1e6}, "length_penalty: 1000000.0 is too far from 0 for 3 tokens; at most 455.1"),
+        ({"length_penalty": -1e6}, "length_penalty: -1000000.0 is too far from 0"),
+        ({"length_penalty": float("inf")}, "length_penalty: inf is not finite"),
+        ({"stop_token": 12}, r"stop_token: 12 is not in \[0, 12\)"), ({"stop_token": -1}, "stop_token: -1 is negative"),
+        ({"prompts": np.zeros((0, 3), int)}, r"prompts: shape \(0, 3\) is empty"),
+        ({"prompts": np.zeros((1, 1, 3), int)}, r"prompts: shape \(1, 1, 3\), expected"),
     ],
 )  # fmt: skip
 def test_arguments_are_checked(model: mom.MoM, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         beam_search(**{"decoder": mom.Decoder(model), "prompts": PROMPTS, "max_new_tokens": 3, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_beams": 2.5}, "num_beams: expected an integer, got float"),
+        ({"num_beams": True}, "num_beams: expected an integer, got bool"),
+        ({"max_new_tokens": 3.0}, "max_new_tokens: expected an integer, got float"),
+        ({"no_repeat_ngram_size": 1.5}, "no_repeat_ngram_size: expected an integer, got float"),
+        ({"length_penalty": "1"}, "length_penalty: expected a number, got str"),
+        ({"stop_token": 2.0}, "stop_token: expected an integer, got float"),
+        ({"prompts": [np.array([0.5])]}, "prompts: row 0: dtype float64, expected an integer dtype"),
+    ],
+)  # fmt: skip
+def test_types_of_arguments_are_checked(model: mom.MoM, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        beam_search(**{"decoder": mom.Decoder(model), "prompts": PROMPTS, "max_new_tokens": 3, **changes})
+
+
+def test_prompts_of_one_length_may_be_one_array(model: mom.MoM) -> None:
+    together = np.array([[1, 2, 3], [4, 5, 6]])
+    found = beam_search(mom.Decoder(model), together, np.int64(4), num_beams=np.int32(2))  # type: ignore[arg-type]
+    again = beam_search(mom.Decoder(model), [*together], 4, num_beams=2)
+    assert [h.tokens.tolist() for h in found] == [h.tokens.tolist() for h in again] and len(found) == 2
+
+
+@pytest.mark.parametrize("penalty", [450.0, -450.0])
+def test_scores_stay_finite_up_to_the_largest_penalty(model: mom.MoM, penalty: float) -> None:
+    for found in beam_search(mom.Decoder(model), PROMPTS, 3, num_beams=2, length_penalty=penalty, stop_token=2):
+        assert np.isfinite(found.score) and found.score < 0.0
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "not a number"), (np.inf, "infinite"), (-np.inf, "minus infinity for every token")],
+)
+def test_logits_that_nothing_can_be_chosen_from_are_an_error(step: int, value: float, message: str) -> None:
+    decoder = Table(np.full((6, 6), 1 / 6))
+    if step:
+        decoder.logs[0] = np.array([-np.inf, 0.0, -np.inf, -np.inf, -np.inf, -np.inf])
+    decoder.logs[1] = value
+    with pytest.raises(ValueError, match=f"logits: {message} at row {1 - step}"):
+        beam_search(decoder, [np.array([0])] if step else [np.array([0]), np.array([1])], 3, num_beams=2)
