@@ -143,7 +143,8 @@ class MoMConfig:
         (default), or, as in the reference, also real tokens in its future.
     pooling : {"mask", "reference"}
         Sequence classification pools at the last token whose mask is 1 (default; without a mask,
-        as the reference), or before the first ``pad_token_id`` (the last position if there is none).
+        as the reference), and positions count from the first such token; or, as in the reference, before the first
+        ``pad_token_id`` (the last position if there is none), with positions that count padding on the left.
     copy_final_norm, copy_single_modules : bool
         When starting from a plain GPT-2: copy the final LayerNorm; fill halves with a single
         module. Both True by default and False in the reference.

@@ -19,7 +19,7 @@ from .data.encode import encode_texts
 from .errors import ConfigError, DataError
 from .model import MoM, MoMForSequenceClassification
 from .tokenizer import Tokenizer
-from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, fit_classifier
+from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, finite_logits, fit_classifier
 
 __all__ = ["TextClassifier", "TextRegressor"]
 
@@ -172,9 +172,20 @@ class _TextEstimator:
 
     def _logits(self, texts: Iterable[Any]) -> npt.NDArray[np.float32]:
         if not hasattr(self, "model_"):
-            raise RuntimeError(f"{type(self).__name__}: not fitted yet; call fit first")
+            raise _not_fitted(f"{type(self).__name__}: not fitted yet; call fit first")
         rows, _ = encode_texts(self.model_.tokenizer, _texts(texts), self.max_length_)
-        return classify(self.model_, rows)
+        return finite_logits(classify(self.model_, rows))
+
+
+def _not_fitted(message: str) -> RuntimeError:
+    """Where scikit-learn is installed also its NotFittedError, which its tools look for."""
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return RuntimeError(message)
+    members = {"__reduce__": lambda error: (_not_fitted, error.args)}  # a class made here cannot be pickled by name
+    made: RuntimeError = type("NotFittedError", (NotFittedError, RuntimeError), members)(message)
+    return made
 
 
 def _texts(values: Any) -> list[tuple[str, ...]]:
@@ -312,7 +323,10 @@ class TextRegressor(_TextEstimator):
         """
         texts = _texts(X)
         values = _numbers(y)
-        mean, scale = float(values.mean()), float(values.std()) or 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = float(values.mean()), float(values.std()) or 1.0
+        if not np.isfinite([mean, scale]).all():
+            raise ValueError(f"y: numbers as large as {np.abs(values).max():.3g} have no finite standard deviation")
         self._fit(texts, ((values - mean) / scale).astype(np.float32), 1, "regression", mean_=mean, scale_=scale)
         return self
 

@@ -45,6 +45,7 @@ from .training.finetune import (
     LoopResult,
     classifier_from,
     classify,
+    finite_logits,
     fit_classifier,
 )
 from .weights import read_weights
@@ -314,7 +315,7 @@ def _answers(task: GlueTask, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any
 
 
 def _logits_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> npt.NDArray[np.float32]:
-    return classify(model, encode_texts(model.tokenizer, data.texts, length)[0], _PREDICT_BATCH)
+    return finite_logits(classify(model, encode_texts(model.tokenizer, data.texts, length)[0], _PREDICT_BATCH))
 
 
 def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> dict[str, float]:

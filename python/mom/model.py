@@ -420,7 +420,10 @@ class _Network:
             raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
         checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
         checkpoint = bool(checkpoint and training)
-        sizes = self._core.plan(int(batch), int(length), training, checkpoint, training)
+        try:
+            sizes = self._core.plan(int(batch), int(length), training, checkpoint, training)
+        except ValueError as error:  # sizes are all that can be wrong
+            raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
         sizes["moments"] = 2 * sizes["parameters"] if training else 0
         return MemoryPlan(int(batch), int(length), training, checkpoint, **sizes)
 
@@ -1043,8 +1046,9 @@ class MoMForSequenceClassification(_Network):
             The tokens are B sequences of these lengths one after the other, packed, each classified at its last token;
             see `MoM`. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for padding.
         positions : array of int, as `tokens`, optional
-            Position ids; by default 0, 1, 2, ... in every sequence. With padding on the left they have to count the
-            real tokens for a prediction that does not depend on the padding.
+            Position ids; by default 0, 1, 2, ... in every sequence, with ``pooling = "mask"`` from its first token that
+            is not masked: padding on either side, with its mask, does not change a prediction. With ``"reference"``
+            padding on the left takes up positions, as in the published code.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 
@@ -1056,7 +1060,11 @@ class MoMForSequenceClassification(_Network):
         given = self._inputs(tokens, lengths, attention_mask, positions)
         ids = given["tokens"]
         if lengths is None:
-            given["pooled"] = self.pooled_positions(ids, given.get("mask"))
+            mask = given.get("mask")
+            given["pooled"] = self.pooled_positions(ids, mask)
+            if positions is None and mask is not None and self.config.pooling == "mask" and not mask[:, 0].all():
+                first = np.argmax(mask, axis=1)[:, None]
+                given["positions"] = np.maximum(np.arange(ids.shape[1]) - first, 0).astype(np.int32)
         elif self.config.pooling != "mask":
             raise ConfigError(f"pooling: {self.config.pooling!r} looks for padding; packed rows need 'mask'")
         targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))

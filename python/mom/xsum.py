@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -305,6 +305,12 @@ def summarize(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
+    if isinstance(documents, (str, bytes, Mapping)):
+        raise DataError(f"documents: expected texts, got a {type(documents).__name__}")
+    documents = list(documents)
+    for i, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise DataError(f"documents: item {i}: expected a string, got {type(document).__name__}")
     tokenizer = _tokenizer(model)
     length, max_summary = _lengths(model, max_length, max_summary)
     prompts, _ = _prompts(model, documents, length, max_summary)

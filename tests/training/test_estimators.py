@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,11 @@ def test_arguments_are_checked(X: Any, y: Any, kind: type[Exception], message: s
 def test_other_errors() -> None:
     with pytest.raises(RuntimeError, match="TextClassifier: not fitted yet; call fit first"):
         mom.TextClassifier().predict(["a"])
+    with pytest.raises(RuntimeError, match="TextRegressor: not fitted yet") as caught:
+        mom.TextRegressor().predict(["a"])
+    sklearn_exceptions = pytest.importorskip("sklearn.exceptions")
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert isinstance(error, sklearn_exceptions.NotFittedError) and str(error) == str(caught.value)
     with pytest.raises(ValueError, match="layers: TextClassifier has no such parameter; it has batch_size"):
         mom.TextClassifier().set_params(layers=2)
     with pytest.raises(TypeError, match="model: expected a model, a configuration, a path or None, got int"):
@@ -128,6 +134,35 @@ def test_other_errors() -> None:
 
 
 # ---------------------------------------------------------------------- copies
+def test_not_fitted_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.exceptions", None)
+    with pytest.raises(RuntimeError, match="TextClassifier: not fitted yet; call fit first"):
+        mom.TextClassifier().predict(["a"])
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308], [1.7e308, 1.7e308], [1e200, -1e200]])
+def test_numbers_too_large_to_standardise_are_refused(values: list[float]) -> None:
+    regressor = mom.TextRegressor(CONFIG)
+    with pytest.raises(ValueError, match="y: numbers as large as .* have no finite standard deviation"):
+        regressor.fit(["a", "b"], values)
+    assert not hasattr(regressor, "scale_")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_model_gives_no_answers(value: float) -> None:
+    message = "logits: (not a number|infinite) at row 0, label 0"
+    classifier = mom.TextClassifier(CONFIG, epochs=1).fit(["a", "b"], [0, 1])
+    regressor = mom.TextRegressor(CONFIG, epochs=1).fit(["a", "b"], [0.0, 1.0])
+    for estimator in (classifier, regressor):
+        estimator.model_.parameters["score.weight"][0] = value
+    for answer in (classifier.predict, classifier.predict_proba, classifier.predict_log_proba, regressor.predict):
+        with pytest.raises(ValueError, match=message):
+            answer(["a", "b"])
+    rows = [{"sentence": "a", "label": 1}]
+    with pytest.raises(ValueError, match=message):
+        mom.glue.predict(classifier.model_, "sst2", {"dev": rows}, "dev")
+
+
 def test_models_can_be_copied_and_sent_to_other_processes() -> None:
     model = mom.MoM(CONFIG, seed=3)
     model.tokenizer = mom.Tokenizer.train(["some text"], 270)

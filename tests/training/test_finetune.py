@@ -64,8 +64,9 @@ def test_predictions_do_not_depend_on_padding_batch_or_order(config: mom.MoMConf
     np.testing.assert_allclose(shuffled, alone[order], rtol=0, atol=1e-5)
     for side in ("right", "left"):  # the same rows in a batch that is padded
         tokens, mask, positions = padded(rows, side)
-        found = model(tokens, attention_mask=mask, positions=positions).logits
-        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+        for given in (positions, None):
+            found = model(tokens, attention_mask=mask, positions=given).logits
+            np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
 
 
 @KINDS
@@ -80,8 +81,33 @@ def test_padding_may_hold_anything(config: mom.MoMConfig) -> None:
             mask = np.ones_like(tokens)
             mask[:, slice(9, None) if side == "right" else slice(6)] = 0
             positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-            found = model(tokens, attention_mask=mask, positions=positions).logits
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+            for given in (positions, None):
+                found = model(tokens, attention_mask=mask, positions=given).logits
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_positions_begin_at_the_first_token_unless_padding_counts() -> None:
+    row, mask = some_rows(1, seed=4)[0][None, :9], np.array([[0, 0, 1, 1, 0, 1, 1, 1, 1]])
+    shifted = np.array([[0, 0, 0, 1, 2, 3, 4, 5, 6]])  # a hole in the middle keeps its place
+    model = classifier(PLAIN)
+    assert np.array_equal(
+        model(row, attention_mask=mask).logits, model(row, attention_mask=mask, positions=shifted).logits
+    )
+    published = mom.MoMForSequenceClassification(PLAIN.replace(pooling="reference", num_labels=3, pad_token_id=0))
+    by_default = published(row, attention_mask=mask).logits
+    assert np.array_equal(by_default, published(row, attention_mask=mask, positions=np.arange(9)[None]).logits)
+    assert not np.array_equal(by_default, published(row, attention_mask=mask, positions=shifted).logits)
+
+
+def test_a_tokenizer_larger_than_the_model_is_named() -> None:
+    model = mom.MoM(PLAIN.replace(vocab_size=270))
+    model.tokenizer = mom.Tokenizer.train(["some text of some words, said some times"] * 9, 290)
+    assert model.tokenizer.vocab_size > 270
+    with pytest.raises(DataError, match=r"tokenizer: its \d+ ids are more than the model's vocab_size = 270"):
+        classifier_from(model, 2, "single_label_classification")
+    rows = [{"sentence": "some", "label": 1}, {"sentence": "words", "label": 0}]
+    with pytest.raises(DataError, match="tokenizer: its"):
+        mom.glue.finetune(model, "sst2", {"train": rows, "dev": rows}, epochs=1, progress=False)
 
 
 def test_classify_needs_pooling_at_the_mask() -> None:
@@ -120,7 +146,7 @@ def test_choices_that_a_model_does_not_have() -> None:
 
 def test_the_body_is_copied_and_the_head_is_fresh() -> None:
     source = moved(mom.MoM(CONFIG, seed=1))
-    source.tokenizer = object()
+    source.tokenizer = mom.Tokenizer.train(["some text"], 270)
     first, second = (classifier_from(source, 4, "single_label_classification", seed, dropout=0.2) for seed in (1, 2))
     assert first.tokenizer is source.tokenizer and first.config.resid_pdrop == first.config.attn_pdrop == 0.2
     assert all(np.array_equal(first.parameters[n], v) for n, v in source.parameters.items())

@@ -159,6 +159,13 @@ def test_errors(model: mom.MoM, tmp_path: Path) -> None:
         xsum.evaluate(model, GOLDEN, rows=0)
     with pytest.raises(ValueError, match="batch_size: 0 is less than 1"):
         xsum.summarize(model, ["a"], batch_size=0)
+    for documents, message in (
+        ("abc", "documents: expected texts, got a str"), (b"abc", "documents: expected texts, got a bytes"),
+        ({"document": "a"}, "documents: expected texts, got a dict"),
+        (["a", 3], "documents: item 1: expected a string, got int"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            xsum.summarize(model, documents)  # type: ignore[arg-type]
 
 
 def test_the_commands(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,8 @@ class Model:
             Language model: int, shaped as `tokens`, unshifted (position t is scored against label
             t + 1), -100 is left out. Classifier: see `classification_loss.forward`.
         attention_mask : ndarray, shape (B, T), optional
-            Nonzero for real tokens. Restricts the keys of attention and the balance loss.
+            Nonzero for real tokens. Restricts the keys of attention and the balance loss; a classifier with pooling
+            ``"mask"`` counts positions from the first real token.
         lengths : ndarray of int, shape (B,), optional
             The tokens are sequences of these lengths one after the other, each of them classified at its last token.
         dropout : callable (site, shape) -> ndarray of 0/1, optional
@@ -174,6 +175,8 @@ class Model:
         if attention_mask is not None:
             check_shape("attention_mask", np.shape(attention_mask), tokens.shape)
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
+            if config.num_labels is not None and config.pooling == "mask":
+                positions = np.maximum(np.arange(steps) - mask.argmax(-1)[:, None], 0)
         batch = Batch(size, steps, packed, mask, dropout, noise, {})
 
         x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)

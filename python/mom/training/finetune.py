@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from ..config import MoMConfig
 from ..data.batches import Batch, bucketed, iter_batches, make_batch
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, DataError, TrainingError
 from ..model import ModelOutput, MoM, MoMForSequenceClassification
 from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
 
 __all__ = [
-    "FinetuneConfig", "FinetuneInterrupted", "LoopResult", "classifier_from", "classify", "copy_of", "fit_classifier",
-    "run_loop", "split_step", "trainable",
+    "FinetuneConfig", "FinetuneInterrupted", "LoopResult", "classifier_from", "classify", "copy_of", "finite_logits",
+    "fit_classifier", "run_loop", "split_step", "trainable",
 ]  # fmt: skip
 
 Network = MoM | MoMForSequenceClassification
@@ -243,14 +243,22 @@ def copy_of(
         Replaces the configuration's three dropout probabilities.
     **changes
         Other fields of the configuration.
+
+    Raises
+    ------
+    DataError
+        If the tokenizer has ids that the model does not know.
     """
+    tokenizer, known = model.tokenizer, model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > known:
+        raise DataError(f"tokenizer: its {tokenizer.vocab_size} ids are more than the model's vocab_size = {known}")
     if dropout is not None:
         changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
     made = kind(model.config.replace(**changes), seed=seed, dtype=model.dtype)
     for name, value in model.parameters.items():
         if not name.startswith("score."):
             made.parameters[name] = value
-    made.tokenizer = model.tokenizer
+    made.tokenizer = tokenizer
     made.activation_checkpointing, made.memory_limit = model.activation_checkpointing, model.memory_limit
     return made
 
@@ -300,6 +308,22 @@ def classify(
         for batch in iter_batches(rows, batch_size):
             out = model(batch.tokens, lengths=batch.lengths)
             logits[batch.rows] = out.logits
+    return logits
+
+
+def finite_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The logits themselves, for answers to be read off; those of a broken model are an error.
+
+    Raises
+    ------
+    ValueError
+        If one is not finite.
+    """
+    bad = np.argwhere(~np.isfinite(logits))
+    if len(bad):
+        row, label = bad[0]
+        what = "not a number" if np.isnan(logits[row, label]) else "infinite"
+        raise ValueError(f"logits: {what} at row {row}, label {label}")
     return logits
 
 
