@@ -44,26 +44,30 @@ typedef struct {
     size_t lda;
 } a_block;
 
-/* Of a panel's rows at least the first `rows` are computed. */
+/* Of a panel's rows at least the first `rows` are computed; next: as gemm_ukr's. */
 static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth, const a_block *a, size_t i, size_t rows,
-                         const item *b, float *c, size_t ldc, int accumulate) {
+                         const item *b, float *c, size_t ldc, int accumulate, const item *next) {
     const float *b_floats = (const float *)(const void *)b;
     if (i < a->first_packed && a->rows) {
-        k->gemm_rows_ukr(depth, a->rows + i, b_floats, c, ldc, accumulate);
+        k->gemm_rows_ukr(depth, a->rows + i, b_floats, c, ldc, accumulate, next);
         return;
     }
     if (i < a->first_packed) {
-        k->gemm_columns_ukr(depth, a->columns + i, a->lda, b_floats, c, ldc, accumulate);
+        k->gemm_columns_ukr(depth, a->columns + i, a->lda, b_floats, c, ldc, accumulate, next);
         return;
     }
     const item *packed = a->packed + (i - a->first_packed) * depth;
+    const float *a_floats = (const float *)(const void *)packed;
+    const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)packed, *b_halves = (const mom_bf16 *)(const void *)b;
     const int few = rows <= MOM_FEW_ROWS;
-    if (precision == MOM_BF16)
-        (few && k->gemm_bf16_few_ukr ? k->gemm_bf16_few_ukr : k->gemm_bf16_ukr)(
-            depth, (const mom_bf16 *)(const void *)packed, (const mom_bf16 *)(const void *)b, c, ldc, accumulate);
+    if (precision == MOM_BF16 && few && k->gemm_bf16_few_ukr)
+        k->gemm_bf16_few_ukr(depth, a_halves, b_halves, c, ldc, accumulate);
+    else if (precision == MOM_BF16)
+        k->gemm_bf16_ukr(depth, a_halves, b_halves, c, ldc, accumulate, next);
+    else if (few && k->gemm_few_ukr)
+        k->gemm_few_ukr(depth, a_floats, b_floats, c, ldc, accumulate);
     else
-        (few && k->gemm_few_ukr ? k->gemm_few_ukr : k->gemm_ukr)(depth, (const float *)(const void *)packed, b_floats, c,
-                                                                  ldc, accumulate);
+        k->gemm_ukr(depth, a_floats, b_floats, c, ldc, accumulate, next);
 }
 
 static void put_edge(float *c, size_t ldc, const float *edge, size_t nr, size_t rows, size_t columns, int accumulate) {
@@ -86,22 +90,25 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
-/* c block (m, n) from a (m, depth items) and packed b (depth items, n). */
+/* c block (m, n) from a (m, depth items) and packed b (depth items, n); `after` is read after that. While the panels of a
+ * pass, each fetches its part of b's next panel. */
 static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
-                         const item *b, float *c, size_t ldc, int accumulate) {
+                         const item *b, float *c, size_t ldc, int accumulate, const item *after) {
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
-    const size_t mr = k->mr, nr = k->nr;
+    const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item);
+    const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
     for (size_t j = 0; j < n; j += nr) {
         const item *bj = b + j * depth;
         const size_t columns = smaller(nr, n - j);
-        for (size_t i = 0; i < m; i += mr) {
+        const item *next = columns < n - j ? bj + nr * depth : after;
+        for (size_t i = 0; i < m; i += mr, next += part) {
             const size_t rows = smaller(mr, m - i);
             float *cij = c + i * ldc + j;
             if (rows == mr && columns == nr) {
-                micro_kernel(k, precision, depth, a, i, mr, bj, cij, ldc, accumulate);
+                micro_kernel(k, precision, depth, a, i, mr, bj, cij, ldc, accumulate, next);
                 continue;
             }
-            micro_kernel(k, precision, depth, a, i, rows, bj, edge, nr, 0);
+            micro_kernel(k, precision, depth, a, i, rows, bj, edge, nr, 0, next);
             put_edge(cij, ldc, edge, nr, rows, columns, accumulate);
         }
     }
@@ -278,7 +285,9 @@ static void run_block(void *context, size_t task, int thread) {
         const int accumulate = g->accumulate || p0 > 0;
         if (t->b) {
             const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
-            macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate);
+            const size_t left = smaller(depth, g->k - p0 - kc);
+            const item *after = left ? t->b + items_of(g->precision, p0 + kc) * t->b_columns + t->b_first * items_of(g->precision, left) : b;
+            macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, after);
             continue;
         }
         item *panel = run->panel + (size_t)thread * run->panel_size;
@@ -291,7 +300,7 @@ static void run_block(void *context, size_t task, int thread) {
                 continue;
             }
             k->pack_factor(panel, g->precision, k->nr, &by_columns, g->k_scale, t->j0 + j, columns, p0, kc);
-            macro_kernel(k, g->precision, t->m, columns, items, &a, panel, c + j, ldc, accumulate);
+            macro_kernel(k, g->precision, t->m, columns, items, &a, panel, c + j, ldc, accumulate, panel);
         }
     }
     if (g->bias && !g->accumulate)
@@ -321,6 +330,9 @@ typedef struct {
     size_t rows, columns; /* upper bounds of a task's block */
 } task_shape;
 
+#ifndef MOST_COLUMNS
+#define MOST_COLUMNS 100000
+#endif
 #define LEAST_ROW_PANELS 8
 #define TASKS_PER_THREAD 8
 
@@ -347,7 +359,7 @@ static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
 /* Blocks of mc rows x the whole slab, cut until there are enough for the threads. The shape has no effect on the bits. */
 static task_shape choose_shape(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab) {
     const mom_kernels *k = x->k;
-    task_shape shape = {k->mc, round_up(slab, k->nr)};
+    task_shape shape = {k->mc, smaller(MOST_COLUMNS, round_up(slab, k->nr))};
     const size_t wanted = x->threads > 1 ? TASKS_PER_THREAD * (size_t)x->threads : 1;
     for (;;) {
         size_t tasks = 0;

@@ -40,7 +40,9 @@
     STORE(4);                                                                          \
     STORE(5);
 
-void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
+void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
+                            const void *next) {
+    (void)next;
     ZERO
     for (size_t p = 0; p < kc; p++, a += 6, b += 16) {
         const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);

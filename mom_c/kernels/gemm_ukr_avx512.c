@@ -1,6 +1,5 @@
 /* 12 x 32 micro-kernel: 24 accumulators of 16 floats, 2 registers for b, broadcasts of a.
- * Contract: kernels.h, gemm_ukr. b is 64-byte aligned (packed), a any, c may be unaligned.
- * The rows of c are touched ahead of the last block of p, so that the update does not wait for memory. */
+ * Contract: kernels.h, gemm_ukr. b is 64-byte aligned (packed), a any, c may be unaligned. */
 #include <immintrin.h>
 
 #include "kernels/gemm_ukr_12x32.inc"
@@ -13,47 +12,57 @@
         c##i##_1 = _mm512_fmadd_ps(ai, b1, c##i##_1);         \
     }
 
-void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
-    ROWS(ZERO)
-    ROWS(PREFETCH)
-    for (size_t p = 0; p < kc; p++, a += 12, b += 32) {
-        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
-        _mm_prefetch((const char *)(a + 12 * 16), _MM_HINT_T0);
 #define STEP(i) FMA(i, a[i])
-        ROWS(STEP)
-#undef STEP
+#define PACKED_STEP(p)                                                            \
+    {                                                                             \
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);         \
+        FETCH(a + 12 * 16)                                                        \
+        ROWS(STEP)                                                                \
+        a += 12;                                                                  \
+        b += 32;                                                                  \
     }
+
+void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
+                               const void *next) {
+    ROWS(ZERO)
+    ALL_STEPS(kc, PACKED_STEP)
     FINISH(ROWS)
 }
 
+#define COLUMNS_STEP(p)                                                           \
+    {                                                                             \
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);         \
+        ROWS(STEP)                                                                \
+        a += lda;                                                                 \
+        b += 32;                                                                  \
+    }
+
+void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc,
+                                       int accumulate, const void *next) {
+    ROWS(ZERO)
+    ALL_STEPS(kc, COLUMNS_STEP)
+    FINISH(ROWS)
+}
+#undef STEP
+
+#define STEP(i) FMA(i, a##i[p])
+#define ROWS_STEP(p)                                                              \
+    {                                                                             \
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);         \
+        ROWS(STEP)                                                                \
+        b += 32;                                                                  \
+    }
+
 void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc,
-                                    int accumulate) {
+                                    int accumulate, const void *next) {
 #define POINTER(i) const float *a##i = rows[i];
     ROWS(POINTER)
 #undef POINTER
     ROWS(ZERO)
-    ROWS(PREFETCH)
-    for (size_t p = 0; p < kc; p++, b += 32) {
-        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
-#define STEP(i) FMA(i, a##i[p])
-        ROWS(STEP)
-#undef STEP
-    }
+    ALL_STEPS(kc, ROWS_STEP)
     FINISH(ROWS)
 }
-
-void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc,
-                                       int accumulate) {
-    ROWS(ZERO)
-    ROWS(PREFETCH)
-    for (size_t p = 0; p < kc; p++, a += lda, b += 32) {
-        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
-#define STEP(i) FMA(i, a[i])
-        ROWS(STEP)
 #undef STEP
-    }
-    FINISH(ROWS)
-}
 
 void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
     FEW_ROWS(ZERO)

@@ -12,16 +12,20 @@
         c##i##_1 = _mm512_dpbf16_ps(c##i##_1, b1, ai);                                      \
     }
 
-void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
-                                       int accumulate) {
-    ROWS(ZERO)
-    ROWS(PREFETCH)
-    for (size_t p = 0; p < pairs; p++, a += 24, b += 64) {
-        const __m512bh b0 = (__m512bh)_mm512_load_si512((const void *)b);
-        const __m512bh b1 = (__m512bh)_mm512_load_si512((const void *)(b + 32));
-        _mm_prefetch((const char *)(a + 24 * 16), _MM_HINT_T0);
-        ROWS(DOT)
+#define PAIR_STEP(p)                                                              \
+    {                                                                             \
+        const __m512bh b0 = (__m512bh)_mm512_load_si512((const void *)b);         \
+        const __m512bh b1 = (__m512bh)_mm512_load_si512((const void *)(b + 32));  \
+        FETCH(a + 24 * 16)                                                        \
+        ROWS(DOT)                                                                 \
+        a += 24;                                                                  \
+        b += 64;                                                                  \
     }
+
+void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                                       int accumulate, const void *next) {
+    ROWS(ZERO)
+    ALL_STEPS(pairs, PAIR_STEP)
     FINISH(ROWS)
 }
 

@@ -6,7 +6,8 @@
 #define NR 8
 
 void mom_gemm_f32_4x8_baseline(size_t kc, const float *restrict a, const float *restrict b, float *restrict c,
-                               size_t ldc, int accumulate) {
+                               size_t ldc, int accumulate, const void *next) {
+    (void)next;
     float t[MR][NR] = {{0}};
     for (size_t p = 0; p < kc; p++, a += MR, b += NR)
         for (int i = 0; i < MR; i++)

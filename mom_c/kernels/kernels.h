@@ -46,12 +46,15 @@ typedef struct mom_kernels {
     /* ---- matrix products (see gemm.h for the contract of packed panels) */
     size_t mr, nr; /* micro-tile */
     size_t mc, kc, nc; /* cache blocks: mc is a multiple of mr, nc of nr */
-    /* c (mr, nr) row stride ldc = or += a (kc, mr) * b (kc, nr). With accumulate 0 c is not read. */
-    void (*gemm_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+    /* c (mr, nr) row stride ldc = or += a (kc, mr) * b (kc, nr). With accumulate 0 c is not read. `next` is memory that
+     * will be read soon (the first kc / 4 lines of it may be fetched into the cache): any address. */
+    void (*gemm_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate, const void *next);
     /* The same bits from rows of a where they lie: row i is rows[i] (kc); or from columns, step p being the mr floats at
      * a + p * lda. NULL where packing is the better way. */
-    void (*gemm_rows_ukr)(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc, int accumulate);
-    void (*gemm_columns_ukr)(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc, int accumulate);
+    void (*gemm_rows_ukr)(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc, int accumulate,
+                          const void *next);
+    void (*gemm_columns_ukr)(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc, int accumulate,
+                             const void *next);
     /* The same bits for the first MOM_FEW_ROWS rows of packed panels of mr; NULL where it would not pay. */
     void (*gemm_few_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
     /* The same bits from a b (kc, nr) whose rows lie ldb apart; for all rows of a's panel and for MOM_FEW_ROWS. */
@@ -59,7 +62,8 @@ typedef struct mom_kernels {
     void (*gemm_b_rows_few_ukr)(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate);
     void (*gemm_bf16_few_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
     /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
-    void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
+    void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
+                          const void *next);
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
      * item of 32 bits for each of its rows: in MOM_F32 the element of step p, in MOM_BF16 the pair of steps 2p and
      * 2p + 1 (rounded to nearest; an odd k is padded with zero). Rows past m are zero. k_scale (all steps of src) or

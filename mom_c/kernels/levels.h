@@ -8,27 +8,30 @@
 #define MOM_GEMM_MAX_ROWS 256 /* largest mc of any level */
 
 extern const mom_kernels mom_kernels_baseline;
-void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
+                               const void *next);
 
 #ifndef MOM_NO_X86_LEVELS
 extern const mom_kernels mom_kernels_avx2, mom_kernels_avx512, mom_kernels_avx512bf16;
-void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
+                            const void *next);
 void mom_gemm_f32_b_rows_6x16_avx2(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
                                    int accumulate);
-void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
+                               const void *next);
 void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
 void mom_gemm_bf16f32_few_4x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                                           int accumulate);
 void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc,
-                                    int accumulate);
+                                    int accumulate, const void *next);
 void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc,
-                                       int accumulate);
+                                       int accumulate, const void *next);
 void mom_gemm_f32_b_rows_12x32_avx512(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
                                       int accumulate);
 void mom_gemm_f32_b_rows_4x32_avx512(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
                                      int accumulate);
 void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
-                                       int accumulate);
+                                       int accumulate, const void *next);
 #endif
 
 #endif

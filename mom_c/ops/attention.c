@@ -221,9 +221,9 @@ static void product(const attention_job *job, size_t n, const float *a, const fl
                     int accumulate) {
     if (job->bf16)
         job->k->gemm_bf16_ukr(words(job, n), (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c,
-                              ldc, accumulate);
+                              ldc, accumulate, b);
     else
-        job->k->gemm_ukr(n, a, b, c, ldc, accumulate);
+        job->k->gemm_ukr(n, a, b, c, ldc, accumulate, b);
 }
 
 /* A tile of n keys as the right factor of a product: itself, or rounded, in `copy`. */
