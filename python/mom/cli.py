@@ -38,6 +38,7 @@ from .runtime import cpu_info, get_num_threads, memory_limit, set_num_threads
 from .tokenizer import Tokenizer
 from .training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
 from .training.config import read_toml
+from .training.finetune import FinetuneInterrupted
 from .training.state import PREFIX, read_progress
 
 __all__ = ["main"]
@@ -69,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
-        print(f"mom: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        name = stop.signal if isinstance(stop, FinetuneInterrupted) else "SIGINT"
+        by = "" if name == "SIGINT" else f" by {name}"
+        print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 128 + signal.Signals[name]
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to be said to it, not even when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -742,20 +745,20 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 glue.read_glue(a.data, task, split, on_error=a.on_error if split != "test" else "raise")
-    results = []
-    for task in tasks:
-        results.append(
-            glue.finetune(
+    results: list[glue.GlueResult] = []
+    try:
+        for task in tasks:
+            result = glue.finetune(
                 body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
                 on_error=a.on_error, progress=a.progress,
-            )
-        )  # fmt: skip
-        print(
-            f"{results[-1]!r}, {results[-1].examples_per_second:.1f} examples/s: {results[-1].folder}", file=sys.stderr
-        )
-    print(glue.format_table(results))
-    for path in (path for result in results for path in result.submissions):
-        print(f"submission {path}")
+            )  # fmt: skip
+            results.append(result)
+            print(f"{result!r}, {result.examples_per_second:.1f} examples/s: {result.folder}", file=sys.stderr)
+    finally:  # a task that fails or is interrupted takes nothing from those before it
+        if results:
+            print(glue.format_table(results))
+        for path in (path for result in results for path in result.submissions):
+            print(f"submission {path}")
     return 0
 
 

@@ -114,7 +114,7 @@ class _TextEstimator:
         return FinetuneConfig(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, warmup=self.warmup,
             weight_decay=self.weight_decay, dropout=self.dropout, max_length=self.max_length, train=self.train,
-            patience=self.patience,
+            patience=self.patience, evals_per_epoch=1,
         )  # fmt: skip
 
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
@@ -218,7 +218,7 @@ _PARAMETERS = """
     validation_fraction : float
         Share of the texts that is held out to choose the best weights and to stop early; 0: the last weights are kept.
     patience : int
-        See `FinetuneConfig`; without effect unless texts are held out.
+        Epochs in a row without a better score on the held-out texts after which training stops; 0: never.
     seed : int
         Of new weights, the order of the data and dropout.
     verbose : bool

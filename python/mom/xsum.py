@@ -219,7 +219,7 @@ def finetune(
     Raises
     ------
     FinetuneInterrupted
-        On Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
+        On SIGTERM and Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
     """
     config = (config or FinetuneConfig()).replace(**changes)
     if val_rows is not None and val_rows < 1:
@@ -267,7 +267,8 @@ def finetune(
         }  # fmt: skip
         write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
     if interrupted is not None:
-        raise FinetuneInterrupted(f"{interrupted}{'' if folder is None else f'; kept in {folder}'}", loop)
+        kept = "" if folder is None else f"; kept in {folder}"
+        raise FinetuneInterrupted(f"{interrupted}{kept}", loop, interrupted.signal)
     return XsumResult(made, val_loss, loop, len(rows), len(held_out), cut_documents, cut_summaries, folder)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -181,7 +184,7 @@ def test_best_weights_are_kept_and_patience_ends_the_run(capsys: pytest.CaptureF
         return next(scores)
 
     records = Records()
-    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, patience=2)
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, patience=2, evals_per_epoch=1)
     result = fit_classifier(model, rows, labels, config, 0, evaluate, callbacks=[records], label="x seed 0")
     assert result.history == [(2, 0.1), (4, 0.7), (6, 0.7), (8, 0.2)]
     assert (result.steps, result.best_step, result.best_score, result.stopped_early) == (8, 4, 0.7, True)
@@ -190,6 +193,28 @@ def test_best_weights_are_kept_and_patience_ends_the_run(capsys: pytest.CaptureF
     assert [r["kind"] for r in records] == ["train", "train", "eval"] * 4 and records[-1]["score"] == 0.2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 4 and err[1].startswith("x seed 0: step 4/18 loss ") and err[1].endswith("0.7000 (best)")
+
+
+def test_the_defaults_evaluate_within_epochs_and_can_stop_early() -> None:
+    scores = iter([0.1, 0.7, 0.7, 0.2, 0.3])
+    result = fit_classifier(
+        classifier(CONFIG), some_rows(20), np.arange(20) % 3, FinetuneConfig(batch_size=4), 0, lambda: next(scores),
+        progress=False,
+    )  # fmt: skip
+    # Five steps an epoch: after the third, at the end, and again; stopped within the third of three epochs.
+    assert [step for step, _ in result.history] == [3, 5, 8, 10, 13]
+    assert (result.steps, result.best_step, result.stopped_early) == (13, 5, True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "steps", "evaluated"),
+    [(1, 5, [5, 10]), (2, 1, [1, 2]), (3, 2, [1, 2, 3, 4]), (4, 10, [3, 5, 8, 10, 13, 15, 18, 20])],
+)
+def test_evaluations_stand_at_even_distances(parts: int, steps: int, evaluated: list[int]) -> None:
+    config = FinetuneConfig(evals_per_epoch=parts)
+    assert [step for step in range(1, 2 * steps + 1) if config.is_evaluated(step, steps)] == evaluated
+    every = config.replace(eval_every=4)
+    assert [step for step in range(1, 13) if every.is_evaluated(step, steps)] == [4, 8, 12]
 
 
 def test_a_score_that_is_no_number_is_not_the_best() -> None:
@@ -392,7 +417,7 @@ def test_an_interrupted_loop_keeps_its_best_weights() -> None:
             kept.append({name: value.copy() for name, value in model.parameters.items()})
             return next(scores)
 
-        config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4)
+        config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, evals_per_epoch=1)
         with pytest.raises(KeyboardInterrupt) as caught:
             fit_classifier(model, rows, labels, config, 0, evaluate, progress=False, callbacks=[Interrupt(at)])
         assert isinstance(caught.value, FinetuneInterrupted) and not model.training
@@ -408,6 +433,52 @@ def test_an_interrupted_loop_keeps_its_best_weights() -> None:
     assert str(stop) == "finetune: step 2/18, before any evaluation"
     assert stop.loop.best_score is None and stop.loop.best_step == 2 and not kept
     assert not np.array_equal(model.parameters["score.weight"], classifier(CONFIG).parameters["score.weight"])
+
+
+class Signal(Records):
+    """A signal during the step or evaluation that makes the so many-th record."""
+
+    def __init__(self, at: int, number: signal.Signals) -> None:
+        super().__init__()
+        self.at, self.number = at, number
+
+    def record(self, record: dict[str, Any]) -> None:
+        super().record(record)
+        if len(self) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_run_after_the_step(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    heard, scores = Signal(3, number), iter([0.5])
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, eval_every=1)
+    with pytest.raises(FinetuneInterrupted) as caught:  # a step, its evaluation, a step that is not evaluated any more
+        fit_classifier(
+            classifier(CONFIG), some_rows(8), np.arange(8) % 3, config, 0, lambda: next(scores), progress=False,
+            callbacks=[heard],
+        )  # fmt: skip
+    assert str(caught.value) == "finetune: step 2/18, best score 0.5000 at step 1"
+    assert caught.value.signal == number.name and caught.value.loop.interrupted
+    assert [r["kind"] for r in heard] == ["train", "eval", "train"] and signal.getsignal(number) is before
+
+
+def test_a_signal_breaks_an_evaluation_off() -> None:
+    calls = []
+
+    def evaluate() -> float:
+        calls.append("begun")
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+            calls.append("not to be reached")
+        return 0.5
+
+    model = classifier(CONFIG)
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, eval_every=2)
+    with pytest.raises(FinetuneInterrupted, match="step 4/18, best score 0.5000 at step 2") as caught:
+        fit_classifier(model, some_rows(8), np.arange(8) % 3, config, 0, evaluate, progress=False)
+    assert caught.value.signal == "SIGTERM" and calls == ["begun", "begun"] and not model.training
 
 
 def test_run_loop_trains_language_models_too() -> None:
@@ -435,6 +506,7 @@ def test_run_loop_trains_language_models_too() -> None:
         ({"schedule": "step"}, "schedule: 'step' is not one of"),
         ({"dropout": 1.0}, r"dropout: 1.0 is not in \[0, 1\)"),
         ({"clip": 0.0}, "clip: 0.0 is not positive"), ({"patience": -1}, "patience: -1 is less than 0"),
+        ({"evals_per_epoch": 0}, "evals_per_epoch: 0 is less than 1"),
         ({"layers": 3}, "layers: unknown field of fine-tuning"), ({"max_steps": True}, "max_steps: expected int"),
         ({"activation_checkpointing": 1}, "activation_checkpointing: expected bool, got int 1"),
     ],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -181,6 +184,46 @@ def test_ctrl_c_says_what_is_kept(
     assert said.startswith("mom: interrupted; rte seed 0: step 2/") and said.endswith(f"kept in {folder}")
     written = json.loads((out / "rte" / "results.json").read_text())
     assert glue.evaluate(folder, "rte", GOLDEN) == written["metrics"]
+
+
+def test_sigterm_ends_the_command_with_the_best_weights_kept(model: mom.MoM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    command = ["finetune", "--task", "rte", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN), "--epochs",
+               "100000", "--patience", "0", "--out_dir", str(tmp_path / "out")]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "mom.cli", *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "dev score" not in (line := process.stderr.readline()):
+        assert line, "the command has ended"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    folder = tmp_path / "out" / "rte" / "model"
+    last = err.splitlines()[-1]
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    assert last.startswith("mom: interrupted by SIGTERM; rte seed 0: step ") and last.endswith(f"kept in {folder}")
+    written = json.loads((folder.parent / "results.json").read_text())
+    assert written["interrupted"] == "SIGTERM" and written["seeds"][0]["interrupted"]
+    assert glue.evaluate(folder, "rte", GOLDEN) == written["metrics"]
+    assert not (tmp_path / "out" / "cola").exists()
+
+
+def test_a_signal_after_training_keeps_results_and_ends_the_command(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(glue, "_metrics_of", killed)
+    model.save_pretrained(tmp_path / "lm")
+    command = ["finetune", "--task", "rte", "mnli", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN),
+               "--epochs", "1", "--seeds", "0", "1", "--out_dir", str(tmp_path / "out")]  # fmt: skip
+    assert cli.main(command) == 143
+    out, err = capsys.readouterr()
+    assert "mom: interrupted by SIGTERM; mnli: 2 of 2 seeds trained; seed" in err.splitlines()[-1]
+    assert "\nRTE " in out and "MNLI" not in out, "tasks that were done before are in the table"
+    written = json.loads((tmp_path / "out" / "mnli" / "results.json").read_text())
+    assert written["interrupted"] == "SIGTERM" and len(written["seeds"]) == 2 and written["other"] == {}
+    assert not (tmp_path / "out" / "cola").exists()
+    assert json.loads((tmp_path / "out" / "rte" / "results.json").read_text())["interrupted"] is None
 
 
 def test_a_model_knows_its_task(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
