@@ -317,6 +317,7 @@ class Decoder:
         step: int,
         stop_token: int,
         finished: NDArray[np.uint8],
+        choices: int = 0,
         /,
     ) -> _Int: ...
     def reorder(self, rows: _Int, /) -> None: ...

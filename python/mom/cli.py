@@ -660,6 +660,7 @@ def _run_generate(a: argparse.Namespace) -> int:
     tokenizer: Tokenizer | None = model.tokenizer if a.tokenizer is None else Tokenizer.load(a.tokenizer)
     if tokenizer is None:
         raise DataError(f"tokenizer: {a.model} holds none; name one with --tokenizer")
+    model.tokenizer = tokenizer  # what it lacks is not generated
     prompt = tokenizer.encode(a.prompt, special=True)
     begun = len(prompt)
     if begun == 0:
