@@ -358,10 +358,10 @@ def test_generate_never_draws_ids_that_the_tokenizer_lacks(mom_command: Any, tra
     padded.save_pretrained(tmp_path / "padded")
     model.tokenizer.save(tmp_path / "tokenizer")
     flags = ("--max_new_tokens", 20, "--temperature", 1.0, "--seed", 3)
-    command = ("generate", "--model", tmp_path / "padded", "--tokenizer", tmp_path / "tokenizer", "--prompt", "the router")
-    status, out, _ = mom_command(*command, *flags)
-    plain = ("generate", "--model", trained / "model", "--prompt", "the router")
-    assert status == 0 and out == mom_command(*plain, *flags)[1]
+    model_flags = ("--model", tmp_path / "padded", "--tokenizer", tmp_path / "tokenizer")
+    status, out, _ = mom_command("generate", *model_flags, "--prompt", "the router", *flags)
+    plain = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
+    assert status == 0 and out == plain[1]
     prompt = model.tokenizer.encode("the router")
     assert padded.generate(prompt, 20, temperature=1.0, seed=3).max() >= known, "the test says something"
 

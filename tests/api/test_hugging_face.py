@@ -105,15 +105,26 @@ def test_classifiers_in_both_directions(tmp_path: Path) -> None:
     assert relative(back(tokens).logits, expected) < 1e-4
 
 
-def test_the_command_that_converts_a_pickle_does_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_command_that_converts_a_pickle_does_so(tmp_path: Path, sharded: bool) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.GPT2Config(vocab_size=97, n_positions=32, n_embd=32, n_head=4, n_layer=2)
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(tmp_path / "m", safe_serialization=False)
-    assert (tmp_path / "m" / "pytorch_model.bin").is_file()
-    with pytest.raises(CheckpointError, match="pytorch_model.bin: a pickled PyTorch file") as caught:
-        mom.MoM.from_pretrained(tmp_path / "m")
+    config.save_pretrained(tmp_path / "m")
+    names = ["pytorch_model.bin"]
+    state = {name: value for name, value in theirs.state_dict().items() if name != "lm_head.weight"}  # tied
+    if sharded:
+        names = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+        places = {name: names[i % 3] for i, name in enumerate(state)}
+        (tmp_path / "m" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+        for shard in names:
+            torch.save({n: v for n, v in state.items() if places[n] == shard}, tmp_path / "m" / shard)
+    else:
+        torch.save(state, tmp_path / "m" / names[0])
+    for source in (tmp_path / "m", tmp_path / "m" / names[-1]):
+        with pytest.raises(CheckpointError, match="pytorch_model.*bin: (a )?pickled PyTorch file") as caught:
+            mom.MoM.from_pretrained(source)
     words = shlex.split(str(caught.value).splitlines()[-1])
     assert words[0] == "python"
     subprocess.run([sys.executable, *words[1:]], check=True)
