@@ -7,8 +7,10 @@ on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import platform
@@ -17,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _reports_shown():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             if getattr(arguments, "threads", None) is not None:
                 set_num_threads(arguments.threads)
@@ -83,6 +85,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
+
+
+class _Shown(logging.Handler):
+    """One line on standard error for each message, however often it comes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._seen:
+            self._seen.add(text)
+            print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _reports_shown() -> Iterator[None]:
+    """What readers say of the files they read goes to standard error."""
+    logger, handler = logging.getLogger("mom.data"), _Shown()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _with_underscores(argv: Sequence[str]) -> list[str]:

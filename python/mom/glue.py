@@ -33,7 +33,7 @@ from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .config import MoMConfig
 from .data.encode import encode_texts
 from .data.glue import TASKS, GlueData, GlueTask, find_task, read_glue
-from .data.records import MissingSplitError
+from .data.records import MissingSplitError, check_iterators
 from .errors import ConfigError, DataError
 from .evaluate.glue import baseline_metrics, glue_metrics, task_score
 from .hub import model_folder
@@ -190,8 +190,8 @@ def finetune(
     out_dir : path, optional
         Gets ``<task>/model`` (the best seed's), ``<task>/results.json`` and, with `predict`, ``submission``.
     predict : bool
-        Answer the test set (with MNLI also its mismatched one and AX, where they are there) and write the
-        files that the GLUE site takes.
+        Answer the test set and write the file that the GLUE site takes; with MNLI also for its mismatched set and AX,
+        where they are there (a warning says which are not).
     on_error : {"raise", "skip"}
         About rows of train and dev set that cannot be used. Test sets must be whole.
     progress : bool
@@ -226,9 +226,17 @@ def finetune(
         check_replaceable(folder, MODEL_FILES)
     if isinstance(data, (str, os.PathLike)) and Path(data).is_file():
         raise ConfigError(f"data: {os.fspath(data)} is one file; a folder or a mapping has a train and a dev set")
+    check_iterators(data)
     train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
     others = _other_sets(data, task, "dev", on_error)
     tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []
+    for name in _ALSO.get(task.name, ()) if predict else ():
+        if name not in {test.task.name for test in tests}:
+            absent = TASKS[name]
+            warnings.warn(
+                f"predict: the data hold no test set of {absent.title}, so there will be no {absent.submission}",
+                stacklevel=2,
+            )
     length = config.length_for(body.config)
     rows, cut = encode_texts(body.tokenizer, train.texts, length)
     dev_rows, _ = encode_texts(body.tokenizer, dev.texts, length)

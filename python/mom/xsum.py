@@ -29,6 +29,7 @@ from .beam import beam_search
 from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .data.batches import bucketed, pack_labelled
 from .data.glue import TASKS
+from .data.records import check_iterators
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
 from .evaluate.perplexity import token_loss
@@ -230,6 +231,7 @@ def finetune(
     source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     if not isinstance(source, MoM):
         raise TypeError(f"model: expected MoM, got {type(source).__name__}")
+    check_iterators(data)
     train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))
     validation = validation[:val_rows]
     length = config.length_for(source.config)
