@@ -139,6 +139,107 @@ def test_only_what_is_chosen_changes(train: str) -> None:
         assert changed == {"score.weight"} | (routers if train == "routers" else set())
 
 
+PARTIAL: dict[str, tuple[mom.MoMConfig, dict[str, Any]]] = {
+    "recurrent routers": (CONFIG, {}),
+    "naive routers, all paths": (CONFIG.replace(router_type="naive", routing_all_possible_path=True), {}),
+    "anchors between": (CONFIG.replace(chunks=2, require_anchor_layer=True, num_bottom_layers=2), {}),
+    "plain": (PLAIN, {}),
+    "bfloat16": (CONFIG, {"dtype": "bfloat16"}),
+    "checkpointing and dropout": (
+        CONFIG.replace(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2), {"checkpointing": True, "training": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("train", ["routers", "head", "last block", "all"])
+@pytest.mark.parametrize("language_model", [False, True])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_gradients_of_what_is_trained_have_the_bits_of_the_whole_backward_pass(
+    name: str, language_model: bool, train: str, threads: int
+) -> None:
+    config, options = PARTIAL[name]
+    if (train == "head" and language_model) or (train in ("routers", "last block") and name == "plain"):
+        pytest.skip("there is no such parameter")
+    kind: Any = mom.MoM if language_model else mom.MoMForSequenceClassification
+    changes = {"output_router_logits": True} if language_model else {"num_labels": 3, "pooling": "mask"}
+    rows, found = some_rows(7), []
+    tokens, lengths = np.concatenate(rows), [len(row) for row in rows]
+    before = mom.get_num_threads()
+    mom.set_num_threads(threads)
+    try:
+        for partly in (True, False):
+            model = kind(config.replace(**changes), seed=3, dtype=options.get("dtype", "float32"))
+            names = list(model.parameters)
+            if train == "last block":
+                last = max(place for place, kind in enumerate(config.places()) if kind == "block")
+                chosen = np.array([f"transformer.h.{last}." in n and ".router." in n for n in names], np.uint8)
+            else:
+                chosen = trainable(model, train)
+            assert chosen.any()
+            model.training = options.get("training", False)
+            model.activation_checkpointing = options.get("checkpointing", False)
+            if partly:
+                model._core.set_trained(chosen)
+            for _ in range(2):  # gradients add up
+                out = model(tokens, tokens if language_model else np.arange(7) % 3, lengths=lengths)
+                model.backward(lm_scale=0.5)
+            used = model._core.used & chosen
+            grads = {n: model.gradients[n].copy() for n, wanted in zip(names, chosen, strict=True) if wanted}
+            found.append((out.loss, used, grads))
+            if partly and train != "all":
+                assert model._core.used.sum() < len(names)
+                wte = model.gradients["transformer.wte.weight"]
+                assert not wte.any() and not model._core.used[names.index("transformer.wte.weight")]
+    finally:
+        mom.set_num_threads(before)
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1]) and found[0][1].any()
+    for n, gradient in found[0][2].items():
+        assert np.array_equal(gradient, found[1][2][n]), n
+    assert any(gradient.any() for gradient in found[0][2].values())
+
+
+def test_less_that_is_trained_needs_less_memory() -> None:
+    model = classifier(CONFIG.replace(n_embd=64, num_bottom_layers=3))
+
+    def needed() -> int:
+        return sum(model._core.plan(8, 24, True, False, True).values())
+
+    sizes = {}
+    for train in ("all", "routers", "head"):
+        model._core.set_trained(trainable(model, train))
+        sizes[train] = needed()
+        plan = model._core.plan(8, 24, True, False, True)
+        if train == "head":
+            forward = model._core.plan(8, 24, False, False, True)
+            assert plan["gradients"] < 4 * (3 * 64 + 3 * 64) and plan["activations"] <= 1.1 * forward["activations"]
+    assert sizes["head"] < sizes["routers"] < sizes["all"]
+    model._core.set_trained(np.ones(len(list(model.parameters)), np.uint8))
+    assert needed() == sizes["all"]
+    out = model(np.arange(8)[None], [1], attention_mask=np.ones((1, 8)))
+    model._core.set_trained(trainable(model, "head"))
+    with pytest.raises(RuntimeError, match="backward: needs a forward pass with labels before it"):
+        model.backward()
+    assert out.loss is not None
+    with pytest.raises(ValueError, match="trained: shape"):
+        model._core.set_trained(np.ones(2, np.uint8))
+
+
+@pytest.mark.parametrize("train", ["routers", "head"])
+def test_afterwards_everything_is_trained_again(train: str) -> None:
+    model, fresh = classifier(CONFIG), classifier(CONFIG)
+    rows, labels = some_rows(8), np.arange(8) % 3
+    fit_classifier(model, rows, labels, FinetuneConfig(epochs=1, train=train, batch_size=4), progress=False)
+    assert not model._core.used.any()
+    for name, value in model.parameters.items():
+        fresh.parameters[name] = value
+    for each in (model, fresh):
+        each(np.concatenate(rows), labels, lengths=[len(row) for row in rows])
+        each.backward()
+    for name in model.parameters:
+        assert np.array_equal(model.gradients[name], fresh.gradients[name]), name
+
+
 def test_choices_that_a_model_does_not_have() -> None:
     with pytest.raises(ConfigError, match="train: 'routers', but the model has none"):
         trainable(classifier(PLAIN), "routers")

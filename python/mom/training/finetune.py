@@ -73,7 +73,8 @@ class FinetuneConfig:
         Evaluations in a row without a better dev score after which training stops; 0: never. The defaults stop
         after one and a half epochs in vain.
     train : {"all", "routers", "head"}
-        What is trained: everything; the routers (and a classifier's head); a classifier's head only.
+        What is trained: everything; the routers (and a classifier's head); a classifier's head only. No other
+        gradients are computed, and nothing is kept for them.
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
 
@@ -401,7 +402,6 @@ def run_loop(
     total = total if config.max_steps is None else min(total, config.max_steps)
     factor = _schedule(config, total)
     rng = np.random.default_rng([seed, 0x6D6F6D])
-    optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
     names = [name for name, selected in zip(model.parameters, chosen, strict=True) if selected]
     best: dict[str, npt.NDArray[np.float32]] | None = None
     best_step, best_score = 0, -math.inf
@@ -450,6 +450,8 @@ def run_loop(
             model.train()
             model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
             model.zero_grad()
+            model._core.set_trained(chosen)
+            optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
             while step < total and not stopped:
                 for items in batches(rng):
                     started = time.perf_counter()
@@ -484,6 +486,9 @@ def run_loop(
             raise FinetuneInterrupted(f"{label}: step {step}/{total}, {kept}", done, name) from None
         finally:
             model.training, model.activation_checkpointing = was_training, was_checkpointing
+            model._core.set_trained(np.ones_like(chosen))
+            if not chosen.all():
+                model.zero_grad()  # what others got on the way
 
 
 def _one_step(
