@@ -3,14 +3,18 @@ PYTHON ?= python3
 TEXT ?=
 TESTS ?= tests
 PIP_FLAGS ?= --quiet --disable-pip-version-check
+# Where PyTorch for processors alone comes from; empty: the usual index, with whatever its package brings along.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
 TEST_VENV := .venv-test
+ECOSYSTEM_VENV := .venv-ecosystem
+ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_benchmarks.py tests/evaluate tests/parity
 # Each differently built copy has an environment of its own, so that they never mix; the second argument changes the build.
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-levels test-no-openmp test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev test test-ecosystem test-levels test-no-openmp test-debug test-asan lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +31,14 @@ dev: ## editable install into .venv with everything that tests need, warnings as
 test: ## install into a fresh .venv-test and run all tests
 	$(call build_in,$(TEST_VENV))
 	$(TEST_VENV)/bin/python -m pytest $(TESTS)
+
+# The packages are imported first: without them the tests would be skipped rather than fail.
+test-ecosystem: ## run the tests that need PyTorch, transformers, datasets and lm-eval (a large download)
+	$(PYTHON) -m venv --clear $(ECOSYSTEM_VENV)
+	$(ECOSYSTEM_VENV)/bin/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(ECOSYSTEM_VENV)/bin/python -m pip install $(PIP_FLAGS) '.[test,ecosystem]'
+	$(ECOSYSTEM_VENV)/bin/python -c 'import datasets, lm_eval, torch, transformers'
+	$(ECOSYSTEM_VENV)/bin/python -m pytest $(ECOSYSTEM_TESTS)
 
 test-levels: ## run the tests of operators and kernels with each instruction-set level as the default
 	$(call build_in,$(TEST_VENV))
@@ -72,6 +84,6 @@ dist: ## source distribution and wheel in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove everything that was built
-	rm -rf build dist .venv .venv-test .venv-serial .venv-debug .venv-asan .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .venv .venv-test .venv-serial .venv-debug .venv-asan $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
 	rm -rf python/*.egg-info python/mom/_core*.so .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

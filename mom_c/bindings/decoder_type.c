@@ -157,24 +157,25 @@ static PyObject *first_rows(PyObject *out, size_t made) {
 }
 
 static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
-    Py_ssize_t n, top_k;
+    Py_ssize_t n, top_k, choices = 0;
     unsigned long long seed, step;
     int stop_token;
     PyObject *finished_o;
     mom_sampling s = {0};
-    if (!PyArg_ParseTuple(args, "nfnfKKiO:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
-                          &finished_o))
+    if (!PyArg_ParseTuple(args, "nfnfKKiO|n:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
+                          &finished_o, &choices))
         return NULL;
     const npy_intp rows[1] = {(npy_intp)self->decoder.batch.B};
     PyArrayObject *finished = mom_check_array(finished_o, "finished", NPY_UINT8, 1, rows, 1); /* borrowed */
     if (!finished)
         return NULL;
-    if (n < 0 || top_k < 0 || !(s.temperature >= 0.0f) || !(s.top_p > 0.0f && s.top_p <= 1.0f) ||
+    if (n < 0 || top_k < 0 || choices < 0 || !(s.temperature >= 0.0f) || !(s.top_p > 0.0f && s.top_p <= 1.0f) ||
         (stop_token >= 0 && (size_t)stop_token >= self->decoder.gpt->config.V)) {
-        PyErr_SetString(PyExc_ValueError, "n, temperature, top_k, top_p, stop_token: out of range");
+        PyErr_SetString(PyExc_ValueError, "n, temperature, top_k, top_p, stop_token, choices: out of range");
         return NULL;
     }
     s.top_k = (size_t)top_k;
+    s.choices = (size_t)choices;
     s.seed = seed;
     s.step = step;
     const npy_intp dims[2] = {n, rows[0]};
@@ -321,8 +322,8 @@ static PyMethodDef decoder_methods[] = {
     {"step", (PyCFunction)decoder_step, METH_O,
      "step($self, tokens, /)\n--\n\nAppend one token (B,) per sequence; logits (B, V)."},
     {"generate", (PyCFunction)decoder_generate, METH_VARARGS,
-     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, /)\n--\n\nChoose and append up to "
-     "n tokens per sequence; (made, B)."},
+     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, choices=0, /)\n--\n\nChoose and "
+     "append up to n tokens per sequence, of ids below choices (0: all); (made, B)."},
     {"reorder", (PyCFunction)decoder_reorder, METH_O,
      "reorder($self, rows, /)\n--\n\nSequence i becomes what sequence rows[i] was."},
     {"reserve", (PyCFunction)decoder_reserve, METH_O, "reserve($self, capacity, /)\n--\n\nRoom for so many tokens."},

@@ -565,6 +565,16 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
     return 0;
 }
 
+static PyObject *network_set_trained(mom_network *self, PyObject *value) {
+    const npy_intp dims[1] = {(npy_intp)self->gpt.params.count};
+    PyArrayObject *array = mom_check_array(value, "trained", NPY_UINT8, 1, dims, 0); /* borrowed */
+    if (!array || mom_network_enter(self) < 0)
+        return NULL;
+    mom_gpt_set_trained(&self->gpt, PyArray_DATA(array));
+    mom_network_leave(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *network_get_random_state(mom_network *self, void *Py_UNUSED(closure)) {
     return Py_BuildValue("(KK)", (unsigned long long)self->gpt.seed, (unsigned long long)self->gpt.counter);
 }
@@ -633,6 +643,8 @@ static PyMethodDef network_methods[] = {
     {"parameter_table", (PyCFunction)network_parameter_table, METH_NOARGS,
      "parameter_table($self, /)\n--\n\nList of (name, shape, decay)."},
     {"parameter", (PyCFunction)network_parameter, METH_O, "parameter($self, index, /)\n--\n\nView of a parameter."},
+    {"set_trained", (PyCFunction)network_set_trained, METH_O,
+     "set_trained($self, trained, /)\n--\n\nBackward leaves out what only parameters marked 0 need (uint8, by parameter)."},
     {"gradient", (PyCFunction)network_gradient, METH_O, "gradient($self, index, /)\n--\n\nView of a gradient."},
     {NULL, NULL, 0, NULL}};
 

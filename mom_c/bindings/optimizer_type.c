@@ -16,6 +16,7 @@ typedef struct {
     mom_network *network; /* strong reference */
     float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
     double *steps;               /* one per parameter */
+    size_t charged; /* bytes that count in the network's plans */
     uint8_t *fresh;              /* by row of wte, then of wpe: no gradient has been there, and nobody has seen moments */
 } mom_optimizer;
 
@@ -73,7 +74,9 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         return NULL;
     }
     memset(self->fresh, 1, rows);
-    self->network->gpt.moments += 2 * p->total * sizeof(float);
+    /* Pages of moments come with a parameter's first step: what is not trained costs nothing. */
+    self->charged = 2 * mom_gpt_trained_bytes(&self->network->gpt);
+    self->network->gpt.moments += self->charged;
     mom_gpt_forget_plans(&self->network->gpt);
     return (PyObject *)self;
 }
@@ -81,7 +84,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
     if (self->fresh) /* the last that was allocated */
-        self->network->gpt.moments -= 2 * self->network->gpt.params.total * sizeof(float);
+        self->network->gpt.moments -= self->charged;
     mom_memory_free(self->exp_avg);
     mom_memory_free(self->exp_avg_sq);
     mom_memory_free(self->steps);

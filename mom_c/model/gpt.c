@@ -274,7 +274,8 @@ static mom_status new_states(mom_gpt *gpt, const mom_place *place, float *states
 
 static mom_status forward_place(mom_gpt *gpt, size_t i, uint64_t *site, float **x, mom_error *err) {
     const mom_place *place = &gpt->params.places[i];
-    const int keep = gpt->batch.keep && !gpt->batch.checkpoint, checkpoint = gpt->batch.keep && gpt->batch.checkpoint;
+    const int needed = gpt->batch.keep && i >= gpt->trained_from;
+    const int keep = needed && !gpt->batch.checkpoint, checkpoint = needed && gpt->batch.checkpoint;
     const float *states[2] = {NULL, NULL};
     float *held[2] = {NULL, NULL}; /* states that outlive a release */
     for (size_t round = 0; round < place->rounds; round++) {
@@ -350,7 +351,8 @@ static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
         return mom_lm_head_gradient(x, loss_sum, NULL, NULL, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V, C, err);
     MOM_ARENA_NEW(gpt->dhidden, &gpt->saved, N * C, err);
     mom_zero(gpt->dhidden, N * C * sizeof *gpt->dhidden);
-    MOM_ARENA_NEW(gpt->dwte, &gpt->workspace, V * C, err);
+    if (!gpt->trained_from)
+        MOM_ARENA_NEW(gpt->dwte, &gpt->workspace, V * C, err);
     gpt->head_mark = mom_arena_get_mark(&gpt->workspace);
     return mom_lm_head_gradient(x, loss_sum, gpt->dhidden, gpt->dwte, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V,
                                 C, err);
@@ -492,7 +494,7 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
  * took part in a weight or in the balance loss (whatever that is weighted by: a product with zero depends on it too). */
 static void mark_used(mom_gpt *gpt, int has_balance) {
     mom_params *p = &gpt->params;
-    for (size_t i = 0; i < p->num_places; i++) {
+    for (size_t i = gpt->trained_from; i < p->num_places; i++) {
         const mom_place *place = &p->places[i];
         for (int half = 0; half < 2; half++) {
             const mom_pool *pool = half ? &place->ffn : &place->attn;
@@ -504,7 +506,7 @@ static void mark_used(mom_gpt *gpt, int has_balance) {
                 if (!used)
                     continue;
                 router_used = 1;
-                for (size_t t = 0; t < 6; t++)
+                for (size_t t = 0; t < 6 && !pool->frozen; t++)
                     p->table[mom_pool_param(pool, m, t)].used = 1;
             }
             if (!pool->routed || !place->rounds)
@@ -514,8 +516,10 @@ static void mark_used(mom_gpt *gpt, int has_balance) {
                 p->table[pool->first_router_param + r].used = 1;
         }
     }
-    p->table[p->wte].used = p->table[p->wpe].used = 1;
-    p->table[p->lnf_weight].used = p->table[p->lnf_bias].used = 1;
+    if (!gpt->trained_from)
+        p->table[p->wte].used = p->table[p->wpe].used = 1;
+    if (gpt->trained_from <= p->num_places)
+        p->table[p->lnf_weight].used = p->table[p->lnf_bias].used = 1;
     if (gpt->config.num_labels)
         p->table[p->score].used = 1;
 }
@@ -605,7 +609,8 @@ static void add_head_gradient(mom_gpt *gpt, float factor) {
     }
 }
 
-/* Gradient of the head: dhidden (N, C), of a language model the one that forward computed, else zeroed by the caller. */
+/* Gradient of the head: dhidden (N, C), of a language model the one that forward computed, else zeroed by the caller; of a
+ * classifier NULL, when its own parameters alone are trained. */
 static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mom_error *err) {
     const mom_exec *x = gpt->run.exec;
     mom_params *p = &gpt->params;
@@ -614,20 +619,24 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
         if (!gpt->losses.labelled)
             return MOM_OK;
         const float scale = lm_scale / (float)gpt->losses.labelled;
-        add_head_gradient(gpt, scale);
-        if (!mom_rehearsing()) {
-            mom_param_touch(p, p->wte, NULL, 0);
-            x->k->scale(dhidden, scale, dhidden, N * C);
+        if (gpt->dwte) {
+            add_head_gradient(gpt, scale);
+            if (!mom_rehearsing())
+                mom_param_touch(p, p->wte, NULL, 0);
         }
+        if (!mom_rehearsing())
+            x->k->scale(dhidden, scale, dhidden, N * C);
         return MOM_OK;
     }
     float *dlogits, *dpooled;
     MOM_ARENA_NEW(dlogits, &gpt->workspace, B * L, err);
-    MOM_ARENA_NEW(dpooled, &gpt->workspace, B * C, err);
     mom_label_loss_compute(x, dlogits, gpt->pooled_logits, gpt->classes, gpt->values, gpt->batch.label_loss, lm_scale, B, L);
-    MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, mom_param_value(p, p->score), MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
     MOM_TRY(mom_linear_backward_weight(x, mom_param_grad(p, p->score), NULL, gpt->pooled_hidden, dlogits,
                                        MOM_WEIGHT_OUT_IN, B, C, L, err));
+    if (!dhidden)
+        return MOM_OK;
+    MOM_ARENA_NEW(dpooled, &gpt->workspace, B * C, err);
+    MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, mom_param_value(p, p->score), MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
     for (size_t b = 0; b < B && !mom_rehearsing(); b++)
         memcpy(dhidden + (size_t)gpt->pooled[b] * C, dpooled + b * C, C * sizeof(float));
     return MOM_OK;
@@ -640,6 +649,12 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     const size_t N = gpt->run.N, C = c->C;
     balance_groups balance;
     float *dx, *dhidden;
+
+    if (gpt->trained_from > p->num_places) {
+        MOM_TRY(backward_head(gpt, NULL, lm_scale, err));
+        mark_used(gpt, 0);
+        return MOM_OK;
+    }
 
     /* pass 4: losses. The head's part of the gradients has been computed by forward; its memory is free after this. */
     gpt->resident = gpt->region.touched[0] + gpt->region.touched[1];
@@ -666,7 +681,7 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
 
     /* pass 2: blocks and anchor layers, last first */
     size_t block = c->chunks;
-    for (size_t i = p->num_places; i-- > 0;) {
+    for (size_t i = p->num_places; i-- > gpt->trained_from;) {
         if (p->places[i].block)
             block--;
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
@@ -677,11 +692,13 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     }
 
     /* pass 1: embedding */
-    mom_embedding_backward(x, mom_param_grad(p, p->wte), mom_param_grad(p, p->wpe), dx, gpt->tokens, gpt->positions,
-                           mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
-    if (!mom_rehearsing()) {
-        mom_param_touch(p, p->wte, gpt->tokens, N);
-        mom_param_touch(p, p->wpe, gpt->positions, N);
+    if (!gpt->trained_from) {
+        mom_embedding_backward(x, mom_param_grad(p, p->wte), mom_param_grad(p, p->wpe), dx, gpt->tokens, gpt->positions,
+                               mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
+        if (!mom_rehearsing()) {
+            mom_param_touch(p, p->wte, gpt->tokens, N);
+            mom_param_touch(p, p->wpe, gpt->positions, N);
+        }
     }
     mark_used(gpt, gpt->losses.has_balance);
     return MOM_OK;
@@ -748,6 +765,26 @@ static mom_status rehearse(mom_gpt *shadow, const mom_memory_key *key, mom_error
 /* Room for what the sizes of temporaries depend on beside the key: how evenly the tokens spread over the modules. */
 static size_t spare_room(size_t arena) { return (arena / 256 + ((size_t)1 << 16)) / MOM_ALIGNMENT * MOM_ALIGNMENT; }
 
+size_t mom_gpt_trained_bytes(const mom_gpt *gpt) {
+    const mom_params *p = &gpt->params;
+    size_t floats = p->total;
+    if (gpt->trained_from)
+        floats -= p->table[p->wte].count + p->table[p->wpe].count;
+    if (gpt->trained_from > p->num_places)
+        floats -= p->table[p->lnf_weight].count + p->table[p->lnf_bias].count;
+    for (size_t i = 0; i < p->num_places; i++)
+        for (int half = 0; half < 2; half++) {
+            const mom_pool *pool = half ? &p->places[i].ffn : &p->places[i].attn;
+            const int below = i < gpt->trained_from;
+            for (size_t m = 0; m < pool->M && (below || pool->frozen); m++)
+                for (size_t t = 0; t < 6; t++)
+                    floats -= p->table[mom_pool_param(pool, m, t)].count;
+            for (size_t r = 0; below && pool->routed && r < pool->router_params; r++)
+                floats -= p->table[pool->first_router_param + r].count;
+        }
+    return floats * sizeof(float);
+}
+
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err) {
     const size_t parameters = gpt->params.total * sizeof(float);
     mom_gpt shadow;
@@ -764,7 +801,7 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     }
     mom_arena_free(&tables);
     MOM_TRY(status);
-    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? parameters : 0, .moments = gpt->moments,
+    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? mom_gpt_trained_bytes(gpt) : 0, .moments = gpt->moments,
                               .activations = region.at_peak[0], .packed = region.noted_at_peak};
     plan->workspace = region.peak - plan->activations - plan->packed;
     plan->workspace += spare_room(region.peak);
@@ -820,6 +857,39 @@ static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch
         gpt->keeps_gradients = keeps_gradients(&plan);
     *planned = key;
     return MOM_OK;
+}
+
+static int any_module_trained(const mom_pool *pool, const uint8_t *trained) {
+    int any = 0;
+    for (size_t m = 0; m < pool->M; m++)
+        for (size_t t = 0; t < 6; t++)
+            any |= trained[mom_pool_param(pool, m, t)];
+    return any;
+}
+
+static int any_router_trained(const mom_pool *pool, const uint8_t *trained) {
+    int any = 0;
+    for (size_t r = 0; pool->routed && r < pool->router_params; r++)
+        any |= trained[pool->first_router_param + r];
+    return any;
+}
+
+void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained) {
+    mom_params *p = &gpt->params;
+    const int norm = trained[p->lnf_weight] || trained[p->lnf_bias];
+    gpt->trained_from = p->num_places + (gpt->config.num_labels && !norm);
+    for (size_t i = p->num_places; i-- > 0;) {
+        mom_place *place = &p->places[i];
+        place->attn.frozen = !any_module_trained(&place->attn, trained);
+        place->ffn.frozen = !any_module_trained(&place->ffn, trained);
+        if (!place->attn.frozen || !place->ffn.frozen || any_router_trained(&place->attn, trained) ||
+            any_router_trained(&place->ffn, trained))
+            gpt->trained_from = i;
+    }
+    if (trained[p->wte] || trained[p->wpe])
+        gpt->trained_from = 0;
+    gpt->can_backward = 0;
+    mom_gpt_forget_plans(gpt);
 }
 
 void mom_gpt_forget_plans(mom_gpt *gpt) { memset(gpt->planned, 0, sizeof gpt->planned); }

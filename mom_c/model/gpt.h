@@ -83,6 +83,7 @@ typedef struct {
 
     int gradients_absent; /* zero, and without pages: see mom_region_shrink's use */
     int keeps_gradients; /* their pages stay when they are zeroed: there is little to gain from giving them back */
+    size_t trained_from; /* lowest place that backward goes through; 0: embeddings, too; see mom_gpt_set_trained */
     size_t moments;      /* bytes of optimizers' states, for plans */
     size_t memory_limit; /* largest plan, or 0: none */
 
@@ -129,6 +130,13 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
 
 /* Bytes that calls of this kind take, worked out by going through them without computing. */
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
+
+/* trained: (params.count) 0 where no gradient is wanted. Backward ends above the lowest parameter that is trained, forward
+ * keeps nothing for what lies below, and the matrices of a half in which no module is trained get no gradients. Other
+ * parameters may get theirs nevertheless. A forward pass before this call has no backward. */
+void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained);
+/* Of the parameters that backward computes gradients for, but for LayerNorms of halves whose matrices it leaves out. */
+size_t mom_gpt_trained_bytes(const mom_gpt *gpt);
 
 /* The next pass asks the limit again, whatever fitted before. */
 void mom_gpt_forget_plans(mom_gpt *gpt);

@@ -45,6 +45,7 @@ typedef struct {
     mom_router_tensors router_weight, router_grad;
     const void **packed_in, **packed_out; /* by module, between mom_pool_pack and mom_pool_unpack; else NULL */
     uint8_t *unset_in, *unset_out; /* by module: see mom_params_unset_matrices */
+    int frozen; /* no gradients of the modules' matrices and their biases are computed */
     size_t first_param; /* see mom_pool_param */
     size_t first_router_param, router_params;
 } mom_pool;

@@ -43,11 +43,13 @@ mom_half_layer mom_half_out_layer(const mom_pool *pool) {
 }
 
 mom_half_gradient mom_half_in_gradient(const mom_pool *pool) {
-    return (mom_half_gradient){pool->grad.in_weight, pool->grad.in_bias, pool->unset_in};
+    return pool->frozen ? (mom_half_gradient){0}
+                        : (mom_half_gradient){pool->grad.in_weight, pool->grad.in_bias, pool->unset_in};
 }
 
 mom_half_gradient mom_half_out_gradient(const mom_pool *pool) {
-    return (mom_half_gradient){pool->grad.out_weight, pool->grad.out_bias, pool->unset_out};
+    return pool->frozen ? (mom_half_gradient){0}
+                        : (mom_half_gradient){pool->grad.out_weight, pool->grad.out_bias, pool->unset_out};
 }
 
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {

@@ -8,6 +8,7 @@ typedef struct {
     float temperature; /* 0: greedy (lowest id among equals) */
     size_t top_k;      /* 0: all */
     float top_p;       /* 1: all */
+    size_t choices;    /* only ids below it can be chosen, as if no others were there; 0: all */
     uint64_t seed, step; /* row b draws from the stream (seed, step, b) */
 } mom_sampling;
 

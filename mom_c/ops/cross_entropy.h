@@ -25,7 +25,8 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
                                 size_t V, size_t C, mom_error *err);
 
 /* Both at once, for scale 1 (lm_head.c): loss_sum; rows `rows` of dhidden (N, C) are overwritten, so is dwte (V, C), unless
- * n is 0. Every logit is computed once. With dhidden and dwte NULL only the loss, of the same bits. */
+ * n is 0. Every logit is computed once. With dhidden and dwte NULL only the loss, with
+ * dwte NULL that and dhidden, of the same bits. */
 mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
                                 const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V,
                                 size_t C, mom_error *err);

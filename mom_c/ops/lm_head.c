@@ -113,7 +113,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     const size_t slice = SLICE / C > SLICE_UNIT ? SLICE / C / SLICE_UNIT * SLICE_UNIT : SLICE_UNIT;
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
-    if (dwte) {
+    if (dhidden) {
         job.tile = mom_arena_alloc(x->workspace, most * job.ld, mom_dtype_size(x->precision), err);
         if (!job.tile)
             return MOM_ERR_MEMORY;
@@ -134,7 +134,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
         mom_parallel_for(x->threads, (job.rows + TASK_ROWS - 1) / TASK_ROWS, softmax_task, &job);
         for (size_t i = 0; i < job.rows; i++)
             *loss_sum += job.loss[i];
-        if (!dwte)
+        if (!dhidden)
             continue;
         for (size_t v = 0; v < V; v += slice) { /* so that never all of wte is packed */
             const size_t columns = min_size(slice, V - v);
@@ -142,9 +142,9 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
             const mom_gemm gradients[2] = {
                 {.m = job.rows, .n = C, .k = columns, .a = dlogits, .b = mom_matrix_rows(wte + v * C, C), .c = selected,
                  .ldc = C, .precision = x->precision, .accumulate = v > 0},
-                {.m = columns, .n = C, .k = job.rows, .a = mom_matrix_flip(dlogits), .b = inputs, .c = dwte + v * C,
-                 .ldc = C, .precision = x->precision, .accumulate = r > 0}};
-            MOM_TRY(mom_gemm_run(x, gradients, 2, err));
+                {.m = columns, .n = C, .k = job.rows, .a = mom_matrix_flip(dlogits), .b = inputs,
+                 .c = dwte ? dwte + v * C : NULL, .ldc = C, .precision = x->precision, .accumulate = r > 0}};
+            MOM_TRY(mom_gemm_run(x, gradients, dwte ? 2 : 1, err));
         }
         scatter_job scatter = {dhidden, selected, rows + r, C};
         mom_parallel_for(x->threads, job.rows, scatter_task, &scatter);

@@ -456,7 +456,7 @@ static mom_status leave_backward(const mom_half *half, const mom_half_gradient *
     /* pass 1: gradients of the weights; through GELU its inputs are needed, which pass 2 replaces */
     for (size_t m = 0; m < plan->M; m++) {
         const size_t slots = module_slots(plan, m);
-        if (!slots)
+        if (!slots || !gradient->weight)
             continue;
         mom_gemm *g = add_product(&list, In, C, slots, half->dtype);
         g->a = mom_matrix_flip(rows_of(plan, m, inner, half->dtype, In, output->by_token));
@@ -524,14 +524,16 @@ static mom_status enter_backward(const mom_half *half, const mom_half_gradient *
         if (!slots)
             continue;
         const mom_matrix rows = rows_of(plan, m, dout, half->dtype, Out, by_token);
-        mom_gemm *g = add_product(&list, C, Out, slots, half->dtype);
-        g->a = mom_matrix_flip(token_rows(plan, m, half->x, MOM_F32, C));
-        set_norm(&list, &g->a, half, m);
-        g->b = rows;
-        g->k_scale = module_scale(plan, slot_scale, m);
-        set_gradient(g, gradient, m, Out);
-        mom_column_sum(x, gradient->bias[m], rows.data, half->dtype, g->k_scale, rows.row_index, slots, Out);
-
+        mom_gemm *g;
+        if (gradient->weight) {
+            g = add_product(&list, C, Out, slots, half->dtype);
+            g->a = mom_matrix_flip(token_rows(plan, m, half->x, MOM_F32, C));
+            set_norm(&list, &g->a, half, m);
+            g->b = rows;
+            g->k_scale = module_scale(plan, slot_scale, m);
+            set_gradient(g, gradient, m, Out);
+            mom_column_sum(x, gradient->bias[m], rows.data, half->dtype, g->k_scale, rows.row_index, slots, Out);
+        }
         g = add_product(&list, slots, C, Out, half->dtype);
         g->a = rows;
         g->b = mom_matrix_transposed(layer->weight[m], Out);

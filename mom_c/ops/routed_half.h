@@ -32,7 +32,7 @@ typedef struct {
     const void *const *packed;
 } mom_half_layer;
 
-/* Where a layer's gradients are added to, by module. unset: NULL, or whether the weight's gradient counts as zero whatever
+/* Where a layer's gradients are added to, by module; with weight NULL they are not computed. unset: NULL, or whether the weight's gradient counts as zero whatever
  * its memory holds; then it is overwritten, and the flag cleared. */
 typedef struct {
     float *const *weight, *const *bias; /* (In, Out), (Out) */

@@ -265,6 +265,7 @@ class Network:
     def forward(
         self,
         tokens: _Int,
+        lengths: _Int | None = None,
         labels: _Int | None = None,
         mask: NDArray[np.uint8] | None = None,
         positions: _Int | None = None,
@@ -293,6 +294,7 @@ class Network:
     def parameter_table(self) -> list[tuple[str, tuple[int, ...], int]]: ...
     def parameter(self, index: int, /) -> _Float: ...
     def gradient(self, index: int, /) -> _Float: ...
+    def set_trained(self, trained: NDArray[np.uint8], /) -> None: ...
 
 @final
 class Decoder:
@@ -317,6 +319,7 @@ class Decoder:
         step: int,
         stop_token: int,
         finished: NDArray[np.uint8],
+        choices: int = 0,
         /,
     ) -> _Int: ...
     def reorder(self, rows: _Int, /) -> None: ...

@@ -79,6 +79,7 @@ def beam_search(
     length_penalty: float = 1.0,
     no_repeat_ngram_size: int = 0,
     stop_token: int | None = None,
+    vocab_size: int | None = None,
 ) -> list[Hypothesis]:
     """The best continuation of every prompt.
 
@@ -98,6 +99,8 @@ def beam_search(
         A continuation never repeats a sequence of so many of its own tokens (the prompt does not count); 0: it may.
     stop_token : int, optional
         Ends a continuation.
+    vocab_size : int, optional
+        Only ids below it, such as a tokenizer has, are chosen, as if there were no logits of others.
 
     Returns
     -------
@@ -122,7 +125,8 @@ def beam_search(
     if isinstance(prompts, (list, tuple)) and not prompts:
         raise ValueError("prompts: there are none")
     rows, _ = prompt_rows(prompts, "prompts")
-    logits = decoder.prefill(rows)
+    known = None if vocab_size is None else count(vocab_size, "vocab_size", 1)
+    logits = decoder.prefill(rows)[:, :known]
     vocabulary = logits.shape[1]
     if num_beams * 2 > vocabulary:
         raise ValueError(f"num_beams: {num_beams} are too many for {vocabulary} tokens")
@@ -152,7 +156,7 @@ def beam_search(
         if not states:
             break
         decoder.reorder(np.array(parents))
-        logits = decoder.step(np.array(chosen))
+        logits = decoder.step(np.array(chosen))[:, :known]
     return [results[i] for i in range(len(rows))]
 
 

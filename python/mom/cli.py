@@ -7,8 +7,10 @@ on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import platform
@@ -17,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from .runtime import cpu_info, get_num_threads, memory_limit, set_num_threads
 from .tokenizer import Tokenizer
 from .training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
 from .training.config import read_toml
+from .training.finetune import FinetuneInterrupted
 from .training.state import PREFIX, read_progress
 
 __all__ = ["main"]
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _reports_shown():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             if getattr(arguments, "threads", None) is not None:
                 set_num_threads(arguments.threads)
@@ -69,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
-        print(f"mom: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        name = stop.signal if isinstance(stop, FinetuneInterrupted) else "SIGINT"
+        by = "" if name == "SIGINT" else f" by {name}"
+        print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 128 + signal.Signals[name]
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to be said to it, not even when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,6 +85,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
+
+
+class _Shown(logging.Handler):
+    """One line on standard error for each message, however often it comes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._seen:
+            self._seen.add(text)
+            print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _reports_shown() -> Iterator[None]:
+    """What readers say of the files they read goes to standard error."""
+    logger, handler = logging.getLogger("mom.data"), _Shown()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _with_underscores(argv: Sequence[str]) -> list[str]:
@@ -657,6 +690,7 @@ def _run_generate(a: argparse.Namespace) -> int:
     tokenizer: Tokenizer | None = model.tokenizer if a.tokenizer is None else Tokenizer.load(a.tokenizer)
     if tokenizer is None:
         raise DataError(f"tokenizer: {a.model} holds none; name one with --tokenizer")
+    model.tokenizer = tokenizer  # what it lacks is not generated
     prompt = tokenizer.encode(a.prompt, special=True)
     begun = len(prompt)
     if begun == 0:
@@ -742,20 +776,20 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 glue.read_glue(a.data, task, split, on_error=a.on_error if split != "test" else "raise")
-    results = []
-    for task in tasks:
-        results.append(
-            glue.finetune(
+    results: list[glue.GlueResult] = []
+    try:
+        for task in tasks:
+            result = glue.finetune(
                 body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
                 on_error=a.on_error, progress=a.progress,
-            )
-        )  # fmt: skip
-        print(
-            f"{results[-1]!r}, {results[-1].examples_per_second:.1f} examples/s: {results[-1].folder}", file=sys.stderr
-        )
-    print(glue.format_table(results))
-    for path in (path for result in results for path in result.submissions):
-        print(f"submission {path}")
+            )  # fmt: skip
+            results.append(result)
+            print(f"{result!r}, {result.examples_per_second:.1f} examples/s: {result.folder}", file=sys.stderr)
+    finally:  # a task that fails or is interrupted takes nothing from those before it
+        if results:
+            print(glue.format_table(results))
+        for path in (path for result in results for path in result.submissions):
+            print(f"submission {path}")
     return 0
 
 

@@ -406,7 +406,9 @@ class MoMConfig:
         label_names = values.get("id2label")
         if isinstance(label_names, Mapping) and "num_labels" not in fields:
             fields["num_labels"] = len(label_names)
-        if values.get("model_type") == "gpt2" and "mom_format" not in values and not _MOM_KEYS & set(fields):
+        foreign = "mom_format" not in values and not _MOM_KEYS & set(fields)
+        resaved = "transformers_version" in values and values.get("chunks") == 0  # with our fields among its own
+        if values.get("model_type") == "gpt2" and (foreign or resaved):
             for name, wanted in _GPT2_FIXED.items():
                 if values.get(name, wanted) not in (wanted, None):
                     raise ConfigError(f"{source}: {name}: {values[name]!r} is not supported, only {wanted!r}")

@@ -114,7 +114,7 @@ class _TextEstimator:
         return FinetuneConfig(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, warmup=self.warmup,
             weight_decay=self.weight_decay, dropout=self.dropout, max_length=self.max_length, train=self.train,
-            patience=self.patience,
+            patience=self.patience, evals_per_epoch=1,
         )  # fmt: skip
 
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
@@ -218,7 +218,7 @@ _PARAMETERS = """
     validation_fraction : float
         Share of the texts that is held out to choose the best weights and to stop early; 0: the last weights are kept.
     patience : int
-        See `FinetuneConfig`; without effect unless texts are held out.
+        Epochs in a row without a better score on the held-out texts after which training stops; 0: never.
     seed : int
         Of new weights, the order of the data and dropout.
     verbose : bool
@@ -333,7 +333,8 @@ class TextRegressor(_TextEstimator):
     def predict(self, X: Iterable[Any]) -> npt.NDArray[np.float64]:  # noqa: N803
         """A number for each text, (N,)."""
         standardised = self._logits(X)[:, 0].astype(np.float64)
-        result: npt.NDArray[np.float64] = standardised * self.scale_ + self.mean_
+        with np.errstate(over="ignore"):
+            result: npt.NDArray[np.float64] = standardised * self.scale_ + self.mean_
         return result
 
     def score(self, X: Iterable[Any], y: npt.ArrayLike) -> float:  # noqa: N803
@@ -342,6 +343,11 @@ class TextRegressor(_TextEstimator):
         found = self.predict(X)
         if wanted.shape != found.shape:
             raise ValueError(f"y: shape {wanted.shape}, expected {found.shape}")
+        if not np.isfinite(found).all():
+            return -np.inf
+        # A power of two that brings all numbers below 1: squares do not overflow, and the quotient has the same bits.
+        exponent = int(np.frexp(max(np.abs(wanted).max(initial=0.0), np.abs(found).max(initial=0.0)))[1]) + 1
+        wanted, found = np.ldexp(wanted, -exponent), np.ldexp(found, -exponent)
         residual, total = float(((wanted - found) ** 2).sum()), float(((wanted - wanted.mean()) ** 2).sum())
         if total == 0.0:
             return 1.0 if residual == 0.0 else 0.0

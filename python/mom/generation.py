@@ -169,7 +169,7 @@ class Decoder:
         seed: int = 0,
         stop_token: int | None = None,
     ) -> list[NDArray[np.int32]]:
-        """Choose and append tokens; see `MoM.generate` for the parameters.
+        """Choose and append tokens; see `MoM.generate` for the parameters and which ids can be chosen.
 
         Returns
         -------
@@ -191,11 +191,13 @@ class Decoder:
         lengths = self.lengths
         self._core.reserve(int(lengths.max()) + new)
         finished = np.zeros(lengths.size, dtype=np.uint8)
+        tokenizer = self._model.tokenizer
+        choices = 0 if tokenizer is None else tokenizer.vocab_size
         chunks = [np.zeros((0, lengths.size), np.int32)]
         made = 0
         while made < new and not finished.all():
             chunk = self._core.generate(
-                min(_CHUNK, new - made), temperature, top_k, top_p, seed, self._draws, stop_token, finished
+                min(_CHUNK, new - made), temperature, top_k, top_p, seed, self._draws, stop_token, finished, choices
             )
             chunks.append(chunk)
             made += len(chunk)

@@ -33,7 +33,7 @@ from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .config import MoMConfig
 from .data.encode import encode_texts
 from .data.glue import TASKS, GlueData, GlueTask, find_task, read_glue
-from .data.records import MissingSplitError
+from .data.records import MissingSplitError, check_iterators
 from .errors import ConfigError, DataError
 from .evaluate.glue import baseline_metrics, glue_metrics, task_score
 from .hub import model_folder
@@ -48,6 +48,7 @@ from .training.finetune import (
     finite_logits,
     fit_classifier,
 )
+from .training.signals import stop_signals
 from .weights import read_weights
 
 __all__ = [
@@ -189,8 +190,8 @@ def finetune(
     out_dir : path, optional
         Gets ``<task>/model`` (the best seed's), ``<task>/results.json`` and, with `predict`, ``submission``.
     predict : bool
-        Answer the test set (with MNLI also its mismatched one and AX, where they are there) and write the
-        files that the GLUE site takes.
+        Answer the test set and write the file that the GLUE site takes; with MNLI also for its mismatched set and AX,
+        where they are there (a warning says which are not).
     on_error : {"raise", "skip"}
         About rows of train and dev set that cannot be used. Test sets must be whole.
     progress : bool
@@ -209,7 +210,8 @@ def finetune(
     ConfigError, DataError
         If settings, model and data do not fit together.
     FinetuneInterrupted
-        On Ctrl-C. The best model so far, also of the seed that was interrupted, and the results are in `out_dir`.
+        On SIGTERM and Ctrl-C. The best model so far, also of the seed that was interrupted from its first evaluation,
+        and the results are in `out_dir`.
     """
     task = find_task(task)
     config = (config or FinetuneConfig()).replace(**changes)
@@ -224,9 +226,17 @@ def finetune(
         check_replaceable(folder, MODEL_FILES)
     if isinstance(data, (str, os.PathLike)) and Path(data).is_file():
         raise ConfigError(f"data: {os.fspath(data)} is one file; a folder or a mapping has a train and a dev set")
+    check_iterators(data)
     train, dev = (read_glue(data, task, split, on_error=on_error) for split in ("train", "dev"))
     others = _other_sets(data, task, "dev", on_error)
     tests = [read_glue(data, task, "test"), *_other_sets(data, task, "test")] if predict else []
+    for name in _ALSO.get(task.name, ()) if predict else ():
+        if name not in {test.task.name for test in tests}:
+            absent = TASKS[name]
+            warnings.warn(
+                f"predict: the data hold no test set of {absent.title}, so there will be no {absent.submission}",
+                stacklevel=2,
+            )
     length = config.length_for(body.config)
     rows, cut = encode_texts(body.tokenizer, train.texts, length)
     dev_rows, _ = encode_texts(body.tokenizer, dev.texts, length)
@@ -238,50 +248,63 @@ def finetune(
     results: list[SeedResult] = []
     best: MoMForSequenceClassification | None = None
     interrupted: FinetuneInterrupted | None = None
-    with closing(callbacks) as listeners:
+    other_metrics: dict[str, dict[str, float]] = {}
+    submissions: list[Path] = []
+    with closing(callbacks) as listeners, stop_signals() as signals:
         for seed in seeds:
             made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
             made.finetuning_task, made.finetuning_lengths = task.name, {"max_length": length}
+            measured: list[dict[str, float]] = []
 
-            def metrics_now(made: MoMForSequenceClassification = made) -> dict[str, float]:
-                return glue_metrics(task, _answers(task, classify(made, dev_rows, _PREDICT_BATCH)), dev_labels)
+            def score_now(
+                made: MoMForSequenceClassification = made, measured: list[dict[str, float]] = measured
+            ) -> float:
+                answers = _answers(task, classify(made, dev_rows, _PREDICT_BATCH))
+                measured.append(glue_metrics(task, answers, dev_labels))
+                return task_score(measured[-1])
 
             try:
                 loop = fit_classifier(
-                    made, rows, train.labels, config, seed, lambda: task_score(metrics_now()),
-                    label=f"{task.name} seed {seed}", progress=progress, callbacks=listeners,
+                    made, rows, train.labels, config, seed, score_now, label=f"{task.name} seed {seed}",
+                    progress=progress, callbacks=listeners, signals=signals,
                 )  # fmt: skip
             except FinetuneInterrupted as stop:
                 interrupted, loop = stop, stop.loop
                 if loop.best_score is None:
                     break
-            metrics = metrics_now()
+            metrics = measured[[step for step, _ in loop.history].index(loop.best_step)]
             results.append(SeedResult(seed, metrics, task_score(metrics), loop))
             if best is None or results[-1].score > max(r.score for r in results[:-1]):
                 best = made
                 if folder is not None:  # what comes later may fail
                     best.save_pretrained(folder)
-            if interrupted is not None:
+            if interrupted is not None or signals:
                 break
-    if interrupted is not None:
         if best is None:
+            assert interrupted is not None
             raise interrupted
-        others, tests = [], []
-    assert best is not None
-    other_metrics = {o.task.name: _metrics_of(best, o, length) for o in others}
-    submissions = []
-    for test in tests:
-        answers = _answers(test.task, _logits_of(best, test, length))
-        submissions.append(write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index))
-    result = GlueResult(
-        task, results, baseline, best, other_metrics, len(rows), len(dev_rows), cut, folder, submissions
-    )  # fmt: skip
-    if folder is not None:
-        summary = {**result.to_dict(), "config": config.to_dict()}
-        write_file(folder.parent / "results.json", json.dumps(summary, indent=2) + "\n")
+        if interrupted is None:
+            try:
+                with signals.at_once():
+                    other_metrics.update({o.task.name: _metrics_of(best, o, length) for o in others})
+                    for test in tests:
+                        answers = _answers(test.task, _logits_of(best, test, length))
+                        submissions.append(
+                            write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index)
+                        )
+            except KeyboardInterrupt:
+                done = f"{task.name}: {len(results)} of {len(seeds)} seeds trained"
+                interrupted = FinetuneInterrupted(done, results[-1].loop, signals[0] if signals else "SIGINT")
+        result = GlueResult(
+            task, results, baseline, best, other_metrics, len(rows), len(dev_rows), cut, folder, submissions
+        )  # fmt: skip
+        if folder is not None:
+            ended_by = None if interrupted is None else interrupted.signal
+            summary = {**result.to_dict(), "interrupted": ended_by, "config": config.to_dict()}
+            write_file(folder.parent / "results.json", json.dumps(summary, indent=2) + "\n")
     if interrupted is not None:
         kept = f"seed {result.best.seed} is the best so far{'' if folder is None else f', kept in {folder}'}"
-        raise FinetuneInterrupted(f"{interrupted}; {kept}", interrupted.loop)
+        raise FinetuneInterrupted(f"{interrupted}; {kept}", interrupted.loop, interrupted.signal)
     return result
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from .errors import CheckpointError
+from .weights import is_pickle_name, pickle_error
 
 __all__ = ["model_folder"]
 
@@ -38,6 +39,10 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
         parent_is_there = folder.parent != Path(".") and folder.parent.exists()
         if folder.is_dir():
             return folder
+        if folder.is_file():
+            if is_pickle_name(folder):
+                raise pickle_error(folder)
+            raise CheckpointError(f"folder: {text} is a file; give the folder that holds it and its config.json")
         if not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
             raise CheckpointError(f"folder: {text} is not a folder")
     repository = text.removeprefix("hub:")

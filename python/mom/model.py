@@ -859,6 +859,9 @@ class MoM(_Network):
         Notes
         -----
         Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
+
+        Vocabularies are often rounded up. Where the model has a tokenizer, ids that it lacks are never chosen, and
+        sampling is among the others as if these were not there.
         """
         rows, single = _prompts(prompt)
         settings = _sampling(

@@ -59,6 +59,10 @@ Value = TypeVar("Value")
 MAX_HEADER_BYTES = 100_000_000
 
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+#: Pickles beside weights: settings of a run, its optimizer, schedule and random state.
+_OTHER_PICKLES = frozenset(
+    {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth"}
+)
 #: First bytes of a torch zip archive, of a pickle of protocol 2 to 5, and of a legacy tar file.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -115,7 +119,7 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
     prefix = file.read(8)
     # The first bytes of a pickle can also be the length of a header: what follows a header's length is a brace.
     if path.suffix in _PICKLE_SUFFIXES or (prefix.startswith(_PICKLE_MAGIC) and not _brace_follows(file)):
-        raise _pickle_error(path)
+        raise pickle_error(path)
     if len(prefix) < 8:
         raise CheckpointError(f"{path}: truncated: {size} bytes, too short for a safetensors file")
     length = int.from_bytes(prefix, "little")
@@ -234,10 +238,11 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
         for name in ("model.safetensors", "model.safetensors.index.json"):
             if (path / name).is_file():
                 return read_weights(path / name)
-        for candidate in sorted(path.iterdir()):
-            if candidate.suffix in _PICKLE_SUFFIXES and candidate.name != "training_args.bin":
-                raise _pickle_error(candidate)
+        if pickled := [file for file in sorted(path.iterdir()) if is_pickle_name(file)]:
+            raise pickle_error(pickled[0])
         raise CheckpointError(f"{path}: holds neither model.safetensors nor model.safetensors.index.json")
+    if path.name.endswith(".bin.index.json") and _pickled_shards(path):
+        raise pickle_error(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     return read_safetensors(path)
@@ -271,17 +276,45 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     return {name: tensors[name] for name in weight_map}
 
 
-def _pickle_error(path: Path) -> CheckpointError:
-    target = path.with_name("model.safetensors")
+def is_pickle_name(path: Path) -> bool:
+    """Whether a file has a name that pickled weights go by."""
+    return path.suffix in _PICKLE_SUFFIXES and path.name not in _OTHER_PICKLES
+
+
+def pickle_error(path: Path) -> CheckpointError:
+    """That pickled weights are not read, with the command that converts them: of a shard (or index), all of them."""
+    folder, shards = path.parent, _pickled_shards(path)
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        return CheckpointError(f"{folder / missing[0]}: missing; it is one of {len(shards)} shards of pickled weights")
+    target = folder / "model.safetensors"
+    files = [str(folder / shard) for shard in shards]
     code = (
         "import torch; from safetensors.torch import save_file; "
-        f"state = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-        f"save_file({{k: v.clone().contiguous() for k, v in state.items()}}, {str(target)!r})"
+        f"parts = [torch.load(file, map_location='cpu', weights_only=True) for file in {files}]; "
+        "state = {k: v.clone().contiguous() for part in parts for k, v in part.items()}; "
+        f"save_file(state, {str(target)!r}, {{'format': 'pt'}})"
     )
+    what = "a pickled PyTorch file" if shards == [path.name] else f"pickled PyTorch files ({len(shards)} shards)"
     return CheckpointError(
-        f"{path}: a pickled PyTorch file, which can run any code when opened and is not read here. "
+        f"{path}: {what}, which can run any code when opened and is not read here. "
         f"Convert it where PyTorch is installed:\n    python -c {shlex.quote(code)}"
     )
+
+
+def _pickled_shards(path: Path) -> list[str]:
+    """Names of all files that belong together, as the index or a shard's own name says; a whole file stands alone."""
+    numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", path.name)
+    index = path if numbered is None else path.with_name(f"{numbered[1]}{numbered[3]}.index.json")
+    if not index.name.endswith(".index.json"):
+        return [path.name]
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({name for name in listed if name == os.path.basename(name)})
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        shards = []
+    if not shards and numbered is not None:
+        shards = [f"{numbered[1]}-{i:05}-of-{numbered[2]}{numbered[3]}" for i in range(1, int(numbered[2]) + 1)]
+    return shards
 
 
 # ---------------------------------------------------------------------- writing

@@ -29,6 +29,7 @@ from .beam import beam_search
 from .checkpoint import MODEL_FILES, check_replaceable, write_file
 from .data.batches import bucketed, pack_labelled
 from .data.glue import TASKS
+from .data.records import check_iterators
 from .data.xsum import XsumData, read_xsum
 from .errors import ConfigError, DataError
 from .evaluate.perplexity import token_loss
@@ -219,7 +220,7 @@ def finetune(
     Raises
     ------
     FinetuneInterrupted
-        On Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
+        On SIGTERM and Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
     """
     config = (config or FinetuneConfig()).replace(**changes)
     if val_rows is not None and val_rows < 1:
@@ -230,6 +231,7 @@ def finetune(
     source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     if not isinstance(source, MoM):
         raise TypeError(f"model: expected MoM, got {type(source).__name__}")
+    check_iterators(data)
     train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))
     validation = validation[:val_rows]
     length = config.length_for(source.config)
@@ -267,7 +269,8 @@ def finetune(
         }  # fmt: skip
         write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
     if interrupted is not None:
-        raise FinetuneInterrupted(f"{interrupted}{'' if folder is None else f'; kept in {folder}'}", loop)
+        kept = "" if folder is None else f"; kept in {folder}"
+        raise FinetuneInterrupted(f"{interrupted}{kept}", loop, interrupted.signal)
     return XsumResult(made, val_loss, loop, len(rows), len(held_out), cut_documents, cut_summaries, folder)
 
 
@@ -322,6 +325,7 @@ def summarize(
             found = beam_search(
                 decoder, [prompts[i] for i in chosen], max_summary, num_beams=num_beams,
                 length_penalty=length_penalty, no_repeat_ngram_size=no_repeat_ngram_size, stop_token=tokenizer.eos_id,
+                vocab_size=tokenizer.vocab_size,
             )  # fmt: skip
             for i, hypothesis in zip(chosen, found, strict=True):
                 summaries[i] = tokenizer.decode(hypothesis.tokens).strip()

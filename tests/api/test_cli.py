@@ -348,6 +348,24 @@ def test_generate_continues_the_prompt(mom_command: Any, trained: Path) -> None:
     assert status == 0 and out == model.tokenizer.decode(ids) + "\n"
 
 
+def test_generate_never_draws_ids_that_the_tokenizer_lacks(mom_command: Any, trained: Path, tmp_path: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    known = model.tokenizer.vocab_size
+    padded = mom.MoM(model.config.replace(vocab_size=known + 60))
+    for name, value in model.parameters.items():
+        padded.parameters[name][: len(value)] = value
+    padded.parameters["transformer.wte.weight"][known:] = 9 * model.parameters["transformer.wte.weight"][:60]
+    padded.save_pretrained(tmp_path / "padded")
+    model.tokenizer.save(tmp_path / "tokenizer")
+    flags = ("--max_new_tokens", 20, "--temperature", 1.0, "--seed", 3)
+    model_flags = ("--model", tmp_path / "padded", "--tokenizer", tmp_path / "tokenizer")
+    status, out, _ = mom_command("generate", *model_flags, "--prompt", "the router", *flags)
+    plain = mom_command("generate", "--model", trained / "model", "--prompt", "the router", *flags)
+    assert status == 0 and out == plain[1]
+    prompt = model.tokenizer.encode("the router")
+    assert padded.generate(prompt, 20, temperature=1.0, seed=3).max() >= known, "the test says something"
+
+
 def test_generate_from_nothing_fills_the_model(mom_command: Any, trained: Path) -> None:
     model = mom.MoM.from_pretrained(trained / "model")
     eos = model.tokenizer.eos_id

@@ -105,15 +105,46 @@ def test_classifiers_in_both_directions(tmp_path: Path) -> None:
     assert relative(back(tokens).logits, expected) < 1e-4
 
 
-def test_the_command_that_converts_a_pickle_does_so(tmp_path: Path) -> None:
+def test_a_plain_gpt2_of_ours_that_transformers_has_written_again(tmp_path: Path) -> None:
+    """Version 5 adds fields of every GPT-2 to those that it found."""
+    ours = moved(mom.MoMForSequenceClassification(PLAIN.replace(num_labels=3, pad_token_id=0, pooling="mask"), seed=1))
+    ours.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["num_labels"], values["problem_type"], values["torch_dtype"]
+    values |= {"transformers_version": "5.24.0", "add_cross_attention": False, "tie_word_embeddings": True,
+               "summary_type": "cls_index", "dtype": "float32", "scale_attn_by_inverse_layer_idx": False}  # fmt: skip
+    path.write_text(json.dumps(values))
+    (tmp_path / "manifest.json").unlink(missing_ok=True)
+    assert mom.MoMForSequenceClassification.from_pretrained(tmp_path).config == ours.config
+    path.write_text(json.dumps(values | {"add_cross_attention": True}))
+    with pytest.raises(mom.ConfigError, match="add_cross_attention: True is not supported, only False"):
+        mom.MoMForSequenceClassification.from_pretrained(tmp_path)
+    path.write_text(json.dumps(values | {"chunks": 1, "num_bottom_layers": 1}))
+    with pytest.raises(mom.ConfigError, match="unknown configuration field 'add_cross_attention'"):
+        mom.MoMForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_command_that_converts_a_pickle_does_so(tmp_path: Path, sharded: bool) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.GPT2Config(vocab_size=97, n_positions=32, n_embd=32, n_head=4, n_layer=2)
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(tmp_path / "m", safe_serialization=False)
-    assert (tmp_path / "m" / "pytorch_model.bin").is_file()
-    with pytest.raises(CheckpointError, match="pytorch_model.bin: a pickled PyTorch file") as caught:
-        mom.MoM.from_pretrained(tmp_path / "m")
+    config.save_pretrained(tmp_path / "m")
+    names = ["pytorch_model.bin"]
+    state = {name: value for name, value in theirs.state_dict().items() if name != "lm_head.weight"}  # tied
+    if sharded:
+        names = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+        places = {name: names[i % 3] for i, name in enumerate(state)}
+        (tmp_path / "m" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+        for shard in names:
+            torch.save({n: v for n, v in state.items() if places[n] == shard}, tmp_path / "m" / shard)
+    else:
+        torch.save(state, tmp_path / "m" / names[0])
+    for source in (tmp_path / "m", tmp_path / "m" / names[-1]):
+        with pytest.raises(CheckpointError, match="pytorch_model.*bin: (a )?pickled PyTorch file") as caught:
+            mom.MoM.from_pretrained(source)
     words = shlex.split(str(caught.value).splitlines()[-1])
     assert words[0] == "python"
     subprocess.run([sys.executable, *words[1:]], check=True)

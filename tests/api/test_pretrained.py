@@ -491,3 +491,15 @@ def test_models_that_do_not_fit_together(tmp_path: Path) -> None:
         from_vanilla(vanilla, {})  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="folder: .* is not a folder"):
         from_vanilla(tmp_path / "none", CONFIG)
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    mom.MoM(CONFIG).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="model.safetensors is a file; give the folder that holds it"):
+        mom.MoM.from_pretrained(tmp_path / "model.safetensors")
+    pickled = tmp_path / "pytorch_model.bin"
+    pickled.write_bytes(b"PK\x03\x04")
+    for given in (pickled, str(pickled)):
+        with pytest.raises(CheckpointError, match="(?s)pytorch_model.bin: a pickled PyTorch file.*python -c") as error:
+            mom.MoM.from_pretrained(given)
+        assert str(tmp_path / "model.safetensors") in str(error.value)

@@ -188,6 +188,42 @@ def test_pickle_is_refused_with_the_conversion(tmp_path, name):
         assert str(path) in str(caught.value) and "save_file" in str(caught.value)
 
 
+def test_shards_of_a_pickle_are_converted_together(tmp_path):
+    shards = [tmp_path / f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+    for shard in shards:
+        shard.write_bytes(b"PK\x03\x04 whatever")
+    index = tmp_path / "pytorch_model.bin.index.json"
+
+    def said(source):
+        with pytest.raises(CheckpointError) as caught:
+            read_weights(source)
+        return str(caught.value)
+
+    for source in (shards[1], tmp_path):
+        text = said(source)
+        assert "pickled PyTorch files (3 shards)" in text and all(str(shard) in text for shard in shards)
+    index.write_text(json.dumps({"weight_map": {"a": shards[0].name, "b": shards[2].name, "c": shards[0].name}}))
+    for source in (shards[1], tmp_path, index):
+        text = said(source)
+        assert "(2 shards)" in text and str(shards[0]) in text and str(shards[1]) not in text.split("\n")[1]
+    index.write_text("[1]")
+    assert "(3 shards)" in said(shards[2])
+    shards[2].unlink()
+    assert said(tmp_path) == f"{shards[2]}: missing; it is one of 3 shards of pickled weights"
+    index.unlink()
+    assert said(index) == f"{index}: no such file"
+
+
+def test_other_pickles_are_not_taken_for_weights(tmp_path):
+    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "scheduler.pt"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 whatever")
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+        read_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 whatever")
+    with pytest.raises(CheckpointError, match="pytorch_model.bin: a pickled PyTorch file"):
+        read_weights(tmp_path)
+
+
 def test_pickle_under_another_name_is_recognised(tmp_path):
     path = tmp_path / "model.safetensors"
     for start in (b"PK\x03\x04", b"\x80\x02}q\x00.", b"\x80\x04\x95"):

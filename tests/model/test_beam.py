@@ -110,6 +110,36 @@ def test_a_wide_beam_finds_the_best_of_all(penalty: float) -> None:
         assert hypothesis.tokens.tolist() == tokens and hypothesis.score == pytest.approx(score, abs=1e-4)
 
 
+def test_only_ids_of_a_tokenizer_are_chosen() -> None:
+    model = mom.MoM(CONFIG, seed=7)
+    decoder = mom.Decoder(model)
+    prompts = [np.array([1, 2]), np.array([3])]
+    free = beam_search(decoder, prompts, 8, num_beams=2)
+    assert max(hypothesis.tokens.max() for hypothesis in free) >= 5, "the test says something"
+
+    class Cut:
+        """The same decoder without the logits of other ids."""
+
+        def prefill(self, tokens: Any) -> np.ndarray:
+            return decoder.prefill(tokens)[:, :5].copy()
+
+        def step(self, tokens: Any) -> np.ndarray:
+            return decoder.step(tokens)[:, :5].copy()
+
+        def reorder(self, rows: Any) -> None:
+            decoder.reorder(rows)
+
+    decoder.clear()
+    wanted = beam_search(Cut(), prompts, 8, num_beams=2)
+    decoder.clear()
+    found = beam_search(decoder, prompts, 8, num_beams=2, vocab_size=5)
+    for a, b in zip(found, wanted, strict=True):
+        assert np.array_equal(a.tokens, b.tokens) and a.score == b.score and a.tokens.max() < 5
+    decoder.clear()
+    with pytest.raises(ValueError, match="num_beams: 3 are too many for 5 tokens"):
+        beam_search(decoder, prompts, 8, num_beams=3, vocab_size=5)
+
+
 class Padded:
     """A decoder with impossible tokens added to its vocabulary."""
 

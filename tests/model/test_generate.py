@@ -41,6 +41,31 @@ def test_greedy_is_the_argmax_of_every_step(name: str, kernel_level: str) -> Non
     assert np.array_equal(model.generate([int(t) for t in want[0, :3]], 9), want[0])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 4}, {"temperature": 1.0, "top_p": 0.8},
+                {"temperature": 1.0, "top_k": 290, "top_p": 0.8}],
+)  # fmt: skip
+def test_ids_that_the_tokenizer_lacks_are_never_chosen(options: dict[str, Any]) -> None:
+    tokenizer = mom.Tokenizer.train(["a few words"], 257)
+    wide = mom.MoM(CONFIG.replace(vocab_size=300), seed=2)
+    wide.parameters["transformer.wte.weight"][257:] *= 20.0  # which the model would choose nearly always
+    narrow = mom.MoM(CONFIG.replace(vocab_size=257), seed=2)
+    for name, value in wide.parameters.items():
+        narrow.parameters[name] = value[:257] if name == "transformer.wte.weight" else value
+    prompts = [[1, 2, 3], [4]]
+    free = wide.generate(prompts, 12, **options)
+    assert max(row.max() for row in free) >= 257, "the test says something"
+    wide.tokenizer = tokenizer
+    rows = wide.generate(prompts, 12, **options)
+    for row, wanted in zip(rows, narrow.generate(prompts, 12, **options), strict=True):
+        assert np.array_equal(row, wanted)
+        tokenizer.decode(row)
+    decoder = mom.Decoder(wide)
+    decoder.prefill(prompts)
+    assert all(np.array_equal(new, row[-12:]) for new, row in zip(decoder.generate(12, **options), rows, strict=True))
+    assert decoder.logits.shape == (2, 300)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_batch_of_unequal_prompts_equals_each_alone(name: str) -> None:
     model = mom.MoM(CONFIGS[name], seed=2)

@@ -89,6 +89,20 @@ def test_a_model_given_is_left_as_it_is_and_its_tokenizer_is_used(tmp_path: Any)
     np.testing.assert_array_equal(again.predict_proba(texts), classifier.predict_proba(texts))
 
 
+def test_scores_of_very_large_and_very_small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a", "b", "c", "d"]
+    y, found = np.array([1.0, -2.0, 3.0, 0.5]), np.array([0.5, -1.0, 2.0, 2.0])
+    expected = 1.0 - ((y - found) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    rated = mom.TextRegressor(CONFIG)
+    for factor in (1.0, 2.0**1000, -(2.0**1022), 2.0**-1000):
+        monkeypatch.setattr(rated, "predict", lambda X, factor=factor: factor * found)
+        assert rated.score(texts, factor * y) == expected
+    monkeypatch.setattr(rated, "predict", lambda X: 1e200 * found)
+    assert rated.score(texts, 1e200 * y) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(rated, "predict", lambda X: np.array([np.inf, 1.0, 1.0, 1.0]))
+    assert rated.score(texts, y) == -np.inf
+
+
 def test_validation_chooses_weights() -> None:
     texts, labels = texts_and_labels(40)
     classifier = mom.TextClassifier(CONFIG, **QUICK, validation_fraction=0.25, patience=2).fit(texts, labels)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -136,6 +139,107 @@ def test_only_what_is_chosen_changes(train: str) -> None:
         assert changed == {"score.weight"} | (routers if train == "routers" else set())
 
 
+PARTIAL: dict[str, tuple[mom.MoMConfig, dict[str, Any]]] = {
+    "recurrent routers": (CONFIG, {}),
+    "naive routers, all paths": (CONFIG.replace(router_type="naive", routing_all_possible_path=True), {}),
+    "anchors between": (CONFIG.replace(chunks=2, require_anchor_layer=True, num_bottom_layers=2), {}),
+    "plain": (PLAIN, {}),
+    "bfloat16": (CONFIG, {"dtype": "bfloat16"}),
+    "checkpointing and dropout": (
+        CONFIG.replace(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2), {"checkpointing": True, "training": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("train", ["routers", "head", "last block", "all"])
+@pytest.mark.parametrize("language_model", [False, True])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_gradients_of_what_is_trained_have_the_bits_of_the_whole_backward_pass(
+    name: str, language_model: bool, train: str, threads: int
+) -> None:
+    config, options = PARTIAL[name]
+    if (train == "head" and language_model) or (train in ("routers", "last block") and name == "plain"):
+        pytest.skip("there is no such parameter")
+    kind: Any = mom.MoM if language_model else mom.MoMForSequenceClassification
+    changes = {"output_router_logits": True} if language_model else {"num_labels": 3, "pooling": "mask"}
+    rows, found = some_rows(7), []
+    tokens, lengths = np.concatenate(rows), [len(row) for row in rows]
+    before = mom.get_num_threads()
+    mom.set_num_threads(threads)
+    try:
+        for partly in (True, False):
+            model = kind(config.replace(**changes), seed=3, dtype=options.get("dtype", "float32"))
+            names = list(model.parameters)
+            if train == "last block":
+                last = max(place for place, kind in enumerate(config.places()) if kind == "block")
+                chosen = np.array([f"transformer.h.{last}." in n and ".router." in n for n in names], np.uint8)
+            else:
+                chosen = trainable(model, train)
+            assert chosen.any()
+            model.training = options.get("training", False)
+            model.activation_checkpointing = options.get("checkpointing", False)
+            if partly:
+                model._core.set_trained(chosen)
+            for _ in range(2):  # gradients add up
+                out = model(tokens, tokens if language_model else np.arange(7) % 3, lengths=lengths)
+                model.backward(lm_scale=0.5)
+            used = model._core.used & chosen
+            grads = {n: model.gradients[n].copy() for n, wanted in zip(names, chosen, strict=True) if wanted}
+            found.append((out.loss, used, grads))
+            if partly and train != "all":
+                assert model._core.used.sum() < len(names)
+                wte = model.gradients["transformer.wte.weight"]
+                assert not wte.any() and not model._core.used[names.index("transformer.wte.weight")]
+    finally:
+        mom.set_num_threads(before)
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1]) and found[0][1].any()
+    for n, gradient in found[0][2].items():
+        assert np.array_equal(gradient, found[1][2][n]), n
+    assert any(gradient.any() for gradient in found[0][2].values())
+
+
+def test_less_that_is_trained_needs_less_memory() -> None:
+    model = classifier(CONFIG.replace(n_embd=64, num_bottom_layers=3))
+
+    def needed() -> int:
+        return sum(model._core.plan(8, 24, True, False, True).values())
+
+    sizes = {}
+    for train in ("all", "routers", "head"):
+        model._core.set_trained(trainable(model, train))
+        sizes[train] = needed()
+        plan = model._core.plan(8, 24, True, False, True)
+        if train == "head":
+            forward = model._core.plan(8, 24, False, False, True)
+            assert plan["gradients"] < 4 * (3 * 64 + 3 * 64) and plan["activations"] <= 1.1 * forward["activations"]
+    assert sizes["head"] < sizes["routers"] < sizes["all"]
+    model._core.set_trained(np.ones(len(list(model.parameters)), np.uint8))
+    assert needed() == sizes["all"]
+    out = model(np.arange(8)[None], [1], attention_mask=np.ones((1, 8)))
+    model._core.set_trained(trainable(model, "head"))
+    with pytest.raises(RuntimeError, match="backward: needs a forward pass with labels before it"):
+        model.backward()
+    assert out.loss is not None
+    with pytest.raises(ValueError, match="trained: shape"):
+        model._core.set_trained(np.ones(2, np.uint8))
+
+
+@pytest.mark.parametrize("train", ["routers", "head"])
+def test_afterwards_everything_is_trained_again(train: str) -> None:
+    model, fresh = classifier(CONFIG), classifier(CONFIG)
+    rows, labels = some_rows(8), np.arange(8) % 3
+    fit_classifier(model, rows, labels, FinetuneConfig(epochs=1, train=train, batch_size=4), progress=False)
+    assert not model._core.used.any()
+    for name, value in model.parameters.items():
+        fresh.parameters[name] = value
+    for each in (model, fresh):
+        each(np.concatenate(rows), labels, lengths=[len(row) for row in rows])
+        each.backward()
+    for name in model.parameters:
+        assert np.array_equal(model.gradients[name], fresh.gradients[name]), name
+
+
 def test_choices_that_a_model_does_not_have() -> None:
     with pytest.raises(ConfigError, match="train: 'routers', but the model has none"):
         trainable(classifier(PLAIN), "routers")
@@ -181,7 +285,7 @@ def test_best_weights_are_kept_and_patience_ends_the_run(capsys: pytest.CaptureF
         return next(scores)
 
     records = Records()
-    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, patience=2)
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, patience=2, evals_per_epoch=1)
     result = fit_classifier(model, rows, labels, config, 0, evaluate, callbacks=[records], label="x seed 0")
     assert result.history == [(2, 0.1), (4, 0.7), (6, 0.7), (8, 0.2)]
     assert (result.steps, result.best_step, result.best_score, result.stopped_early) == (8, 4, 0.7, True)
@@ -190,6 +294,28 @@ def test_best_weights_are_kept_and_patience_ends_the_run(capsys: pytest.CaptureF
     assert [r["kind"] for r in records] == ["train", "train", "eval"] * 4 and records[-1]["score"] == 0.2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 4 and err[1].startswith("x seed 0: step 4/18 loss ") and err[1].endswith("0.7000 (best)")
+
+
+def test_the_defaults_evaluate_within_epochs_and_can_stop_early() -> None:
+    scores = iter([0.1, 0.7, 0.7, 0.2, 0.3])
+    result = fit_classifier(
+        classifier(CONFIG), some_rows(20), np.arange(20) % 3, FinetuneConfig(batch_size=4), 0, lambda: next(scores),
+        progress=False,
+    )  # fmt: skip
+    # Five steps an epoch: after the third, at the end, and again; stopped within the third of three epochs.
+    assert [step for step, _ in result.history] == [3, 5, 8, 10, 13]
+    assert (result.steps, result.best_step, result.stopped_early) == (13, 5, True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "steps", "evaluated"),
+    [(1, 5, [5, 10]), (2, 1, [1, 2]), (3, 2, [1, 2, 3, 4]), (4, 10, [3, 5, 8, 10, 13, 15, 18, 20])],
+)
+def test_evaluations_stand_at_even_distances(parts: int, steps: int, evaluated: list[int]) -> None:
+    config = FinetuneConfig(evals_per_epoch=parts)
+    assert [step for step in range(1, 2 * steps + 1) if config.is_evaluated(step, steps)] == evaluated
+    every = config.replace(eval_every=4)
+    assert [step for step in range(1, 13) if every.is_evaluated(step, steps)] == [4, 8, 12]
 
 
 def test_a_score_that_is_no_number_is_not_the_best() -> None:
@@ -392,7 +518,7 @@ def test_an_interrupted_loop_keeps_its_best_weights() -> None:
             kept.append({name: value.copy() for name, value in model.parameters.items()})
             return next(scores)
 
-        config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4)
+        config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, evals_per_epoch=1)
         with pytest.raises(KeyboardInterrupt) as caught:
             fit_classifier(model, rows, labels, config, 0, evaluate, progress=False, callbacks=[Interrupt(at)])
         assert isinstance(caught.value, FinetuneInterrupted) and not model.training
@@ -408,6 +534,52 @@ def test_an_interrupted_loop_keeps_its_best_weights() -> None:
     assert str(stop) == "finetune: step 2/18, before any evaluation"
     assert stop.loop.best_score is None and stop.loop.best_step == 2 and not kept
     assert not np.array_equal(model.parameters["score.weight"], classifier(CONFIG).parameters["score.weight"])
+
+
+class Signal(Records):
+    """A signal during the step or evaluation that makes the so many-th record."""
+
+    def __init__(self, at: int, number: signal.Signals) -> None:
+        super().__init__()
+        self.at, self.number = at, number
+
+    def record(self, record: dict[str, Any]) -> None:
+        super().record(record)
+        if len(self) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_run_after_the_step(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    heard, scores = Signal(3, number), iter([0.5])
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, eval_every=1)
+    with pytest.raises(FinetuneInterrupted) as caught:  # a step, its evaluation, a step that is not evaluated any more
+        fit_classifier(
+            classifier(CONFIG), some_rows(8), np.arange(8) % 3, config, 0, lambda: next(scores), progress=False,
+            callbacks=[heard],
+        )  # fmt: skip
+    assert str(caught.value) == "finetune: step 2/18, best score 0.5000 at step 1"
+    assert caught.value.signal == number.name and caught.value.loop.interrupted
+    assert [r["kind"] for r in heard] == ["train", "eval", "train"] and signal.getsignal(number) is before
+
+
+def test_a_signal_breaks_an_evaluation_off() -> None:
+    calls = []
+
+    def evaluate() -> float:
+        calls.append("begun")
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+            calls.append("not to be reached")
+        return 0.5
+
+    model = classifier(CONFIG)
+    config = FinetuneConfig(epochs=9, lr=0.01, batch_size=4, eval_every=2)
+    with pytest.raises(FinetuneInterrupted, match="step 4/18, best score 0.5000 at step 2") as caught:
+        fit_classifier(model, some_rows(8), np.arange(8) % 3, config, 0, evaluate, progress=False)
+    assert caught.value.signal == "SIGTERM" and calls == ["begun", "begun"] and not model.training
 
 
 def test_run_loop_trains_language_models_too() -> None:
@@ -435,6 +607,7 @@ def test_run_loop_trains_language_models_too() -> None:
         ({"schedule": "step"}, "schedule: 'step' is not one of"),
         ({"dropout": 1.0}, r"dropout: 1.0 is not in \[0, 1\)"),
         ({"clip": 0.0}, "clip: 0.0 is not positive"), ({"patience": -1}, "patience: -1 is less than 0"),
+        ({"evals_per_epoch": 0}, "evals_per_epoch: 0 is less than 1"),
         ({"layers": 3}, "layers: unknown field of fine-tuning"), ({"max_steps": True}, "max_steps: expected int"),
         ({"activation_checkpointing": 1}, "activation_checkpointing: expected bool, got int 1"),
     ],

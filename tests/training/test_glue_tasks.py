@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -183,6 +186,46 @@ def test_ctrl_c_says_what_is_kept(
     assert glue.evaluate(folder, "rte", GOLDEN) == written["metrics"]
 
 
+def test_sigterm_ends_the_command_with_the_best_weights_kept(model: mom.MoM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    command = ["finetune", "--task", "rte", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN), "--epochs",
+               "100000", "--patience", "0", "--out_dir", str(tmp_path / "out")]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "mom.cli", *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "dev score" not in (line := process.stderr.readline()):
+        assert line, "the command has ended"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    folder = tmp_path / "out" / "rte" / "model"
+    last = err.splitlines()[-1]
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    assert last.startswith("mom: interrupted by SIGTERM; rte seed 0: step ") and last.endswith(f"kept in {folder}")
+    written = json.loads((folder.parent / "results.json").read_text())
+    assert written["interrupted"] == "SIGTERM" and written["seeds"][0]["interrupted"]
+    assert glue.evaluate(folder, "rte", GOLDEN) == written["metrics"]
+    assert not (tmp_path / "out" / "cola").exists()
+
+
+def test_a_signal_after_training_keeps_results_and_ends_the_command(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(glue, "_metrics_of", killed)
+    model.save_pretrained(tmp_path / "lm")
+    command = ["finetune", "--task", "rte", "mnli", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN),
+               "--epochs", "1", "--seeds", "0", "1", "--out_dir", str(tmp_path / "out")]  # fmt: skip
+    assert cli.main(command) == 143
+    out, err = capsys.readouterr()
+    assert "mom: interrupted by SIGTERM; mnli: 2 of 2 seeds trained; seed" in err.splitlines()[-1]
+    assert "\nRTE " in out and "MNLI" not in out, "tasks that were done before are in the table"
+    written = json.loads((tmp_path / "out" / "mnli" / "results.json").read_text())
+    assert written["interrupted"] == "SIGTERM" and len(written["seeds"]) == 2 and written["other"] == {}
+    assert not (tmp_path / "out" / "cola").exists()
+    assert json.loads((tmp_path / "out" / "rte" / "results.json").read_text())["interrupted"] is None
+
+
 def test_a_model_knows_its_task(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     glue.finetune(model, "rte", GOLDEN, out_dir=tmp_path, **QUICK)
     folder = tmp_path / "rte" / "model"
@@ -240,6 +283,38 @@ def test_unusable_rows_are_left_out_only_on_request(model: mom.MoM) -> None:
         assert glue.finetune(model, "cola", data, on_error="skip", **QUICK).train_rows == 2
 
 
+def test_one_iterator_for_two_sets_is_named(model: mom.MoM) -> None:
+    rows = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
+    shared = (row for row in rows)
+    with pytest.raises(DataError, match="data: 'train' and 'dev' are one iterator, which gives its rows once"):
+        glue.finetune(model, "cola", {"train": shared, "dev": shared}, **QUICK)
+    assert next(shared) is rows[0], "nothing was read"
+    apart = {"train": iter(rows), "dev": iter(rows)}
+    assert glue.finetune(model, "cola", apart, **QUICK).train_rows == 2
+    with pytest.raises(DataError, match="CoLA train: no rows; an iterator gives its rows once: was it used before?"):
+        glue.finetune(model, "cola", apart, **QUICK)
+    assert glue.finetune(model, "cola", {"train": rows, "dev": rows}, **QUICK).train_rows == 2
+    shared = iter([{"document": "a", "summary": "b"}])
+    with pytest.raises(DataError, match="data: 'train' and 'validation' are one iterator"):
+        mom.xsum.finetune(model, {"train": shared, "validation": shared}, **QUICK)
+
+
+def test_what_readers_left_out_is_printed(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    shutil.copytree(GOLDEN / "RTE", tmp_path / "data" / "RTE")
+    path = tmp_path / "data" / "RTE" / "train.tsv"
+    path.write_bytes(path.read_bytes() + b"only one column\n")
+    kept = len(read_glue(GOLDEN, "rte"))
+    command = ("finetune", "--task", "rte", "--model", tmp_path / "lm", "--data", tmp_path / "data", "--max_steps", 1,
+               "--out_dir", tmp_path / "out", "--on_error")  # fmt: skip
+    status, _, err = run(capsys, *command, "skip")
+    assert status == 0 and f"{path}: {kept + 1} rows, {kept} kept; left out: 1 columns\n" in err
+    status, _, err = run(capsys, *command, "raise")
+    assert status == 1 and "1 columns" in err and "left out" not in err
+
+
 NLI = [{"premise": "a lamp", "hypothesis": f"a {word}", "label": i} for i, word in enumerate(("lamp", "cat", "box"))]
 
 
@@ -250,12 +325,18 @@ def test_only_sets_under_names_of_their_own_are_answered_beside_mnli(model: mom.
 
     own = {"train": NLI, "dev": NLI, "test": NLI}
     assert others(own) == []
-    result = glue.finetune(model, "mnli", own, out_dir=tmp_path / "out", predict=True, **QUICK)
+    with pytest.warns(UserWarning, match="predict: the data hold no test set") as said:
+        result = glue.finetune(model, "mnli", own, out_dir=tmp_path / "out", predict=True, **QUICK)
+    missing = sorted(str(w.message) for w in said if "predict: " in str(w.message))
+    assert missing == [
+        f"predict: the data hold no test set of {title}, so there will be no {title}.tsv" for title in ("AX", "MNLI-mm")
+    ]
     assert [path.name for path in result.submissions] == ["MNLI-m.tsv"]
     assert others({"train": NLI, "validation_matched": NLI, "validation_mismatched": NLI}) == ["mnli-mm"]
     assert others(GOLDEN / "MNLI") == ["mnli-mm"] and others(GOLDEN) == ["ax", "mnli-mm"]
 
 
+@pytest.mark.filterwarnings("ignore:.*but the official test set")
 def test_mnli_from_the_hubs_files_where_ax_has_no_labels(model: mom.MoM, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
@@ -264,7 +345,7 @@ def test_mnli_from_the_hubs_files_where_ax_has_no_labels(model: mom.MoM, tmp_pat
                        ("mnli/test_matched", hidden), ("ax/test", hidden)):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
-    with pytest.warns(UserWarning, match="but the official test set"):
+    with pytest.warns(UserWarning, match="no test set of MNLI-mm, so there will be no MNLI-mm.tsv"):
         result = glue.finetune(model, "mnli", tmp_path, out_dir=tmp_path / "out", predict=True, **QUICK)
     assert list(result.other_metrics) == ["mnli-mm"]
     assert [path.name for path in result.submissions] == ["MNLI-m.tsv", "AX.tsv"]
@@ -367,6 +448,9 @@ def test_the_command_prints_a_table_over_tasks(
     ]  # fmt: skip
     assert lines[5:] == [f"submission {out_dir / 'submission' / name}" for name in ("CoLA.tsv", "MRPC.tsv")]
     assert "cola seed 1: step 2/2 loss " in err and "examples/s" in err and "but the official test set" in err
+    for name, task_name, split in (("CoLA", "cola", "train"), ("MRPC", "mrpc", "dev"), ("MRPC", "mrpc", "test")):
+        line = read_glue(GOLDEN, task_name, split).report.summary()
+        assert err.count(f"{line}\n") == 1 and line.startswith(f"{GOLDEN / name / split}.tsv: ")
 
     expected = glue.evaluate(out_dir / "mrpc" / "model", "mrpc", GOLDEN)
     evaluate = ("evaluate", "--task", "mrpc", "--model", out_dir / "mrpc" / "model", "--data", GOLDEN)

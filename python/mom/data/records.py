@@ -3,13 +3,15 @@
 A reader goes through *all* rows of a source and books every one of them in a `RecordReport`: kept, or left
 out for a reason that has a name and a count. With ``on_error="raise"`` a source with any error ends in a
 `RecordError` that says how many rows have which error and where the first one is; with ``"skip"`` these rows are left
-out and a warning says the same. Nothing is left out in silence.
+out and a warning says the same. Nothing is left out in silence. What was read goes, as one line, to the logger of this
+module; the command ``mom`` shows it.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import logging
 import re
 import warnings
 import zlib
@@ -24,6 +26,7 @@ from .sources import MAX_LINE_BYTES, MAX_PROBLEMS, not_text
 
 __all__ = ["MissingSplitError", "RecordError", "RecordReport", "check_on_error"]
 
+_LOG = logging.getLogger(__name__)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -83,7 +86,9 @@ class RecordReport:
         return text
 
     def finish(self, on_error: str) -> None:
-        """Raise or warn if rows had errors; raise if no row is left."""
+        """Raise or warn if rows had errors; raise if no row is left. What is kept is logged."""
+        if self.kept and (on_error != "raise" or not self.num_errors):
+            _LOG.info("%s", self.summary())
         if not self.num_errors and self.kept:
             return
         if not self.rows:
@@ -228,6 +233,17 @@ def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterato
             yield where, values
         else:
             report.error("not a record", f"{where}: a {type(values).__name__}, expected a mapping of column to value")
+    if not report.rows and isinstance(source, Iterator):
+        raise RecordError(f"{name}: no rows; an iterator gives its rows once: was it used before?", report)
+
+
+def check_iterators(splits: Any) -> None:
+    """Raise if a mapping of splits has one iterator for two of them: the second would get no rows."""
+    seen: dict[int, Any] = {}
+    for name, rows in splits.items() if isinstance(splits, Mapping) else ():
+        if isinstance(rows, Iterator) and seen.setdefault(id(rows), name) != name:
+            both = f"{seen[id(rows)]!r} and {name!r}"
+            raise DataError(f"data: {both} are one iterator, which gives its rows once; use a list")
 
 
 def text_of(values: Mapping[str, Any], column: str, where: str, report: RecordReport) -> str | None:

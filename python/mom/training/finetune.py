@@ -8,6 +8,7 @@ import numbers
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from ..errors import ConfigError, DataError, TrainingError
 from ..model import ModelOutput, MoM, MoMForSequenceClassification
 from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
+from .signals import StopSignals, stop_signals
 
 __all__ = [
     "FinetuneConfig", "FinetuneInterrupted", "LoopResult", "classifier_from", "classify", "copy_of", "finite_logits",
@@ -63,12 +65,16 @@ class FinetuneConfig:
         Probability of all three dropouts; None: as the model has them.
     max_length : int or None
         Tokens per example; longer ones are cut. None: the model's ``n_positions``.
+    evals_per_epoch : int
+        Evaluations on the dev set per epoch, at even distances, the last one at its end.
     eval_every : int or None
-        Steps between evaluations on the dev set; None: once per epoch.
+        Steps between evaluations instead, counted through all epochs. The last step is evaluated in any case.
     patience : int
-        Evaluations in a row without a better dev score after which training stops; 0: never.
+        Evaluations in a row without a better dev score after which training stops; 0: never. The defaults stop
+        after one and a half epochs in vain.
     train : {"all", "routers", "head"}
-        What is trained: everything; the routers (and a classifier's head); a classifier's head only.
+        What is trained: everything; the routers (and a classifier's head); a classifier's head only. No other
+        gradients are computed, and nothing is kept for them.
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
 
@@ -92,6 +98,7 @@ class FinetuneConfig:
     clip: float = 1.0
     dropout: float | None = None
     max_length: int | None = None
+    evals_per_epoch: int = 2
     eval_every: int | None = None
     patience: int = 3
     train: str = "all"
@@ -109,7 +116,7 @@ class FinetuneConfig:
             plain = {"int": int, "float": float, "str": str, "bool": bool}[base]  # searches over arrays give NumPy's
             object.__setattr__(self, entry.name, plain(value))
         for name, least in (("epochs", 1), ("max_steps", 1), ("batch_size", 1), ("accumulation", 1),
-                            ("eval_every", 1), ("patience", 0), ("max_length", 4)):  # fmt: skip
+                            ("evals_per_epoch", 1), ("eval_every", 1), ("patience", 0), ("max_length", 4)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: {value} is less than {least}")
@@ -136,6 +143,14 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
         return dataclasses.asdict(self)
+
+    def is_evaluated(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether the dev set is looked at after that many steps (1, 2, ...), apart from the last step of all."""
+        if self.eval_every is not None:
+            return step % self.eval_every == 0
+        done = (step - 1) % steps_per_epoch + 1  # of this epoch
+        # A part ends at the first step that reaches its share of the epoch.
+        return done * self.evals_per_epoch // steps_per_epoch > (done - 1) * self.evals_per_epoch // steps_per_epoch
 
     @property
     def examples_per_step(self) -> int:
@@ -174,7 +189,7 @@ class LoopResult:
     history : list of (int, float)
         Step and score of every evaluation.
     interrupted : bool
-        Whether Ctrl-C ended the run.
+        Whether SIGTERM or Ctrl-C ended the run.
     """
 
     steps: int
@@ -190,7 +205,7 @@ class LoopResult:
 
 
 class FinetuneInterrupted(KeyboardInterrupt):
-    """Ctrl-C during fine-tuning.
+    """SIGTERM or Ctrl-C during fine-tuning.
 
     The model has the weights of the best evaluation so far; before the first one, those of the last step.
 
@@ -198,11 +213,13 @@ class FinetuneInterrupted(KeyboardInterrupt):
     ----------
     loop : LoopResult
         How far it came.
+    signal : str
+        Name of the signal.
     """
 
-    def __init__(self, message: str, loop: LoopResult) -> None:
+    def __init__(self, message: str, loop: LoopResult, signal: str = "SIGINT") -> None:
         super().__init__(message)
-        self.loop = loop
+        self.loop, self.signal = loop, signal
 
 
 def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
@@ -345,6 +362,7 @@ def run_loop(
     label: str = "finetune",
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
+    signals: StopSignals | None = None,
 ) -> LoopResult:
     """Train `model` in place and leave it with the weights of the best evaluation.
 
@@ -369,21 +387,21 @@ def run_loop(
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
         Receive a record per step and per evaluation.
+    signals : StopSignals, optional
+        Of a caller that has more to do than this loop and collects signals itself.
 
     Raises
     ------
     FinetuneInterrupted
-        On Ctrl-C.
+        On SIGTERM and Ctrl-C, when the step is done; an evaluation is broken off.
     TrainingError
         If several steps in a row are not finite.
     """
     chosen = trainable(model, config.train)
     total = config.epochs * steps_per_epoch
     total = total if config.max_steps is None else min(total, config.max_steps)
-    eval_every = config.eval_every or steps_per_epoch
     factor = _schedule(config, total)
     rng = np.random.default_rng([seed, 0x6D6F6D])
-    optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
     names = [name for name, selected in zip(model.parameters, chosen, strict=True) if selected]
     best: dict[str, npt.NDArray[np.float32]] | None = None
     best_step, best_score = 0, -math.inf
@@ -400,7 +418,7 @@ def run_loop(
     def evaluated() -> None:
         nonlocal best, best_step, best_score, since_best
         assert evaluate is not None
-        with model.evaluating():
+        with model.evaluating(), received.at_once():
             score = float(evaluate())
         history.append((step, score))
         record("eval", score=score)
@@ -425,42 +443,52 @@ def run_loop(
         )  # fmt: skip
 
     was_training, was_checkpointing = model.training, model.activation_checkpointing
-    model.train()
-    model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
     stopped = False
-    model.zero_grad()
-    try:
-        while step < total and not stopped:
-            for items in batches(rng):
-                started = time.perf_counter()
-                optimizer.lr = config.lr * factor(step)
-                if model._core.used.any():  # the step before was skipped, or a callback has run a backward pass
-                    model.zero_grad()
-                loss, count, problem = _one_step(model, optimizer, items, forward, terms, chosen, config.clip)
-                seconds += time.perf_counter() - started
-                examples += count
-                step += 1
-                if problem is None:
-                    bad = 0
-                    losses.append(loss)
-                    record("train", loss=loss, lr=optimizer.lr)
-                else:
-                    skipped, bad = skipped + 1, bad + 1
-                    record("skip", reason=problem)
-                    if bad >= _MAX_BAD_STEPS:
-                        raise TrainingError(f"{label}: {bad} steps in a row were not finite (the last: {problem})")
-                if evaluate is not None and (step % eval_every == 0 or step == total):
-                    evaluated()
-                    stopped = bool(config.patience) and since_best >= config.patience
-                if stopped or step == total:
-                    break
-        return result()
-    except KeyboardInterrupt:
-        done = result(interrupted=True)
-        kept = "before any evaluation" if best is None else f"best score {best_score:.4f} at step {best_step}"
-        raise FinetuneInterrupted(f"{label}: step {step}/{total}, {kept}", done) from None
-    finally:
-        model.training, model.activation_checkpointing = was_training, was_checkpointing
+    with ExitStack() as stack:
+        received = stack.enter_context(stop_signals()) if signals is None else signals
+        try:
+            model.train()
+            model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
+            model.zero_grad()
+            model._core.set_trained(chosen)
+            optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
+            while step < total and not stopped:
+                for items in batches(rng):
+                    started = time.perf_counter()
+                    optimizer.lr = config.lr * factor(step)
+                    if model._core.used.any():  # the step before was skipped, or a callback has run a backward pass
+                        model.zero_grad()
+                    loss, count, problem = _one_step(model, optimizer, items, forward, terms, chosen, config.clip)
+                    seconds += time.perf_counter() - started
+                    examples += count
+                    step += 1
+                    if problem is None:
+                        bad = 0
+                        losses.append(loss)
+                        record("train", loss=loss, lr=optimizer.lr)
+                    else:
+                        skipped, bad = skipped + 1, bad + 1
+                        record("skip", reason=problem)
+                        if bad >= _MAX_BAD_STEPS:
+                            raise TrainingError(f"{label}: {bad} steps in a row were not finite (the last: {problem})")
+                    if received:
+                        raise KeyboardInterrupt
+                    if evaluate is not None and (config.is_evaluated(step, steps_per_epoch) or step == total):
+                        evaluated()
+                        stopped = bool(config.patience) and since_best >= config.patience
+                    if stopped or step == total:
+                        break
+            return result()
+        except KeyboardInterrupt:
+            done = result(interrupted=True)
+            kept = "before any evaluation" if best is None else f"best score {best_score:.4f} at step {best_step}"
+            name = received[0] if received else "SIGINT"
+            raise FinetuneInterrupted(f"{label}: step {step}/{total}, {kept}", done, name) from None
+        finally:
+            model.training, model.activation_checkpointing = was_training, was_checkpointing
+            model._core.set_trained(np.ones_like(chosen))
+            if not chosen.all():
+                model.zero_grad()  # what others got on the way
 
 
 def _one_step(
@@ -527,7 +555,7 @@ def fit_classifier(
     evaluate : callable, optional
         Score on the dev set.
     **display
-        ``label``, ``progress`` and ``callbacks`` of `run_loop`.
+        ``label``, ``progress``, ``callbacks`` and ``signals`` of `run_loop`.
     """
 
     lengths = [len(row) for row in rows]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import resource
-import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..model import MoM
 from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback, JsonLines, Progress, TensorBoard, closing
 from .config import TrainingConfig
+from .signals import stop_signals
 from .state import PREFIX, load_state, save_state
 
 __all__ = ["TrainingResult", "evaluate_loss", "train"]
@@ -94,30 +94,6 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
             total += out.lm_loss * out.num_labelled
             count += out.num_labelled
     return total / count
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """Collects SIGTERM and SIGINT instead of dying, in the main thread; a second signal acts as usual."""
-    received: list[str] = []
-    previous: dict[int, Any] = {}
-
-    def handler(number: int, _frame: Any) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, previous[number])
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # A signal that is ignored (as in a background job) stays ignored; None is a handler not set by Python.
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        pass
-    try:
-        yield received
-    finally:
-        for changed, old in previous.items():
-            signal.signal(changed, old)
 
 
 def _schedule(config: TrainingConfig) -> Any:
@@ -239,7 +215,7 @@ def train(
         model.train()
         model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
         try:
-            with _stop_signals() as signals:
+            with stop_signals() as signals:
                 return run.loop(signals)
         finally:
             model.training, model.activation_checkpointing = was_training, was_checkpointing
