@@ -90,8 +90,8 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
-/* c block (m, n) from a (m, depth items) and packed b (depth items, n); `after` is read after that. While the panels of a
- * pass, each fetches its part of b's next panel. */
+/* c block (m, n) from a (m, depth items) and packed b (depth items, n); `after` is read after that. Each panel of a
+ * fetches its part of b's next panel. */
 static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
                          const item *b, float *c, size_t ldc, int accumulate, const item *after) {
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
@@ -285,9 +285,9 @@ static void run_block(void *context, size_t task, int thread) {
         const int accumulate = g->accumulate || p0 > 0;
         if (t->b) {
             const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
-            const size_t left = smaller(depth, g->k - p0 - kc);
-            const item *after = left ? t->b + items_of(g->precision, p0 + kc) * t->b_columns + t->b_first * items_of(g->precision, left) : b;
-            macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, after);
+            const size_t left = smaller(depth, g->k - p0 - kc), last = p0 + kc;
+            const item *next = t->b + items_of(g->precision, last) * t->b_columns + t->b_first * items_of(g->precision, left);
+            macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, left ? next : b);
             continue;
         }
         item *panel = run->panel + (size_t)thread * run->panel_size;
@@ -330,9 +330,6 @@ typedef struct {
     size_t rows, columns; /* upper bounds of a task's block */
 } task_shape;
 
-#ifndef MOST_COLUMNS
-#define MOST_COLUMNS 100000
-#endif
 #define LEAST_ROW_PANELS 8
 #define TASKS_PER_THREAD 8
 
@@ -356,10 +353,11 @@ static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
     return g->k && g->m && g->n > begin ? smaller(slab, g->n - begin) : 0;
 }
 
-/* Blocks of mc rows x the whole slab, cut until there are enough for the threads. The shape has no effect on the bits. */
+/* Blocks of mc rows, of c no more than stays in the second cache from one block of k to the next, cut until there are
+ * enough for the threads. The shape has no effect on the bits. */
 static task_shape choose_shape(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab) {
     const mom_kernels *k = x->k;
-    task_shape shape = {k->mc, smaller(MOST_COLUMNS, round_up(slab, k->nr))};
+    task_shape shape = {k->mc, smaller(MOM_FINISH_COLUMNS, round_up(slab, k->nr))};
     const size_t wanted = x->threads > 1 ? TASKS_PER_THREAD * (size_t)x->threads : 1;
     for (;;) {
         size_t tasks = 0;

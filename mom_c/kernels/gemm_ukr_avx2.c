@@ -40,13 +40,28 @@
     STORE(4);                                                                          \
     STORE(5);
 
+/* As with AVX-512 (gemm_ukr_12x32.inc), every 8 steps a row of c and some of what comes next is fetched. */
+#define FETCH(line) _mm_prefetch((const char *)(line), _MM_HINT_T0);
+
 void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                             const void *next) {
-    (void)next;
+    const char *line = next;
+    const float *row = c, *const last = c + 6 * ldc;
     ZERO
-    for (size_t p = 0; p < kc; p++, a += 6, b += 16) {
-        const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
-        ROWS
+    for (size_t left = kc; left;) {
+        const size_t steps = left < 8 ? left : 8;
+        left -= steps;
+        FETCH(line)
+        FETCH(line + 64)
+        line += 128;
+        if (row < last) {
+            FETCH(row)
+            row += ldc;
+        }
+        for (size_t p = 0; p < steps; p++, a += 6, b += 16) {
+            const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
+            ROWS
+        }
     }
     FINISH
 }
