@@ -324,10 +324,10 @@ class Comparison:
             )
         return worst
 
-    def new_model(self) -> Any:
+    def new_model(self, dtype: str = "float32") -> Any:
         """The C model with the parameters and random state of the case."""
         kind = mom.MoM if self.config.num_labels is None else mom.MoMForSequenceClassification
-        model = kind(self.config, seed=self.case.seed)
+        model = kind(self.config, seed=self.case.seed, dtype=dtype)
         model.load_state(self.values)
         model.random_state = (self.case.seed, 0)
         if self.case.training:
