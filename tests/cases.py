@@ -151,6 +151,12 @@ CASES: dict[str, list[Case]] = {
         ("odd", {"N": 1300, "V": 37, "C": 9}, {"labelled": 1.0}),
         ("realistic", {"N": 300, "V": 2000, "C": 64}),
         ("realistic", {"N": 300, "V": 2000, "C": 64}, {"precision": "bfloat16"}),
+        # Several slices of wte; several chunks of rows as well.
+        *(
+            ("realistic", sizes, {"precision": precision, "labelled": 1.0})
+            for sizes in ({"N": 20, "V": 3100, "C": 1400}, {"N": 50, "V": 175000, "C": 12})
+            for precision in ("float32", "bfloat16")
+        ),
     ),
     "label_loss": _cases(
         "label_loss",

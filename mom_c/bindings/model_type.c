@@ -298,13 +298,18 @@ static PyObject *network_backward(mom_network *self, PyObject *args) {
 }
 
 static PyObject *network_plan(mom_network *self, PyObject *args) {
-    Py_ssize_t B, T;
+    Py_ssize_t B, T, N;
     mom_memory_key key = {0};
-    if (!PyArg_ParseTuple(args, "nnppp:plan", &B, &T, &key.keep, &key.checkpoint, &key.training))
+    if (!PyArg_ParseTuple(args, "nnnppp:plan", &B, &T, &N, &key.keep, &key.checkpoint, &key.training))
         return NULL;
     if (B < 1 || T < 1 || B > INT32_MAX / T) {
         PyErr_Format(PyExc_ValueError, "batch, length: %zd sequences of %zd tokens, expected 1 to %d tokens in all", B, T,
                      INT32_MAX);
+        return NULL;
+    }
+    if (N < T + B - 1 || N > B * T) {
+        PyErr_Format(PyExc_ValueError, "tokens: %zd in %zd sequences, the longest of %zd, expected %zd to %zd", N, B, T,
+                     T + B - 1, B * T);
         return NULL;
     }
     if (mom_network_enter(self) < 0)
@@ -312,6 +317,7 @@ static PyObject *network_plan(mom_network *self, PyObject *args) {
     const mom_exec exec = mom_current_exec(NULL);
     key.B = (size_t)B;
     key.T = (size_t)T;
+    key.N = (size_t)N;
     key.labels = 1;
     key.threads = exec.threads;
     key.k = exec.k;
@@ -622,6 +628,13 @@ static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) 
     return Py_BuildValue("(nnni)", (Py_ssize_t)region->capacity, (Py_ssize_t)region->peak, (Py_ssize_t)beside, region->full);
 }
 
+/* (activations, packed, workspace): bytes of the arena in use at its fullest moment so far */
+static PyObject *network_get_arena_parts(mom_network *self, void *Py_UNUSED(closure)) {
+    const mom_region *region = &self->gpt.region;
+    return Py_BuildValue("(nnn)", (Py_ssize_t)region->at_peak[0], (Py_ssize_t)region->noted_at_peak,
+                         (Py_ssize_t)(region->at_peak[1] - region->noted_at_peak));
+}
+
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
      "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
@@ -629,7 +642,7 @@ static PyMethodDef network_methods[] = {
     {"backward", (PyCFunction)network_backward, METH_VARARGS,
      "backward($self, lm_scale, balance_scale, /)\n--\n\nAdd to the gradients."},
     {"plan", (PyCFunction)network_plan, METH_VARARGS,
-     "plan($self, batch, length, keep, checkpoint, training, /)\n--\n\nBytes of a labelled forward pass, by kind."},
+     "plan($self, batch, length, tokens, keep, checkpoint, training, /)\n--\n\nBytes of a labelled forward pass, by kind."},
     {"zero_grad", (PyCFunction)network_zero_grad, METH_NOARGS, "zero_grad($self, /)\n--\n\nZero all gradients."},
     {"randomize", (PyCFunction)network_randomize, METH_O, "randomize($self, seed, /)\n--\n\nFresh parameters."},
     {"logits", (PyCFunction)network_logits, METH_O,
@@ -653,6 +666,7 @@ static PyGetSetDef network_getset[] = {
     {"memory_limit", (getter)network_get_memory_limit, (setter)network_set_memory_limit,
      "Largest plan of a forward pass in bytes; 0: any", NULL},
     {"arena", (getter)network_get_arena, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
+    {"arena_parts", (getter)network_get_arena_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

@@ -208,6 +208,45 @@ static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error
     return MOM_OK;
 }
 
+typedef struct {
+    mom_gpt *gpt;
+    const int32_t *labels; /* (N) or NULL */
+} padding_job;
+
+static int is_finite(const float *row, size_t n) {
+    uint32_t any = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, row + i, sizeof bits);
+        any |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !any;
+}
+
+/* One sequence. */
+static void clear_padding_task(void *context, size_t b, int thread) {
+    const padding_job *job = context;
+    const mom_gpt *gpt = job->gpt;
+    const size_t C = gpt->config.C, begin = (size_t)gpt->offsets[b], end = (size_t)gpt->offsets[b + 1];
+    (void)thread;
+    for (size_t i = begin; i < end; i++) {
+        const int scored = job->labels && i + 1 < end && job->labels[i + 1] != MOM_IGNORED_LABEL;
+        if (!gpt->mask[i] && (scored || (gpt->needed && !gpt->needed[i])))
+            return;
+    }
+    for (size_t i = begin; i < end; i++)
+        if (!gpt->mask[i] && !is_finite(gpt->embedded + i * C, C))
+            memset(gpt->embedded + i * C, 0, C * sizeof(float));
+}
+
+/* Padding whose embedding is no number counts as zeros. No real token sees it, and its gradient is zero unless padding of
+ * its sequence is scored; but backward multiplies that gradient with what forward kept of the token. */
+static void clear_padding(mom_gpt *gpt, const mom_batch *batch) {
+    padding_job job = {gpt, batch->labels};
+    if (gpt->mask)
+        mom_parallel_for(gpt->run.exec->threads, gpt->run.B, clear_padding_task, &job);
+}
+
 static mom_status pack_place(mom_gpt *gpt, mom_place *place, size_t rounds, int transposed) {
     const size_t before = gpt->workspace.live;
     MOM_TRY(mom_pool_pack(&gpt->run, &place->attn, rounds, transposed));
@@ -400,6 +439,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
     MOM_ARENA_NEW(gpt->embedded, &gpt->saved, N * C, err);
     mom_embedding_forward(x, gpt->embedded, gpt->tokens, gpt->positions, mom_param_value(p, p->wte),
                           mom_param_value(p, p->wpe), mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
+    clear_padding(gpt, batch);
 
     /* pass 2: anchor layers and blocks */
     MOM_TRY(forward_places(gpt, err));
@@ -747,13 +787,29 @@ static mom_status shadow_init(mom_gpt *shadow, const mom_gpt *gpt, mom_arena *ar
     return MOM_OK;
 }
 
-static mom_status rehearse(mom_gpt *shadow, const mom_memory_key *key, mom_error *err) {
+/* Sequences of a batch of this kind: one of the greatest length, the others as even as can be. */
+static mom_status typical_lengths(int32_t **out, const mom_memory_key *key, mom_arena *arena, mom_error *err) {
+    *out = NULL;
+    if (key->N == key->B * key->T)
+        return MOM_OK;
+    MOM_ARENA_NEW(*out, arena, key->B, err);
+    (*out)[0] = (int32_t)key->T;
+    for (size_t b = 1; b < key->B; b++) {
+        size_t begin, end;
+        mom_range(key->N - key->T, key->B - 1, b - 1, &begin, &end);
+        (*out)[b] = (int32_t)(end - begin);
+    }
+    return MOM_OK;
+}
+
+static mom_status rehearse(mom_gpt *shadow, const mom_memory_key *key, const int32_t *lengths, mom_error *err) {
     static const int32_t nothing;
     static const float no_value;
     const mom_exec exec = {key->k, key->threads, &shadow->workspace, shadow->config.dtype};
     const int classifier = shadow->config.num_labels > 0;
-    const mom_batch batch = {.B = key->B, .T = key->T, .keep = key->keep, .checkpoint = key->checkpoint,
-                             .training = key->training, .labels = key->labels && !classifier ? &nothing : NULL,
+    const mom_batch batch = {.B = key->B, .T = key->T, .lengths = lengths, .keep = key->keep,
+                             .checkpoint = key->checkpoint, .training = key->training,
+                             .labels = key->labels && !classifier ? &nothing : NULL,
                              .values = key->labels && classifier ? &no_value : NULL, .label_loss = MOM_LOSS_MSE};
     MOM_TRY(begin(shadow, &exec, &batch, err));
     const mom_arena_mark mark = mom_arena_get_mark(&shadow->workspace);
@@ -791,10 +847,13 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     mom_region region = {0};
     mom_arena tables;
     mom_arena_init(&tables, "memory plan");
+    int32_t *lengths = NULL;
     mom_status status = shadow_init(&shadow, gpt, &tables, &region, err);
+    if (status == MOM_OK)
+        status = typical_lengths(&lengths, key, &tables, err);
     if (status == MOM_OK) {
         mom_rehearse(1);
-        status = rehearse(&shadow, key, err);
+        status = rehearse(&shadow, key, lengths, err);
         mom_rehearse(0);
         mom_arena_free(&shadow.saved);
         mom_arena_free(&shadow.workspace);
@@ -819,18 +878,17 @@ static int keeps_gradients(const mom_memory_plan *plan) {
 }
 
 static int covers(const mom_memory_key *have, const mom_memory_key *want) {
-    return have->B >= want->B && have->T >= want->T && have->labels >= want->labels && have->training >= want->training &&
-           have->checkpoint == want->checkpoint && have->threads == want->threads && have->k == want->k;
+    const size_t have_scored = have->N - have->B, scored = want->N - want->B;
+    return have->B >= want->B && have->T >= want->T && have->N >= want->N && have_scored >= scored &&
+           have->labels >= want->labels && have->training >= want->training && have->checkpoint == want->checkpoint && have->threads == want->threads && have->k == want->k;
 }
 
 /* Makes the arena large enough for a call and the backward pass that may follow; nothing has changed if it would be too
  * large. */
 static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
-    /* Packed rows need what as many tokens in sequences of the longest length need. */
-    const size_t B = (count_tokens(batch) + batch->T - 1) / batch->T;
-    const mom_memory_key key = {.B = B, .T = batch->T, .labels = batch->labels || batch->classes || batch->values,
-                                .keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint,
-                                .training = batch->training, .threads = exec->threads, .k = exec->k};
+    const mom_memory_key key = {.B = batch->B, .T = batch->T, .N = count_tokens(batch),
+                                .labels = batch->labels || batch->classes || batch->values, .keep = batch->keep,
+                                .checkpoint = batch->keep && batch->checkpoint, .training = batch->training, .threads = exec->threads, .k = exec->k};
     mom_memory_key *planned = &gpt->planned[batch->keep];
     if (gpt->region.data && !gpt->region.full && covers(planned, &key))
         return MOM_OK;

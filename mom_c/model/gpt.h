@@ -68,7 +68,7 @@ typedef struct {
 
 /* What a plan depends on. */
 typedef struct {
-    size_t B, T;
+    size_t B, T, N; /* N tokens in all, B * T unless the sequences differ in length; T is the longest's */
     int labels, keep, checkpoint, training, threads;
     const mom_kernels *k;
 } mom_memory_key;

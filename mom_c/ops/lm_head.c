@@ -4,7 +4,10 @@
  *         by exp(logit - its own maximum), and maximum and sum are kept; when the row is complete, one factor per block
  *         turns it into probabilities. So every logit is computed once and put through exp once, and backward never sees
  *         the head again: it scales what is here.
- * COST    6 n V C FLOP; a tile of TILE numbers at most (but at least LEAST_ROWS rows).
+ * COST    6 n V C FLOP; a tile of TILE numbers at most (but at least LEAST_ROWS rows), so the logits of a batch of up to
+ *         MOST_ROWS labels may exist at once, in 32 MB at most. Each chunk packs wte twice and goes over dwte once: with
+ *         half the tile the head takes 3 % longer in float32 (preset mini) and 6 to 11 % in bfloat16 (mini, base), 1 to 2 %
+ *         of a step; with a quarter of it 15 and 25 to 36 %.
  * BITS    blocks of columns, slices and chunks of rows depend on V, C and the type only; they are added in order.
  */
 #include <math.h>

@@ -20,7 +20,9 @@ class MemoryPlan:
     Attributes
     ----------
     batch, length : int
-        Sequences and tokens per sequence.
+        Sequences and tokens per sequence, of packed rows the most.
+    tokens : int
+        In all.
     training : bool
         A training step, or a forward pass alone.
     activation_checkpointing : bool
@@ -29,13 +31,15 @@ class MemoryPlan:
     activations : int
         What backward needs, with every module in use; without training what the pass itself holds.
     packed : int
-        Weights packed for several rounds.
+        Weights packed for several rounds. They come and go with their block, so this is 0 when the fullest moment is
+        another one: in training mostly the head's.
     workspace : int
         Temporaries.
     """
 
     batch: int
     length: int
+    tokens: int
     training: bool
     activation_checkpointing: bool
     parameters: int
@@ -64,7 +68,10 @@ class MemoryPlan:
         kind = "training" if self.training else "forward pass"
         if self.activation_checkpointing:
             kind += ", activation checkpointing"
-        lines = [f"{kind}, {self.batch} x {self.length} tokens"]
+        shape = f"{self.batch} x {self.length} tokens"
+        if self.tokens != self.batch * self.length:
+            shape = f"{self.tokens} tokens in {self.batch} sequences of up to {self.length}"
+        lines = [f"{kind}, {shape}"]
         return "\n".join(lines + [f"  {name:12}{1e-6 * size:12,.1f} MB" for name, size in self.rows()])
 
 

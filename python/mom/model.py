@@ -383,7 +383,13 @@ class _Network:
         self._core.memory_limit = limit
 
     def memory_plan(
-        self, batch: int, length: int, *, training: bool = True, activation_checkpointing: bool | None = None
+        self,
+        batch: int,
+        length: int,
+        *,
+        tokens: int | None = None,
+        training: bool = True,
+        activation_checkpointing: bool | None = None,
     ) -> MemoryPlan:
         """How many bytes batches of this shape need, worked out by the code that allocates them; nothing is computed.
 
@@ -391,6 +397,8 @@ class _Network:
         ----------
         batch, length : int
             Sequences and tokens per sequence; all of them labelled, with a mask.
+        tokens : int, optional
+            Of packed rows, the sum of their lengths, of which `length` is the greatest.
         training : bool
             A training step with AdamW; otherwise a forward pass that keeps nothing.
         activation_checkpointing : bool, optional
@@ -409,7 +417,8 @@ class _Network:
         >>> plan.parameters <= plan.total
         True
         """
-        for name, value in (("batch", batch), ("length", length)):
+        counts = {"batch": batch, "length": length} | ({} if tokens is None else {"tokens": tokens})
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
             if value < 1:
@@ -418,14 +427,20 @@ class _Network:
             raise ValueError(f"length: {length}, n_positions is {self.config.n_positions}")
         if batch * length >= 2**31:
             raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
+        tokens = int(batch) * int(length) if tokens is None else int(tokens)
+        if not length + batch - 1 <= tokens <= batch * length:
+            raise ValueError(
+                f"tokens: {tokens}, expected {length + batch - 1} to {batch * length} "
+                f"in {batch} sequences, the longest of {length}"
+            )
         checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
         checkpoint = bool(checkpoint and training)
         try:
-            sizes = self._core.plan(int(batch), int(length), training, checkpoint, training)
+            sizes = self._core.plan(int(batch), int(length), tokens, training, checkpoint, training)
         except ValueError as error:  # sizes are all that can be wrong
             raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
         sizes["moments"] = 2 * sizes["parameters"] if training else 0
-        return MemoryPlan(int(batch), int(length), training, checkpoint, **sizes)
+        return MemoryPlan(int(batch), int(length), tokens, training, checkpoint, **sizes)
 
     # ------------------------------------------------------------------ modes and random numbers
     def train(self) -> None:
@@ -772,7 +787,8 @@ class MoM(_Network):
             Position t is scored against label t + 1 of the same sequence; -100 is ignored. Usually the tokens
             themselves.
         attention_mask : array of 0/1, shape (B, T), optional
-            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore it.
+            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore it. A
+            hidden token may have an embedding that is no number, unless hidden tokens of its row are scored.
         return_logits, return_routes : bool
             Also return logits (B, T, V) or (N, V), or how the tokens were routed.
         lengths : array of int, shape (B,), optional

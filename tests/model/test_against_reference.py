@@ -252,8 +252,7 @@ def test_fixed_case(name: str, kernel_level: str) -> None:
     Comparison(FIXED[name]).check()
 
 
-@pytest.mark.parametrize("lengths", [(), (1, 2, 1)])
-def test_one_token_per_module(lengths: tuple[int, ...], kernel_level: str) -> None:
+def one_token_per_module(lengths: tuple[int, ...] = ()) -> Comparison:
     fields = {"num_attn": 4, "num_ffn": 4, "routing_top_k": 1, "router_type": "naive-softmax", "depth_per_chunk": 1}
     comparison = Comparison(Case(fields, batch=1, steps=4, lengths=lengths))
     for name, value in comparison.values.items():  # token t has a large channel t, and module t is chosen by that
@@ -267,7 +266,12 @@ def test_one_token_per_module(lengths: tuple[int, ...], kernel_level: str) -> No
     comparison.expected = comparison._run_twin(comparison.values)
     for half in ("attn", "ffn"):
         assert np.array_equal(comparison.expected.outputs[0].routes[half][0][0].index.ravel(), tokens)
-    comparison.check()
+    return comparison
+
+
+@pytest.mark.parametrize("lengths", [(), (1, 2, 1)])
+def test_one_token_per_module(lengths: tuple[int, ...], kernel_level: str) -> None:
+    one_token_per_module(lengths).check()
 
 
 SEED = int(os.environ.get("MOM_TEST_SEED", "20240709"))

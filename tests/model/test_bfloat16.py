@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from twin import force_routes
+from test_against_reference import ALL, FIXED, one_token_per_module
+from twin import Comparison, force_routes, norm, relative_error
 
 import mom
 
@@ -78,6 +81,46 @@ def test_same_bits_for_any_number_of_threads(kernel_level: str, changes: dict[st
         again, others = gradients("bfloat16", threads, **changes)  # type: ignore[arg-type]
         assert again == loss
         assert all(first[name].tobytes() == others[name].tobytes() for name in first)
+
+
+EDGES = [
+    name
+    for name in FIXED
+    if name.startswith(("one token", "packed, one", "packed, single tokens", "packed, lengths", "packed, everything",
+                        "heads of", "vocabulary of", "everything skipped", "no choice kept"))
+    or "to one module" in name or "always SKIP" in name
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*EDGES, "one token per module", "one token per module, packed"])
+def test_edges_against_the_twin(name: str, kernel_level: str) -> None:
+    """Sizes around tiles, modules without tokens, tokens without modules: float64's results to bfloat16's rounding."""
+    mom.set_num_threads(1)
+    if name.startswith("one token per module"):
+        comparison = one_token_per_module((1, 2, 1) if "packed" in name else ())
+    else:
+        case = FIXED[name]
+        kept = case.fields.get("routing_top_k", 2) if case.forced or name == "no choice kept" else ALL
+        comparison = Comparison(dataclasses.replace(case, fields={**case.fields, "routing_top_k": kept}))
+    model = comparison.new_model("bfloat16")
+    (call,), (want,) = comparison.batches, comparison.expected.outputs
+    out = model(**call, return_logits=True, return_routes=True)
+    for half, places in want.routes.items():
+        for entries, rounds in zip(out.routes[half], places.values(), strict=True):
+            for have, route in zip(entries, rounds, strict=True):
+                assert np.array_equal(np.sort(have["index"], -1), np.sort(route.index, -1))
+    assert relative_error(out.logits, want.logits) < 0.02
+    assert want.lm_loss is not None and out.lm_loss is not None
+    assert np.isnan(out.lm_loss) == np.isnan(want.lm_loss)
+    assert not abs(out.lm_loss - want.lm_loss) > 0.01 * max(1.0, want.lm_loss)  # NaN where nothing is labelled
+    model.backward()
+    unused = comparison.expected.unused
+    assert {key for key, has in model.has_gradient.items() if not has} == unused
+    assert not any(model.gradients[key].any() for key in unused)
+    total = comparison.expected.total
+    flat = np.concatenate([total[key].ravel() for key in total])
+    difference = np.concatenate([(model.gradients[key] - total[key]).ravel() for key in total])
+    assert np.isfinite(difference).all() and norm(difference) <= 0.04 * norm(flat)
 
 
 def test_a_batch_is_learnt_and_the_dtype_survives_the_recipe() -> None:

@@ -102,6 +102,61 @@ def test_plan_holds_little_more_than_is_used(name: str, checkpointing: bool) -> 
     assert 0 <= size - most <= size / 256 + 2**16 + 4096
 
 
+WIDE = BASE.replace(n_embd=64, router_dim=32, routing_all_possible_path=True)
+
+
+@pytest.mark.parametrize("lengths", [(), (30, 1, 1, 17, 16, 9), (2, 3, 1, 19)], ids=str)
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("config", "packed"),
+    [(WIDE, False), (WIDE.replace(vocab_size=3000), False), (WIDE.replace(vocab_size=3, chunks=1, n_inner=900), True),
+     (BASE.replace(chunks=0, n_layer=3), False)],
+    ids=["wide", "large head", "large modules", "plain"],
+)  # fmt: skip
+def test_parts_of_a_plan_are_those_of_the_fullest_moment(
+    config: mom.MoMConfig, packed: bool, keep: bool, lengths: tuple[int, ...]
+) -> None:
+    # Nothing of these depends on routes, so that the arena's parts are known, but for its list of attention's tasks.
+    model = new_model(config)
+    model.training = keep
+    count = sum(lengths) or 155
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, count)
+    if lengths:
+        plan = model.memory_plan(len(lengths), max(lengths), tokens=count, training=keep)
+        model(tokens, labels=tokens, lengths=lengths, keep=keep)
+    else:
+        plan = model.memory_plan(*SHAPE, training=keep)
+        model(tokens.reshape(SHAPE), labels=tokens.reshape(SHAPE), attention_mask=np.ones(SHAPE), keep=keep)
+    if keep:
+        model.backward()
+    size, most, beside, full = model._core.arena
+    assert (size, beside, full) == (plan.arena, 0, 0)
+    activations, held, workspace = model._core.arena_parts
+    assert activations + held + workspace == most
+    room = size / 256 + 2**16 + 4096
+    assert held == plan.packed and 0 <= plan.activations - activations <= 4096
+    assert 0 <= plan.workspace - workspace <= room
+    # The modules outweigh few tokens' activations; of more tokens the last round, packed for no other, needs the most.
+    if packed:
+        assert plan.packed == 0 if keep and count > 100 else plan.packed > 4 * 0.4 * model.num_parameters
+
+
+def test_packed_rows_of_many_shapes_fit_their_plans() -> None:
+    rng = np.random.default_rng(5)
+    for config in (BASE, BASE.replace(num_labels=3), BASE.replace(chunks=0, n_layer=2)):
+        used = new_model(config)
+        for _ in range(12):
+            lengths = rng.integers(1, rng.integers(2, 33), rng.integers(1, 60))
+            tokens = rng.integers(0, 50, lengths.sum())
+            plan = used.memory_plan(len(lengths), int(lengths.max()), tokens=len(tokens))
+            for model in (used, new_model(config)):
+                labels = tokens if config.num_labels is None else np.arange(len(lengths)) % 3
+                model(tokens, labels, lengths=lengths)
+                model.backward()
+                assert model._core.arena[2:] == (0, 0)
+            assert model._core.arena[0] == plan.arena <= used._core.arena[0]
+
+
 @pytest.mark.parametrize("where", ["first", "last", "skip", "none"])
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -207,9 +262,16 @@ def test_a_new_limit_or_optimizer_is_asked_of_shapes_that_fitted_before() -> Non
 
 def test_packed_rows_are_planned_by_their_tokens() -> None:
     model = new_model(BASE)
-    lengths = np.array([30] + [1] * 31, np.int32)  # 61 tokens: fewer than three times the longest
+    lengths = np.array([30] + [1] * 31, np.int32)
     tokens = tokens_of((1, 61))[0]
-    model.memory_limit = model.memory_plan(3, 30).total
+    plan = model.memory_plan(32, 30, tokens=61)
+    assert plan.arena < 0.9 * model.memory_plan(3, 30).arena
+    model.memory_limit = plan.total - 1
+    with pytest.raises(MemoryError, match=f"32 sequences of up to 30 tokens need {plan.total - plan.moments} bytes"):
+        new = new_model(BASE)
+        new.memory_limit = plan.total - plan.moments - 1
+        new(tokens, lengths=lengths, labels=tokens)
+    model.memory_limit = plan.total - plan.moments
     model(tokens, lengths=lengths, labels=tokens)
     model.backward()
     assert model._core.arena[2] == 0, "nothing beside the arena"
@@ -252,11 +314,14 @@ def test_memory_limit_is_checked(value: Any) -> None:
         ((2**26, 16), ValueError, "^batch: 67108864 sequences of 16 tokens are too many"),
         ((1.0, 4), TypeError, "batch: expected an integer"),
         ((1, True), TypeError, "length: expected an integer"),
+        ((4, 8, 10), ValueError, "tokens: 10, expected 11 to 32 in 4 sequences, the longest of 8"),
+        ((4, 8, 33), ValueError, "tokens: 33, expected 11 to 32"),
+        ((4, 8, 11.0), TypeError, "tokens: expected an integer, got float"),
     ],
 )
 def test_arguments_of_a_plan(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        new_model(BASE).memory_plan(*arguments)
+        new_model(BASE).memory_plan(*arguments[:2], **({"tokens": arguments[2]} if arguments[2:] else {}))
 
 
 def test_arena_serves_smaller_batches_and_grows_for_larger_ones() -> None:
@@ -349,6 +414,7 @@ def test_logits_go_with_backward() -> None:
 
 
 def test_plan_reads_well() -> None:
+    assert str(plan_for(BASE, 3, 8, tokens=20)).startswith("training, 20 tokens in 3 sequences of up to 8\n")
     text = str(plan_for(BASE, 2, 8, activation_checkpointing=True))
     assert text.splitlines()[0] == "training, activation checkpointing, 2 x 8 tokens"
     assert [line.split()[0] for line in text.splitlines()[1:]] == [

@@ -99,6 +99,16 @@ def entries(out: Any) -> list[dict[str, np.ndarray]]:
     return [entry for half in out.routes.values() for rounds in half for entry in rounds if entry is not None]
 
 
+def check_gradients(have: dict[str, np.ndarray], want: dict[str, np.ndarray], dtype: str, what: str) -> None:
+    """Gradients are sums over tokens: zeros of the padding lie between them, and where a sum is cut differs. In
+    bfloat16 what is stored between operators may then round the other way."""
+    total = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in want.values()))
+    for key, value in want.items():
+        difference = float(np.linalg.norm((have[key] - value).astype(np.float64)))
+        allowed = (1e-5 if dtype == "float32" else 1e-3) * max(float(np.linalg.norm(value)), 1e-2 * total)
+        assert difference <= allowed, f"{what}: {key}"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_packed_rows_equal_padded_ones(name: str, dtype: str, kernel_level: str) -> None:
@@ -121,14 +131,7 @@ def test_packed_rows_equal_padded_ones(name: str, dtype: str, kernel_level: str)
         for have, wanted in zip(entries(packed), entries(want), strict=True):
             for key, value in have.items():
                 assert np.array_equal(value, wanted[key][real]), f"{side}: {key}"
-        # Gradients are sums over tokens: zeros of the padding lie between them, and where a sum is cut differs. In
-        # bfloat16 what is stored between operators may then round the other way.
-        total = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in expected.values()))
-        for key, value in expected.items():
-            difference = float(np.linalg.norm((gradients[key] - value).astype(np.float64)))
-            assert difference <= (1e-5 if dtype == "float32" else 1e-3) * max(
-                float(np.linalg.norm(value)), 1e-2 * total
-            ), f"{side}: {key}"
+        check_gradients(gradients, expected, dtype, side)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -198,6 +201,46 @@ def test_padding_may_be_nan(name: str, side: str, kernel_level: str) -> None:
     for have, wanted in zip(entries(out), entries(packed), strict=True):
         for key, value in have.items():
             assert np.array_equal(value[real], wanted[key]), key
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gru-softmax top-2, 3 rounds", "naive top-1, 3 rounds", "plain GPT-2", "step counts",
+                                  "weighted, depthwise", "all paths, signs", "reference's queries", "three classes",
+                                  "plain classifier"])  # fmt: skip
+def test_positions_of_padding_alone_reach_no_gradient(
+    name: str, dtype: str, side: str, bad: float, kernel_level: str
+) -> None:
+    """A position that only padding has may be anything: gradients are those of a finite one, its own is zero."""
+    changes, lengths = CASES[name]
+    drops = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
+    setting = Setting({"n_positions": 41, **changes, **drops}, lengths, dtype)
+    call, real = setting.padded(side)
+    call["positions"] = np.where(real, call["positions"], 40)
+    found = []
+    for value in (0.5, bad):
+        model = setting.model()
+        model.train()
+        model.parameters["transformer.wpe.weight"][40] = value
+        found.append(run(model, call))
+    (want, expected), (have, gradients) = found
+    assert np.isfinite(want.loss) and have.loss == want.loss and have.balance_loss == want.balance_loss
+    check_gradients(gradients, expected, dtype, side)  # the padding's routes are others, and so where sums are cut
+    assert not gradients["transformer.wpe.weight"][40].any()
+    if setting.config.num_labels is None:
+        assert np.array_equal(have.logits[real], want.logits[real])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_that_is_scored_is_not_hidden(side: str) -> None:
+    setting = Setting({"n_positions": 41}, LENGTHS)
+    call, real = setting.padded(side)
+    call["positions"] = np.where(real, call["positions"], 40)
+    call["labels"] = call["tokens"]
+    model = setting.model()
+    model.parameters["transformer.wpe.weight"][40] = np.nan
+    assert np.isnan(model(**call).loss)
 
 
 def test_routes_know_their_rows() -> None:

@@ -76,8 +76,11 @@ class Draws:
     def _uniform(self, site: int, shape: tuple[int, ...]) -> np.ndarray:
         return ops.random_uniform(self.seed, self.counter, site, int(np.prod(shape))).reshape(shape)
 
+    def noise_site(self, site: str) -> int:
+        return self._halves[site] + _NOISE
+
     def noise(self, site: str, shape: tuple[int, ...]) -> np.ndarray:
-        return self._uniform(self._halves[site] + _NOISE, shape).astype(np.float64)
+        return self._uniform(self.noise_site(site), shape).astype(np.float64)
 
     def dropout(self, site: str, shape: tuple[int, ...]) -> np.ndarray:
         kind, _, place = site.partition("/")
@@ -321,10 +324,10 @@ class Comparison:
             )
         return worst
 
-    def new_model(self) -> Any:
+    def new_model(self, dtype: str = "float32") -> Any:
         """The C model with the parameters and random state of the case."""
         kind = mom.MoM if self.config.num_labels is None else mom.MoMForSequenceClassification
-        model = kind(self.config, seed=self.case.seed)
+        model = kind(self.config, seed=self.case.seed, dtype=dtype)
         model.load_state(self.values)
         model.random_state = (self.case.seed, 0)
         if self.case.training:
