@@ -203,15 +203,15 @@ def test_less_that_is_trained_needs_less_memory() -> None:
     model = classifier(CONFIG.replace(n_embd=64, num_bottom_layers=3))
 
     def needed() -> int:
-        return sum(model._core.plan(8, 24, True, False, True).values())
+        return sum(model._core.plan(8, 24, 8 * 24, True, False, True).values())
 
     sizes = {}
     for train in ("all", "routers", "head"):
         model._core.set_trained(trainable(model, train))
         sizes[train] = needed()
-        plan = model._core.plan(8, 24, True, False, True)
+        plan = model._core.plan(8, 24, 8 * 24, True, False, True)
         if train == "head":
-            forward = model._core.plan(8, 24, False, False, True)
+            forward = model._core.plan(8, 24, 8 * 24, False, False, True)
             assert plan["gradients"] < 4 * (3 * 64 + 3 * 64) and plan["activations"] <= 1.1 * forward["activations"]
     assert sizes["head"] < sizes["routers"] < sizes["all"]
     model._core.set_trained(np.ones(len(list(model.parameters)), np.uint8))
