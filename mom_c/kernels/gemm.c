@@ -1,12 +1,12 @@
 /* Matrix products over packed micro-kernels. Contract and definition: gemm.h.
  *
- * DESIGN  b is packed once, whole slab of nc columns at a time, by all threads (or was packed before); then tasks of
- *         some rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its
- *         own scratch (which stays in L2) and sweeps the slab's panels (each stays in L1 while the block's
- *         panels stream past); an a that is float32 already and neither normalised nor activated is read where it lies,
- *         which saves a tenth of narrow products. A product of few rows takes each panel of b from memory once, where it
- *         lies or packed by its task just before (a third of short forward passes). No barrier but the one between
- *         packing b and computing. Products of a group share the task list, so that small groups fill the threads.
+ * DESIGN  b is packed once, whole slab of nc columns at a time, by all threads (or was packed before); then tasks of some
+ *         rows (x a part of the slab) run independently: each packs its block of a, a block of k at a time, into its own
+ *         scratch and sweeps the slab's panels of b, whose next one is fetched meanwhile; an a that is float32 already
+ *         and neither normalised nor activated is read where it lies, which saves a tenth of narrow products. A product
+ *         of few rows takes each panel of b from memory once, where it lies or packed by its task just before (a third of
+ *         short forward passes). No barrier but the one between packing b and computing. Products of a group share the
+ *         task list, so that small groups fill the threads.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
  */

@@ -15,7 +15,7 @@
 #define MOM_VECTOR 16
 #define MOM_GEMM_MR 12
 #define MOM_GEMM_NR 32
-#define MOM_GEMM_MC 192
-#define MOM_GEMM_KC 196
+#define MOM_GEMM_MC 120
+#define MOM_GEMM_KC 516
 #define MOM_GEMM_NC 2048
 #include "kernels/level.inc"
