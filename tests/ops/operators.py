@@ -310,7 +310,9 @@ def _lm_head_gradient(case: Case, rng: np.random.Generator) -> Operator:
         dlogits = reference.cross_entropy.backward(1.0, logits, labels, lse)
         return {"loss": np.array(loss), "dhidden": dlogits @ wte, "dwte": dlogits.T @ hidden}
 
-    return Operator(inputs, run, expected, **({"tolerance": 1e-2} if precision == "bfloat16" else {}))
+    # Logits of a spread of 11 are off by up to 4e-7 of that in chains of 512 steps, and probabilities by as much in
+    # proportion as logits are absolutely.
+    return Operator(inputs, run, expected, tolerance=1e-2 if precision == "bfloat16" else 5e-6)
 
 
 def _label_loss(case: Case, rng: np.random.Generator) -> Operator:
