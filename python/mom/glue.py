@@ -295,6 +295,7 @@ def finetune(
             except KeyboardInterrupt:
                 done = f"{task.name}: {len(results)} of {len(seeds)} seeds trained"
                 interrupted = FinetuneInterrupted(done, results[-1].loop, signals[0] if signals else "SIGINT")
+        signals.handled = interrupted is not None
         result = GlueResult(
             task, results, baseline, best, other_metrics, len(rows), len(dev_rows), cut, folder, submissions
         )  # fmt: skip

@@ -876,7 +876,7 @@ class MoM(_Network):
         -----
         Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
 
-        Vocabularies are often rounded up. Where the model has a tokenizer, ids that it lacks are never chosen, and
+        Vocabularies are often rounded up. Where the model has a tokenizer, ids beyond its largest are never chosen, and
         sampling is among the others as if these were not there.
         """
         rows, single = _prompts(prompt)

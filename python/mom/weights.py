@@ -59,10 +59,8 @@ Value = TypeVar("Value")
 MAX_HEADER_BYTES = 100_000_000
 
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-#: Pickles beside weights: settings of a run, its optimizer, schedule and random state.
-_OTHER_PICKLES = frozenset(
-    {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth"}
-)
+#: Beginnings of the names of pickles beside weights: settings of a run, its optimizer, schedule and random state.
+_OTHER_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "random_states", "scaler", "sampler")
 #: First bytes of a torch zip archive, of a pickle of protocol 2 to 5, and of a legacy tar file.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -278,7 +276,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 def is_pickle_name(path: Path) -> bool:
     """Whether a file has a name that pickled weights go by."""
-    return path.suffix in _PICKLE_SUFFIXES and path.name not in _OTHER_PICKLES
+    return path.suffix in _PICKLE_SUFFIXES and not path.name.startswith(_OTHER_PICKLES)
 
 
 def pickle_error(path: Path) -> CheckpointError:

@@ -38,6 +38,7 @@ from .generation import Decoder
 from .model import ModelOutput, MoM
 from .training.callbacks import Callback, closing
 from .training.finetune import FinetuneConfig, FinetuneInterrupted, LoopResult, copy_of, run_loop, split_step
+from .training.signals import stop_signals
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
 
@@ -246,28 +247,30 @@ def finetune(
 
     lengths = [len(row.tokens) for row in rows]
     interrupted: FinetuneInterrupted | None = None
-    with closing(callbacks) as listeners:
+    with closing(callbacks) as listeners, stop_signals() as signals:
         try:
             loop = run_loop(
                 made, batches, len(bucketed(lengths, config.examples_per_step)),
                 lambda batch: (_forward(made, batch, keep=True), len(batch)),
                 lambda batch: sum(len(row.tokens) - row.prompt for row in batch),
                 config, seed, lambda: -_loss(made, held_out), label=_TASK, progress=progress, callbacks=listeners,
+                signals=signals,
             )  # fmt: skip
         except FinetuneInterrupted as stop:
             if stop.loop.best_score is None:
                 raise
             interrupted, loop = stop, stop.loop
-    val_loss = None if loop.best_score is None else -loop.best_score
-    if folder is not None:
-        made.save_pretrained(folder)
-        values = {
-            "val_loss": val_loss, "steps": loop.steps, "best_step": loop.best_step, "train_rows": len(rows),
-            "val_rows": len(held_out), "cut_documents": cut_documents, "cut_summaries": cut_summaries,
-            "max_summary": max_summary, "seconds": loop.seconds, "interrupted": loop.interrupted,
-            "config": config.to_dict(),
-        }  # fmt: skip
-        write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
+        signals.handled = interrupted is not None
+        val_loss = None if loop.best_score is None else -loop.best_score
+        if folder is not None:
+            made.save_pretrained(folder)
+            values = {
+                "val_loss": val_loss, "steps": loop.steps, "best_step": loop.best_step, "train_rows": len(rows),
+                "val_rows": len(held_out), "cut_documents": cut_documents, "cut_summaries": cut_summaries,
+                "max_summary": max_summary, "seconds": loop.seconds,
+                "interrupted": None if interrupted is None else interrupted.signal, "config": config.to_dict(),
+            }  # fmt: skip
+            write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
     if interrupted is not None:
         kept = "" if folder is None else f"; kept in {folder}"
         raise FinetuneInterrupted(f"{interrupted}{kept}", loop, interrupted.signal)

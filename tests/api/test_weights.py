@@ -215,7 +215,7 @@ def test_shards_of_a_pickle_are_converted_together(tmp_path):
 
 
 def test_other_pickles_are_not_taken_for_weights(tmp_path):
-    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "scheduler.pt"):
+    for name in ("optimizer.pt", "training_args.bin", "rng_state_0.pth", "random_states_0.pkl", "scheduler.pt"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 whatever")
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         read_weights(tmp_path)

@@ -141,15 +141,18 @@ def test_parts_of_a_plan_are_those_of_the_fullest_moment(
         assert plan.packed == 0 if keep and count > 100 else plan.packed > 4 * 0.4 * model.num_parameters
 
 
-def test_packed_rows_of_many_shapes_fit_their_plans() -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_of_many_shapes_fit_their_plans(checkpointing: bool) -> None:
     rng = np.random.default_rng(5)
     for config in (BASE, BASE.replace(num_labels=3), BASE.replace(chunks=0, n_layer=2)):
         used = new_model(config)
+        used.activation_checkpointing = checkpointing
         for _ in range(12):
             lengths = rng.integers(1, rng.integers(2, 33), rng.integers(1, 60))
             tokens = rng.integers(0, 50, lengths.sum())
             plan = used.memory_plan(len(lengths), int(lengths.max()), tokens=len(tokens))
             for model in (used, new_model(config)):
+                model.activation_checkpointing = checkpointing
                 labels = tokens if config.num_labels is None else np.arange(len(lengths)) % 3
                 model(tokens, labels, lengths=lengths)
                 model.backward()

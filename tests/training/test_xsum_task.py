@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def test_an_interrupted_run_keeps_its_best_weights(model: mom.MoM, tmp_path: Pat
         xsum.finetune(model, GOLDEN, out_dir=tmp_path, callbacks=[CtrlC(7)], **settings)
     loop = caught.value.loop
     written = json.loads((tmp_path / "xsum" / "results.json").read_text())
-    assert written["interrupted"] and written["steps"] == 4 and written["best_step"] == loop.best_step
+    assert written["interrupted"] == "SIGINT" and written["steps"] == 4 and written["best_step"] == loop.best_step
     found = xsum.evaluate(tmp_path / "xsum" / "model", GOLDEN, "validation", max_summary=16)
     assert found.loss == pytest.approx(written["val_loss"], rel=1e-5) and written["val_loss"] == -loop.best_score
 
@@ -203,3 +205,23 @@ def test_the_command_says_before_training_what_it_lacks_after(
     ):
         assert cli.main([*command, *changes]) == 1 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_while_results_are_written_waits_for_them(
+    model: mom.MoM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    results = tmp_path / "xsum" / "results.json"
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(results.is_file()))
+    save = mom.MoM.save_pretrained
+
+    def save_and_be_stopped(self: mom.MoM, *args: Any, **keywords: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *args, **keywords)
+
+    monkeypatch.setattr(mom.MoM, "save_pretrained", save_and_be_stopped)
+    try:
+        found = xsum.finetune(model, GOLDEN, out_dir=tmp_path, **{**QUICK, "epochs": 1})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [True] and json.loads(results.read_text())["interrupted"] is None and found.folder is not None

@@ -471,7 +471,7 @@ def run_loop(
                         record("skip", reason=problem)
                         if bad >= _MAX_BAD_STEPS:
                             raise TrainingError(f"{label}: {bad} steps in a row were not finite (the last: {problem})")
-                    if received:
+                    if received and (step < total or evaluate is not None):
                         raise KeyboardInterrupt
                     if evaluate is not None and (config.is_evaluated(step, steps_per_epoch) or step == total):
                         evaluated()

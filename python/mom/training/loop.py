@@ -216,7 +216,9 @@ def train(
         model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
         try:
             with stop_signals() as signals:
-                return run.loop(signals)
+                result = run.loop(signals)
+                signals.handled = True  # one that came at the very end changes nothing any more
+                return result
         finally:
             model.training, model.activation_checkpointing = was_training, was_checkpointing
 

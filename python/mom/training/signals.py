@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ class StopSignals(list[str]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.handled = False  #: whether somebody has acted on them: a run has been broken off, or was at its end
         self._at_once = False
 
     @contextmanager
@@ -36,23 +38,34 @@ class StopSignals(list[str]):
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Collects SIGTERM and SIGINT instead of dying, in the main thread; a second signal acts as usual."""
+    """Collects SIGTERM and SIGINT instead of dying, in the main thread; the next signal acts as usual.
+
+    One that nobody has acted on when the block ends (see ``handled``) is sent again.
+    """
     received = StopSignals()
     previous: dict[int, Any] = {}
 
+    def restore() -> None:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
     def handler(number: int, _frame: Any) -> None:
-        signal.signal(number, previous[number])
+        restore()
         received._arrived(signal.Signals(number).name)
 
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # A signal that is ignored (as in a background job) stays ignored; None is a handler not set by Python.
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        pass
-    try:
+        if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
+            for number in (signal.SIGTERM, signal.SIGINT):
+                old = signal.getsignal(number)
+                # One that is ignored (as in a background job) stays ignored; None is a handler not set by Python.
+                if old not in (signal.SIG_IGN, None):
+                    previous[number] = old
+                    signal.signal(number, handler)
         yield received
+    except BaseException:
+        received.handled = True
+        raise
     finally:
-        for changed, old in previous.items():
-            signal.signal(changed, old)
+        restore()
+    if received and not received.handled:
+        signal.raise_signal(signal.Signals[received[0]])

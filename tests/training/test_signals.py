@@ -1,0 +1,64 @@
+"""A signal either ends a run early or is sent again when the run is over: none gets lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mom.training.signals import stop_signals
+
+
+@pytest.fixture
+def arrived() -> Iterator[list[int]]:
+    """Signals that reach the handlers of the program around."""
+    numbers: list[int] = []
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda n, _: numbers.append(n)) for number in both]
+    yield numbers
+    for number, old in zip(both, before, strict=True):
+        signal.signal(number, old)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_nobody_acts_on_is_sent_again(number: int, arrived: list[int]) -> None:
+    with stop_signals() as signals:
+        os.kill(os.getpid(), number)
+        assert signals == [signal.Signals(number).name] and not arrived
+    assert arrived == [number]
+
+
+def test_one_that_is_acted_on_is_not(arrived: list[int]) -> None:
+    with stop_signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.handled = True
+    with pytest.raises(KeyboardInterrupt), stop_signals() as signals, signals.at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert arrived == []
+
+
+def test_the_second_signal_of_any_kind_acts_as_usual(arrived: list[int]) -> None:
+    with stop_signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals == ["SIGINT"] and arrived == [signal.SIGTERM]
+        signals.handled = True
+    assert arrived == [signal.SIGTERM]
+
+
+def test_other_threads_leave_signals_alone(arrived: list[int]) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    inside: list[object] = []
+
+    def run() -> None:
+        with stop_signals() as signals:
+            inside.extend([signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)])
+            assert signals == []
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == handlers
