@@ -3,8 +3,8 @@ PYTHON ?= python3
 TEXT ?=
 TESTS ?= tests
 PIP_FLAGS ?= --quiet --disable-pip-version-check
-# Where PyTorch for processors alone comes from; empty: the usual index, with whatever its package brings along.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Address of an index to take PyTorch from, say one of builds for processors alone; empty: the usual one.
+TORCH_INDEX ?=
 
 VENV := .venv
 TEST_VENV := .venv-test

@@ -554,7 +554,10 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
     PyArrayObject *array = mom_check_array(value, "used", NPY_UINT8, 1, dims, 0); /* borrowed */
     if (!array || mom_network_enter(self) < 0)
         return -1;
-    if (memchr(PyArray_DATA(array), 1, p->count)) { /* marked by hand, perhaps before there is any: zero, then */
+    int any = 0;
+    for (size_t i = 0; i < p->count; i++)
+        any |= ((const uint8_t *)PyArray_DATA(array))[i];
+    if (any) { /* marked by hand, perhaps before there is any: zero, then */
         mom_error err = {0};
         if (mom_params_add_gradients(p, &err) != MOM_OK) {
             mom_network_leave(self);

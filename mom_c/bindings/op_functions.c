@@ -695,7 +695,8 @@ static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
     call.results = NULL;
     mom_set_size(&call, 'Z', call.failed ? 0 : (size_t)repeats);
     double *seconds = mom_new_f64(&call, "Z");
-    mom_arena workspace = {.name = "workspace"}; /* of its own: empty after each time, so that it keeps its memory */
+    mom_arena workspace; /* of its own: empty after each time, so that it keeps its memory */
+    mom_arena_init(&workspace, "workspace");
     mom_exec exec = call.exec;
     exec.workspace = &workspace;
     MOM_RUN(&call, {

@@ -286,7 +286,8 @@ static void run_block(void *context, size_t task, int thread) {
         if (t->b) {
             const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
             const size_t left = smaller(depth, g->k - p0 - kc), last = p0 + kc;
-            const item *next = t->b + items_of(g->precision, last) * t->b_columns + t->b_first * items_of(g->precision, left);
+            const item *next =
+                t->b + items_of(g->precision, last) * t->b_columns + t->b_first * items_of(g->precision, left);
             macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, left ? next : b);
             continue;
         }

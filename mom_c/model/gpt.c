@@ -867,7 +867,8 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     }
     mom_arena_free(&tables);
     MOM_TRY(status);
-    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? mom_gpt_trained_bytes(gpt) : 0, .moments = gpt->moments,
+    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? mom_gpt_trained_bytes(gpt) : 0,
+                              .moments = gpt->moments,
                               .activations = region.at_peak[0], .packed = region.noted_at_peak};
     plan->workspace = region.peak - plan->activations - plan->packed;
     plan->workspace += spare_room(gpt, key, region.peak);
@@ -887,7 +888,8 @@ static int keeps_gradients(const mom_memory_plan *plan) {
 static int covers(const mom_memory_key *have, const mom_memory_key *want) {
     const size_t have_scored = have->N - have->B, scored = want->N - want->B;
     return have->B >= want->B && have->T >= want->T && have->N >= want->N && have_scored >= scored &&
-           have->labels >= want->labels && have->training >= want->training && have->checkpoint == want->checkpoint && have->threads == want->threads && have->k == want->k;
+           have->labels >= want->labels && have->training >= want->training && have->checkpoint == want->checkpoint &&
+           have->threads == want->threads && have->k == want->k;
 }
 
 /* Makes the arena large enough for a call and the backward pass that may follow; nothing has changed if it would be too
@@ -895,7 +897,8 @@ static int covers(const mom_memory_key *have, const mom_memory_key *want) {
 static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
     const mom_memory_key key = {.B = batch->B, .T = batch->T, .N = count_tokens(batch),
                                 .labels = batch->labels || batch->classes || batch->values, .keep = batch->keep,
-                                .checkpoint = batch->keep && batch->checkpoint, .training = batch->training, .threads = exec->threads, .k = exec->k};
+                                .checkpoint = batch->keep && batch->checkpoint, .training = batch->training,
+                                .threads = exec->threads, .k = exec->k};
     mom_memory_key *planned = &gpt->planned[batch->keep];
     if (gpt->region.data && !gpt->region.full && covers(planned, &key))
         return MOM_OK;

@@ -32,8 +32,8 @@ typedef struct {
     const void *const *packed;
 } mom_half_layer;
 
-/* Where a layer's gradients are added to, by module; with weight NULL they are not computed. unset: NULL, or whether the weight's gradient counts as zero whatever
- * its memory holds; then it is overwritten, and the flag cleared. */
+/* Where a layer's gradients are added to, by module; with weight NULL they are not computed. unset: NULL, or whether the
+ * weight's gradient counts as zero whatever its memory holds; then it is overwritten, and the flag cleared. */
 typedef struct {
     float *const *weight, *const *bias; /* (In, Out), (Out) */
     uint8_t *unset;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ class Step:
         self.optimizer.step(max_norm=1.0, zero_grad=True)
 
 
+def run_hooked(step: Step, hook: Any, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
+    """The step with a hook of the interpreter in place of the one that is there."""
+    before = get()
+    put(hook)
+    try:
+        step()
+    finally:
+        put(before)
+
+
+
 def calls(step: Step) -> Counter[str]:
     """Functions that a step calls, Python's and built-in ones, by name."""
     seen: Counter[str] = Counter()
@@ -51,12 +63,7 @@ def calls(step: Step) -> Counter[str]:
         elif event == "c_call":
             seen[argument.__qualname__] += 1
 
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        step()
-    finally:
-        sys.setprofile(before)
+    run_hooked(step, note, sys.getprofile, sys.setprofile)
     return seen - Counter(["setprofile"])
 
 
@@ -78,12 +85,7 @@ def lines(step: Step) -> int:
         count += event == "line"
         return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        step()
-    finally:
-        sys.settrace(before)
+    run_hooked(step, trace, sys.gettrace, sys.settrace)
     return count
 
 
