@@ -9,7 +9,7 @@ length   tokens per sequence; attention's products grow with it, all others stay
 pool     modules per pool at the preset's top-k; the products stay, the optimizer has more parameters
 rounds   rounds of the block; products grow in proportion, but for anchors and head
 skip     share of choices that are SKIP, top-1, forced through the bias of the routers' SKIP output
-threads  1 to --threads
+threads  1 to --threads, or --thread-counts
 
 A step is forward, backward, clipping, AdamW and zeroing; the learning rate is 0, so that routes stay where they are.
 GFLOP counts the multiplications that the routes ask for (see README.md), *of peak* divides by the machine's peak,
@@ -100,7 +100,7 @@ def points(sweep: str, base: Any, a: argparse.Namespace) -> Iterator[tuple[float
         for share in SKIP_SHARES:
             yield share, base.replace(routing_top_k=1), shape, a.threads
     else:
-        for value in range(1, a.threads + 1):
+        for value in a.thread_counts or range(1, a.threads + 1):
             yield value, base, shape, value
 
 
@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument("--pools", type=integers, default=[4, 8, 16, 32], help="modules per pool (%(default)s)")
     parser.add_argument("--rounds", type=integers, default=[1, 2, 4, 8], help="(%(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=2, help="threads, or the most of them (%(default)s)")
+    parser.add_argument("--thread-counts", type=integers, help="of the sweep over threads (all up to --threads)")
     parser.add_argument("--steps", type=at_least(1), default=5, help="timed steps of a point (%(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of tokens and parameters (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("bench_scaling.json"), help="JSON file (%(default)s)")

@@ -55,10 +55,9 @@ void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context) {
     if (rehearsing)
         return;
 #ifdef _OPENMP
-    if (threads > 1 && tasks > 1) {
-        const int team = (size_t)threads < tasks ? threads : (int)tasks;
+    if (threads > 1 && tasks > 1) { /* all threads even for fewer tasks: libgomp ends threads that a smaller team has no use for */
         const long long count = (long long)tasks;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
         for (long long i = 0; i < count; i++)
             run_one(run, context, (size_t)i, omp_get_thread_num());
         return;
