@@ -160,15 +160,23 @@ static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
     Py_ssize_t n, top_k, choices = 0;
     unsigned long long seed, step;
     int stop_token;
-    PyObject *finished_o;
+    PyObject *finished_o, *banned_o = Py_None;
     mom_sampling s = {0};
-    if (!PyArg_ParseTuple(args, "nfnfKKiO|n:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
-                          &finished_o, &choices))
+    if (!PyArg_ParseTuple(args, "nfnfKKiO|nO:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
+                          &finished_o, &choices, &banned_o))
         return NULL;
     const npy_intp rows[1] = {(npy_intp)self->decoder.batch.B};
     PyArrayObject *finished = mom_check_array(finished_o, "finished", NPY_UINT8, 1, rows, 1); /* borrowed */
     if (!finished)
         return NULL;
+    if (banned_o != Py_None) {
+        const npy_intp any[1] = {-1};
+        PyArrayObject *banned = mom_check_array(banned_o, "banned", NPY_INT32, 1, any, 0); /* borrowed */
+        if (!banned)
+            return NULL;
+        s.banned = PyArray_DATA(banned);
+        s.num_banned = (size_t)PyArray_DIM(banned, 0);
+    }
     if (n < 0 || top_k < 0 || choices < 0 || !(s.temperature >= 0.0f) || !(s.top_p > 0.0f && s.top_p <= 1.0f) ||
         (stop_token >= 0 && (size_t)stop_token >= self->decoder.gpt->config.V)) {
         PyErr_SetString(PyExc_ValueError, "n, temperature, top_k, top_p, stop_token, choices: out of range");
@@ -322,8 +330,8 @@ static PyMethodDef decoder_methods[] = {
     {"step", (PyCFunction)decoder_step, METH_O,
      "step($self, tokens, /)\n--\n\nAppend one token (B,) per sequence; logits (B, V)."},
     {"generate", (PyCFunction)decoder_generate, METH_VARARGS,
-     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, choices=0, /)\n--\n\nChoose and "
-     "append up to n tokens per sequence, of ids below choices (0: all); (made, B)."},
+     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, choices=0, banned=None, /)\n--\n\n"
+     "Choose and append up to n tokens per sequence, of ids below choices (0: all), none of banned; (made, B)."},
     {"reorder", (PyCFunction)decoder_reorder, METH_O,
      "reorder($self, rows, /)\n--\n\nSequence i becomes what sequence rows[i] was."},
     {"reserve", (PyCFunction)decoder_reserve, METH_O, "reserve($self, capacity, /)\n--\n\nRoom for so many tokens."},

@@ -180,22 +180,37 @@ static mom_status check_row(const float *logits, size_t row, size_t V, mom_error
     return MOM_OK;
 }
 
+/* The row with -inf for what is banned, in `copy` (n); the row itself when nothing is. */
+static const float *allowed_logits(float *copy, const float *logits, const mom_sampling *s, size_t n) {
+    if (!s->num_banned)
+        return logits;
+    memcpy(copy, logits, n * sizeof *copy);
+    for (size_t i = 0; i < s->num_banned; i++)
+        if ((size_t)s->banned[i] < n)
+            copy[s->banned[i]] = -INFINITY;
+    return copy;
+}
+
 mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, const mom_sampling *sampling,
                       const uint8_t *skip, size_t B, size_t V, mom_error *err) {
     mom_sampling s = *sampling;
     const size_t n = s.choices && s.choices < V ? s.choices : V;
     if (s.temperature > FLT_MAX) /* infinity times the -inf of a token that is ruled out would be no number */
         s.temperature = FLT_MAX;
-    for (size_t b = 0; b < B; b++)
-        if (!skip || !skip[b])
-            MOM_TRY(check_row(logits + b * V, b, n, err));
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     candidate *c = mom_arena_alloc(x->workspace, n, sizeof *c, err);
     float *weights = c ? mom_arena_alloc(x->workspace, n, sizeof *weights, err) : NULL;
-    for (size_t b = 0; weights && b < B; b++)
+    float *copy = weights && s.num_banned ? mom_arena_alloc(x->workspace, n, sizeof *copy, err) : weights;
+    mom_status status = copy ? MOM_OK : MOM_ERR_MEMORY;
+    for (size_t b = 0; status == MOM_OK && b < B; b++)
         if (!skip || !skip[b])
-            tokens[b] = s.temperature == 0.0f ? greedy(x->k, logits + b * V, n)
-                                              : draw(x, c, weights, logits + b * V, &s, b, n);
+            status = check_row(allowed_logits(copy, logits + b * V, &s, n), b, n, err);
+    for (size_t b = 0; status == MOM_OK && b < B; b++) {
+        if (skip && skip[b])
+            continue;
+        const float *row = allowed_logits(copy, logits + b * V, &s, n);
+        tokens[b] = s.temperature == 0.0f ? greedy(x->k, row, n) : draw(x, c, weights, row, &s, b, n);
+    }
     mom_arena_release(x->workspace, mark);
-    return weights ? MOM_OK : MOM_ERR_MEMORY;
+    return status;
 }

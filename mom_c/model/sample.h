@@ -9,6 +9,8 @@ typedef struct {
     size_t top_k;      /* 0: all */
     float top_p;       /* 1: all */
     size_t choices;    /* only ids below it can be chosen, as if no others were there; 0: all */
+    const int32_t *banned; /* (num_banned) ids that cannot be chosen either; those from choices on do not matter */
+    size_t num_banned;
     uint64_t seed, step; /* row b draws from the stream (seed, step, b) */
 } mom_sampling;
 

@@ -324,6 +324,7 @@ class Decoder:
         stop_token: int,
         finished: NDArray[np.uint8],
         choices: int = 0,
+        banned: _Int | None = None,
         /,
     ) -> _Int: ...
     def reorder(self, rows: _Int, /) -> None: ...

@@ -80,6 +80,7 @@ def beam_search(
     no_repeat_ngram_size: int = 0,
     stop_token: int | None = None,
     vocab_size: int | None = None,
+    excluded: npt.ArrayLike = (),
 ) -> list[Hypothesis]:
     """The best continuation of every prompt.
 
@@ -101,6 +102,8 @@ def beam_search(
         Ends a continuation.
     vocab_size : int, optional
         Only ids below it, such as a tokenizer has, are chosen, as if there were no logits of others.
+    excluded : array of int, shape (n,), optional
+        Ids that are not chosen either, such as `mom.Tokenizer.unused_ids`.
 
     Returns
     -------
@@ -126,16 +129,20 @@ def beam_search(
         raise ValueError("prompts: there are none")
     rows, _ = prompt_rows(prompts, "prompts")
     known = None if vocab_size is None else count(vocab_size, "vocab_size", 1)
+    banned = _excluded_ids(excluded)
     logits = decoder.prefill(rows)[:, :known]
     vocabulary = logits.shape[1]
-    if num_beams * 2 > vocabulary:
-        raise ValueError(f"num_beams: {num_beams} are too many for {vocabulary} tokens")
+    banned = banned[banned < vocabulary]
+    if num_beams * 2 > vocabulary - len(banned):
+        raise ValueError(f"num_beams: {num_beams} are too many for {vocabulary - len(banned)} tokens")
     if stop_token is not None and stop_token >= vocabulary:
         raise ValueError(f"stop_token: {stop_token} is not in [0, {vocabulary})")
+    if stop_token in banned:
+        raise ValueError(f"stop_token: {stop_token} is among the excluded")
     states = [_Prompt(i, np.zeros(1), [[]]) for i in range(len(rows))]
     results: dict[int, Hypothesis] = {}
     for length in range(1, max_new_tokens + 1):
-        totals = _log_softmax(logits)
+        totals = _log_softmax(logits, banned)
         _ban_repeats(totals, [t for state in states for t in state.tokens], no_repeat_ngram_size)
         parents: list[int] = []
         chosen: list[int] = []
@@ -160,7 +167,17 @@ def beam_search(
     return [results[i] for i in range(len(rows))]
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _excluded_ids(values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    ids = np.unique(np.asarray(values))
+    if ids.size and (ids.dtype.kind not in "iu" or np.ndim(values) != 1 or ids[0] < 0):
+        raise ValueError("excluded: expected non-negative integers of shape (n,)")
+    return ids.astype(np.int64)
+
+
+def _log_softmax(logits: npt.NDArray[np.float32], banned: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    if len(banned):
+        logits = logits.copy()
+        logits[:, banned] = -math.inf
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():  # single tokens may be ruled out by -inf
         row = int(np.flatnonzero(~np.isfinite(top[:, 0]))[0])

@@ -193,12 +193,15 @@ class Decoder:
         finished = np.zeros(lengths.size, dtype=np.uint8)
         tokenizer = self._model.tokenizer
         choices = 0 if tokenizer is None else tokenizer.vocab_size
+        unused = None if tokenizer is None else tokenizer.unused_ids(self._model.config.vocab_size)
+        banned = unused if unused is not None and len(unused) else None
         chunks = [np.zeros((0, lengths.size), np.int32)]
         made = 0
         while made < new and not finished.all():
             chunk = self._core.generate(
-                min(_CHUNK, new - made), temperature, top_k, top_p, seed, self._draws, stop_token, finished, choices
-            )
+                min(_CHUNK, new - made), temperature, top_k, top_p, seed, self._draws, stop_token, finished, choices,
+                banned,
+            )  # fmt: skip
             chunks.append(chunk)
             made += len(chunk)
             self._draws += len(chunk)

@@ -876,8 +876,8 @@ class MoM(_Network):
         -----
         Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
 
-        Vocabularies are often rounded up. Where the model has a tokenizer, ids beyond its largest are never chosen, and
-        sampling is among the others as if these were not there.
+        Vocabularies are often rounded up, and some have holes. Where the model has a tokenizer, ids of which it has no
+        token are never chosen, and sampling is among the others as if these were not there.
         """
         rows, single = _prompts(prompt)
         settings = _sampling(

@@ -70,7 +70,10 @@ class Tokenizer:
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         self._eos_token = eos_token
-        self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ids = set(backend.get_vocab(with_added_tokens=True).values())
+        self._vocab_size = max(ids, default=-1) + 1
+        #: None: every id below `vocab_size`
+        self._ids = None if len(ids) == self._vocab_size else np.array(sorted(ids), np.int64)
 
     # ------------------------------------------------------------------ making one
     @classmethod
@@ -215,6 +218,14 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Largest id + 1: what a model's ``vocab_size`` must at least be."""
         return self._vocab_size
+
+    def unused_ids(self, below: int) -> npt.NDArray[np.int32]:
+        """Ids of no token among those below both `below` and `vocab_size`, rising; most vocabularies have none."""
+        if self._ids is None:
+            return np.zeros(0, np.int32)
+        unused = np.ones(min(below, self._vocab_size), np.bool_)
+        unused[self._ids[self._ids < len(unused)]] = False
+        return np.flatnonzero(unused).astype(np.int32)
 
     @property
     def eos_id(self) -> int | None:

@@ -328,7 +328,7 @@ def summarize(
             found = beam_search(
                 decoder, [prompts[i] for i in chosen], max_summary, num_beams=num_beams,
                 length_penalty=length_penalty, no_repeat_ngram_size=no_repeat_ngram_size, stop_token=tokenizer.eos_id,
-                vocab_size=tokenizer.vocab_size,
+                vocab_size=tokenizer.vocab_size, excluded=tokenizer.unused_ids(model.config.vocab_size),
             )  # fmt: skip
             for i, hypothesis in zip(chosen, found, strict=True):
                 summaries[i] = tokenizer.decode(hypothesis.tokens).strip()

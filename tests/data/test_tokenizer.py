@@ -12,6 +12,7 @@ import mom.tokenizer
 from mom.errors import DataError
 from mom.tokenizer import END_OF_TEXT, Tokenizer
 from shared_data import shared_path
+from vocabularies import renumbered
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog.\n",
@@ -55,6 +56,22 @@ def test_random_text_round_trips(tokenizer):
     points = rng.integers(0, 0x110000, 20_000)
     text = "".join(map(chr, points[(points < 0xD800) | (points > 0xDFFF)]))
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_unused_ids_are_the_holes(tokenizer, tmp_path):
+    assert len(tokenizer.unused_ids(10**6)) == 0
+    used = np.setdiff1d(np.arange(tokenizer.vocab_size + 3), [0, 7, 8])
+    holey = renumbered(tokenizer, used, tmp_path)
+    assert holey.unused_ids(10**6).tolist() == [0, 7, 8] and holey.unused_ids(10**6).dtype == np.int32
+    assert [holey.unused_ids(n).tolist() for n in (1, 7, 8)] == [[0], [0], [0, 7]]
+    for text in AWKWARD:
+        ids = holey.encode(text)
+        assert np.array_equal(ids, used[tokenizer.encode(text)]) and holey.decode(ids) == text
+
+
+def test_a_huge_id_costs_nothing(tokenizer, tmp_path):
+    used = [*range(tokenizer.vocab_size - 1), 2**31 - 2]
+    assert renumbered(tokenizer, used, tmp_path).unused_ids(400).tolist() == [*range(tokenizer.vocab_size - 1, 400)]
 
 
 def test_batch_equals_single(tokenizer):

@@ -140,6 +140,37 @@ def test_only_ids_of_a_tokenizer_are_chosen() -> None:
         beam_search(decoder, prompts, 8, num_beams=3, vocab_size=5)
 
 
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+def test_excluded_ids_are_as_if_they_were_not_there(model: mom.MoM, num_beams: int) -> None:
+    excluded, kept = np.array([0, 6, 9, 40]), np.setdiff1d(np.arange(12), [0, 6, 9])
+
+    class Cut:
+        """The decoder of a language without these ids."""
+
+        def __init__(self) -> None:
+            self.decoder = mom.Decoder(model)
+
+        def prefill(self, tokens: Any) -> np.ndarray:
+            return self.decoder.prefill([kept[row] for row in tokens])[:, kept]
+
+        def step(self, tokens: Any) -> np.ndarray:
+            return self.decoder.step(kept[tokens])[:, kept]
+
+        def reorder(self, rows: Any) -> None:
+            self.decoder.reorder(rows)
+
+    prompts = [np.array([1, 2, 3]), np.array([4])]
+    options: dict[str, Any] = {"num_beams": num_beams, "no_repeat_ngram_size": 2}
+    free = beam_search(mom.Decoder(model), [kept[row] for row in prompts], 9, stop_token=int(kept[5]), **options)
+    assert np.isin(np.concatenate([h.tokens for h in free]), excluded).any(), "the test says something"
+    wanted = beam_search(Cut(), prompts, 9, stop_token=5, **options)
+    found = beam_search(
+        mom.Decoder(model), [kept[row] for row in prompts], 9, stop_token=int(kept[5]), excluded=excluded, **options
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert np.array_equal(a.tokens, kept[b.tokens]) and a.score == b.score and a.ended == b.ended
+
+
 class Padded:
     """A decoder with impossible tokens added to its vocabulary."""
 
@@ -246,6 +277,10 @@ def test_when_everything_is_ruled_out_the_search_ends(num_beams: int) -> None:
         ({"length_penalty": 1e6}, "length_penalty: 1000000.0 is too far from 0 for 3 tokens; at most 455.1"),
         ({"length_penalty": -1e6}, "length_penalty: -1000000.0 is too far from 0"),
         ({"length_penalty": float("inf")}, "length_penalty: inf is not finite"),
+        ({"num_beams": 5, "excluded": [1, 3, 7, 15]}, "num_beams: 5 are too many for 9 tokens"),
+        ({"excluded": [1, 2], "stop_token": 2}, "stop_token: 2 is among the excluded"),
+        ({"excluded": [1, -2]}, r"excluded: expected non-negative integers of shape \(n,\)"),
+        ({"excluded": [0.5]}, "excluded: expected"), ({"excluded": [[1]]}, "excluded: expected"),
         ({"stop_token": 12}, r"stop_token: 12 is not in \[0, 12\)"), ({"stop_token": -1}, "stop_token: -1 is negative"),
         ({"prompts": np.zeros((0, 3), int)}, r"prompts: shape \(0, 3\) is empty"),
         ({"prompts": np.zeros((1, 1, 3), int)}, r"prompts: shape \(1, 1, 3\), expected"),

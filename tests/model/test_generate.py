@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import mom
 from mom import _core
+from vocabularies import renumbered
 
 CONFIG = mom.MoMConfig(
     vocab_size=13, n_positions=16, n_embd=12, n_head=2, chunks=1, num_attn=3, num_ffn=3, depth_per_chunk=3,
@@ -41,10 +43,13 @@ def test_greedy_is_the_argmax_of_every_step(name: str, kernel_level: str) -> Non
     assert np.array_equal(model.generate([int(t) for t in want[0, :3]], 9), want[0])
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 4}, {"temperature": 1.0, "top_p": 0.8},
-                {"temperature": 1.0, "top_k": 290, "top_p": 0.8}],
+SAMPLING: tuple[dict[str, Any], ...] = (
+    {}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 4}, {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 1.0, "top_k": 290, "top_p": 0.8},
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SAMPLING)
 def test_ids_that_the_tokenizer_lacks_are_never_chosen(options: dict[str, Any]) -> None:
     tokenizer = mom.Tokenizer.train(["a few words"], 257)
     wide = mom.MoM(CONFIG.replace(vocab_size=300), seed=2)
@@ -64,6 +69,49 @@ def test_ids_that_the_tokenizer_lacks_are_never_chosen(options: dict[str, Any]) 
     decoder.prefill(prompts)
     assert all(np.array_equal(new, row[-12:]) for new, row in zip(decoder.generate(12, **options), rows, strict=True))
     assert decoder.logits.shape == (2, 300)
+
+
+@pytest.mark.parametrize("options", SAMPLING)
+def test_holes_in_a_vocabulary_are_never_chosen(options: dict[str, Any], tmp_path: Path) -> None:
+    full = mom.Tokenizer.train(["a few words"], 257)
+    rng = np.random.default_rng(0)
+    holes = np.sort(rng.choice(np.arange(1, 300), 43, replace=False))
+    used = np.setdiff1d(np.arange(300), holes)
+    tokenizer = renumbered(full, used, tmp_path)
+    assert tokenizer.vocab_size == used[-1] + 1 <= 300
+    assert np.array_equal(tokenizer.unused_ids(310), holes[holes < used[-1]]), "those above are no holes"
+    wide = mom.MoM(CONFIG.replace(vocab_size=310), seed=2)
+    wide.parameters["transformer.wte.weight"][holes] *= 20.0  # which the model would choose nearly always
+    wide.parameters["transformer.wte.weight"][300:] *= 20.0
+    narrow = mom.MoM(CONFIG.replace(vocab_size=257), seed=2)
+    for name, value in wide.parameters.items():
+        narrow.parameters[name] = value[used] if name == "transformer.wte.weight" else value
+    prompts = [[1, 2, 3], [4]]
+    prompts_of_wide = [used[prompt] for prompt in prompts]
+    free = wide.generate(prompts_of_wide, 12, **options)
+    assert np.isin(np.concatenate(free), holes).any(), "the test says something"
+    wide.tokenizer = tokenizer
+    rows = wide.generate(prompts_of_wide, 12, **options)
+    for row, wanted in zip(rows, narrow.generate(prompts, 12, **options), strict=True):
+        assert np.array_equal(row, used[wanted])
+        assert tokenizer.decode(row) == full.decode(wanted)
+    decoder = mom.Decoder(wide)
+    decoder.prefill(prompts_of_wide)
+    assert all(np.array_equal(new, row[-12:]) for new, row in zip(decoder.generate(12, **options), rows, strict=True))
+    assert np.isfinite(decoder.logits).all(), "the logits are those of the model"
+
+
+def test_what_is_no_number_does_no_harm_where_there_is_no_token(tmp_path: Path) -> None:
+    used = np.setdiff1d(np.arange(260), [5, 9, 11])
+    model = mom.MoM(CONFIG.replace(vocab_size=260), seed=2)
+    model.parameters["transformer.wte.weight"][9] = np.nan
+    with pytest.raises(ValueError, match="logits: not a number at row 0, token 9"):
+        model.generate([1, 2], 3, temperature=1.0)
+    model.tokenizer = renumbered(mom.Tokenizer.train(["a few words"], 257), used, tmp_path)
+    assert len(model.generate([1, 2], 3, temperature=1.0)) == 5
+    model.parameters["transformer.wte.weight"][used[200]] = np.nan
+    with pytest.raises(ValueError, match=f"logits: not a number at row 0, token {used[200]}"):
+        model.generate([1, 2], 3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -16,6 +16,7 @@ from mom import cli, xsum
 from mom.errors import ConfigError, DataError
 from mom.evaluate import lead, rouge
 from mom.training.finetune import FinetuneInterrupted
+from vocabularies import renumbered
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed")
 
@@ -130,6 +131,25 @@ def test_batches_do_not_matter(model: mom.MoM) -> None:
     documents = xsum.read_xsum(GOLDEN).documents
     found = [xsum.summarize(model, documents, max_summary=8, num_beams=2, batch_size=b) for b in (1, 2, 3)]
     assert found[0] == found[1] == found[2]
+
+
+def test_summaries_have_no_ids_that_the_tokenizer_lacks(model: mom.MoM, tmp_path: Path) -> None:
+    holes = 3 + 5 * np.arange(40)
+    used = np.setdiff1d(np.arange(model.config.vocab_size + 40), holes)
+    wide = mom.MoM(model.config.replace(vocab_size=int(used[-1]) + 1), seed=0)
+    for name, value in model.parameters.items():
+        if name == "transformer.wte.weight":
+            wide.parameters[name][holes] = 9.0 * value[:40]
+            wide.parameters[name][used] = value
+        else:
+            wide.parameters[name] = value
+    documents = xsum.read_xsum(GOLDEN).documents[:3]
+    prompt = used[xsum._prompts(model, documents, 64, 8)[0][0]]
+    assert np.isin(wide.generate(prompt, 8)[len(prompt) :], holes).any(), "the test says something"
+    wide.tokenizer = renumbered(model.tokenizer, used, tmp_path)
+    for beams in (1, 2):
+        found = xsum.summarize(wide, documents, max_summary=8, num_beams=beams)
+        assert found == xsum.summarize(model, documents, max_summary=8, num_beams=beams) and any(found)
 
 
 def test_examples_stand_side_by_side(model: mom.MoM) -> None:
