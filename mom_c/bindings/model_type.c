@@ -324,6 +324,9 @@ static PyObject *network_plan(mom_network *self, PyObject *args) {
     mom_memory_plan plan;
     mom_error err;
     const mom_status status = mom_gpt_plan(&self->gpt, &key, &plan, &err);
+    /* Training has an optimizer, even if it is not made yet. */
+    const size_t optimizers = self->gpt.optimizers ? self->gpt.optimizers : 1;
+    plan.moments = key.keep ? mom_gpt_moments(&self->gpt, optimizers) : 0;
     mom_network_leave(self);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);

@@ -16,13 +16,24 @@ typedef struct {
     mom_network *network; /* strong reference */
     float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
     double *steps;               /* one per parameter */
-    size_t charged; /* bytes that count in the network's plans */
+    uint8_t *held;               /* by parameter: counted in its mom_param.held */
     uint8_t *fresh;              /* by row of wte, then of wpe: no gradient has been there, and nobody has seen moments */
 } mom_optimizer;
 
 /* Of an embedding. */
 static uint8_t *fresh_rows(const mom_params *p, const mom_optimizer *o, size_t i) {
     return o->fresh + (i == p->wte ? 0 : p->table[p->wte].dims[0]);
+}
+
+/* Pages of moments come with a parameter's first step or the first look at them: what is not trained costs nothing. */
+static void hold(mom_optimizer *self, size_t i) {
+    mom_param *param = &self->network->gpt.params.table[i];
+    if (self->held[i])
+        return;
+    self->held[i] = 1;
+    param->held++;
+    if (!param->trained)
+        mom_gpt_forget_plans(&self->network->gpt);
 }
 
 /* One entry per parameter; moments NULL when only gradients matter. */
@@ -33,7 +44,7 @@ static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_
         const mom_param *param = &p->table[i];
         list[i] = (mom_adamw_tensor){.param = p->values + param->offset, .grad = p->grads + param->offset,
                                      .n = param->count, .decay = param->decay, .used = param->used,
-                                     .leave_grad = param->unset && !p->grads_shown};
+                                     .leave_grad = !p->grads_shown && (param->unset || !param->written)};
         if (o) {
             list[i].exp_avg = o->exp_avg + param->offset;
             list[i].exp_avg_sq = o->exp_avg_sq + param->offset;
@@ -67,6 +78,8 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         self->steps = mom_memory_calloc(p->count, sizeof(double), "optimizer", &err);
     const size_t rows = p->table[p->wte].dims[0] + p->table[p->wpe].dims[0];
     if (self->steps)
+        self->held = mom_memory_calloc(p->count, 1, "optimizer", &err);
+    if (self->held)
         self->fresh = mom_memory_alloc(rows, 1, "optimizer", &err);
     if (!self->fresh) {
         mom_raise((PyObject *)type, &err);
@@ -74,20 +87,23 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         return NULL;
     }
     memset(self->fresh, 1, rows);
-    /* Pages of moments come with a parameter's first step: what is not trained costs nothing. */
-    self->charged = 2 * mom_gpt_trained_bytes(&self->network->gpt);
-    self->network->gpt.moments += self->charged;
+    self->network->gpt.optimizers++;
     mom_gpt_forget_plans(&self->network->gpt);
     return (PyObject *)self;
 }
 
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
-    if (self->fresh) /* the last that was allocated */
-        self->network->gpt.moments -= self->charged;
+    if (self->fresh) { /* the last that was allocated */
+        mom_params *p = &self->network->gpt.params;
+        for (size_t i = 0; i < p->count; i++)
+            p->table[i].held -= self->held[i];
+        self->network->gpt.optimizers--;
+    }
     mom_memory_free(self->exp_avg);
     mom_memory_free(self->exp_avg_sq);
     mom_memory_free(self->steps);
+    mom_memory_free(self->held);
     mom_memory_free(self->fresh);
     Py_XDECREF(self->network);
     type->tp_free((PyObject *)self);
@@ -115,8 +131,11 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
         mom_memory_clear(gpt->params.grads);
         spec->zero_grad = gpt->gradients_absent = 1;
     }
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         self->steps[i] = list[i].step;
+        if (list[i].used)
+            hold(self, i);
+    }
     if (spec->zero_grad)
         mom_gpt_forget_grad(gpt);
     return MOM_OK;
@@ -162,10 +181,12 @@ static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
     if (i == -1 && PyErr_Occurred())
         return NULL;
     const mom_params *p = &self->network->gpt.params;
-    if (i >= 0 && (size_t)i < p->count && p->table[i].touched) {
+    if (i >= 0 && (size_t)i < p->count) {
         if (mom_network_enter(self->network) < 0)
             return NULL;
-        memset(fresh_rows(p, self, (size_t)i), 0, p->table[i].dims[0]);
+        if (p->table[i].touched)
+            memset(fresh_rows(p, self, (size_t)i), 0, p->table[i].dims[0]);
+        hold(self, (size_t)i);
         mom_network_leave(self->network);
     }
     return mom_network_view(self->network, (PyObject *)self, i, block);

@@ -748,7 +748,10 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
     if (!gpt->can_backward)
         return mom_error_set(err, MOM_ERR_STATE,
                              "backward: needs a forward pass with labels before it, and can follow it only once");
-    MOM_TRY(mom_params_add_gradients(&gpt->params, err));
+    mom_params *p = &gpt->params;
+    MOM_TRY(mom_params_add_gradients(p, err));
+    for (size_t i = 0; i < p->count; i++)
+        p->table[i].written |= p->table[i].computed;
     mom_exec own = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     gpt->run.exec = &own;
     gpt->run.err = err;
@@ -828,23 +831,20 @@ static size_t spare_room(const mom_gpt *gpt, const mom_memory_key *key, size_t a
     return (arena / 256 + ((size_t)1 << 16) + blocks) / MOM_ALIGNMENT * MOM_ALIGNMENT;
 }
 
-size_t mom_gpt_trained_bytes(const mom_gpt *gpt) {
+/* Of the gradients that backward computes. Once somebody has looked at them all are in memory. */
+static size_t gradient_bytes(const mom_params *p) {
+    size_t floats = 0;
+    for (size_t i = 0; i < p->count; i++)
+        if (p->table[i].computed || p->grads_shown)
+            floats += mom_param_floats(&p->table[i]);
+    return floats * sizeof(float);
+}
+
+size_t mom_gpt_moments(const mom_gpt *gpt, size_t optimizers) {
     const mom_params *p = &gpt->params;
-    size_t floats = p->total;
-    if (gpt->trained_from)
-        floats -= p->table[p->wte].count + p->table[p->wpe].count;
-    if (gpt->trained_from > p->num_places)
-        floats -= p->table[p->lnf_weight].count + p->table[p->lnf_bias].count;
-    for (size_t i = 0; i < p->num_places; i++)
-        for (int half = 0; half < 2; half++) {
-            const mom_pool *pool = half ? &p->places[i].ffn : &p->places[i].attn;
-            const int below = i < gpt->trained_from;
-            for (size_t m = 0; m < pool->M && (below || pool->frozen); m++)
-                for (size_t t = 0; t < 6; t++)
-                    floats -= p->table[mom_pool_param(pool, m, t)].count;
-            for (size_t r = 0; below && pool->routed && r < pool->router_params; r++)
-                floats -= p->table[pool->first_router_param + r].count;
-        }
+    size_t floats = 0;
+    for (size_t i = 0; i < p->count; i++)
+        floats += 2 * mom_param_floats(&p->table[i]) * (p->table[i].trained ? optimizers : p->table[i].held);
     return floats * sizeof(float);
 }
 
@@ -867,8 +867,8 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     }
     mom_arena_free(&tables);
     MOM_TRY(status);
-    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? mom_gpt_trained_bytes(gpt) : 0,
-                              .moments = gpt->moments,
+    *plan = (mom_memory_plan){.parameters = parameters, .gradients = key->keep ? gradient_bytes(&gpt->params) : 0,
+                              .moments = mom_gpt_moments(gpt, gpt->optimizers),
                               .activations = region.at_peak[0], .packed = region.noted_at_peak};
     plan->workspace = region.peak - plan->activations - plan->packed;
     plan->workspace += spare_room(gpt, key, region.peak);
@@ -942,6 +942,24 @@ static int any_router_trained(const mom_pool *pool, const uint8_t *trained) {
     return any;
 }
 
+/* What backward goes through: LayerNorms and routers whether they are trained or not, matrices with their biases only in
+ * halves that are not frozen. */
+static void mark_computed(mom_gpt *gpt) {
+    mom_params *p = &gpt->params;
+    for (size_t i = 0; i < p->num_places; i++)
+        for (int half = 0; half < 2; half++) {
+            const mom_pool *pool = half ? &p->places[i].ffn : &p->places[i].attn;
+            const int above = i >= gpt->trained_from;
+            for (size_t m = 0; m < pool->M; m++)
+                for (size_t t = 0; t < 6; t++)
+                    p->table[mom_pool_param(pool, m, t)].computed = above && (t < 2 || !pool->frozen);
+            for (size_t r = 0; pool->routed && r < pool->router_params; r++)
+                p->table[pool->first_router_param + r].computed = above;
+        }
+    p->table[p->wte].computed = p->table[p->wpe].computed = !gpt->trained_from;
+    p->table[p->lnf_weight].computed = p->table[p->lnf_bias].computed = gpt->trained_from <= p->num_places;
+}
+
 void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained) {
     mom_params *p = &gpt->params;
     const int norm = trained[p->lnf_weight] || trained[p->lnf_bias];
@@ -956,6 +974,16 @@ void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained) {
     }
     if (trained[p->wte] || trained[p->wpe])
         gpt->trained_from = 0;
+    mark_computed(gpt);
+    int written = p->grads_shown;
+    for (size_t i = 0; i < p->count; i++) {
+        p->table[i].trained = trained[i] != 0;
+        written |= p->table[i].written;
+    }
+    if (p->grads && !written && mom_memory_is_mapped(p->grads)) {
+        mom_memory_clear(p->grads);
+        gpt->gradients_absent = 1;
+    }
     gpt->can_backward = 0;
     mom_gpt_forget_plans(gpt);
 }
@@ -968,7 +996,7 @@ void mom_gpt_zero_grad(mom_gpt *gpt) {
     if (p->grads && gpt->gradients_absent)
         mom_memory_clear(p->grads);
     for (size_t i = 0; i < p->count && !gpt->gradients_absent; i++)
-        if (!p->table[i].unset || p->grads_shown)
+        if (p->grads_shown || (p->table[i].written && !p->table[i].unset))
             memset(mom_param_grad(p, i), 0, p->table[i].count * sizeof(float));
     mom_gpt_forget_grad(gpt);
 }
@@ -976,7 +1004,7 @@ void mom_gpt_zero_grad(mom_gpt *gpt) {
 void mom_gpt_forget_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     for (size_t i = 0; i < p->count; i++) {
-        p->table[i].used = 0;
+        p->table[i].used = p->table[i].written = 0;
         if (p->table[i].touched)
             memset(p->table[i].touched, 0, p->table[i].dims[0]);
     }

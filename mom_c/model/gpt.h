@@ -84,7 +84,7 @@ typedef struct {
     int gradients_absent; /* zero, and without pages: see mom_region_shrink's use */
     int keeps_gradients; /* their pages stay when they are zeroed: there is little to gain from giving them back */
     size_t trained_from; /* lowest place that backward goes through; 0: embeddings, too; see mom_gpt_set_trained */
-    size_t moments;      /* bytes of optimizers' states, for plans */
+    size_t optimizers;   /* there are: their moments count in plans */
     size_t memory_limit; /* largest plan, or 0: none */
 
     /* ---- state of the last forward */
@@ -133,10 +133,11 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
 
 /* trained: (params.count) 0 where no gradient is wanted. Backward ends above the lowest parameter that is trained, forward
  * keeps nothing for what lies below, and the matrices of a half in which no module is trained get no gradients. Other
- * parameters may get theirs nevertheless. A forward pass before this call has no backward. */
+ * parameters may get theirs nevertheless. A forward pass before this call has no backward. Memory of gradients is given back
+ * if nothing has been written to it. */
 void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained);
-/* Of the parameters that backward computes gradients for, but for LayerNorms of halves whose matrices it leaves out. */
-size_t mom_gpt_trained_bytes(const mom_gpt *gpt);
+/* Bytes of the moments that so many optimizers have of what is trained, and those there are have of the rest. */
+size_t mom_gpt_moments(const mom_gpt *gpt, size_t optimizers);
 
 /* The next pass asks the limit again, whatever fitted before. */
 void mom_gpt_forget_plans(mom_gpt *gpt);

@@ -35,6 +35,9 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->init_value = value;
         p->decay = decay;
         p->used = 0;
+        p->trained = p->computed = 1;
+        p->written = 0;
+        p->held = 0;
         p->touched = p->unset = NULL;
     }
     /* Every tensor begins on a cache line. A single tensor is bounded by mom_config_check, their sum is not. */

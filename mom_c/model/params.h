@@ -21,6 +21,9 @@ typedef struct {
     float init_value;
     int decay;     /* weight decay applies: not a LayerNorm, not a bias */
     int used;      /* has a gradient since gradients were last zeroed */
+    int trained, computed; /* optimizers are to update it; backward gives it a gradient: see mom_gpt_set_trained */
+    int written;   /* that gradient's memory may hold something since gradients were last zeroed */
+    size_t held;   /* optimizers in which its moments take up memory */
     uint8_t *touched; /* of an embedding, by row, while gradients are not shown: 0: its gradient is zero; else NULL */
     uint8_t *unset; /* of a module's matrix: its entry in mom_pool's unset_in or unset_out; else NULL */
 } mom_param;
@@ -89,6 +92,9 @@ void mom_params_randomize(mom_params *params, uint64_t seed);
 static inline size_t mom_pool_param(const mom_pool *pool, size_t m, size_t t) {
     return pool->first_param + t / 2 * 2 * pool->M + 2 * m + t % 2;
 }
+
+/* Floats of the block that a parameter takes up: each begins on a cache line. */
+static inline size_t mom_param_floats(const mom_param *param) { return (param->count + 15) / 16 * 16; }
 
 static inline float *mom_param_value(const mom_params *p, size_t i) { return p->values + p->table[i].offset; }
 static inline float *mom_param_grad(const mom_params *p, size_t i) { return p->grads + p->table[i].offset; }

@@ -439,7 +439,6 @@ class _Network:
             sizes = self._core.plan(int(batch), int(length), tokens, training, checkpoint, training)
         except ValueError as error:  # sizes are all that can be wrong
             raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
-        sizes["moments"] = 2 * sizes["parameters"] if training else 0
         return MemoryPlan(int(batch), int(length), tokens, training, checkpoint, **sizes)
 
     # ------------------------------------------------------------------ modes and random numbers

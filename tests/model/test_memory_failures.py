@@ -210,7 +210,7 @@ def test_gradients_property_and_optimizer(work: Work) -> None:
         gc.collect()
         assert _core.memory_live_bytes() == live
 
-    assert every_failure(lambda: mom.AdamW(model), nothing_is_left) == 4
+    assert every_failure(lambda: mom.AdamW(model), nothing_is_left) == 5
 
 
 def test_optimizer_step_clipping_logits_and_generation() -> None:

@@ -13,6 +13,7 @@ import pytest
 import mom
 from mom import _core
 from mom.memory import plan_for
+from mom.training.finetune import trainable
 
 BASE = mom.MoMConfig(
     vocab_size=50, n_positions=32, n_embd=24, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=3,
@@ -263,6 +264,80 @@ def test_a_new_limit_or_optimizer_is_asked_of_shapes_that_fitted_before() -> Non
     del optimizer
 
 
+def floats_of(model: mom.MoM | mom.MoMForSequenceClassification, chosen: Any) -> int:
+    """Of the parameters that are chosen, each beginning on a cache line."""
+    return sum(-(-v.size // 16) * 16 for v, wanted in zip(model.parameters.values(), chosen, strict=True) if wanted)
+
+
+def chosen_of(model: mom.MoMForSequenceClassification, what: str) -> np.ndarray:
+    if what in ("all", "routers", "head"):
+        return trainable(model, what)
+    return np.array([what in name for name in model.parameters], np.uint8)
+
+
+@pytest.mark.parametrize("what", ["all", "routers", "head", "mot_ffn.c_proj.", "h.0.mot_attn", "ln_f", "wpe"])
+def test_plans_follow_what_is_trained(what: str) -> None:
+    config = WIDE.replace(num_labels=3, pooling="mask")
+    model = mom.MoMForSequenceClassification(config, seed=1)
+    optimizer = mom.AdamW(model)  # made before anything is said about a part
+    chosen = chosen_of(model, what)
+    assert chosen.any()
+    model._core.set_trained(chosen)
+    plan = model.memory_plan(*SHAPE)
+    assert plan.moments == 8 * floats_of(model, chosen)
+    model.memory_limit = plan.total - 1
+    with pytest.raises(MemoryError, match=f"need {plan.total} bytes"):
+        model(tokens_of(SHAPE), np.arange(SHAPE[0]) % 3, np.ones(SHAPE))
+    model.memory_limit = plan.total
+    for _ in range(2):
+        model(tokens_of(SHAPE), np.arange(SHAPE[0]) % 3, np.ones(SHAPE))
+        model.backward()
+        model._core.used = model._core.used * chosen  # as fine-tuning does
+        optimizer.step(1.0)
+    assert model.memory_plan(*SHAPE) == plan
+    computed = [gradient.any() for gradient in model.gradients.values()]
+    assert plan.gradients == 4 * floats_of(model, computed)
+    assert model.memory_plan(*SHAPE).gradients == plan.parameters, "somebody has looked at all of them"
+
+
+def test_moments_of_what_was_trained_before_still_count() -> None:
+    model = mom.MoMForSequenceClassification(WIDE.replace(num_labels=3, pooling="mask"), seed=1)
+    all_, head = trainable(model, "all"), trainable(model, "head")
+    first, second = mom.AdamW(model), mom.AdamW(model)
+    model(tokens_of(SHAPE), np.arange(SHAPE[0]) % 3, np.ones(SHAPE))
+    model.backward()
+    first.step(1.0, zero_grad=True)
+    assert model.memory_plan(*SHAPE).moments == 16 * floats_of(model, all_)
+    model._core.set_trained(head)
+    small = 8 * floats_of(model, head)
+    assert model.memory_plan(*SHAPE).moments == 8 * floats_of(model, all_) + small
+    first.state["steps"][:] = 0.0
+    del first
+    assert model.memory_plan(*SHAPE).moments == small
+    assert len(second.state) > 1  # whose memory may now be written to
+    assert model.memory_plan(*SHAPE).moments == 8 * floats_of(model, all_)
+    model._core.set_trained(all_)
+    assert model.memory_plan(*SHAPE).moments == 8 * floats_of(model, all_)
+    del second
+    assert model.memory_plan(*SHAPE).moments == 8 * floats_of(model, all_), "of one that is still to be made"
+
+
+def test_gradients_that_are_there_stay_when_something_else_is_trained() -> None:
+    model = mom.MoMForSequenceClassification(WIDE.replace(num_labels=3, pooling="mask"), seed=1)
+    tokens, labels = tokens_of(SHAPE), np.arange(SHAPE[0]) % 3
+    grads = []
+    for switched in (False, True):
+        model.zero_grad()
+        for _ in range(2):
+            model(tokens, labels, np.ones(SHAPE))
+            model.backward()
+            if switched:
+                model._core.set_trained(trainable(model, "all"))
+        grads.append({name: gradient.copy() for name, gradient in model.gradients.items()})
+    for name, gradient in grads[0].items():
+        np.testing.assert_array_equal(gradient, grads[1][name], err_msg=name)
+
+
 def test_packed_rows_are_planned_by_their_tokens() -> None:
     model = new_model(BASE)
     lengths = np.array([30] + [1] * 31, np.int32)
@@ -447,6 +522,56 @@ for _ in range(2):
     optimizer.step(1.0, zero_grad=True)
 print(resident() - before, plan.total - plan.parameters)
 """
+
+
+PARTLY_TRAINED = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import mom
+from mom.training.finetune import trainable
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+config = mom.MoMConfig.preset("mini", num_labels=3, pooling="mask")
+model = mom.MoMForSequenceClassification(config)
+optimizer = mom.AdamW(model)
+tokens = np.random.default_rng(0).integers(0, config.vocab_size, (4, 32))
+
+def step(chosen):
+    model(tokens, [0, 1, 2, 0], np.ones_like(tokens))
+    model.backward()
+    model._core.used = model._core.used * chosen
+    optimizer.step(1.0, zero_grad=True)
+
+everything, chosen = trainable(model, "all"), trainable(model, sys.argv[1])
+before = resident()
+full = model.memory_plan(4, 32)
+if int(sys.argv[2]):  # trained as a whole before, by another optimizer
+    step(everything)
+    del optimizer
+    optimizer = mom.AdamW(model)
+model._core.set_trained(chosen)
+plan = model.memory_plan(4, 32)
+for _ in range(2):
+    step(chosen)
+# The arena stays as large as it once was.
+print(resident() - before, plan.gradients + plan.moments, model._core.arena[0], full.gradients + full.moments)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("what", ["routers", "head"])
+def test_resident_memory_of_training_a_part_stays_below_the_plan(what: str, before: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PARTLY_TRAINED, what, str(before)], capture_output=True, text=True, check=True
+    )
+    grown, planned, arena, full = map(int, done.stdout.split())
+    # Code pages, and huge pages that are not full: of gradients and both moments, where the two routers begin and end.
+    spare = 2**22 + {"head": 3, "routers": 9}[what] * 2**21
+    assert grown < planned + arena + spare < 0.7 * full
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
