@@ -19,7 +19,15 @@ from .data.encode import encode_texts
 from .errors import ConfigError, DataError
 from .model import MoM, MoMForSequenceClassification
 from .tokenizer import Tokenizer
-from .training.finetune import FinetuneConfig, LoopResult, classifier_from, classify, finite_logits, fit_classifier
+from .training.finetune import (
+    FinetuneConfig,
+    LoopResult,
+    classifier_from,
+    classify,
+    finite_logits,
+    fit_classifier,
+    warn_of_idle_routers,
+)
 
 __all__ = ["TextClassifier", "TextRegressor"]
 
@@ -145,6 +153,7 @@ class _TextEstimator:
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
         config = self._config()
         body = self._body(texts)
+        warn_of_idle_routers(body.config, config.train, language_model=False, stacklevel=3)
         made = classifier_from(body, num_labels, problem, self.seed, config.dropout)
         length = config.length_for(made.config)
         rows, _ = encode_texts(made.tokenizer, texts, length)

@@ -47,6 +47,7 @@ from .training.finetune import (
     classify,
     finite_logits,
     fit_classifier,
+    warn_of_idle_routers,
 )
 from .training.signals import stop_signals
 from .weights import read_weights
@@ -221,6 +222,7 @@ def finetune(
     if predict and out_dir is None:
         raise ConfigError("predict: needs an out_dir")
     body = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    warn_of_idle_routers(body.config, config.train, language_model=False)
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training
         check_replaceable(folder, MODEL_FILES)

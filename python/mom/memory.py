@@ -27,9 +27,9 @@ class MemoryPlan:
         A training step, or a forward pass alone.
     activation_checkpointing : bool
     parameters, gradients, moments : int
-        Weights, their gradients and AdamW's two moments, each float32. While a part is trained, as in fine-tuning, gradients
-        are those that are computed, and moments those of this part and what an optimizer has of others. Moments of all the
-        model's optimizers count, where there is none those of one.
+        Weights, their gradients and AdamW's two moments, each float32. While a part is trained, as in fine-tuning,
+        gradients are those that are computed, and moments those of this part and what an optimizer has of others.
+        Moments of all the model's optimizers count, where there is none those of one.
     activations : int
         What backward needs, with every module in use; without training what the pass itself holds.
     packed : int

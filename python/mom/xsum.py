@@ -37,7 +37,15 @@ from .evaluate.summaries import ROUGE, lead, rouge
 from .generation import Decoder
 from .model import ModelOutput, MoM
 from .training.callbacks import Callback, closing
-from .training.finetune import FinetuneConfig, FinetuneInterrupted, LoopResult, copy_of, run_loop, split_step
+from .training.finetune import (
+    FinetuneConfig,
+    FinetuneInterrupted,
+    LoopResult,
+    copy_of,
+    run_loop,
+    split_step,
+    warn_of_idle_routers,
+)
 from .training.signals import stop_signals
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
@@ -232,6 +240,7 @@ def finetune(
     source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
     if not isinstance(source, MoM):
         raise TypeError(f"model: expected MoM, got {type(source).__name__}")
+    warn_of_idle_routers(source.config, config.train, language_model=True)
     check_iterators(data)
     train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))
     validation = validation[:val_rows]

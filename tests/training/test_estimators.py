@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,33 @@ def test_classifier_learns_labels_of_any_type() -> None:
         assert proba.shape == (48, len(classifier.classes_)) and np.allclose(proba.sum(axis=1), 1)
         np.testing.assert_allclose(np.exp(classifier.predict_log_proba(texts)), proba)
         np.testing.assert_array_equal(classifier.classes_[proba.argmax(axis=1)], classifier.predict(texts))
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "words"),
+    [
+        ({"routing_top_k": 1}, "all", "train: 'all' trains everything but the routers: with routing_top_k = 1"),
+        ({"routing_top_k": 1, "use_ste": True}, "routers", "train: 'routers' trains the head alone: .*top_k=2"),
+        ({"routing_top_k": 1}, "head", None), ({}, "all", None), ({}, "routers", None),
+        ({"routing_top_k": 1, "router_type": "gru"}, "routers", None),
+    ],
+)  # fmt: skip
+def test_routers_that_cannot_learn_are_said_once(changes: dict[str, Any], train: str, words: str | None) -> None:
+    texts, labels = texts_and_labels(9)
+    before = _routers(mom.MoM(CONFIG.replace(**changes), seed=0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = mom.TextClassifier(CONFIG.replace(**changes), train=train, epochs=3, weight_decay=0.0).fit(texts, labels)
+        mom.TextRegressor(CONFIG.replace(**changes), train=train, epochs=1).fit(texts, range(9))
+    assert len(caught) == (0 if words is None else 2)
+    for warning in caught:
+        assert words is not None and re.search(words, str(warning.message)) and warning.filename == __file__
+    learnt = not np.array_equal(_routers(made.model_), before)
+    assert learnt is (words is None and train != "head")
+
+
+def _routers(model: Any) -> np.ndarray:
+    return np.concatenate([value.ravel() for name, value in model.parameters.items() if ".router." in name])
 
 
 def test_order_and_company_do_not_change_a_prediction() -> None:

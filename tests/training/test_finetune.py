@@ -21,6 +21,7 @@ from mom.training.finetune import (
     classifier_from,
     classify,
     fit_classifier,
+    routers_are_idle,
     run_loop,
     trainable,
 )
@@ -246,6 +247,40 @@ def test_choices_that_a_model_does_not_have() -> None:
     with pytest.raises(ConfigError, match="train: 'head', but a language model has no head"):
         trainable(mom.MoM(CONFIG), "head")
     assert trainable(mom.MoM(CONFIG), "routers").sum() == sum(".router." in name for name in mom.MoM(CONFIG).parameters)
+
+
+IDLE = [
+    {"router_type": kind, "routing_top_k": k, "use_ste": ste, "routing_all_possible_path": dense}
+    for kind in ("naive", "naive-softmax", "gru", "gru-softmax", "gru-random-softmax")
+    for k in (0, 1, 2)
+    for ste in (False, True)
+    for dense in (False, True)
+]
+BALANCES: list[dict[str, Any]] = [{}, {"output_router_logits": False}, {"router_aux_loss_coef": 0.0}]
+
+
+@pytest.mark.parametrize("changes", IDLE, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_routers_are_idle_where_they_have_no_gradient(changes: dict[str, Any]) -> None:
+    rng, config = np.random.default_rng(0), CONFIG.replace(**changes)
+    tokens = rng.integers(0, 300, 48)
+
+    def gradient(model: Any, labels: Any) -> float:
+        model.train()
+        model(tokens, labels, lengths=[24, 24])
+        model.backward()
+        return max(float(np.abs(v).max()) for n, v in model.gradients.items() if ".router." in n)
+
+    assert (gradient(classifier(config), [0, 1]) == 0.0) is routers_are_idle(config, language_model=False)
+    for balance in BALANCES:
+        changed = config.replace(**balance)
+        found = gradient(moved(mom.MoM(changed, seed=1)), tokens)
+        assert (found == 0.0) is routers_are_idle(changed, language_model=True), balance
+
+
+def test_halves_without_routers_are_not_idle() -> None:
+    single = CONFIG.replace(num_attn=1, num_ffn=1, routing_top_k=1)
+    assert not any(routers_are_idle(config, kind) for config in (PLAIN, single) for kind in (False, True))
+    assert routers_are_idle(CONFIG.replace(num_attn=1, routing_top_k=1), False)
 
 
 def test_the_body_is_copied_and_the_head_is_fresh() -> None:

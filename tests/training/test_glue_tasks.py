@@ -20,7 +20,7 @@ import mom
 from mom import cli, glue
 from mom.data.glue import TASKS, read_glue
 from mom.errors import CheckpointError, ConfigError, DataError
-from mom.training.finetune import FinetuneInterrupted
+from mom.training.finetune import FinetuneInterrupted, copy_of
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("scipy", reason="SciPy is not installed")
@@ -124,6 +124,17 @@ class Listener:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def test_routers_that_cannot_learn_are_said_once_for_all_seeds(model: mom.MoM) -> None:
+    single = copy_of(model, mom.MoM, routing_top_k=1)
+    for body, train, count in ((single, "all", 1), (single, "routers", 1), (single, "head", 0), (model, "all", 0)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mom.glue.finetune(body, "cola", GOLDEN, seeds=(0, 1), train=train, max_steps=1, progress=False)
+        assert len(caught) == count, [str(warning.message) for warning in caught]
+        for warning in caught:
+            assert f"train: '{train}' trains" in str(warning.message) and warning.filename == __file__
 
 
 def test_callbacks_hear_of_every_seed_and_are_closed_once(model: mom.MoM) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import mom
 from mom import cli, xsum
 from mom.errors import ConfigError, DataError
 from mom.evaluate import lead, rouge
-from mom.training.finetune import FinetuneInterrupted
+from mom.training.finetune import FinetuneInterrupted, copy_of
 from vocabularies import renumbered
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed")
@@ -150,6 +151,15 @@ def test_summaries_have_no_ids_that_the_tokenizer_lacks(model: mom.MoM, tmp_path
     for beams in (1, 2):
         found = xsum.summarize(wide, documents, max_summary=8, num_beams=beams)
         assert found == xsum.summarize(model, documents, max_summary=8, num_beams=beams) and any(found)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.01])
+def test_routers_that_cannot_learn_are_said(model: mom.MoM, coefficient: float) -> None:
+    single = copy_of(model, mom.MoM, routing_top_k=1, router_aux_loss_coef=coefficient)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        xsum.finetune(single, GOLDEN, **QUICK, max_steps=1, train="routers")
+    assert ["train: 'routers' trains nothing" in str(w.message) for w in caught] == [True] * (coefficient == 0.0)
 
 
 def test_examples_stand_side_by_side(model: mom.MoM) -> None:

@@ -7,6 +7,7 @@ import math
 import numbers
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from .signals import StopSignals, stop_signals
 
 __all__ = [
     "FinetuneConfig", "FinetuneInterrupted", "LoopResult", "classifier_from", "classify", "copy_of", "finite_logits",
-    "fit_classifier", "run_loop", "split_step", "trainable",
+    "fit_classifier", "routers_are_idle", "run_loop", "split_step", "trainable", "warn_of_idle_routers",
 ]  # fmt: skip
 
 Network = MoM | MoMForSequenceClassification
@@ -241,6 +242,34 @@ def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
         "all": [True] * len(names), "head": head, "routers": [a or b for a, b in zip(head, routers, strict=True)],
     }[train]  # fmt: skip
     return np.array(chosen, np.uint8)
+
+
+def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
+    """Whether the loss gives a model's routers no gradient.
+
+    Probabilities of the choices that are kept are divided by their sum. Of a single choice that makes 1, whatever the
+    router says, and so does its straight-through sign. What remains is the balance loss, which a classifier does not
+    have.
+    """
+    if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
+        return False
+    if language_model and config.output_router_logits and config.router_aux_loss_coef > 0.0:
+        return False
+    return config.routing_top_k == 0 or (config.routing_top_k == 1 and config.router_softmax)
+
+
+def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, stacklevel: int = 2) -> None:
+    """Say before the first step that routers which are to be trained will learn nothing; see `routers_are_idle`."""
+    if train == "head" or not routers_are_idle(config, language_model):
+        return
+    what = {"all": "everything but the routers", "routers": "nothing" if language_model else "the head alone"}[train]
+    warnings.warn(
+        f"train: {train!r} trains {what}: with routing_top_k = {config.routing_top_k} and router_type = "
+        f"{config.router_type!r} the loss does not depend on what the routers say (a single choice has the weight 1, "
+        "with use_ste as well), so they get no gradient. Begin with a model that keeps two choices, as "
+        "from_pretrained(folder, routing_top_k=2) does, or that was trained with a router_type without softmax.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def copy_of(
