@@ -836,7 +836,7 @@ static size_t gradient_bytes(const mom_params *p) {
     size_t floats = 0;
     for (size_t i = 0; i < p->count; i++)
         if (p->table[i].computed || p->grads_shown)
-            floats += mom_param_floats(&p->table[i]);
+            floats += mom_param_floats(p->table[i].count);
     return floats * sizeof(float);
 }
 
@@ -844,7 +844,7 @@ size_t mom_gpt_moments(const mom_gpt *gpt, size_t optimizers) {
     const mom_params *p = &gpt->params;
     size_t floats = 0;
     for (size_t i = 0; i < p->count; i++)
-        floats += 2 * mom_param_floats(&p->table[i]) * (p->table[i].trained ? optimizers : p->table[i].held);
+        floats += 2 * mom_param_floats(p->table[i].count) * (p->table[i].trained ? optimizers : p->table[i].held);
     return floats * sizeof(float);
 }
 

@@ -40,8 +40,8 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->held = 0;
         p->touched = p->unset = NULL;
     }
-    /* Every tensor begins on a cache line. A single tensor is bounded by mom_config_check, their sum is not. */
-    const size_t rounded = (count + 15) / 16 * 16;
+    /* A single tensor is bounded by mom_config_check, their sum is not. */
+    const size_t rounded = mom_param_floats(count);
     if (rounded > SIZE_MAX - b->total)
         b->overflow = 1;
     b->total += rounded;

@@ -93,8 +93,8 @@ static inline size_t mom_pool_param(const mom_pool *pool, size_t m, size_t t) {
     return pool->first_param + t / 2 * 2 * pool->M + 2 * m + t % 2;
 }
 
-/* Floats of the block that a parameter takes up: each begins on a cache line. */
-static inline size_t mom_param_floats(const mom_param *param) { return (param->count + 15) / 16 * 16; }
+/* Floats of the block that a parameter of `count` takes up: each begins on a cache line. */
+static inline size_t mom_param_floats(size_t count) { return (count + 15) / 16 * 16; }
 
 static inline float *mom_param_value(const mom_params *p, size_t i) { return p->values + p->table[i].offset; }
 static inline float *mom_param_grad(const mom_params *p, size_t i) { return p->grads + p->table[i].offset; }
