@@ -70,6 +70,8 @@ typedef struct mom_kernels {
      * NULL multiplies step p. */
     void (*pack_factor)(void *dst, mom_dtype precision, size_t width, const mom_matrix *src, const float *k_scale,
                         size_t i0, size_t m, size_t p0, size_t k);
+    /* out (n) += the sums over k of a panel (items, nr) of packed b; n <= nr */
+    void (*panel_sums)(float *out, mom_dtype precision, const void *panel, size_t items, size_t n);
     /* Packs a (m, k) float32 block with element (i, p) at src[i * rs + p * cs] into panels of `width` rows:
      * panel q holds, for p = 0..k-1, elements q*width .. q*width+width-1 of column p; rows past m are
      * zero. row_index (m) or NULL replaces i, col_index (k) or NULL replaces p; col_scale (k) or NULL
