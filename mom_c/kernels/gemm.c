@@ -26,13 +26,24 @@ typedef uint32_t item;
 
 #define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
 
-static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
+static int uses_tiles(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 && k->tile_items; }
+
+/* Of kk steps; tiles take whole chunks. */
+static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
+    const size_t items = precision == MOM_BF16 ? (kk + 1) / 2 : kk;
+    return uses_tiles(k, precision) ? round_up(items, k->tile_items) : items;
+}
 
 /* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
- * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them. */
+ * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; whole chunks of tiles. */
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
-    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = steps * k->kc, unit = 8 * steps;
-    return kk <= most ? kk : smaller(most, round_up(parts(kk, parts(kk, most)) + unit / 2, unit) - unit / 2);
+    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = precision == MOM_BF16 ? k->kc_bf16 : k->kc;
+    if (kk <= most)
+        return kk;
+    const size_t even = parts(kk, parts(kk, most)), unit = 8 * steps;
+    if (uses_tiles(k, precision))
+        return round_up(even, steps * k->tile_items);
+    return smaller(most, round_up(even + unit / 2, unit) - unit / 2);
 }
 
 /* A block of a, `depth` items deep: packed, or but for a last incomplete panel where it lies. */
@@ -90,10 +101,45 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
+/* As macro_kernel, on tiles: two whole panels of a at a time where there are two. Their sums begin with what is in c, at the
+ * edges too, so that bits do not depend on where those are. */
+static void macro_kernel_on_tiles(const mom_kernels *k, size_t m, size_t n, size_t depth, const item *a, const item *b,
+                                  float *c, size_t ldc, int accumulate, const item *after) {
+    float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64))) = {0};
+    const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item), chunks = depth / k->tile_items;
+    const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
+    k->tiles_begin();
+    for (size_t j = 0; j < n; j += nr) {
+        const item *bj = b + j * depth;
+        const mom_bf16 *b_halves = (const mom_bf16 *)(const void *)bj;
+        const size_t columns = smaller(nr, n - j);
+        const item *next = columns < n - j ? bj + nr * depth : after;
+        for (size_t i = 0, panels; i < m; i += panels * mr, next += panels * part) {
+            const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)(a + i * depth);
+            const size_t rows = smaller(mr, m - i);
+            float *cij = c + i * ldc + j;
+            panels = columns == nr && m - i >= 2 * mr ? 2 : 1;
+            if (rows == mr && columns == nr) {
+                k->tiles_ukr(chunks, panels, a_halves, b_halves, cij, ldc, accumulate, next);
+                continue;
+            }
+            if (accumulate)
+                put_edge(edge, nr, cij, ldc, rows, columns, 0);
+            k->tiles_ukr(chunks, 1, a_halves, b_halves, edge, nr, accumulate, next);
+            put_edge(cij, ldc, edge, nr, rows, columns, 0);
+        }
+    }
+    k->tiles_end();
+}
+
 /* c block (m, n) from a (m, depth items) and packed b (depth items, n); `after` is read after that. Each panel of a
  * fetches its part of b's next panel. */
 static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
                          const item *b, float *c, size_t ldc, int accumulate, const item *after) {
+    if (uses_tiles(k, precision)) {
+        macro_kernel_on_tiles(k, m, n, depth, a->packed, b, c, ldc, accumulate, after);
+        return;
+    }
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
     const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item);
     const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
@@ -136,7 +182,7 @@ static void run_pack(void *context, size_t task, int thread) {
     const pack_run *run = context;
     const pack_task *t = &run->packs[task];
     const mom_matrix columns = mom_matrix_flip(*t->b);
-    item *dst = t->dst + items_of(t->precision, t->p0) * t->columns + t->j0 * items_of(t->precision, t->kc);
+    item *dst = t->dst + items_of(run->k, t->precision, t->p0) * t->columns + t->j0 * items_of(run->k, t->precision, t->kc);
     run->k->pack_factor(dst, t->precision, run->k->nr, &columns, t->k_scale, t->first_column + t->j0, t->n, t->p0, t->kc);
 }
 
@@ -159,9 +205,9 @@ static size_t add_packs(const mom_kernels *k, pack_task *packs, item *dst, const
     return count;
 }
 
-/* Items of n packed columns; the last block of k may end in half a pair. */
+/* Items of n packed columns; the last block of k may end in half a pair, or in a part of a chunk. */
 static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
-    return round_up(n, k->nr) * items_of(precision, kk);
+    return round_up(n, k->nr) * items_of(k, precision, kk);
 }
 
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
@@ -265,7 +311,9 @@ static a_block load_block(const mom_kernels *k, const mom_gemm *g, size_t i0, si
         block.columns = data + p0 * g->a.cs + i0;
         block.lda = g->a.cs;
     }
-    if (block.first_packed < m)
+    if (uses_tiles(k, g->precision))
+        k->tiles_pack((mom_bf16 *)(void *)packed, &g->a, i0, m, p0, kc);
+    else if (block.first_packed < m)
         k->pack_factor(packed, g->precision, k->mr, &g->a, NULL, i0 + block.first_packed, m - block.first_packed, p0, kc);
     return block;
 }
@@ -280,14 +328,14 @@ static void run_block(void *context, size_t task, int thread) {
     float *c = g->finish ? run->sums + (size_t)thread * run->sums_size : g->c + t->i0 * g->ldc + t->j0;
     const size_t ldc = g->finish ? round_up(t->n, k->nr) : g->ldc;
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
-        const size_t kc = smaller(depth, g->k - p0), items = items_of(g->precision, kc);
+        const size_t kc = smaller(depth, g->k - p0), items = items_of(k, g->precision, kc);
         const a_block a = load_block(k, g, t->i0, t->m, p0, kc, run->a + (size_t)thread * run->a_size, rows);
         const int accumulate = g->accumulate || p0 > 0;
         if (t->b) {
-            const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
+            const item *b = t->b + items_of(k, g->precision, p0) * t->b_columns + t->b_first * items;
             const size_t left = smaller(depth, g->k - p0 - kc), last = p0 + kc;
             const item *next =
-                t->b + items_of(g->precision, last) * t->b_columns + t->b_first * items_of(g->precision, left);
+                t->b + items_of(k, g->precision, last) * t->b_columns + t->b_first * items_of(k, g->precision, left);
             macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, left ? next : b);
             continue;
         }
@@ -397,14 +445,14 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
             continue;
         block_count += count_blocks(k, g, shape, n);
         if (has_few_rows(k, g)) {
-            const size_t panel = k->nr * items_of(g->precision, block_depth(k, g->precision, g->k));
+            const size_t panel = k->nr * items_of(k, g->precision, block_depth(k, g->precision, g->k));
             run.panel_size = panel > run.panel_size ? panel : run.panel_size;
         } else if (!g->packed_b) {
             pack_count += count_packs(k, g->precision, n, g->k);
             packed += packed_items(k, g->precision, n, g->k);
         }
         const size_t a_rows = !has_few_rows(k, g) && (reads_rows(k, g) || reads_columns(k, g)) ? k->mr : row_step(k, g, shape);
-        const size_t a = a_rows * items_of(g->precision, block_depth(k, g->precision, g->k));
+        const size_t a = a_rows * items_of(k, g->precision, block_depth(k, g->precision, g->k));
         const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(k, g, shape), k->nr) : 0;
         run.a_size = a > run.a_size ? a : run.a_size;
         run.sums_size = sums > run.sums_size ? sums : run.sums_size;
