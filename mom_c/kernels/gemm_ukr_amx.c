@@ -49,14 +49,19 @@ void mom_tiles_end_amx(void) { _tile_release(); }
 #define A_TILE (2 * ROWS * PAIRS) /* bfloat16 numbers */
 #define B_TILES (2 * PAIRS * COLUMNS)
 
-/* Every chunk fetches two rows of c, of which there are `left` from `row` on, and 4 lines of what comes next for each
- * panel: into the second cache, since the first holds the panel of b in use. */
-#define FETCH(panels)                                                          \
-    for (int l = 0; l < 4 * (panels); l++, line += 64)                         \
-        _mm_prefetch(line, _MM_HINT_T1);                                       \
-    for (int r = 0; r < 2 && left; r++, left--, row += ldc) {                  \
-        _mm_prefetch((const char *)row, _MM_HINT_T0);                          \
-        _mm_prefetch((const char *)(row + 16), _MM_HINT_T0);                   \
+/* Every chunk fetches two rows of c, if `left` is not yet 0, and for each panel 4 lines of what comes next: into the second
+ * cache, since the first holds the panel of b in use. */
+#define FETCH(panels)                                       \
+    for (int l = 0; l < 4 * (panels); l++, line += 64)      \
+        _mm_prefetch(line, _MM_HINT_T1);                    \
+    if (left) {                                             \
+        _mm_prefetch((const char *)row, _MM_HINT_T0);       \
+        _mm_prefetch((const char *)(row + 16), _MM_HINT_T0); \
+        row += ldc;                                         \
+        _mm_prefetch((const char *)row, _MM_HINT_T0);       \
+        _mm_prefetch((const char *)(row + 16), _MM_HINT_T0); \
+        row += ldc;                                         \
+        left -= 2;                                          \
     }
 
 static void one_panel(size_t chunks, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
