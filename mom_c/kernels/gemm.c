@@ -101,11 +101,11 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
-/* As macro_kernel, on tiles: two whole panels of a at a time where there are two. Their sums begin with what is in c, at the
+/* As macro_kernel, on tiles: two panels of a at a time where there are two. Their sums begin with what is in c, at the
  * edges too, so that bits do not depend on where those are. */
 static void macro_kernel_on_tiles(const mom_kernels *k, size_t m, size_t n, size_t depth, const item *a, const item *b,
                                   float *c, size_t ldc, int accumulate, const item *after) {
-    float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64))) = {0};
+    float edge[2 * MOM_GEMM_MAX_TILE] __attribute__((aligned(64))) = {0};
     const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item), chunks = depth / k->tile_items;
     const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
     k->tiles_begin();
@@ -116,16 +116,16 @@ static void macro_kernel_on_tiles(const mom_kernels *k, size_t m, size_t n, size
         const item *next = columns < n - j ? bj + nr * depth : after;
         for (size_t i = 0, panels; i < m; i += panels * mr, next += panels * part) {
             const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)(a + i * depth);
-            const size_t rows = smaller(mr, m - i);
+            const size_t rows = smaller(2 * mr, m - i);
             float *cij = c + i * ldc + j;
-            panels = columns == nr && m - i >= 2 * mr ? 2 : 1;
-            if (rows == mr && columns == nr) {
+            panels = rows > mr ? 2 : 1;
+            if (rows == panels * mr && columns == nr) {
                 k->tiles_ukr(chunks, panels, a_halves, b_halves, cij, ldc, accumulate, next);
                 continue;
             }
             if (accumulate)
                 put_edge(edge, nr, cij, ldc, rows, columns, 0);
-            k->tiles_ukr(chunks, 1, a_halves, b_halves, edge, nr, accumulate, next);
+            k->tiles_ukr(chunks, panels, a_halves, b_halves, edge, nr, accumulate, next);
             put_edge(cij, ldc, edge, nr, rows, columns, 0);
         }
     }
@@ -390,8 +390,9 @@ static size_t column_step(const mom_kernels *k, const mom_gemm *g, task_shape sh
     return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, shape.columns) : shape.columns;
 }
 
+/* A multiple of what the micro-kernel takes at a time: on tiles two panels. */
 static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
-    return round_up(parts(g->m, parts(g->m, shape.rows)), k->mr);
+    return round_up(parts(g->m, parts(g->m, shape.rows)), uses_tiles(k, g->precision) ? 2 * k->mr : k->mr);
 }
 
 static size_t count_blocks(const mom_kernels *k, const mom_gemm *g, task_shape shape, size_t n) {

@@ -19,13 +19,7 @@
 #ifndef MOM_AMX_EMULATED
 #include <immintrin.h>
 
-/* As LDTILECFG reads it. Sums, tiles of a and of b: */
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_shapes;
-
+/* Tiles of sums, of a and of b: */
 #define C00 0
 #define C01 1
 #define C10 2
@@ -36,7 +30,7 @@ typedef struct {
 #define B1 7
 
 void mom_tiles_begin_amx(void) {
-    static const tile_shapes shapes __attribute__((aligned(64))) = {
+    static const mom_tile_shapes shapes __attribute__((aligned(64))) = {
         .palette = 1,
         .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
         .rows = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, PAIRS, PAIRS},

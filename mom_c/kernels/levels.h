@@ -7,6 +7,14 @@
 #define MOM_GEMM_MAX_TILE 512 /* largest mr * nr of any level */
 #define MOM_GEMM_MAX_ROWS 256 /* largest mc of any level */
 
+/* The shapes of tile registers, as LDTILECFG reads them. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} mom_tile_shapes;
+_Static_assert(sizeof(mom_tile_shapes) == 64, "without gaps");
+
 extern const mom_kernels mom_kernels_baseline;
 void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                                const void *next);

@@ -149,6 +149,21 @@ def test_padding_of_packed_factors_is_zero(kernel_level: str, rng: np.random.Gen
                     assert np.abs(got - a.astype(np.float64) @ b).max() < 0.02 * (k + 1)
 
 
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_infinities_do_not_meet_the_padding(
+    transpose_a: bool, transpose_b: bool, kernel_level: str, rng: np.random.Generator
+) -> None:
+    """Infinite times a zero of the other factor's padding would be NaN."""
+    a, b = rng.uniform(1.0, 2.0, (30, 41)).astype(np.float32), rng.uniform(1.0, 2.0, (41, 40)).astype(np.float32)
+    a[3, 12], b[13, 4] = np.inf, np.inf
+    left, right = np.ascontiguousarray(a.T) if transpose_a else a, np.ascontiguousarray(b.T) if transpose_b else b
+    for precision in ("float32", "bfloat16"):
+        got = ops.gemm(left, right, transpose_a=transpose_a, transpose_b=transpose_b, precision=precision)
+        assert np.array_equal(np.isinf(got), np.isinf(a @ b))
+        assert not np.isnan(got).any()
+
+
 def tile_products(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """c + a b as tiles sum it: 32 steps at a time, even and odd ones apart (products of bfloat16 are exact in float32)."""
     for begin in range(0, a.shape[1], 32):
