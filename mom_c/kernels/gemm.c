@@ -7,6 +7,7 @@
  *         of few rows takes each panel of b from memory once, where it lies or packed by its task just before (a third of
  *         short forward passes). No barrier but the one between packing b and computing. Products of a group share the
  *         task list, so that small groups fill the threads.
+ *         A level with tiles for bfloat16 has a sweep of its own over panels of another layout; all else is the same.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
  */
