@@ -165,7 +165,7 @@ def test_infinities_do_not_meet_the_padding(
 
 
 def tile_products(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """c + a b as tiles sum it: 32 steps at a time, even and odd ones apart. Products of bfloat16 are exact in float32."""
+    """c + a b as tiles sum it: 32 steps at a time, even and odd ones apart; products are exact in float32."""
     for begin in range(0, a.shape[1], 32):
         sums = [np.zeros_like(c), np.zeros_like(c)]
         for p in range(begin, min(begin + 32, a.shape[1])):
