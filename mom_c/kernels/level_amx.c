@@ -1,6 +1,6 @@
-/* As avx512bf16, but products of bfloat16 run on the tile registers of AMX. Their blocks of k are short, since a panel of b
- * (32 KB) is to stay in the first cache, which could not deliver a longer one from the second in time; the panels of a are
- * what streams. Products of single panels (attention) have nothing that would fill tiles and stay as they are there. */
+/* As avx512bf16, but products of bfloat16 run on the tile registers of AMX. Their blocks of k are short: a panel
+ * of b (24 KB) has to stay in a first cache of 48 KB while two panels of a (18 KB) stream by, since the second cache cannot
+ * deliver both in time. The length has no effect on the bits. Products of single panels (attention) do without tiles. */
 #define MOM_LEVEL_NAME "amx"
 #define MOM_LEVEL_TABLE mom_kernels_amx
 #define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
@@ -26,6 +26,6 @@
 #define MOM_GEMM_NR 32
 #define MOM_GEMM_MC 120
 #define MOM_GEMM_KC 516
-#define MOM_GEMM_KC_BF16 512
+#define MOM_GEMM_KC_BF16 384
 #define MOM_GEMM_NC 2048
 #include "kernels/level.inc"
