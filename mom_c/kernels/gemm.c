@@ -36,7 +36,8 @@ static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
 }
 
 /* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
- * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; whole chunks of tiles. */
+ * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; on tiles whole
+ * chunks. */
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
     const size_t steps = precision == MOM_BF16 ? 2 : 1, most = precision == MOM_BF16 ? k->kc_bf16 : k->kc;
     if (kk <= most)
