@@ -7,6 +7,7 @@
  *         of few rows takes each panel of b from memory once, where it lies or packed by its task just before (a third of
  *         short forward passes). No barrier: a task waits until its own b is packed. Products of a group share the
  *         task list, so that small groups fill the threads, and its last tasks are small, so that none waits long at the end.
+ *         A level with tiles for bfloat16 has a sweep of its own over panels of another layout; all else is the same.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
  */
@@ -26,13 +27,25 @@ typedef uint32_t item;
 
 #define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
 
-static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
+static int uses_tiles(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 && k->tile_items; }
+
+/* Of kk steps; tiles take whole chunks. */
+static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
+    const size_t items = precision == MOM_BF16 ? (kk + 1) / 2 : kk;
+    return uses_tiles(k, precision) ? round_up(items, k->tile_items) : items;
+}
 
 /* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
- * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them. */
+ * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; on tiles whole
+ * chunks. */
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
-    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = steps * k->kc, unit = 8 * steps;
-    return kk <= most ? kk : smaller(most, round_up(parts(kk, parts(kk, most)) + unit / 2, unit) - unit / 2);
+    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = precision == MOM_BF16 ? k->kc_bf16 : k->kc;
+    if (kk <= most)
+        return kk;
+    const size_t even = parts(kk, parts(kk, most)), unit = 8 * steps;
+    if (uses_tiles(k, precision))
+        return round_up(even, steps * k->tile_items);
+    return smaller(most, round_up(even + unit / 2, unit) - unit / 2);
 }
 
 /* A block of a, `depth` items deep: packed, or but for a last incomplete panel where it lies. */
@@ -90,10 +103,45 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
+/* As macro_kernel, on tiles: two panels of a at a time where there are two. Their sums begin with what is in c, at the
+ * edges too, so that bits do not depend on where those are. */
+static void macro_kernel_on_tiles(const mom_kernels *k, size_t m, size_t n, size_t depth, const item *a, const item *b,
+                                  float *c, size_t ldc, int accumulate, const item *after) {
+    float edge[2 * MOM_GEMM_MAX_TILE] __attribute__((aligned(64))) = {0};
+    const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item), chunks = depth / k->tile_items;
+    const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
+    k->tiles_begin();
+    for (size_t j = 0; j < n; j += nr) {
+        const item *bj = b + j * depth;
+        const mom_bf16 *b_halves = (const mom_bf16 *)(const void *)bj;
+        const size_t columns = smaller(nr, n - j);
+        const item *next = columns < n - j ? bj + nr * depth : after;
+        for (size_t i = 0, panels; i < m; i += panels * mr, next += panels * part) {
+            const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)(a + i * depth);
+            const size_t rows = smaller(2 * mr, m - i);
+            float *cij = c + i * ldc + j;
+            panels = rows > mr ? 2 : 1;
+            if (rows == panels * mr && columns == nr) {
+                k->tiles_ukr(chunks, panels, a_halves, b_halves, cij, ldc, accumulate, next);
+                continue;
+            }
+            if (accumulate)
+                put_edge(edge, nr, cij, ldc, rows, columns, 0);
+            k->tiles_ukr(chunks, panels, a_halves, b_halves, edge, nr, accumulate, next);
+            put_edge(cij, ldc, edge, nr, rows, columns, 0);
+        }
+    }
+    k->tiles_end();
+}
+
 /* c block (m, n) from a (m, depth items) and packed b (depth items, n); `after` is read after that. Each panel of a
  * fetches its part of b's next panel. */
 static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
                          const item *b, float *c, size_t ldc, int accumulate, const item *after) {
+    if (uses_tiles(k, precision)) {
+        macro_kernel_on_tiles(k, m, n, depth, a->packed, b, c, ldc, accumulate, after);
+        return;
+    }
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
     const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item);
     const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
@@ -128,7 +176,7 @@ typedef struct {
 
 static void pack_columns(const mom_kernels *k, const pack_task *t) {
     const mom_matrix columns = mom_matrix_flip(*t->b);
-    item *dst = t->dst + items_of(t->precision, t->p0) * t->columns + t->j0 * items_of(t->precision, t->kc);
+    item *dst = t->dst + items_of(k, t->precision, t->p0) * t->columns + t->j0 * items_of(k, t->precision, t->kc);
     k->pack_factor(dst, t->precision, k->nr, &columns, t->k_scale, t->first_column + t->j0, t->n, t->p0, t->kc);
 }
 
@@ -162,9 +210,9 @@ static size_t add_packs(const mom_kernels *k, pack_task *packs, item *dst, const
     return count;
 }
 
-/* Items of n packed columns; the last block of k may end in half a pair. */
+/* Items of n packed columns; the last block of k may end in half a pair, or in a part of a chunk. */
 static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
-    return round_up(n, k->nr) * items_of(precision, kk);
+    return round_up(n, k->nr) * items_of(k, precision, kk);
 }
 
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
@@ -277,7 +325,9 @@ static a_block load_block(const mom_kernels *k, const mom_gemm *g, size_t i0, si
         block.columns = data + p0 * g->a.cs + i0;
         block.lda = g->a.cs;
     }
-    if (block.first_packed < m)
+    if (uses_tiles(k, g->precision))
+        k->tiles_pack((mom_bf16 *)(void *)packed, &g->a, i0, m, p0, kc);
+    else if (block.first_packed < m)
         k->pack_factor(packed, g->precision, k->mr, &g->a, NULL, i0 + block.first_packed, m - block.first_packed, p0, kc);
     return block;
 }
@@ -291,14 +341,14 @@ static void compute_block(const slab_run *run, const block_task *t, int thread) 
     float *c = g->finish ? run->sums + (size_t)thread * run->sums_size : g->c + t->i0 * g->ldc + t->j0;
     const size_t ldc = g->finish ? round_up(t->n, k->nr) : g->ldc;
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
-        const size_t kc = smaller(depth, g->k - p0), items = items_of(g->precision, kc);
+        const size_t kc = smaller(depth, g->k - p0), items = items_of(k, g->precision, kc);
         const a_block a = load_block(k, g, t->i0, t->m, p0, kc, run->a + (size_t)thread * run->a_size, rows);
         const int accumulate = g->accumulate || p0 > 0;
         if (of->b) {
             const size_t first = t->j0 - of->first, left = smaller(depth, g->k - p0 - kc);
-            const item *b = of->b + items_of(g->precision, p0) * of->columns + first * items;
+            const item *b = of->b + items_of(k, g->precision, p0) * of->columns + first * items;
             const item *next =
-                of->b + items_of(g->precision, p0 + kc) * of->columns + first * items_of(g->precision, left);
+                of->b + items_of(k, g->precision, p0 + kc) * of->columns + first * items_of(k, g->precision, left);
             macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, left ? next : b);
             continue;
         }
@@ -344,8 +394,8 @@ static void sum_columns(const mom_kernels *k, const block_task *t) {
     const mom_gemm *g = of->g;
     const size_t depth = block_depth(k, g->precision, g->k);
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
-        const size_t items = items_of(g->precision, smaller(depth, g->k - p0));
-        const item *b = of->b + items_of(g->precision, p0) * of->columns + (t->j0 - of->first) * items;
+        const size_t items = items_of(k, g->precision, smaller(depth, g->k - p0));
+        const item *b = of->b + items_of(k, g->precision, p0) * of->columns + (t->j0 - of->first) * items;
         for (size_t j = 0; j < t->n; j += k->nr)
             k->panel_sums(g->k_sums + t->j0 + j, g->precision, b + j * items, items, smaller(k->nr, t->n - j));
     }
@@ -375,7 +425,10 @@ static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t column
     return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, columns) : columns;
 }
 
-static size_t most_rows(const mom_kernels *k, const mom_gemm *g) { return smaller(k->mc, round_up(g->m, k->mr)); }
+/* What the micro-kernel takes at a time: on tiles two panels. */
+static size_t row_unit(const mom_kernels *k, const mom_gemm *g) { return uses_tiles(k, g->precision) ? 2 * k->mr : k->mr; }
+
+static size_t most_rows(const mom_kernels *k, const mom_gemm *g) { return smaller(k->mc, round_up(g->m, row_unit(k, g))); }
 
 static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
     return g->k && g->m && g->n > begin ? smaller(slab, g->n - begin) : 0;
@@ -410,14 +463,14 @@ static size_t cut_blocks(const mom_exec *x, const mom_gemm *problems, size_t cou
         left += (double)problems[i].m * (double)columns_in_slab(&problems[i], begin, slab) * (double)problems[i].k;
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
-        const size_t n = columns_in_slab(g, begin, slab), step = column_step(k, g, columns);
+        const size_t n = columns_in_slab(g, begin, slab), step = column_step(k, g, columns), unit = row_unit(k, g);
         const double per_row = (double)smaller(step, n) * (double)g->k;
         size_t rows;
         for (size_t i0 = 0; n && i0 < g->m; i0 += rows) {
             const double fair = x->threads > 1 ? left / (2.0 * x->threads * per_row) : (double)k->mc;
-            const size_t most = fair < (double)k->mc ? (size_t)fair / k->mr * k->mr : k->mc;
+            const size_t most = fair < (double)k->mc ? (size_t)fair / unit * unit : k->mc;
             const size_t least = LEAST_ROW_PANELS * k->mr, rest = g->m - i0;
-            rows = round_up(parts(rest, parts(rest, most > least ? most : least)), k->mr);
+            rows = round_up(parts(rest, parts(rest, most > least ? most : least)), unit);
             rows = smaller(rows, rest);
             for (size_t j0 = 0; j0 < n; j0 += step, tasks++)
                 if (blocks)
@@ -453,14 +506,14 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         if (!n)
             continue;
         if (has_few_rows(k, g)) {
-            const size_t panel = k->nr * items_of(g->precision, block_depth(k, g->precision, g->k));
+            const size_t panel = k->nr * items_of(k, g->precision, block_depth(k, g->precision, g->k));
             run.panel_size = panel > run.panel_size ? panel : run.panel_size;
         } else if (!g->packed_b) {
             run.pack_count += count_packs(k, g->precision, n, g->k);
             packed += packed_items(k, g->precision, n, g->k);
         }
         const size_t a_rows = !has_few_rows(k, g) && (reads_rows(k, g) || reads_columns(k, g)) ? k->mr : most_rows(k, g);
-        const size_t a = a_rows * items_of(g->precision, block_depth(k, g->precision, g->k));
+        const size_t a = a_rows * items_of(k, g->precision, block_depth(k, g->precision, g->k));
         const size_t sums = g->finish ? most_rows(k, g) * round_up(column_step(k, g, columns), k->nr) : 0;
         run.a_size = a > run.a_size ? a : run.a_size;
         run.sums_size = sums > run.sums_size ? sums : run.sums_size;

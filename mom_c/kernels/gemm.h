@@ -11,7 +11,9 @@
  * OCCURS      m, n, k from 1 to some ten thousand; either of a and b transposed (by their strides);
  *             groups of very unequal m (routed layers) or k (gradients of weights).
  * BITS        each element of c is one chain of fused multiply-adds over p within a block of k, blocks
- *             added in order: independent of threads, of the other rows and of the group.
+ *             added in order: independent of threads, of the other rows and of the group. On tiles (level amx, in
+ *             bfloat16) c is one chain of sums of 32 steps each, which a tile adds in an order of its own
+ *             (gemm_ukr_amx.c): as independent, and of the blocks as well.
  */
 #ifndef MOM_KERNELS_GEMM_H
 #define MOM_KERNELS_GEMM_H
