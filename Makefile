@@ -14,7 +14,7 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-ecosystem test-levels test-no-openmp test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test-no-openmp: ## run the tests of a build without threads
 	.venv-serial/bin/python -c 'import mom; assert not mom.cpu_info()["openmp"]'
 	.venv-serial/bin/python -m pytest $(TESTS)
 
+# Level amx is the best one there, so it is the default of tests that do not go through all levels.
+test-amx-emulated: ## run the tests of a build whose level amx runs on any processor with AVX-512, its instructions in plain C
+	$(call build_in,.venv-amx,MOM_AMX_EMULATED=1)
+	.venv-amx/bin/python -c 'import mom; assert mom.cpu_info()["level"] == "amx" and "emulated" in mom.cpu_info()["gemm_bf16"]'
+	.venv-amx/bin/python -m pytest $(TESTS)
+
 test-debug: ## run the tests of a build with assertions and all warnings as errors
 	$(call build_in,.venv-debug,MOM_DEBUG=1)
 	grep -q __assert .venv-debug/lib/python*/site-packages/mom/_core*.so
@@ -84,6 +90,6 @@ dist: ## source distribution and wheel in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove everything that was built
-	rm -rf build dist .venv .venv-test .venv-serial .venv-debug .venv-asan $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
 	rm -rf python/*.egg-info python/mom/_core*.so .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,10 +3,11 @@
 The C files of mom_c/ become one extension. Files of one instruction-set level get that level's flags and no other
 file does, so that the check of the processor runs on any machine. Environment variables change the build:
 
-MOM_OPENMP=0    no OpenMP, even where the compiler has it
-MOM_DEBUG=1     assertions, debug information, all warnings as errors
-MOM_WERROR=1    optimised as usual, all warnings as errors
-MOM_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer
+MOM_OPENMP=0        no OpenMP, even where the compiler has it
+MOM_DEBUG=1         assertions, debug information, all warnings as errors
+MOM_WERROR=1        optimised as usual, all warnings as errors
+MOM_SANITIZE=1      AddressSanitizer and UndefinedBehaviorSanitizer
+MOM_AMX_EMULATED=1  level amx on any processor with AVX-512, its instructions in plain C: slow, to test all the rest
 """
 
 import os
@@ -28,6 +29,12 @@ LEVEL_FLAGS = {
     ],
 }
 LEVEL_FLAGS["avx512bf16"] = [*LEVEL_FLAGS["avx512"], "-mavx512bf16"]
+LEVEL_FLAGS["amx"] = [*LEVEL_FLAGS["avx512bf16"], "-mamx-tile", "-mamx-bf16"]
+# What a compiler must translate for the levels that not every one knows; its assembler may be older than itself.
+LEVEL_PROBES = {
+    "avx512bf16": "int x;\n",
+    "amx": "#include <immintrin.h>\nvoid f(void);\nvoid f(void) { _tile_zero(0); _tile_dpbf16ps(0, 1, 2); }\n",
+}
 OPTIMISE = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
@@ -93,12 +100,20 @@ class BuildCore(build_ext):
             if self.compiles(probe, ["-fopenmp"], link=True):
                 flags.append("-fopenmp")
                 link_flags.append("-fopenmp")
+        level_flags, probes = dict(LEVEL_FLAGS), dict(LEVEL_PROBES)
         if not self.compiles("#ifndef __x86_64__\n#error other architecture\n#endif\nint x;\n", []):
             flags.append("-DMOM_NO_X86_LEVELS")
             ext.sources = [source for source in ext.sources if level_of(source) in (None, "baseline")]
-        elif not self.compiles("int x;\n", LEVEL_FLAGS["avx512bf16"]):  # GCC before 10, Clang before 9
-            flags.append("-DMOM_NO_AVX512BF16")
-            ext.sources = [source for source in ext.sources if level_of(source) != "avx512bf16"]
+        else:
+            if enabled("MOM_AMX_EMULATED"):
+                flags.append("-DMOM_AMX_EMULATED")
+                level_flags["amx"] = level_flags["avx512"]
+                del probes["amx"]
+            # GCC before 10 and Clang before 9 lack the first, GCC and Clang before 11 the second.
+            for level, code in probes.items():
+                if not self.compiles(code, level_flags[level]):
+                    flags.append(f"-DMOM_NO_{level.upper()}")
+                    ext.sources = [source for source in ext.sources if level_of(source) != level]
         ext.extra_link_args = link_flags
         self.rebuild_if_changed("\n".join([*flags, "--", *link_flags]))
 
@@ -108,7 +123,7 @@ class BuildCore(build_ext):
             options.pop("extra_postargs", None)
 
             def compile_one(source: str) -> list[str]:
-                own = LEVEL_FLAGS[level_of(source) or "baseline"]
+                own = level_flags[level_of(source) or "baseline"]
                 return compile_serially([source], extra_postargs=[*flags, *own], **options)
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -148,12 +148,14 @@ int mom_memory_is_mapped(void *block) { return header_of(block)->mapped > 0; }
 
 void mom_memory_clear(void *block) {
     const block_header *header = header_of(block);
+    size_t gone = 0;
 #if defined(__linux__)
-    const size_t page = page_size(), bytes = (header->bytes + page - 1) / page * page;
-    if (header->mapped && madvise(block, bytes, MADV_DONTNEED) == 0)
-        return; /* private pages without a file come back as zeros */
+    /* Private pages without a file come back as zeros. The rest is not worth hundreds of small pages. */
+    const size_t whole = header->bytes / HUGE_PAGE * HUGE_PAGE;
+    if (header->mapped && madvise(block, whole, MADV_DONTNEED) == 0)
+        gone = whole;
 #endif
-    memset(block, 0, header->bytes);
+    memset((unsigned char *)block + gone, 0, header->bytes - gone);
 }
 
 void mom_memory_trim(void) {
@@ -224,15 +226,57 @@ static size_t huge_ceil(size_t bytes) { return huge_floor(bytes + HUGE_PAGE - 1)
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Bytes [begin, end) of the region, whole huge pages so that none is split, lose their memory. */
-static void discard(const mom_region *region, size_t begin, size_t end) {
+/* Memory of whole huge pages goes from one place to another, whose own is lost; what it leaves behind reads as zero. Page by
+ * page, since pages that have moved are mappings of their own. Returns how many bytes from the end of both went. */
+static size_t move_pages(unsigned char *to, unsigned char *from, size_t bytes) {
+    size_t moved = 0;
+#if defined(MREMAP_DONTUNMAP)
+    static atomic_int refused; /* Linux before 5.7 */
+    for (; moved < bytes && !atomic_load(&refused); moved += HUGE_PAGE) {
+        unsigned char *target = to + (bytes - moved - HUGE_PAGE), *source = from + (bytes - moved - HUGE_PAGE);
+        if (mremap(source, HUGE_PAGE, HUGE_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target) == target)
+            continue;
+        atomic_store(&refused, 1);
+        /* It may have failed only after the target was unmapped. */
+        (void)mmap(target, HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        break;
+    }
+#else
+    (void)to;
+    (void)from;
+    (void)bytes;
+#endif
+    return moved;
+}
+
+/* Bytes [begin, end) of the region, whole huge pages so that none is split, lose their memory, to the bare part of another
+ * block as far as there is room. */
+static void discard(const mom_region *region, size_t begin, size_t end, mom_bare *bare) {
+    if (begin >= end)
+        return;
+    const size_t most = bare ? smaller(bare->end - bare->begin, end - begin) : 0;
+    if (most && bare->upwards) {
+        end -= move_pages(bare->data + bare->begin, region->data + end - most, most);
+        bare->begin += most;
+    } else if (most) {
+        const size_t moved = move_pages(bare->data + bare->end - most, region->data + end - most, most);
+        bare->end -= moved;
+        end -= moved;
+    }
     if (begin < end)
         (void)madvise(region->data + begin, end - begin, MADV_DONTNEED);
 }
 
 static int has_pages(const mom_region *region) { return region->data && header_of(region->data)->mapped; }
 
-void mom_region_shrink(mom_region *region, size_t most, size_t top) {
+void mom_bare_limit(mom_bare *bare, size_t begin, size_t end) {
+    bare->begin = huge_ceil(begin);
+    bare->end = smaller(bare->end, huge_floor(end));
+    if (bare->begin > bare->end || !header_of(bare->data)->mapped)
+        bare->begin = bare->end;
+}
+
+void mom_region_shrink(mom_region *region, size_t most, size_t top, mom_bare *bare) {
     if (!has_pages(region))
         return;
     /* Either arena may have touched what the other one holds now: only what lies between them goes. */
@@ -240,33 +284,71 @@ void mom_region_shrink(mom_region *region, size_t most, size_t top) {
     const size_t low = region->touched[0], high = region->touched[1];
     const size_t most_low = larger(first, most > top ? huge_floor(most - top) : 0);
     if (low > most_low) {
-        discard(region, most_low, smaller(huge_ceil(low), last));
+        discard(region, most_low, smaller(huge_ceil(low), last), bare);
         region->touched[0] = most_low;
     }
     const size_t most_high = most > region->touched[0] ? most - region->touched[0] : 0;
     const size_t end = smaller(last, most_high < region->capacity ? huge_ceil(region->capacity - most_high) : 0);
     if (region->capacity - high < end) {
-        discard(region, larger(huge_floor(region->capacity - high), first), end);
+        discard(region, larger(huge_floor(region->capacity - high), first), end, bare);
         region->touched[1] = region->capacity - end;
     }
 }
 
-void mom_region_forget(mom_region *region, const void *data, size_t bytes) {
+void mom_region_forget(mom_region *region, const void *data, size_t done, size_t bytes, mom_bare *bare) {
     const size_t begin = has_pages(region) ? (size_t)((uintptr_t)data - (uintptr_t)region->data) : SIZE_MAX;
     if (begin < region->capacity && bytes <= region->capacity - begin)
-        discard(region, huge_ceil(begin), huge_floor(begin + bytes));
+        discard(region, larger(huge_ceil(begin), huge_floor(begin + done)), huge_floor(begin + bytes), bare);
+}
+
+void mom_region_refill(mom_region *region, const size_t most[2], void *block) {
+    size_t left = huge_floor(header_of(block)->bytes);
+    unsigned char *data = block;
+    if (has_pages(region) && header_of(block)->mapped) {
+        const size_t begin = huge_ceil(region->touched[0]), end = huge_floor(region->capacity - region->touched[1]);
+        const size_t low = smaller(huge_floor(most[0]), end);
+        const size_t high = larger(huge_ceil(region->capacity - smaller(most[1], region->capacity)), larger(begin, low));
+        if (begin < low) {
+            const size_t bytes = smaller(low - begin, left);
+            const size_t moved = move_pages(region->data + begin, data + left - bytes, bytes);
+            left -= moved;
+            if (moved == bytes)
+                region->touched[0] = begin + moved;
+        }
+        if (high < end) {
+            const size_t bytes = smaller(end - high, left);
+            const size_t moved = move_pages(region->data + end - bytes, data + left - bytes, bytes);
+            left -= moved;
+            region->touched[1] = larger(region->touched[1], region->capacity - (end - moved));
+        }
+    }
+    mom_memory_clear(block);
 }
 #else
-void mom_region_shrink(mom_region *region, size_t most, size_t top) {
+void mom_bare_limit(mom_bare *bare, size_t begin, size_t end) {
+    (void)end;
+    bare->begin = bare->end = begin;
+}
+
+void mom_region_shrink(mom_region *region, size_t most, size_t top, mom_bare *bare) {
     (void)region;
     (void)most;
     (void)top;
+    (void)bare;
 }
 
-void mom_region_forget(mom_region *region, const void *data, size_t bytes) {
+void mom_region_forget(mom_region *region, const void *data, size_t done, size_t bytes, mom_bare *bare) {
     (void)region;
     (void)data;
+    (void)done;
     (void)bytes;
+    (void)bare;
+}
+
+void mom_region_refill(mom_region *region, const size_t most[2], void *block) {
+    (void)region;
+    (void)most;
+    mom_memory_clear(block);
 }
 #endif
 

@@ -86,12 +86,28 @@ void mom_arena_clear(mom_arena *arena); /* releases everything, keeps one block 
 /* The region's memory; its arenas must be empty, and have no other blocks afterwards. */
 mom_status mom_region_init(mom_region *region, size_t capacity, const char *name, mom_error *err);
 void mom_region_free(mom_region *region); /* arenas must be empty */
-/* Gives back pages between the two arenas so that no more than `most` bytes of the region are resident, and none of the
- * lower arena's that would stand in the way of `top` bytes of the upper one. */
-void mom_region_shrink(mom_region *region, size_t most, size_t top);
-/* The region's pages wholly within [data, data + bytes) lose their memory: what was there is no longer needed. They count as
- * touched all the same. */
-void mom_region_forget(mom_region *region, const void *data, size_t bytes);
+
+/* Bytes [begin, end) of a block that are still without pages and shall get some, from the end down or from the beginning
+ * up: moving a page costs microseconds, while one that the system takes and gives again is zeroed. Where pages cannot be
+ * moved, they come from the system when they are touched. Nothing may be left bare that the user writes to. */
+typedef struct {
+    unsigned char *data;
+    size_t begin, end; /* whole huge pages */
+    int upwards;
+} mom_bare;
+
+/* Bytes [begin, end) at most, whole huge pages of them and none past the present end; none if the block is not mapped. */
+void mom_bare_limit(mom_bare *bare, size_t begin, size_t end);
+/* Gives away pages between the two arenas so that no more than `most` bytes of the region are resident, and none of the
+ * lower arena's that would stand in the way of `top` bytes of the upper one. They go to `bare`, with what is in them, as
+ * far as it has room, else, or with bare NULL, to the system. */
+void mom_region_shrink(mom_region *region, size_t most, size_t top, mom_bare *bare);
+/* The same for the region's pages wholly within [data, data + bytes) but for those that went when it was called for the first
+ * `done` bytes: what was there is no longer needed. They count as touched all the same. */
+void mom_region_forget(mom_region *region, const void *data, size_t done, size_t bytes, mom_bare *bare);
+/* mom_memory_clear(block), but its pages go to the region between the two arenas, until most[0] bytes from the bottom and
+ * most[1] from the top have theirs. */
+void mom_region_refill(mom_region *region, const size_t most[2], void *block);
 void mom_arena_attach(mom_arena *arena, mom_region *region, int side); /* of an empty arena */
 
 /* Typed allocation that returns MOM_ERR_MEMORY from the calling function on failure. */

@@ -1,7 +1,7 @@
 #if defined(__linux__)
 #define _GNU_SOURCE
-#include <sched.h>
 #endif
+#include <sched.h>
 
 #include "base/parallel.h"
 
@@ -45,28 +45,47 @@ void mom_copy(void *out, const void *from, size_t bytes) {
         memcpy(out, from, bytes);
 }
 
-static void run_one(mom_task run, void *context, size_t task, int thread) {
+typedef struct {
+    atomic_size_t next;
+    size_t tasks;
+    mom_task run;
+    void *context;
+} task_loop;
+
+static void run_tasks(task_loop *loop, int thread) {
     const unsigned mode = flush_denormals();
-    run(context, task, thread);
+    size_t task;
+    while ((task = atomic_fetch_add_explicit(&loop->next, 1, memory_order_relaxed)) < loop->tasks)
+        loop->run(loop->context, task, thread);
     restore_denormals(mode);
 }
 
 void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context) {
     if (rehearsing)
         return;
+    task_loop loop = {.tasks = tasks, .run = run, .context = context};
 #ifdef _OPENMP
-    if (threads > 1 && tasks > 1) { /* all threads even for fewer tasks: libgomp ends threads that a smaller team has no use for */
-        const long long count = (long long)tasks;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (long long i = 0; i < count; i++)
-            run_one(run, context, (size_t)i, omp_get_thread_num());
+    if (threads > 1 && tasks > 1) { /* all, even for fewer tasks: libgomp ends threads that a smaller team has no use for */
+#pragma omp parallel num_threads(threads)
+        run_tasks(&loop, omp_get_thread_num());
         return;
     }
 #else
     (void)threads;
 #endif
-    for (size_t i = 0; i < tasks; i++)
-        run_one(run, context, i, 0);
+    run_tasks(&loop, 0);
+}
+
+#define SPINS 2000 /* some microseconds */
+
+void mom_wait_until_zero(const atomic_size_t *count) {
+    for (unsigned spins = 0; atomic_load_explicit(count, memory_order_acquire); spins++) {
+#if defined(__SSE2__)
+        _mm_pause();
+#endif
+        if (spins >= SPINS)
+            sched_yield();
+    }
 }
 
 void mom_range(size_t n, size_t parts, size_t p, size_t *begin, size_t *end) {

@@ -6,6 +6,7 @@
 #ifndef MOM_BASE_PARALLEL_H
 #define MOM_BASE_PARALLEL_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #define MOM_MAX_THREADS 256
@@ -13,7 +14,10 @@
 /* task < tasks; thread < threads tells which per-thread scratch may be used. */
 typedef void (*mom_task)(void *context, size_t task, int thread);
 
+/* Tasks begin in order, so that one may wait for earlier ones (which must not wait for later ones). */
 void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context);
+/* Until other tasks have counted down to 0 (with memory_order_release). */
+void mom_wait_until_zero(const atomic_size_t *count);
 
 /* A rehearsal goes through a computation without doing it, for the sizes of what it allocates: until it is ended on the
  * same thread, loops have no tasks and mom_zero and mom_copy do nothing, so that arrays hold rubbish. Serial code

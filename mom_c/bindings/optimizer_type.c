@@ -128,7 +128,7 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
         spec->zero_grad = 0;
     mom_adamw_step(exec, list, count, spec);
     if (clear) {
-        mom_memory_clear(gpt->params.grads);
+        mom_region_refill(&gpt->region, gpt->resident, gpt->params.grads);
         spec->zero_grad = gpt->gradients_absent = 1;
     }
     for (size_t i = 0; i < count; i++) {

@@ -5,8 +5,9 @@
  *         scratch and sweeps the slab's panels of b, whose next one is fetched meanwhile; an a that is float32 already
  *         and neither normalised nor activated is read where it lies, which saves a tenth of narrow products. A product
  *         of few rows takes each panel of b from memory once, where it lies or packed by its task just before (a third of
- *         short forward passes). No barrier but the one between packing b and computing. Products of a group share the
- *         task list, so that small groups fill the threads.
+ *         short forward passes). No barrier: a task waits until its own b is packed. Products of a group share the
+ *         task list, so that small groups fill the threads, and its last tasks are small, so that none waits long at the end.
+ *         A level with tiles for bfloat16 has a sweep of its own over panels of another layout; all else is the same.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
  */
@@ -26,13 +27,25 @@ typedef uint32_t item;
 
 #define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
 
-static size_t items_of(mom_dtype precision, size_t k) { return precision == MOM_BF16 ? (k + 1) / 2 : k; }
+static int uses_tiles(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 && k->tile_items; }
+
+/* Of kk steps; tiles take whole chunks. */
+static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
+    const size_t items = precision == MOM_BF16 ? (kk + 1) / 2 : kk;
+    return uses_tiles(k, precision) ? round_up(items, k->tile_items) : items;
+}
 
 /* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
- * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them. */
+ * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; on tiles whole
+ * chunks. */
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
-    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = steps * k->kc, unit = 8 * steps;
-    return kk <= most ? kk : smaller(most, round_up(parts(kk, parts(kk, most)) + unit / 2, unit) - unit / 2);
+    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = precision == MOM_BF16 ? k->kc_bf16 : k->kc;
+    if (kk <= most)
+        return kk;
+    const size_t even = parts(kk, parts(kk, most)), unit = 8 * steps;
+    if (uses_tiles(k, precision))
+        return round_up(even, steps * k->tile_items);
+    return smaller(most, round_up(even + unit / 2, unit) - unit / 2);
 }
 
 /* A block of a, `depth` items deep: packed, or but for a last incomplete panel where it lies. */
@@ -90,10 +103,45 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
+/* As macro_kernel, on tiles: two panels of a at a time where there are two. Their sums begin with what is in c, at the
+ * edges too, so that bits do not depend on where those are. */
+static void macro_kernel_on_tiles(const mom_kernels *k, size_t m, size_t n, size_t depth, const item *a, const item *b,
+                                  float *c, size_t ldc, int accumulate, const item *after) {
+    float edge[2 * MOM_GEMM_MAX_TILE] __attribute__((aligned(64))) = {0};
+    const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item), chunks = depth / k->tile_items;
+    const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
+    k->tiles_begin();
+    for (size_t j = 0; j < n; j += nr) {
+        const item *bj = b + j * depth;
+        const mom_bf16 *b_halves = (const mom_bf16 *)(const void *)bj;
+        const size_t columns = smaller(nr, n - j);
+        const item *next = columns < n - j ? bj + nr * depth : after;
+        for (size_t i = 0, panels; i < m; i += panels * mr, next += panels * part) {
+            const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)(a + i * depth);
+            const size_t rows = smaller(2 * mr, m - i);
+            float *cij = c + i * ldc + j;
+            panels = rows > mr ? 2 : 1;
+            if (rows == panels * mr && columns == nr) {
+                k->tiles_ukr(chunks, panels, a_halves, b_halves, cij, ldc, accumulate, next);
+                continue;
+            }
+            if (accumulate)
+                put_edge(edge, nr, cij, ldc, rows, columns, 0);
+            k->tiles_ukr(chunks, panels, a_halves, b_halves, edge, nr, accumulate, next);
+            put_edge(cij, ldc, edge, nr, rows, columns, 0);
+        }
+    }
+    k->tiles_end();
+}
+
 /* c block (m, n) from a (m, depth items) and packed b (depth items, n); `after` is read after that. Each panel of a
  * fetches its part of b's next panel. */
 static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, size_t n, size_t depth, const a_block *a,
                          const item *b, float *c, size_t ldc, int accumulate, const item *after) {
+    if (uses_tiles(k, precision)) {
+        macro_kernel_on_tiles(k, m, n, depth, a->packed, b, c, ldc, accumulate, after);
+        return;
+    }
     float edge[MOM_GEMM_MAX_TILE] __attribute__((aligned(64)));
     const size_t mr = k->mr, nr = k->nr, line = MOM_ALIGNMENT / sizeof(item);
     const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
@@ -126,6 +174,12 @@ typedef struct {
     size_t first_column, columns; /* columns: rounded up to nr */
 } pack_task;
 
+static void pack_columns(const mom_kernels *k, const pack_task *t) {
+    const mom_matrix columns = mom_matrix_flip(*t->b);
+    item *dst = t->dst + items_of(k, t->precision, t->p0) * t->columns + t->j0 * items_of(k, t->precision, t->kc);
+    k->pack_factor(dst, t->precision, k->nr, &columns, t->k_scale, t->first_column + t->j0, t->n, t->p0, t->kc);
+}
+
 typedef struct {
     const mom_kernels *k;
     const pack_task *packs;
@@ -134,13 +188,10 @@ typedef struct {
 static void run_pack(void *context, size_t task, int thread) {
     (void)thread;
     const pack_run *run = context;
-    const pack_task *t = &run->packs[task];
-    const mom_matrix columns = mom_matrix_flip(*t->b);
-    item *dst = t->dst + items_of(t->precision, t->p0) * t->columns + t->j0 * items_of(t->precision, t->kc);
-    run->k->pack_factor(dst, t->precision, run->k->nr, &columns, t->k_scale, t->first_column + t->j0, t->n, t->p0, t->kc);
+    pack_columns(run->k, &run->packs[task]);
 }
 
-#define PACK_COLUMNS ((size_t)256) /* per task: enough work to be worth one */
+#define PACK_COLUMNS ((size_t)128) /* per task: enough work to be worth one */
 _Static_assert(PACK_COLUMNS % 32 == 0, "pack tasks begin at whole panels of every level");
 
 static size_t count_packs(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
@@ -159,9 +210,9 @@ static size_t add_packs(const mom_kernels *k, pack_task *packs, item *dst, const
     return count;
 }
 
-/* Items of n packed columns; the last block of k may end in half a pair. */
+/* Items of n packed columns; the last block of k may end in half a pair, or in a part of a chunk. */
 static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
-    return round_up(n, k->nr) * items_of(precision, kk);
+    return round_up(n, k->nr) * items_of(k, precision, kk);
 }
 
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
@@ -198,23 +249,32 @@ mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, si
 
 /* ---- computing */
 
+/* A product's b in the slab. */
 typedef struct {
     const mom_gemm *g;
-    const item *b;       /* as pack_task.dst, or NULL: the task packs its columns */
-    size_t b_columns;
-    size_t i0, m;        /* rows of the task */
-    size_t j0, n;        /* columns of the task in c */
-    size_t b_first;      /* j0's place among the packed columns */
+    const item *b;          /* as pack_task.dst, or NULL: each task packs its columns */
+    size_t columns, first;  /* packed columns, rounded up to nr, and the first one's place in c */
+    atomic_size_t unpacked; /* tasks that pack it and are not done */
+} product;
+
+/* Rows [i0, i0 + m), columns [j0, j0 + n) of c; with m = 0 the sums over these columns of b. */
+typedef struct {
+    const product *of;
+    size_t i0, m, j0, n;
 } block_task;
 
+/* Tasks that pack come first, then those that compute. */
 typedef struct {
     const mom_kernels *k;
+    const pack_task *packs;
+    product **packed; /* by each pack */
+    size_t pack_count;
     const block_task *blocks;
     item *a;     /* a_size per thread */
     item *panel; /* panel_size per thread: of b, for products of few rows */
     float *sums; /* sums_size per thread */
     size_t a_size, panel_size, sums_size;
-} block_run;
+} slab_run;
 
 static void add_bias(float *c, size_t ldc, const float *bias, size_t m, size_t n) {
     for (size_t i = 0; i < m; i++)
@@ -247,7 +307,7 @@ static int reads_b(const mom_kernels *k, const mom_gemm *g) {
 
 /* Whether b is packed by the tasks, since nobody else would use it again. */
 static int has_few_rows(const mom_kernels *k, const mom_gemm *g) {
-    return !g->packed_b && g->m <= (reads_b(k, g) ? MOST_ROWS_IN_PLACE : k->mr);
+    return !g->packed_b && !g->k_sums && g->m <= (reads_b(k, g) ? MOST_ROWS_IN_PLACE : k->mr);
 }
 
 /* Rows [i0, i0 + m), steps [p0, p0 + kc) of a; `packed` and `rows` are room for them. */
@@ -265,29 +325,30 @@ static a_block load_block(const mom_kernels *k, const mom_gemm *g, size_t i0, si
         block.columns = data + p0 * g->a.cs + i0;
         block.lda = g->a.cs;
     }
-    if (block.first_packed < m)
+    if (uses_tiles(k, g->precision))
+        k->tiles_pack((mom_bf16 *)(void *)packed, &g->a, i0, m, p0, kc);
+    else if (block.first_packed < m)
         k->pack_factor(packed, g->precision, k->mr, &g->a, NULL, i0 + block.first_packed, m - block.first_packed, p0, kc);
     return block;
 }
 
-static void run_block(void *context, size_t task, int thread) {
-    const block_run *run = context;
+static void compute_block(const slab_run *run, const block_task *t, int thread) {
     const mom_kernels *k = run->k;
-    const block_task *t = &run->blocks[task];
-    const mom_gemm *g = t->g;
+    const product *of = t->of;
+    const mom_gemm *g = of->g;
     const size_t depth = block_depth(k, g->precision, g->k);
     const float *rows[MOM_GEMM_MAX_ROWS];
     float *c = g->finish ? run->sums + (size_t)thread * run->sums_size : g->c + t->i0 * g->ldc + t->j0;
     const size_t ldc = g->finish ? round_up(t->n, k->nr) : g->ldc;
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
-        const size_t kc = smaller(depth, g->k - p0), items = items_of(g->precision, kc);
+        const size_t kc = smaller(depth, g->k - p0), items = items_of(k, g->precision, kc);
         const a_block a = load_block(k, g, t->i0, t->m, p0, kc, run->a + (size_t)thread * run->a_size, rows);
         const int accumulate = g->accumulate || p0 > 0;
-        if (t->b) {
-            const item *b = t->b + items_of(g->precision, p0) * t->b_columns + t->b_first * items;
-            const size_t left = smaller(depth, g->k - p0 - kc), last = p0 + kc;
+        if (of->b) {
+            const size_t first = t->j0 - of->first, left = smaller(depth, g->k - p0 - kc);
+            const item *b = of->b + items_of(k, g->precision, p0) * of->columns + first * items;
             const item *next =
-                t->b + items_of(g->precision, last) * t->b_columns + t->b_first * items_of(g->precision, left);
+                of->b + items_of(k, g->precision, p0 + kc) * of->columns + first * items_of(k, g->precision, left);
             macro_kernel(k, g->precision, t->m, t->n, items, &a, b, c, ldc, accumulate, left ? next : b);
             continue;
         }
@@ -327,125 +388,179 @@ static void write_empty(const mom_kernels *k, const mom_gemm *g) {
     }
 }
 
-typedef struct {
-    size_t rows, columns; /* upper bounds of a task's block */
-} task_shape;
+/* k_sums += sums over k of the packed columns [j0, j0 + n). */
+static void sum_columns(const mom_kernels *k, const block_task *t) {
+    const product *of = t->of;
+    const mom_gemm *g = of->g;
+    const size_t depth = block_depth(k, g->precision, g->k);
+    for (size_t p0 = 0; p0 < g->k; p0 += depth) {
+        const size_t items = items_of(k, g->precision, smaller(depth, g->k - p0));
+        const item *b = of->b + items_of(k, g->precision, p0) * of->columns + (t->j0 - of->first) * items;
+        for (size_t j = 0; j < t->n; j += k->nr)
+            k->panel_sums(g->k_sums + t->j0 + j, g->precision, b + j * items, items, smaller(k->nr, t->n - j));
+    }
+}
 
-#define LEAST_ROW_PANELS 8
-#define TASKS_PER_THREAD 8
+static void run_slab_task(void *context, size_t task, int thread) {
+    const slab_run *run = context;
+    if (task < run->pack_count) {
+        pack_columns(run->k, &run->packs[task]);
+        atomic_fetch_sub_explicit(&run->packed[task]->unpacked, 1, memory_order_release);
+        return;
+    }
+    const block_task *block = &run->blocks[task - run->pack_count];
+    mom_wait_until_zero(&block->of->unpacked);
+    if (block->m)
+        compute_block(run, block, thread);
+    else
+        sum_columns(run->k, block);
+}
 
+#define LEAST_ROW_PANELS 2 /* of a task; panels of b come from the second cache or beyond for each */
 #define FEW_ROWS_COLUMNS ((size_t)128) /* of a task: a is packed again by each */
 
-static size_t column_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
+static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
     if (g->finish)
         return MOM_FINISH_COLUMNS;
-    return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, shape.columns) : shape.columns;
+    return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, columns) : columns;
 }
 
-static size_t row_step(const mom_kernels *k, const mom_gemm *g, task_shape shape) {
-    return round_up(parts(g->m, parts(g->m, shape.rows)), k->mr);
-}
+/* What the micro-kernel takes at a time: on tiles two panels. */
+static size_t row_unit(const mom_kernels *k, const mom_gemm *g) { return uses_tiles(k, g->precision) ? 2 * k->mr : k->mr; }
 
-static size_t count_blocks(const mom_kernels *k, const mom_gemm *g, task_shape shape, size_t n) {
-    return parts(g->m, row_step(k, g, shape)) * parts(n, column_step(k, g, shape));
-}
+static size_t most_rows(const mom_kernels *k, const mom_gemm *g) { return smaller(k->mc, round_up(g->m, row_unit(k, g))); }
 
 static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
     return g->k && g->m && g->n > begin ? smaller(slab, g->n - begin) : 0;
 }
 
-/* Blocks of mc rows, of c no more than stays in the second cache from one block of k to the next, cut until there are
- * enough for the threads. The shape has no effect on the bits. */
-static task_shape choose_shape(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab) {
+/* Columns of a task: of c no more than stays in the second cache from one block of k to the next, fewer where there would
+ * not be enough tasks for the threads. */
+static size_t choose_columns(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab) {
     const mom_kernels *k = x->k;
-    task_shape shape = {k->mc, smaller(MOM_FINISH_COLUMNS, round_up(slab, k->nr))};
-    const size_t wanted = x->threads > 1 ? TASKS_PER_THREAD * (size_t)x->threads : 1;
-    for (;;) {
+    const size_t wanted = x->threads > 1 ? 4 * (size_t)x->threads : 1;
+    size_t columns = smaller(MOM_FINISH_COLUMNS, round_up(slab, k->nr));
+    for (; columns > 8 * k->nr; columns = round_up(columns / 2, k->nr)) {
         size_t tasks = 0;
-        for (size_t i = 0; i < count; i++) {
-            const size_t n = columns_in_slab(&problems[i], begin, slab);
-            tasks += n ? count_blocks(k, &problems[i], shape, n) : 0;
-        }
+        for (size_t i = 0; i < count; i++)
+            tasks += parts(problems[i].m, LEAST_ROW_PANELS * k->mr) *
+                     parts(columns_in_slab(&problems[i], begin, slab), column_step(k, &problems[i], columns));
         if (tasks >= wanted)
-            return shape;
-        if (shape.rows > LEAST_ROW_PANELS * k->mr)
-            shape.rows = round_up(shape.rows / 2, k->mr);
-        else if (shape.columns > 8 * k->nr)
-            shape.columns = round_up(shape.columns / 2, k->nr);
-        else
-            return shape;
+            break;
     }
+    return columns;
+}
+
+/* Cuts the columns [begin, begin + slab) of all products into tasks, blocks of at most mc rows; towards the end smaller
+ * ones, so that no thread waits long for the last of another. Writes them to `blocks` if that is not NULL and returns how
+ * many they are. Has no effect on the bits. */
+static size_t cut_blocks(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,
+                         size_t columns, const product *products, block_task *blocks) {
+    const mom_kernels *k = x->k;
+    double left = 0.0; /* multiplications */
+    size_t tasks = 0;
+    for (size_t i = 0; i < count; i++)
+        left += (double)problems[i].m * (double)columns_in_slab(&problems[i], begin, slab) * (double)problems[i].k;
+    for (size_t i = 0; i < count; i++) {
+        const mom_gemm *g = &problems[i];
+        const size_t n = columns_in_slab(g, begin, slab), step = column_step(k, g, columns), unit = row_unit(k, g);
+        const double per_row = (double)smaller(step, n) * (double)g->k;
+        size_t rows;
+        for (size_t i0 = 0; n && i0 < g->m; i0 += rows) {
+            const double fair = x->threads > 1 ? left / (2.0 * x->threads * per_row) : (double)k->mc;
+            const size_t most = fair < (double)k->mc ? (size_t)fair / unit * unit : k->mc;
+            const size_t least = LEAST_ROW_PANELS * k->mr, rest = g->m - i0;
+            rows = round_up(parts(rest, parts(rest, most > least ? most : least)), unit);
+            rows = smaller(rows, rest);
+            for (size_t j0 = 0; j0 < n; j0 += step, tasks++)
+                if (blocks)
+                    blocks[tasks] = (block_task){&products[i], i0, rows, begin + j0, smaller(step, n - j0)};
+            left -= (double)rows * (double)n * (double)g->k;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        const size_t n = problems[i].k_sums ? columns_in_slab(&problems[i], begin, slab) : 0;
+        for (size_t j0 = 0; j0 < n; j0 += PACK_COLUMNS, tasks++)
+            if (blocks)
+                blocks[tasks] = (block_task){&products[i], 0, 0, begin + j0, smaller(PACK_COLUMNS, n - j0)};
+    }
+    return tasks;
 }
 
 /* All products' columns [begin, begin + slab). */
 static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,
                            mom_error *err) {
     const mom_kernels *k = x->k;
-    size_t pack_count = 0, block_count = 0, packed = 0, widest = 0;
-    block_run run = {.k = k};
+    size_t packed = 0, widest = 0;
+    slab_run run = {.k = k};
     for (size_t i = 0; i < count; i++) {
         const size_t n = columns_in_slab(&problems[i], begin, slab);
         widest = n > widest ? n : widest;
     }
     if (!widest)
         return MOM_OK;
-    const task_shape shape = choose_shape(x, problems, count, begin, widest);
+    const size_t columns = choose_columns(x, problems, count, begin, widest);
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
         const size_t n = columns_in_slab(g, begin, slab);
         if (!n)
             continue;
-        block_count += count_blocks(k, g, shape, n);
         if (has_few_rows(k, g)) {
-            const size_t panel = k->nr * items_of(g->precision, block_depth(k, g->precision, g->k));
+            const size_t panel = k->nr * items_of(k, g->precision, block_depth(k, g->precision, g->k));
             run.panel_size = panel > run.panel_size ? panel : run.panel_size;
         } else if (!g->packed_b) {
-            pack_count += count_packs(k, g->precision, n, g->k);
+            run.pack_count += count_packs(k, g->precision, n, g->k);
             packed += packed_items(k, g->precision, n, g->k);
         }
-        const size_t a_rows = !has_few_rows(k, g) && (reads_rows(k, g) || reads_columns(k, g)) ? k->mr : row_step(k, g, shape);
-        const size_t a = a_rows * items_of(g->precision, block_depth(k, g->precision, g->k));
-        const size_t sums = g->finish ? row_step(k, g, shape) * round_up(column_step(k, g, shape), k->nr) : 0;
+        const size_t a_rows = !has_few_rows(k, g) && (reads_rows(k, g) || reads_columns(k, g)) ? k->mr : most_rows(k, g);
+        const size_t a = a_rows * items_of(k, g->precision, block_depth(k, g->precision, g->k));
+        const size_t sums = g->finish ? most_rows(k, g) * round_up(column_step(k, g, columns), k->nr) : 0;
         run.a_size = a > run.a_size ? a : run.a_size;
         run.sums_size = sums > run.sums_size ? sums : run.sums_size;
     }
     run.a_size = round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
     run.panel_size = round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
     run.sums_size = round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
+    const size_t block_count = cut_blocks(x, problems, count, begin, slab, columns, NULL, NULL);
 
     pack_task *packs;
     block_task *blocks;
+    product *products;
     item *b;
-    MOM_ARENA_NEW(packs, x->workspace, pack_count, err);
+    MOM_ARENA_NEW(packs, x->workspace, run.pack_count, err);
+    MOM_ARENA_NEW(run.packed, x->workspace, run.pack_count, err);
+    MOM_ARENA_NEW(products, x->workspace, count, err);
     MOM_ARENA_NEW(blocks, x->workspace, block_count, err);
     MOM_ARENA_NEW(b, x->workspace, packed, err);
     MOM_ARENA_NEW(run.a, x->workspace, (size_t)x->threads * run.a_size, err);
     MOM_ARENA_NEW(run.panel, x->workspace, (size_t)x->threads * run.panel_size, err);
     MOM_ARENA_NEW(run.sums, x->workspace, (size_t)x->threads * run.sums_size, err);
 
-    size_t pack = 0, block = 0;
+    cut_blocks(x, problems, count, begin, slab, columns, products, blocks);
+    size_t pack = 0;
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
         const size_t n = columns_in_slab(g, begin, slab);
-        if (!n)
-            continue;
-        const size_t columns = column_step(k, g, shape), rows = row_step(k, g, shape);
-        const int before = g->packed_b != NULL, few = has_few_rows(k, g);
-        const item *packed_b = few ? NULL : before ? g->packed_b : b;
-        const size_t b_columns = round_up(before ? g->n : n, k->nr);
-        if (!before && !few) {
+        product *of = &products[i];
+        *of = (product){.g = g};
+        if (g->packed_b) {
+            of->b = g->packed_b;
+            of->columns = round_up(g->n, k->nr);
+        } else if (n && !has_few_rows(k, g)) {
+            const size_t first = pack;
             pack += add_packs(k, packs + pack, b, &g->b, g->k_scale, g->precision, begin, n, g->k);
+            for (size_t q = first; q < pack; q++)
+                run.packed[q] = of;
+            atomic_init(&of->unpacked, pack - first);
+            of->b = b;
+            of->columns = round_up(n, k->nr);
+            of->first = begin;
             b += packed_items(k, g->precision, n, g->k);
         }
-        for (size_t i0 = 0; i0 < g->m; i0 += rows)
-            for (size_t j0 = 0; j0 < n; j0 += columns)
-                blocks[block++] = (block_task){g, packed_b, b_columns, i0, smaller(rows, g->m - i0), begin + j0,
-                                               smaller(columns, n - j0), before ? begin + j0 : j0};
     }
+    run.packs = packs;
     run.blocks = blocks;
-    pack_run packing = {k, packs};
-    mom_parallel_for(x->threads, pack_count, run_pack, &packing);
-    mom_parallel_for(x->threads, block_count, run_block, &run);
+    mom_parallel_for(x->threads, run.pack_count + block_count, run_slab_task, &run);
     return MOM_OK;
 }
 

@@ -11,7 +11,9 @@
  * OCCURS      m, n, k from 1 to some ten thousand; either of a and b transposed (by their strides);
  *             groups of very unequal m (routed layers) or k (gradients of weights).
  * BITS        each element of c is one chain of fused multiply-adds over p within a block of k, blocks
- *             added in order: independent of threads, of the other rows and of the group.
+ *             added in order: independent of threads, of the other rows and of the group. On tiles (level amx, in
+ *             bfloat16) c is one chain of sums of 32 steps each, which a tile adds in an order of its own
+ *             (gemm_ukr_amx.c): as independent, and of the blocks as well.
  */
 #ifndef MOM_KERNELS_GEMM_H
 #define MOM_KERNELS_GEMM_H
@@ -36,6 +38,7 @@ struct mom_gemm {
     size_t ldc;
     const float *bias;    /* NULL or (n); ignored when accumulate */
     const float *k_scale; /* NULL or (k) */
+    float *k_sums;        /* NULL or (n): sums over k of b (k_scale included, rounded to the precision) are added; no packed_b */
     int accumulate;       /* not together with finish */
     mom_dtype precision;
     const void *packed_b; /* NULL, or b as mom_gemm_pack left it (k_scale included) */

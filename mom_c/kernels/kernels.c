@@ -5,7 +5,7 @@
 #include "base/cpu.h"
 #include "kernels/levels.h"
 
-#define MAX_LEVELS 4
+#define MAX_LEVELS 5
 
 /* Tables in rising order of preference; those the machine lacks are left out. */
 static size_t collect(const mom_kernels **tables) {
@@ -20,6 +20,13 @@ static size_t collect(const mom_kernels **tables) {
 #ifndef MOM_NO_AVX512BF16
     if (cpu.avx512bf16)
         tables[n++] = &mom_kernels_avx512bf16;
+#endif
+#if defined(MOM_AMX_EMULATED)
+    if (cpu.avx512)
+        tables[n++] = &mom_kernels_amx;
+#elif !defined(MOM_NO_AMX)
+    if (cpu.amx && mom_cpu_allow_amx())
+        tables[n++] = &mom_kernels_amx;
 #endif
 #endif
     return n;

@@ -1,6 +1,6 @@
 /* The table of kernels: what each computes, and the blocking sizes of the active instruction set.
  *
- * One table per level (baseline, avx2, avx512, avx512bf16). Bodies in *.inc are compiled once per level by
+ * One table per level (baseline, avx2, avx512, avx512bf16, amx). Bodies in *.inc are compiled once per level by
  * level_<name>.c; the matrix micro-kernels are written by hand in gemm_ukr_<name>.c. kernels.c chooses
  * a table once. Kernels are serial, allocate nothing, keep no state and know no model; operators
  * split the work over threads. All arrays are contiguous float32 and, unless said otherwise, may be
@@ -40,12 +40,13 @@ typedef struct {
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
 typedef struct mom_kernels {
-    const char *name; /* "baseline", "avx2", "avx512", "avx512bf16" */
+    const char *name; /* "baseline", "avx2", "avx512", "avx512bf16", "amx" */
     const char *gemm_name, *gemm_bf16_name;
 
     /* ---- matrix products (see gemm.h for the contract of packed panels) */
     size_t mr, nr; /* micro-tile */
     size_t mc, kc, nc; /* cache blocks: mc is a multiple of mr, nc of nr */
+    size_t kc_bf16;    /* kc for factors in bfloat16, in steps of k */
     /* c (mr, nr) row stride ldc = or += a (kc, mr) * b (kc, nr). With accumulate 0 c is not read. `next` is memory that
      * will be read soon (the first kc / 4 lines of it may be fetched into the cache): any address. */
     void (*gemm_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate, const void *next);
@@ -64,12 +65,28 @@ typedef struct mom_kernels {
     /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
                           const void *next);
+    /* Products of bfloat16 on tile registers; the five entries are there together, or tile_items is 0 and they are NULL.
+     * A tile takes tile_items pairs of steps at a time, a chunk: k is padded with zeros to whole ones in both factors.
+     * c (panels * mr, nr) = or += a * b for 1 or 2 panels of a, one behind the other, as tiles_pack leaves them; b as
+     * gemm_bf16_ukr's. The sum begins with c or zero and goes on chunk by chunk, whatever the number of panels. The first
+     * 4 * panels lines per chunk of `next` may be fetched. */
+    size_t tile_items;
+    void (*tiles_ukr)(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                      int accumulate, const void *next);
+    /* A thread calls tiles_ukr between these; they set up its tile registers and give them back. */
+    void (*tiles_begin)(void);
+    void (*tiles_end)(void);
+    /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels (chunks, mr, tile_items, 2), rounded to nearest. Rows
+     * past m and steps past k are zero. */
+    void (*tiles_pack)(mom_bf16 *dst, const mom_matrix *src, size_t i0, size_t m, size_t p0, size_t k);
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
      * item of 32 bits for each of its rows: in MOM_F32 the element of step p, in MOM_BF16 the pair of steps 2p and
-     * 2p + 1 (rounded to nearest; an odd k is padded with zero). Rows past m are zero. k_scale (all steps of src) or
-     * NULL multiplies step p. */
+     * 2p + 1 (rounded to nearest; k is padded with zeros to whole pairs, or to whole chunks of tiles). Rows past m are
+     * zero. k_scale (all steps of src) or NULL multiplies step p. */
     void (*pack_factor)(void *dst, mom_dtype precision, size_t width, const mom_matrix *src, const float *k_scale,
                         size_t i0, size_t m, size_t p0, size_t k);
+    /* out (n) += the sums over k of a panel (items, nr) of packed b; n <= nr */
+    void (*panel_sums)(float *out, mom_dtype precision, const void *panel, size_t items, size_t n);
     /* Packs a (m, k) float32 block with element (i, p) at src[i * rs + p * cs] into panels of `width` rows:
      * panel q holds, for p = 0..k-1, elements q*width .. q*width+width-1 of column p; rows past m are
      * zero. row_index (m) or NULL replaces i, col_index (k) or NULL replaces p; col_scale (k) or NULL

@@ -7,12 +7,20 @@
 #define MOM_GEMM_MAX_TILE 512 /* largest mr * nr of any level */
 #define MOM_GEMM_MAX_ROWS 256 /* largest mc of any level */
 
+/* The shapes of tile registers, as LDTILECFG reads them. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} mom_tile_shapes;
+_Static_assert(sizeof(mom_tile_shapes) == 64, "without gaps");
+
 extern const mom_kernels mom_kernels_baseline;
 void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                                const void *next);
 
 #ifndef MOM_NO_X86_LEVELS
-extern const mom_kernels mom_kernels_avx2, mom_kernels_avx512, mom_kernels_avx512bf16;
+extern const mom_kernels mom_kernels_avx2, mom_kernels_avx512, mom_kernels_avx512bf16, mom_kernels_amx;
 void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                             const void *next);
 void mom_gemm_f32_b_rows_6x16_avx2(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
@@ -32,6 +40,10 @@ void mom_gemm_f32_b_rows_4x32_avx512(size_t kc, const float *a, const float *b, 
                                      int accumulate);
 void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                                        int accumulate, const void *next);
+void mom_tiles_bf16f32_24x32_amx(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                                 int accumulate, const void *next);
+void mom_tiles_begin_amx(void);
+void mom_tiles_end_amx(void);
 #endif
 
 #endif

@@ -572,15 +572,41 @@ static mom_balance_terms balance_terms(const mom_gpt *gpt, const balance_groups 
     return (mom_balance_terms){1, group->counts, group->count_tokens, group->tokens, (float)(scale * b->factor)};
 }
 
+/* Zero within [begin, end) of the gradients' bytes but for matrices that are written before they are read. */
+static void zero_gradients(mom_params *p, size_t begin, size_t end) {
+    for (size_t i = 0; i < p->count; i++) {
+        const mom_param *param = &p->table[i];
+        size_t first = param->offset * sizeof(float), last = first + param->count * sizeof(float);
+        if (param->unset && *param->unset)
+            continue;
+        first = first > begin ? first : begin;
+        last = last < end ? last : end;
+        if (first < last)
+            memset((unsigned char *)p->grads + first, 0, last - first);
+    }
+}
+
 /* Gradients come into being place by place while activations go: pages of these make up for those of the former, so that
  * the fullest moment stays the end of the forward pass, with no gradients at all. first: the first parameter whose
- * gradient is there when the next place is done. */
-static void make_up_for_gradients(mom_gpt *gpt, size_t first) {
-    const mom_params *p = &gpt->params;
-    const size_t embedding = p->table[p->wpe].offset, rest = p->total - p->table[first].offset;
-    const size_t bytes = (embedding + rest) * sizeof(float);
-    if (gpt->gradients_absent && !mom_rehearsing())
-        mom_region_shrink(&gpt->region, bytes < gpt->resident ? gpt->resident - bytes : 0, gpt->most_workspace);
+ * gradient is there when the next place is done; the embeddings' are there as well. The very pages of activations become
+ * those of gradients, of wte's now and of the place's from the end down, unless the user has seen these. written: the
+ * first parameter whose gradient is written to next. */
+static void make_up_for_gradients(mom_gpt *gpt, size_t first, size_t written) {
+    mom_params *p = &gpt->params;
+    const size_t begin = p->table[first].offset, bytes = (p->table[p->wpe].offset + p->total - begin) * sizeof(float);
+    if (!gpt->gradients_absent || mom_rehearsing())
+        return;
+    const size_t resident = gpt->resident[0] + gpt->resident[1], most = bytes < resident ? resident - bytes : 0;
+    if (first == p->lnf_weight) {
+        mom_region_shrink(&gpt->region, most, gpt->most_workspace, &gpt->bare_wte);
+        return;
+    }
+    mom_bare *bare = &gpt->bare;
+    mom_bare_limit(bare, begin * sizeof(float), p->grads_shown ? 0 : bare->end);
+    const size_t end = bare->end;
+    mom_region_shrink(&gpt->region, most, gpt->most_workspace, bare);
+    zero_gradients(p, bare->end, end);
+    mom_bare_limit(bare, bare->begin, p->table[written].offset * sizeof(float));
 }
 
 static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t round, float *dx, float *const dstates[2],
@@ -601,7 +627,7 @@ static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t ro
     for (int half = 1; half >= 0; half--) {
         mom_pool *pool = half ? &place->ffn : &place->attn;
         const mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
-        make_up_for_gradients(gpt, place->attn.first_param);
+        make_up_for_gradients(gpt, place->attn.first_param, pool->first_param);
         mom_balance_terms terms = {0};
         if (pool->routed && contributes(&saved->route))
             terms = balance_terms(gpt, balance, block, round, half, balance_scale);
@@ -643,9 +669,14 @@ static void add_head_gradient(mom_gpt *gpt, float factor) {
     float *dwte = mom_param_grad(&gpt->params, gpt->params.wte);
     for (size_t i = 0; i < n && !mom_rehearsing(); i += piece) {
         const size_t count = n - i < piece ? n - i : piece;
-        mom_scaled_add(gpt->run.exec, dwte + i, factor, gpt->dwte + i, count);
-        if (gpt->gradients_absent)
-            mom_region_forget(&gpt->region, gpt->dwte, (i + count) * sizeof *dwte);
+        if (!gpt->gradients_absent || gpt->params.grads_shown) {
+            mom_scaled_add(gpt->run.exec, dwte + i, factor, gpt->dwte + i, count);
+            continue;
+        }
+        mom_scaled(gpt->run.exec, dwte + i, factor, gpt->dwte + i, count);
+        const size_t done = (i + count) * sizeof *dwte, bare = gpt->bare_wte.begin;
+        mom_bare_limit(&gpt->bare_wte, done > bare ? done : bare, n * sizeof *dwte);
+        mom_region_forget(&gpt->region, gpt->dwte, i * sizeof *dwte, done, &gpt->bare_wte);
     }
 }
 
@@ -697,13 +728,17 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     }
 
     /* pass 4: losses. The head's part of the gradients has been computed by forward; its memory is free after this. */
-    gpt->resident = gpt->region.touched[0] + gpt->region.touched[1];
+    memcpy(gpt->resident, gpt->region.touched, sizeof gpt->resident);
     dhidden = gpt->dhidden;
     if (!dhidden) {
         MOM_ARENA_NEW(dhidden, &gpt->saved, N * C, err);
         mom_zero(dhidden, N * C * sizeof *dhidden);
     }
-    make_up_for_gradients(gpt, p->lnf_weight);
+    const size_t bare = gpt->dwte && gpt->losses.labelled && !p->grads_shown ? p->table[p->wpe].offset * sizeof(float) : 0;
+    gpt->bare = (mom_bare){.data = (unsigned char *)p->grads, .end = p->table[p->lnf_weight].offset * sizeof(float)};
+    gpt->bare_wte = (mom_bare){.data = (unsigned char *)p->grads, .end = bare, .upwards = 1};
+    mom_bare_limit(&gpt->bare_wte, 0, bare);
+    make_up_for_gradients(gpt, p->lnf_weight, p->lnf_weight);
     MOM_TRY(backward_head(gpt, dhidden, lm_scale, err));
     if (gpt->dwte)
         mom_arena_clear(&gpt->workspace);
@@ -994,7 +1029,7 @@ void mom_gpt_zero_grad(mom_gpt *gpt) {
     mom_params *p = &gpt->params;
     gpt->gradients_absent = !gpt->keeps_gradients || !p->grads;
     if (p->grads && gpt->gradients_absent)
-        mom_memory_clear(p->grads);
+        mom_region_refill(&gpt->region, gpt->resident, p->grads);
     for (size_t i = 0; i < p->count && !gpt->gradients_absent; i++)
         if (p->grads_shown || (p->table[i].written && !p->table[i].unset))
             memset(mom_param_grad(p, i), 0, p->table[i].count * sizeof(float));

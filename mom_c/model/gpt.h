@@ -92,7 +92,8 @@ typedef struct {
     mom_arena saved, workspace;
     mom_memory_key planned[2];   /* without and with keep: what the region is large enough for */
     int can_backward, has_routes;
-    size_t resident; /* bytes of the region that forward has touched */
+    size_t resident[2]; /* bytes of the region that forward has touched, by side */
+    mom_bare bare, bare_wte; /* parts of absent gradients for the pages of activations that go: of all up to the place, and of wte's */
     size_t most_workspace; /* bytes of the workspace at its largest */
     mom_run run;
     mom_batch batch;

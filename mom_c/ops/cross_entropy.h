@@ -32,6 +32,7 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
                                 size_t C, mom_error *err);
 
 /* out (n) += factor * in */
+void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n); /* out = factor * in */
 void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n);
 
 typedef enum { MOM_LOSS_MSE, MOM_LOSS_CROSS_ENTROPY, MOM_LOSS_BCE } mom_label_loss;

@@ -80,6 +80,7 @@ mom_status mom_linear_backward_weight(const mom_exec *x, float *dweight, float *
         product.n = product.ldc = Out;
         product.a = mom_matrix_transposed(inp, In);
         product.b = mom_matrix_rows(dout, Out);
+        product.k_sums = dbias;
     } else {
         product.m = Out;
         product.n = product.ldc = In;
@@ -87,7 +88,7 @@ mom_status mom_linear_backward_weight(const mom_exec *x, float *dweight, float *
         product.b = mom_matrix_rows(inp, In);
     }
     MOM_TRY(mom_gemm_run(x, &product, 1, err));
-    if (dbias)
+    if (dbias && layout != MOM_WEIGHT_IN_OUT)
         mom_column_sum(x, dbias, dout, MOM_F32, NULL, NULL, N, Out);
     return MOM_OK;
 }

@@ -164,7 +164,7 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
     return status;
 }
 
-/* ---- out += factor * in, over all threads */
+/* ---- out += factor * in and out = factor * in, over all threads */
 
 #define CHUNK ((size_t)16384)
 
@@ -181,6 +181,18 @@ static void axpy_task(void *context, size_t task, int thread) {
     const size_t begin = task * CHUNK;
     (void)thread;
     job->k->axpy(job->out + begin, job->factor, job->in + begin, min_size(CHUNK, job->n - begin));
+}
+
+static void scale_task(void *context, size_t task, int thread) {
+    const axpy_job *job = context;
+    const size_t begin = task * CHUNK;
+    (void)thread;
+    job->k->scale(job->out + begin, job->factor, job->in + begin, min_size(CHUNK, job->n - begin));
+}
+
+void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
+    axpy_job job = {x->k, out, in, factor, n};
+    mom_parallel_for(x->threads, (n + CHUNK - 1) / CHUNK, scale_task, &job);
 }
 
 void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n) {

@@ -464,7 +464,7 @@ static mom_status leave_backward(const mom_half *half, const mom_half_gradient *
         g->b = token_rows(plan, m, dout, MOM_F32, C);
         g->k_scale = module_scale(plan, slot_scale, m);
         set_gradient(g, gradient, m, C);
-        mom_column_sum(x, gradient->bias[m], dout, MOM_F32, g->k_scale, g->b.row_index, slots, C);
+        g->k_sums = gradient->bias[m];
     }
     if (output->gelu) {
         MOM_TRY(run_products(half, &list));
@@ -532,7 +532,7 @@ static mom_status enter_backward(const mom_half *half, const mom_half_gradient *
             g->b = rows;
             g->k_scale = module_scale(plan, slot_scale, m);
             set_gradient(g, gradient, m, Out);
-            mom_column_sum(x, gradient->bias[m], rows.data, half->dtype, g->k_scale, rows.row_index, slots, Out);
+            g->k_sums = gradient->bias[m];
         }
         g = add_product(&list, slots, C, Out, half->dtype);
         g->a = rows;

@@ -104,8 +104,8 @@ mom_status mom_routed_linear_backward_input(const mom_exec *x, float *dinp, cons
     return status;
 }
 
-static mom_status weight_products(const mom_exec *x, float *const *dweight, const float *inp, int inp_gathered,
-                                  const float *dout, int dout_gathered, const float *slot_scale,
+static mom_status weight_products(const mom_exec *x, float *const *dweight, float *const *dbias, const float *inp,
+                                  int inp_gathered, const float *dout, int dout_gathered, const float *slot_scale,
                                   const mom_routing_plan *plan, size_t In, size_t Out, mom_error *err) {
     mom_gemm *products;
     size_t count = 0;
@@ -121,6 +121,7 @@ static mom_status weight_products(const mom_exec *x, float *const *dweight, cons
                 .c = dweight[m],
                 .ldc = Out,
                 .k_scale = slot_scale ? slot_scale + plan->offsets[m] : NULL,
+                .k_sums = dbias ? dbias[m] : NULL,
                 .accumulate = 1,
             };
     return mom_gemm_run(x, products, count, err);
@@ -132,15 +133,9 @@ mom_status mom_routed_linear_backward_weight(const mom_exec *x, float *const *dw
                                              size_t Out, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const mom_status status =
-        weight_products(x, dweight, inp, inp_gathered, dout, dout_gathered, slot_scale, plan, In, Out, err);
+        weight_products(x, dweight, dbias, inp, inp_gathered, dout, dout_gathered, slot_scale, plan, In, Out, err);
     mom_arena_release(x->workspace, mark);
-    MOM_TRY(status);
-    for (size_t m = 0; dbias && m < plan->M; m++) {
-        const mom_matrix rows = module_rows(dout, dout_gathered, Out, plan, m);
-        mom_column_sum(x, dbias[m], rows.data, MOM_F32, slot_scale ? slot_scale + plan->offsets[m] : NULL, rows.row_index,
-                       module_slots(plan, m), Out);
-    }
-    return MOM_OK;
+    return status;
 }
 
 /* ---- combine: from slots back to tokens */

@@ -72,12 +72,23 @@ def test_group_of_unequal_products(kernel_level: str, rng: np.random.Generator) 
     assert ops.gemm_grouped([]) == []
 
 
-def test_rows_have_the_same_bits_in_any_company(kernel_level: str, rng: np.random.Generator) -> None:
-    a, b = rng.standard_normal((201, 500), dtype=np.float32), rng.standard_normal((500, 130), dtype=np.float32)
-    whole = ops.gemm(a, b)
-    for rows in (slice(0, 1), slice(3, 7), slice(4, 9), slice(7, 19), slice(7, 20), slice(200, 201)):
-        assert ops.gemm(a[rows].copy(), b).tobytes() == whole[rows].tobytes()
-    assert ops.gemm(a, b[:, :33].copy()).tobytes() == whole[:, :33].tobytes()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_rows_have_the_same_bits_in_any_company(
+    precision: str, accumulate: bool, kernel_level: str, rng: np.random.Generator
+) -> None:
+    a, b = rng.standard_normal((201, 600), dtype=np.float32), rng.standard_normal((600, 130), dtype=np.float32)
+    c = rng.standard_normal((201, 130), dtype=np.float32)
+
+    def product(rows: slice, columns: slice) -> bytes:
+        start = c[rows, columns].copy() if accumulate else None
+        got = ops.gemm(a[rows].copy(), b[:, columns].copy(), c=start, precision=precision)
+        return got.tobytes()
+
+    whole = ops.gemm(a, b, c=c if accumulate else None, precision=precision)
+    for rows in (slice(0, 1), slice(3, 7), slice(4, 9), slice(7, 19), slice(7, 20), slice(7, 40), slice(200, 201)):
+        assert product(rows, slice(None)) == whole[rows].tobytes()
+    assert product(slice(None), slice(0, 33)) == whole[:, :33].tobytes()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -97,6 +108,91 @@ def test_bits_do_not_depend_on_how_a_factor_lies(
         ops.gemm(a[np.argsort(rows)], b, a_rows=rows, precision=precision),
     ):
         assert np.array_equal(got, expected)
+
+
+EDGES = (1, 2, 31, 32, 33, 63, 64, 65, 100, 383, 384, 385, 1031, 1032, 1033, 2100)
+
+
+@pytest.mark.parametrize("k", EDGES)
+@pytest.mark.parametrize("transpose", [(False, False), (True, False), (False, True), (True, True)])
+def test_bfloat16_at_the_edges_of_tiles_and_blocks(
+    k: int, transpose: tuple[bool, bool], kernel_level: str, rng: np.random.Generator
+) -> None:
+    for m, n in ((1, 1), (5, 33), (12, 32), (13, 65), (24, 64), (37, 31), (130, 96)):
+        a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+        # What the rows of memory hold that are not chosen must not matter.
+        left, right = [np.concatenate([np.full_like(rows, np.nan), rows]) for rows in (a, b)]
+        options: dict[str, Any] = {"a_rows": np.arange(m) + m, "b_rows": np.arange(k) + k}
+        if transpose[0]:
+            left, options["a_rows"] = np.ascontiguousarray(a.T), None
+        if transpose[1]:
+            right, options["b_rows"] = np.ascontiguousarray(b.T), None
+        options |= {"transpose_a": transpose[0], "transpose_b": transpose[1], "precision": "bfloat16"}
+        exact = to_bfloat16(a).astype(np.float64) @ to_bfloat16(b)
+        got = ops.gemm(left, right, **options)
+        assert np.abs(got - exact).max() <= 1e-6 * (k + 1)
+        assert ops.gemm(left, right, prepack=True, **options).tobytes() == got.tobytes()
+        c = rng.standard_normal((m, n), np.float32)
+        assert np.abs(ops.gemm(left, right, c=c, **options) - (c + exact)).max() <= 1e-6 * (k + 4)
+
+
+def test_padding_of_packed_factors_is_zero(kernel_level: str, rng: np.random.Generator) -> None:
+    """Products of NaN leave their factors in the memory that the next ones get."""
+    for m, n, k in ((5, 7, 3), (5, 7, 33), (20, 40, 65), (13, 33, 47), (37, 70, 100)):
+        nan = np.full((m + 30, k + 30), np.nan, np.float32), np.full((k + 30, n + 30), np.nan, np.float32)
+        a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+        for precision in ("float32", "bfloat16"):
+            for prepack in (False, True):
+                for c in (None, np.zeros((m, n), np.float32)):
+                    assert np.isnan(ops.gemm(*nan, precision=precision, prepack=prepack)).all()
+                    got = ops.gemm(a, b, c=c, precision=precision, prepack=prepack)
+                    assert np.abs(got - a.astype(np.float64) @ b).max() < 0.02 * (k + 1)
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_infinities_do_not_meet_the_padding(
+    transpose_a: bool, transpose_b: bool, kernel_level: str, rng: np.random.Generator
+) -> None:
+    """Infinite times a zero of the other factor's padding would be NaN."""
+    a, b = rng.uniform(1.0, 2.0, (30, 41)).astype(np.float32), rng.uniform(1.0, 2.0, (41, 40)).astype(np.float32)
+    a[3, 12], b[13, 4] = np.inf, np.inf
+    left, right = np.ascontiguousarray(a.T) if transpose_a else a, np.ascontiguousarray(b.T) if transpose_b else b
+    for precision in ("float32", "bfloat16"):
+        got = ops.gemm(left, right, transpose_a=transpose_a, transpose_b=transpose_b, precision=precision)
+        assert np.array_equal(np.isinf(got), np.isinf(a @ b))
+        assert not np.isnan(got).any()
+
+
+def tile_products(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """c + a b as tiles sum it: 32 steps at a time, even and odd ones apart; products are exact in float32."""
+    for begin in range(0, a.shape[1], 32):
+        sums = [np.zeros_like(c), np.zeros_like(c)]
+        for p in range(begin, min(begin + 32, a.shape[1])):
+            sums[p % 2] += np.outer(a[:, p], b[p])
+        c = c + (sums[0] + sums[1])
+    return c
+
+
+@pytest.mark.skipif("amx" not in mom.cpu_info()["levels"], reason="no tiles here")
+@pytest.mark.parametrize("k", [1, 30, 33, 96, 1100])
+def test_tiles_sum_in_the_order_of_their_definition(k: int, rng: np.random.Generator) -> None:
+    a, b = to_bfloat16(rng.standard_normal((41, k), np.float32)), to_bfloat16(rng.standard_normal((k, 75), np.float32))
+    c = rng.standard_normal((41, 75), np.float32)
+    with ops.use_level("amx"):
+        assert ops.gemm(a, b, precision="bfloat16").tobytes() == tile_products(a, b, np.zeros_like(c)).tobytes()
+        expected = tile_products(a, b, c)
+        assert ops.gemm(a, b, c=c, precision="bfloat16").tobytes() == expected.tobytes()
+
+
+def test_float32_has_the_same_bits_at_all_levels_of_avx512(rng: np.random.Generator) -> None:
+    levels = [level for level in mom.cpu_info()["levels"] if level in ("avx512", "avx512bf16", "amx")]
+    a, b = rng.standard_normal((61, 1100), np.float32), rng.standard_normal((1100, 77), np.float32)
+    results = set()
+    for level in levels:
+        with ops.use_level(level):
+            results.add(ops.gemm(a, b).tobytes())
+    assert len(results) == min(len(levels), 1)
 
 
 def test_large_product_against_a_random_vector(kernel_level: str, rng: np.random.Generator) -> None:

@@ -481,6 +481,46 @@ def test_pages_that_backward_gives_back_are_not_in_use() -> None:
             np.testing.assert_array_equal(other[name], gradient, err_msg=name)
 
 
+def train(dtype: str, shown: bool, batch: dict[str, Any], changes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters after two steps, and gradients after one more backward pass; large enough for pages to move."""
+    model = mom.MoM(mom.MoMConfig.preset("mini").replace(**changes), seed=0, dtype=dtype)
+    model.activation_checkpointing = batch.get("checkpointing", False)
+    if "bias" in batch:
+        for name, value in model.parameters.items():
+            if name.endswith("router.router.bias"):
+                value[:] = batch["bias"]
+    if shown:
+        assert all(not g.any() for g in model.gradients.values())
+    optimizer = mom.AdamW(model, lr=1e-3)
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        tokens = rng.integers(0, 8192, (8, 256))
+        labels = np.where(rng.random(tokens.shape) < batch.get("labelled", 1.0), tokens, -100)
+        model(tokens, labels=labels)
+        model.backward()
+        if step < 2:
+            optimizer.step(1.0, zero_grad=True)
+    return {**dict(model.parameters), **{f"gradient of {n}": g for n, g in model.gradients.items()}}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "changes"),
+    [
+        ("float32", {}, {"routing_top_k": 2}),
+        ("float32", {"checkpointing": True}, {}),
+        ("bfloat16", {"bias": (9.0, -9.0, -9.0, -9.0, -9.0)}, {}),
+        ("float32", {"labelled": 0.0}, {}),
+        ("bfloat16", {}, {"chunks": 0, "n_layer": 4}),
+    ],
+    ids=["top2", "checkpointing", "one-module", "no-labels", "vanilla"],
+)
+def test_gradients_in_pages_of_activations(dtype: str, batch: dict[str, Any], changes: dict[str, Any]) -> None:
+    # Gradients that the user has seen keep their own pages.
+    moved, kept = (train(dtype, shown, batch, changes) for shown in (False, True))
+    for name, value in kept.items():
+        np.testing.assert_array_equal(moved[name], value, err_msg=name)
+
+
 def test_logits_go_with_backward() -> None:
     model = new_model(BASE)
     tokens = tokens_of(SHAPE)

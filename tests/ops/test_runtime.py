@@ -23,8 +23,11 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_cpu_info_describes_the_active_level(kernel_level: str) -> None:
     info = mom.cpu_info()
     assert info["level"] == kernel_level
-    assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(kernel_level.removesuffix("bf16"))
-    assert info["gemm_bf16"].endswith(kernel_level if kernel_level.endswith("bf16") else "widened to float32")
+    float32_level = "avx512" if kernel_level in ("avx512bf16", "amx") else kernel_level
+    assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(float32_level)
+    own = kernel_level in ("avx512bf16", "amx")
+    assert info["gemm_bf16"].removesuffix(", emulated").endswith(kernel_level if own else "widened to float32")
+    assert not own or info["features"][kernel_level] or info["gemm_bf16"].endswith(", emulated")
     assert info["levels"][0] == "baseline"
     assert info["threads"] == mom.get_num_threads()
     assert info["cpus"] >= 1
@@ -51,10 +54,13 @@ def test_environment_chooses_the_level() -> None:
         assert done.stdout.strip() == level, done.stderr
 
 
-def test_unknown_level_in_the_environment_fails_the_import() -> None:
-    done = run_python("import mom", MOM_CPU="sse9")
+@pytest.mark.parametrize("level", ["sse9", "avx2", "avx512", "avx512bf16", "amx"])
+def test_level_in_the_environment_that_this_machine_lacks_fails_the_import(level: str) -> None:
+    if level in mom.cpu_info()["levels"]:
+        pytest.skip("this machine has it")
+    done = run_python("import mom", MOM_CPU=level)
     assert done.returncode != 0
-    assert "ImportError: MOM_CPU: 'sse9', expected one of this machine's levels ['baseline'" in done.stderr
+    assert f"ImportError: MOM_CPU: '{level}', expected one of this machine's levels ['baseline'" in done.stderr
 
 
 def test_environment_chooses_the_threads() -> None:

@@ -1,0 +1,31 @@
+/* As avx512bf16, but products of bfloat16 run on the tile registers of AMX. Their blocks of k are short: a panel of b (24 KB)
+ * has to stay in a first cache of 48 KB while two panels of a (18 KB) stream by, since the second cache cannot deliver both
+ * in time. The length has no effect on the bits. Products of single panels (attention) do without tiles. */
+#define MOM_LEVEL_NAME "amx"
+#define MOM_LEVEL_TABLE mom_kernels_amx
+#define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
+#define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
+#define MOM_GEMM_FEW_UKR mom_gemm_f32_few_4x32_avx512
+#define MOM_GEMM_ROWS_UKR mom_gemm_f32_rows_12x32_avx512
+#define MOM_GEMM_B_ROWS_UKR mom_gemm_f32_b_rows_12x32_avx512
+#define MOM_GEMM_B_ROWS_FEW_UKR mom_gemm_f32_b_rows_4x32_avx512
+#define MOM_GEMM_COLUMNS_UKR mom_gemm_f32_columns_12x32_avx512
+#ifdef MOM_AMX_EMULATED /* on any processor with AVX-512, so without the instructions of avx512bf16 */
+#define MOM_GEMM_BF16_NAME "mom_tiles_bf16f32_24x32_amx, emulated"
+#else
+#define MOM_GEMM_BF16_NAME "mom_tiles_bf16f32_24x32_amx"
+#define MOM_GEMM_BF16_UKR mom_gemm_bf16f32_12x32_avx512bf16
+#define MOM_GEMM_BF16_FEW_UKR mom_gemm_bf16f32_few_4x32_avx512bf16
+#endif
+#define MOM_TILES_UKR mom_tiles_bf16f32_24x32_amx
+#define MOM_TILES_BEGIN mom_tiles_begin_amx
+#define MOM_TILES_END mom_tiles_end_amx
+#define MOM_TILE_ITEMS 16
+#define MOM_VECTOR 16
+#define MOM_GEMM_MR 12
+#define MOM_GEMM_NR 32
+#define MOM_GEMM_MC 120
+#define MOM_GEMM_KC 516
+#define MOM_GEMM_KC_BF16 384
+#define MOM_GEMM_NC 2048
+#include "kernels/level.inc"
