@@ -735,7 +735,11 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
         mom_zero(dhidden, N * C * sizeof *dhidden);
     }
     const size_t bare = gpt->dwte && gpt->losses.labelled && !p->grads_shown ? p->table[p->wpe].offset * sizeof(float) : 0;
-    gpt->bare = (mom_bare){.data = (unsigned char *)p->grads, .end = p->table[p->lnf_weight].offset * sizeof(float)};
+    int whole = 1; /* else gradients that are not computed would get memory */
+    for (size_t i = 0; i < p->count; i++)
+        whole &= p->table[i].computed;
+    gpt->bare = (mom_bare){.data = (unsigned char *)p->grads,
+                           .end = whole ? p->table[p->lnf_weight].offset * sizeof(float) : 0};
     gpt->bare_wte = (mom_bare){.data = (unsigned char *)p->grads, .end = bare, .upwards = 1};
     mom_bare_limit(&gpt->bare_wte, 0, bare);
     make_up_for_gradients(gpt, p->lnf_weight, p->lnf_weight);
