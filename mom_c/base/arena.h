@@ -29,7 +29,7 @@
 void *mom_memory_alloc(size_t count, size_t size, const char *what, mom_error *err);
 void *mom_memory_calloc(size_t count, size_t size, const char *what, mom_error *err);
 void mom_memory_free(void *block);
-/* Sets a whole block to zero; one that is mapped loses its pages until they are touched again. */
+/* Sets a whole block to zero; one that is mapped loses its whole huge pages until they are touched again. */
 void mom_memory_clear(void *block);
 int mom_memory_is_mapped(void *block);
 /* Gives back to the system what the heap holds of freed memory. */

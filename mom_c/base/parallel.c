@@ -32,7 +32,7 @@ static void restore_denormals(unsigned mode) { (void)mode; }
 
 static _Thread_local int rehearsing;
 
-void mom_rehearse(int on) { rehearsing = on; }
+void mom_rehearse(int how) { rehearsing = how; }
 int mom_rehearsing(void) { return rehearsing; }
 
 void mom_zero(void *out, size_t bytes) {

@@ -1,6 +1,6 @@
-/* Threads: one primitive, a loop over independent tasks.
+/* Threads: one primitive, a loop over tasks that begin in order.
  *
- * Tasks own disjoint outputs and every reduction inside a task has a fixed order, so results do not
+ * Tasks own disjoint outputs (one that reads what earlier ones write waits for them) and every reduction inside a task has a fixed order, so results do not
  * depend on which thread runs a task or on how many there are. Without OpenMP the loop is serial.
  */
 #ifndef MOM_BASE_PARALLEL_H
@@ -21,8 +21,10 @@ void mom_wait_until_zero(const atomic_size_t *count);
 
 /* A rehearsal goes through a computation without doing it, for the sizes of what it allocates: until it is ended on the
  * same thread, loops have no tasks and mom_zero and mom_copy do nothing, so that arrays hold rubbish. Serial code
- * must not take indices from arrays while mom_rehearsing. */
-void mom_rehearse(int on);
+ * must not take indices from arrays while mom_rehearsing. With MOM_REHEARSE_ANY the sizes shall do for any other distribution of
+ * rows over the products of a group. */
+enum { MOM_REHEARSE_END, MOM_REHEARSE, MOM_REHEARSE_ANY };
+void mom_rehearse(int how);
 int mom_rehearsing(void);
 void mom_zero(void *out, size_t bytes);
 void mom_copy(void *out, const void *from, size_t bytes);

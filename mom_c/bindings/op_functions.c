@@ -163,7 +163,7 @@ static PyObject *column_sum(PyObject *module, PyObject *args) {
     const float *scale = optional_f32(&call, "scale", scale_o, "N");
     float *out = mom_new_sum(&call, "out", add_to, 0, 1, "C");
     const size_t N = mom_size(&call, 'N'), C = mom_size(&call, 'C');
-    MOM_RUN(&call, mom_column_sum(&call.exec, out, inp, MOM_F32, scale, rows, N, C));
+    MOM_RUN(&call, mom_column_sum(&call.exec, out, inp, scale, rows, N, C));
     return mom_call_end(&call);
 }
 

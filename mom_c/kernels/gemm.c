@@ -38,8 +38,10 @@ static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
 /* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
  * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; on tiles whole
  * chunks. */
+static size_t most_depth(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 ? k->kc_bf16 : k->kc; }
+
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
-    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = precision == MOM_BF16 ? k->kc_bf16 : k->kc;
+    const size_t steps = precision == MOM_BF16 ? 2 : 1, most = most_depth(k, precision);
     if (kk <= most)
         return kk;
     const size_t even = parts(kk, parts(kk, most)), unit = 8 * steps;
@@ -428,7 +430,7 @@ static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t column
 /* What the micro-kernel takes at a time: on tiles two panels. */
 static size_t row_unit(const mom_kernels *k, const mom_gemm *g) { return uses_tiles(k, g->precision) ? 2 * k->mr : k->mr; }
 
-static size_t most_rows(const mom_kernels *k, const mom_gemm *g) { return smaller(k->mc, round_up(g->m, row_unit(k, g))); }
+static size_t block_rows(const mom_kernels *k, const mom_gemm *g, size_t m) { return smaller(k->mc, round_up(m, row_unit(k, g))); }
 
 static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
     return g->k && g->m && g->n > begin ? smaller(slab, g->n - begin) : 0;
@@ -487,41 +489,83 @@ static size_t cut_blocks(const mom_exec *x, const mom_gemm *problems, size_t cou
     return tasks;
 }
 
+/* What a slab needs room for: items per thread, packed items, tasks. */
+typedef struct {
+    size_t a, panel, sums, packed, packs, blocks;
+} slab_room;
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static slab_room room_for(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab, size_t columns) {
+    const mom_kernels *k = x->k;
+    slab_room room = {.blocks = cut_blocks(x, problems, count, begin, slab, columns, NULL, NULL)};
+    for (size_t i = 0; i < count; i++) {
+        const mom_gemm *g = &problems[i];
+        const size_t n = columns_in_slab(g, begin, slab), depth = items_of(k, g->precision, block_depth(k, g->precision, g->k));
+        const int few = has_few_rows(k, g), in_place = !few && (reads_rows(k, g) || reads_columns(k, g));
+        if (!n)
+            continue;
+        room.a = larger(room.a, (in_place ? k->mr : block_rows(k, g, g->m)) * depth);
+        if (g->finish)
+            room.sums = larger(room.sums, block_rows(k, g, g->m) * round_up(column_step(k, g, columns), k->nr));
+        if (few) {
+            room.panel = larger(room.panel, k->nr * depth);
+        } else if (!g->packed_b) {
+            room.packs += count_packs(k, g->precision, n, g->k);
+            room.packed += packed_items(k, g->precision, n, g->k);
+        }
+    }
+    return room;
+}
+
+#define MOST_PACKED ((size_t)16 << 20)
+
+/* The same in a rehearsal: rows, or steps of k, may be distributed over a group's products in any other way then. */
+static slab_room room_for_any(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,
+                              size_t columns) {
+    const mom_kernels *k = x->k;
+    slab_room room = room_for(x, problems, count, begin, slab, columns);
+    size_t rows = 0, steps = 0, all = 0, here = 0;
+    for (size_t i = 0; i < count; i++) {
+        rows += problems[i].m;
+        steps += problems[i].k;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const mom_gemm *g = &problems[i];
+        const size_t depth = items_of(k, g->precision, smaller(steps, most_depth(k, g->precision)));
+        const size_t spare = items_of(k, g->precision, 1) + 1; /* the last pair or chunk of k is not full */
+        if (g->finish)
+            room.sums = larger(room.sums, block_rows(k, g, rows) * MOM_FINISH_COLUMNS);
+        room.a = larger(room.a, (reads_rows(k, g) || reads_columns(k, g) ? k->mr : block_rows(k, g, rows)) * depth);
+        room.blocks += 32;
+        if (g->packed_b)
+            continue;
+        room.panel = larger(room.panel, k->nr * depth);
+        room.packs += 32;
+        here += round_up(columns_in_slab(g, begin, slab), k->nr) * (items_of(k, g->precision, g->k) + spare);
+        all += round_up(columns_in_slab(g, begin, k->nc), k->nr) * (items_of(k, g->precision, g->k) + spare);
+    }
+    if (count > 1) /* with fewer products the slab may be wider, up to this */
+        room.packed = larger(here, smaller(all, MOST_PACKED / sizeof(item)));
+    return room;
+}
+
 /* All products' columns [begin, begin + slab). */
 static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,
                            mom_error *err) {
     const mom_kernels *k = x->k;
-    size_t packed = 0, widest = 0;
-    slab_run run = {.k = k};
-    for (size_t i = 0; i < count; i++) {
-        const size_t n = columns_in_slab(&problems[i], begin, slab);
-        widest = n > widest ? n : widest;
-    }
+    size_t widest = 0;
+    for (size_t i = 0; i < count; i++)
+        widest = larger(widest, columns_in_slab(&problems[i], begin, slab));
     if (!widest)
         return MOM_OK;
     const size_t columns = choose_columns(x, problems, count, begin, widest);
-    for (size_t i = 0; i < count; i++) {
-        const mom_gemm *g = &problems[i];
-        const size_t n = columns_in_slab(g, begin, slab);
-        if (!n)
-            continue;
-        if (has_few_rows(k, g)) {
-            const size_t panel = k->nr * items_of(k, g->precision, block_depth(k, g->precision, g->k));
-            run.panel_size = panel > run.panel_size ? panel : run.panel_size;
-        } else if (!g->packed_b) {
-            run.pack_count += count_packs(k, g->precision, n, g->k);
-            packed += packed_items(k, g->precision, n, g->k);
-        }
-        const size_t a_rows = !has_few_rows(k, g) && (reads_rows(k, g) || reads_columns(k, g)) ? k->mr : most_rows(k, g);
-        const size_t a = a_rows * items_of(k, g->precision, block_depth(k, g->precision, g->k));
-        const size_t sums = g->finish ? most_rows(k, g) * round_up(column_step(k, g, columns), k->nr) : 0;
-        run.a_size = a > run.a_size ? a : run.a_size;
-        run.sums_size = sums > run.sums_size ? sums : run.sums_size;
-    }
+    const slab_room room =
+        (mom_rehearsing() == MOM_REHEARSE_ANY ? room_for_any : room_for)(x, problems, count, begin, slab, columns);
+    slab_run run = {.k = k, .pack_count = room.packs, .a_size = room.a, .panel_size = room.panel, .sums_size = room.sums};
     run.a_size = round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
     run.panel_size = round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
     run.sums_size = round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
-    const size_t block_count = cut_blocks(x, problems, count, begin, slab, columns, NULL, NULL);
 
     pack_task *packs;
     block_task *blocks;
@@ -530,12 +574,14 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     MOM_ARENA_NEW(packs, x->workspace, run.pack_count, err);
     MOM_ARENA_NEW(run.packed, x->workspace, run.pack_count, err);
     MOM_ARENA_NEW(products, x->workspace, count, err);
-    MOM_ARENA_NEW(blocks, x->workspace, block_count, err);
-    MOM_ARENA_NEW(b, x->workspace, packed, err);
+    MOM_ARENA_NEW(blocks, x->workspace, room.blocks, err);
+    MOM_ARENA_NEW(b, x->workspace, room.packed, err);
     MOM_ARENA_NEW(run.a, x->workspace, (size_t)x->threads * run.a_size, err);
     MOM_ARENA_NEW(run.panel, x->workspace, (size_t)x->threads * run.panel_size, err);
     MOM_ARENA_NEW(run.sums, x->workspace, (size_t)x->threads * run.sums_size, err);
 
+    if (mom_rehearsing())
+        return MOM_OK;
     cut_blocks(x, problems, count, begin, slab, columns, products, blocks);
     size_t pack = 0;
     for (size_t i = 0; i < count; i++) {
@@ -560,14 +606,12 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     }
     run.packs = packs;
     run.blocks = blocks;
-    mom_parallel_for(x->threads, run.pack_count + block_count, run_slab_task, &run);
+    mom_parallel_for(x->threads, run.pack_count + room.blocks, run_slab_task, &run);
     return MOM_OK;
 }
 
 /* Columns packed at a time: as many as the level likes, fewer where long sums (gradients of weights) would make that
  * large. No effect on the bits. */
-#define MOST_PACKED ((size_t)16 << 20)
-
 static size_t choose_slab(const mom_kernels *k, const mom_gemm *problems, size_t count) {
     size_t slab = k->nc;
     for (; slab % (2 * MOM_FINISH_COLUMNS) == 0; slab /= 2) {

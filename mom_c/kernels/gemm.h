@@ -38,7 +38,7 @@ struct mom_gemm {
     size_t ldc;
     const float *bias;    /* NULL or (n); ignored when accumulate */
     const float *k_scale; /* NULL or (k) */
-    float *k_sums;        /* NULL or (n): sums over k of b (k_scale included, rounded to the precision) are added; no packed_b */
+    float *k_sums;        /* NULL or (n): sums over k of b (k_scale included, rounded to the precision) are added; no packed_b, m > 0 */
     int accumulate;       /* not together with finish */
     mom_dtype precision;
     const void *packed_b; /* NULL, or b as mom_gemm_pack left it (k_scale included) */

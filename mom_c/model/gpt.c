@@ -860,15 +860,8 @@ static mom_status rehearse(mom_gpt *shadow, const mom_memory_key *key, const int
     return key->keep && key->labels ? backward(shadow, 1.0f, 1.0f, err) : MOM_OK;
 }
 
-/* Room for what the sizes of temporaries depend on beside the key: how evenly the tokens spread over the modules. With
- * checkpointing products are the fullest moment, and in those modules with few rows have blocks of their own, a panel and
- * some rows for each thread. */
-static size_t spare_room(const mom_gpt *gpt, const mom_memory_key *key, size_t arena) {
-    const int uneven = gpt->config.chunks && !gpt->config.all_paths;
-    const size_t block = (key->k->mc + key->k->nr) * key->k->kc * sizeof(float);
-    const size_t blocks = key->checkpoint && uneven ? (size_t)key->threads * block : 0;
-    return (arena / 256 + ((size_t)1 << 16) + blocks) / MOM_ALIGNMENT * MOM_ALIGNMENT;
-}
+/* Room for what the sizes of temporaries depend on beside the key: how evenly the tokens spread over the modules. */
+static size_t spare_room(size_t arena) { return (arena / 256 + ((size_t)1 << 16)) / MOM_ALIGNMENT * MOM_ALIGNMENT; }
 
 /* Of the gradients that backward computes. Once somebody has looked at them all are in memory. */
 static size_t gradient_bytes(const mom_params *p) {
@@ -898,9 +891,9 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     if (status == MOM_OK)
         status = typical_lengths(&lengths, key, &tables, err);
     if (status == MOM_OK) {
-        mom_rehearse(1);
+        mom_rehearse(gpt->config.chunks && !gpt->config.all_paths ? MOM_REHEARSE_ANY : MOM_REHEARSE);
         status = rehearse(&shadow, key, lengths, err);
-        mom_rehearse(0);
+        mom_rehearse(MOM_REHEARSE_END);
         mom_arena_free(&shadow.saved);
         mom_arena_free(&shadow.workspace);
     }
@@ -910,7 +903,7 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
                               .moments = mom_gpt_moments(gpt, gpt->optimizers),
                               .activations = region.at_peak[0], .packed = region.noted_at_peak};
     plan->workspace = region.peak - plan->activations - plan->packed;
-    plan->workspace += spare_room(gpt, key, region.peak);
+    plan->workspace += spare_room(region.peak);
     plan->most_workspace = region.touched[1];
     return MOM_OK;
 }

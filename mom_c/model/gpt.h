@@ -81,7 +81,7 @@ typedef struct {
     /* Balance counts since gradients were last zeroed, for balance_step_counts: (groups, S) and (groups). */
     double *step_counts, *step_tokens;
 
-    int gradients_absent; /* zero, and without pages: see mom_region_shrink's use */
+    int gradients_absent; /* zero, and their whole huge pages not there: see make_up_for_gradients */
     int keeps_gradients; /* their pages stay when they are zeroed: there is little to gain from giving them back */
     size_t trained_from; /* lowest place that backward goes through; 0: embeddings, too; see mom_gpt_set_trained */
     size_t optimizers;   /* there are: their moments count in plans */
@@ -93,8 +93,9 @@ typedef struct {
     mom_memory_key planned[2];   /* without and with keep: what the region is large enough for */
     int can_backward, has_routes;
     size_t resident[2]; /* bytes of the region that forward has touched, by side */
-    mom_bare bare, bare_wte; /* parts of absent gradients for the pages of activations that go: of all up to the place, and of wte's */
     size_t most_workspace; /* bytes of the workspace at its largest */
+    /* Of absent gradients in backward, for pages of activations that go: up to the place at hand, and wte's. */
+    mom_bare bare, bare_wte;
     mom_run run;
     mom_batch batch;
     mom_losses losses;

@@ -31,8 +31,8 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
                                 const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V,
                                 size_t C, mom_error *err);
 
-/* out (n) += factor * in */
-void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n); /* out = factor * in */
+/* out (n) = factor * in, and out (n) += factor * in */
+void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n);
 void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n);
 
 typedef enum { MOM_LOSS_MSE, MOM_LOSS_CROSS_ENTROPY, MOM_LOSS_BCE } mom_label_loss;

@@ -89,15 +89,14 @@ mom_status mom_linear_backward_weight(const mom_exec *x, float *dweight, float *
     }
     MOM_TRY(mom_gemm_run(x, &product, 1, err));
     if (dbias && layout != MOM_WEIGHT_IN_OUT)
-        mom_column_sum(x, dbias, dout, MOM_F32, NULL, NULL, N, Out);
+        mom_column_sum(x, dbias, dout, NULL, NULL, N, Out);
     return MOM_OK;
 }
 
 typedef struct {
     const mom_kernels *k;
     float *out;
-    const void *inp;
-    mom_dtype dtype;
+    const float *inp;
     const float *scale;
     const int32_t *row_index;
     size_t N, C;
@@ -109,17 +108,12 @@ static void run_column_sum(void *context, size_t task, int thread) {
     const mom_kernels *k = run->k;
     const size_t first = task * SUM_COLUMNS;
     const size_t columns = run->C - first < SUM_COLUMNS ? run->C - first : SUM_COLUMNS;
-    float tile[SUM_COLUMNS], buffer[SUM_COLUMNS];
+    float tile[SUM_COLUMNS];
     for (size_t begin = 0; begin < run->N; begin += SUM_ROWS) {
         const size_t end = run->N - begin < SUM_ROWS ? run->N : begin + SUM_ROWS;
         memset(tile, 0, sizeof tile);
         for (size_t i = begin; i < end; i++) {
-            const size_t at = (run->row_index ? (size_t)run->row_index[i] : i) * run->C + first;
-            const float *row = buffer;
-            if (run->dtype == MOM_BF16)
-                k->from_bf16(buffer, (const mom_bf16 *)run->inp + at, columns);
-            else
-                row = (const float *)run->inp + at;
+            const float *row = run->inp + (run->row_index ? (size_t)run->row_index[i] : i) * run->C + first;
             if (run->scale)
                 k->axpy(tile, run->scale[i], row, columns);
             else
@@ -129,8 +123,8 @@ static void run_column_sum(void *context, size_t task, int thread) {
     }
 }
 
-void mom_column_sum(const mom_exec *x, float *out, const void *inp, mom_dtype dtype, const float *scale,
-                    const int32_t *row_index, size_t N, size_t C) {
-    column_sum_context run = {x->k, out, inp, dtype, scale, row_index, N, C};
+void mom_column_sum(const mom_exec *x, float *out, const float *inp, const float *scale, const int32_t *row_index, size_t N,
+                    size_t C) {
+    column_sum_context run = {x->k, out, inp, scale, row_index, N, C};
     mom_parallel_for(x->threads, (C + SUM_COLUMNS - 1) / SUM_COLUMNS, run_column_sum, &run);
 }

@@ -340,8 +340,8 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
             products[count++] = on_rows(to_state, dstate_in + begin * R, run.dh_pre, GR, rows);
         MOM_TRY(mom_gemm_run(x, products, count, err));
     }
-    mom_column_sum(x, dw->in_bias, run.dx_sums, MOM_F32, NULL, NULL, chunks, GR);
-    mom_column_sum(x, dw->state_bias, run.dh_sums, MOM_F32, NULL, NULL, chunks, GR);
+    mom_column_sum(x, dw->in_bias, run.dx_sums, NULL, NULL, chunks, GR);
+    mom_column_sum(x, dw->state_bias, run.dh_sums, NULL, NULL, chunks, GR);
     return MOM_OK;
 }
 

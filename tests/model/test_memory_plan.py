@@ -161,20 +161,51 @@ def test_packed_rows_of_many_shapes_fit_their_plans(checkpointing: bool) -> None
             assert model._core.arena[0] == plan.arena <= used._core.arena[0]
 
 
+def send_tokens(model: mom.MoM, where: str) -> None:
+    """Biases of the routers that send all tokens to the same modules."""
+    for name, value in model.parameters.items():
+        if name.endswith("router.router.bias") and where != "none":
+            order = np.arange(len(value), dtype=np.float32)
+            value[...] = 30.0 * {"first": -order, "last": order - 2.0 * len(value) * (order == len(value) - 1),
+                                 "skip": order}[where]  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["first", "last", "skip", "none"])
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_arena_is_large_enough_for_uneven_routes(where: str, top_k: int, dtype: str) -> None:
     config = BASE.replace(num_ffn=5, num_attn=4, routing_top_k=top_k, n_embd=48)
     model = new_model(config, dtype)
-    for name, value in model.parameters.items():
-        if name.endswith("router.router.bias") and where != "none":
-            order = np.arange(len(value), dtype=np.float32)
-            value[...] = 30.0 * {"first": -order, "last": order - 2.0 * len(value) * (order == len(value) - 1),
-                                 "skip": order}[where]  # fmt: skip
+    send_tokens(model, where)
     for step in range(3):
         run(model, tokens_of((9, 32), step))
     assert model._core.arena[2:] == (0, 0)
+
+
+@pytest.mark.parametrize("threads", [2, 16])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arena_is_large_enough_for_blocks_of_any_rows(
+    threads: int, keep: bool, checkpointing: bool, dtype: str
+) -> None:
+    # Modules with more rows than an even share have larger blocks, and there is room for them for every thread.
+    before = mom.get_num_threads()
+    try:
+        mom.set_num_threads(threads)
+        for modules, top_k in ((4, 1), (8, 2)):
+            config = mom.MoMConfig.preset("mini").replace(num_attn=modules, num_ffn=modules, routing_top_k=top_k)
+            model = new_model(config, dtype)
+            model.activation_checkpointing = checkpointing
+            send_tokens(model, "last")
+            for shape in ((1, 9), (1, 64), (4, 64)):
+                tokens = np.random.default_rng(0).integers(0, 8192, shape)
+                model(tokens, labels=tokens, keep=keep)
+                if keep:
+                    model.backward()
+                assert model._core.arena[2:] == (0, 0)
+    finally:
+        mom.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
