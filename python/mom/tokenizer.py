@@ -196,14 +196,17 @@ class Tokenizer:
         Raises
         ------
         DataError
-            If `ids` is not one-dimensional or holds an id outside the vocabulary.
+            If `ids` is not one-dimensional or holds an id outside the vocabulary, or one of `unused_ids`.
         """
         array = np.asarray(ids)
         if array.size == 0:
             return ""
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise DataError(f"ids: {array.dtype} of shape {array.shape}, expected integers of shape (T,)")
-        wrong = np.flatnonzero((array < 0) | (array >= self._vocab_size))
+        outside = (array < 0) | (array >= self._vocab_size)
+        if self._ids is not None:
+            outside |= ~np.isin(array, self._ids)
+        wrong = np.flatnonzero(outside)
         if wrong.size:
             raise DataError(
                 f"ids: {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of {self._vocab_size}"

@@ -64,6 +64,8 @@ def test_unused_ids_are_the_holes(tokenizer, tmp_path):
     holey = renumbered(tokenizer, used, tmp_path)
     assert holey.unused_ids(10**6).tolist() == [0, 7, 8] and holey.unused_ids(10**6).dtype == np.int32
     assert [holey.unused_ids(n).tolist() for n in (1, 7, 8)] == [[0], [0], [0, 7]]
+    with pytest.raises(DataError, match="ids: 7 at position 1 "):
+        holey.decode([1, 7])
     for text in AWKWARD:
         ids = holey.encode(text)
         assert np.array_equal(ids, used[tokenizer.encode(text)]) and holey.decode(ids) == text
