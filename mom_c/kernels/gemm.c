@@ -35,11 +35,11 @@ static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
     return uses_tiles(k, precision) ? round_up(items, k->tile_items) : items;
 }
 
+static size_t most_depth(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 ? k->kc_bf16 : k->kc; }
+
 /* Steps of k per block: as few blocks as the cache allows, of nearly equal size; in items an odd multiple of 4, as kc is,
  * so that neighbouring panels do not fall on the same sets of a cache while rows are dealt out to them; on tiles whole
  * chunks. */
-static size_t most_depth(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 ? k->kc_bf16 : k->kc; }
-
 static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) {
     const size_t steps = precision == MOM_BF16 ? 2 : 1, most = most_depth(k, precision);
     if (kk <= most)
@@ -518,7 +518,7 @@ static slab_room room_for(const mom_exec *x, const mom_gemm *problems, size_t co
     return room;
 }
 
-#define MOST_PACKED ((size_t)16 << 20)
+#define MOST_PACKED ((size_t)16 << 20) /* bytes of b at a time, but for the narrowest slabs: see choose_slab */
 
 /* The same in a rehearsal: rows, or steps of k, may be distributed over a group's products in any other way then. */
 static slab_room room_for_any(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,

@@ -3,13 +3,6 @@
  * in time. The length has no effect on the bits. Products of single panels (attention) do without tiles. */
 #define MOM_LEVEL_NAME "amx"
 #define MOM_LEVEL_TABLE mom_kernels_amx
-#define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
-#define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
-#define MOM_GEMM_FEW_UKR mom_gemm_f32_few_4x32_avx512
-#define MOM_GEMM_ROWS_UKR mom_gemm_f32_rows_12x32_avx512
-#define MOM_GEMM_B_ROWS_UKR mom_gemm_f32_b_rows_12x32_avx512
-#define MOM_GEMM_B_ROWS_FEW_UKR mom_gemm_f32_b_rows_4x32_avx512
-#define MOM_GEMM_COLUMNS_UKR mom_gemm_f32_columns_12x32_avx512
 #ifdef MOM_AMX_EMULATED /* on any processor with AVX-512, so without the instructions of avx512bf16 */
 #define MOM_GEMM_BF16_NAME "mom_tiles_bf16f32_24x32_amx, emulated"
 #else
@@ -21,11 +14,6 @@
 #define MOM_TILES_BEGIN mom_tiles_begin_amx
 #define MOM_TILES_END mom_tiles_end_amx
 #define MOM_TILE_ITEMS 16
-#define MOM_VECTOR 16
-#define MOM_GEMM_MR 12
-#define MOM_GEMM_NR 32
-#define MOM_GEMM_MC 120
-#define MOM_GEMM_KC 516
 #define MOM_GEMM_KC_BF16 384
-#define MOM_GEMM_NC 2048
+#include "kernels/level_avx512.inc"
 #include "kernels/level.inc"

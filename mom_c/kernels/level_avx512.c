@@ -4,17 +4,5 @@
  * gain one more, for more rounding: chains of 512 err by 4.0e-7, of 768 by 4.9e-7, NumPy's by 3.5e-7. */
 #define MOM_LEVEL_NAME "avx512"
 #define MOM_LEVEL_TABLE mom_kernels_avx512
-#define MOM_GEMM_NAME "mom_gemm_f32_12x32_avx512"
-#define MOM_GEMM_UKR mom_gemm_f32_12x32_avx512
-#define MOM_GEMM_FEW_UKR mom_gemm_f32_few_4x32_avx512
-#define MOM_GEMM_ROWS_UKR mom_gemm_f32_rows_12x32_avx512
-#define MOM_GEMM_B_ROWS_UKR mom_gemm_f32_b_rows_12x32_avx512
-#define MOM_GEMM_B_ROWS_FEW_UKR mom_gemm_f32_b_rows_4x32_avx512
-#define MOM_GEMM_COLUMNS_UKR mom_gemm_f32_columns_12x32_avx512
-#define MOM_VECTOR 16
-#define MOM_GEMM_MR 12
-#define MOM_GEMM_NR 32
-#define MOM_GEMM_MC 120
-#define MOM_GEMM_KC 516
-#define MOM_GEMM_NC 2048
+#include "kernels/level_avx512.inc"
 #include "kernels/level.inc"
