@@ -194,15 +194,26 @@ static int read_lengths(PyObject *object, size_t N, size_t longest, const char *
     return 0;
 }
 
+/* Row numbers below N. */
+static int read_rows(PyObject *object, size_t N, const int32_t **rows, size_t *count) {
+    const npy_intp any[1] = {-1};
+    PyArrayObject *array = mom_check_array(object, "rows", NPY_INT32, 1, any, 0); /* borrowed */
+    if (!array)
+        return -1;
+    *rows = PyArray_DATA(array);
+    *count = (size_t)PyArray_DIM(array, 0);
+    return check_range(*rows, *count, 0, (int32_t)N, 0, "rows", "rows of the batch");
+}
+
 static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"tokens", "lengths", "labels", "mask", "positions", "pooled", "classes", "values",
-                            "label_loss", "keep", "training", "checkpoint", NULL};
+                            "label_loss", "keep", "training", "checkpoint", "rows", "all_rows", NULL};
     PyObject *tokens_o, *lengths_o = Py_None, *labels_o = Py_None, *mask_o = Py_None, *positions_o = Py_None,
-             *pooled_o = Py_None, *classes_o = Py_None, *values_o = Py_None;
-    int label_loss = 0, keep = 0, training = 0, checkpoint = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOippp:forward", names, &tokens_o, &lengths_o, &labels_o, &mask_o,
-                                     &positions_o, &pooled_o, &classes_o, &values_o, &label_loss, &keep, &training,
-                                     &checkpoint))
+             *pooled_o = Py_None, *classes_o = Py_None, *values_o = Py_None, *rows_o = Py_None;
+    int label_loss = 0, keep = 0, training = 0, checkpoint = 0, all_rows = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOipppOp:forward", names, &tokens_o, &lengths_o, &labels_o,
+                                     &mask_o, &positions_o, &pooled_o, &classes_o, &values_o, &label_loss, &keep, &training,
+                                     &checkpoint, &rows_o, &all_rows))
         return NULL;
     const mom_config *c = &self->gpt.config;
     const npy_intp any[2] = {-1, -1};
@@ -222,7 +233,8 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
         PyErr_Format(PyExc_ValueError, "tokens: %zu tokens in one batch are more than %d", N, INT32_MAX);
         return NULL;
     }
-    mom_batch batch = {.tokens = PyArray_DATA(tokens), .keep = keep, .training = training, .checkpoint = checkpoint};
+    mom_batch batch = {.tokens = PyArray_DATA(tokens), .keep = keep, .training = training, .checkpoint = checkpoint,
+                       .all_rows = all_rows};
     if (lengths_o == Py_None) {
         batch.B = (size_t)shape[0];
         batch.T = (size_t)shape[1];
@@ -237,6 +249,8 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
         optional_array(pooled_o, "pooled", NPY_INT32, 1, rows, (const void **)&batch.pooled) < 0 ||
         optional_array(classes_o, "labels", NPY_INT32, 1, rows, (const void **)&batch.classes) < 0 ||
         optional_array(values_o, "labels", NPY_FLOAT32, 2, values_shape, (const void **)&batch.values) < 0)
+        return NULL;
+    if (rows_o != Py_None && read_rows(rows_o, N, &batch.rows, &batch.row_count) < 0)
         return NULL;
     if (!batch.positions && batch.T > c->P) {
         PyErr_Format(PyExc_ValueError, "tokens: sequences of %zu tokens, n_positions is %zu", batch.T, c->P);
@@ -364,16 +378,8 @@ static PyObject *network_logits(mom_network *self, PyObject *rows_o) {
     }
     const int32_t *rows = NULL;
     size_t count = N;
-    if (rows_o != Py_None) {
-        const npy_intp any[1] = {-1};
-        PyArrayObject *array = mom_check_array(rows_o, "rows", NPY_INT32, 1, any, 0); /* borrowed */
-        if (!array)
-            return NULL;
-        rows = PyArray_DATA(array);
-        count = (size_t)PyArray_DIM(array, 0);
-        if (check_range(rows, count, 0, (int32_t)N, 0, "rows", "rows of the batch") < 0)
-            return NULL;
-    }
+    if (rows_o != Py_None && read_rows(rows_o, N, &rows, &count) < 0)
+        return NULL;
     const npy_intp dims[2] = {(npy_intp)count, (npy_intp)V};
     PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
     if (!out)

@@ -4,6 +4,8 @@
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   qkv[t] = sum over chosen m of (w_tm if weighted_qkv) (LN_m(x_t) W_m + b_m)
  *         x[t]  += sum over chosen m of w_tm (heads_t P_m + p_m)
+ * Where only some rows of the stream are needed after a half that is not routed, the others have no query and no
+ * projection, and their rows of the stream stay as they were.
  * Backward uses the same pass names in reverse.
  */
 #include <math.h>
@@ -25,6 +27,7 @@ static mom_attention_spec attention_spec(const mom_run *run, const mom_half_save
         .dropout = mom_run_dropout(run, c->attn_pdrop, saved->site + MOM_STREAM_ATTENTION),
         .offsets = run->offsets,
         .dtype = c->dtype,
+        .queries = saved->queries,
     };
 }
 
@@ -56,12 +59,36 @@ static mom_status find_active(const mom_run *run, const mom_pool *pool, mom_half
     return MOM_OK;
 }
 
+/* The rows that are needed, where not all of them are. */
+static mom_status find_queries(const mom_run *run, const mom_pool *pool, mom_half_saved *saved) {
+    uint8_t *queries;
+    saved->queries = NULL;
+    if (pool->routed || !run->unneeded)
+        return MOM_OK;
+    MOM_TRY(mom_routing_plan_init(&saved->needed, run->saved, run->unneeded, run->N, 1, 1, run->err));
+    MOM_ARENA_NEW(queries, run->saved, run->N, run->err);
+    for (size_t t = 0; t < run->N; t++)
+        queries[t] = !run->unneeded[t];
+    saved->queries = queries;
+    return MOM_OK;
+}
+
+/* The half's last layer: of all rows, or of those that are needed. */
+static mom_half leaving(const mom_half *half, const mom_half_saved *saved) {
+    mom_half own = *half;
+    if (saved->queries)
+        own.plan = &saved->needed;
+    return own;
+}
+
 /* mixed q, k, v (N, 3C) of the chosen modules; rows of tokens without a module are left alone */
 static mom_status mix_qkv(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const mom_half *half) {
     const mom_routing_plan *plan = &saved->route.plan;
     const mom_half_layer in = mom_half_in_layer(pool);
     const float *weight = qkv_weight(run, pool, saved);
     float *y;
+    if (saved->queries)
+        return mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in);
     if (plan->K <= 1)
         return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
     MOM_ARENA_NEW(y, run->exec->workspace, plan->slots * 3 * half->C, run->err);
@@ -77,6 +104,7 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     saved->input = x_in;
     MOM_TRY(mom_half_start(run, pool, saved, state));
     MOM_TRY(find_active(run, pool, saved));
+    MOM_TRY(find_queries(run, pool, saved));
     saved->inner = mom_arena_alloc(run->saved, N * 3 * C, mom_dtype_size(c->dtype), err);
     saved->heads = saved->inner ? mom_arena_alloc(run->saved, N * C, mom_dtype_size(c->dtype), err) : NULL;
     if (!saved->heads)
@@ -84,13 +112,13 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_ARENA_NEW(saved->lse, run->saved, c->H * N, err);
 
     mom_layernorm_stats(run->exec, saved->mean, saved->rstd, x_in, c->ln_eps, N, C);
-    const mom_half half = mom_half_of(run, pool, saved);
+    const mom_half half = mom_half_of(run, pool, saved), last = leaving(&half, saved);
     const mom_half_layer out = mom_half_out_layer(pool);
     const mom_half_output output = output_of(run, pool, saved);
     const mom_attention_spec spec = attention_spec(run, saved);
     MOM_TRY(mix_qkv(run, pool, saved, &half));
     MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, saved->active, &spec, err));
-    return mom_half_leave(&half, x_out, &output, &out);
+    return mom_half_leave(&last, x_out, &output, &out);
 }
 
 mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
@@ -113,7 +141,7 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     const mom_exec *x = run->exec;
     const mom_pool_tensors *d = &pool->grad;
     const size_t N = run->N, C = c->C, scores = N * saved->route.plan.K, size = mom_dtype_size(c->dtype);
-    const mom_half half = mom_half_of(run, pool, saved);
+    const mom_half half = mom_half_of(run, pool, saved), last = leaving(&half, saved);
     const mom_half_layer in = mom_half_in_layer(pool), out = mom_half_out_layer(pool);
     const mom_half_gradient in_gradient = mom_half_in_gradient(pool), out_gradient = mom_half_out_gradient(pool);
     const mom_half_output output = output_of(run, pool, saved);
@@ -132,11 +160,14 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
         MOM_ARENA_NEW(masked, x->workspace, N * C, err);
         mom_dropout_apply(x, masked, dx, output.dropout, N * C);
     }
-    MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->heads, dheads, &output,
+    MOM_TRY(mom_half_leave_backward(&last, &out_gradient, dused, saved->heads, dheads, &output,
                                     masked ? masked : dx, &out));
     const mom_attention_spec spec = attention_spec(run, saved);
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, saved->active,
                                    &spec, err));
+    if (saved->queries)
+        return mom_half_enter_split_backward(&half, &saved->needed, C, &in_gradient, d->ln_weight, d->ln_bias, dx, dqkv,
+                                             &in);
     MOM_TRY(mom_half_enter_backward(&half, &in_gradient, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
                                     weight, &in));
     if (!pool->routed)

@@ -610,9 +610,10 @@ static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *
     const mom_gpt *gpt = d->gpt;
     const size_t B = d->batch.B, C = gpt->config.C;
     size_t longest = 0, total = 0;
-    int32_t *packed;
+    int32_t *packed, *last;
     float *hidden;
     size_t *targets;
+    MOM_ARENA_NEW(last, x->workspace, B, err);
     MOM_ARENA_NEW(packed, x->workspace, B * T, err);
     MOM_ARENA_NEW(hidden, x->workspace, B * C, err);
     MOM_ARENA_NEW(targets, x->workspace, B, err);
@@ -620,16 +621,18 @@ static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *
         const size_t length = (size_t)lengths[b];
         memcpy(packed + total, tokens + b * T, length * sizeof *packed);
         total += length;
+        last[b] = (int32_t)total - 1;
         longest = max_size(longest, length);
     }
 
     fill_context fill = {.d = d};
     const mom_observer observer = {fill_half, &fill};
-    const mom_batch batch = {.B = B, .T = longest, .lengths = lengths, .tokens = packed, .observer = &observer};
+    const mom_batch batch = {.B = B, .T = longest, .lengths = lengths, .tokens = packed, .rows = last, .row_count = B,
+                             .observer = &observer};
     mom_losses losses;
     MOM_TRY(mom_gpt_forward(d->gpt, x, &batch, &losses, err));
     for (size_t b = 0; b < B; b++) {
-        memcpy(hidden + b * C, gpt->hidden + ((size_t)gpt->offsets[b + 1] - 1) * C, C * sizeof *hidden);
+        memcpy(hidden + b * C, gpt->hidden + (size_t)last[b] * C, C * sizeof *hidden);
         targets[b] = b;
     }
     MOM_TRY(head(d, x, hidden, targets, B, err));

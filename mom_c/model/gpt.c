@@ -187,24 +187,56 @@ static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *er
     return MOM_OK;
 }
 
-/* The tokens whose states are classified: nothing but they depends on the last feed-forward half. */
+/* The tokens whose states are classified. */
 static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
-    const size_t B = gpt->run.B, N = gpt->run.N;
-    gpt->needed = NULL;
-    if (!gpt->config.num_labels)
-        return MOM_OK;
-    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, B, err);
-    MOM_ARENA_NEW(gpt->needed, &gpt->saved, N, err);
-    if (mom_rehearsing()) {
-        gpt->needed = NULL; /* every token is needed: the most work */
-        return MOM_OK;
-    }
-    for (size_t i = 0; i < N; i++)
-        gpt->needed[i] = 1;
-    for (size_t b = 0; b < B; b++) {
+    MOM_ARENA_NEW(gpt->pooled, &gpt->saved, gpt->run.B, err);
+    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
         gpt->pooled[b] = batch->pooled ? gpt->offsets[b] + batch->pooled[b] : gpt->offsets[b + 1] - 1;
-        gpt->needed[gpt->pooled[b]] = 0;
+    return MOM_OK;
+}
+
+/* Rows with a label: position t of a sequence is scored against label t + 1. */
+static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error *err) {
+    MOM_ARENA_NEW(gpt->rows, &gpt->saved, gpt->run.N, err);
+    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, gpt->run.N, err);
+    size_t n = mom_rehearsing() ? gpt->run.N - gpt->run.B : 0;
+    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
+        for (int32_t i = gpt->offsets[b]; i + 1 < gpt->offsets[b + 1]; i++)
+            if (labels[i + 1] != MOM_IGNORED_LABEL) {
+                gpt->rows[n] = i;
+                gpt->row_labels[n++] = labels[i + 1];
+            }
+    gpt->losses.labelled = n;
+    return MOM_OK;
+}
+
+static void need(mom_gpt *gpt, const int32_t *rows, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        gpt->unneeded[rows[i]] = 0;
+}
+
+/* Nothing but the rows that are wanted depends on the last round's halves, but for other rows' keys and values; where these
+ * halves are not routed, most of the others' work is left out. It takes more than a few to pay. */
+static mom_status collect_needed(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
+    const size_t B = gpt->run.B, N = gpt->run.N, labels = gpt->config.num_labels;
+    gpt->unneeded = NULL;
+    if (batch->all_rows || !(labels || batch->labels || batch->rows))
+        return MOM_OK;
+    MOM_ARENA_NEW(gpt->unneeded, &gpt->saved, N, err);
+    size_t needed = 0;
+    if (!mom_rehearsing()) { /* else all are needed: the most work */
+        for (size_t i = 0; i < N; i++)
+            gpt->unneeded[i] = 1;
+        if (labels)
+            need(gpt, gpt->pooled, B);
+        if (batch->labels)
+            need(gpt, gpt->rows, gpt->losses.labelled);
+        need(gpt, batch->rows, batch->rows ? batch->row_count : 0);
+        for (size_t i = 0; i < N; i++)
+            needed += !gpt->unneeded[i];
     }
+    if (!needed || needed > N / 4 * 3)
+        gpt->unneeded = NULL;
     return MOM_OK;
 }
 
@@ -231,7 +263,8 @@ static void clear_padding_task(void *context, size_t b, int thread) {
     (void)thread;
     for (size_t i = begin; i < end; i++) {
         const int scored = job->labels && i + 1 < end && job->labels[i + 1] != MOM_IGNORED_LABEL;
-        if (!gpt->mask[i] && (scored || (gpt->needed && !gpt->needed[i])))
+        const int classified = gpt->config.num_labels && (size_t)gpt->pooled[b] == i;
+        if (!gpt->mask[i] && (scored || classified))
             return;
     }
     for (size_t i = begin; i < end; i++)
@@ -278,14 +311,10 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, int keep, 
         if (keep || (fresh && !half))
             MOM_ARENA_NEW(next, &gpt->saved, N * C, err);
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
-        if (half) {
-            mom_run own = *run;
-            if (i + 1 == gpt->params.num_places && round + 1 == place->rounds)
-                own.needed = gpt->needed;
-            MOM_TRY(mom_ffn_pool_forward(&own, pool, saved, next, *x, states[half]));
-        } else {
-            MOM_TRY(mom_attention_pool_forward(run, pool, saved, next, *x, states[half]));
-        }
+        mom_run own = *run;
+        if (i + 1 == gpt->params.num_places && round + 1 == place->rounds && !place->ffn.routed)
+            own.unneeded = gpt->unneeded;
+        MOM_TRY((half ? mom_ffn_pool_forward : mom_attention_pool_forward)(&own, pool, saved, next, *x, states[half]));
         *x = next;
         const mom_observer *observer = gpt->batch.observer;
         if (observer)
@@ -365,21 +394,6 @@ static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
     return MOM_OK;
 }
 
-/* Rows with a label: position t of a sequence is scored against label t + 1. */
-static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error *err) {
-    MOM_ARENA_NEW(gpt->rows, &gpt->saved, gpt->run.N, err);
-    MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, gpt->run.N, err);
-    size_t n = mom_rehearsing() ? gpt->run.N - gpt->run.B : 0;
-    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
-        for (int32_t i = gpt->offsets[b]; i + 1 < gpt->offsets[b + 1]; i++)
-            if (labels[i + 1] != MOM_IGNORED_LABEL) {
-                gpt->rows[n] = i;
-                gpt->row_labels[n++] = labels[i + 1];
-            }
-    gpt->losses.labelled = n;
-    return MOM_OK;
-}
-
 /* With `keep` the head's gradients are computed along with the loss, so that no logit is computed twice; that of wte lies
  * at the bottom of the workspace until backward adds it. */
 static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
@@ -432,7 +446,11 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
 
     /* pass 1: embedding */
     MOM_TRY(copy_batch(gpt, batch, err));
-    MOM_TRY(collect_pooled(gpt, batch, err));
+    if (c->num_labels)
+        MOM_TRY(collect_pooled(gpt, batch, err));
+    else if (batch->labels)
+        MOM_TRY(collect_labels(gpt, batch->labels, err));
+    MOM_TRY(collect_needed(gpt, batch, err));
     gpt->run.mask = gpt->mask;
     gpt->run.offsets = gpt->offsets;
     MOM_TRY(make_room(gpt, err));
@@ -458,7 +476,6 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch, mom_error *err) 
         return forward_classifier(gpt, batch, err);
     if (batch->labels) {
         double sum = 0.0;
-        MOM_TRY(collect_labels(gpt, batch->labels, err));
         MOM_TRY(forward_head(gpt, &sum, err));
         gpt->losses.has_loss = 1;
         gpt->losses.lm_loss = sum / (double)gpt->losses.labelled; /* NaN when nothing is labelled, as a mean of nothing */
@@ -518,6 +535,10 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err) {
     if (!gpt->has_routes || !gpt->hidden)
         return mom_error_set(err, MOM_ERR_STATE, "logits: there is no forward pass to take them from");
+    for (size_t i = 0; i < count && gpt->unneeded; i++)
+        if (gpt->unneeded[rows ? (size_t)rows[i] : i])
+            return mom_error_set(err, MOM_ERR_STATE, "logits: row %zu was not wanted of the forward pass",
+                                 rows ? (size_t)rows[i] : i);
     const mom_exec x = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     const size_t C = gpt->config.C, V = gpt->config.V;
     mom_gemm g = {.m = count, .n = V, .k = C, .c = out, .ldc = V};

@@ -27,6 +27,11 @@ typedef struct {
     const int32_t *labels;    /* (N) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
     const uint8_t *mask;      /* (N) of 0/1 or NULL */
     const int32_t *positions; /* (N) below P, or NULL: 0, 1, 2, ... in every sequence */
+    /* Which of the N rows of final states are wanted: all of them, or these and those with a label. With neither it is those
+     * with a label, without labels all. For the others what nothing else depends on may be left out. */
+    int all_rows;
+    const int32_t *rows; /* (row_count) or NULL */
+    size_t row_count;
     /* sequence classification */
     const int32_t *pooled;    /* (B) position of the pooled token in each sequence, or NULL: the last */
     const int32_t *classes;   /* (B) or NULL */
@@ -112,7 +117,7 @@ typedef struct {
     mom_arena_mark head_start;   /* of saved, below the final LayerNorm's */
     int32_t *rows, *row_labels; /* (labelled) */
     int32_t *classes, *pooled; /* (B) classification: classes; rows of the pooled tokens */
-    int16_t *needed;           /* (N) classification: 0 at the pooled tokens, else 1 */
+    int16_t *unneeded;         /* (N) 1 for rows whose final states nobody wants, else 0; NULL: all are wanted */
     float *values, *pooled_logits, *pooled_hidden; /* classification: values/logits (B, num_labels), (B, C) */
 } mom_gpt;
 
@@ -127,7 +132,8 @@ mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *
  * of that sum: zero them and run forward again. */
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, float balance_scale, mom_error *err);
 
-/* Logits of the last forward at the given rows of the N: out (count, V). */
+/* Logits of the last forward at the given rows of the N, or with rows NULL at all: out (count, V). An error for rows that
+ * the batch did not want. */
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
 
 /* Bytes that calls of this kind take, worked out by going through them without computing. */

@@ -57,8 +57,8 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);
     if (pool->routed)
         return mom_route_forward(run, pool, saved, state);
-    if (run->needed) /* a row that is not needed has the choice after the only module's: SKIP */
-        return mom_routing_plan_init(&saved->route.plan, run->saved, run->needed, run->N, 1, 1, run->err);
+    if (run->unneeded && pool->kind == MOM_POOL_FFN) /* 1 is the choice after the only module's: SKIP */
+        return mom_routing_plan_init(&saved->route.plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
     return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
 }
 

@@ -20,7 +20,7 @@ typedef struct {
     size_t B, T, N;       /* sequences, tokens of the longest, tokens of all */
     const uint8_t *mask;  /* (N) keys, or NULL */
     const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
-    const int16_t *needed; /* (N) 1 for rows whose output nothing depends on, else 0, in a half that is not routed; or NULL */
+    const int16_t *unneeded; /* (N) 1 for rows whose output nothing depends on, else 0, in a half that is not routed; or NULL */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
     int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
@@ -46,10 +46,12 @@ typedef struct {
     const float *input;        /* (N, C) residual stream before this half */
     float *mean, *rstd;        /* (N) */
     mom_route route;           /* of a half that is not routed: just the plan */
+    mom_routing_plan needed;   /* attention with unneeded rows: the plan of the others, which alone are queries */
     void *inner;               /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F); of the config's dtype */
     void *heads;               /* attention: (N, C), as inner */
     float *lse;                /* attention: (N, H) */
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
+    const uint8_t *queries;    /* attention: (N) tokens that are needed, or NULL: all */
     uint64_t site;             /* identifies this half and round among the random streams */
     mom_arena_mark start;      /* of `saved`, before anything of this half */
 } mom_half_saved;
@@ -82,7 +84,8 @@ mom_status mom_ffn_pool_backward(const mom_run *run, mom_pool *pool, const mom_h
 
 /* ---- shared by the two kinds (pool.c) */
 
-/* Statistics' memory, and the route, or the plan that sends every token to the only module. */
+/* Statistics' memory, and the route, or the plan that sends every token, of a feed-forward half every needed one, to the
+ * only module. */
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
 mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool);

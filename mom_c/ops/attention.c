@@ -86,6 +86,8 @@ typedef struct {
 
 static int is_real(const attention_job *job, size_t row) { return !job->mask || job->mask[row]; }
 static int is_active(const attention_job *job, size_t row) { return !job->active || job->active[row]; }
+static int is_wanted(const attention_job *job, size_t row) { return !job->spec->queries || job->spec->queries[row]; }
+static int has_output(const attention_job *job, size_t row) { return is_active(job, row) && is_wanted(job, row); }
 
 static mom_status lists_init(attention_job *job, const mom_exec *x, mom_error *err) {
     const mom_attention_spec *spec = job->spec;
@@ -115,7 +117,7 @@ static mom_status lists_init(attention_job *job, const mom_exec *x, mom_error *e
                 if (active)
                     key[row + s.keys++] = (int32_t)t;
             }
-            if (active && s.real) {
+            if (s.real && has_output(job, row + t)) {
                 query[row + s.queries] = (int32_t)t;
                 count[row + s.queries] = (int32_t)s.keys;
                 skipped[row + s.queries++] = (int32_t)(s.real - s.keys);
@@ -501,7 +503,7 @@ static void forward_rest(void *context, size_t head, int thread) {
     float *sum = job->scratch + (size_t)thread * job->scratch_size, *value = sum + D;
     for (size_t t = 0; t < v.s->length && v.s->rest; t++) {
         const size_t row = v.s->row + t, at = element(&v, t, C, v.h * D);
-        if (is_active(job, row) && t >= v.s->first)
+        if (!is_wanted(job, row) || (is_active(job, row) && t >= v.s->first))
             continue;
         job->lse[row * job->spec->H + v.h] = 0.0f;
         if (!is_active(job, row)) {
@@ -706,7 +708,7 @@ static void add_blind_to_values(const attention_job *job, const head_view *v, co
     if (job->spec->masked_query != MOM_MASKED_QUERY_REFERENCE)
         return;
     for (size_t i = 0; i < v->s->first; i++) {
-        if (!is_active(job, v->s->row + i))
+        if (!has_output(job, v->s->row + i))
             continue;
         load_row(job, s->row, job->dout, element(v, i, C, v->h * D), 1.0f / (float)blind_keys(job, v, i));
         for (size_t j = begin; j < end; j++)
@@ -724,7 +726,7 @@ static void backward_task(void *context, size_t number, int thread) {
     const int by_keys = !task->queries;
     const size_t q_end = by_keys ? v.s->queries : task->end;
     const size_t key_begin = by_keys ? task->begin : 0;
-    const size_t key_end = by_keys ? task->end : (size_t)v.count[q_end - 1];
+    const size_t key_end = by_keys ? task->end : task->keys ? v.s->keys : (size_t)v.count[q_end - 1];
 
     pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, key_begin, key_end);
     pack_keys(job, &v, s.values, 2, 0, s.stage, s.pairs, key_begin, key_end);
@@ -782,11 +784,11 @@ static void backward_rest(void *context, size_t head, int thread) {
             continue;
         memset(dq, 0, 3 * D * sizeof *dq);
         for (size_t i = 0; i < first && t < first && is_active(job, row + t); i++) {
-            if (i <= t && scores_matter && is_active(job, row + i)) {
+            if (i <= t && scores_matter && is_active(job, row + i) && is_wanted(job, row + t)) {
                 load_row(job, other, job->qkv, element(&v, i, 3 * C, C + v.h * D), 1.0f);
                 k->axpy(dq, blind_dscore(job, &v, scratch, t, i), other, D);
             }
-            if (i < t || !is_active(job, row + i))
+            if (i < t || !has_output(job, row + i))
                 continue;
             load_row(job, other, job->dout, element(&v, i, C, v.h * D), 1.0f);
             k->axpy(dvalue, dropout_factor(job, &v, i, t) / (float)blind_keys(job, &v, i), other, D);
@@ -833,6 +835,8 @@ static mom_status backward_tasks(attention_job *job, const mom_exec *x, size_t *
         const sequence *s = &job->sequences[head / job->spec->H];
         if (s->queries)
             whole[n++] = (attention_task){head, 0, s->queries, 1, s->keys > 0, 5.0 * s->work};
+        else if (s->keys) /* none of its queries is wanted */
+            whole[n++] = (attention_task){head, 0, s->keys, 0, 1, 0.0};
     }
     qsort(whole, n, sizeof *whole, by_falling_work);
     job->tasks = whole;

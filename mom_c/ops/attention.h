@@ -8,6 +8,8 @@
  *
  * An inactive token has q = k = v = 0 by definition; its row of qkv is not read. As a key it still has its share of
  * every softmax, exp(0), which is counted and not computed; as a query it is left out: zeros in out and dqkv.
+ * A token that is not among `queries` is left out as a query, too: its q, and its rows of out, lse and dout, are
+ * neither read nor written, and what dqkv has for its q is undefined.
  * Derivation: docs/derivations/attention.md.
  */
 #ifndef MOM_OPS_ATTENTION_H
@@ -29,6 +31,7 @@ typedef struct {
     mom_dropout dropout;    /* on the probabilities; index ((b*H + h)*T + i)*T + j, i and j within the sequence */
     const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1; NULL: rows b*T .. (b+1)*T-1 */
     mom_dtype dtype;        /* of qkv, out, dout and dqkv; softmax and sums are float32 */
+    const uint8_t *queries; /* (N) or NULL: all; 0 where a token is a key, but its own output is of no use */
 } mom_attention_spec;
 
 /* lse of rows that see no real key, and of inactive ones, is 0. */

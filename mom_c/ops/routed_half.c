@@ -300,8 +300,8 @@ typedef struct {
 static mom_status product_list_init(product_list *list, const mom_half *half, size_t most) {
     mom_arena *arena = half->exec->workspace;
     MOM_ARENA_NEW(list->products, arena, most, half->err);
-    MOM_ARENA_NEW(list->contexts, arena, half->plan->M, half->err);
-    MOM_ARENA_NEW(list->norms, arena, half->plan->M, half->err);
+    MOM_ARENA_NEW(list->contexts, arena, most, half->err);
+    MOM_ARENA_NEW(list->norms, arena, most, half->err);
     list->count = 0;
     return MOM_OK;
 }
@@ -313,26 +313,33 @@ static mom_gemm *add_product(product_list *list, size_t m, size_t n, size_t k, m
 }
 
 static void set_finish(product_list *list, mom_gemm *g, mom_gemm_finish finish, size_t m, finish_context context) {
+    finish_context *own = &list->contexts[g - list->products];
     context.m = m;
     context.first = (size_t)context.half->plan->offsets[m];
-    list->contexts[m] = context;
+    *own = context;
     g->finish = finish;
-    g->context = &list->contexts[m];
+    g->context = own;
 }
 
-static void set_norm(product_list *list, mom_matrix *factor, const mom_half *half, size_t m) {
-    list->norms[m] = module_norm(half, m);
-    factor->norm = &list->norms[m];
+/* x of module m's tokens, normalised */
+static mom_matrix normed_rows(product_list *list, const mom_gemm *g, const mom_half *half, size_t m) {
+    mom_gemm_norm *own = &list->norms[g - list->products];
+    *own = module_norm(half, m);
+    mom_matrix rows = token_rows(half->plan, m, half->x, MOM_F32, half->C);
+    rows.norm = own;
+    return rows;
 }
 
 static mom_status run_products(const mom_half *half, const product_list *list) {
     return mom_gemm_run(half->exec, list->products, list->count, half->err);
 }
 
-static void set_gradient(mom_gemm *g, const mom_half_gradient *gradient, size_t m, size_t width) {
-    g->c = gradient->weight[m];
+/* Columns from `column` on of a weight's gradient (In, width), and the same of its bias'. */
+static void set_gradient(mom_gemm *g, const mom_half_gradient *gradient, size_t m, size_t width, size_t column) {
+    g->c = gradient->weight[m] + column;
     g->ldc = width;
     g->accumulate = !gradient->unset || !gradient->unset[m];
+    g->k_sums = gradient->bias[m] + column;
 }
 
 /* After the products: the gradients of modules with slots are what memory holds. */
@@ -342,36 +349,64 @@ static void gradients_set(const mom_half_gradient *gradient, const mom_routing_p
             gradient->unset[m] = 0;
 }
 
-static mom_status enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
+/* Columns [begin, end) of a layer for the tokens of half.plan. */
+typedef struct {
+    mom_half half;
+    size_t begin, end;
+} layer_part;
+
+static void split_layer(layer_part parts[2], const mom_half *half, const mom_routing_plan *some, size_t columns,
                         const mom_half_layer *layer) {
-    const mom_routing_plan *plan = half->plan;
+    parts[0] = (layer_part){*half, 0, columns};
+    parts[0].half.plan = some;
+    parts[1] = (layer_part){*half, columns, layer->Out};
+}
+
+static mom_status enter(const layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
+                        const float *weight, const mom_half_layer *layer) {
+    const size_t width = layer->Out;
     product_list list;
-    MOM_TRY(product_list_init(&list, half, plan->M));
-    for (size_t m = 0; m < plan->M; m++) {
-        if (!module_slots(plan, m))
-            continue;
-        mom_gemm *g = add_product(&list, module_slots(plan, m), layer->Out, layer->In, half->dtype);
-        g->a = token_rows(plan, m, half->x, MOM_F32, layer->In);
-        set_norm(&list, &g->a, half, m);
-        g->b = mom_matrix_rows(layer->weight[m], layer->Out);
-        g->packed_b = packed_of(layer, m);
-        g->bias = layer->bias[m];
-        if (by_token || out_dtype != MOM_F32 || weight) {
-            set_finish(&list, g, finish_store, m, (finish_context){.half = half, .width = layer->Out, .out = out,
-                                                                   .out_dtype = out_dtype, .by_token = by_token,
-                                                                   .weight = weight});
-        } else {
-            g->c = at(out, MOM_F32, (size_t)plan->offsets[m], layer->Out, 0);
-            g->ldc = layer->Out;
+    MOM_TRY(product_list_init(&list, &parts->half, count * parts->half.plan->M));
+    for (const layer_part *part = parts; part < parts + count; part++) {
+        const mom_half *half = &part->half;
+        const mom_routing_plan *plan = half->plan;
+        const size_t begin = part->begin;
+        for (size_t m = 0; m < plan->M; m++) {
+            if (!module_slots(plan, m))
+                continue;
+            mom_gemm *g = add_product(&list, module_slots(plan, m), part->end - begin, layer->In, half->dtype);
+            g->a = normed_rows(&list, g, half, m);
+            g->b = mom_matrix_rows(layer->weight[m] + begin, width);
+            g->packed_b = count > 1 ? NULL : packed_of(layer, m);
+            g->bias = layer->bias[m] + begin;
+            if (by_token || out_dtype != MOM_F32 || weight) {
+                set_finish(&list, g, finish_store, m, (finish_context){.half = half, .width = width, .out_dtype = out_dtype,
+                                                                       .out = at(out, out_dtype, 0, width, begin),
+                                                                       .by_token = by_token, .weight = weight});
+            } else {
+                g->c = at(out, MOM_F32, (size_t)plan->offsets[m], width, begin);
+                g->ldc = width;
+            }
         }
     }
-    return run_products(half, &list);
+    return run_products(&parts->half, &list);
 }
 
 mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = enter(half, out, out_dtype, by_token, weight, layer);
+    const layer_part whole_layer = {*half, 0, layer->Out};
+    const mom_status status = enter(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
+    mom_arena_release(half->exec->workspace, mark);
+    return status;
+}
+
+mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
+                                mom_dtype out_dtype, const mom_half_layer *layer) {
+    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
+    layer_part parts[2];
+    split_layer(parts, half, some, columns, layer);
+    const mom_status status = enter(parts, 2, out, out_dtype, 1, NULL, layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }
@@ -463,8 +498,7 @@ static mom_status leave_backward(const mom_half *half, const mom_half_gradient *
         g->a.gelu = output->gelu;
         g->b = token_rows(plan, m, dout, MOM_F32, C);
         g->k_scale = module_scale(plan, slot_scale, m);
-        set_gradient(g, gradient, m, C);
-        g->k_sums = gradient->bias[m];
+        set_gradient(g, gradient, m, C, 0);
     }
     if (output->gelu) {
         MOM_TRY(run_products(half, &list));
@@ -504,51 +538,80 @@ mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient
     return status;
 }
 
-static mom_status enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *const *dln_weight,
-                                 float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
-                                 const float *weight, const mom_half_layer *layer) {
+typedef struct {
+    const mom_kernels *k;
+    const mom_routing_plan *some;
+    float *dxn;
+    const float *more;
+    size_t C;
+} rows_job;
+
+/* dxn[token of a slot] += more[slot]: tokens of the only module, each at most once */
+static void add_rows_task(void *context, size_t task, int thread) {
+    const rows_job *job = context;
+    size_t begin, end;
+    (void)thread;
+    mom_range(job->some->slots, row_tasks(job->some->slots), task, &begin, &end);
+    for (size_t s = begin; s < end; s++)
+        job->k->add(job->dxn + (size_t)job->some->token[s] * job->C, job->more + s * job->C, job->C);
+}
+
+static mom_status enter_backward(const layer_part *parts, size_t count, const mom_half_gradient *gradient,
+                                 float *const *dln_weight, float *const *dln_bias, float *dx, float *dscore,
+                                 const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
+    const mom_half *half = &parts[count - 1].half;
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->In, Out = layer->Out, blocks = column_blocks(C);
-    float *slot_scale, *partial = NULL, *dxn;
+    float *slot_scale, *partial = NULL, *dxn, *more = NULL;
     product_list list;
-    MOM_TRY(product_list_init(&list, half, 2 * plan->M));
+    MOM_TRY(product_list_init(&list, half, 2 * count * plan->M));
     MOM_TRY(new_slot_scale(&slot_scale, half, weight));
     MOM_ARENA_NEW(dxn, x->workspace, plan->slots * C, half->err);
+    if (count > 1)
+        MOM_ARENA_NEW(more, x->workspace, parts->half.plan->slots * C, half->err);
     if (weight)
         MOM_ARENA_NEW(partial, x->workspace, plan->slots * blocks, half->err);
 
     /* pass 1: gradients of the weights and of the normalised inputs */
-    for (size_t m = 0; m < plan->M; m++) {
-        const size_t slots = module_slots(plan, m);
-        if (!slots)
-            continue;
-        const mom_matrix rows = rows_of(plan, m, dout, half->dtype, Out, by_token);
-        mom_gemm *g;
-        if (gradient->weight) {
-            g = add_product(&list, C, Out, slots, half->dtype);
-            g->a = mom_matrix_flip(token_rows(plan, m, half->x, MOM_F32, C));
-            set_norm(&list, &g->a, half, m);
-            g->b = rows;
-            g->k_scale = module_scale(plan, slot_scale, m);
-            set_gradient(g, gradient, m, Out);
-            g->k_sums = gradient->bias[m];
-        }
-        g = add_product(&list, slots, C, Out, half->dtype);
-        g->a = rows;
-        g->b = mom_matrix_transposed(layer->weight[m], Out);
-        g->packed_b = packed_of(layer, m);
-        if (weight) {
-            set_finish(&list, g, finish_scored_norm, m, (finish_context){.half = half, .width = C, .out = dxn,
-                                                                         .weight = weight, .partial = partial,
-                                                                         .blocks = blocks});
-        } else {
-            g->c = dxn + (size_t)plan->offsets[m] * C;
-            g->ldc = C;
+    for (size_t p = 0; p < count; p++) {
+        const mom_half *own = &parts[p].half;
+        const size_t begin = parts[p].begin, columns = parts[p].end - begin;
+        float *const rows_out = p + 1 < count ? more : dxn;
+        for (size_t m = 0; m < own->plan->M; m++) {
+            const size_t slots = module_slots(own->plan, m);
+            if (!slots)
+                continue;
+            mom_matrix rows = rows_of(own->plan, m, dout, half->dtype, Out, by_token);
+            rows.data = at(rows.data, half->dtype, 0, Out, begin);
+            mom_gemm *g;
+            if (gradient->weight) {
+                g = add_product(&list, C, columns, slots, half->dtype);
+                g->a = mom_matrix_flip(normed_rows(&list, g, own, m));
+                g->b = rows;
+                g->k_scale = module_scale(own->plan, slot_scale, m);
+                set_gradient(g, gradient, m, Out, begin);
+            }
+            g = add_product(&list, slots, C, columns, half->dtype);
+            g->a = rows;
+            g->b = mom_matrix_transposed(layer->weight[m] + begin, Out);
+            g->packed_b = count > 1 ? NULL : packed_of(layer, m);
+            if (weight) {
+                set_finish(&list, g, finish_scored_norm, m, (finish_context){.half = half, .width = C, .out = dxn,
+                                                                             .weight = weight, .partial = partial,
+                                                                             .blocks = blocks});
+            } else {
+                g->c = rows_out + (size_t)own->plan->offsets[m] * C;
+                g->ldc = C;
+            }
         }
     }
     MOM_TRY(run_products(half, &list));
     gradients_set(gradient, plan);
+    if (count > 1) {
+        rows_job job = {x->k, parts->half.plan, dxn, more, C};
+        mom_parallel_for(x->threads, row_tasks(job.some->slots), add_rows_task, &job);
+    }
     if (weight) {
         score_job job = {half, dscore, partial, blocks, dout, half->dtype, by_token, layer->bias, Out};
         mom_parallel_for(x->threads, row_tasks(plan->slots), score_task, &job);
@@ -566,8 +629,21 @@ mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient
                                    float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
                                    const float *weight, const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = enter_backward(half, gradient, dln_weight, dln_bias, dx, dscore, dout, by_token, weight,
-                                             layer);
+    const layer_part whole_layer = {*half, 0, layer->Out};
+    const mom_status status = enter_backward(&whole_layer, 1, gradient, dln_weight, dln_bias, dx, dscore, dout, by_token,
+                                             weight, layer);
+    mom_arena_release(half->exec->workspace, mark);
+    return status;
+}
+
+mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
+                                         const mom_half_gradient *gradient, float *const *dln_weight,
+                                         float *const *dln_bias, float *dx, const void *dout,
+                                         const mom_half_layer *layer) {
+    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
+    layer_part parts[2];
+    split_layer(parts, half, some, columns, layer);
+    const mom_status status = enter_backward(parts, 2, gradient, dln_weight, dln_bias, dx, NULL, dout, 1, NULL, layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }

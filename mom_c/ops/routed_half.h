@@ -44,6 +44,11 @@ typedef struct {
 mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer);
 
+/* The same in two parts, of a half with one module that every token of half->plan has, by token: the first `columns` columns
+ * only for the tokens of the plan `some`, the others for all. */
+mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
+                                mom_dtype out_dtype, const mom_half_layer *layer);
+
 /* What leaves a half. Inputs of the last product are rows of `inner`, by slot or by token, through GELU or not. */
 typedef struct {
     const void *inner; /* of type dtype */
@@ -72,5 +77,11 @@ mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient
 mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *const *dln_weight,
                                    float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
                                    const float *weight, const mom_half_layer *layer);
+
+/* Backward of enter_split: the first columns of dout are read only at the tokens of `some`, of which there must be one. */
+mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
+                                         const mom_half_gradient *gradient, float *const *dln_weight,
+                                         float *const *dln_bias, float *dx, const void *dout,
+                                         const mom_half_layer *layer);
 
 #endif

@@ -276,6 +276,8 @@ class Network:
         keep: bool = False,
         training: bool = False,
         checkpoint: bool = False,
+        rows: _Int | None = None,
+        all_rows: bool = False,
     ) -> tuple[float | None, float | None, int]: ...
     @property
     def memory_limit(self) -> int: ...

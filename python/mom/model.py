@@ -826,6 +826,7 @@ class MoM(_Network):
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
             checkpoint=bool(self.activation_checkpointing),
+            all_rows=bool(return_logits),
         )
         lm_loss, balance_loss, labelled = result
         loss = lm_loss

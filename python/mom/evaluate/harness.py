@@ -124,11 +124,13 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         for batch in tqdm(batches, disable=disable_tqdm, desc="log-likelihoods", leave=False):
             chosen = scored[batch]
             tokens, lengths = pack_rows([rows[i][:-1] for i in chosen])
-            self.model(tokens, lengths=lengths, keep=False)
             ends = np.cumsum(lengths)
-            places = [np.arange(end - counts[i], end) for i, end in zip(chosen, ends, strict=True)]
+            places = np.concatenate([np.arange(end - counts[i], end) for i, end in zip(chosen, ends, strict=True)])
             wanted = np.concatenate([rows[i][-counts[i] :] for i in chosen])
-            logits = self.model._core.logits(np.concatenate(places).astype(np.int32))
+            places = places.astype(np.int32)
+            core = self.model._core
+            core.forward(**self.model._inputs(tokens, lengths, None, None), training=self.model.training, rows=places)
+            logits = core.logits(places)
             losses, _lse = ops.cross_entropy_forward(logits, wanted)
             greedy = logits.argmax(axis=1) == wanted
             cuts = np.cumsum([counts[i] for i in chosen])[:-1]
