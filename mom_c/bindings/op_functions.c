@@ -273,7 +273,7 @@ static PyObject *embedding_backward(PyObject *module, PyObject *args) {
 
 typedef struct {
     Py_ssize_t heads;
-    PyObject *mask, *active, *lengths, *scale;
+    PyObject *mask, *active, *queries, *lengths, *scale;
     int reference, bf16;
     dropout_args dropout;
 } attention_args;
@@ -367,6 +367,7 @@ static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const
     call->leading[1] = (npy_intp)mom_size(call, 'T');
     c.mask = mom_arg_mask(call, "mask", a->mask, "...");
     c.active = mom_arg_mask(call, "active", a->active, "...");
+    spec->queries = mom_arg_mask(call, "queries", a->queries, "...");
     c.size = mom_leading(call) * spec->C;
     c.qkv = in_dtype(call, qkv, 3 * c.size, spec->dtype);
     return c;
@@ -375,9 +376,9 @@ static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const
 static PyObject *attention_forward(PyObject *module, PyObject *args) {
     PyObject *qkv_o;
     attention_args a;
-    if (!PyArg_ParseTuple(args, "OnOOOOppfKKK:attention_forward", &qkv_o, &a.heads, &a.mask, &a.active, &a.lengths,
-                          &a.scale, &a.reference, &a.bf16, &a.dropout.p, &a.dropout.seed, &a.dropout.counter,
-                          &a.dropout.site))
+    if (!PyArg_ParseTuple(args, "OnOOOOOppfKKK:attention_forward", &qkv_o, &a.heads, &a.mask, &a.active, &a.queries,
+                          &a.lengths, &a.scale, &a.reference, &a.bf16, &a.dropout.p, &a.dropout.seed,
+                          &a.dropout.counter, &a.dropout.site))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
@@ -385,6 +386,10 @@ static PyObject *attention_forward(PyObject *module, PyObject *args) {
     float *out = mom_new_f32(&call, "... C");
     float *lse = mom_new_f32(&call, "... H");
     void *result = result_in_dtype(&call, out, c.size, c.spec.dtype);
+    if (c.spec.queries && !call.failed) {
+        memset(result, 0, c.size * mom_dtype_size(c.spec.dtype));
+        memset(lse, 0, mom_leading(&call) * c.spec.H * sizeof *lse);
+    }
     MOM_RUN(&call, call.status = mom_attention_forward(&call.exec, result, lse, c.qkv, c.mask, c.active, &c.spec,
                                                        &call.error));
     widen_result(&call, out, result, c.size, c.spec.dtype);
@@ -394,8 +399,8 @@ static PyObject *attention_forward(PyObject *module, PyObject *args) {
 static PyObject *attention_backward(PyObject *module, PyObject *args) {
     PyObject *dout_o, *qkv_o, *out_o, *lse_o;
     attention_args a;
-    if (!PyArg_ParseTuple(args, "OOOOnOOOOppfKKK:attention_backward", &dout_o, &qkv_o, &out_o, &lse_o, &a.heads,
-                          &a.mask, &a.active, &a.lengths, &a.scale, &a.reference, &a.bf16, &a.dropout.p,
+    if (!PyArg_ParseTuple(args, "OOOOnOOOOOppfKKK:attention_backward", &dout_o, &qkv_o, &out_o, &lse_o, &a.heads,
+                          &a.mask, &a.active, &a.queries, &a.lengths, &a.scale, &a.reference, &a.bf16, &a.dropout.p,
                           &a.dropout.seed, &a.dropout.counter, &a.dropout.site))
         return NULL;
     mom_call call;
@@ -407,6 +412,8 @@ static PyObject *attention_backward(PyObject *module, PyObject *args) {
     const float *lse = mom_arg_f32(&call, "lse", lse_o, "... H");
     float *dqkv = mom_new_f32(&call, "... 3C");
     void *result = result_in_dtype(&call, dqkv, 3 * c.size, dtype);
+    if (c.spec.queries && !call.failed)
+        memset(result, 0, 3 * c.size * mom_dtype_size(dtype));
     MOM_RUN(&call, call.status = mom_attention_backward(&call.exec, result, dout, c.qkv, out, lse, c.mask, c.active,
                                                         &c.spec, &call.error));
     widen_result(&call, dqkv, result, 3 * c.size, dtype);
@@ -914,11 +921,11 @@ static PyMethodDef functions[] = {
      "embedding_backward($module, dout, tokens, positions, vocab_size, n_positions, p, seed, counter, site, add_to, "
      "/)\n--\n\ndwte, dwpe"},
     {"attention_forward", attention_forward, METH_VARARGS,
-     "attention_forward($module, qkv, num_heads, mask, active, lengths, scale, reference, bfloat16, p, seed, counter, "
-     "site, /)\n--\n\nout, lse"},
+     "attention_forward($module, qkv, num_heads, mask, active, queries, lengths, scale, reference, bfloat16, p, seed, "
+     "counter, site, /)\n--\n\nout, lse"},
     {"attention_backward", attention_backward, METH_VARARGS,
-     "attention_backward($module, dout, qkv, out, lse, num_heads, mask, active, lengths, scale, reference, bfloat16, p, "
-     "seed, counter, site, /)\n--\n\ndqkv"},
+     "attention_backward($module, dout, qkv, out, lse, num_heads, mask, active, queries, lengths, scale, reference, bfloat16, "
+     "p, seed, counter, site, /)\n--\n\ndqkv"},
     {"cross_entropy_forward", cross_entropy_forward, METH_VARARGS,
      "cross_entropy_forward($module, logits, labels, /)\n--\n\nloss, lse"},
     {"cross_entropy_backward", cross_entropy_backward, METH_VARARGS,

@@ -403,6 +403,7 @@ def attention_forward(
     masked_query: str = "causal",
     *,
     active: ArrayLike | None = None,
+    queries: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     precision: str = "float32",
     dropout: float = 0.0,
@@ -428,6 +429,8 @@ def attention_forward(
     active : array, shape (B, T) or (N,), optional
         Nonzero where a token has a module. The others have ``q = k = v = 0`` whatever `qkv` holds: they keep their
         share of every softmax, as keys of score 0 and value 0, but are not computed as queries.
+    queries : array, shape (B, T) or (N,), optional
+        Nonzero where the output of a token is wanted. The others are keys like any other; their q is not read.
     lengths : array of int, shape (B,), optional
         Sequences of these lengths, one after the other without padding, are the rows of `qkv`. T is the longest.
     precision : {"float32", "bfloat16"}
@@ -440,13 +443,13 @@ def attention_forward(
     Returns
     -------
     out : ndarray of float32, shape (B, T, C) or (N, C)
-        Zero where a token is not active.
+        Zero where a token is not active or not among `queries`.
     lse : ndarray of float32, shape (B, T, H) or (N, H)
         Logarithm of each softmax's denominator, saved for `attention_backward`.
     """
     how, bf16 = _masked_query(masked_query), _is_bfloat16(precision)
     return _core.attention_forward(
-        qkv, num_heads, mask, active, lengths, scale, how, bf16, dropout, seed, counter, site
+        qkv, num_heads, mask, active, queries, lengths, scale, how, bf16, dropout, seed, counter, site
     )
 
 
@@ -461,6 +464,7 @@ def attention_backward(
     masked_query: str = "causal",
     *,
     active: ArrayLike | None = None,
+    queries: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     precision: str = "float32",
     dropout: float = 0.0,
@@ -476,17 +480,17 @@ def attention_backward(
     qkv : ndarray of float32, shape (B, T, 3C) or (N, 3C)
     lse : ndarray of float32, shape (B, T, H) or (N, H)
         From `attention_forward`.
-    num_heads, mask, scale, masked_query, active, lengths, precision, dropout, seed, counter, site
-        As in `attention_forward`.
+    num_heads, mask, scale, masked_query, active, queries, lengths, precision, dropout, seed, counter, site
+        As in `attention_forward`. `dout` is not read where a token is not among `queries`.
 
     Returns
     -------
     ndarray of float32, shape (B, T, 3C) or (N, 3C)
-        Zero where a token is not active.
+        Zero where a token is not active; zero for q where it is not among `queries`.
     """
     how, bf16 = _masked_query(masked_query), _is_bfloat16(precision)
     return _core.attention_backward(
-        dout, qkv, out, lse, num_heads, mask, active, lengths, scale, how, bf16, dropout, seed, counter, site
+        dout, qkv, out, lse, num_heads, mask, active, queries, lengths, scale, how, bf16, dropout, seed, counter, site
     )
 
 

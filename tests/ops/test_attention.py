@@ -113,6 +113,40 @@ def test_inactive_tokens_are_as_rows_of_zeros(
     assert not out[~active].any() and not dqkv[~active].any() and np.isfinite(lse).all()
 
 
+@pytest.mark.parametrize("masked_query", ["causal", "reference"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_tokens_whose_output_is_not_wanted_are_keys_alone(
+    kernel_level: str, masked_query: str, share: float, dropout: float, rng: np.random.Generator
+) -> None:
+    batch, steps, channels = 4, 140, 24
+    qkv = rng.standard_normal((batch, steps, 3 * channels), dtype=np.float32)
+    dout = rng.standard_normal((batch, steps, channels), dtype=np.float32)
+    mask = rng.random((batch, steps)) < 0.7
+    mask[0], mask[1, :9] = True, False
+    active = rng.random((batch, steps)) < 0.8
+    wanted = rng.random((batch, steps)) < share
+    wanted[1, 3], wanted[2] = True, False  # one that sees no real key; none at all
+    options = {"masked_query": masked_query, "dropout": dropout, "active": active}
+    whole_out, whole_lse = ops.attention_forward(qkv, 2, mask, **options)
+    dout[~wanted] = 0.0
+    whole = ops.attention_backward(dout, qkv, whole_out, whole_lse, 2, mask, **options)
+    qkv[~wanted, :channels] = dout[~wanted] = np.nan  # not to be read
+    options["queries"] = wanted
+    results = []
+    for threads in (1, 2, 5):  # heads whole, or cut
+        mom.set_num_threads(threads)
+        out, lse = ops.attention_forward(qkv, 2, mask, **options)
+        out[~wanted] = lse[~wanted] = np.nan
+        results.append((out, lse, ops.attention_backward(dout, qkv, out, lse, 2, mask, **options)))
+    for other in results[1:]:
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(results[0], other, strict=True))
+    out, lse, dqkv = results[0]
+    assert np.array_equal(out[wanted], whole_out[wanted]) and np.array_equal(lse[wanted], whole_lse[wanted])
+    assert np.allclose(dqkv, whole, rtol=1e-4, atol=2e-5)
+    assert not dqkv[~wanted, :channels].any()
+
+
 def test_sequences_of_unequal_length_are_as_each_by_itself(kernel_level: str, rng: np.random.Generator) -> None:
     lengths = np.array([7, 0, 190, 1, 33, 64])
     rows = int(lengths.sum())
