@@ -96,7 +96,7 @@ static mom_status mix_qkv(const mom_run *run, const mom_pool *pool, mom_half_sav
     return mom_half_mix(half, saved->inner, half->dtype, y, weight, 3 * half->C);
 }
 
-static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
                           const float *x_in, const float *state) {
     const mom_config *c = run->config;
     const size_t N = run->N, C = c->C;
@@ -105,11 +105,13 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     MOM_TRY(mom_half_start(run, pool, saved, state));
     MOM_TRY(find_active(run, pool, saved));
     MOM_TRY(find_queries(run, pool, saved));
+    saved->before_inner = mom_arena_get_mark(run->saved);
     saved->inner = mom_arena_alloc(run->saved, N * 3 * C, mom_dtype_size(c->dtype), err);
     saved->heads = saved->inner ? mom_arena_alloc(run->saved, N * C, mom_dtype_size(c->dtype), err) : NULL;
     if (!saved->heads)
         return MOM_ERR_MEMORY;
     MOM_ARENA_NEW(saved->lse, run->saved, c->H * N, err);
+    MOM_TRY(mom_half_end(run, saved, x_out));
 
     mom_layernorm_stats(run->exec, saved->mean, saved->rstd, x_in, c->ln_eps, N, C);
     const mom_half half = mom_half_of(run, pool, saved), last = leaving(&half, saved);
@@ -118,10 +120,10 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     const mom_attention_spec spec = attention_spec(run, saved);
     MOM_TRY(mix_qkv(run, pool, saved, &half));
     MOM_TRY(mom_attention_forward(run->exec, saved->heads, saved->lse, saved->inner, run->mask, saved->active, &spec, err));
-    return mom_half_leave(&last, x_out, &output, &out);
+    return mom_half_leave(&last, *x_out, &output, &out);
 }
 
-mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
                                       const float *x_in, const float *state) {
     const mom_arena_mark mark = mom_arena_get_mark(run->exec->workspace);
     const mom_status status = forward(run, pool, saved, x_out, x_in, state);
@@ -141,7 +143,8 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     const mom_exec *x = run->exec;
     const mom_pool_tensors *d = &pool->grad;
     const size_t N = run->N, C = c->C, scores = N * saved->route.plan.K, size = mom_dtype_size(c->dtype);
-    const mom_half half = mom_half_of(run, pool, saved), last = leaving(&half, saved);
+    mom_half half = mom_half_of(run, pool, saved);
+    const mom_half last = leaving(&half, saved);
     const mom_half_layer in = mom_half_in_layer(pool), out = mom_half_out_layer(pool);
     const mom_half_gradient in_gradient = mom_half_in_gradient(pool), out_gradient = mom_half_out_gradient(pool);
     const mom_half_output output = output_of(run, pool, saved);
@@ -149,22 +152,29 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     mom_error *err = run->err;
     float *dused = NULL, *dused_qkv = NULL, *masked = NULL;
     void *dheads, *dqkv;
-    if (!(dheads = mom_arena_alloc(x->workspace, N * C, size, err)) ||
-        !(dqkv = mom_arena_alloc(x->workspace, N * 3 * C, size, err)))
-        return MOM_ERR_MEMORY;
     if (pool->routed)
         MOM_TRY(new_zeros(&dused, run, scores));
     if (weight)
         MOM_TRY(new_zeros(&dused_qkv, run, scores));
+    if (!(dheads = mom_arena_alloc(x->workspace, N * C, size, err)))
+        return MOM_ERR_MEMORY;
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     if (output.dropout.p > 0.0f) {
         MOM_ARENA_NEW(masked, x->workspace, N * C, err);
         mom_dropout_apply(x, masked, dx, output.dropout, N * C);
     }
     MOM_TRY(mom_half_leave_backward(&last, &out_gradient, dused, saved->heads, dheads, &output,
                                     masked ? masked : dx, &out));
+    mom_arena_release(x->workspace, mark);
+    if (!(dqkv = mom_arena_alloc(x->workspace, N * 3 * C, size, err)))
+        return MOM_ERR_MEMORY;
     const mom_attention_spec spec = attention_spec(run, saved);
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, run->mask, saved->active,
                                    &spec, err));
+    /* q, k, v and heads have served: the temporaries of what follows take their place. */
+    mom_arena_release(run->saved, saved->before_inner);
+    const mom_exec in_its_place = {x->k, x->threads, run->saved, x->precision};
+    half.exec = &in_its_place;
     if (saved->queries)
         return mom_half_enter_split_backward(&half, &saved->needed, C, &in_gradient, d->ln_weight, d->ln_bias, dx, dqkv,
                                              &in);

@@ -18,7 +18,7 @@ static mom_half_output output_of(const mom_run *run, const mom_pool *pool, const
     return output;
 }
 
-static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
                           const float *x_in, const float *state) {
     const mom_config *c = run->config;
     const size_t N = run->N, C = c->C;
@@ -28,15 +28,16 @@ static mom_status forward(const mom_run *run, const mom_pool *pool, mom_half_sav
     saved->inner = mom_arena_alloc(run->saved, plan->slots * pool->F, mom_dtype_size(c->dtype), run->err);
     if (!saved->inner)
         return MOM_ERR_MEMORY;
+    MOM_TRY(mom_half_end(run, saved, x_out));
     mom_layernorm_stats(run->exec, saved->mean, saved->rstd, x_in, c->ln_eps, N, C);
     const mom_half half = mom_half_of(run, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool), out = mom_half_out_layer(pool);
     const mom_half_output output = output_of(run, pool, saved);
     MOM_TRY(mom_half_enter(&half, saved->inner, c->dtype, 0, NULL, &in));
-    return mom_half_leave(&half, x_out, &output, &out);
+    return mom_half_leave(&half, *x_out, &output, &out);
 }
 
-mom_status mom_ffn_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+mom_status mom_ffn_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
                                 const float *x_in, const float *state) {
     const mom_arena_mark mark = mom_arena_get_mark(run->exec->workspace);
     const mom_status status = forward(run, pool, saved, x_out, x_in, state);

@@ -280,11 +280,10 @@ static void clear_padding(mom_gpt *gpt, const mom_batch *batch) {
         mom_parallel_for(gpt->run.exec->threads, gpt->run.B, clear_padding_task, &job);
 }
 
-static mom_status pack_place(mom_gpt *gpt, mom_place *place, size_t rounds, int transposed) {
+static mom_status pack_pool(mom_gpt *gpt, mom_pool *pool, size_t rounds, int transposed) {
     const size_t before = gpt->workspace.live;
-    MOM_TRY(mom_pool_pack(&gpt->run, &place->attn, rounds, transposed));
-    MOM_TRY(mom_pool_pack(&gpt->run, &place->ffn, rounds, transposed));
-    gpt->workspace.region->noted = gpt->workspace.live - before;
+    MOM_TRY(mom_pool_pack(&gpt->run, pool, rounds, transposed));
+    gpt->workspace.region->noted += gpt->workspace.live - before;
     return MOM_OK;
 }
 
@@ -308,13 +307,15 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, int keep, 
         float *next = *x;
         saved->site = site + (uint64_t)half * MOM_STREAMS;
         saved->start = mom_arena_get_mark(&gpt->saved);
-        if (keep || (fresh && !half))
+        if (keep)
+            next = NULL;
+        else if (fresh && !half)
             MOM_ARENA_NEW(next, &gpt->saved, N * C, err);
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->saved);
         mom_run own = *run;
         if (i + 1 == gpt->params.num_places && round + 1 == place->rounds && !place->ffn.routed)
             own.unneeded = gpt->unneeded;
-        MOM_TRY((half ? mom_ffn_pool_forward : mom_attention_pool_forward)(&own, pool, saved, next, *x, states[half]));
+        MOM_TRY((half ? mom_ffn_pool_forward : mom_attention_pool_forward)(&own, pool, saved, &next, *x, states[half]));
         *x = next;
         const mom_observer *observer = gpt->batch.observer;
         if (observer)
@@ -383,7 +384,9 @@ static mom_status forward_places(mom_gpt *gpt, mom_error *err) {
     for (size_t i = 0; i < gpt->params.num_places; i++) {
         mom_place *place = &gpt->params.places[i];
         const mom_arena_mark mark = mom_arena_get_mark(&gpt->workspace);
-        mom_status status = pack_place(gpt, place, place->rounds, 0);
+        mom_status status = pack_pool(gpt, &place->attn, place->rounds, 0);
+        if (status == MOM_OK)
+            status = pack_pool(gpt, &place->ffn, place->rounds, 0);
         if (status == MOM_OK)
             status = forward_place(gpt, i, &site, &x, err);
         unpack_place(gpt, place);
@@ -505,7 +508,7 @@ static mom_status begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *bat
     *own = (mom_exec){exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
     gpt->run = (mom_run){.exec = own, .config = &gpt->config, .saved = &gpt->saved, .B = batch->B, .T = batch->T,
                          .N = count_tokens(batch), .training = batch->training, .seed = gpt->seed,
-                         .counter = gpt->counter, .err = err};
+                         .counter = gpt->counter, .apart = gpt->apart, .err = err};
     gpt->losses = (mom_losses){0};
     gpt->losses.lm_loss = gpt->losses.balance_loss = NAN;
     return MOM_OK;
@@ -630,7 +633,17 @@ static void make_up_for_gradients(mom_gpt *gpt, size_t first, size_t written) {
     mom_bare_limit(bare, bare->begin, p->table[written].offset * sizeof(float));
 }
 
-static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t round, float *dx, float *const dstates[2],
+/* What the rounds of a place share in the workspace comes with the first half that uses it, since the first halves of
+ * backward are the moment when most is kept. Weights are packed for all rounds but the last. */
+static mom_status share_over_rounds(mom_gpt *gpt, mom_place *place, mom_pool *pool, size_t round, float **dstate,
+                                    mom_error *err) {
+    const int recurrent = place->block && pool->routed && gpt->config.router_kind != MOM_ROUTER_NAIVE;
+    if (recurrent && round + 1 == place->rounds)
+        MOM_ARENA_NEW(*dstate, &gpt->workspace, gpt->run.N * gpt->config.R, err);
+    return round + 2 == place->rounds && !gpt->batch.checkpoint ? pack_pool(gpt, pool, round + 1, 1) : MOM_OK;
+}
+
+static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t round, float *dx, float *dstates[2],
                                  const balance_groups *balance, float balance_scale, mom_error *err) {
     const mom_run *run = &gpt->run;
     mom_place *place = &gpt->params.places[i];
@@ -648,7 +661,9 @@ static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t ro
     for (int half = 1; half >= 0; half--) {
         mom_pool *pool = half ? &place->ffn : &place->attn;
         const mom_half_saved *saved = &gpt->halves[i][2 * round + (size_t)half];
+        mom_arena_release(&gpt->saved, saved->end);
         make_up_for_gradients(gpt, place->attn.first_param, pool->first_param);
+        MOM_TRY(share_over_rounds(gpt, place, pool, round, &dstates[half], err));
         mom_balance_terms terms = {0};
         if (pool->routed && contributes(&saved->route))
             terms = balance_terms(gpt, balance, block, round, half, balance_scale);
@@ -667,19 +682,10 @@ static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t ro
 
 static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx, const balance_groups *balance,
                                  float balance_scale, mom_error *err) {
-    mom_place *place = &gpt->params.places[i];
-    const int recurrent = gpt->config.router_kind != MOM_ROUTER_NAIVE;
+    const mom_place *place = &gpt->params.places[i];
     float *dstates[2] = {NULL, NULL};
-    if (place->block && recurrent)
-        for (int half = 0; half < 2; half++)
-            if ((half ? &place->ffn : &place->attn)->routed)
-                MOM_ARENA_NEW(dstates[half], &gpt->workspace, gpt->run.N * gpt->config.R, err);
-    for (size_t round = place->rounds; round-- > 0;) {
+    for (size_t round = place->rounds; round-- > 0;)
         MOM_TRY(backward_round(gpt, i, block, round, dx, dstates, balance, balance_scale, err));
-        /* The last round is the moment when most is kept: weights are packed for the others only. */
-        if (round + 1 == place->rounds && !gpt->batch.checkpoint)
-            MOM_TRY(pack_place(gpt, place, round, 1));
-    }
     return MOM_OK;
 }
 
@@ -901,6 +907,16 @@ size_t mom_gpt_moments(const mom_gpt *gpt, size_t optimizers) {
     return floats * sizeof(float);
 }
 
+/* Whether a half's inner activations are so many that in the first halves of backward, when most is kept, packed copies of
+ * this size are worth a barrier more per product. Smaller steps would feel it, by 1 %. */
+#define LARGE_HALF ((size_t)1 << 23)
+
+static int large_halves(const mom_config *c, const mom_memory_key *key) {
+    const size_t modules = c->num_attn > c->num_ffn ? c->num_attn : c->num_ffn;
+    const size_t chosen = c->all_paths || c->top_k > modules ? modules : c->top_k, per_token = c->chunks ? chosen : 1;
+    return key->N * per_token * c->F >= LARGE_HALF;
+}
+
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err) {
     const size_t parameters = gpt->params.total * sizeof(float);
     mom_gpt shadow;
@@ -909,6 +925,7 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     mom_arena_init(&tables, "memory plan");
     int32_t *lengths = NULL;
     mom_status status = shadow_init(&shadow, gpt, &tables, &region, err);
+    shadow.apart = large_halves(&gpt->config, key);
     if (status == MOM_OK)
         status = typical_lengths(&lengths, key, &tables, err);
     if (status == MOM_OK) {
@@ -974,8 +991,10 @@ static mom_status make_arena(mom_gpt *gpt, const mom_exec *exec, const mom_batch
     }
     gpt->region.full = 0;
     gpt->most_workspace = plan.most_workspace;
-    if (key.keep)
+    if (key.keep) {
         gpt->keeps_gradients = keeps_gradients(&plan);
+        gpt->apart = large_halves(&gpt->config, &key);
+    }
     *planned = key;
     return MOM_OK;
 }

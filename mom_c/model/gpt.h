@@ -87,6 +87,7 @@ typedef struct {
     double *step_counts, *step_tokens;
 
     int gradients_absent; /* zero, and their whole huge pages not there: see make_up_for_gradients */
+    int apart; /* of passes within the last plan for backward: see large_halves */
     int keeps_gradients; /* their pages stay when they are zeroed: there is little to gain from giving them back */
     size_t trained_from; /* lowest place that backward goes through; 0: embeddings, too; see mom_gpt_set_trained */
     size_t optimizers;   /* there are: their moments count in plans */

@@ -26,7 +26,8 @@ static void module_scores(float *out, const float *scores, size_t N, size_t S, s
 mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
     const mom_pool_tensors *w = &pool->weight;
     return (mom_half){run->exec, &saved->route.plan, run->config->dtype, run->config->C, saved->input, saved->mean,
-                      saved->rstd, (const float *const *)w->ln_weight, (const float *const *)w->ln_bias, run->err};
+                      saved->rstd, (const float *const *)w->ln_weight, (const float *const *)w->ln_bias, run->err,
+                      run->apart};
 }
 
 mom_half_layer mom_half_in_layer(const mom_pool *pool) {
@@ -60,6 +61,13 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
     if (run->unneeded && pool->kind == MOM_POOL_FFN) /* 1 is the choice after the only module's: SKIP */
         return mom_routing_plan_init(&saved->route.plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
     return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
+}
+
+mom_status mom_half_end(const mom_run *run, mom_half_saved *saved, float **x_out) {
+    saved->end = mom_arena_get_mark(run->saved);
+    if (!*x_out)
+        MOM_ARENA_NEW(*x_out, run->saved, run->N * run->config->C, run->err);
+    return MOM_OK;
 }
 
 static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_packing *packings, size_t M,

@@ -23,6 +23,7 @@ typedef struct {
     const int16_t *unneeded; /* (N) 1 for rows whose output nothing depends on, else 0, in a half that is not routed; or NULL */
     int training;         /* dropout is active */
     uint64_t seed, counter; /* of the random streams of this call */
+    int apart;            /* large halves: less memory in backward, see mom_half */
     int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
     mom_error *err;
 } mom_run;
@@ -53,17 +54,18 @@ typedef struct {
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     const uint8_t *queries;    /* attention: (N) tokens that are needed, or NULL: all */
     uint64_t site;             /* identifies this half and round among the random streams */
-    mom_arena_mark start;      /* of `saved`, before anything of this half */
+    mom_arena_mark start, end; /* of `saved`, around what this half's backward needs: above it lies the stream after it */
+    mom_arena_mark before_inner; /* attention: above it lies what backward has no use for once it has dqkv */
 } mom_half_saved;
 
 /* Streams within a half and round, added to `site`. */
 enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
 
-/* x (N, C): residual stream, updated in place when x_out == x_in, else x_out = x_in + output.
- * state (N, R): recurrent state of the round before, or NULL. */
-mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+/* x (N, C): residual stream, updated in place when *x_out == x_in, else *x_out = x_in + output; if *x_out is NULL it becomes
+ * an array above saved->end. state (N, R): recurrent state of the round before, or NULL. */
+mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
                                       const float *x_in, const float *state);
-mom_status mom_ffn_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float *x_out,
+mom_status mom_ffn_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
                                 const float *x_in, const float *state);
 
 /* What backward needs to know about the balance loss of this half: the totals it is computed from. */
@@ -87,6 +89,8 @@ mom_status mom_ffn_pool_backward(const mom_run *run, mom_pool *pool, const mom_h
 /* Statistics' memory, and the route, or the plan that sends every token, of a feed-forward half every needed one, to the
  * only module. */
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
+/* After everything that backward needs: see x_out above. */
+mom_status mom_half_end(const mom_run *run, mom_half_saved *saved, float **x_out);
 mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool);
 mom_half_layer mom_half_out_layer(const mom_pool *pool);

@@ -362,6 +362,12 @@ static void split_layer(layer_part parts[2], const mom_half *half, const mom_rou
     parts[1] = (layer_part){*half, columns, layer->Out};
 }
 
+/* Of an array like the layer's output, the part's columns. */
+static mom_matrix part_rows(const layer_part *part, size_t m, const void *data, size_t width, int by_token) {
+    const mom_half *half = &part->half;
+    return rows_of(half->plan, m, at(data, half->dtype, 0, width, part->begin), half->dtype, width, by_token);
+}
+
 static mom_status enter(const layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
                         const float *weight, const mom_half_layer *layer) {
     const size_t width = layer->Out;
@@ -483,10 +489,6 @@ static mom_status leave_backward(const mom_half *half, const mom_half_gradient *
     product_list list;
     MOM_TRY(product_list_init(&list, half, 2 * plan->M));
     MOM_TRY(new_slot_scale(&slot_scale, half, output->weight));
-    if (dscore)
-        MOM_ARENA_NEW(partial, x->workspace, plan->slots * blocks, half->err);
-    if (several)
-        MOM_ARENA_NEW(dslots, x->workspace, plan->slots * In, half->err);
 
     /* pass 1: gradients of the weights; through GELU its inputs are needed, which pass 2 replaces */
     for (size_t m = 0; m < plan->M; m++) {
@@ -500,12 +502,16 @@ static mom_status leave_backward(const mom_half *half, const mom_half_gradient *
         g->k_scale = module_scale(plan, slot_scale, m);
         set_gradient(g, gradient, m, C, 0);
     }
-    if (output->gelu) {
+    if (output->gelu || half->apart) {
         MOM_TRY(run_products(half, &list));
         list.count = 0;
     }
 
     /* pass 2: gradients of the inputs and of the scores */
+    if (dscore)
+        MOM_ARENA_NEW(partial, x->workspace, plan->slots * blocks, half->err);
+    if (several)
+        MOM_ARENA_NEW(dslots, x->workspace, plan->slots * In, half->err);
     const finish_context shared = {.half = half, .width = In, .inner = inner, .weight = output->weight,
                                    .partial = partial, .blocks = blocks, .out = several ? dslots : dinner,
                                    .out_dtype = several ? MOM_F32 : half->dtype, .by_token = !several};
@@ -567,41 +573,47 @@ static mom_status enter_backward(const layer_part *parts, size_t count, const mo
     product_list list;
     MOM_TRY(product_list_init(&list, half, 2 * count * plan->M));
     MOM_TRY(new_slot_scale(&slot_scale, half, weight));
+
+    /* pass 1: gradients of the weights */
+    for (const layer_part *part = parts; part < parts + count; part++) {
+        const mom_half *own = &part->half;
+        for (size_t m = 0; m < own->plan->M; m++) {
+            const size_t slots = module_slots(own->plan, m);
+            if (!slots || !gradient->weight)
+                continue;
+            mom_gemm *g = add_product(&list, C, part->end - part->begin, slots, half->dtype);
+            g->a = mom_matrix_flip(normed_rows(&list, g, own, m));
+            g->b = part_rows(part, m, dout, Out, by_token);
+            g->k_scale = module_scale(own->plan, slot_scale, m);
+            set_gradient(g, gradient, m, Out, part->begin);
+        }
+    }
+    if (half->apart) {
+        MOM_TRY(run_products(half, &list));
+        list.count = 0;
+    }
+
+    /* pass 2: gradients of the normalised inputs */
     MOM_ARENA_NEW(dxn, x->workspace, plan->slots * C, half->err);
     if (count > 1)
         MOM_ARENA_NEW(more, x->workspace, parts->half.plan->slots * C, half->err);
     if (weight)
         MOM_ARENA_NEW(partial, x->workspace, plan->slots * blocks, half->err);
-
-    /* pass 1: gradients of the weights and of the normalised inputs */
-    for (size_t p = 0; p < count; p++) {
-        const mom_half *own = &parts[p].half;
-        const size_t begin = parts[p].begin, columns = parts[p].end - begin;
-        float *const rows_out = p + 1 < count ? more : dxn;
-        for (size_t m = 0; m < own->plan->M; m++) {
-            const size_t slots = module_slots(own->plan, m);
-            if (!slots)
+    for (const layer_part *part = parts; part < parts + count; part++) {
+        const mom_routing_plan *own = part->half.plan;
+        for (size_t m = 0; m < own->M; m++) {
+            if (!module_slots(own, m))
                 continue;
-            mom_matrix rows = rows_of(own->plan, m, dout, half->dtype, Out, by_token);
-            rows.data = at(rows.data, half->dtype, 0, Out, begin);
-            mom_gemm *g;
-            if (gradient->weight) {
-                g = add_product(&list, C, columns, slots, half->dtype);
-                g->a = mom_matrix_flip(normed_rows(&list, g, own, m));
-                g->b = rows;
-                g->k_scale = module_scale(own->plan, slot_scale, m);
-                set_gradient(g, gradient, m, Out, begin);
-            }
-            g = add_product(&list, slots, C, columns, half->dtype);
-            g->a = rows;
-            g->b = mom_matrix_transposed(layer->weight[m] + begin, Out);
+            mom_gemm *g = add_product(&list, module_slots(own, m), C, part->end - part->begin, half->dtype);
+            g->a = part_rows(part, m, dout, Out, by_token);
+            g->b = mom_matrix_transposed(layer->weight[m] + part->begin, Out);
             g->packed_b = count > 1 ? NULL : packed_of(layer, m);
             if (weight) {
                 set_finish(&list, g, finish_scored_norm, m, (finish_context){.half = half, .width = C, .out = dxn,
                                                                              .weight = weight, .partial = partial,
                                                                              .blocks = blocks});
             } else {
-                g->c = rows_out + (size_t)own->plan->offsets[m] * C;
+                g->c = (part + 1 < parts + count ? more : dxn) + (size_t)own->offsets[m] * C;
                 g->ldc = C;
             }
         }
@@ -617,7 +629,7 @@ static mom_status enter_backward(const layer_part *parts, size_t count, const mo
         mom_parallel_for(x->threads, row_tasks(plan->slots), score_task, &job);
     }
 
-    /* pass 2: through LayerNorm */
+    /* pass 3: through LayerNorm */
     if (plan->M == 1 && whole(plan, 0))
         return mom_layernorm_backward(x, dx, dln_weight[0], dln_bias[0], dxn, half->x, half->ln_weight[0], half->mean,
                                       half->rstd, plan->N, C, half->err);

@@ -22,6 +22,7 @@ typedef struct {
     const float *x, *mean, *rstd;                /* residual stream before the half, its statistics */
     const float *const *ln_weight, *const *ln_bias;
     mom_error *err;
+    int apart; /* backward computes gradients of weights and of inputs one after the other: never both packed at once */
 } mom_half;
 
 /* A layer of the pool: weight[m] (In, Out) and bias[m] (Out), and, by module, the weight packed (mom_gemm_pack) as it
