@@ -65,9 +65,9 @@ static mom_status find_queries(const mom_run *run, const mom_pool *pool, mom_hal
     saved->queries = NULL;
     if (pool->routed || !run->unneeded)
         return MOM_OK;
-    MOM_TRY(mom_routing_plan_init(&saved->needed, run->saved, run->unneeded, run->N, 1, 1, run->err));
+    MOM_TRY(mom_plan_needed(run, &saved->needed));
     MOM_ARENA_NEW(queries, run->saved, run->N, run->err);
-    for (size_t t = 0; t < run->N; t++)
+    for (size_t t = 0; t < run->N && !mom_rehearsing(); t++)
         queries[t] = !run->unneeded[t];
     saved->queries = queries;
     return MOM_OK;
@@ -88,7 +88,9 @@ static mom_status mix_qkv(const mom_run *run, const mom_pool *pool, mom_half_sav
     const float *weight = qkv_weight(run, pool, saved);
     float *y;
     if (saved->queries)
-        return mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in);
+        MOM_TRY(mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
+    if (saved->queries && !mom_rehearsing()) /* a plan has room for either way */
+        return MOM_OK;
     if (plan->K <= 1)
         return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
     MOM_ARENA_NEW(y, run->exec->workspace, plan->slots * 3 * half->C, run->err);
@@ -176,8 +178,10 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     const mom_exec in_its_place = {x->k, x->threads, run->saved, x->precision};
     half.exec = &in_its_place;
     if (saved->queries)
-        return mom_half_enter_split_backward(&half, &saved->needed, C, &in_gradient, d->ln_weight, d->ln_bias, dx, dqkv,
-                                             &in);
+        MOM_TRY(mom_half_enter_split_backward(&half, &saved->needed, C, &in_gradient, d->ln_weight, d->ln_bias, dx, dqkv,
+                                              &in));
+    if (saved->queries && !mom_rehearsing())
+        return MOM_OK;
     MOM_TRY(mom_half_enter_backward(&half, &in_gradient, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
                                     weight, &in));
     if (!pool->routed)

@@ -220,21 +220,21 @@ static void need(mom_gpt *gpt, const int32_t *rows, size_t count) {
 static mom_status collect_needed(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
     const size_t B = gpt->run.B, N = gpt->run.N, labels = gpt->config.num_labels;
     gpt->unneeded = NULL;
-    if (batch->all_rows || !(labels || batch->labels || batch->rows))
+    if (batch->all_rows || !(labels || batch->labels || batch->rows || mom_rehearsing()))
         return MOM_OK;
     MOM_ARENA_NEW(gpt->unneeded, &gpt->saved, N, err);
+    if (mom_rehearsing()) /* a plan is for either way, with all rows: the most work */
+        return MOM_OK;
     size_t needed = 0;
-    if (!mom_rehearsing()) { /* else all are needed: the most work */
-        for (size_t i = 0; i < N; i++)
-            gpt->unneeded[i] = 1;
-        if (labels)
-            need(gpt, gpt->pooled, B);
-        if (batch->labels)
-            need(gpt, gpt->rows, gpt->losses.labelled);
-        need(gpt, batch->rows, batch->rows ? batch->row_count : 0);
-        for (size_t i = 0; i < N; i++)
-            needed += !gpt->unneeded[i];
-    }
+    for (size_t i = 0; i < N; i++)
+        gpt->unneeded[i] = 1;
+    if (labels)
+        need(gpt, gpt->pooled, B);
+    if (batch->labels)
+        need(gpt, gpt->rows, gpt->losses.labelled);
+    need(gpt, batch->rows, batch->rows ? batch->row_count : 0);
+    for (size_t i = 0; i < N; i++)
+        needed += !gpt->unneeded[i];
     if (!needed || needed > N / 4 * 3)
         gpt->unneeded = NULL;
     return MOM_OK;

@@ -53,13 +53,20 @@ mom_half_gradient mom_half_out_gradient(const mom_pool *pool) {
                         : (mom_half_gradient){pool->grad.out_weight, pool->grad.out_bias, pool->unset_out};
 }
 
+mom_status mom_plan_needed(const mom_run *run, mom_routing_plan *plan) {
+    if (!run->unneeded || mom_rehearsing())
+        return mom_routing_plan_init_dense(plan, run->saved, run->N, 1, run->err);
+    /* 1 is the choice after the only module's: SKIP */
+    return mom_routing_plan_init(plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
+}
+
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
     MOM_ARENA_NEW(saved->mean, run->saved, run->N, run->err);
     MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);
     if (pool->routed)
         return mom_route_forward(run, pool, saved, state);
-    if (run->unneeded && pool->kind == MOM_POOL_FFN) /* 1 is the choice after the only module's: SKIP */
-        return mom_routing_plan_init(&saved->route.plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
+    if (pool->kind == MOM_POOL_FFN)
+        return mom_plan_needed(run, &saved->route.plan);
     return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
 }
 

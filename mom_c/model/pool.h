@@ -86,6 +86,8 @@ mom_status mom_ffn_pool_backward(const mom_run *run, mom_pool *pool, const mom_h
 
 /* ---- shared by the two kinds (pool.c) */
 
+/* The plan that sends every needed token to the only module. */
+mom_status mom_plan_needed(const mom_run *run, mom_routing_plan *plan);
 /* Statistics' memory, and the route, or the plan that sends every token, of a feed-forward half every needed one, to the
  * only module. */
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);

@@ -169,6 +169,14 @@ static void finish_scored(const mom_kernels *k, const mom_gemm *g, float *sums, 
     }
 }
 
+/* out[token] += sums */
+static void finish_add(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m, size_t j0,
+                       size_t n) {
+    const finish_context *f = g->context;
+    for (size_t r = 0; r < m; r++)
+        k->add((float *)f->out + place_of(f, i0 + r).token * f->width + j0, sums + r * ld, n);
+}
+
 /* out[slot] = weight * sums; partial: <sums, LN_m(x)[token]> */
 static void finish_scored_norm(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m,
                                size_t j0, size_t n) {
@@ -544,24 +552,6 @@ mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient
     return status;
 }
 
-typedef struct {
-    const mom_kernels *k;
-    const mom_routing_plan *some;
-    float *dxn;
-    const float *more;
-    size_t C;
-} rows_job;
-
-/* dxn[token of a slot] += more[slot]: tokens of the only module, each at most once */
-static void add_rows_task(void *context, size_t task, int thread) {
-    const rows_job *job = context;
-    size_t begin, end;
-    (void)thread;
-    mom_range(job->some->slots, row_tasks(job->some->slots), task, &begin, &end);
-    for (size_t s = begin; s < end; s++)
-        job->k->add(job->dxn + (size_t)job->some->token[s] * job->C, job->more + s * job->C, job->C);
-}
-
 static mom_status enter_backward(const layer_part *parts, size_t count, const mom_half_gradient *gradient,
                                  float *const *dln_weight, float *const *dln_bias, float *dx, float *dscore,
                                  const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
@@ -569,7 +559,7 @@ static mom_status enter_backward(const layer_part *parts, size_t count, const mo
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->In, Out = layer->Out, blocks = column_blocks(C);
-    float *slot_scale, *partial = NULL, *dxn, *more = NULL;
+    float *slot_scale, *partial = NULL, *dxn;
     product_list list;
     MOM_TRY(product_list_init(&list, half, 2 * count * plan->M));
     MOM_TRY(new_slot_scale(&slot_scale, half, weight));
@@ -593,18 +583,17 @@ static mom_status enter_backward(const layer_part *parts, size_t count, const mo
         list.count = 0;
     }
 
-    /* pass 2: gradients of the normalised inputs */
+    /* pass 2: gradients of the normalised inputs ... */
     MOM_ARENA_NEW(dxn, x->workspace, plan->slots * C, half->err);
-    if (count > 1)
-        MOM_ARENA_NEW(more, x->workspace, parts->half.plan->slots * C, half->err);
     if (weight)
         MOM_ARENA_NEW(partial, x->workspace, plan->slots * blocks, half->err);
-    for (const layer_part *part = parts; part < parts + count; part++) {
-        const mom_routing_plan *own = part->half.plan;
-        for (size_t m = 0; m < own->M; m++) {
-            if (!module_slots(own, m))
+    /* ... of the last part; those of another are added to them */
+    for (const layer_part *part = parts + count; part-- > parts;) {
+        const mom_half *own = &part->half;
+        for (size_t m = 0; m < own->plan->M; m++) {
+            if (!module_slots(own->plan, m))
                 continue;
-            mom_gemm *g = add_product(&list, module_slots(own, m), C, part->end - part->begin, half->dtype);
+            mom_gemm *g = add_product(&list, module_slots(own->plan, m), C, part->end - part->begin, half->dtype);
             g->a = part_rows(part, m, dout, Out, by_token);
             g->b = mom_matrix_transposed(layer->weight[m] + part->begin, Out);
             g->packed_b = count > 1 ? NULL : packed_of(layer, m);
@@ -612,18 +601,17 @@ static mom_status enter_backward(const layer_part *parts, size_t count, const mo
                 set_finish(&list, g, finish_scored_norm, m, (finish_context){.half = half, .width = C, .out = dxn,
                                                                              .weight = weight, .partial = partial,
                                                                              .blocks = blocks});
+            } else if (part + 1 < parts + count) {
+                set_finish(&list, g, finish_add, m, (finish_context){.half = own, .width = C, .out = dxn});
             } else {
-                g->c = (part + 1 < parts + count ? more : dxn) + (size_t)own->offsets[m] * C;
+                g->c = dxn + (size_t)own->plan->offsets[m] * C;
                 g->ldc = C;
             }
         }
+        MOM_TRY(run_products(half, &list));
+        list.count = 0;
     }
-    MOM_TRY(run_products(half, &list));
     gradients_set(gradient, plan);
-    if (count > 1) {
-        rows_job job = {x->k, parts->half.plan, dxn, more, C};
-        mom_parallel_for(x->threads, row_tasks(job.some->slots), add_rows_task, &job);
-    }
     if (weight) {
         score_job job = {half, dscore, partial, blocks, dout, half->dtype, by_token, layer->bias, Out};
         mom_parallel_for(x->threads, row_tasks(plan->slots), score_task, &job);

@@ -203,6 +203,24 @@ def test_memory_stays_within_the_plan() -> None:
         labels[:, :cut] = IGNORED
         model(tokens, labels)
         model.backward()
-        size, most, beside, full = model._core.arena
-        assert size == model.memory_plan(4, 128).arena
-        assert most <= size and (beside, full) == (0, 0)
+        assert_within_the_plan(model, tokens.shape)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("cut", [0, 33, 40, 120])
+def test_memory_stays_within_the_plan_where_attention_is_the_most_of_it(cut: int, checkpoint: bool) -> None:
+    tokens = np.random.default_rng(0).integers(0, 97, (5, 130))
+    labels = tokens.copy()
+    labels[:, :cut] = IGNORED
+    model = make({"n_embd": 66, "n_inner": 5, "n_layer": 1})
+    model.activation_checkpointing = checkpoint
+    model(tokens, labels)
+    assert computes_some(model) is (cut > 0)
+    model.backward()
+    assert_within_the_plan(model, tokens.shape)
+
+
+def assert_within_the_plan(model: mom.MoM, shape: tuple[int, ...]) -> None:
+    size, most, beside, full = model._core.arena
+    assert size == model.memory_plan(*shape).arena
+    assert most <= size and (beside, full) == (0, 0)
