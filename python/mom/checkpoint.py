@@ -200,8 +200,6 @@ def write_folder(
             raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
     if keep_last is not None and keep_last < 1:
         raise CheckpointError(f"keep_last: {keep_last} is less than 1")
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path}: exists and is not a folder")
     check_replaceable(path, files)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _sibling(path, "tmp") as temporary:
@@ -223,7 +221,7 @@ def write_folder(
 
 
 def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
-    """Raise unless writing a folder at `path` would lose nothing but an earlier one of its kind.
+    """Raise unless a folder can be written at `path`, and would lose nothing but an earlier one of its kind.
 
     Parameters
     ----------
@@ -235,10 +233,18 @@ def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
     Raises
     ------
     CheckpointError
-        If the folder holds something else, or is the current one.
+        If the folder holds something else, is the current one or a file, or if its parent is a file or cannot be
+        written to.
     """
     path = Path(os.path.realpath(path))
-    if not path.is_dir():
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path}: exists and is not a folder")
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir():
+        raise CheckpointError(f"{path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{path}: {parent} cannot be written to")
+    if not path.exists():
         return
     own = {MANIFEST, *names}
     with contextlib.suppress(CheckpointError):

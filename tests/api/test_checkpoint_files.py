@@ -287,6 +287,18 @@ def test_manifest_is_plain_json(tmp_path):
     assert json.loads((tmp_path / "x" / "manifest.json").read_text()) == expected
 
 
+def test_what_cannot_be_written_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="model: .*file is not a folder"):
+        checkpoint.check_replaceable(tmp_path / "file" / "run" / "model")
+    with pytest.raises(CheckpointError, match="file: exists and is not a folder"):
+        checkpoint.check_replaceable(tmp_path / "file")
+    checkpoint.check_replaceable(tmp_path / "new" / "run" / "model")
+    monkeypatch.setattr(checkpoint.os, "access", lambda path, mode: False)  # tests may run as root, whom nothing stops
+    with pytest.raises(CheckpointError, match=f"model: {tmp_path} cannot be written to"):
+        checkpoint.check_replaceable(tmp_path / "new" / "run" / "model")
+
+
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
