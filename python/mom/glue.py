@@ -222,6 +222,8 @@ def finetune(
     if predict and out_dir is None:
         raise ConfigError("predict: needs an out_dir")
     body = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    if not isinstance(body, (MoM, MoMForSequenceClassification)):
+        raise TypeError(f"model: expected MoM or MoMForSequenceClassification, got {type(body).__name__}")
     warn_of_idle_routers(body.config, config.train, language_model=False)
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training

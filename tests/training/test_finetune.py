@@ -661,6 +661,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
         _checked_seeds([0.5])  # type: ignore[list-item]
 
 
+def test_what_is_no_model_is_named() -> None:
+    with pytest.raises(TypeError, match="model: expected MoM or MoMForSequenceClassification, got int"):
+        mom.glue.finetune(3, "sst2", {})  # type: ignore[arg-type]
+
+
 def test_length_follows_the_model() -> None:
     assert FinetuneConfig().length_for(PLAIN) == 24 and FinetuneConfig(max_length=9).length_for(PLAIN) == 9
     with pytest.raises(ConfigError, match="max_length: 25 is more than the model's n_positions = 24"):
