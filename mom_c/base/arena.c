@@ -5,6 +5,7 @@
 #endif
 
 #include "base/arena.h"
+#include "base/sizes.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -223,8 +224,6 @@ void mom_region_free(mom_region *region) {
 #if defined(__linux__)
 static size_t huge_floor(size_t bytes) { return bytes / HUGE_PAGE * HUGE_PAGE; }
 static size_t huge_ceil(size_t bytes) { return huge_floor(bytes + HUGE_PAGE - 1); }
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Memory of whole huge pages goes from one place to another, whose own is lost; what it leaves behind reads as zero. Page by
  * page, since pages that have moved are mappings of their own. Returns how many bytes from the end of both went. */
@@ -254,7 +253,7 @@ static size_t move_pages(unsigned char *to, unsigned char *from, size_t bytes) {
 static void discard(const mom_region *region, size_t begin, size_t end, mom_bare *bare) {
     if (begin >= end)
         return;
-    const size_t most = bare ? smaller(bare->end - bare->begin, end - begin) : 0;
+    const size_t most = bare ? mom_min(bare->end - bare->begin, end - begin) : 0;
     if (most && bare->upwards) {
         end -= move_pages(bare->data + bare->begin, region->data + end - most, most);
         bare->begin += most;
@@ -271,7 +270,7 @@ static int has_pages(const mom_region *region) { return region->data && header_o
 
 void mom_bare_limit(mom_bare *bare, size_t begin, size_t end) {
     bare->begin = huge_ceil(begin);
-    bare->end = smaller(bare->end, huge_floor(end));
+    bare->end = mom_min(bare->end, huge_floor(end));
     if (bare->begin > bare->end || !header_of(bare->data)->mapped)
         bare->begin = bare->end;
 }
@@ -282,15 +281,15 @@ void mom_region_shrink(mom_region *region, size_t most, size_t top, mom_bare *ba
     /* Either arena may have touched what the other one holds now: only what lies between them goes. */
     const size_t first = huge_ceil(region->used[0]), last = huge_floor(region->capacity - region->used[1]);
     const size_t low = region->touched[0], high = region->touched[1];
-    const size_t most_low = larger(first, most > top ? huge_floor(most - top) : 0);
+    const size_t most_low = mom_max(first, most > top ? huge_floor(most - top) : 0);
     if (low > most_low) {
-        discard(region, most_low, smaller(huge_ceil(low), last), bare);
+        discard(region, most_low, mom_min(huge_ceil(low), last), bare);
         region->touched[0] = most_low;
     }
     const size_t most_high = most > region->touched[0] ? most - region->touched[0] : 0;
-    const size_t end = smaller(last, most_high < region->capacity ? huge_ceil(region->capacity - most_high) : 0);
+    const size_t end = mom_min(last, most_high < region->capacity ? huge_ceil(region->capacity - most_high) : 0);
     if (region->capacity - high < end) {
-        discard(region, larger(huge_floor(region->capacity - high), first), end, bare);
+        discard(region, mom_max(huge_floor(region->capacity - high), first), end, bare);
         region->touched[1] = region->capacity - end;
     }
 }
@@ -298,7 +297,7 @@ void mom_region_shrink(mom_region *region, size_t most, size_t top, mom_bare *ba
 void mom_region_forget(mom_region *region, const void *data, size_t done, size_t bytes, mom_bare *bare) {
     const size_t begin = has_pages(region) ? (size_t)((uintptr_t)data - (uintptr_t)region->data) : SIZE_MAX;
     if (begin < region->capacity && bytes <= region->capacity - begin)
-        discard(region, larger(huge_ceil(begin), huge_floor(begin + done)), huge_floor(begin + bytes), bare);
+        discard(region, mom_max(huge_ceil(begin), huge_floor(begin + done)), huge_floor(begin + bytes), bare);
 }
 
 void mom_region_refill(mom_region *region, const size_t most[2], void *block) {
@@ -306,20 +305,20 @@ void mom_region_refill(mom_region *region, const size_t most[2], void *block) {
     unsigned char *data = block;
     if (has_pages(region) && header_of(block)->mapped) {
         const size_t begin = huge_ceil(region->touched[0]), end = huge_floor(region->capacity - region->touched[1]);
-        const size_t low = smaller(huge_floor(most[0]), end);
-        const size_t high = larger(huge_ceil(region->capacity - smaller(most[1], region->capacity)), larger(begin, low));
+        const size_t low = mom_min(huge_floor(most[0]), end);
+        const size_t high = mom_max(huge_ceil(region->capacity - mom_min(most[1], region->capacity)), mom_max(begin, low));
         if (begin < low) {
-            const size_t bytes = smaller(low - begin, left);
+            const size_t bytes = mom_min(low - begin, left);
             const size_t moved = move_pages(region->data + begin, data + left - bytes, bytes);
             left -= moved;
             if (moved == bytes)
                 region->touched[0] = begin + moved;
         }
         if (high < end) {
-            const size_t bytes = smaller(end - high, left);
+            const size_t bytes = mom_min(end - high, left);
             const size_t moved = move_pages(region->data + end - bytes, data + left - bytes, bytes);
             left -= moved;
-            region->touched[1] = larger(region->touched[1], region->capacity - (end - moved));
+            region->touched[1] = mom_max(region->touched[1], region->capacity - (end - moved));
         }
     }
     mom_memory_clear(block);

@@ -16,10 +16,9 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "kernels/levels.h"
 
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 
 /* Packed factors are counted in items of 32 bits: a float32, or two steps of k in bfloat16. */
@@ -32,7 +31,7 @@ static int uses_tiles(const mom_kernels *k, mom_dtype precision) { return precis
 /* Of kk steps; tiles take whole chunks. */
 static size_t items_of(const mom_kernels *k, mom_dtype precision, size_t kk) {
     const size_t items = precision == MOM_BF16 ? (kk + 1) / 2 : kk;
-    return uses_tiles(k, precision) ? round_up(items, k->tile_items) : items;
+    return uses_tiles(k, precision) ? mom_round_up(items, k->tile_items) : items;
 }
 
 static size_t most_depth(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 ? k->kc_bf16 : k->kc; }
@@ -46,8 +45,8 @@ static size_t block_depth(const mom_kernels *k, mom_dtype precision, size_t kk) 
         return kk;
     const size_t even = parts(kk, parts(kk, most)), unit = 8 * steps;
     if (uses_tiles(k, precision))
-        return round_up(even, steps * k->tile_items);
-    return smaller(most, round_up(even + unit / 2, unit) - unit / 2);
+        return mom_round_up(even, steps * k->tile_items);
+    return mom_min(most, mom_round_up(even + unit / 2, unit) - unit / 2);
 }
 
 /* A block of a, `depth` items deep: packed, or but for a last incomplete panel where it lies. */
@@ -116,11 +115,11 @@ static void macro_kernel_on_tiles(const mom_kernels *k, size_t m, size_t n, size
     for (size_t j = 0; j < n; j += nr) {
         const item *bj = b + j * depth;
         const mom_bf16 *b_halves = (const mom_bf16 *)(const void *)bj;
-        const size_t columns = smaller(nr, n - j);
+        const size_t columns = mom_min(nr, n - j);
         const item *next = columns < n - j ? bj + nr * depth : after;
         for (size_t i = 0, panels; i < m; i += panels * mr, next += panels * part) {
             const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)(a + i * depth);
-            const size_t rows = smaller(2 * mr, m - i);
+            const size_t rows = mom_min(2 * mr, m - i);
             float *cij = c + i * ldc + j;
             panels = rows > mr ? 2 : 1;
             if (rows == panels * mr && columns == nr) {
@@ -149,10 +148,10 @@ static void macro_kernel(const mom_kernels *k, mom_dtype precision, size_t m, si
     const size_t part = parts(nr * depth / line, parts(m, mr)) * line;
     for (size_t j = 0; j < n; j += nr) {
         const item *bj = b + j * depth;
-        const size_t columns = smaller(nr, n - j);
+        const size_t columns = mom_min(nr, n - j);
         const item *next = columns < n - j ? bj + nr * depth : after;
         for (size_t i = 0; i < m; i += mr, next += part) {
-            const size_t rows = smaller(mr, m - i);
+            const size_t rows = mom_min(mr, m - i);
             float *cij = c + i * ldc + j;
             if (rows == mr && columns == nr) {
                 micro_kernel(k, precision, depth, a, i, mr, bj, cij, ldc, accumulate, next);
@@ -203,18 +202,18 @@ static size_t count_packs(const mom_kernels *k, mom_dtype precision, size_t n, s
 /* Tasks that pack columns [first, first + n) of b; returns how many. */
 static size_t add_packs(const mom_kernels *k, pack_task *packs, item *dst, const mom_matrix *b, const float *k_scale,
                         mom_dtype precision, size_t first, size_t n, size_t kk) {
-    const size_t depth = block_depth(k, precision, kk), columns = round_up(n, k->nr);
+    const size_t depth = block_depth(k, precision, kk), columns = mom_round_up(n, k->nr);
     size_t count = 0;
     for (size_t p0 = 0; p0 < kk; p0 += depth)
         for (size_t j0 = 0; j0 < n; j0 += PACK_COLUMNS)
-            packs[count++] = (pack_task){dst, b, k_scale, precision, p0, smaller(depth, kk - p0), j0,
-                                         smaller(PACK_COLUMNS, n - j0), first, columns};
+            packs[count++] = (pack_task){dst, b, k_scale, precision, p0, mom_min(depth, kk - p0), j0,
+                                         mom_min(PACK_COLUMNS, n - j0), first, columns};
     return count;
 }
 
 /* Items of n packed columns; the last block of k may end in half a pair, or in a part of a chunk. */
 static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
-    return round_up(n, k->nr) * items_of(k, precision, kk);
+    return mom_round_up(n, k->nr) * items_of(k, precision, kk);
 }
 
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
@@ -341,13 +340,13 @@ static void compute_block(const slab_run *run, const block_task *t, int thread) 
     const size_t depth = block_depth(k, g->precision, g->k);
     const float *rows[MOM_GEMM_MAX_ROWS];
     float *c = g->finish ? run->sums + (size_t)thread * run->sums_size : g->c + t->i0 * g->ldc + t->j0;
-    const size_t ldc = g->finish ? round_up(t->n, k->nr) : g->ldc;
+    const size_t ldc = g->finish ? mom_round_up(t->n, k->nr) : g->ldc;
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
-        const size_t kc = smaller(depth, g->k - p0), items = items_of(k, g->precision, kc);
+        const size_t kc = mom_min(depth, g->k - p0), items = items_of(k, g->precision, kc);
         const a_block a = load_block(k, g, t->i0, t->m, p0, kc, run->a + (size_t)thread * run->a_size, rows);
         const int accumulate = g->accumulate || p0 > 0;
         if (of->b) {
-            const size_t first = t->j0 - of->first, left = smaller(depth, g->k - p0 - kc);
+            const size_t first = t->j0 - of->first, left = mom_min(depth, g->k - p0 - kc);
             const item *b = of->b + items_of(k, g->precision, p0) * of->columns + first * items;
             const item *next =
                 of->b + items_of(k, g->precision, p0 + kc) * of->columns + first * items_of(k, g->precision, left);
@@ -357,7 +356,7 @@ static void compute_block(const slab_run *run, const block_task *t, int thread) 
         item *panel = run->panel + (size_t)thread * run->panel_size;
         const mom_matrix by_columns = mom_matrix_flip(g->b);
         for (size_t j = 0; j < t->n; j += k->nr) {
-            const size_t columns = smaller(k->nr, t->n - j);
+            const size_t columns = mom_min(k->nr, t->n - j);
             if (columns == k->nr && reads_b(k, g)) {
                 const float *b = (const float *)g->b.data + p0 * g->b.rs + t->j0 + j;
                 b_rows_kernel(k, kc, t->m, (const float *)(const void *)a.packed, b, g->b.rs, c + j, ldc, accumulate);
@@ -380,7 +379,7 @@ static void write_empty(const mom_kernels *k, const mom_gemm *g) {
     float row[MOM_FINISH_COLUMNS];
     for (size_t i = 0; i < g->m; i++) {
         for (size_t j0 = 0; j0 < g->n; j0 += MOM_FINISH_COLUMNS) {
-            const size_t n = smaller(MOM_FINISH_COLUMNS, g->n - j0);
+            const size_t n = mom_min(MOM_FINISH_COLUMNS, g->n - j0);
             float *c = g->finish ? row : g->c + i * g->ldc + j0;
             for (size_t j = 0; j < n; j++)
                 c[j] = g->bias ? g->bias[j0 + j] : 0.0f;
@@ -396,10 +395,10 @@ static void sum_columns(const mom_kernels *k, const block_task *t) {
     const mom_gemm *g = of->g;
     const size_t depth = block_depth(k, g->precision, g->k);
     for (size_t p0 = 0; p0 < g->k; p0 += depth) {
-        const size_t items = items_of(k, g->precision, smaller(depth, g->k - p0));
+        const size_t items = items_of(k, g->precision, mom_min(depth, g->k - p0));
         const item *b = of->b + items_of(k, g->precision, p0) * of->columns + (t->j0 - of->first) * items;
         for (size_t j = 0; j < t->n; j += k->nr)
-            k->panel_sums(g->k_sums + t->j0 + j, g->precision, b + j * items, items, smaller(k->nr, t->n - j));
+            k->panel_sums(g->k_sums + t->j0 + j, g->precision, b + j * items, items, mom_min(k->nr, t->n - j));
     }
 }
 
@@ -424,16 +423,18 @@ static void run_slab_task(void *context, size_t task, int thread) {
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
     if (g->finish)
         return MOM_FINISH_COLUMNS;
-    return has_few_rows(k, g) ? smaller(FEW_ROWS_COLUMNS, columns) : columns;
+    return has_few_rows(k, g) ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
 }
 
 /* What the micro-kernel takes at a time: on tiles two panels. */
 static size_t row_unit(const mom_kernels *k, const mom_gemm *g) { return uses_tiles(k, g->precision) ? 2 * k->mr : k->mr; }
 
-static size_t block_rows(const mom_kernels *k, const mom_gemm *g, size_t m) { return smaller(k->mc, round_up(m, row_unit(k, g))); }
+static size_t block_rows(const mom_kernels *k, const mom_gemm *g, size_t m) {
+    return mom_min(k->mc, mom_round_up(m, row_unit(k, g)));
+}
 
 static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
-    return g->k && g->m && g->n > begin ? smaller(slab, g->n - begin) : 0;
+    return g->k && g->m && g->n > begin ? mom_min(slab, g->n - begin) : 0;
 }
 
 /* Columns of a task: of c no more than stays in the second cache from one block of k to the next, fewer where there would
@@ -441,8 +442,8 @@ static size_t columns_in_slab(const mom_gemm *g, size_t begin, size_t slab) {
 static size_t choose_columns(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab) {
     const mom_kernels *k = x->k;
     const size_t wanted = x->threads > 1 ? 4 * (size_t)x->threads : 1;
-    size_t columns = smaller(MOM_FINISH_COLUMNS, round_up(slab, k->nr));
-    for (; columns > 8 * k->nr; columns = round_up(columns / 2, k->nr)) {
+    size_t columns = mom_min(MOM_FINISH_COLUMNS, mom_round_up(slab, k->nr));
+    for (; columns > 8 * k->nr; columns = mom_round_up(columns / 2, k->nr)) {
         size_t tasks = 0;
         for (size_t i = 0; i < count; i++)
             tasks += parts(problems[i].m, LEAST_ROW_PANELS * k->mr) *
@@ -466,17 +467,17 @@ static size_t cut_blocks(const mom_exec *x, const mom_gemm *problems, size_t cou
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
         const size_t n = columns_in_slab(g, begin, slab), step = column_step(k, g, columns), unit = row_unit(k, g);
-        const double per_row = (double)smaller(step, n) * (double)g->k;
+        const double per_row = (double)mom_min(step, n) * (double)g->k;
         size_t rows;
         for (size_t i0 = 0; n && i0 < g->m; i0 += rows) {
             const double fair = x->threads > 1 ? left / (2.0 * x->threads * per_row) : (double)k->mc;
             const size_t most = fair < (double)k->mc ? (size_t)fair / unit * unit : k->mc;
             const size_t least = LEAST_ROW_PANELS * k->mr, rest = g->m - i0;
-            rows = round_up(parts(rest, parts(rest, most > least ? most : least)), unit);
-            rows = smaller(rows, rest);
+            rows = mom_round_up(parts(rest, parts(rest, most > least ? most : least)), unit);
+            rows = mom_min(rows, rest);
             for (size_t j0 = 0; j0 < n; j0 += step, tasks++)
                 if (blocks)
-                    blocks[tasks] = (block_task){&products[i], i0, rows, begin + j0, smaller(step, n - j0)};
+                    blocks[tasks] = (block_task){&products[i], i0, rows, begin + j0, mom_min(step, n - j0)};
             left -= (double)rows * (double)n * (double)g->k;
         }
     }
@@ -484,7 +485,7 @@ static size_t cut_blocks(const mom_exec *x, const mom_gemm *problems, size_t cou
         const size_t n = problems[i].k_sums ? columns_in_slab(&problems[i], begin, slab) : 0;
         for (size_t j0 = 0; j0 < n; j0 += PACK_COLUMNS, tasks++)
             if (blocks)
-                blocks[tasks] = (block_task){&products[i], 0, 0, begin + j0, smaller(PACK_COLUMNS, n - j0)};
+                blocks[tasks] = (block_task){&products[i], 0, 0, begin + j0, mom_min(PACK_COLUMNS, n - j0)};
     }
     return tasks;
 }
@@ -493,8 +494,6 @@ static size_t cut_blocks(const mom_exec *x, const mom_gemm *problems, size_t cou
 typedef struct {
     size_t a, panel, sums, packed, packs, blocks;
 } slab_room;
-
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static slab_room room_for(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab, size_t columns) {
     const mom_kernels *k = x->k;
@@ -505,11 +504,11 @@ static slab_room room_for(const mom_exec *x, const mom_gemm *problems, size_t co
         const int few = has_few_rows(k, g), in_place = !few && (reads_rows(k, g) || reads_columns(k, g));
         if (!n)
             continue;
-        room.a = larger(room.a, (in_place ? k->mr : block_rows(k, g, g->m)) * depth);
+        room.a = mom_max(room.a, (in_place ? k->mr : block_rows(k, g, g->m)) * depth);
         if (g->finish)
-            room.sums = larger(room.sums, block_rows(k, g, g->m) * round_up(column_step(k, g, columns), k->nr));
+            room.sums = mom_max(room.sums, block_rows(k, g, g->m) * mom_round_up(column_step(k, g, columns), k->nr));
         if (few) {
-            room.panel = larger(room.panel, k->nr * depth);
+            room.panel = mom_max(room.panel, k->nr * depth);
         } else if (!g->packed_b) {
             room.packs += count_packs(k, g->precision, n, g->k);
             room.packed += packed_items(k, g->precision, n, g->k);
@@ -532,21 +531,21 @@ static slab_room room_for_any(const mom_exec *x, const mom_gemm *problems, size_
     }
     for (size_t i = 0; i < count; i++) {
         const mom_gemm *g = &problems[i];
-        const size_t depth = items_of(k, g->precision, smaller(steps, most_depth(k, g->precision)));
+        const size_t depth = items_of(k, g->precision, mom_min(steps, most_depth(k, g->precision)));
         const size_t spare = items_of(k, g->precision, 1) + 1; /* the last pair or chunk of k is not full */
         if (g->finish)
-            room.sums = larger(room.sums, block_rows(k, g, rows) * MOM_FINISH_COLUMNS);
-        room.a = larger(room.a, (reads_rows(k, g) || reads_columns(k, g) ? k->mr : block_rows(k, g, rows)) * depth);
+            room.sums = mom_max(room.sums, block_rows(k, g, rows) * MOM_FINISH_COLUMNS);
+        room.a = mom_max(room.a, (reads_rows(k, g) || reads_columns(k, g) ? k->mr : block_rows(k, g, rows)) * depth);
         room.blocks += 32;
         if (g->packed_b)
             continue;
-        room.panel = larger(room.panel, k->nr * depth);
+        room.panel = mom_max(room.panel, k->nr * depth);
         room.packs += 32;
-        here += round_up(columns_in_slab(g, begin, slab), k->nr) * (items_of(k, g->precision, g->k) + spare);
-        all += round_up(columns_in_slab(g, begin, k->nc), k->nr) * (items_of(k, g->precision, g->k) + spare);
+        here += mom_round_up(columns_in_slab(g, begin, slab), k->nr) * (items_of(k, g->precision, g->k) + spare);
+        all += mom_round_up(columns_in_slab(g, begin, k->nc), k->nr) * (items_of(k, g->precision, g->k) + spare);
     }
     if (count > 1) /* with fewer products the slab may be wider, up to this */
-        room.packed = larger(here, smaller(all, MOST_PACKED / sizeof(item)));
+        room.packed = mom_max(here, mom_min(all, MOST_PACKED / sizeof(item)));
     return room;
 }
 
@@ -556,16 +555,16 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     const mom_kernels *k = x->k;
     size_t widest = 0;
     for (size_t i = 0; i < count; i++)
-        widest = larger(widest, columns_in_slab(&problems[i], begin, slab));
+        widest = mom_max(widest, columns_in_slab(&problems[i], begin, slab));
     if (!widest)
         return MOM_OK;
     const size_t columns = choose_columns(x, problems, count, begin, widest);
     const slab_room room =
         (mom_rehearsing() == MOM_REHEARSE_ANY ? room_for_any : room_for)(x, problems, count, begin, slab, columns);
     slab_run run = {.k = k, .pack_count = room.packs, .a_size = room.a, .panel_size = room.panel, .sums_size = room.sums};
-    run.a_size = round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
-    run.panel_size = round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
-    run.sums_size = round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
+    run.a_size = mom_round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
+    run.panel_size = mom_round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
+    run.sums_size = mom_round_up(run.sums_size, MOM_ALIGNMENT / sizeof(float));
 
     pack_task *packs;
     block_task *blocks;
@@ -591,7 +590,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         *of = (product){.g = g};
         if (g->packed_b) {
             of->b = g->packed_b;
-            of->columns = round_up(g->n, k->nr);
+            of->columns = mom_round_up(g->n, k->nr);
         } else if (n && !has_few_rows(k, g)) {
             const size_t first = pack;
             pack += add_packs(k, packs + pack, b, &g->b, g->k_scale, g->precision, begin, n, g->k);
@@ -599,7 +598,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
                 run.packed[q] = of;
             atomic_init(&of->unpacked, pack - first);
             of->b = b;
-            of->columns = round_up(n, k->nr);
+            of->columns = mom_round_up(n, k->nr);
             of->first = begin;
             b += packed_items(k, g->precision, n, g->k);
         }

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "ops/embedding.h"
 #include "ops/kv_cache.h"
 #include "ops/layernorm.h"
@@ -23,8 +24,6 @@
  * reading them three times. */
 #define FEW_TOKENS ((size_t)16)
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static size_t head_size(const mom_config *c) { return c->C / c->H; }
 
 static const mom_pool *half_of(const mom_place *place, int half) { return half ? &place->ffn : &place->attn; }
@@ -191,7 +190,7 @@ static void copy_cache(const mom_decoder *d, const mom_sequence *to, const mom_s
 }
 
 static mom_status allocate_cache(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err) {
-    s->capacity = max_size((capacity + MOM_PANEL - 1) / MOM_PANEL * MOM_PANEL, MOM_PANEL);
+    s->capacity = mom_max((capacity + MOM_PANEL - 1) / MOM_PANEL * MOM_PANEL, MOM_PANEL);
     s->kv = mom_memory_alloc(d->entries, mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float),
                              "cache of keys and values", err);
     return s->kv ? MOM_OK : MOM_ERR_MEMORY;
@@ -554,7 +553,7 @@ static mom_status run_block(mom_decoder *d, const mom_exec *x, const row *rows, 
 static mom_status run_rows(mom_decoder *d, const mom_exec *x, const row *rows, size_t count, mom_error *err) {
     for (size_t i = 0; i < count; i += BLOCK_ROWS) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_block(d, x, rows + i, min_size(BLOCK_ROWS, count - i), err);
+        const mom_status status = run_block(d, x, rows + i, mom_min(BLOCK_ROWS, count - i), err);
         mom_arena_release(x->workspace, mark);
         MOM_TRY(status);
     }
@@ -622,7 +621,7 @@ static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *
         memcpy(packed + total, tokens + b * T, length * sizeof *packed);
         total += length;
         last[b] = (int32_t)total - 1;
-        longest = max_size(longest, length);
+        longest = mom_max(longest, length);
     }
 
     fill_context fill = {.d = d};
@@ -683,7 +682,7 @@ static mom_status grow(mom_decoder *d, const int32_t *lengths, mom_error *err) {
         mom_sequence *s = &d->batch.sequences[b];
         const size_t need = mom_sequence_length(s) + (size_t)lengths[b];
         if (!s->kv || s->capacity < need)
-            MOM_TRY(reserve(d, s, min_size(s->kv ? need + need / 2 : need, d->gpt->config.P), err));
+            MOM_TRY(reserve(d, s, mom_min(s->kv ? need + need / 2 : need, d->gpt->config.P), err));
     }
     return MOM_OK;
 }

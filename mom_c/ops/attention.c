@@ -27,16 +27,13 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 
 #define KEY_TILE 128       /* keys per tile, rounded down to whole micro-tiles */
 #define QUERY_BLOCK 128    /* queries per block of backward, rounded down to whole micro-tiles */
 #define COPY_CHANNELS 64   /* channels turned around at a time when results are stored */
 #define TINY_SCALE 1e-30f  /* in place of 0, which would undo the -inf of hidden keys */
 #define TASKS_PER_THREAD 4 /* forward cuts heads into about that many */
-
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 typedef struct {
     size_t row, length;   /* first row of its arrays; tokens */
@@ -151,7 +148,7 @@ typedef struct {
 
 static float *carve(carver *c, size_t floats) {
     float *part = c->base ? c->base + c->used : NULL;
-    c->used += round_up(floats, MOM_ALIGNMENT / sizeof(float));
+    c->used += mom_round_up(floats, MOM_ALIGNMENT / sizeof(float));
     return part;
 }
 
@@ -200,7 +197,7 @@ static void pack_channels(const attention_job *job, float *dst, size_t width, co
         return;
     }
     /* Whole panels only, so that pack copies words and never computes with them. */
-    const size_t ld = 2 * words(job, D), whole = round_up(D, width);
+    const size_t ld = 2 * words(job, D), whole = mom_round_up(D, width);
     const mom_bf16 *in = (const mom_bf16 *)(const void *)rows;
     for (size_t i = 0; i < n; i += 2) {
         mom_bf16 *out = (mom_bf16 *)(void *)(pairs + i / 2 * whole);
@@ -215,7 +212,7 @@ static void pack_channels(const attention_job *job, float *dst, size_t width, co
 }
 
 static size_t pairs_size(const attention_job *job, size_t rows) {
-    return job->bf16 ? words(job, rows) * (round_up(job->D, job->k->nr) + job->k->nr) : 0;
+    return job->bf16 ? words(job, rows) * (mom_round_up(job->D, job->k->nr) + job->k->nr) : 0;
 }
 
 /* c (mr, nr) = or += product of packed panels, n steps. */
@@ -268,7 +265,7 @@ static void store_columns(const attention_job *job, const head_view *v, void *ds
                           float *stage) {
     const size_t nr = job->k->nr;
     for (size_t d = 0; d < job->D; d += COPY_CHANNELS) {
-        const size_t width = min_size(COPY_CHANNELS, job->D - d);
+        const size_t width = mom_min(COPY_CHANNELS, job->D - d);
         job->k->pack(stage, width, src + d * nr, nr, 1, NULL, NULL, NULL, width, n);
         for (size_t l = 0; l < n; l++)
             store_row(job, dst, element(v, (size_t)positions[l], ld, column + d), stage + l * width,
@@ -318,7 +315,7 @@ static float dropout_factor(const attention_job *job, const head_view *v, size_t
 static void dropout_tile(const attention_job *job, const head_view *v, float *keep, size_t j, size_t n, size_t q,
                          size_t lanes) {
     const size_t nr = job->k->nr;
-    memset(keep, 0, round_up(n, job->k->mr) * nr * sizeof *keep);
+    memset(keep, 0, mom_round_up(n, job->k->mr) * nr * sizeof *keep);
     for (size_t r = 0; r < n; r++) {
         for (size_t l = 0; l < lanes; l++)
             keep[r * nr + l] = dropout_factor(job, v, (size_t)v->query[q + l], (size_t)v->key[j + r]);
@@ -330,10 +327,10 @@ static void pack_keys(const attention_job *job, const head_view *v, float *dst, 
                       float *stage, float *pairs, size_t begin, size_t end) {
     const size_t C = job->spec->C, mr = job->k->mr;
     for (size_t j = begin; j < end; j += job->tile) {
-        const size_t n = min_size(job->tile, end - j);
+        const size_t n = mom_min(job->tile, end - j);
         load_rows(job, v, stage, job->qkv, 3 * C, part * C + v->h * job->D, v->key + j, n);
         if (by_channel)
-            pack_channels(job, dst + j * round_up(job->D, mr), mr, stage, n, pairs);
+            pack_channels(job, dst + j * mom_round_up(job->D, mr), mr, stage, n, pairs);
         else
             pack_rows(job, dst + j * words(job, job->D), mr, stage, n);
     }
@@ -374,7 +371,7 @@ static double finish_time(const attention_task *tasks, size_t n, int threads) {
 /* Into how many parts of about equal work to cut a head, at most `most`. */
 static size_t parts_of(const attention_job *job, const sequence *s, size_t most, int threads) {
     const double wanted = s->work / job->work * threads * TASKS_PER_THREAD;
-    return threads == 1 || !(wanted > 1.0) ? 1 : max_size(1, min_size(most, (size_t)ceil(wanted)));
+    return threads == 1 || !(wanted > 1.0) ? 1 : mom_max(1, mom_min(most, (size_t)ceil(wanted)));
 }
 
 /* Pairs that queries [begin, end) see. */
@@ -389,7 +386,7 @@ static double pairs_of(const attention_job *job, const sequence *s, size_t begin
 static void part_range(size_t n, size_t unit, size_t parts, size_t p, size_t *begin, size_t *end) {
     mom_range((n + unit - 1) / unit, parts, p, begin, end);
     *begin *= unit;
-    *end = min_size(*end * unit, n);
+    *end = mom_min(*end * unit, n);
 }
 
 /* Queries of every head, cut into parts of whole units; tasks NULL: only counts them. */
@@ -425,12 +422,12 @@ typedef struct {
 } forward_scratch;
 
 static forward_scratch forward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = round_up(D, mr);
+    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = mom_round_up(D, mr);
     carver c = {base, 0};
     forward_scratch s;
-    s.keys = carve(&c, round_up(T, mr) * D);
+    s.keys = carve(&c, mom_round_up(T, mr) * D);
     s.values = carve(&c, T * Dm);
-    s.stage = carve(&c, max_size(max_size(job->tile, nr) * D, nr * COPY_CHANNELS));
+    s.stage = carve(&c, mom_max(mom_max(job->tile, nr) * D, nr * COPY_CHANNELS));
     s.pairs = carve(&c, pairs_size(job, job->tile));
     s.queries = carve(&c, nr * D);
     s.scores = carve(&c, job->tile * nr);
@@ -448,7 +445,7 @@ static forward_scratch forward_scratch_init(const attention_job *job, float *bas
 static void forward_panel(const attention_job *job, const head_view *v, const forward_scratch *s, size_t q,
                           size_t lanes, size_t packed) {
     const mom_kernels *k = job->k;
-    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, Dm = round_up(D, k->mr);
+    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, Dm = mom_round_up(D, k->mr);
     const size_t width = (size_t)v->count[q + lanes - 1];
 
     load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, lanes);
@@ -461,7 +458,7 @@ static void forward_panel(const attention_job *job, const head_view *v, const fo
     if (!width)
         memset(s->out, 0, Dm * nr * sizeof *s->out);
     for (size_t j = 0; j < width; j += job->tile) {
-        const size_t n = min_size(job->tile, width - j);
+        const size_t n = mom_min(job->tile, width - j);
         score_tile(job, s->scores, s->keys + j * words(job, D), s->queries, n);
         if ((size_t)v->count[q] < j + n)
             hide_keys(job, v, s->scores, j, n, q, lanes);
@@ -473,7 +470,7 @@ static void forward_panel(const attention_job *job, const head_view *v, const fo
             for (size_t i = 0; i < n * nr; i++)
                 s->scores[i] *= s->keep[i];
         }
-        mix_tile(job, s->out, s->values + j * Dm, min_size(job->tile, packed - j),
+        mix_tile(job, s->out, s->values + j * Dm, mom_min(job->tile, packed - j),
                  tile_as_factor(job, s->scores, n, s->rounded), n, j > 0);
     }
     for (size_t l = 0; l < lanes; l++) {
@@ -492,7 +489,7 @@ static void forward_task(void *context, size_t number, int thread) {
     pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, 0, packed);
     pack_keys(job, &v, s.values, 2, 1, s.stage, s.pairs, 0, packed);
     for (size_t q = task->begin; q < task->end; q += job->k->nr)
-        forward_panel(job, &v, &s, q, min_size(job->k->nr, task->end - q), packed);
+        forward_panel(job, &v, &s, q, mom_min(job->k->nr, task->end - q), packed);
 }
 
 /* The rows of a head that are no queries: zeros for inactive tokens, the even mean for blind ones. */
@@ -534,14 +531,14 @@ static attention_job job_init(const mom_exec *x, const mom_attention_spec *spec,
                            .mask = mask,
                            .active = active,
                            .D = spec->C / spec->H,
-                           .tile = max_size(KEY_TILE / k->mr, 1) * k->mr,
-                           .block = max_size(QUERY_BLOCK / k->nr, 1) * k->nr,
+                           .tile = mom_max(KEY_TILE / k->mr, 1) * k->mr,
+                           .block = mom_max(QUERY_BLOCK / k->nr, 1) * k->nr,
                            .qkv = qkv};
 }
 
 static mom_status forward(const mom_exec *x, attention_job *job, mom_error *err) {
     MOM_TRY(lists_init(job, x, err));
-    job->scratch_size = max_size(forward_scratch_init(job, NULL).size, round_up(2 * job->D, 16));
+    job->scratch_size = mom_max(forward_scratch_init(job, NULL).size, mom_round_up(2 * job->D, 16));
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
     const size_t n = query_tasks(job, NULL, x->k->nr, x->threads);
     MOM_ARENA_NEW(job->tasks, x->workspace, n, err);
@@ -588,14 +585,14 @@ typedef struct {
 } backward_scratch;
 
 static backward_scratch backward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = round_up(D, mr);
+    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = mom_round_up(D, mr);
     carver c = {base, 0};
-    backward_scratch s = {.ldd = round_up(D, nr)};
-    s.keys = carve(&c, round_up(T, mr) * D);
-    s.values = carve(&c, round_up(T, mr) * D);
+    backward_scratch s = {.ldd = mom_round_up(D, nr)};
+    s.keys = carve(&c, mom_round_up(T, mr) * D);
+    s.values = carve(&c, mom_round_up(T, mr) * D);
     s.key_channels = carve(&c, T * Dm);
-    s.stage = carve(&c, max_size(max_size(job->tile, job->block) * D, nr * COPY_CHANNELS));
-    s.pairs = carve(&c, pairs_size(job, max_size(job->tile, job->block)));
+    s.stage = carve(&c, mom_max(mom_max(job->tile, job->block) * D, nr * COPY_CHANNELS));
+    s.pairs = carve(&c, pairs_size(job, mom_max(job->tile, job->block)));
     s.row = carve(&c, 2 * D);
     s.queries = carve(&c, job->block * D);
     s.douts = carve(&c, job->block * D);
@@ -610,8 +607,8 @@ static backward_scratch backward_scratch_init(const attention_job *job, float *b
     s.lse = carve(&c, job->block);
     s.delta = carve(&c, job->block);
     s.dq = carve(&c, job->block * Dm);
-    s.dkeys = carve(&c, round_up(T, mr) * s.ldd);
-    s.dvalues = carve(&c, round_up(T, mr) * s.ldd);
+    s.dkeys = carve(&c, mom_round_up(T, mr) * s.ldd);
+    s.dvalues = carve(&c, mom_round_up(T, mr) * s.ldd);
     s.size = c.used;
     return s;
 }
@@ -657,25 +654,25 @@ static void add_to_keys(const attention_job *job, const head_view *v, const back
 static void backward_block(const attention_job *job, const head_view *v, const backward_scratch *s,
                            const attention_task *task, size_t q, size_t rows, size_t begin, size_t packed) {
     const mom_kernels *k = job->k;
-    const size_t D = job->D, mr = k->mr, nr = k->nr, Dm = round_up(D, mr);
+    const size_t D = job->D, mr = k->mr, nr = k->nr, Dm = mom_round_up(D, mr);
     const int dropout = job->spec->dropout.p > 0.0f;
-    const size_t end = min_size(packed, (size_t)v->count[q + rows - 1]);
+    const size_t end = mom_min(packed, (size_t)v->count[q + rows - 1]);
     if (task->queries && begin >= end)
         memset(s->dq, 0, job->block * Dm * sizeof *s->dq);
     if (begin >= end)
         return;
     load_block(job, v, s, q, rows);
     for (size_t j = begin; j < end; j += job->tile) {
-        const size_t stored = min_size(job->tile, packed - j);
+        const size_t stored = mom_min(job->tile, packed - j);
         for (size_t p = 0; p < rows; p += nr) {
-            const size_t lanes = min_size(nr, rows - p), seen = (size_t)v->count[q + p + lanes - 1];
+            const size_t lanes = mom_min(nr, rows - p), seen = (size_t)v->count[q + p + lanes - 1];
             float *dq = s->dq + p * Dm;
             if (seen <= j) {
                 if (task->queries && !j)
                     memset(dq, 0, nr * Dm * sizeof *dq);
                 continue;
             }
-            const size_t n = min_size(job->tile, seen - j), whole = round_up(n, mr);
+            const size_t n = mom_min(job->tile, seen - j), whole = mom_round_up(n, mr);
             score_tile(job, s->weights, s->keys + j * words(job, D), s->queries + p * words(job, D), n);
             score_tile(job, s->dscores, s->values + j * words(job, D), s->douts + p * words(job, D), n);
             if ((size_t)v->count[q + p] < j + whole)
@@ -694,7 +691,7 @@ static void backward_block(const attention_job *job, const head_view *v, const b
             }
         }
         if (task->keys) {
-            const size_t n = min_size(job->tile, end - j);
+            const size_t n = mom_min(job->tile, end - j);
             add_to_keys(job, v, s, s->dvalues, s->weights_turned, s->dout_channels, j, n, q, rows);
             add_to_keys(job, v, s, s->dkeys, s->dscores_turned, s->query_channels, j, n, q, rows);
         }
@@ -733,16 +730,16 @@ static void backward_task(void *context, size_t number, int thread) {
     if (task->queries)
         pack_keys(job, &v, s.key_channels, 1, 1, s.stage, s.pairs, 0, key_end);
     if (task->keys) {
-        const size_t size = (round_up(key_end, job->k->mr) - key_begin) * s.ldd * sizeof(float);
+        const size_t size = (mom_round_up(key_end, job->k->mr) - key_begin) * s.ldd * sizeof(float);
         memset(s.dkeys + key_begin * s.ldd, 0, size);
         memset(s.dvalues + key_begin * s.ldd, 0, size);
     }
     for (size_t q = by_keys ? 0 : task->begin; q < q_end; q += job->block) {
-        const size_t rows = min_size(job->block, q_end - q);
+        const size_t rows = mom_min(job->block, q_end - q);
         backward_block(job, &v, &s, task, q, rows, key_begin, key_end);
         for (size_t p = 0; p < rows && task->queries; p += nr)
-            store_columns(job, &v, job->dqkv, 3 * C, column, v.query + q + p, min_size(nr, rows - p),
-                          s.dq + p * round_up(D, job->k->mr), NULL, job->spec->scale, s.stage);
+            store_columns(job, &v, job->dqkv, 3 * C, column, v.query + q + p, mom_min(nr, rows - p),
+                          s.dq + p * mom_round_up(D, job->k->mr), NULL, job->spec->scale, s.stage);
     }
     if (task->keys)
         add_blind_to_values(job, &v, &s, key_begin, key_end);
@@ -861,7 +858,7 @@ static mom_status backward_tasks(attention_job *job, const mom_exec *x, size_t *
 static mom_status backward(const mom_exec *x, attention_job *job, mom_error *err) {
     size_t n;
     MOM_TRY(lists_init(job, x, err));
-    job->scratch_size = max_size(backward_scratch_init(job, NULL).size, round_up(6 * job->D, 16));
+    job->scratch_size = mom_max(backward_scratch_init(job, NULL).size, mom_round_up(6 * job->D, 16));
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
     MOM_TRY(backward_tasks(job, x, &n, err));
     mom_parallel_for(x->threads, n, backward_task, job);

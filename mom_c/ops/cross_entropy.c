@@ -7,12 +7,12 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 
 #define ROWS ((size_t)512)     /* of a tile of logits */
 #define COLUMNS ((size_t)2048) /* of a tile of logits */
 #define TASK_ROWS ((size_t)8)  /* rows of a row-wise task */
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t tasks_of_rows(size_t n) { return (n + TASK_ROWS - 1) / TASK_ROWS; }
 
 /* ---- cross entropy of given logits */
@@ -32,13 +32,13 @@ static double exp_total(const mom_kernels *k, const float *in, float max, size_t
     float thrown_away[1024];
     double total = 0.0;
     for (size_t i = 0; i < n; i += 1024)
-        total += (double)k->exp_sum(thrown_away, in + i, 1.0f, max, min_size(n - i, 1024));
+        total += (double)k->exp_sum(thrown_away, in + i, 1.0f, max, mom_min(n - i, 1024));
     return total;
 }
 
 static void forward_task(void *context, size_t task, int thread) {
     const rows_job *job = context;
-    const size_t end = min_size(job->N, (task + 1) * TASK_ROWS);
+    const size_t end = mom_min(job->N, (task + 1) * TASK_ROWS);
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         const float *logits = job->logits + i * job->V;
@@ -59,7 +59,7 @@ void mom_cross_entropy_forward(const mom_exec *x, float *loss, float *lse, const
 
 static void backward_task(void *context, size_t task, int thread) {
     const rows_job *job = context;
-    const size_t end = min_size(job->N, (task + 1) * TASK_ROWS), V = job->V;
+    const size_t end = mom_min(job->N, (task + 1) * TASK_ROWS), V = job->V;
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         float *dlogits = job->out + i * V;
@@ -111,7 +111,7 @@ static mom_gemm logits_product(const head_job *job, const float *hidden, const f
 
 static void head_forward_task(void *context, size_t task, int thread) {
     const head_job *job = context;
-    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         float *logits = job->logits + i * job->columns;
@@ -128,23 +128,23 @@ mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, 
                                const int32_t *rows, const int32_t *labels, size_t n, size_t V, size_t C,
                                mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t most_rows = min_size(n, ROWS);
+    const size_t most_rows = mom_min(n, ROWS);
     head_job job = {.k = x->k, .precision = x->precision, .C = C};
     mom_status status = MOM_ERR_MEMORY;
     double sum = 0.0;
-    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * min_size(V, COLUMNS), sizeof *job.logits, err)) ||
+    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * mom_min(V, COLUMNS), sizeof *job.logits, err)) ||
         !(job.max = mom_arena_alloc(x->workspace, most_rows, sizeof *job.max, err)) ||
         !(job.total = mom_arena_alloc(x->workspace, most_rows, sizeof *job.total, err)) ||
         !(job.label = mom_arena_alloc(x->workspace, most_rows, sizeof *job.label, err)))
         goto done;
     for (size_t r = 0; r < n; r += ROWS) {
-        job.rows = min_size(n - r, ROWS);
+        job.rows = mom_min(n - r, ROWS);
         job.index = rows + r;
         job.labels = labels + r;
         for (size_t i = 0; i < job.rows; i++)
             job.max[i] = -INFINITY;
         for (job.first_column = 0; job.first_column < V; job.first_column += COLUMNS) {
-            job.columns = min_size(V - job.first_column, COLUMNS);
+            job.columns = mom_min(V - job.first_column, COLUMNS);
             const mom_gemm product = logits_product(&job, hidden, wte);
             if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
                 goto done;
@@ -165,7 +165,7 @@ done:
 
 static void head_backward_task(void *context, size_t task, int thread) {
     const head_job *job = context;
-    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         float *logits = job->logits + i * job->columns;
@@ -177,7 +177,7 @@ static void head_backward_task(void *context, size_t task, int thread) {
 
 static void add_to_rows_task(void *context, size_t task, int thread) {
     const head_job *job = context;
-    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++)
         job->k->axpy(job->dhidden + (size_t)job->index[i] * job->C, job->scale, job->dselected + i * job->C, job->C);
@@ -187,12 +187,12 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
                                 const float *lse, const int32_t *rows, const int32_t *labels, float scale, size_t n,
                                 size_t V, size_t C, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t most_rows = min_size(n, ROWS);
+    const size_t most_rows = mom_min(n, ROWS);
     head_job job = {.k = x->k, .precision = x->precision, .scale = scale, .dhidden = dhidden, .C = C};
     mom_status status = MOM_ERR_MEMORY;
     float *dselected = NULL; /* (rows, C): gradient of the chunk's rows of hidden, without `scale` */
     float *scales = NULL;    /* (rows): all `scale` */
-    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * min_size(V, COLUMNS), sizeof *job.logits, err)) ||
+    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * mom_min(V, COLUMNS), sizeof *job.logits, err)) ||
         !(dselected = mom_arena_alloc(x->workspace, most_rows * C, sizeof *dselected, err)) ||
         !(scales = mom_arena_alloc(x->workspace, most_rows, sizeof *scales, err)))
         goto done;
@@ -200,12 +200,12 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
         scales[i] = scale;
     job.dselected = dselected;
     for (size_t r = 0; r < n; r += ROWS) {
-        job.rows = min_size(n - r, ROWS);
+        job.rows = mom_min(n - r, ROWS);
         job.index = rows + r;
         job.labels = labels + r;
         job.lse = lse + r;
         for (job.first_column = 0; job.first_column < V; job.first_column += COLUMNS) {
-            job.columns = min_size(V - job.first_column, COLUMNS);
+            job.columns = mom_min(V - job.first_column, COLUMNS);
             const mom_gemm product = logits_product(&job, hidden, wte);
             if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
                 goto done;

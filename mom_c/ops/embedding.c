@@ -1,12 +1,11 @@
 #include "ops/embedding.h"
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 
 #define ROWS ((size_t)32)     /* tokens per task, forward */
 #define COLUMNS ((size_t)32)  /* channels per task, backward */
 #define CHUNK ((size_t)16384) /* elements per task, dropout */
-
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 static void dropout_range(float *out, const float *inp, mom_dropout dropout, size_t first_index, size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -23,7 +22,7 @@ typedef struct {
 
 static void forward_task(void *context, size_t task, int thread) {
     const forward_job *job = context;
-    const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
+    const size_t C = job->C, end = mom_min(job->N, (task + 1) * ROWS);
     (void)thread;
     for (size_t t = task * ROWS; t < end; t++) {
         const float *restrict token = job->wte + (size_t)job->tokens[t] * C;
@@ -53,7 +52,7 @@ typedef struct {
 
 static void backward_task(void *context, size_t task, int thread) {
     const backward_job *job = context;
-    const size_t C = job->C, begin = task * COLUMNS, width = min_size(C - begin, COLUMNS);
+    const size_t C = job->C, begin = task * COLUMNS, width = mom_min(C - begin, COLUMNS);
     float kept[COLUMNS];
     (void)thread;
     for (size_t t = 0; t < job->N; t++) {
@@ -84,7 +83,7 @@ static void dropout_task(void *context, size_t task, int thread) {
     const dropout_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    dropout_range(job->out + begin, job->inp + begin, job->dropout, begin, min_size(job->n - begin, CHUNK));
+    dropout_range(job->out + begin, job->inp + begin, job->dropout, begin, mom_min(job->n - begin, CHUNK));
 }
 
 void mom_dropout_apply(const mom_exec *x, float *out, const float *inp, mom_dropout dropout, size_t n) {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 
 #define PARTS ((size_t)8)      /* of an [in, out] matrix along k, if it is large enough */
 #define COLUMNS ((size_t)8192) /* at most so many in a task of [in, out]: long runs of memory, sums in cache */
@@ -18,8 +19,6 @@
 #define GELU_COLUMNS ((size_t)256)
 #define REDUCE_ALONE ((size_t)1 << 16) /* floats that one thread adds up faster than several */
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static size_t parts_of(size_t n, size_t step) { return (n + step - 1) / step; }
 
 static size_t element_size(mom_gemv_format format) {
@@ -37,15 +36,15 @@ typedef struct {
 static cut cut_matrix(const mom_gemv_matrix *m) {
     cut c = {.steps = m->k, .step_parts = 1};
     if (in_out(m)) {
-        c.column_parts = max_size(parts_of(m->n, COLUMNS), 1);
-        c.columns = max_size(parts_of(parts_of(m->n, c.column_parts), 16) * 16, 16);
+        c.column_parts = mom_max(parts_of(m->n, COLUMNS), 1);
+        c.columns = mom_max(parts_of(parts_of(m->n, c.column_parts), 16) * 16, 16);
         c.column_parts = parts_of(m->n, c.columns);
-        c.steps = max_size(parts_of(m->k, PARTS), LEAST_STEPS);
-        c.step_parts = max_size(parts_of(m->k, c.steps), 1);
+        c.steps = mom_max(parts_of(m->k, PARTS), LEAST_STEPS);
+        c.step_parts = mom_max(parts_of(m->k, c.steps), 1);
         return c;
     }
     const size_t unit = m->format == MOM_GEMV_F32 ? 1 : MOM_PANEL;
-    const size_t units = max_size(TASK_BYTES / max_size(unit * m->k * element_size(m->format), 1), 1);
+    const size_t units = mom_max(TASK_BYTES / mom_max(unit * m->k * element_size(m->format), 1), 1);
     c.columns = units * unit;
     c.column_parts = parts_of(m->n, c.columns);
     return c;
@@ -80,7 +79,7 @@ static void finish(const mom_kernels *k, const mom_gemv *p, size_t begin, size_t
             k->add(out, p->bias + begin, end - begin);
         for (size_t j = 0; p->gelu && j < end - begin; j += GELU_COLUMNS) {
             float inp[GELU_COLUMNS];
-            const size_t width = min_size(GELU_COLUMNS, end - begin - j);
+            const size_t width = mom_min(GELU_COLUMNS, end - begin - j);
             memcpy(inp, out + j, width * sizeof *inp);
             k->gelu_forward(out + j, inp, width);
         }
@@ -90,7 +89,7 @@ static void finish(const mom_kernels *k, const mom_gemv *p, size_t begin, size_t
 static void run_in_out(const mom_kernels *k, const gemv_piece *piece, size_t part, size_t begin, size_t end) {
     const mom_gemv *p = piece->product;
     const mom_gemv_matrix *m = p->matrix;
-    const size_t first = part * piece->cut.steps, steps = min_size(piece->cut.steps, m->k - first);
+    const size_t first = part * piece->cut.steps, steps = mom_min(piece->cut.steps, m->k - first);
     float *sums = piece->sums + part * p->rows * m->n + begin;
     for (size_t r = 0; r < p->rows; r++)
         memset(sums + r * m->n, 0, (end - begin) * sizeof *sums);
@@ -106,7 +105,7 @@ static void run_task(void *context, size_t task, int thread) {
     const mom_gemv *p = piece->product;
     const mom_gemv_matrix *m = p->matrix;
     const size_t local = task - piece->first_task, column = local % piece->cut.column_parts;
-    const size_t begin = column * piece->cut.columns, end = min_size(begin + piece->cut.columns, m->n);
+    const size_t begin = column * piece->cut.columns, end = mom_min(begin + piece->cut.columns, m->n);
     if (in_out(m)) {
         run_in_out(k, piece, local / piece->cut.column_parts, begin, end);
         return;
@@ -115,7 +114,7 @@ static void run_task(void *context, size_t task, int thread) {
         k->gemv_dots(p->out + begin, m->n, p->x, m->k, (const float *)m->data + begin * m->k, p->rows, m->k, end - begin);
     } else {
         for (size_t j = begin; j < end; j += MOM_PANEL) {
-            const size_t width = min_size(MOM_PANEL, end - j);
+            const size_t width = mom_min(MOM_PANEL, end - j);
             if (m->format == MOM_GEMV_BF16)
                 k->gemv_panel_bf16(p->out + j, m->n, p->x, m->k, (const mom_bf16 *)m->data + j * m->k, p->rows, m->k,
                                    width);
@@ -137,7 +136,7 @@ static void run_reduction(void *context, size_t task, int thread) {
     const gemv_piece *piece = &job->pieces[i];
     const mom_gemv *p = piece->product;
     const size_t n = p->matrix->n, begin = (task - piece->first_reduction) * REDUCE_COLUMNS;
-    const size_t end = min_size(begin + REDUCE_COLUMNS, n);
+    const size_t end = mom_min(begin + REDUCE_COLUMNS, n);
     for (size_t r = 0; r < p->rows; r++) {
         float *out = p->out + r * n + begin;
         const float *sums = piece->sums + r * n + begin;
@@ -219,7 +218,7 @@ static int8_t quantise(float v, float scale) {
 static void run_pack(void *context, size_t task, int thread) {
     (void)thread;
     const pack_job *job = context;
-    const size_t begin = task * MOM_PANEL, width = min_size(MOM_PANEL, job->n - begin);
+    const size_t begin = task * MOM_PANEL, width = mom_min(MOM_PANEL, job->n - begin);
     unsigned char *panel = job->panels + task * panel_bytes(job->format, job->k);
     memset(panel, 0, panel_bytes(job->format, job->k));
     if (job->scale) {

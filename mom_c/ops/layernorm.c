@@ -3,13 +3,12 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 
 /* Rows per task. Backward sums the gradients of weight and bias over one task's rows and then over the tasks in
  * order, so their bits follow from N alone. */
 #define ROWS ((size_t)64)
 #define COLUMNS ((size_t)64) /* columns per task when adding up those sums */
-
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 typedef struct {
     const mom_kernels *k;
@@ -21,7 +20,7 @@ typedef struct {
 
 static void stats_task(void *context, size_t task, int thread) {
     const forward_job *job = context;
-    const size_t end = min_size(job->N, (task + 1) * ROWS);
+    const size_t end = mom_min(job->N, (task + 1) * ROWS);
     (void)thread;
     for (size_t t = task * ROWS; t < end; t++)
         job->k->layernorm_stats(&job->mean[t], &job->rstd[t], job->inp + t * job->C, job->eps, job->C);
@@ -34,7 +33,7 @@ void mom_layernorm_stats(const mom_exec *x, float *mean, float *rstd, const floa
 
 static void forward_task(void *context, size_t task, int thread) {
     const forward_job *job = context;
-    const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
+    const size_t C = job->C, end = mom_min(job->N, (task + 1) * ROWS);
     (void)thread;
     for (size_t t = task * ROWS; t < end; t++) {
         const float *inp = job->inp + t * C;
@@ -60,7 +59,7 @@ typedef struct {
 
 static void backward_task(void *context, size_t task, int thread) {
     const backward_job *job = context;
-    const size_t C = job->C, end = min_size(job->N, (task + 1) * ROWS);
+    const size_t C = job->C, end = mom_min(job->N, (task + 1) * ROWS);
     float *dxhat = job->dxhat + (size_t)thread * C;
     float *dweight = job->partial + task * 2 * C, *dbias = dweight + C;
     memset(dweight, 0, 2 * C * sizeof *dweight);
@@ -75,7 +74,7 @@ static void backward_task(void *context, size_t task, int thread) {
 
 static void partial_sum_task(void *context, size_t task, int thread) {
     const backward_job *job = context;
-    const size_t C = job->C, begin = task * COLUMNS, width = min_size(C - begin, COLUMNS);
+    const size_t C = job->C, begin = task * COLUMNS, width = mom_min(C - begin, COLUMNS);
     (void)thread;
     for (size_t i = 0; i < job->chunks; i++) {
         const float *partial = job->partial + i * 2 * C + begin;

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "ops/cross_entropy.h"
 
 #define TILE ((size_t)1 << 23)
@@ -23,7 +24,6 @@
 #define MOST_ROWS ((size_t)1024)
 #define TASK_ROWS ((size_t)8)
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t column_blocks(size_t V) { return (V + MOM_FINISH_COLUMNS - 1) / MOM_FINISH_COLUMNS; }
 
 typedef struct {
@@ -66,7 +66,7 @@ static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, siz
 static void softmax_task(void *context, size_t task, int thread) {
     const tile_job *job = context;
     const mom_kernels *k = job->k;
-    const size_t end = min_size(job->rows, (task + 1) * TASK_ROWS);
+    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
     float buffer[MOM_FINISH_COLUMNS];
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
@@ -79,7 +79,7 @@ static void softmax_task(void *context, size_t task, int thread) {
         const size_t label = (size_t)job->labels[i];
         job->loss[i] = lse - (double)job->label[i];
         for (size_t b = 0; job->tile && b < job->blocks; b++) {
-            const size_t j0 = b * MOM_FINISH_COLUMNS, n = min_size(MOM_FINISH_COLUMNS, job->V - j0);
+            const size_t j0 = b * MOM_FINISH_COLUMNS, n = mom_min(MOM_FINISH_COLUMNS, job->V - j0);
             float *row = job->dtype == MOM_BF16 ? buffer : tile_at(job, i, j0);
             if (job->dtype == MOM_BF16)
                 k->from_bf16(row, tile_at(job, i, j0), n);
@@ -112,7 +112,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     if (!n)
         return MOM_OK;
     const size_t blocks = column_blocks(V), fitting = TILE / V;
-    const size_t most = min_size(n, min_size(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
+    const size_t most = mom_min(n, mom_min(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
     const size_t slice = SLICE / C > SLICE_UNIT ? SLICE / C / SLICE_UNIT * SLICE_UNIT : SLICE_UNIT;
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
@@ -127,7 +127,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     MOM_ARENA_NEW(job.label, x->workspace, most, err);
     MOM_ARENA_NEW(job.loss, x->workspace, most, err);
     for (size_t r = 0; r < n && !(r && mom_rehearsing()); r += most) {
-        job.rows = min_size(most, n - r);
+        job.rows = mom_min(most, n - r);
         job.labels = labels + r;
         mom_matrix inputs = mom_matrix_rows(hidden, C);
         inputs.row_index = rows + r;
@@ -140,7 +140,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
         if (!dhidden)
             continue;
         for (size_t v = 0; v < V; v += slice) { /* so that never all of wte is packed */
-            const size_t columns = min_size(slice, V - v);
+            const size_t columns = mom_min(slice, V - v);
             const mom_matrix dlogits = mom_matrix_of(tile_at(&job, 0, v), x->precision, job.ld);
             const mom_gemm gradients[2] = {
                 {.m = job.rows, .n = C, .k = columns, .a = dlogits, .b = mom_matrix_rows(wte + v * C, C), .c = selected,
@@ -180,14 +180,14 @@ static void axpy_task(void *context, size_t task, int thread) {
     const axpy_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    job->k->axpy(job->out + begin, job->factor, job->in + begin, min_size(CHUNK, job->n - begin));
+    job->k->axpy(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
 }
 
 static void scale_task(void *context, size_t task, int thread) {
     const axpy_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    job->k->scale(job->out + begin, job->factor, job->in + begin, min_size(CHUNK, job->n - begin));
+    job->k->scale(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
 }
 
 void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n) {

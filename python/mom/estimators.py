@@ -147,8 +147,7 @@ class _TextEstimator:
         self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str, **learnt: Any
     ) -> None:
         """Train, then set all attributes at once: after an error the estimator answers as before."""
-        if len(texts) != len(labels):
-            raise ValueError(f"y: {len(labels)} values for {len(texts)} texts")
+        _check_number(labels, texts)
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
         config = self._config()
@@ -216,6 +215,11 @@ def _texts(values: Any) -> list[tuple[str, ...]]:
     return found
 
 
+def _check_number(y: npt.NDArray[Any], texts: list[tuple[str, ...]]) -> None:
+    if len(y) != len(texts):
+        raise ValueError(f"y: {len(y)} values for {len(texts)} texts")
+
+
 _PARAMETERS = """
     Parameters
     ----------
@@ -273,6 +277,7 @@ class TextClassifier(_TextEstimator):
         values = np.asarray(y)
         if values.ndim != 1:
             raise ValueError(f"y: shape {values.shape}, expected (N,)")
+        _check_number(values, texts)
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y: expected at least two classes, got {len(classes)}")

@@ -148,8 +148,9 @@ def test_validation_chooses_weights() -> None:
         ("a text", [1], DataError, "X: expected texts, got a str"), ([], [], DataError, "X: there are no texts"),
         ([1, 2], [0, 1], DataError, "X: row 0: expected a string or a pair of strings, got int"),
         (["a", ("b", "c")], [0, 1], DataError, "X: row 1 has 2 texts, row 0 has 1"),
-        (["a", "b"], [1], ValueError, "at least two classes"),
+        (["a", "b"], [1, 1], ValueError, "at least two classes"),
         (["a", "b", "c"], [1, 0], ValueError, "y: 2 values for 3"),
+        (["a", "b"], [1], ValueError, "y: 1 values for 2"),
         (["a", "b"], [[1], [0]], ValueError, r"y: shape \(2, 1\), expected \(N,\)"),
     ],
 )  # fmt: skip

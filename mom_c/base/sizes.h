@@ -1,0 +1,12 @@
+/* Arithmetic of sizes. */
+#ifndef MOM_BASE_SIZES_H
+#define MOM_BASE_SIZES_H
+
+#include <stddef.h>
+
+static inline size_t mom_min(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t mom_max(size_t a, size_t b) { return a > b ? a : b; }
+/* The least multiple of `to` that is at least n. */
+static inline size_t mom_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+#endif
