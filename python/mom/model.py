@@ -816,6 +816,9 @@ class MoM(_Network):
         logits and routes. The balance loss is a mean over real tokens in both. Three things do depend on padding:
         padding is routed, so a module that nothing but padding has chosen counts in `has_gradient`; and random numbers
         (dropout, ``random`` routers) are drawn by place in the batch.
+
+        With labels at less than three quarters of the tokens, the others cost less in the last round, unless it is
+        routed or `return_logits` asks for all; results are the same up to rounding.
         """
         given = self._inputs(tokens, lengths, attention_mask, positions)
         shape = given["tokens"].shape

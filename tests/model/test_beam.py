@@ -168,7 +168,9 @@ def test_excluded_ids_are_as_if_they_were_not_there(model: mom.MoM, num_beams: i
         mom.Decoder(model), [kept[row] for row in prompts], 9, stop_token=int(kept[5]), excluded=excluded, **options
     )
     for a, b in zip(found, wanted, strict=True):
-        assert np.array_equal(a.tokens, kept[b.tokens]) and a.score == b.score and a.ended == b.ended
+        assert np.array_equal(a.tokens, kept[b.tokens]) and a.ended == b.ended
+        # The denominators' sums have zeros between their terms or not, which groups them differently.
+        assert np.isclose(a.score, b.score, rtol=1e-12, atol=0.0)
 
 
 class Padded:
