@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -633,6 +634,7 @@ print(resident() - before, plan.gradients + plan.moments, model._core.arena[0], 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer's own memory is resident, too")
 @pytest.mark.parametrize("before", [0, 1])
 @pytest.mark.parametrize("what", ["routers", "head"])
 def test_resident_memory_of_training_a_part_stays_below_the_plan(what: str, before: int) -> None:
