@@ -1,7 +1,10 @@
 """A whole training run on real text beside the recorded run of the published reference.
 
 Routing is discrete, so two correct float32 runs part after a while; the tolerances are those that the recording's
-description asks for, and come from what the reference differs from itself with another number of threads.
+description asks for, and come from what the reference differs from itself with another number of threads; but for that
+of the validation loss, 0.4 %, which was too narrow: eight runs whose initial weights differ in their last bit ended
+between -0.43 and +0.05 % of the recorded one. Their standard deviation is 0.18 %, that of two runs' difference
+0.26 %, and the tolerance three times that.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def test_training_run_follows_the_recorded_losses() -> None:
     assert apart.max() <= 1.5e-2
     assert norms_apart[:20].max() <= 1e-4
     assert losses[-20:].mean() == pytest.approx(expected["lm_loss"][-20:].mean(), rel=4e-3)
-    assert val_loss == pytest.approx(float(expected["val_loss"]), rel=4e-3)
+    assert val_loss == pytest.approx(float(expected["val_loss"]), rel=8e-3)
 
 
 def test_bfloat16_ends_within_one_per_cent_of_the_recorded_float32_run() -> None:
