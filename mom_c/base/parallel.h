@@ -1,7 +1,8 @@
 /* Threads: one primitive, a loop over tasks that begin in order.
  *
- * Tasks own disjoint outputs (one that reads what earlier ones write waits for them) and every reduction inside a task has a fixed order, so results do not
- * depend on which thread runs a task or on how many there are. Without OpenMP the loop is serial.
+ * Tasks own disjoint outputs (one that reads what earlier ones write waits for them) and every reduction inside a task
+ * has a fixed order, so results do not depend on which thread runs a task or on how many there are. Without OpenMP the
+ * loop is serial.
  */
 #ifndef MOM_BASE_PARALLEL_H
 #define MOM_BASE_PARALLEL_H

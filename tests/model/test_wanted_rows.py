@@ -37,7 +37,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[tuple[int, int], ...], int]] = {
         {**MIXED, "num_top_layers": 0, "require_anchor_layer": False, "num_attn": 1}, ENDS, 40
     ),
 }  # fmt: skip
-TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}  # bfloat16: 8 bits of q, k, v and their gradients
+#: Of gradients, in relation to the largest of a tensor; 7e-7 and 6e-4 were seen: sums over q, k, v are cut differently.
+TOLERANCE = {"float32": 4e-6, "bfloat16": 3e-3}
 Results = tuple[float, dict[str, Any]]
 
 
@@ -91,9 +92,7 @@ def test_gradients_are_those_of_all_rows(name: str, dtype: str) -> None:
     pair = [make(changes, dtype) for _ in range(2)]  # two of them, which draw the same random numbers
     loss, gradients = results(pair[0], tokens, labels, whole=False)
     want_loss, want = results(pair[1], tokens, labels, whole=True)
-    np.testing.assert_allclose(loss, want_loss, rtol=2e-6 if dtype == "float32" else 5e-3)
-    if dtype == "bfloat16" and "router_type" in changes:
-        return  # a choice may turn with the rounding of what is before it
+    assert loss == want_loss, "each element of a product is the same chain of sums"
     assert_same(gradients, want, TOLERANCE[dtype])
 
 
@@ -109,7 +108,7 @@ def test_masked_tokens(side: str, queries: str) -> None:
     model = make({"masked_query_attention": queries})
     loss, have = results(model, tokens, labels, whole=False, attention_mask=mask)
     want_loss, want = results(model, tokens, labels, whole=True, attention_mask=mask)
-    np.testing.assert_allclose(loss, want_loss, rtol=2e-6)
+    assert loss == want_loss
     assert_same(have, want, TOLERANCE["float32"])
 
 
@@ -122,7 +121,7 @@ def test_packed_rows_and_checkpoints() -> None:
     model = make(MIXED)
     loss, have = results(model, tokens, labels, whole=False, lengths=lengths)
     want_loss, want = results(model, tokens, labels, whole=True, lengths=lengths)
-    np.testing.assert_allclose(loss, want_loss, rtol=2e-6)
+    assert loss == want_loss
     assert_same(have, want, TOLERANCE["float32"])
     model.activation_checkpointing = True
     same_loss, same = results(model, tokens, labels, whole=False, lengths=lengths)

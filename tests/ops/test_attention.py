@@ -86,17 +86,22 @@ def test_lengths_and_widths_around_those_of_tiles(
     assert np.linalg.norm(dqkv - expected) <= 4e-6 * np.linalg.norm(expected)
 
 
+def partly_seen(rng: np.random.Generator, batch: int, share: float) -> tuple[np.ndarray, ...]:
+    """q, k and v, a gradient, a mask, of whose first two rows one is full and one begins masked, and active tokens."""
+    steps, channels = 140, 24
+    qkv = rng.standard_normal((batch, steps, 3 * channels), dtype=np.float32)
+    dout = rng.standard_normal((batch, steps, channels), dtype=np.float32)
+    mask = rng.random((batch, steps)) < 0.7
+    mask[0], mask[1, :9] = True, False
+    return qkv, dout, mask, rng.random((batch, steps)) < share
+
+
 @pytest.mark.parametrize("masked_query", ["causal", "reference"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_inactive_tokens_are_as_rows_of_zeros(
     kernel_level: str, masked_query: str, dropout: float, rng: np.random.Generator
 ) -> None:
-    batch, steps, channels = 3, 140, 24
-    qkv = rng.standard_normal((batch, steps, 3 * channels), dtype=np.float32)
-    dout = rng.standard_normal((batch, steps, channels), dtype=np.float32)
-    mask = rng.random((batch, steps)) < 0.7
-    mask[0], mask[1, :9] = True, False
-    active = rng.random((batch, steps)) < 0.5
+    qkv, dout, mask, active = partly_seen(rng, 3, 0.5)
     active[2, :120] = False  # the first queries see skipped tokens only
     options = {"masked_query": masked_query, "dropout": dropout}
     poisoned, poisoned_dout = qkv.copy(), dout.copy()
@@ -119,13 +124,9 @@ def test_inactive_tokens_are_as_rows_of_zeros(
 def test_tokens_whose_output_is_not_wanted_are_keys_alone(
     kernel_level: str, masked_query: str, share: float, dropout: float, rng: np.random.Generator
 ) -> None:
-    batch, steps, channels = 4, 140, 24
-    qkv = rng.standard_normal((batch, steps, 3 * channels), dtype=np.float32)
-    dout = rng.standard_normal((batch, steps, channels), dtype=np.float32)
-    mask = rng.random((batch, steps)) < 0.7
-    mask[0], mask[1, :9] = True, False
-    active = rng.random((batch, steps)) < 0.8
-    wanted = rng.random((batch, steps)) < share
+    qkv, dout, mask, active = partly_seen(rng, 4, 0.8)
+    channels = dout.shape[-1]
+    wanted = rng.random(mask.shape) < share
     wanted[1, 3], wanted[2] = True, False  # one that sees no real key; none at all
     options = {"masked_query": masked_query, "dropout": dropout, "active": active}
     whole_out, whole_lse = ops.attention_forward(qkv, 2, mask, **options)
