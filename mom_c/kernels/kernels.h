@@ -37,6 +37,7 @@ typedef struct {
     int flipped;               /* transposed: tokens are the columns (with a single channel both strides are 1) */
 } mom_matrix;
 #define MOM_FEW_ROWS 4
+#define MOM_MOST_MR 12 /* largest mr of any level */
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
 typedef struct mom_kernels {
@@ -65,6 +66,12 @@ typedef struct mom_kernels {
     /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
                           const void *next);
+    /* The same bits from rows of a where they lie, row i being the pairs rows[i]; or from columns, step p being the mr
+     * pairs lda * p pairs behind a. NULL where the level has none. */
+    void (*gemm_bf16_rows_ukr)(size_t pairs, const mom_bf16 *const *rows, const mom_bf16 *b, float *c, size_t ldc,
+                               int accumulate, const void *next);
+    void (*gemm_bf16_columns_ukr)(size_t pairs, const mom_bf16 *a, size_t lda, const mom_bf16 *b, float *c, size_t ldc,
+                                  int accumulate, const void *next);
     /* Products of bfloat16 on tile registers; the five entries are there together, or tile_items is 0 and they are NULL.
      * A tile takes tile_items pairs of steps at a time, a chunk: k is padded with zeros to whole ones in both factors.
      * c (panels * mr, nr) = or += a * b for 1 or 2 panels of a, one behind the other, as tiles_pack leaves them; b as

@@ -40,6 +40,10 @@ void mom_gemm_f32_b_rows_4x32_avx512(size_t kc, const float *a, const float *b, 
                                      int accumulate);
 void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                                        int accumulate, const void *next);
+void mom_gemm_bf16f32_rows_12x32_avx512bf16(size_t pairs, const mom_bf16 *const *rows, const mom_bf16 *b, float *c,
+                                            size_t ldc, int accumulate, const void *next);
+void mom_gemm_bf16f32_columns_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, size_t lda, const mom_bf16 *b, float *c,
+                                               size_t ldc, int accumulate, const void *next);
 void mom_tiles_bf16f32_24x32_amx(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                                  int accumulate, const void *next);
 void mom_tiles_begin_amx(void);

@@ -182,26 +182,44 @@ static void load_rows(const attention_job *job, const head_view *v, float *dst, 
     }
 }
 
-/* Loaded rows in panels of `width` rows, for sums over channels. */
-static void pack_rows(const attention_job *job, float *dst, size_t width, const float *rows, size_t n) {
-    const size_t D = words(job, job->D);
-    job->k->pack(dst, width, rows, D, 1, NULL, NULL, NULL, n, D);
+/* Room for rows of a head side by side, and for pairs of them. */
+typedef struct {
+    float *stage, *pairs;
+} staging;
+
+/* Rows at the given positions in panels of `width` rows, for sums over channels. */
+static void pack_rows(const attention_job *job, const head_view *v, float *dst, size_t width, const void *src, size_t ld,
+                      size_t column, const int32_t *positions, size_t n, staging room) {
+    const size_t D = words(job, job->D), at = element(v, 0, ld, column);
+    if (!job->bf16) {
+        job->k->pack(dst, width, (const float *)src + at, ld, 1, positions, NULL, NULL, n, D);
+    } else if (job->D % 2 == 0) { /* rows of whole words */
+        const void *rows = (const mom_bf16 *)src + at;
+        job->k->pack(dst, width, rows, ld / 2, 1, positions, NULL, NULL, n, D);
+    } else {
+        load_rows(job, v, room.stage, src, ld, column, positions, n);
+        job->k->pack(dst, width, room.stage, D, 1, NULL, NULL, NULL, n, D);
+    }
 }
 
-/* Loaded rows in panels of `width` channels, for sums over rows. pairs: room for them side by side. */
-static void pack_channels(const attention_job *job, float *dst, size_t width, const float *rows, size_t n,
-                          float *pairs) {
+/* The same in panels of `width` channels, for sums over rows. */
+static void pack_channels(const attention_job *job, const head_view *v, float *dst, size_t width, const void *src, size_t ld,
+                          size_t column, const int32_t *positions, size_t n, staging room) {
     const size_t D = job->D;
     if (!job->bf16) {
-        job->k->pack(dst, width, rows, 1, D, NULL, NULL, NULL, D, n);
+        const float *rows = (const float *)src + element(v, 0, ld, column);
+        job->k->pack(dst, width, rows, 1, ld, NULL, positions, NULL, D, n);
         return;
     }
+    float *pairs = room.pairs;
+    load_rows(job, v, room.stage, src, ld, column, positions, n);
+    const float *loaded = room.stage;
     /* Whole panels only, so that pack copies words and never computes with them. */
-    const size_t ld = 2 * words(job, D), whole = mom_round_up(D, width);
-    const mom_bf16 *in = (const mom_bf16 *)(const void *)rows;
+    const size_t stride = 2 * words(job, D), whole = mom_round_up(D, width);
+    const mom_bf16 *in = (const mom_bf16 *)(const void *)loaded;
     for (size_t i = 0; i < n; i += 2) {
         mom_bf16 *out = (mom_bf16 *)(void *)(pairs + i / 2 * whole);
-        const mom_bf16 *first = in + i * ld, *second = first + ld;
+        const mom_bf16 *first = in + i * stride, *second = first + stride;
         memset(out, 0, 2 * whole * sizeof *out);
         for (size_t d = 0; d < D; d++)
             out[2 * d] = first[d];
@@ -233,13 +251,20 @@ static const float *tile_as_factor(const attention_job *job, const float *tile, 
     return copy;
 }
 
+/* A tile of n keys as rows of a left factor: itself, or rounded, in `copy`. */
+static const float *tile_by_row(const attention_job *job, const float *tile, size_t n, float *copy) {
+    if (!job->bf16)
+        return tile;
+    job->k->to_bf16((mom_bf16 *)(void *)copy, tile, n * job->k->nr);
+    return copy;
+}
+
 /* A tile of n keys (whole panels of mr) turned around: panels of mr keys, nr queries each, `stride` apart. */
 static void turn_tile(const attention_job *job, float *dst, size_t stride, const float *tile, size_t n, float *copy) {
-    const size_t mr = job->k->mr, nr = job->k->nr, width = words(job, nr);
-    if (job->bf16)
-        job->k->to_bf16((mom_bf16 *)(void *)copy, tile, n * nr);
+    const size_t mr = job->k->mr, width = words(job, job->k->nr);
+    const float *rows = tile_by_row(job, tile, n, copy);
     for (size_t i = 0; i < n; i += mr)
-        job->k->pack(dst + i / mr * stride, mr, (job->bf16 ? copy : tile) + i * width, width, 1, NULL, NULL, NULL, mr,
+        job->k->pack(dst + i / mr * stride, mr, rows + i * width, width, 1, NULL, NULL, NULL, mr,
                      width);
 }
 
@@ -258,13 +283,17 @@ static void clear_row(const attention_job *job, void *dst, size_t at, size_t n) 
     memset((unsigned char *)dst + at * size, 0, n * size);
 }
 
-/* Stores the columns of src (D, nr), one per query, as rows; query l is multiplied by factors[l], or all by
- * `factor` when that is NULL. stage: nr * COPY_CHANNELS floats. */
-static void store_columns(const attention_job *job, const head_view *v, void *dst, size_t ld, size_t column,
-                          const int32_t *positions, size_t n, const float *src, const float *factors, float factor,
+/* Stores results, one per query, as rows; query l is multiplied by factors[l], or all by `factor` when that is NULL. They
+ * are the rows of src (n, D rounded up to nr), which are overwritten, or the columns of src (D, nr). stage: nr *
+ * COPY_CHANNELS floats. */
+static void store_results(const attention_job *job, const head_view *v, void *dst, size_t ld, size_t column,
+                          const int32_t *positions, size_t n, int queries, float *src, const float *factors, float factor,
                           float *stage) {
     const size_t nr = job->k->nr;
-    for (size_t d = 0; d < job->D; d += COPY_CHANNELS) {
+    for (size_t l = 0; l < n && queries; l++)
+        store_row(job, dst, element(v, (size_t)positions[l], ld, column), src + l * mom_round_up(job->D, nr),
+                  factors ? factors[l] : factor, job->D);
+    for (size_t d = 0; d < job->D && !queries; d += COPY_CHANNELS) {
         const size_t width = mom_min(COPY_CHANNELS, job->D - d);
         job->k->pack(stage, width, src + d * nr, nr, 1, NULL, NULL, NULL, width, n);
         for (size_t l = 0; l < n; l++)
@@ -288,6 +317,45 @@ static void mix_tile(const attention_job *job, float *out, const float *values, 
     const size_t mr = job->k->mr, nr = job->k->nr;
     for (size_t d = 0; d < job->D; d += mr)
         product(job, n, values + d * words(job, stored), tile, out + d * nr, nr, accumulate);
+}
+
+/* Whether results by query, a panel of mr queries a time, take no more micro-tiles than by channel: they are stored without
+ * being turned around. The bits are the same. */
+static int by_query(const attention_job *job, size_t queries) {
+    const size_t mr = job->k->mr, nr = job->k->nr, lanes = mom_min(queries, nr);
+    if (job->bf16 ? !job->k->gemm_bf16_columns_ukr : !job->k->gemm_columns_ukr)
+        return 0;
+    return (lanes + mr - 1) / mr * ((job->D + nr - 1) / nr) <= (job->D + mr - 1) / mr;
+}
+
+/* Channels of a key that are packed for that. */
+static size_t packed_channels(const attention_job *job, int queries) {
+    return mom_round_up(job->D, queries ? job->k->nr : job->k->mr);
+}
+
+/* Floats of the results for a panel of nr queries, either way. */
+static size_t result_size(const attention_job *job) {
+    const size_t mr = job->k->mr, nr = job->k->nr;
+    return mom_max(mom_round_up(job->D, mr) * nr, mom_round_up(nr, mr) * mom_round_up(job->D, nr));
+}
+
+/* As mix_tile by query: out (lanes rounded up to mr, D rounded up to nr) = or += the tile, turned, times values in panels of
+ * nr channels. Up to mr - 1 words behind the tile are read. */
+static void mix_queries(const attention_job *job, float *out, const float *values, size_t stored, const float *tile,
+                        size_t n, size_t lanes, int accumulate) {
+    const mom_kernels *k = job->k;
+    const size_t mr = k->mr, nr = k->nr, ldd = mom_round_up(job->D, nr);
+    for (size_t i = 0; i < lanes; i += mr) {
+        for (size_t d = 0; d < job->D; d += nr) {
+            const float *b = values + d * words(job, stored);
+            float *c = out + i * ldd + d;
+            if (job->bf16)
+                k->gemm_bf16_columns_ukr(words(job, n), (const mom_bf16 *)(const void *)(tile + i), nr,
+                                         (const mom_bf16 *)(const void *)b, c, ldd, accumulate, b);
+            else
+                k->gemm_columns_ukr(n, tile + i, nr, b, c, ldd, accumulate, b);
+        }
+    }
 }
 
 /* Hides from queries q .. q + lanes - 1, the columns of the tile, those of keys j .. j + n - 1 they do not see. */
@@ -322,17 +390,17 @@ static void dropout_tile(const attention_job *job, const head_view *v, float *ke
     }
 }
 
-/* Keys (part 1) or values (2) [begin, end) into `dst`, tile by tile, D rounded up to mr words per key at most. */
-static void pack_keys(const attention_job *job, const head_view *v, float *dst, size_t part, int by_channel,
-                      float *stage, float *pairs, size_t begin, size_t end) {
-    const size_t C = job->spec->C, mr = job->k->mr;
+/* Keys (part 1) or values (2) [begin, end) into `dst`, tile by tile, in panels of mr keys, or of `width` channels if that is
+ * not 0. */
+static void pack_keys(const attention_job *job, const head_view *v, float *dst, size_t part, size_t width, staging room,
+                      size_t begin, size_t end) {
+    const size_t C = job->spec->C, column = part * C + v->h * job->D;
     for (size_t j = begin; j < end; j += job->tile) {
         const size_t n = mom_min(job->tile, end - j);
-        load_rows(job, v, stage, job->qkv, 3 * C, part * C + v->h * job->D, v->key + j, n);
-        if (by_channel)
-            pack_channels(job, dst + j * mom_round_up(job->D, mr), mr, stage, n, pairs);
+        if (width)
+            pack_channels(job, v, dst + j * mom_round_up(job->D, width), width, job->qkv, 3 * C, column, v->key + j, n, room);
         else
-            pack_rows(job, dst + j * words(job, job->D), mr, stage, n);
+            pack_rows(job, v, dst + j * words(job, job->D), job->k->mr, job->qkv, 3 * C, column, v->key + j, n, room);
     }
 }
 
@@ -410,30 +478,30 @@ static size_t query_tasks(const attention_job *job, attention_task *tasks, size_
 /* ---- forward */
 
 typedef struct {
-    float *keys, *values; /* all keys that are needed, in tiles: panels of mr keys, panels of mr channels */
-    float *stage, *pairs;
+    float *keys, *values; /* all keys that are needed, in tiles: panels of mr keys, panels of mr or nr channels */
+    staging room;
     float *queries; /* a panel of nr queries */
     float *scores;  /* (tile, nr) */
     float *rounded; /* the same in bfloat16 */
     float *keep;    /* the same, with dropout */
-    float *out;     /* (D rounded up to mr, nr) */
+    float *out;     /* (D rounded up to mr, nr), or by query */
     float *max, *sum, *factor; /* (nr) */
     size_t size;
 } forward_scratch;
 
 static forward_scratch forward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = mom_round_up(D, mr);
+    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr;
     carver c = {base, 0};
     forward_scratch s;
     s.keys = carve(&c, mom_round_up(T, mr) * D);
-    s.values = carve(&c, T * Dm);
-    s.stage = carve(&c, mom_max(mom_max(job->tile, nr) * D, nr * COPY_CHANNELS));
-    s.pairs = carve(&c, pairs_size(job, job->tile));
+    s.values = carve(&c, T * mom_max(packed_channels(job, 0), packed_channels(job, 1)));
+    s.room.stage = carve(&c, mom_max(mom_max(job->tile, nr) * D, nr * COPY_CHANNELS));
+    s.room.pairs = carve(&c, pairs_size(job, job->tile));
     s.queries = carve(&c, nr * D);
-    s.scores = carve(&c, job->tile * nr);
-    s.rounded = carve(&c, job->bf16 ? job->tile * nr : 0);
+    s.scores = carve(&c, job->tile * nr + mr);
+    s.rounded = carve(&c, job->bf16 ? job->tile * nr + mr : 0);
     s.keep = carve(&c, job->spec->dropout.p > 0.0f ? job->tile * nr : 0);
-    s.out = carve(&c, Dm * nr);
+    s.out = carve(&c, result_size(job));
     s.max = carve(&c, nr);
     s.sum = carve(&c, nr);
     s.factor = carve(&c, nr);
@@ -441,43 +509,48 @@ static forward_scratch forward_scratch_init(const attention_job *job, float *bas
     return s;
 }
 
-/* Queries q .. q + lanes - 1, at most nr of them; `packed` keys are there. */
+/* Queries q .. q + lanes - 1, at most nr of them; `packed` keys are there, their values for results by query or not. */
 static void forward_panel(const attention_job *job, const head_view *v, const forward_scratch *s, size_t q,
-                          size_t lanes, size_t packed) {
+                          size_t lanes, size_t packed, int queries) {
     const mom_kernels *k = job->k;
-    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, Dm = mom_round_up(D, k->mr);
+    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, channels = packed_channels(job, queries);
     const size_t width = (size_t)v->count[q + lanes - 1];
 
-    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, lanes);
-    pack_rows(job, s->queries, nr, s->stage, lanes);
+    pack_rows(job, v, s->queries, nr, job->qkv, 3 * C, v->h * D, v->query + q, lanes, s->room);
     for (size_t l = 0; l < nr; l++) {
         const int32_t skipped = l < lanes ? v->skipped[q + l] : 0;
         s->max[l] = skipped ? 0.0f : -INFINITY;
         s->sum[l] = (float)skipped;
     }
     if (!width)
-        memset(s->out, 0, Dm * nr * sizeof *s->out);
+        memset(s->out, 0, result_size(job) * sizeof *s->out);
     for (size_t j = 0; j < width; j += job->tile) {
         const size_t n = mom_min(job->tile, width - j);
         score_tile(job, s->scores, s->keys + j * words(job, D), s->queries, n);
         if ((size_t)v->count[q] < j + n)
             hide_keys(job, v, s->scores, j, n, q, lanes);
         const int risen = k->softmax_tile(s->scores, s->max, s->sum, s->factor, job->scale, n);
-        if (risen && j)
-            k->scale_tile(s->out, s->factor, Dm);
+        if (risen && j && !queries)
+            k->scale_tile(s->out, s->factor, channels);
+        for (size_t l = 0; l < lanes && risen && j && queries; l++)
+            k->scale(s->out + l * channels, s->factor[l], s->out + l * channels, D);
         if (job->spec->dropout.p > 0.0f) {
             dropout_tile(job, v, s->keep, j, n, q, lanes);
             for (size_t i = 0; i < n * nr; i++)
                 s->scores[i] *= s->keep[i];
         }
-        mix_tile(job, s->out, s->values + j * Dm, mom_min(job->tile, packed - j),
-                 tile_as_factor(job, s->scores, n, s->rounded), n, j > 0);
+        const float *weights = tile_as_factor(job, s->scores, n, s->rounded), *values = s->values + j * channels;
+        const size_t stored = mom_min(job->tile, packed - j);
+        if (queries)
+            mix_queries(job, s->out, values, stored, weights, n, lanes, j > 0);
+        else
+            mix_tile(job, s->out, values, stored, weights, n, j > 0);
     }
     for (size_t l = 0; l < lanes; l++) {
         job->lse[(v->s->row + (size_t)v->query[q + l]) * H + v->h] = s->max[l] + logf(s->sum[l]);
         s->factor[l] = 1.0f / s->sum[l];
     }
-    store_columns(job, v, job->out, C, v->h * D, v->query + q, lanes, s->out, s->factor, 1.0f, s->stage);
+    store_results(job, v, job->out, C, v->h * D, v->query + q, lanes, queries, s->out, s->factor, 1.0f, s->room.stage);
 }
 
 static void forward_task(void *context, size_t number, int thread) {
@@ -486,10 +559,11 @@ static void forward_task(void *context, size_t number, int thread) {
     const head_view v = head_view_init(job, task->head);
     const forward_scratch s = forward_scratch_init(job, job->scratch + (size_t)thread * job->scratch_size);
     const size_t packed = (size_t)v.count[task->end - 1];
-    pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, 0, packed);
-    pack_keys(job, &v, s.values, 2, 1, s.stage, s.pairs, 0, packed);
+    const int queries = by_query(job, task->end - task->begin);
+    pack_keys(job, &v, s.keys, 1, 0, s.room, 0, packed);
+    pack_keys(job, &v, s.values, 2, queries ? job->k->nr : job->k->mr, s.room, 0, packed);
     for (size_t q = task->begin; q < task->end; q += job->k->nr)
-        forward_panel(job, &v, &s, q, mom_min(job->k->nr, task->end - q), packed);
+        forward_panel(job, &v, &s, q, mom_min(job->k->nr, task->end - q), packed, queries);
 }
 
 /* The rows of a head that are no queries: zeros for inactive tokens, the even mean for blind ones. */
@@ -571,42 +645,43 @@ mom_status mom_attention_forward(const mom_exec *x, void *out, float *lse, const
 
 typedef struct {
     float *keys, *values; /* in tiles of panels of mr keys, for scores and dP */
-    float *key_channels;  /* in tiles of panels of mr channels, for dQ */
-    float *stage, *pairs, *row; /* row: (2, D) */
+    float *key_channels;  /* in tiles of panels of mr or nr channels, for dQ */
+    staging room;
+    float *row;                            /* (2, D) */
     float *queries, *douts;                /* a block in panels of nr queries */
     float *query_channels, *dout_channels; /* the same in panels of nr channels */
     float *weights, *dscores;              /* (tile, nr) */
     float *keep, *rounded;                 /* the same */
     float *weights_turned, *dscores_turned; /* a tile by a block in panels of mr keys */
     float *lse, *delta;                     /* (block) */
-    float *dq;                              /* (D rounded up to mr, nr) per panel of the block */
+    float *dq;                              /* (D rounded up to mr, nr), or by query, per panel of the block */
     float *dkeys, *dvalues;                 /* (T rounded up to mr, ldd), sums over the blocks */
     size_t ldd, size;
 } backward_scratch;
 
 static backward_scratch backward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr, Dm = mom_round_up(D, mr);
+    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr;
     carver c = {base, 0};
     backward_scratch s = {.ldd = mom_round_up(D, nr)};
     s.keys = carve(&c, mom_round_up(T, mr) * D);
     s.values = carve(&c, mom_round_up(T, mr) * D);
-    s.key_channels = carve(&c, T * Dm);
-    s.stage = carve(&c, mom_max(mom_max(job->tile, job->block) * D, nr * COPY_CHANNELS));
-    s.pairs = carve(&c, pairs_size(job, mom_max(job->tile, job->block)));
+    s.key_channels = carve(&c, T * mom_max(packed_channels(job, 0), packed_channels(job, 1)));
+    s.room.stage = carve(&c, mom_max(mom_max(job->tile, job->block) * D, nr * COPY_CHANNELS));
+    s.room.pairs = carve(&c, pairs_size(job, mom_max(job->tile, job->block)));
     s.row = carve(&c, 2 * D);
     s.queries = carve(&c, job->block * D);
     s.douts = carve(&c, job->block * D);
     s.query_channels = carve(&c, job->block * s.ldd);
     s.dout_channels = carve(&c, job->block * s.ldd);
     s.weights = carve(&c, job->tile * nr);
-    s.dscores = carve(&c, job->tile * nr);
+    s.dscores = carve(&c, job->tile * nr + mr);
     s.keep = carve(&c, job->spec->dropout.p > 0.0f ? job->tile * nr : 0);
-    s.rounded = carve(&c, job->bf16 ? job->tile * nr : 0);
+    s.rounded = carve(&c, job->bf16 ? job->tile * nr + mr : 0);
     s.weights_turned = carve(&c, job->tile * job->block);
     s.dscores_turned = carve(&c, job->tile * job->block);
     s.lse = carve(&c, job->block);
     s.delta = carve(&c, job->block);
-    s.dq = carve(&c, job->block * Dm);
+    s.dq = carve(&c, job->block / nr * result_size(job));
     s.dkeys = carve(&c, mom_round_up(T, mr) * s.ldd);
     s.dvalues = carve(&c, mom_round_up(T, mr) * s.ldd);
     s.size = c.used;
@@ -618,12 +693,11 @@ static void load_block(const attention_job *job, const head_view *v, const backw
     const mom_kernels *k = job->k;
     const size_t D = job->D, C = job->spec->C;
     float *dout = s->row, *out = s->row + D;
-    load_rows(job, v, s->stage, job->qkv, 3 * C, v->h * D, v->query + q, rows);
-    pack_rows(job, s->queries, k->nr, s->stage, rows);
-    pack_channels(job, s->query_channels, k->nr, s->stage, rows, s->pairs);
-    load_rows(job, v, s->stage, job->dout, C, v->h * D, v->query + q, rows);
-    pack_rows(job, s->douts, k->nr, s->stage, rows);
-    pack_channels(job, s->dout_channels, k->nr, s->stage, rows, s->pairs);
+    const int32_t *positions = v->query + q;
+    pack_rows(job, v, s->queries, k->nr, job->qkv, 3 * C, v->h * D, positions, rows, s->room);
+    pack_channels(job, v, s->query_channels, k->nr, job->qkv, 3 * C, v->h * D, positions, rows, s->room);
+    pack_rows(job, v, s->douts, k->nr, job->dout, C, v->h * D, positions, rows, s->room);
+    pack_channels(job, v, s->dout_channels, k->nr, job->dout, C, v->h * D, positions, rows, s->room);
     memset(s->lse, 0, job->block * sizeof *s->lse);
     memset(s->delta, 0, job->block * sizeof *s->delta);
     for (size_t r = 0; r < rows; r++) {
@@ -635,18 +709,45 @@ static void load_block(const attention_job *job, const head_view *v, const backw
     }
 }
 
-/* sums (n keys, ldd) += turned^T * channels over the queries of a block, for each panel of keys from the first query
- * that sees one of them on. */
+/* Whether a tile (keys, nr) for a block of so many queries is read row by row for the gradients of keys. */
+static int reads_tile(const attention_job *job, size_t rows) {
+    return rows <= job->k->nr && (job->bf16 ? job->k->gemm_bf16_rows_ukr != NULL : job->k->gemm_rows_ukr != NULL);
+}
+
+/* c (mr, nr) += product of mr rows of a tile (keys, words(nr)), from that of its step `from` on, with packed b. */
+static void product_of_rows(const attention_job *job, size_t n, const float *tile, size_t from, const float *b, float *c,
+                            size_t ldc) {
+    const mom_kernels *k = job->k;
+    const size_t ld = words(job, k->nr), step = words(job, from);
+    const mom_bf16 *pairs[MOM_MOST_MR];
+    const float *rows[MOM_MOST_MR];
+    for (size_t r = 0; r < k->mr; r++) {
+        rows[r] = tile + r * ld + step;
+        pairs[r] = (const mom_bf16 *)(const void *)rows[r];
+    }
+    if (job->bf16)
+        k->gemm_bf16_rows_ukr(words(job, n), pairs, (const mom_bf16 *)(const void *)b, c, ldc, 1, b);
+    else
+        k->gemm_rows_ukr(n, rows, b, c, ldc, 1, b);
+}
+
+/* sums (n keys, ldd) += tile * channels over the queries of a block, for each panel of keys from the first query that
+ * sees one of them on. tile: as turn_tile leaves it or, if reads_tile, (keys, words(nr)). */
 static void add_to_keys(const attention_job *job, const head_view *v, const backward_scratch *s, float *sums,
-                        const float *turned, const float *channels, size_t j, size_t n, size_t q, size_t rows) {
+                        const float *tile, const float *channels, size_t j, size_t n, size_t q, size_t rows) {
     const size_t mr = job->k->mr, nr = job->k->nr;
     for (size_t i = 0, first = 0; i < n; i += mr) {
         while ((size_t)v->count[q + first] <= j + i)
             first++;
         const size_t from = job->bf16 ? first / 2 * 2 : first, step = words(job, from);
-        for (size_t d = 0; d < job->D; d += nr)
-            product(job, rows - from, turned + i * job->block + step * mr,
-                    channels + d * words(job, rows) + step * nr, sums + (j + i) * s->ldd + d, s->ldd, 1);
+        for (size_t d = 0; d < job->D; d += nr) {
+            const float *b = channels + d * words(job, rows) + step * nr;
+            float *c = sums + (j + i) * s->ldd + d;
+            if (reads_tile(job, rows))
+                product_of_rows(job, rows - from, tile + i * words(job, nr), from, b, c, s->ldd);
+            else
+                product(job, rows - from, tile + i * job->block + step * mr, b, c, s->ldd, 1);
+        }
     }
 }
 
@@ -654,22 +755,25 @@ static void add_to_keys(const attention_job *job, const head_view *v, const back
 static void backward_block(const attention_job *job, const head_view *v, const backward_scratch *s,
                            const attention_task *task, size_t q, size_t rows, size_t begin, size_t packed) {
     const mom_kernels *k = job->k;
-    const size_t D = job->D, mr = k->mr, nr = k->nr, Dm = mom_round_up(D, mr);
+    const size_t D = job->D, mr = k->mr, nr = k->nr, dq_size = result_size(job);
+    const int queries = task->queries && by_query(job, task->end - task->begin);
+    const size_t channels = packed_channels(job, queries);
     const int dropout = job->spec->dropout.p > 0.0f;
     const size_t end = mom_min(packed, (size_t)v->count[q + rows - 1]);
     if (task->queries && begin >= end)
-        memset(s->dq, 0, job->block * Dm * sizeof *s->dq);
+        memset(s->dq, 0, job->block / nr * dq_size * sizeof *s->dq);
     if (begin >= end)
         return;
     load_block(job, v, s, q, rows);
     for (size_t j = begin; j < end; j += job->tile) {
         const size_t stored = mom_min(job->tile, packed - j);
+        const float *key_weights = s->weights_turned, *key_dscores = s->dscores_turned;
         for (size_t p = 0; p < rows; p += nr) {
             const size_t lanes = mom_min(nr, rows - p), seen = (size_t)v->count[q + p + lanes - 1];
-            float *dq = s->dq + p * Dm;
+            float *dq = s->dq + p / nr * dq_size;
             if (seen <= j) {
                 if (task->queries && !j)
-                    memset(dq, 0, nr * Dm * sizeof *dq);
+                    memset(dq, 0, dq_size * sizeof *dq);
                 continue;
             }
             const size_t n = mom_min(job->tile, seen - j), whole = mom_round_up(n, mr);
@@ -681,10 +785,16 @@ static void backward_block(const attention_job *job, const head_view *v, const b
                 dropout_tile(job, v, s->keep, j, n, q + p, lanes);
             k->softmax_tile_backward(s->weights, s->dscores, s->lse + p, s->delta + p, dropout ? s->keep : NULL,
                                      job->scale, whole);
-            if (task->queries)
-                mix_tile(job, dq, s->key_channels + j * Dm, stored, tile_as_factor(job, s->dscores, n, s->rounded), n,
-                         j > 0);
-            if (task->keys) {
+            const float *keys = s->key_channels + j * channels;
+            const float *factor = task->queries ? tile_as_factor(job, s->dscores, n, s->rounded) : NULL;
+            if (queries)
+                mix_queries(job, dq, keys, stored, factor, n, lanes, j > 0);
+            else if (task->queries)
+                mix_tile(job, dq, keys, stored, factor, n, j > 0);
+            if (task->keys && reads_tile(job, rows)) {
+                key_weights = tile_by_row(job, s->weights, whole, s->weights_turned);
+                key_dscores = tile_by_row(job, s->dscores, whole, s->dscores_turned);
+            } else if (task->keys) {
                 const size_t at = words(job, p) * mr, stride = mr * job->block;
                 turn_tile(job, s->weights_turned + at, stride, s->weights, whole, s->rounded);
                 turn_tile(job, s->dscores_turned + at, stride, s->dscores, whole, s->rounded);
@@ -692,8 +802,8 @@ static void backward_block(const attention_job *job, const head_view *v, const b
         }
         if (task->keys) {
             const size_t n = mom_min(job->tile, end - j);
-            add_to_keys(job, v, s, s->dvalues, s->weights_turned, s->dout_channels, j, n, q, rows);
-            add_to_keys(job, v, s, s->dkeys, s->dscores_turned, s->query_channels, j, n, q, rows);
+            add_to_keys(job, v, s, s->dvalues, key_weights, s->dout_channels, j, n, q, rows);
+            add_to_keys(job, v, s, s->dkeys, key_dscores, s->query_channels, j, n, q, rows);
         }
     }
 }
@@ -725,10 +835,11 @@ static void backward_task(void *context, size_t number, int thread) {
     const size_t key_begin = by_keys ? task->begin : 0;
     const size_t key_end = by_keys ? task->end : task->keys ? v.s->keys : (size_t)v.count[q_end - 1];
 
-    pack_keys(job, &v, s.keys, 1, 0, s.stage, s.pairs, key_begin, key_end);
-    pack_keys(job, &v, s.values, 2, 0, s.stage, s.pairs, key_begin, key_end);
+    const int queries = task->queries && by_query(job, task->end - task->begin);
+    pack_keys(job, &v, s.keys, 1, 0, s.room, key_begin, key_end);
+    pack_keys(job, &v, s.values, 2, 0, s.room, key_begin, key_end);
     if (task->queries)
-        pack_keys(job, &v, s.key_channels, 1, 1, s.stage, s.pairs, 0, key_end);
+        pack_keys(job, &v, s.key_channels, 1, queries ? nr : job->k->mr, s.room, 0, key_end);
     if (task->keys) {
         const size_t size = (mom_round_up(key_end, job->k->mr) - key_begin) * s.ldd * sizeof(float);
         memset(s.dkeys + key_begin * s.ldd, 0, size);
@@ -738,8 +849,8 @@ static void backward_task(void *context, size_t number, int thread) {
         const size_t rows = mom_min(job->block, q_end - q);
         backward_block(job, &v, &s, task, q, rows, key_begin, key_end);
         for (size_t p = 0; p < rows && task->queries; p += nr)
-            store_columns(job, &v, job->dqkv, 3 * C, column, v.query + q + p, mom_min(nr, rows - p),
-                          s.dq + p * mom_round_up(D, job->k->mr), NULL, job->spec->scale, s.stage);
+            store_results(job, &v, job->dqkv, 3 * C, column, v.query + q + p, mom_min(nr, rows - p), queries,
+                          s.dq + p / nr * result_size(job), NULL, job->spec->scale, s.room.stage);
     }
     if (task->keys)
         add_blind_to_values(job, &v, &s, key_begin, key_end);
