@@ -25,6 +25,7 @@ static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 typedef uint32_t item;
 
 #define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
+#define LEAST_ROWS_PACKED ((size_t)4)   /* where it cannot be: see mom_gemm_least_prepack */
 
 static int uses_tiles(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 && k->tile_items; }
 
@@ -75,11 +76,11 @@ static void micro_kernel(const mom_kernels *k, mom_dtype precision, size_t depth
     const mom_bf16 *a_halves = (const mom_bf16 *)(const void *)packed, *b_halves = (const mom_bf16 *)(const void *)b;
     const int few = rows <= MOM_FEW_ROWS;
     if (precision == MOM_BF16 && few && k->gemm_bf16_few_ukr)
-        k->gemm_bf16_few_ukr(depth, a_halves, b_halves, c, ldc, accumulate);
+        k->gemm_bf16_few_ukr(depth, rows, a_halves, b_halves, c, ldc, accumulate);
     else if (precision == MOM_BF16)
         k->gemm_bf16_ukr(depth, a_halves, b_halves, c, ldc, accumulate, next);
     else if (few && k->gemm_few_ukr)
-        k->gemm_few_ukr(depth, a_floats, b_floats, c, ldc, accumulate);
+        k->gemm_few_ukr(depth, rows, a_floats, b_floats, c, ldc, accumulate);
     else
         k->gemm_ukr(depth, a_floats, b_floats, c, ldc, accumulate, next);
 }
@@ -99,8 +100,10 @@ static void b_rows_kernel(const mom_kernels *k, size_t kc, size_t m, const float
         k->gemm_b_rows_ukr(kc, a + i * kc, b, ldb, c + i * ldc, ldc, accumulate);
     if (i == m)
         return;
-    const int few = m - i <= MOM_FEW_ROWS && k->gemm_b_rows_few_ukr;
-    (few ? k->gemm_b_rows_few_ukr : k->gemm_b_rows_ukr)(kc, a + i * kc, b, ldb, edge, k->nr, 0);
+    if (m - i <= MOM_FEW_ROWS && k->gemm_b_rows_few_ukr)
+        k->gemm_b_rows_few_ukr(kc, m - i, a + i * kc, b, ldb, edge, k->nr, 0);
+    else
+        k->gemm_b_rows_ukr(kc, a + i * kc, b, ldb, edge, k->nr, 0);
     put_edge(c + i * ldc, ldc, edge, k->nr, m - i, k->nr, accumulate);
 }
 
@@ -217,7 +220,7 @@ static size_t packed_items(const mom_kernels *k, mom_dtype precision, size_t n, 
 }
 
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision) {
-    return precision == MOM_F32 && k->gemm_b_rows_ukr ? MOST_ROWS_IN_PLACE + 1 : MOM_FEW_ROWS;
+    return precision == MOM_F32 && k->gemm_b_rows_ukr ? MOST_ROWS_IN_PLACE + 1 : LEAST_ROWS_PACKED;
 }
 
 size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
@@ -421,7 +424,7 @@ static void run_slab_task(void *context, size_t task, int thread) {
 #define FEW_ROWS_COLUMNS ((size_t)128) /* of a task: a is packed again by each */
 
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
-    if (g->finish)
+    if (g->whole_blocks)
         return MOM_FINISH_COLUMNS;
     return has_few_rows(k, g) ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
 }
@@ -443,12 +446,12 @@ static size_t choose_columns(const mom_exec *x, const mom_gemm *problems, size_t
     const mom_kernels *k = x->k;
     const size_t wanted = x->threads > 1 ? 4 * (size_t)x->threads : 1;
     size_t columns = mom_min(MOM_FINISH_COLUMNS, mom_round_up(slab, k->nr));
-    for (; columns > 8 * k->nr; columns = mom_round_up(columns / 2, k->nr)) {
+    for (; columns > k->nr; columns = mom_round_up(columns / 2, k->nr)) {
         size_t tasks = 0;
         for (size_t i = 0; i < count; i++)
             tasks += parts(problems[i].m, LEAST_ROW_PANELS * k->mr) *
                      parts(columns_in_slab(&problems[i], begin, slab), column_step(k, &problems[i], columns));
-        if (tasks >= wanted)
+        if (tasks >= (columns > 8 * k->nr ? wanted : (size_t)x->threads)) /* narrow tasks pack much for few products */
             break;
     }
     return columns;

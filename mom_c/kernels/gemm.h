@@ -22,8 +22,8 @@
 
 typedef struct mom_gemm mom_gemm;
 
-/* Columns of the blocks that `finish` gets: j0 is a multiple of this, so a sum over a row may be gathered in one
- * number per block whatever the number of threads. */
+/* Columns of the blocks that `finish` gets at most. With whole_blocks j0 is a multiple of this, so that a sum over a row may
+ * be gathered in one number per block whatever the number of threads. */
 #define MOM_FINISH_COLUMNS ((size_t)512)
 
 /* Rows [i0, i0 + m), columns [j0, j0 + n) of the product; sums (m, n) with row stride ld, which it may overwrite. Runs on
@@ -43,6 +43,7 @@ struct mom_gemm {
     mom_dtype precision;
     const void *packed_b; /* NULL, or b as mom_gemm_pack left it (k_scale included) */
     mom_gemm_finish finish;
+    int whole_blocks;     /* all that finish gets begin at multiples of MOM_FINISH_COLUMNS and end there or with the row */
     const void *context;  /* for finish */
 };
 

@@ -64,31 +64,42 @@ void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const f
 }
 #undef STEP
 
-void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {
-    FEW_ROWS(ZERO)
-    for (size_t p = 0; p < kc; p++, a += 12, b += 32) {
-        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
 #define STEP(i) FMA(i, a[i])
-        FEW_ROWS(STEP)
-#undef STEP
+#define FEW(name, rows)                                                                                  \
+    static void name(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate) {  \
+        rows(ZERO)                                                                                       \
+        for (size_t p = 0; p < kc; p++, a += 12, b += 32) {                                              \
+            const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);                            \
+            rows(STEP)                                                                                   \
+        }                                                                                                \
+        FINISH(rows)                                                                                     \
     }
-    FINISH(FEW_ROWS)
+FEW(few_4, ROWS_4)
+FEW(few_8, ROWS_8)
+
+void mom_gemm_f32_few_12x32_avx512(size_t kc, size_t rows, const float *a, const float *b, float *c, size_t ldc,
+                                   int accumulate) {
+    (rows <= 4 ? few_4 : few_8)(kc, a, b, c, ldc, accumulate);
 }
 
 /* b (kc, 32) where it lies: rows ldb apart, which no hardware prefetches in time when they come from memory. */
 #define B_AHEAD 8
-#define B_ROWS(name, few)                                                                                    \
-    void name(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate) { \
-        few(ZERO)                                                                                            \
-        for (size_t p = 0; p < kc; p++, a += 12, b += ldb) {                                                 \
-            const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);                              \
-            _mm_prefetch((const char *)(b + B_AHEAD * ldb), _MM_HINT_T0);                                 \
-            _mm_prefetch((const char *)(b + B_AHEAD * ldb + 16), _MM_HINT_T0);                            \
-            few(STEP)                                                                                        \
-        }                                                                                                    \
-        FINISH(few)                                                                                          \
+#define B_ROWS(linkage, name, rows)                                                                                  \
+    linkage void name(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate) { \
+        rows(ZERO)                                                                                                   \
+        for (size_t p = 0; p < kc; p++, a += 12, b += ldb) {                                                         \
+            const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);                                      \
+            FETCH(b + B_AHEAD * ldb)                                                                                 \
+            FETCH(b + B_AHEAD * ldb + 16)                                                                            \
+            rows(STEP)                                                                                               \
+        }                                                                                                            \
+        FINISH(rows)                                                                                                 \
     }
-#define STEP(i) FMA(i, a[i])
-B_ROWS(mom_gemm_f32_b_rows_12x32_avx512, ROWS)
-B_ROWS(mom_gemm_f32_b_rows_4x32_avx512, FEW_ROWS)
-#undef STEP
+B_ROWS(, mom_gemm_f32_b_rows_12x32_avx512, ROWS)
+B_ROWS(static, b_rows_4, ROWS_4)
+B_ROWS(static, b_rows_8, ROWS_8)
+
+void mom_gemm_f32_b_rows_few_12x32_avx512(size_t kc, size_t rows, const float *a, const float *b, size_t ldb, float *c,
+                                          size_t ldc, int accumulate) {
+    (rows <= 4 ? b_rows_4 : b_rows_8)(kc, a, b, ldb, c, ldc, accumulate);
+}

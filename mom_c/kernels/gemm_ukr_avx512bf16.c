@@ -67,13 +67,20 @@ void mom_gemm_bf16f32_rows_12x32_avx512bf16(size_t pairs, const mom_bf16 *const 
     FINISH(ROWS)
 }
 
-void mom_gemm_bf16f32_few_4x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
-                                          int accumulate) {
-    FEW_ROWS(ZERO)
-    for (size_t p = 0; p < pairs; p++, a += 24, b += 64) {
-        const __m512bh b0 = (__m512bh)_mm512_load_si512((const void *)b);
-        const __m512bh b1 = (__m512bh)_mm512_load_si512((const void *)(b + 32));
-        FEW_ROWS(DOT)
+#define FEW(name, rows)                                                                                             \
+    static void name(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate) {     \
+        rows(ZERO)                                                                                                  \
+        for (size_t p = 0; p < pairs; p++, a += 24, b += 64) {                                                      \
+            const __m512bh b0 = (__m512bh)_mm512_load_si512((const void *)b);                                       \
+            const __m512bh b1 = (__m512bh)_mm512_load_si512((const void *)(b + 32));                                \
+            rows(DOT)                                                                                               \
+        }                                                                                                           \
+        FINISH(rows)                                                                                                \
     }
-    FINISH(FEW_ROWS)
+FEW(few_4, ROWS_4)
+FEW(few_8, ROWS_8)
+
+void mom_gemm_bf16f32_few_12x32_avx512bf16(size_t pairs, size_t rows, const mom_bf16 *a, const mom_bf16 *b, float *c,
+                                           size_t ldc, int accumulate) {
+    (rows <= 4 ? few_4 : few_8)(pairs, a, b, c, ldc, accumulate);
 }

@@ -36,7 +36,7 @@ typedef struct {
     int gelu;                  /* elements are gelu(element); one stride must be 1 */
     int flipped;               /* transposed: tokens are the columns (with a single channel both strides are 1) */
 } mom_matrix;
-#define MOM_FEW_ROWS 4
+#define MOM_FEW_ROWS 8
 #define MOM_MOST_MR 12 /* largest mr of any level */
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
@@ -57,12 +57,15 @@ typedef struct mom_kernels {
                           const void *next);
     void (*gemm_columns_ukr)(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc, int accumulate,
                              const void *next);
-    /* The same bits for the first MOM_FEW_ROWS rows of packed panels of mr; NULL where it would not pay. */
-    void (*gemm_few_ukr)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
-    /* The same bits from a b (kc, nr) whose rows lie ldb apart; for all rows of a's panel and for MOM_FEW_ROWS. */
+    /* The same bits for the first `rows` rows, at most MOM_FEW_ROWS, of packed panels of mr; c has room for MOM_FEW_ROWS.
+     * NULL where it would not pay. */
+    void (*gemm_few_ukr)(size_t kc, size_t rows, const float *a, const float *b, float *c, size_t ldc, int accumulate);
+    /* The same bits from a b (kc, nr) whose rows lie ldb apart; for all rows of a's panel and for few. */
     void (*gemm_b_rows_ukr)(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate);
-    void (*gemm_b_rows_few_ukr)(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int accumulate);
-    void (*gemm_bf16_few_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate);
+    void (*gemm_b_rows_few_ukr)(size_t kc, size_t rows, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
+                                int accumulate);
+    void (*gemm_bf16_few_ukr)(size_t pairs, size_t rows, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                              int accumulate);
     /* As gemm_ukr with bfloat16 factors, two steps of k at a time: a (pairs, mr, 2), b (pairs, nr, 2). */
     void (*gemm_bf16_ukr)(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
                           const void *next);

@@ -8,7 +8,7 @@
 #else
 #define MOM_GEMM_BF16_NAME "mom_tiles_bf16f32_24x32_amx"
 #define MOM_GEMM_BF16_UKR mom_gemm_bf16f32_12x32_avx512bf16
-#define MOM_GEMM_BF16_FEW_UKR mom_gemm_bf16f32_few_4x32_avx512bf16
+#define MOM_GEMM_BF16_FEW_UKR mom_gemm_bf16f32_few_12x32_avx512bf16
 #define MOM_GEMM_BF16_ROWS_UKR mom_gemm_bf16f32_rows_12x32_avx512bf16
 #define MOM_GEMM_BF16_COLUMNS_UKR mom_gemm_bf16f32_columns_12x32_avx512bf16
 #endif

@@ -27,17 +27,18 @@ void mom_gemm_f32_b_rows_6x16_avx2(size_t kc, const float *a, const float *b, si
                                    int accumulate);
 void mom_gemm_f32_12x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                                const void *next);
-void mom_gemm_f32_few_4x32_avx512(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate);
-void mom_gemm_bf16f32_few_4x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
-                                          int accumulate);
+void mom_gemm_f32_few_12x32_avx512(size_t kc, size_t rows, const float *a, const float *b, float *c, size_t ldc,
+                                   int accumulate);
+void mom_gemm_bf16f32_few_12x32_avx512bf16(size_t pairs, size_t rows, const mom_bf16 *a, const mom_bf16 *b, float *c,
+                                           size_t ldc, int accumulate);
 void mom_gemm_f32_rows_12x32_avx512(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc,
                                     int accumulate, const void *next);
 void mom_gemm_f32_columns_12x32_avx512(size_t kc, const float *a, size_t lda, const float *b, float *c, size_t ldc,
                                        int accumulate, const void *next);
 void mom_gemm_f32_b_rows_12x32_avx512(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
                                       int accumulate);
-void mom_gemm_f32_b_rows_4x32_avx512(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
-                                     int accumulate);
+void mom_gemm_f32_b_rows_few_12x32_avx512(size_t kc, size_t rows, const float *a, const float *b, size_t ldb, float *c,
+                                          size_t ldc, int accumulate);
 void mom_gemm_bf16f32_12x32_avx512bf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                                        int accumulate, const void *next);
 void mom_gemm_bf16f32_rows_12x32_avx512bf16(size_t pairs, const mom_bf16 *const *rows, const mom_bf16 *b, float *c,

@@ -132,7 +132,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
         mom_matrix inputs = mom_matrix_rows(hidden, C);
         inputs.row_index = rows + r;
         const mom_gemm logits = {.m = job.rows, .n = V, .k = C, .a = inputs, .b = mom_matrix_transposed(wte, C),
-                                 .precision = x->precision, .finish = finish_exp, .context = &job};
+                                 .precision = x->precision, .finish = finish_exp, .whole_blocks = 1, .context = &job};
         MOM_TRY(mom_gemm_run(x, &logits, 1, err));
         mom_parallel_for(x->threads, (job.rows + TASK_ROWS - 1) / TASK_ROWS, softmax_task, &job);
         for (size_t i = 0; i < job.rows; i++)

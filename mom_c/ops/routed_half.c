@@ -326,6 +326,7 @@ static void set_finish(product_list *list, mom_gemm *g, mom_gemm_finish finish, 
     context.first = (size_t)context.half->plan->offsets[m];
     *own = context;
     g->finish = finish;
+    g->whole_blocks = context.partial != NULL;
     g->context = own;
 }
 
