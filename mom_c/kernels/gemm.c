@@ -24,7 +24,10 @@ static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 /* Packed factors are counted in items of 32 bits: a float32, or two steps of k in bfloat16. */
 typedef uint32_t item;
 
-#define MOST_ROWS_IN_PLACE ((size_t)12) /* of a, with b read where it lies; with more, packing it first is as fast */
+/* Of a, with b read where it lies: with more, packing b first is as fast, and where a has to be packed, too, with more than
+ * the second (1 to 2 % of a step with 160 tokens). */
+#define MOST_ROWS_IN_PLACE ((size_t)12)
+#define MOST_PACKED_ROWS ((size_t)192)
 #define LEAST_ROWS_PACKED ((size_t)4)   /* where it cannot be: see mom_gemm_least_prepack */
 
 static int uses_tiles(const mom_kernels *k, mom_dtype precision) { return precision == MOM_BF16 && k->tile_items; }
@@ -309,9 +312,22 @@ static int reads_b(const mom_kernels *k, const mom_gemm *g) {
            !b->row_index && !b->col_index && !g->k_scale;
 }
 
-/* Whether b is packed by the tasks, since nobody else would use it again. */
+/* The bytes after which addresses fall on the same set of a second cache, and how many lines it keeps of them. */
+#define CACHE_WAY ((size_t)128 << 10)
+#define CACHE_WAYS ((size_t)8)
+
+/* Whether the rows of a panel of b, where they lie, stay in the second cache together. */
+static int stays_cached(const mom_kernels *k, const mom_gemm *g) {
+    const size_t stride = g->b.rs * sizeof(float), step = stride & (~stride + 1);
+    const size_t apart = step < CACHE_WAY ? CACHE_WAY / step : 1;
+    return block_depth(k, g->precision, g->k) <= CACHE_WAYS * apart;
+}
+
+/* Whether b is read where it lies or packed by the tasks, since hardly anybody else would use it again. */
 static int has_few_rows(const mom_kernels *k, const mom_gemm *g) {
-    return !g->packed_b && !g->k_sums && g->m <= (reads_b(k, g) ? MOST_ROWS_IN_PLACE : k->mr);
+    const int packs_a = !reads_rows(k, g) && !reads_columns(k, g);
+    const size_t in_place = packs_a && stays_cached(k, g) ? MOST_PACKED_ROWS : MOST_ROWS_IN_PLACE;
+    return !g->packed_b && !g->k_sums && g->m <= (reads_b(k, g) ? in_place : k->mr);
 }
 
 /* Rows [i0, i0 + m), steps [p0, p0 + kc) of a; `packed` and `rows` are room for them. */
@@ -426,7 +442,7 @@ static void run_slab_task(void *context, size_t task, int thread) {
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
     if (g->whole_blocks)
         return MOM_FINISH_COLUMNS;
-    return has_few_rows(k, g) ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
+    return has_few_rows(k, g) && g->m <= k->mr ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
 }
 
 /* What the micro-kernel takes at a time: on tiles two panels. */
