@@ -319,7 +319,7 @@ static int reads_b(const mom_kernels *k, const mom_gemm *g) {
 /* Whether the rows of a panel of b, where they lie, stay in the second cache together. */
 static int stays_cached(const mom_kernels *k, const mom_gemm *g) {
     const size_t stride = g->b.rs * sizeof(float), step = stride & (~stride + 1);
-    const size_t apart = step < CACHE_WAY ? CACHE_WAY / step : 1;
+    const size_t apart = step && step < CACHE_WAY ? CACHE_WAY / step : 1; /* stride 0: b has no columns */
     return block_depth(k, g->precision, g->k) <= CACHE_WAYS * apart;
 }
 

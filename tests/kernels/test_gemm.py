@@ -86,13 +86,23 @@ def test_rows_have_the_same_bits_in_any_company(
         return got.tobytes()
 
     whole = ops.gemm(a, b, c=c if accumulate else None, precision=precision)
-    for rows in (slice(0, 1), slice(3, 7), slice(4, 9), slice(7, 19), slice(7, 20), slice(7, 40), slice(200, 201)):
+    for rows in (
+        slice(0, 1),
+        slice(3, 7),
+        slice(4, 9),
+        slice(5, 13),
+        slice(7, 19),
+        slice(7, 20),
+        slice(7, 27),
+        slice(7, 40),
+        slice(200, 201),
+    ):
         assert product(rows, slice(None)) == whole[rows].tobytes()
     assert product(slice(None), slice(0, 33)) == whole[:, :33].tobytes()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("m", "n", "k"), [(50, 70, 260), (24, 33, 1024), (200, 32, 7)])
+@pytest.mark.parametrize(("m", "n", "k"), [(50, 70, 260), (24, 33, 1024), (200, 32, 7), (30, 3072, 300)])
 def test_bits_do_not_depend_on_how_a_factor_lies(
     m: int, n: int, k: int, precision: str, kernel_level: str, rng: np.random.Generator
 ) -> None:

@@ -86,6 +86,27 @@ def test_lengths_and_widths_around_those_of_tiles(
     assert np.linalg.norm(dqkv - expected) <= 4e-6 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [9, 16, 64])
+@pytest.mark.parametrize("steps", [7, 20, 45, 150])
+def test_bits_of_a_query_do_not_depend_on_the_others(
+    kernel_level: str, steps: int, width: int, precision: str, rng: np.random.Generator
+) -> None:
+    # A few queries and whole panels of them take their products in different shapes.
+    qkv = rng.standard_normal((1, steps, 3 * width), dtype=np.float32)
+    dout = rng.standard_normal((1, steps, width), dtype=np.float32)
+    out, lse = ops.attention_forward(qkv, 1, precision=precision)
+    dq = ops.attention_backward(dout, qkv, out, lse, 1, precision=precision)[0, :, :width]
+    for count in (1, 2, 5):
+        some = np.zeros((1, steps), bool)
+        some[0, rng.permutation(steps)[:count]] = True
+        few, few_lse = ops.attention_forward(qkv, 1, queries=some, precision=precision)
+        assert few[some].tobytes() == out[some].tobytes()
+        assert few_lse[some].tobytes() == lse[some].tobytes()
+        few_dq = ops.attention_backward(dout, qkv, out, lse, 1, queries=some, precision=precision)[0, :, :width]
+        assert few_dq[some[0]].tobytes() == dq[some[0]].tobytes()
+
+
 def partly_seen(rng: np.random.Generator, batch: int, share: float) -> tuple[np.ndarray, ...]:
     """q, k and v, a gradient, a mask, of whose first two rows one is full and one begins masked, and active tokens."""
     steps, channels = 140, 24
