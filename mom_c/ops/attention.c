@@ -4,6 +4,8 @@
  *         0 and value 0, which start its softmax off: maximum 0, sum skipped[i].
  *         Scores are computed transposed, in tiles (keys, nr queries): that is the layout of a packed right factor, so
  *         exp'd scores go into the product with the values as they are, and softmax needs nothing across a vector.
+ *         Where that takes no more micro-tiles (few queries, or wide heads) the tile is the left factor of that product, read
+ *         by columns, and results come by query instead of by channel, as they are stored.
  *         Forward takes nr queries at a time through the tiles of keys they see, with an online softmax. Backward
  *         takes blocks of queries; for the gradients of keys and values a tile is turned around once.
  * BF16    The factors of all products, weights and their gradients included, are bfloat16 in pairs, two steps of a sum
@@ -213,10 +215,9 @@ static void pack_channels(const attention_job *job, const head_view *v, float *d
     }
     float *pairs = room.pairs;
     load_rows(job, v, room.stage, src, ld, column, positions, n);
-    const float *loaded = room.stage;
     /* Whole panels only, so that pack copies words and never computes with them. */
     const size_t stride = 2 * words(job, D), whole = mom_round_up(D, width);
-    const mom_bf16 *in = (const mom_bf16 *)(const void *)loaded;
+    const mom_bf16 *in = (const mom_bf16 *)(const void *)room.stage;
     for (size_t i = 0; i < n; i += 2) {
         mom_bf16 *out = (mom_bf16 *)(void *)(pairs + i / 2 * whole);
         const mom_bf16 *first = in + i * stride, *second = first + stride;
@@ -264,8 +265,7 @@ static void turn_tile(const attention_job *job, float *dst, size_t stride, const
     const size_t mr = job->k->mr, width = words(job, job->k->nr);
     const float *rows = tile_by_row(job, tile, n, copy);
     for (size_t i = 0; i < n; i += mr)
-        job->k->pack(dst + i / mr * stride, mr, rows + i * width, width, 1, NULL, NULL, NULL, mr,
-                     width);
+        job->k->pack(dst + i / mr * stride, mr, rows + i * width, width, 1, NULL, NULL, NULL, mr, width);
 }
 
 /* n channels; src is overwritten. */
