@@ -5,8 +5,9 @@
  *         scratch and sweeps the slab's panels of b, whose next one is fetched meanwhile; an a that is float32 already
  *         and neither normalised nor activated is read where it lies, which saves a tenth of narrow products. A product
  *         of few rows takes each panel of b from memory once, where it lies or packed by its task just before (a third of
- *         short forward passes); with an a that is packed anyway and a b of float32, up to 192 rows are few. No barrier: a task waits until its own b is packed. Products of a group share the
- *         task list, so that small groups fill the threads, and its last tasks are small, so that none waits long at the end.
+ *         short forward passes); with an a that is packed anyway and a b of float32, up to 192 rows are few. No barrier: a
+ *         task waits until its own b is packed. Products of a group share the task list, so that small groups fill the
+ *         threads, and its last tasks are small, so that none waits long at the end.
  *         A level with tiles for bfloat16 has a sweep of its own over panels of another layout; all else is the same.
  * COST    2 m n k FLOP; packing touches a once per column part and b once.
  * SOURCE  Goto and van de Geijn 2008, Van Zee and van de Geijn 2015 (BLIS).
