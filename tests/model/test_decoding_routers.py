@@ -76,9 +76,10 @@ class Recorder:
 
 @dataclass
 class Whole:
-    """A pass over the whole of a row: logits (T, V), routes by (place, round, half)."""
+    """A pass over the whole of a row: logits (T, V), what rounding did to them (T,), routes by (place, round, half)."""
 
     logits: np.ndarray
+    rounded: np.ndarray
     routes: dict[tuple[int, int, str], dict[str, np.ndarray]]
 
     def decided(self, softmax: bool, margin: float) -> bool:
@@ -99,12 +100,22 @@ def tied(logits: np.ndarray) -> bool:
 
 
 def recompute(model: mom.MoM, row: np.ndarray, noise: Any) -> Whole:
-    if model.config.router_random:
-        twin = reference.Model(model.config, model.parameters)(row[None], noise=noise)
-        return Whole(twin.logits[0], {(p, r, half): vars(twin.routes[half][p][r]) for _, p, r, half in halves(model)})
+    config, rounded = model.config, np.zeros(len(row))
+    twin = None
+    if config.router_random or (config.router_type == "naive" and config.rounds > 4):
+        twin = reference.Model(config, model.parameters)(row[None], noise=noise if config.router_random else None)
+    if config.router_random:
+        assert twin is not None
+        routes = {(p, r, half): vars(twin.routes[half][p][r]) for _, p, r, half in halves(model)}
+        return Whole(twin.logits[0], rounded, routes)
     out = model(row, return_logits=True, return_routes=True)
     assert out.logits is not None and out.routes is not None
-    return Whole(out.logits[0], {(p, r, half): out.routes[half][b][r] for b, p, r, half in halves(model)})
+    if twin is not None:
+        # Scores without softmax multiply results and what was rounded there: where they reach 1,100 (six rounds, all
+        # modules kept) this pass is 1.5e-4 away from the one in float64, and the cached one 3e-5.
+        rounded = np.array([error(a, b) for a, b in zip(out.logits[0], twin.logits[0], strict=True)])
+        assert rounded.max() < 1e-3
+    return Whole(out.logits[0], rounded, {(p, r, half): out.routes[half][b][r] for b, p, r, half in halves(model)})
 
 
 @dataclass
@@ -117,7 +128,7 @@ class Moment:
 
     def check(self, wholes: list[Whole], rounded: float) -> None:
         for b, (n, whole) in enumerate(zip(self.lengths, wholes, strict=True)):
-            assert error(self.logits[b], whole.logits[n - 1]) < 1e-4
+            assert error(self.logits[b], whole.logits[n - 1]) < 1e-4 + whole.rounded[n - 1]
             for key, route in whole.routes.items():
                 have = self.routes[key]
                 assert np.array_equal(have["index"][b], route["index"][0, n - 1])
