@@ -25,8 +25,8 @@ static size_t parts(size_t n, size_t size) { return (n + size - 1) / size; }
 /* Packed factors are counted in items of 32 bits: a float32, or two steps of k in bfloat16. */
 typedef uint32_t item;
 
-/* Of a, with b read where it lies: with more, packing b first is as fast, and where a has to be packed, too, with more than
- * the second (1 to 2 % of a step with 160 tokens). */
+/* Of a, with b read where it lies: with more, packing b first is as fast. The second if a has to be packed anyway, which is
+ * worth 1 to 2 % of a step with 160 tokens. */
 #define MOST_ROWS_IN_PLACE ((size_t)12)
 #define MOST_PACKED_ROWS ((size_t)192)
 #define LEAST_ROWS_PACKED ((size_t)4)   /* where it cannot be: see mom_gemm_least_prepack */

@@ -7,7 +7,8 @@
  *         Where that takes no more micro-tiles (few queries, or wide heads) the tile is the left factor of that product, read
  *         by columns, and results come by query instead of by channel, as they are stored.
  *         Forward takes nr queries at a time through the tiles of keys they see, with an online softmax. Backward
- *         takes blocks of queries; for the gradients of keys and values a tile is turned around once.
+ *         takes blocks of queries; for the gradients of keys and values a tile is turned around once, or read by rows where
+ *         a block is a single panel and the level can.
  * BF16    The factors of all products, weights and their gradients included, are bfloat16 in pairs, two steps of a sum
  *         in a word of 32 bits; packed panels have words where float32 has floats. Sums and softmax are float32.
  * BLIND   Rows that see no real key are the rows before the first real one. They take a path of their own
