@@ -30,21 +30,6 @@ static unsigned flush_denormals(void) { return 0; }
 static void restore_denormals(unsigned mode) { (void)mode; }
 #endif
 
-static _Thread_local int rehearsing;
-
-void mom_rehearse(int how) { rehearsing = how; }
-int mom_rehearsing(void) { return rehearsing; }
-
-void mom_zero(void *out, size_t bytes) {
-    if (!rehearsing)
-        memset(out, 0, bytes);
-}
-
-void mom_copy(void *out, const void *from, size_t bytes) {
-    if (!rehearsing)
-        memcpy(out, from, bytes);
-}
-
 typedef struct {
     atomic_size_t next;
     size_t tasks;
@@ -60,9 +45,7 @@ static void run_tasks(task_loop *loop, int thread) {
     restore_denormals(mode);
 }
 
-void mom_parallel_for(int threads, size_t tasks, mom_task run, void *context) {
-    if (rehearsing)
-        return;
+void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context) {
     task_loop loop = {.tasks = tasks, .run = run, .context = context};
 #ifdef _OPENMP
     if (threads > 1 && tasks > 1) { /* all, even for fewer tasks: libgomp ends threads that a smaller team has no use for */

@@ -27,7 +27,7 @@ static pid_t home_process; /* a child made by fork has none of the OpenMP run ti
 static int is_forked(void) { return home_process != getpid() && mom_have_openmp(); }
 
 mom_exec mom_current_exec(mom_arena *workspace) {
-    return (mom_exec){active_kernels, is_forked() ? 1 : active_threads, workspace, MOM_F32};
+    return (mom_exec){active_kernels, is_forked() ? 1 : active_threads, workspace, MOM_F32, MOM_COMPUTE};
 }
 
 /* OMP_NUM_THREADS, else the CPUs the process may use. */

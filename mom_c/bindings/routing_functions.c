@@ -257,7 +257,7 @@ static PyObject *routing_plan(PyObject *module, PyObject *args) {
     check_choices(&call, index, N, K, (size_t)M);
     mom_plan_object *plan = call.failed ? NULL : mom_plan_new(module); /* new reference */
     if (plan)
-        MOM_RUN(&call, call.status = mom_routing_plan_init(&plan->plan, &plan->arena, index, N, K, (size_t)M,
+        MOM_RUN(&call, call.status = mom_routing_plan_init(&call.exec, &plan->plan, &plan->arena, index, N, K, (size_t)M,
                                                            &call.error));
     mom_new_object(&call, (PyObject *)plan);
     return mom_call_end(&call);
@@ -274,7 +274,7 @@ static PyObject *routing_plan_dense(PyObject *module, PyObject *args) {
                       N < 0 ? N : M);
     mom_plan_object *plan = call.failed ? NULL : mom_plan_new(module); /* new reference */
     if (plan)
-        MOM_RUN(&call, call.status = mom_routing_plan_init_dense(&plan->plan, &plan->arena, (size_t)N, (size_t)M,
+        MOM_RUN(&call, call.status = mom_routing_plan_init_dense(&call.exec, &plan->plan, &plan->arena, (size_t)N, (size_t)M,
                                                                  &call.error));
     mom_new_object(&call, (PyObject *)plan);
     return mom_call_end(&call);
@@ -378,7 +378,7 @@ static PyObject *routed_slot_scale(PyObject *module, PyObject *args) {
     const mom_routing_plan *plan = mom_arg_plan(&call, plan_o);
     const float *weight = mom_arg_f32(&call, "weight", weight_o, "N K");
     float *scale = mom_new_f32(&call, "P");
-    MOM_RUN(&call, mom_routed_slot_scale(scale, weight, plan));
+    MOM_RUN(&call, mom_routed_slot_scale(&call.exec, scale, weight, plan));
     return mom_call_end(&call);
 }
 

@@ -16,7 +16,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 #include "kernels/levels.h"
 
@@ -244,7 +243,7 @@ static mom_status pack_all(const mom_exec *x, const mom_gemm_packing *packings, 
             tasks += add_packs(x->k, packs + tasks, p->dst, &p->b, p->k_scale, p->precision, 0, p->n, p->k);
     }
     pack_run run = {x->k, packs};
-    mom_parallel_for(x->threads, tasks, run_pack, &run);
+    mom_parallel_for(x, tasks, run_pack, &run);
     return MOM_OK;
 }
 
@@ -539,7 +538,7 @@ static slab_room room_for(const mom_exec *x, const mom_gemm *problems, size_t co
 
 #define MOST_PACKED ((size_t)16 << 20) /* bytes of b at a time, but for the narrowest slabs: see choose_slab */
 
-/* The same in a rehearsal: rows, or steps of k, may be distributed over a group's products in any other way then. */
+/* The same in a dry run: rows, or steps of k, may be distributed over a group's products in any other way then. */
 static slab_room room_for_any(const mom_exec *x, const mom_gemm *problems, size_t count, size_t begin, size_t slab,
                               size_t columns) {
     const mom_kernels *k = x->k;
@@ -580,7 +579,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
         return MOM_OK;
     const size_t columns = choose_columns(x, problems, count, begin, widest);
     const slab_room room =
-        (mom_rehearsing() == MOM_REHEARSE_ANY ? room_for_any : room_for)(x, problems, count, begin, slab, columns);
+        (x->dry_run == MOM_DRY_ANY_ROUTES ? room_for_any : room_for)(x, problems, count, begin, slab, columns);
     slab_run run = {.k = k, .pack_count = room.packs, .a_size = room.a, .panel_size = room.panel, .sums_size = room.sums};
     run.a_size = mom_round_up(run.a_size, MOM_ALIGNMENT / sizeof(item));
     run.panel_size = mom_round_up(run.panel_size, MOM_ALIGNMENT / sizeof(item));
@@ -599,7 +598,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     MOM_ARENA_NEW(run.panel, x->workspace, (size_t)x->threads * run.panel_size, err);
     MOM_ARENA_NEW(run.sums, x->workspace, (size_t)x->threads * run.sums_size, err);
 
-    if (mom_rehearsing())
+    if (x->dry_run)
         return MOM_OK;
     cut_blocks(x, problems, count, begin, slab, columns, products, blocks);
     size_t pack = 0;
@@ -625,7 +624,7 @@ static mom_status run_slab(const mom_exec *x, const mom_gemm *problems, size_t c
     }
     run.packs = packs;
     run.blocks = blocks;
-    mom_parallel_for(x->threads, run.pack_count + room.blocks, run_slab_task, &run);
+    mom_parallel_for(x, run.pack_count + room.blocks, run_slab_task, &run);
     return MOM_OK;
 }
 

@@ -12,9 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/arena.h"
-#include "base/bf16.h"
-#include "base/status.h"
+#include "base/exec.h"
 
 /* Layer normalisation of a factor while it is packed: element c of token t is
  * (value - mean[t]) * rstd[t] * weight[c] + bias[c]. */
@@ -40,7 +38,7 @@ typedef struct {
 #define MOM_MOST_MR 12 /* largest mr of any level */
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
-typedef struct mom_kernels {
+struct mom_kernels {
     const char *name; /* "baseline", "avx2", "avx512", "avx512bf16", "amx" */
     const char *gemm_name, *gemm_bf16_name;
 
@@ -195,15 +193,7 @@ typedef struct mom_kernels {
     void (*triad_stream)(float *out, const float *a, const float *b, float factor, size_t n);
     /* Sum of n 64-byte aligned floats but for the last n % 64, as fast as they can be read */
     float (*read_sum)(const float *in, size_t n);
-} mom_kernels;
-
-/* What an operator needs besides its arguments. */
-typedef struct mom_exec {
-    const mom_kernels *k;
-    int threads;
-    mom_arena *workspace; /* temporaries; operators release what they take */
-    mom_dtype precision;  /* of the factors of linear layers */
-} mom_exec;
+};
 
 /* Levels this machine can run, best last; NULL-terminated list of names. */
 const char *const *mom_kernels_available(void);

@@ -11,7 +11,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "model/pool.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
@@ -50,7 +49,7 @@ static mom_status find_active(const mom_run *run, const mom_pool *pool, mom_half
     if (!pool->routed)
         return MOM_OK;
     MOM_ARENA_NEW(active, run->saved, plan->N, run->err);
-    if (mom_rehearsing()) /* all of them: the most work */
+    if (run->exec->dry_run) /* all of them: the most work */
         return MOM_OK;
     memset(active, 0, plan->N);
     for (size_t s = 0; s < plan->slots; s++)
@@ -67,7 +66,7 @@ static mom_status find_queries(const mom_run *run, const mom_pool *pool, mom_hal
         return MOM_OK;
     MOM_TRY(mom_plan_needed(run, &saved->needed));
     MOM_ARENA_NEW(queries, run->saved, run->N, run->err);
-    for (size_t t = 0; t < run->N && !mom_rehearsing(); t++)
+    for (size_t t = 0; t < run->N && !run->exec->dry_run; t++)
         queries[t] = !run->unneeded[t];
     saved->queries = queries;
     return MOM_OK;
@@ -89,7 +88,7 @@ static mom_status mix_qkv(const mom_run *run, const mom_pool *pool, mom_half_sav
     float *y;
     if (saved->queries)
         MOM_TRY(mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
-    if (saved->queries && !mom_rehearsing()) /* a plan has room for either way */
+    if (saved->queries && !run->exec->dry_run) /* a plan has room for either way */
         return MOM_OK;
     if (plan->K <= 1)
         return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
@@ -135,7 +134,7 @@ mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, 
 
 static mom_status new_zeros(float **out, const mom_run *run, size_t n) {
     MOM_ARENA_NEW(*out, run->exec->workspace, n, run->err);
-    mom_zero(*out, n * sizeof **out);
+    mom_zero(run->exec, *out, n * sizeof **out);
     return MOM_OK;
 }
 
@@ -175,12 +174,12 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
                                    &spec, err));
     /* q, k, v and heads have served: the temporaries of what follows take their place. */
     mom_arena_release(run->saved, saved->before_inner);
-    const mom_exec in_its_place = {x->k, x->threads, run->saved, x->precision};
+    const mom_exec in_its_place = {x->k, x->threads, run->saved, x->precision, x->dry_run};
     half.exec = &in_its_place;
     if (saved->queries)
         MOM_TRY(mom_half_enter_split_backward(&half, &saved->needed, C, &in_gradient, d->ln_weight, d->ln_bias, dx, dqkv,
                                               &in));
-    if (saved->queries && !mom_rehearsing())
+    if (saved->queries && !run->exec->dry_run)
         return MOM_OK;
     MOM_TRY(mom_half_enter_backward(&half, &in_gradient, d->ln_weight, d->ln_bias, dx, dused_qkv, dqkv, 1,
                                     weight, &in));

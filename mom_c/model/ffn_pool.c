@@ -5,7 +5,6 @@
  * Maths   x[t] += sum over chosen m of w_tm (gelu(LN_m(x_t) W_m + b_m) P_m + p_m)
  * Kept for backward: the inputs of GELU, which backward replaces by their gradient.
  */
-#include "base/parallel.h"
 #include "model/pool.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
@@ -57,7 +56,7 @@ static mom_status backward(const mom_run *run, mom_pool *pool, const mom_half_sa
     float *dused = NULL, *masked = NULL;
     if (pool->routed) {
         MOM_ARENA_NEW(dused, x->workspace, scores, run->err);
-        mom_zero(dused, scores * sizeof *dused);
+        mom_zero(x, dused, scores * sizeof *dused);
     }
     if (output.dropout.p > 0.0f) {
         MOM_ARENA_NEW(masked, x->workspace, N * C, run->err);

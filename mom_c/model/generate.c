@@ -12,7 +12,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 #include "ops/embedding.h"
 #include "ops/kv_cache.h"
@@ -597,7 +596,7 @@ static void fill_half(void *context, const mom_run *run, size_t place, size_t ro
     f->pool = half_of(&d->gpt->params.places[place], half);
     f->entry = d->places[place].first_entry + round;
     if (!half)
-        mom_parallel_for(run->exec->threads, run->B * run->config->H, run_fill, f);
+        mom_parallel_for(run->exec, run->B * run->config->H, run_fill, f);
     for (size_t b = 0; f->pool->routed && b < run->B; b++)
         copy_route_row(&d->batch.routes[place][2 * round + (size_t)half], b, saved->route.scores, saved->route.kept,
                        saved->route.index, (size_t)f->offsets[b + 1] - 1, f->pool);
@@ -765,7 +764,7 @@ mom_status mom_decoder_append(mom_decoder *d, const mom_exec *exec, const int32_
     if (!B || !T)
         return mom_error_set(err, MOM_ERR_VALUE, "tokens: shape (%zu, %zu) is empty", B, T);
     MOM_TRY(check_lengths(d, lengths, B, T, err));
-    const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32};
+    const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32, MOM_COMPUTE};
     const int fresh = !d->batch.B;
     mom_arena_clear(&d->workspace);
     int32_t *own;
@@ -796,7 +795,7 @@ mom_status mom_decoder_generate(mom_decoder *d, const mom_exec *exec, int32_t *o
     }
     mom_sampling s = *sampling;
     for (; *made < n; ++*made, s.step++) {
-        const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32};
+        const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32, MOM_COMPUTE};
         mom_arena_clear(&d->workspace);
         int32_t *tokens = out + *made * B;
         size_t left = 0;

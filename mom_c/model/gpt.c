@@ -9,7 +9,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "ops/balance_loss.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
@@ -110,7 +109,7 @@ static mom_status collect_balance(mom_gpt *gpt, balance_groups *out, mom_arena *
  * `remember` adds this micro-batch's counts to the memory (once per kept forward). */
 static mom_status gather_step_counts(mom_gpt *gpt, balance_groups *b, int remember, mom_error *err) {
     const size_t S = widest_router(&gpt->config);
-    if (!gpt->config.balance_step_counts || !b->count || mom_rehearsing())
+    if (!gpt->config.balance_step_counts || !b->count || gpt->run.exec->dry_run)
         return MOM_OK;
     if (!gpt->step_counts) {
         gpt->step_counts = mom_memory_calloc(b->count * S, sizeof(double), "balance counts", err);
@@ -170,19 +169,19 @@ static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *er
     for (size_t b = 0; b < batch->B; b++)
         gpt->offsets[b + 1] = gpt->offsets[b] + (int32_t)sequence_length(batch, b);
     MOM_ARENA_NEW(gpt->tokens, &gpt->saved, N, err);
-    mom_copy(gpt->tokens, batch->tokens, N * sizeof(int32_t));
+    mom_copy(gpt->run.exec, gpt->tokens, batch->tokens, N * sizeof(int32_t));
     MOM_ARENA_NEW(gpt->positions, &gpt->saved, N, err);
     if (batch->positions)
-        mom_copy(gpt->positions, batch->positions, N * sizeof(int32_t));
-    for (size_t b = 0; !batch->positions && !mom_rehearsing() && b < batch->B; b++)
+        mom_copy(gpt->run.exec, gpt->positions, batch->positions, N * sizeof(int32_t));
+    for (size_t b = 0; !batch->positions && !gpt->run.exec->dry_run && b < batch->B; b++)
         for (int32_t i = gpt->offsets[b]; i < gpt->offsets[b + 1]; i++)
             gpt->positions[i] = i - gpt->offsets[b];
     gpt->mask = NULL;
-    if (batch->mask || mom_rehearsing()) {
+    if (batch->mask || gpt->run.exec->dry_run) {
         MOM_ARENA_NEW(gpt->mask, &gpt->saved, N, err);
-        mom_copy(gpt->mask, batch->mask, N);
+        mom_copy(gpt->run.exec, gpt->mask, batch->mask, N);
     }
-    if (mom_rehearsing())
+    if (gpt->run.exec->dry_run)
         gpt->mask = NULL; /* every token is seen: the most work */
     return MOM_OK;
 }
@@ -190,7 +189,7 @@ static mom_status copy_batch(mom_gpt *gpt, const mom_batch *batch, mom_error *er
 /* The tokens whose states are classified. */
 static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
     MOM_ARENA_NEW(gpt->pooled, &gpt->saved, gpt->run.B, err);
-    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
+    for (size_t b = 0; b < gpt->run.B && !gpt->run.exec->dry_run; b++)
         gpt->pooled[b] = batch->pooled ? gpt->offsets[b] + batch->pooled[b] : gpt->offsets[b + 1] - 1;
     return MOM_OK;
 }
@@ -199,8 +198,8 @@ static mom_status collect_pooled(mom_gpt *gpt, const mom_batch *batch, mom_error
 static mom_status collect_labels(mom_gpt *gpt, const int32_t *labels, mom_error *err) {
     MOM_ARENA_NEW(gpt->rows, &gpt->saved, gpt->run.N, err);
     MOM_ARENA_NEW(gpt->row_labels, &gpt->saved, gpt->run.N, err);
-    size_t n = mom_rehearsing() ? gpt->run.N - gpt->run.B : 0;
-    for (size_t b = 0; b < gpt->run.B && !mom_rehearsing(); b++)
+    size_t n = gpt->run.exec->dry_run ? gpt->run.N - gpt->run.B : 0;
+    for (size_t b = 0; b < gpt->run.B && !gpt->run.exec->dry_run; b++)
         for (int32_t i = gpt->offsets[b]; i + 1 < gpt->offsets[b + 1]; i++)
             if (labels[i + 1] != MOM_IGNORED_LABEL) {
                 gpt->rows[n] = i;
@@ -220,10 +219,10 @@ static void need(mom_gpt *gpt, const int32_t *rows, size_t count) {
 static mom_status collect_needed(mom_gpt *gpt, const mom_batch *batch, mom_error *err) {
     const size_t B = gpt->run.B, N = gpt->run.N, labels = gpt->config.num_labels;
     gpt->unneeded = NULL;
-    if (batch->all_rows || !(labels || batch->labels || batch->rows || mom_rehearsing()))
+    if (batch->all_rows || !(labels || batch->labels || batch->rows || gpt->run.exec->dry_run))
         return MOM_OK;
     MOM_ARENA_NEW(gpt->unneeded, &gpt->saved, N, err);
-    if (mom_rehearsing()) /* a plan is for either way, with all rows: the most work */
+    if (gpt->run.exec->dry_run) /* a plan is for either way, with all rows: the most work */
         return MOM_OK;
     size_t needed = 0;
     for (size_t i = 0; i < N; i++)
@@ -277,7 +276,7 @@ static void clear_padding_task(void *context, size_t b, int thread) {
 static void clear_padding(mom_gpt *gpt, const mom_batch *batch) {
     padding_job job = {gpt, batch->labels};
     if (gpt->mask)
-        mom_parallel_for(gpt->run.exec->threads, gpt->run.B, clear_padding_task, &job);
+        mom_parallel_for(gpt->run.exec, gpt->run.B, clear_padding_task, &job);
 }
 
 static mom_status pack_pool(mom_gpt *gpt, mom_pool *pool, size_t rounds, int transposed) {
@@ -327,7 +326,7 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, int keep, 
             continue;
         if (recurrent) {
             states[half] = held[half];
-            mom_copy(held[half], saved->route.router.hidden, N * R * sizeof(float));
+            mom_copy(gpt->run.exec, held[half], saved->route.router.hidden, N * R * sizeof(float));
         }
         mom_arena_release(&gpt->saved, mark);
     }
@@ -406,7 +405,7 @@ static mom_status forward_head(mom_gpt *gpt, double *loss_sum, mom_error *err) {
     if (!gpt->batch.keep)
         return mom_lm_head_gradient(x, loss_sum, NULL, NULL, gpt->hidden, wte, gpt->rows, gpt->row_labels, n, V, C, err);
     MOM_ARENA_NEW(gpt->dhidden, &gpt->saved, N * C, err);
-    mom_zero(gpt->dhidden, N * C * sizeof *gpt->dhidden);
+    mom_zero(x, gpt->dhidden, N * C * sizeof *gpt->dhidden);
     if (!gpt->trained_from)
         MOM_ARENA_NEW(gpt->dwte, &gpt->workspace, V * C, err);
     gpt->head_mark = mom_arena_get_mark(&gpt->workspace);
@@ -418,7 +417,7 @@ static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_e
     const size_t B = gpt->run.B, C = gpt->config.C, L = gpt->config.num_labels;
     MOM_ARENA_NEW(gpt->pooled_hidden, &gpt->saved, B * C, err);
     MOM_ARENA_NEW(gpt->pooled_logits, &gpt->saved, B * L, err);
-    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
+    for (size_t b = 0; b < B && !gpt->run.exec->dry_run; b++)
         memcpy(gpt->pooled_hidden + b * C, gpt->hidden + (size_t)gpt->pooled[b] * C, C * sizeof(float));
     MOM_TRY(mom_linear_forward(gpt->run.exec, gpt->pooled_logits, gpt->pooled_hidden,
                                mom_param_value(&gpt->params, gpt->params.score), NULL, MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
@@ -426,15 +425,15 @@ static mom_status forward_classifier(mom_gpt *gpt, const mom_batch *batch, mom_e
     gpt->values = NULL;
     if (batch->classes) {
         MOM_ARENA_NEW(gpt->classes, &gpt->saved, B, err);
-        mom_copy(gpt->classes, batch->classes, B * sizeof(int32_t));
+        mom_copy(gpt->run.exec, gpt->classes, batch->classes, B * sizeof(int32_t));
     } else if (batch->values) {
         MOM_ARENA_NEW(gpt->values, &gpt->saved, B * L, err);
-        mom_copy(gpt->values, batch->values, B * L * sizeof(float));
+        mom_copy(gpt->run.exec, gpt->values, batch->values, B * L * sizeof(float));
     } else {
         return MOM_OK;
     }
     gpt->losses.has_loss = 1;
-    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
+    for (size_t b = 0; b < B && !gpt->run.exec->dry_run; b++)
         gpt->losses.labelled += !gpt->classes || gpt->classes[b] != MOM_IGNORED_LABEL;
     gpt->losses.lm_loss = mom_label_loss_compute(gpt->run.exec, NULL, gpt->pooled_logits, gpt->classes, gpt->values,
                                                  batch->label_loss, 1.0f, B, L);
@@ -505,7 +504,7 @@ static mom_status begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *bat
     mom_arena_clear(&gpt->workspace);
     mom_exec *own;
     MOM_ARENA_NEW(own, &gpt->saved, 1, err);
-    *own = (mom_exec){exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
+    *own = (mom_exec){exec->k, exec->threads, &gpt->workspace, gpt->config.dtype, exec->dry_run};
     gpt->run = (mom_run){.exec = own, .config = &gpt->config, .saved = &gpt->saved, .B = batch->B, .T = batch->T,
                          .N = count_tokens(batch), .training = batch->training, .seed = gpt->seed,
                          .counter = gpt->counter, .apart = gpt->apart, .err = err};
@@ -542,7 +541,7 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
         if (gpt->unneeded[rows ? (size_t)rows[i] : i])
             return mom_error_set(err, MOM_ERR_STATE, "logits: row %zu was not wanted of the forward pass",
                                  rows ? (size_t)rows[i] : i);
-    const mom_exec x = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
+    const mom_exec x = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype, MOM_COMPUTE};
     const size_t C = gpt->config.C, V = gpt->config.V;
     mom_gemm g = {.m = count, .n = V, .k = C, .c = out, .ldc = V};
     g.a = mom_matrix_rows(gpt->hidden, C);
@@ -618,7 +617,7 @@ static void zero_gradients(mom_params *p, size_t begin, size_t end) {
 static void make_up_for_gradients(mom_gpt *gpt, size_t first, size_t written) {
     mom_params *p = &gpt->params;
     const size_t begin = p->table[first].offset, bytes = (p->table[p->wpe].offset + p->total - begin) * sizeof(float);
-    if (!gpt->gradients_absent || mom_rehearsing())
+    if (!gpt->gradients_absent || gpt->run.exec->dry_run)
         return;
     const size_t resident = gpt->resident[0] + gpt->resident[1], most = bytes < resident ? resident - bytes : 0;
     if (first == p->lnf_weight) {
@@ -694,7 +693,7 @@ static mom_status backward_place(mom_gpt *gpt, size_t i, size_t block, float *dx
 static void add_head_gradient(mom_gpt *gpt, float factor) {
     const size_t n = gpt->config.V * gpt->config.C, piece = (size_t)1 << 20;
     float *dwte = mom_param_grad(&gpt->params, gpt->params.wte);
-    for (size_t i = 0; i < n && !mom_rehearsing(); i += piece) {
+    for (size_t i = 0; i < n && !gpt->run.exec->dry_run; i += piece) {
         const size_t count = n - i < piece ? n - i : piece;
         if (!gpt->gradients_absent || gpt->params.grads_shown) {
             mom_scaled_add(gpt->run.exec, dwte + i, factor, gpt->dwte + i, count);
@@ -719,10 +718,10 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
         const float scale = lm_scale / (float)gpt->losses.labelled;
         if (gpt->dwte) {
             add_head_gradient(gpt, scale);
-            if (!mom_rehearsing())
+            if (!gpt->run.exec->dry_run)
                 mom_param_touch(p, p->wte, NULL, 0);
         }
-        if (!mom_rehearsing())
+        if (!gpt->run.exec->dry_run)
             x->k->scale(dhidden, scale, dhidden, N * C);
         return MOM_OK;
     }
@@ -735,7 +734,7 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
         return MOM_OK;
     MOM_ARENA_NEW(dpooled, &gpt->workspace, B * C, err);
     MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, mom_param_value(p, p->score), MOM_WEIGHT_OUT_IN, 0, B, C, L, err));
-    for (size_t b = 0; b < B && !mom_rehearsing(); b++)
+    for (size_t b = 0; b < B && !gpt->run.exec->dry_run; b++)
         memcpy(dhidden + (size_t)gpt->pooled[b] * C, dpooled + b * C, C * sizeof(float));
     return MOM_OK;
 }
@@ -759,7 +758,7 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     dhidden = gpt->dhidden;
     if (!dhidden) {
         MOM_ARENA_NEW(dhidden, &gpt->saved, N * C, err);
-        mom_zero(dhidden, N * C * sizeof *dhidden);
+        mom_zero(x, dhidden, N * C * sizeof *dhidden);
     }
     const size_t bare = gpt->dwte && gpt->losses.labelled && !p->grads_shown ? p->table[p->wpe].offset * sizeof(float) : 0;
     int whole = 1; /* else gradients that are not computed would get memory */
@@ -779,7 +778,7 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
 
     /* pass 3: final LayerNorm */
     MOM_ARENA_NEW(dx, &gpt->workspace, N * C, err);
-    mom_zero(dx, N * C * sizeof *dx);
+    mom_zero(x, dx, N * C * sizeof *dx);
     MOM_TRY(mom_layernorm_backward(x, dx, mom_param_grad(p, p->lnf_weight), mom_param_grad(p, p->lnf_bias), dhidden,
                                    gpt->x, mom_param_value(p, p->lnf_weight), gpt->mean, gpt->rstd, N, C, err));
     gpt->hidden = gpt->dhidden = NULL;
@@ -801,7 +800,7 @@ static mom_status backward(mom_gpt *gpt, float lm_scale, float balance_scale, mo
     if (!gpt->trained_from) {
         mom_embedding_backward(x, mom_param_grad(p, p->wte), mom_param_grad(p, p->wpe), dx, gpt->tokens, gpt->positions,
                                mom_run_dropout(&gpt->run, c->embd_pdrop, SITE_EMBEDDING), N, C);
-        if (!mom_rehearsing()) {
+        if (!gpt->run.exec->dry_run) {
             mom_param_touch(p, p->wte, gpt->tokens, N);
             mom_param_touch(p, p->wpe, gpt->positions, N);
         }
@@ -818,7 +817,7 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, float lm_scale, 
     MOM_TRY(mom_params_add_gradients(p, err));
     for (size_t i = 0; i < p->count; i++)
         p->table[i].written |= p->table[i].computed;
-    mom_exec own = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype};
+    mom_exec own = {exec->k, exec->threads, &gpt->workspace, gpt->config.dtype, MOM_COMPUTE};
     gpt->run.exec = &own;
     gpt->run.err = err;
     const mom_status status = backward(gpt, lm_scale, balance_scale, err);
@@ -874,7 +873,8 @@ static mom_status typical_lengths(int32_t **out, const mom_memory_key *key, mom_
 static mom_status rehearse(mom_gpt *shadow, const mom_memory_key *key, const int32_t *lengths, mom_error *err) {
     static const int32_t nothing;
     static const float no_value;
-    const mom_exec exec = {key->k, key->threads, &shadow->workspace, shadow->config.dtype};
+    const mom_dry_run how = shadow->config.chunks && !shadow->config.all_paths ? MOM_DRY_ANY_ROUTES : MOM_DRY;
+    const mom_exec exec = {key->k, key->threads, &shadow->workspace, shadow->config.dtype, how};
     const int classifier = shadow->config.num_labels > 0;
     const mom_batch batch = {.B = key->B, .T = key->T, .lengths = lengths, .keep = key->keep,
                              .checkpoint = key->checkpoint, .training = key->training,
@@ -929,9 +929,7 @@ mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan
     if (status == MOM_OK)
         status = typical_lengths(&lengths, key, &tables, err);
     if (status == MOM_OK) {
-        mom_rehearse(gpt->config.chunks && !gpt->config.all_paths ? MOM_REHEARSE_ANY : MOM_REHEARSE);
         status = rehearse(&shadow, key, lengths, err);
-        mom_rehearse(MOM_REHEARSE_END);
         mom_arena_free(&shadow.saved);
         mom_arena_free(&shadow.workspace);
     }

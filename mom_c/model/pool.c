@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 #include "ops/balance_loss.h"
 
 mom_dropout mom_run_dropout(const mom_run *run, float p, uint64_t stream) {
@@ -15,12 +14,6 @@ static int balance_softmax(const mom_config *c) { return c->balance_reference ||
 
 static int balance_wanted(const mom_config *c) {
     return c->balance_enabled && !(c->balance_reference && c->num_attn == 1);
-}
-
-/* (N, M) columns of the modules out of (N, S) scores. */
-static void module_scores(float *out, const float *scores, size_t N, size_t S, size_t M) {
-    for (size_t t = 0; t < N && !mom_rehearsing(); t++)
-        memcpy(out + t * M, scores + t * S, M * sizeof *out);
 }
 
 mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
@@ -54,10 +47,10 @@ mom_half_gradient mom_half_out_gradient(const mom_pool *pool) {
 }
 
 mom_status mom_plan_needed(const mom_run *run, mom_routing_plan *plan) {
-    if (!run->unneeded || mom_rehearsing())
-        return mom_routing_plan_init_dense(plan, run->saved, run->N, 1, run->err);
+    if (!run->unneeded)
+        return mom_routing_plan_init_dense(run->exec, plan, run->saved, run->N, 1, run->err);
     /* 1 is the choice after the only module's: SKIP */
-    return mom_routing_plan_init(plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
+    return mom_routing_plan_init(run->exec, plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
 }
 
 mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
@@ -67,7 +60,7 @@ mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_sav
         return mom_route_forward(run, pool, saved, state);
     if (pool->kind == MOM_POOL_FFN)
         return mom_plan_needed(run, &saved->route.plan);
-    return mom_routing_plan_init_dense(&saved->route.plan, run->saved, run->N, 1, run->err);
+    return mom_routing_plan_init_dense(run->exec, &saved->route.plan, run->saved, run->N, 1, run->err);
 }
 
 mom_status mom_half_end(const mom_run *run, mom_half_saved *saved, float **x_out) {
@@ -175,12 +168,11 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
     mom_router_topk_forward(run->exec, r->index, r->kept, r->scores, c->router_softmax, N, S, K);
 
     if (c->all_paths) {
-        MOM_TRY(mom_routing_plan_init_dense(&r->plan, run->saved, N, pool->M, err));
+        MOM_TRY(mom_routing_plan_init_dense(run->exec, &r->plan, run->saved, N, pool->M, err));
         MOM_ARENA_NEW(r->used, run->saved, N * pool->M, err);
-        module_scores(r->used, r->scores, N, S, pool->M);
+        mom_copy_rows(run->exec, r->used, pool->M * sizeof(float), r->scores, S * sizeof(float), N, pool->M * sizeof(float));
     } else {
-        MOM_TRY(mom_rehearsing() ? mom_routing_plan_init_most(&r->plan, run->saved, N, K, pool->M, err)
-                                 : mom_routing_plan_init(&r->plan, run->saved, r->index, N, K, pool->M, err));
+        MOM_TRY(mom_routing_plan_init(run->exec, &r->plan, run->saved, r->index, N, K, pool->M, err));
         r->used = r->kept;
     }
     for (size_t m = 0; m < pool->M; m++)
@@ -189,7 +181,7 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
         const size_t n = N * r->plan.K;
         const float *scores = r->used;
         MOM_ARENA_NEW(r->used, run->saved, n, err);
-        if (!mom_rehearsing())
+        if (!run->exec->dry_run)
             mom_router_ste_forward(r->used, scores, n);
     }
 
@@ -203,6 +195,17 @@ mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_
     return MOM_OK;
 }
 
+/* dused (n): the gradients of both uses of a weight, each clamped first by the straight-through sign. dused2 may be NULL. */
+static void join_uses(const mom_exec *x, float *dused, float *dused2, int straight_through, size_t n) {
+    if (straight_through) {
+        mom_router_ste_backward(dused, dused, n);
+        if (dused2)
+            mom_router_ste_backward(dused2, dused2, n);
+    }
+    if (dused2)
+        x->k->add(dused, dused2, n);
+}
+
 mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx, float *dused,
                               float *dused2, const float *state, float *dstate, int has_dstate,
                               const mom_balance_terms *balance) {
@@ -212,20 +215,14 @@ mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half
     const size_t N = run->N, S = pool->S, n = N * r->plan.K;
     mom_error *err = run->err;
 
-    if (c->use_ste && !mom_rehearsing()) {
-        mom_router_ste_backward(dused, dused, n);
-        if (dused2)
-            mom_router_ste_backward(dused2, dused2, n);
-    }
-    if (dused2 && !mom_rehearsing())
-        x->k->add(dused, dused2, n);
+    if (!x->dry_run)
+        join_uses(x, dused, dused2, c->use_ste, n);
 
     float *dscores;
     MOM_ARENA_NEW(dscores, x->workspace, N * S, err);
-    mom_zero(dscores, N * S * sizeof *dscores);
+    mom_zero(x, dscores, N * S * sizeof *dscores);
     if (c->all_paths) {
-        for (size_t t = 0; t < N && !mom_rehearsing(); t++)
-            memcpy(dscores + t * S, dused + t * pool->M, pool->M * sizeof *dscores);
+        mom_copy_rows(x, dscores, S * sizeof(float), dused, pool->M * sizeof(float), N, pool->M * sizeof(float));
     } else {
         mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);
     }

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 
 #define CHUNK ((size_t)16384) /* elements per task; of an embedding as many whole rows, at least one */
 
@@ -129,7 +128,7 @@ static void step_task(void *context, size_t task, int thread) {
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec) {
     const size_t chunks = number_chunks(tensors, count, spec->zero_grad);
     tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks, .spec = spec};
-    mom_parallel_for(x->threads, chunks, step_task, &job);
+    mom_parallel_for(x, chunks, step_task, &job);
     for (size_t i = 0; i < count; i++) {
         if (tensors[i].used)
             tensors[i].step += 1.0;
@@ -157,7 +156,7 @@ mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tens
     const size_t chunks = number_chunks(tensors, count, 0);
     tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks};
     MOM_ARENA_NEW(job.partial, x->workspace, chunks, err);
-    mom_parallel_for(x->threads, chunks, norm_task, &job);
+    mom_parallel_for(x, chunks, norm_task, &job);
     double sum = 0.0;
     for (size_t i = 0; i < chunks; i++)
         sum += job.partial[i];
@@ -182,5 +181,5 @@ static void scale_task(void *context, size_t task, int thread) {
 void mom_grad_scale(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, float factor) {
     const size_t chunks = number_chunks(tensors, count, 0);
     tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks, .factor = factor};
-    mom_parallel_for(x->threads, chunks, scale_task, &job);
+    mom_parallel_for(x, chunks, scale_task, &job);
 }

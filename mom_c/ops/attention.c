@@ -29,7 +29,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 
 #define KEY_TILE 128       /* keys per tile, rounded down to whole micro-tiles */
@@ -104,12 +103,12 @@ static mom_status lists_init(attention_job *job, const mom_exec *x, mom_error *e
         const size_t row = offsets ? (size_t)offsets[b] : b * spec->T;
         sequence s = {.row = row, .length = offsets ? (size_t)offsets[b + 1] - row : spec->T};
         s.first = s.length;
-        if (mom_rehearsing()) { /* as with no mask and no skipped token, without the lists */
+        if (x->dry_run) { /* as with no mask and no skipped token, without the lists */
             s.first = 0;
             s.real = s.keys = s.queries = s.length;
             s.work = 0.5 * (double)s.length * (double)(s.length + 1);
         }
-        for (size_t t = 0; t < s.length && !mom_rehearsing(); t++) {
+        for (size_t t = 0; t < s.length && !x->dry_run; t++) {
             const int active = is_active(job, row + t);
             if (is_real(job, row + t)) {
                 if (s.real++ == 0)
@@ -619,9 +618,9 @@ static mom_status forward(const mom_exec *x, attention_job *job, mom_error *err)
     MOM_ARENA_NEW(job->tasks, x->workspace, n, err);
     query_tasks(job, job->tasks, x->k->nr, x->threads);
     qsort(job->tasks, n, sizeof *job->tasks, by_falling_work);
-    mom_parallel_for(x->threads, n, forward_task, job);
+    mom_parallel_for(x, n, forward_task, job);
     if (job->mask || job->active)
-        mom_parallel_for(x->threads, job->spec->B * job->spec->H, forward_rest, job);
+        mom_parallel_for(x, job->spec->B * job->spec->H, forward_rest, job);
     return MOM_OK;
 }
 
@@ -973,9 +972,9 @@ static mom_status backward(const mom_exec *x, attention_job *job, mom_error *err
     job->scratch_size = mom_max(backward_scratch_init(job, NULL).size, mom_round_up(6 * job->D, 16));
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
     MOM_TRY(backward_tasks(job, x, &n, err));
-    mom_parallel_for(x->threads, n, backward_task, job);
+    mom_parallel_for(x, n, backward_task, job);
     if (job->mask || job->active)
-        mom_parallel_for(x->threads, job->spec->B * job->spec->H, backward_rest, job);
+        mom_parallel_for(x, job->spec->B * job->spec->H, backward_rest, job);
     return MOM_OK;
 }
 

@@ -8,7 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "ops/topk.h"
 
 #define CHUNK_ROWS 256
@@ -71,7 +70,7 @@ static mom_status accumulate(const mom_exec *x, double *counts, double *prob_sum
     const size_t S = run->S, chunks = chunk_count(run->N);
     MOM_ARENA_NEW(run->partials, x->workspace, chunks * (2 * S + 1), err);
     MOM_ARENA_NEW(run->rows, x->workspace, (size_t)x->threads * S, err);
-    mom_parallel_for(x->threads, chunks, run_accumulate, run);
+    mom_parallel_for(x, chunks, run_accumulate, run);
     for (size_t chunk = 0; chunk < chunks; chunk++) {
         const double *partial = run->partials + chunk * (2 * S + 1);
         for (size_t m = 0; m < S; m++) {
@@ -163,5 +162,5 @@ void mom_balance_backward(const mom_exec *x, float *dscores, const float *scores
         return;
     const double factor = (double)scale * (double)S / (count_tokens * tokens);
     backward_context run = {x->k, dscores, scores, mask, counts, factor, softmax, N, S};
-    mom_parallel_for(x->threads, chunk_count(N), run_backward, &run);
+    mom_parallel_for(x, chunk_count(N), run_backward, &run);
 }

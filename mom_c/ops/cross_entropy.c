@@ -6,7 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 
 #define ROWS ((size_t)512)     /* of a tile of logits */
@@ -54,7 +53,7 @@ static void forward_task(void *context, size_t task, int thread) {
 void mom_cross_entropy_forward(const mom_exec *x, float *loss, float *lse, const float *logits, const int32_t *labels,
                                size_t N, size_t V) {
     rows_job job = {x->k, loss, lse, logits, NULL, labels, 1.0f, N, V};
-    mom_parallel_for(x->threads, tasks_of_rows(N), forward_task, &job);
+    mom_parallel_for(x, tasks_of_rows(N), forward_task, &job);
 }
 
 static void backward_task(void *context, size_t task, int thread) {
@@ -76,7 +75,7 @@ static void backward_task(void *context, size_t task, int thread) {
 void mom_cross_entropy_backward(const mom_exec *x, float *dlogits, const float *logits, const float *lse,
                                 const int32_t *labels, float scale, size_t N, size_t V) {
     rows_job job = {x->k, dlogits, NULL, logits, lse, labels, scale, N, V};
-    mom_parallel_for(x->threads, tasks_of_rows(N), backward_task, &job);
+    mom_parallel_for(x, tasks_of_rows(N), backward_task, &job);
 }
 
 /* ---- tied head and loss */
@@ -148,7 +147,7 @@ mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, 
             const mom_gemm product = logits_product(&job, hidden, wte);
             if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
                 goto done;
-            mom_parallel_for(x->threads, tasks_of_rows(job.rows), head_forward_task, &job);
+            mom_parallel_for(x, tasks_of_rows(job.rows), head_forward_task, &job);
         }
         for (size_t i = 0; i < job.rows; i++) {
             const double log_total = log(job.total[i]);
@@ -209,7 +208,7 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
             const mom_gemm product = logits_product(&job, hidden, wte);
             if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
                 goto done;
-            mom_parallel_for(x->threads, tasks_of_rows(job.rows), head_backward_task, &job);
+            mom_parallel_for(x, tasks_of_rows(job.rows), head_backward_task, &job);
 
             /* dselected = or += dlogits * wte;  dwte += dlogits^T * (scale * hidden). One call for both: their
              * outputs are separate. The logits' gradient itself is not scaled: that would be one more pass
@@ -228,7 +227,7 @@ mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, 
             if ((status = mom_gemm_run(x, gradients, 2, err)) != MOM_OK)
                 goto done;
         }
-        mom_parallel_for(x->threads, tasks_of_rows(job.rows), add_to_rows_task, &job);
+        mom_parallel_for(x, tasks_of_rows(job.rows), add_to_rows_task, &job);
     }
     status = MOM_OK;
 done:
@@ -263,7 +262,7 @@ static double class_loss(const mom_kernels *k, float *dlogits, const float *logi
 
 double mom_label_loss_compute(const mom_exec *x, float *dlogits, const float *logits, const int32_t *classes,
                               const float *values, mom_label_loss kind, float scale, size_t B, size_t L) {
-    if (mom_rehearsing())
+    if (x->dry_run)
         return 0.0;
     if (kind == MOM_LOSS_CROSS_ENTROPY)
         return class_loss(x->k, dlogits, logits, classes, (double)scale, B, L);

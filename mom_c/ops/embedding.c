@@ -1,6 +1,5 @@
 #include "ops/embedding.h"
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 
 #define ROWS ((size_t)32)     /* tokens per task, forward */
@@ -38,7 +37,7 @@ static void forward_task(void *context, size_t task, int thread) {
 void mom_embedding_forward(const mom_exec *x, float *out, const int32_t *tokens, const int32_t *positions,
                            const float *wte, const float *wpe, mom_dropout dropout, size_t N, size_t C) {
     forward_job job = {out, tokens, positions, wte, wpe, dropout, N, C};
-    mom_parallel_for(x->threads, (N + ROWS - 1) / ROWS, forward_task, &job);
+    mom_parallel_for(x, (N + ROWS - 1) / ROWS, forward_task, &job);
 }
 
 typedef struct {
@@ -69,7 +68,7 @@ static void backward_task(void *context, size_t task, int thread) {
 void mom_embedding_backward(const mom_exec *x, float *dwte, float *dwpe, const float *dout, const int32_t *tokens,
                             const int32_t *positions, mom_dropout dropout, size_t N, size_t C) {
     backward_job job = {x->k, dwte, dwpe, dout, tokens, positions, dropout, N, C};
-    mom_parallel_for(x->threads, (C + COLUMNS - 1) / COLUMNS, backward_task, &job);
+    mom_parallel_for(x, (C + COLUMNS - 1) / COLUMNS, backward_task, &job);
 }
 
 typedef struct {
@@ -88,5 +87,5 @@ static void dropout_task(void *context, size_t task, int thread) {
 
 void mom_dropout_apply(const mom_exec *x, float *out, const float *inp, mom_dropout dropout, size_t n) {
     dropout_job job = {out, inp, dropout, n};
-    mom_parallel_for(x->threads, (n + CHUNK - 1) / CHUNK, dropout_task, &job);
+    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, dropout_task, &job);
 }

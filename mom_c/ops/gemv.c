@@ -8,7 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 
 #define PARTS ((size_t)8)      /* of an [in, out] matrix along k, if it is large enough */
@@ -167,8 +166,8 @@ static mom_status run(const mom_exec *x, const mom_gemv *products, size_t count,
     }
     if (!tasks)
         return MOM_OK;
-    mom_parallel_for(x->threads, tasks, run_task, &job);
-    mom_parallel_for(floats < REDUCE_ALONE ? 1 : x->threads, reductions, run_reduction, &job);
+    mom_parallel_for(x, tasks, run_task, &job);
+    mom_parallel_run(floats < REDUCE_ALONE ? 1 : x->threads, reductions, run_reduction, &job);
     return MOM_OK;
 }
 
@@ -245,6 +244,6 @@ void mom_gemv_pack(const mom_exec *x, mom_gemv_matrix *matrix, void *data, mom_g
                     .step_stride = out_in ? 1 : n, .k = k, .n = n};
     if (format == MOM_GEMV_INT8)
         job.scale = (float *)(void *)(job.panels + parts_of(n, MOM_PANEL) * panel_bytes(format, k));
-    mom_parallel_for(x->threads, parts_of(n, MOM_PANEL), run_pack, &job);
+    mom_parallel_for(x, parts_of(n, MOM_PANEL), run_pack, &job);
     *matrix = (mom_gemv_matrix){format, layout, data, job.scale, k, n};
 }

@@ -7,7 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 
 #define ALONE ((size_t)1 << 15) /* multiplications that are not worth several threads */
 
@@ -81,7 +80,7 @@ mom_status mom_kv_attention(const mom_exec *x, const mom_kv_query *queries, size
     job.longest = round_up(job.longest);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     MOM_ARENA_NEW(job.scores, x->workspace, (size_t)x->threads * job.longest, err);
-    mom_parallel_for(work < ALONE ? 1 : x->threads, count * H, run_head, &job);
+    mom_parallel_run(work < ALONE ? 1 : x->threads, count * H, run_head, &job);
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }

@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 
 /* Rows per task. Backward sums the gradients of weight and bias over one task's rows and then over the tasks in
@@ -28,7 +27,7 @@ static void stats_task(void *context, size_t task, int thread) {
 
 void mom_layernorm_stats(const mom_exec *x, float *mean, float *rstd, const float *inp, float eps, size_t N, size_t C) {
     forward_job job = {x->k, NULL, mean, rstd, inp, NULL, NULL, eps, N, C};
-    mom_parallel_for(x->threads, (N + ROWS - 1) / ROWS, stats_task, &job);
+    mom_parallel_for(x, (N + ROWS - 1) / ROWS, stats_task, &job);
 }
 
 static void forward_task(void *context, size_t task, int thread) {
@@ -45,7 +44,7 @@ static void forward_task(void *context, size_t task, int thread) {
 void mom_layernorm_forward(const mom_exec *x, float *out, float *mean, float *rstd, const float *inp,
                            const float *weight, const float *bias, float eps, size_t N, size_t C) {
     forward_job job = {x->k, out, mean, rstd, inp, weight, bias, eps, N, C};
-    mom_parallel_for(x->threads, (N + ROWS - 1) / ROWS, forward_task, &job);
+    mom_parallel_for(x, (N + ROWS - 1) / ROWS, forward_task, &job);
 }
 
 typedef struct {
@@ -92,8 +91,8 @@ mom_status mom_layernorm_backward(const mom_exec *x, float *dinp, float *dweight
     MOM_ARENA_NEW(scratch, x->workspace, ((size_t)x->threads + 2 * chunks) * C, err);
     backward_job job = {x->k, dinp, dweight, dbias, dout, inp, weight, mean, rstd,
                         scratch, scratch + (size_t)x->threads * C, chunks, N, C};
-    mom_parallel_for(x->threads, chunks, backward_task, &job);
-    mom_parallel_for(x->threads, (C + COLUMNS - 1) / COLUMNS, partial_sum_task, &job);
+    mom_parallel_for(x, chunks, backward_task, &job);
+    mom_parallel_for(x, (C + COLUMNS - 1) / COLUMNS, partial_sum_task, &job);
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }

@@ -6,7 +6,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 
 /* Rows per task of the bias pass, and the tile of a column sum. A tile's rows are summed apart and the
  * tiles added in order: short chains of additions round less, and both sizes are part of the result's
@@ -49,7 +48,7 @@ mom_status mom_linear_forward(const mom_exec *x, float *out, const float *inp, c
     MOM_TRY(mom_gemm_run(x, &product, 1, err));
     if (accumulate && bias) { /* the product takes a bias only where it overwrites */
         bias_context run = {x->k, out, bias, N, Out, (N + BIAS_ROWS - 1) / BIAS_ROWS};
-        mom_parallel_for(x->threads, run.tasks, run_add_bias, &run);
+        mom_parallel_for(x, run.tasks, run_add_bias, &run);
     }
     return MOM_OK;
 }
@@ -126,5 +125,5 @@ static void run_column_sum(void *context, size_t task, int thread) {
 void mom_column_sum(const mom_exec *x, float *out, const float *inp, const float *scale, const int32_t *row_index, size_t N,
                     size_t C) {
     column_sum_context run = {x->k, out, inp, scale, row_index, N, C};
-    mom_parallel_for(x->threads, (C + SUM_COLUMNS - 1) / SUM_COLUMNS, run_column_sum, &run);
+    mom_parallel_for(x, (C + SUM_COLUMNS - 1) / SUM_COLUMNS, run_column_sum, &run);
 }

@@ -13,7 +13,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/sizes.h"
 #include "ops/cross_entropy.h"
 
@@ -126,7 +125,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     MOM_ARENA_NEW(job.sum, x->workspace, most * blocks, err);
     MOM_ARENA_NEW(job.label, x->workspace, most, err);
     MOM_ARENA_NEW(job.loss, x->workspace, most, err);
-    for (size_t r = 0; r < n && !(r && mom_rehearsing()); r += most) {
+    for (size_t r = 0; r < n && !(r && x->dry_run); r += most) {
         job.rows = mom_min(most, n - r);
         job.labels = labels + r;
         mom_matrix inputs = mom_matrix_rows(hidden, C);
@@ -134,7 +133,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
         const mom_gemm logits = {.m = job.rows, .n = V, .k = C, .a = inputs, .b = mom_matrix_transposed(wte, C),
                                  .precision = x->precision, .finish = finish_exp, .whole_blocks = 1, .context = &job};
         MOM_TRY(mom_gemm_run(x, &logits, 1, err));
-        mom_parallel_for(x->threads, (job.rows + TASK_ROWS - 1) / TASK_ROWS, softmax_task, &job);
+        mom_parallel_for(x, (job.rows + TASK_ROWS - 1) / TASK_ROWS, softmax_task, &job);
         for (size_t i = 0; i < job.rows; i++)
             *loss_sum += job.loss[i];
         if (!dhidden)
@@ -150,7 +149,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
             MOM_TRY(mom_gemm_run(x, gradients, dwte ? 2 : 1, err));
         }
         scatter_job scatter = {dhidden, selected, rows + r, C};
-        mom_parallel_for(x->threads, job.rows, scatter_task, &scatter);
+        mom_parallel_for(x, job.rows, scatter_task, &scatter);
     }
     return MOM_OK;
 }
@@ -192,10 +191,10 @@ static void scale_task(void *context, size_t task, int thread) {
 
 void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
     axpy_job job = {x->k, out, in, factor, n};
-    mom_parallel_for(x->threads, (n + CHUNK - 1) / CHUNK, scale_task, &job);
+    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, scale_task, &job);
 }
 
 void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
     axpy_job job = {x->k, out, in, factor, n};
-    mom_parallel_for(x->threads, (n + CHUNK - 1) / CHUNK, axpy_task, &job);
+    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, axpy_task, &job);
 }

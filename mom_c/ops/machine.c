@@ -7,7 +7,6 @@
 
 #include <time.h>
 
-#include "base/parallel.h"
 
 double mom_machine_seconds(void) {
     struct timespec t;
@@ -35,7 +34,7 @@ static void peak_task(void *context, size_t task, int thread) {
 /* Operations per second of one burst; *seconds is how long it took. */
 static double burst(peak_job *job, int threads, double *seconds) {
     const double started = mom_machine_seconds();
-    mom_parallel_for(threads, (size_t)threads, peak_task, job);
+    mom_parallel_run(threads, (size_t)threads, peak_task, job);
     *seconds = mom_machine_seconds() - started;
     double flop = 0.0;
     for (int i = 0; i < threads; i++)
@@ -101,7 +100,7 @@ static double best_rate(memory_job *job, mom_task run, double bytes, size_t repe
     double best = 0.0;
     for (size_t i = 0; i < repeats; i++) {
         const double started = mom_machine_seconds();
-        mom_parallel_for((int)job->tasks, job->tasks, run, job);
+        mom_parallel_run((int)job->tasks, job->tasks, run, job);
         const double took = mom_machine_seconds() - started, rate = took > 0.0 ? bytes / took : 0.0;
         best = rate > best ? rate : best;
     }
@@ -116,7 +115,7 @@ mom_status mom_machine_bandwidth(const mom_exec *x, mom_bandwidth *best, size_t 
     MOM_ARENA_NEW(job.out, x->workspace, n, err);
     MOM_ARENA_NEW(job.a, x->workspace, n, err);
     MOM_ARENA_NEW(job.b, x->workspace, n, err);
-    mom_parallel_for(x->threads, job.tasks, fill_task, &job);
+    mom_parallel_for(x, job.tasks, fill_task, &job);
     job.triad = x->k->triad;
     best->triad = best_rate(&job, triad_task, 12.0 * (double)n, repeats);
     job.triad = x->k->triad_stream;

@@ -12,7 +12,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
 #include "ops/routed_linear.h"
@@ -230,7 +229,7 @@ static mom_status mix(mix_job *job) {
     const mom_exec *x = job->half->exec;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     MOM_ARENA_NEW(job->rows, x->workspace, (size_t)x->threads * job->width, job->half->err);
-    mom_parallel_for(x->threads, row_tasks(job->half->plan->N), mix_task, job);
+    mom_parallel_for(x, row_tasks(job->half->plan->N), mix_task, job);
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
@@ -352,8 +351,8 @@ static void set_gradient(mom_gemm *g, const mom_half_gradient *gradient, size_t 
 }
 
 /* After the products: the gradients of modules with slots are what memory holds. */
-static void gradients_set(const mom_half_gradient *gradient, const mom_routing_plan *plan) {
-    for (size_t m = 0; m < plan->M && gradient->unset && !mom_rehearsing(); m++)
+static void gradients_set(const mom_exec *x, const mom_half_gradient *gradient, const mom_routing_plan *plan) {
+    for (size_t m = 0; m < plan->M && gradient->unset && !x->dry_run; m++)
         if (module_slots(plan, m))
             gradient->unset[m] = 0;
 }
@@ -461,7 +460,7 @@ static mom_status leave(const mom_half *half, float *x_out, const mom_half_outpu
     }
     copy_job job = {half, x_out};
     if (x_out != half->x && plan->slots < plan->N)
-        mom_parallel_for(x->threads, row_tasks(plan->N), copy_skipped_task, &job);
+        mom_parallel_for(x, row_tasks(plan->N), copy_skipped_task, &job);
     return MOM_OK;
 }
 
@@ -479,7 +478,7 @@ static mom_status new_slot_scale(float **slot_scale, const mom_half *half, const
     if (!weight)
         return MOM_OK;
     MOM_ARENA_NEW(*slot_scale, half->exec->workspace, half->plan->slots, half->err);
-    mom_routed_slot_scale(*slot_scale, weight, half->plan);
+    mom_routed_slot_scale(half->exec, *slot_scale, weight, half->plan);
     return MOM_OK;
 }
 
@@ -534,12 +533,12 @@ static mom_status leave_backward(const mom_half *half, const mom_half_gradient *
         set_finish(&list, g, output->gelu ? finish_gelu_backward : finish_scored, m, shared);
     }
     MOM_TRY(run_products(half, &list));
-    gradients_set(gradient, plan);
+    gradients_set(half->exec, gradient, plan);
     if (several)
         MOM_TRY(mom_half_mix(half, dinner, half->dtype, dslots, NULL, In));
     if (dscore) {
         score_job job = {half, dscore, partial, blocks, dout, MOM_F32, 1, layer->bias, C};
-        mom_parallel_for(x->threads, row_tasks(plan->slots), score_task, &job);
+        mom_parallel_for(x, row_tasks(plan->slots), score_task, &job);
     }
     return MOM_OK;
 }
@@ -612,10 +611,10 @@ static mom_status enter_backward(const layer_part *parts, size_t count, const mo
         MOM_TRY(run_products(half, &list));
         list.count = 0;
     }
-    gradients_set(gradient, plan);
+    gradients_set(half->exec, gradient, plan);
     if (weight) {
         score_job job = {half, dscore, partial, blocks, dout, half->dtype, by_token, layer->bias, Out};
-        mom_parallel_for(x->threads, row_tasks(plan->slots), score_task, &job);
+        mom_parallel_for(x, row_tasks(plan->slots), score_task, &job);
     }
 
     /* pass 3: through LayerNorm */

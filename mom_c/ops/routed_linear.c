@@ -9,7 +9,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 #include "ops/linear.h"
 
 /* Rows per task of the passes by token or by slot. */
@@ -178,7 +177,7 @@ static void run_combine(void *context, size_t task, int thread) {
 void mom_routed_combine_forward(const mom_exec *x, float *out, const float *y, const float *weight,
                                 const mom_routing_plan *plan, size_t C, int accumulate) {
     combine_context run = {x->k, out, y, weight, plan, C, accumulate};
-    mom_parallel_for(x->threads, row_tasks(plan->N), run_combine, &run);
+    mom_parallel_for(x, row_tasks(plan->N), run_combine, &run);
 }
 
 typedef struct {
@@ -212,12 +211,28 @@ static void run_combine_backward(void *context, size_t task, int thread) {
 void mom_routed_combine_backward(const mom_exec *x, float *dweight, float *dy, const float *dout, const float *y,
                                  const float *weight, const mom_routing_plan *plan, size_t C) {
     combine_backward_context run = {x->k, dweight, dy, dout, y, weight, plan, C};
-    mom_parallel_for(x->threads, row_tasks(plan->N), run_combine_backward, &run);
+    mom_parallel_for(x, row_tasks(plan->N), run_combine_backward, &run);
 }
 
-void mom_routed_slot_scale(float *slot_scale, const float *weight, const mom_routing_plan *plan) {
-    for (size_t s = 0; s < plan->slots && !mom_rehearsing(); s++)
-        slot_scale[s] = weight[(size_t)plan->token[s] * plan->K + (size_t)plan->choice[s]];
+typedef struct {
+    float *slot_scale;
+    const float *weight;
+    const mom_routing_plan *plan;
+} slot_scale_job;
+
+static void slot_scale_task(void *context, size_t task, int thread) {
+    const slot_scale_job *job = context;
+    const mom_routing_plan *plan = job->plan;
+    size_t begin, end;
+    (void)thread;
+    mom_range(plan->slots, row_tasks(plan->slots), task, &begin, &end);
+    for (size_t s = begin; s < end; s++)
+        job->slot_scale[s] = job->weight[(size_t)plan->token[s] * plan->K + (size_t)plan->choice[s]];
+}
+
+void mom_routed_slot_scale(const mom_exec *x, float *slot_scale, const float *weight, const mom_routing_plan *plan) {
+    slot_scale_job job = {slot_scale, weight, plan};
+    mom_parallel_for(x, row_tasks(plan->slots), slot_scale_task, &job);
 }
 
 /* ---- scores */
@@ -257,7 +272,7 @@ void mom_routed_score_backward(const mom_exec *x, float *dweight, float *dh, con
                                const float *dout, const float *const *bias, const float *weight,
                                const mom_routing_plan *plan, size_t In, size_t Out) {
     score_context run = {x->k, dweight, dh, h, h_gathered, dout, bias, weight, plan, In, Out};
-    mom_parallel_for(x->threads, row_tasks(plan->slots), run_score_backward, &run);
+    mom_parallel_for(x, row_tasks(plan->slots), run_score_backward, &run);
 }
 
 /* ---- layer normalisation */
@@ -289,7 +304,7 @@ void mom_routed_layernorm_forward(const mom_exec *x, float *out, const float *in
                                   const float *rstd, const float *const *weight, const float *const *bias,
                                   const mom_routing_plan *plan, size_t C) {
     layernorm_context run = {x->k, out, inp, mean, rstd, weight, bias, plan, C};
-    mom_parallel_for(x->threads, row_tasks(plan->slots), run_layernorm, &run);
+    mom_parallel_for(x, row_tasks(plan->slots), run_layernorm, &run);
 }
 
 typedef struct {
@@ -367,7 +382,7 @@ mom_status mom_routed_layernorm_backward(const mom_exec *x, float *dinp, float *
     (void)err; /* dout is all the scratch it needs */
     const size_t blocks = (C + LAYERNORM_COLUMNS - 1) / LAYERNORM_COLUMNS;
     layernorm_backward_context run = {x->k, dinp, dweight, dbias, dout, inp, mean, rstd, weight, plan, C, blocks};
-    mom_parallel_for(x->threads, plan->M * blocks, run_layernorm_parameters, &run);
-    mom_parallel_for(x->threads, row_tasks(plan->N), run_layernorm_input, &run);
+    mom_parallel_for(x, plan->M * blocks, run_layernorm_parameters, &run);
+    mom_parallel_for(x, row_tasks(plan->N), run_layernorm_input, &run);
     return MOM_OK;
 }

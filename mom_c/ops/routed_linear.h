@@ -38,7 +38,7 @@ void mom_routed_combine_backward(const mom_exec *x, float *dweight, float *dy, c
                                  const float *weight, const mom_routing_plan *plan, size_t C);
 
 /* slot_scale (slots) = weight (N, K) rearranged by slot. */
-void mom_routed_slot_scale(float *slot_scale, const float *weight, const mom_routing_plan *plan);
+void mom_routed_slot_scale(const mom_exec *x, float *slot_scale, const float *weight, const mom_routing_plan *plan);
 
 /* dweight[t, k] += <dh[slot], h> + <dout, bias[m]>: the gradient of a score without the module's
  * output (h is the product's input, dh = dout * W^T not yet multiplied by the score). h is read by slot

@@ -17,7 +17,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
 #include "base/rng.h"
 #include "kernels/gemm.h"
 #include "ops/gemv.h"
@@ -76,7 +75,7 @@ static mom_status naive_forward(const mom_exec *x, mom_router_saved *saved, cons
     const size_t C = spec->C, R = spec->R;
     MOM_TRY(product(x, saved->hidden, inp, w->in_weight, w->in_bias, spec, N, C, R, err));
     relu_context run = {saved->hidden, NULL, N, R};
-    mom_parallel_for(x->threads, chunk_count(N), run_relu, &run);
+    mom_parallel_for(x, chunk_count(N), run_relu, &run);
     return MOM_OK;
 }
 
@@ -85,7 +84,7 @@ static mom_status naive_backward(const mom_exec *x, float *dinp, mom_router_tens
                                  const mom_router_spec *spec, size_t N, mom_error *err) {
     const size_t C = spec->C, R = spec->R;
     relu_context run = {dhidden, saved->hidden, N, R};
-    mom_parallel_for(x->threads, chunk_count(N), run_relu, &run);
+    mom_parallel_for(x, chunk_count(N), run_relu, &run);
     MOM_TRY(mom_linear_backward_weight(x, dw->in_weight, dw->in_bias, inp, dhidden, MOM_WEIGHT_OUT_IN, N, C, R, err));
     return mom_linear_backward_input(x, dinp, dhidden, w->in_weight, MOM_WEIGHT_OUT_IN, 1, N, C, R, err);
 }
@@ -241,7 +240,7 @@ static mom_status recurrent_forward(const mom_exec *x, mom_router_saved *saved, 
                                           on_rows(of_state, h_pre, state ? state + begin * R : NULL, R, rows)};
             MOM_TRY(mom_gemm_run(x, products, state ? 2 : 1, err));
         }
-        mom_parallel_for(x->threads, chunk_count(rows), run_cell, &run);
+        mom_parallel_for(x, chunk_count(rows), run_cell, &run);
     }
     return MOM_OK;
 }
@@ -329,7 +328,7 @@ static mom_status recurrent_backward(const mom_exec *x, float *dinp, float *dsta
     for (size_t begin = 0; begin < N; begin += most) {
         const size_t rows = run.rows = block_rows(N, begin);
         run.first = begin;
-        mom_parallel_for(x->threads, chunk_count(rows), run_cell_backward, &run);
+        mom_parallel_for(x, chunk_count(rows), run_cell_backward, &run);
         mom_gemm products[4];
         size_t count = 0;
         products[count++] = gradient_to_weight(x, dw->in_weight, run.dx_pre, inp + begin * C, rows, C, GR);
@@ -440,23 +439,23 @@ static void run_softmax_backward(void *context, size_t task, int thread) {
 void mom_router_scores_forward(const mom_exec *x, float *scores, const float *logits, int softmax, float temperature,
                                size_t N, size_t S) {
     if (!softmax) {
-        if (!mom_rehearsing())
-            memmove(scores, logits, N * S * sizeof *scores);
+        if (scores != logits)
+            mom_copy(x, scores, logits, N * S * sizeof *scores);
         return;
     }
     scores_context run = {x->k, scores, logits, NULL, temperature, N, S};
-    mom_parallel_for(x->threads, chunk_count(N), run_softmax, &run);
+    mom_parallel_for(x, chunk_count(N), run_softmax, &run);
 }
 
 void mom_router_scores_backward(const mom_exec *x, float *dlogits, const float *dscores, const float *scores,
                                 int softmax, float temperature, size_t N, size_t S) {
     if (!softmax) {
-        if (!mom_rehearsing())
-            memmove(dlogits, dscores, N * S * sizeof *dlogits);
+        if (dlogits != dscores)
+            mom_copy(x, dlogits, dscores, N * S * sizeof *dlogits);
         return;
     }
     scores_context run = {x->k, dlogits, dscores, scores, temperature, N, S};
-    mom_parallel_for(x->threads, chunk_count(N), run_softmax_backward, &run);
+    mom_parallel_for(x, chunk_count(N), run_softmax_backward, &run);
 }
 
 /* ---- choices */
@@ -494,7 +493,7 @@ void mom_router_topk_forward(const mom_exec *x, int16_t *index, float *weight, c
                              size_t N, size_t S, size_t K) {
     MOM_ASSERT(K <= S && S <= INT16_MAX);
     topk_context run = {index, weight, scores, renormalise, N, S, K};
-    mom_parallel_for(x->threads, chunk_count(N), run_topk, &run);
+    mom_parallel_for(x, chunk_count(N), run_topk, &run);
 }
 
 typedef struct {
@@ -530,7 +529,7 @@ static void run_topk_backward(void *context, size_t task, int thread) {
 void mom_router_topk_backward(const mom_exec *x, float *dscores, const float *dweight, const int16_t *index,
                               const float *weight, const float *scores, int renormalise, size_t N, size_t S, size_t K) {
     topk_backward_context run = {dscores, dweight, index, weight, scores, renormalise, N, S, K};
-    mom_parallel_for(x->threads, chunk_count(N), run_topk_backward, &run);
+    mom_parallel_for(x, chunk_count(N), run_topk_backward, &run);
 }
 
 void mom_router_ste_forward(float *out, const float *weight, size_t n) {

@@ -7,8 +7,6 @@
 
 #include <string.h>
 
-#include "base/parallel.h"
-
 static mom_status check_size(size_t N, size_t K, mom_error *err) {
     if (K && N > INT32_MAX / K)
         return mom_error_set(err, MOM_ERR_VALUE,
@@ -62,56 +60,51 @@ static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const i
     return MOM_OK;
 }
 
-static mom_status spread_evenly(mom_routing_plan *plan, mom_arena *arena, const int16_t *none, mom_error *err) {
-    (void)none;
+static mom_status spread_evenly(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
+    plan->slots = plan->N * (plan->K < plan->M ? plan->K : plan->M);
     MOM_ARENA_NEW(plan->offsets, arena, plan->M + 1, err);
     for (size_t m = 0; m <= plan->M; m++)
         plan->offsets[m] = (int32_t)(plan->slots * m / plan->M);
     return allocate(plan, arena, err);
 }
 
-static mom_status fill_dense(mom_routing_plan *plan, mom_arena *arena, const int16_t *none, mom_error *err) {
-    const size_t N = plan->N, M = plan->M;
-    (void)none;
-    MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
-    MOM_TRY(allocate(plan, arena, err));
-    for (size_t m = 0; m <= M; m++)
-        plan->offsets[m] = (int32_t)(m * N);
-    for (size_t m = 0; m < M && !mom_rehearsing(); m++) {
-        for (size_t t = 0; t < N; t++) {
-            const size_t slot = m * N + t;
-            plan->token[slot] = (int32_t)t;
-            plan->choice[slot] = (int32_t)m;
-            plan->slot[t * M + m] = (int32_t)slot;
-        }
-    }
-    return MOM_OK;
-}
-
-/* A plan of a shape, filled in; the arena is as before if that fails. */
-static mom_status make(mom_routing_plan *plan, mom_arena *arena, mom_routing_plan shape,
-                       mom_status (*fill)(mom_routing_plan *, mom_arena *, const int16_t *, mom_error *),
-                       const int16_t *index, mom_error *err) {
-    MOM_TRY(check_size(shape.N, shape.K, err));
-    *plan = shape;
+mom_status mom_routing_plan_init(const mom_exec *x, mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N,
+                                 size_t K, size_t M, mom_error *err) {
+    MOM_TRY(check_size(N, K, err));
+    *plan = (mom_routing_plan){.N = N, .K = K, .M = M};
     const mom_arena_mark mark = mom_arena_get_mark(arena);
-    const mom_status status = fill(plan, arena, index, err);
+    const mom_status status = x->dry_run ? spread_evenly(plan, arena, err) : sort_choices(plan, arena, index, err);
     if (status != MOM_OK)
         mom_arena_release(arena, mark);
     return status;
 }
 
-mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
-                                 size_t M, mom_error *err) {
-    return make(plan, arena, (mom_routing_plan){.N = N, .K = K, .M = M}, sort_choices, index, err);
+/* All slots of one module. */
+static void fill_dense_task(void *context, size_t m, int thread) {
+    const mom_routing_plan *plan = context;
+    const size_t N = plan->N, M = plan->M;
+    (void)thread;
+    for (size_t t = 0; t < N; t++) {
+        const size_t slot = m * N + t;
+        plan->token[slot] = (int32_t)t;
+        plan->choice[slot] = (int32_t)m;
+        plan->slot[t * M + m] = (int32_t)slot;
+    }
 }
 
-mom_status mom_routing_plan_init_most(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t K, size_t M,
-                                      mom_error *err) {
-    const size_t slots = N * (K < M ? K : M);
-    return make(plan, arena, (mom_routing_plan){.N = N, .K = K, .M = M, .slots = slots}, spread_evenly, NULL, err);
-}
-
-mom_status mom_routing_plan_init_dense(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M, mom_error *err) {
-    return make(plan, arena, (mom_routing_plan){.N = N, .K = M, .M = M, .slots = N * M}, fill_dense, NULL, err);
+mom_status mom_routing_plan_init_dense(const mom_exec *x, mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M,
+                                       mom_error *err) {
+    MOM_TRY(check_size(N, M, err));
+    *plan = (mom_routing_plan){.N = N, .K = M, .M = M, .slots = N * M};
+    const mom_arena_mark mark = mom_arena_get_mark(arena);
+    plan->offsets = mom_arena_alloc(arena, M + 1, sizeof *plan->offsets, err);
+    const mom_status status = plan->offsets ? allocate(plan, arena, err) : MOM_ERR_MEMORY;
+    if (status != MOM_OK) {
+        mom_arena_release(arena, mark);
+        return status;
+    }
+    for (size_t m = 0; m <= M; m++)
+        plan->offsets[m] = (int32_t)(m * N);
+    mom_parallel_for(x, M, fill_dense_task, plan);
+    return MOM_OK;
 }

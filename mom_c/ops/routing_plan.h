@@ -6,7 +6,7 @@
 #ifndef MOM_OPS_ROUTING_PLAN_H
 #define MOM_OPS_ROUTING_PLAN_H
 
-#include "base/arena.h"
+#include "base/exec.h"
 
 typedef struct {
     size_t N, K, M;   /* tokens, choices per token, modules */
@@ -18,16 +18,14 @@ typedef struct {
 } mom_routing_plan;
 
 /* index (N, K), values >= 0; a token must not choose a module twice. Arrays come from `arena`.
- * Fails with MOM_ERR_VALUE when N * K does not fit 31 bits. */
-mom_status mom_routing_plan_init(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N, size_t K,
-                                 size_t M, mom_error *err);
-
-/* A plan of the most slots that N tokens with K choices can take, spread evenly over the modules, whatever they chose:
- * the arrays' contents are undefined but for offsets. For rehearsals (base/parallel.h). */
-mom_status mom_routing_plan_init_most(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t K, size_t M,
-                                      mom_error *err);
+ * Fails with MOM_ERR_VALUE when N * K does not fit 31 bits.
+ * In a dry run the choices are unknown. The plan then has the most slots that N tokens with K choices can take, spread
+ * evenly over the modules, and only its offsets are defined. */
+mom_status mom_routing_plan_init(const mom_exec *x, mom_routing_plan *plan, mom_arena *arena, const int16_t *index, size_t N,
+                                 size_t K, size_t M, mom_error *err);
 
 /* Every module for every token (K = M), slot of (t, m) = m * N + t. */
-mom_status mom_routing_plan_init_dense(mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M, mom_error *err);
+mom_status mom_routing_plan_init_dense(const mom_exec *x, mom_routing_plan *plan, mom_arena *arena, size_t N, size_t M,
+                                       mom_error *err);
 
 #endif

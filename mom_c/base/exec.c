@@ -1,0 +1,26 @@
+#include "base/exec.h"
+
+#include <string.h>
+
+void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context) {
+    if (!x->dry_run)
+        mom_parallel_run(x->threads, tasks, run, context);
+}
+
+void mom_zero(const mom_exec *x, void *out, size_t bytes) {
+    if (!x->dry_run)
+        memset(out, 0, bytes);
+}
+
+void mom_copy(const mom_exec *x, void *out, const void *from, size_t bytes) {
+    if (!x->dry_run)
+        memcpy(out, from, bytes);
+}
+
+void mom_copy_rows(const mom_exec *x, void *out, size_t out_stride, const void *from, size_t from_stride, size_t rows,
+                   size_t bytes) {
+    unsigned char *to = out;
+    const unsigned char *source = from;
+    for (size_t i = 0; i < rows && !x->dry_run; i++)
+        memcpy(to + i * out_stride, source + i * from_stride, bytes);
+}
