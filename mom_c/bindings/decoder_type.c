@@ -10,7 +10,7 @@
 #include "bindings/call.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
-#include "model/generate.h"
+#include "model/decoder.h"
 
 typedef struct {
     PyObject_HEAD

@@ -287,8 +287,8 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
     mom_network_leave(self);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);
-    PyObject *lm = losses.has_loss ? PyFloat_FromDouble(losses.lm_loss) : Py_NewRef(Py_None);
-    PyObject *balance = losses.has_balance ? PyFloat_FromDouble(losses.balance_loss) : Py_NewRef(Py_None);
+    PyObject *lm = losses.has[MOM_TERM_LM] ? PyFloat_FromDouble(losses.value[MOM_TERM_LM]) : Py_NewRef(Py_None);
+    PyObject *balance = losses.has[MOM_TERM_BALANCE] ? PyFloat_FromDouble(losses.value[MOM_TERM_BALANCE]) : Py_NewRef(Py_None);
     if (!lm || !balance) {
         Py_XDECREF(lm);
         Py_XDECREF(balance);
@@ -298,14 +298,14 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
 }
 
 static PyObject *network_backward(mom_network *self, PyObject *args) {
-    float lm_scale, balance_scale;
-    if (!PyArg_ParseTuple(args, "ff:backward", &lm_scale, &balance_scale) || mom_network_enter(self) < 0)
+    float scales[MOM_TERMS];
+    if (!PyArg_ParseTuple(args, "ff:backward", &scales[MOM_TERM_LM], &scales[MOM_TERM_BALANCE]) || mom_network_enter(self) < 0)
         return NULL;
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
     mom_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_backward(&self->gpt, &exec, lm_scale, balance_scale, &err);
+    status = mom_gpt_backward(&self->gpt, &exec, scales, &err);
     Py_END_ALLOW_THREADS
     mom_network_leave(self);
     return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
@@ -339,8 +339,8 @@ static PyObject *network_plan(mom_network *self, PyObject *args) {
     mom_error err;
     const mom_status status = mom_gpt_plan(&self->gpt, &key, &plan, &err);
     /* Training has an optimizer, even if it is not made yet. */
-    const size_t optimizers = self->gpt.optimizers ? self->gpt.optimizers : 1;
-    plan.moments = key.keep ? mom_gpt_moments(&self->gpt, optimizers) : 0;
+    const size_t optimizers = mom_max(self->gpt.gradients.optimizers, 1);
+    plan.moments = key.keep ? mom_gradients_moment_bytes(&self->gpt.gradients, &self->gpt.params, optimizers) : 0;
     mom_network_leave(self);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);
@@ -371,8 +371,8 @@ static PyObject *network_randomize(mom_network *self, PyObject *arg) {
 
 static PyObject *network_logits(mom_network *self, PyObject *rows_o) {
     mom_gpt *gpt = &self->gpt;
-    const size_t N = gpt->run.N, V = gpt->config.V;
-    if (!gpt->has_routes) {
+    const size_t N = gpt->last.pass.N, V = gpt->config.V;
+    if (!gpt->last.has_routes) {
         PyErr_SetString(PyExc_RuntimeError, "logits: there is no forward pass to take them from");
         return NULL;
     }
@@ -414,9 +414,9 @@ static PyObject *network_pooled_logits(mom_network *self, PyObject *Py_UNUSED(ig
     PyObject *out = NULL;
     if (mom_network_enter(self) < 0)
         return NULL;
-    if (gpt->has_routes && gpt->hidden && gpt->config.num_labels) {
-        const npy_intp dims[2] = {(npy_intp)gpt->run.B, (npy_intp)gpt->config.num_labels};
-        out = copy_array(2, dims, NPY_FLOAT32, gpt->pooled_logits);
+    if (gpt->last.has_routes && gpt->last.hidden && gpt->config.num_labels) {
+        const npy_intp dims[2] = {(npy_intp)gpt->last.pass.B, (npy_intp)gpt->config.num_labels};
+        out = copy_array(2, dims, NPY_FLOAT32, gpt->last.pooled_logits);
     } else {
         PyErr_SetString(PyExc_RuntimeError, "pooled_logits: there is no classification to take them from");
     }
@@ -430,7 +430,7 @@ static const mom_route *find_route(mom_network *self, PyObject *args, const mom_
     if (!PyArg_ParseTuple(args, "nni", &place_index, &round, &half))
         return NULL;
     const mom_gpt *gpt = &self->gpt;
-    if (!gpt->has_routes) {
+    if (!gpt->last.has_routes) {
         PyErr_SetString(PyExc_RuntimeError, "route: there is no forward pass to take it from");
         return NULL;
     }
@@ -441,7 +441,7 @@ static const mom_route *find_route(mom_network *self, PyObject *args, const mom_
     }
     const mom_place *place = &gpt->params.places[place_index];
     *pool = half ? &place->ffn : &place->attn;
-    return &gpt->halves[place_index][2 * (size_t)round + (size_t)half].route;
+    return &gpt->last.halves[place_index][2 * (size_t)round + (size_t)half].route;
 }
 
 /* What a reader of routes gives for a half that has a router. */
@@ -464,13 +464,13 @@ static PyObject *count_choices(const mom_gpt *gpt, const mom_pool *pool, const m
     if (!out)
         return NULL;
     int64_t *counts = PyArray_DATA((PyArrayObject *)out);
-    for (size_t i = 0; i < gpt->run.N * pool->K; i++)
+    for (size_t i = 0; i < gpt->last.pass.N * pool->K; i++)
         counts[(size_t)r->index[i] < pool->M ? (size_t)r->index[i] : pool->M]++;
     return out;
 }
 
 static PyObject *copy_route(const mom_gpt *gpt, const mom_pool *pool, const mom_route *r) {
-    const npy_intp all[2] = {(npy_intp)gpt->run.N, (npy_intp)pool->S}, kept[2] = {(npy_intp)gpt->run.N, (npy_intp)pool->K};
+    const npy_intp all[2] = {(npy_intp)gpt->last.pass.N, (npy_intp)pool->S}, kept[2] = {(npy_intp)gpt->last.pass.N, (npy_intp)pool->K};
     return Py_BuildValue("{s:N,s:N,s:N}", "scores", copy_array(2, all, NPY_FLOAT32, r->scores), "index",
                          copy_array(2, kept, NPY_INT16, r->index), "weight", copy_array(2, kept, NPY_FLOAT32, r->kept));
 }
@@ -528,15 +528,11 @@ static PyObject *network_gradient(mom_network *self, PyObject *arg) {
     mom_error err;
     if (mom_network_enter(self) < 0)
         return NULL;
-    const mom_status status = mom_params_add_gradients(&self->gpt.params, &err);
-    if (status == MOM_OK) {
-        mom_params_settle(&self->gpt.params);
-        self->gpt.params.grads_shown = 1;
-    }
+    const mom_status status = mom_gradients_show(&self->gpt.gradients, &self->gpt.params, &err);
     mom_network_leave(self);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);
-    return mom_network_view(self, (PyObject *)self, i, self->gpt.params.grads);
+    return mom_network_view(self, (PyObject *)self, i, self->gpt.gradients.values);
 }
 
 static PyObject *network_get_used(mom_network *self, void *Py_UNUSED(closure)) {
@@ -548,13 +544,14 @@ static PyObject *network_get_used(mom_network *self, void *Py_UNUSED(closure)) {
     if (!out)
         return NULL;
     for (size_t i = 0; i < p->count; i++)
-        ((uint8_t *)PyArray_DATA((PyArrayObject *)out))[i] = p->table[i].used != 0;
+        ((uint8_t *)PyArray_DATA((PyArrayObject *)out))[i] = self->gpt.gradients.table[i].used != 0;
     mom_network_leave(self);
     return out;
 }
 
 static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(closure)) {
-    mom_params *p = &self->gpt.params;
+    const mom_params *p = &self->gpt.params;
+    mom_gradients *g = &self->gpt.gradients;
     const npy_intp dims[1] = {(npy_intp)p->count};
     if (!value) {
         PyErr_SetString(PyExc_AttributeError, "used: cannot be deleted");
@@ -568,16 +565,16 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
         any |= ((const uint8_t *)PyArray_DATA(array))[i];
     if (any) { /* marked by hand, perhaps before there is any: zero, then */
         mom_error err = {0};
-        if (mom_params_add_gradients(p, &err) != MOM_OK) {
+        if (mom_gradients_allocate(g, p, 0, &err) != MOM_OK) {
             mom_network_leave(self);
             mom_raise((PyObject *)Py_TYPE(self), &err);
             return -1;
         }
     }
     for (size_t i = 0; i < p->count; i++) {
-        p->table[i].used = ((const uint8_t *)PyArray_DATA(array))[i] != 0;
-        if (p->table[i].used)
-            mom_param_settle(p, i);
+        g->table[i].used = ((const uint8_t *)PyArray_DATA(array))[i] != 0;
+        if (g->table[i].used)
+            mom_gradient_settle(g, p, i);
     }
     mom_network_leave(self);
     return 0;
@@ -612,7 +609,7 @@ static int network_set_random_state(mom_network *self, PyObject *value, void *Py
 }
 
 static PyObject *network_get_memory_limit(mom_network *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromSize_t(self->gpt.memory_limit);
+    return PyLong_FromSize_t(self->gpt.memory.limit);
 }
 
 static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py_UNUSED(closure)) {
@@ -623,7 +620,7 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
     const size_t limit = PyLong_AsSize_t(value);
     if ((limit == (size_t)-1 && PyErr_Occurred()) || mom_network_enter(self) < 0)
         return -1;
-    self->gpt.memory_limit = limit;
+    self->gpt.memory.limit = limit;
     mom_gpt_forget_plans(&self->gpt);
     mom_network_leave(self);
     return 0;
@@ -632,19 +629,19 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
 /* (bytes of the arena, most of them in use so far, bytes allocated beside it, whether it was too small) */
 static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) {
     size_t beside = 0;
-    const mom_arena *arenas[] = {&self->gpt.saved, &self->gpt.workspace};
+    const mom_arena *arenas[] = {&self->gpt.memory.saved, &self->gpt.memory.workspace};
     for (size_t i = 0; i < 2; i++)
         for (const mom_arena_block *block = arenas[i]->top; block; block = block->previous)
             beside += block->capacity;
-    const mom_region *region = &self->gpt.region;
+    const mom_region *region = &self->gpt.memory.region;
     return Py_BuildValue("(nnni)", (Py_ssize_t)region->capacity, (Py_ssize_t)region->peak, (Py_ssize_t)beside, region->full);
 }
 
 /* (activations, packed, workspace): bytes of the arena in use at its fullest moment so far */
 static PyObject *network_get_arena_parts(mom_network *self, void *Py_UNUSED(closure)) {
-    const mom_region *region = &self->gpt.region;
-    return Py_BuildValue("(nnn)", (Py_ssize_t)region->at_peak[0], (Py_ssize_t)region->noted_at_peak,
-                         (Py_ssize_t)(region->at_peak[1] - region->noted_at_peak));
+    const mom_region *region = &self->gpt.memory.region;
+    return Py_BuildValue("(nnn)", (Py_ssize_t)region->at_peak[0], (Py_ssize_t)region->tagged_at_peak,
+                         (Py_ssize_t)(region->at_peak[1] - region->tagged_at_peak));
 }
 
 static PyMethodDef network_methods[] = {

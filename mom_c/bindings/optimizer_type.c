@@ -27,32 +27,34 @@ static uint8_t *fresh_rows(const mom_params *p, const mom_optimizer *o, size_t i
 
 /* Pages of moments come with a parameter's first step or the first look at them: what is not trained costs nothing. */
 static void hold(mom_optimizer *self, size_t i) {
-    mom_param *param = &self->network->gpt.params.table[i];
+    mom_gradient *gradient = &self->network->gpt.gradients.table[i];
     if (self->held[i])
         return;
     self->held[i] = 1;
-    param->held++;
-    if (!param->trained)
+    gradient->held++;
+    if (!gradient->trained)
         mom_gpt_forget_plans(&self->network->gpt);
 }
 
 /* One entry per parameter; moments NULL when only gradients matter. */
 static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_error *err) {
-    mom_params *p = &gpt->params;
+    const mom_params *p = &gpt->params;
+    const mom_gradients *g = &gpt->gradients;
     mom_adamw_tensor *list = mom_memory_alloc(p->count, sizeof *list, "optimizer", err);
     for (size_t i = 0; list && i < p->count; i++) {
         const mom_param *param = &p->table[i];
-        list[i] = (mom_adamw_tensor){.param = p->values + param->offset, .grad = p->grads + param->offset,
-                                     .n = param->count, .decay = param->decay, .used = param->used,
-                                     .leave_grad = !p->grads_shown && (param->unset || !param->written)};
+        const mom_gradient *gradient = &g->table[i];
+        list[i] = (mom_adamw_tensor){.param = mom_param_value(p, i), .grad = mom_param_grad(g, p, i),
+                                     .n = param->count, .decay = param->decay, .used = gradient->used,
+                                     .leave_grad = !g->shown && (gradient->overwrite || !gradient->written)};
         if (o) {
             list[i].exp_avg = o->exp_avg + param->offset;
             list[i].exp_avg_sq = o->exp_avg_sq + param->offset;
             list[i].step = o->steps[i];
         }
-        if (param->touched) {
+        if (gradient->touched) {
             list[i].width = param->dims[1];
-            list[i].touched = p->grads_shown ? NULL : param->touched;
+            list[i].touched = g->shown ? NULL : gradient->touched;
             list[i].fresh = o ? fresh_rows(p, o, i) : NULL;
         }
     }
@@ -87,7 +89,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         return NULL;
     }
     memset(self->fresh, 1, rows);
-    self->network->gpt.optimizers++;
+    self->network->gpt.gradients.optimizers++;
     mom_gpt_forget_plans(&self->network->gpt);
     return (PyObject *)self;
 }
@@ -95,10 +97,10 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
     if (self->fresh) { /* the last that was allocated */
-        mom_params *p = &self->network->gpt.params;
-        for (size_t i = 0; i < p->count; i++)
-            p->table[i].held -= self->held[i];
-        self->network->gpt.optimizers--;
+        mom_gpt *gpt = &self->network->gpt;
+        for (size_t i = 0; i < gpt->params.count; i++)
+            gpt->gradients.table[i].held -= self->held[i];
+        gpt->gradients.optimizers--;
     }
     mom_memory_free(self->exp_avg);
     mom_memory_free(self->exp_avg_sq);
@@ -111,8 +113,7 @@ static void optimizer_dealloc(mom_optimizer *self) {
 }
 
 /* With a max_norm, what clip_grad_norm, step and, if asked for, zero_grad do, but gradients are clipped where the step
- * reads them and zeroed while they are in a cache, or their pages given back: the next forward pass, when most memory is
- * needed for activations, has no gradients yet. Nothing at all happens when the norm is not finite. */
+ * reads them and zeroed while they are in a cache. Nothing at all happens if the norm is not finite. */
 static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_adamw_tensor *list, mom_adamw_spec *spec,
                                const double *max_norm, double *norm, mom_error *err) {
     mom_gpt *gpt = &self->network->gpt;
@@ -123,14 +124,7 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
             return MOM_OK;
         spec->grad_scale = mom_clip_factor(*norm, *max_norm);
     }
-    const int clear = spec->zero_grad && !gpt->keeps_gradients && mom_memory_is_mapped(gpt->params.grads);
-    if (clear)
-        spec->zero_grad = 0;
     mom_adamw_step(exec, list, count, spec);
-    if (clear) {
-        mom_region_refill(&gpt->region, gpt->resident, gpt->params.grads);
-        spec->zero_grad = gpt->gradients_absent = 1;
-    }
     for (size_t i = 0; i < count; i++) {
         self->steps[i] = list[i].step;
         if (list[i].used)
@@ -159,11 +153,11 @@ static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
     if (mom_network_enter(self->network) < 0)
         return NULL;
     mom_status status = MOM_OK;
-    if (gpt->params.grads) { /* else nothing has a gradient yet */
+    if (gpt->gradients.values) { /* else nothing has a gradient yet */
         mom_adamw_tensor *list = list_tensors(gpt, self, &err);
         status = list ? MOM_OK : MOM_ERR_MEMORY;
         if (list) {
-            const mom_exec exec = mom_current_exec(&gpt->workspace);
+            const mom_exec exec = mom_current_exec(&gpt->memory.workspace);
             Py_BEGIN_ALLOW_THREADS
             status = clipped_step(&exec, self, list, &spec, clip ? &max_norm : NULL, &norm, &err);
             Py_END_ALLOW_THREADS
@@ -184,7 +178,7 @@ static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
     if (i >= 0 && (size_t)i < p->count) {
         if (mom_network_enter(self->network) < 0)
             return NULL;
-        if (p->table[i].touched)
+        if (self->network->gpt.gradients.table[i].touched)
             memset(fresh_rows(p, self, (size_t)i), 0, p->table[i].dims[0]);
         hold(self, (size_t)i);
         mom_network_leave(self->network);
@@ -240,14 +234,14 @@ static PyObject *clip_grad_norm(PyObject *module, PyObject *args) {
     mom_error err;
     if (mom_network_enter(network) < 0)
         return NULL;
-    if (!gpt->params.grads) {
+    if (!gpt->gradients.values) {
         mom_network_leave(network);
         return PyFloat_FromDouble(0.0);
     }
     mom_adamw_tensor *list = list_tensors(gpt, NULL, &err);
     mom_status status = list ? MOM_OK : MOM_ERR_MEMORY;
     if (list) {
-        const mom_exec exec = mom_current_exec(&gpt->workspace);
+        const mom_exec exec = mom_current_exec(&gpt->memory.workspace);
         Py_BEGIN_ALLOW_THREADS
         status = mom_grad_norm(&exec, &norm, list, gpt->params.count, &err);
         const float factor = mom_clip_factor(norm, max_norm);

@@ -3,6 +3,7 @@
 #ifndef MOM_MODEL_CONFIG_H
 #define MOM_MODEL_CONFIG_H
 
+#include <math.h>
 #include <stddef.h>
 
 #include "base/status.h"
@@ -39,6 +40,11 @@ typedef struct {
 /* Whether a call without dropout uses random numbers. */
 static inline int mom_config_draws(const mom_config *c) {
     return c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE;
+}
+
+/* What scores of attention are multiplied with. */
+static inline float mom_config_attention_scale(const mom_config *c) {
+    return c->scale_attention ? 1.0f / sqrtf((float)(c->C / c->H)) : 1.0f;
 }
 
 mom_status mom_config_check(const mom_config *config, mom_error *err);

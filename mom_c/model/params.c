@@ -34,11 +34,6 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->init_std = std;
         p->init_value = value;
         p->decay = decay;
-        p->used = 0;
-        p->trained = p->computed = 1;
-        p->written = 0;
-        p->held = 0;
-        p->touched = p->unset = NULL;
     }
     /* A single tensor is bounded by mom_config_check, their sum is not. */
     const size_t rounded = mom_param_floats(count);
@@ -130,12 +125,12 @@ static void add_all(builder *b, const mom_config *c, mom_params *p) {
         p->score = WEIGHT(c->init_range, c->num_labels, c->C, "score.weight");
 }
 
-static mom_status point_pool(mom_params *p, mom_pool *pool, mom_pool_tensors *tensors, mom_router_tensors *router,
-                             float *block, mom_error *err) {
+mom_status mom_pool_point(const mom_params *p, const mom_pool *pool, mom_pool_tensors *tensors, mom_router_tensors *router,
+                          float *block, mom_arena *arena, mom_error *err) {
     float ***arrays[6] = {&tensors->ln_weight, &tensors->ln_bias,    &tensors->in_weight,
                           &tensors->in_bias,   &tensors->out_weight, &tensors->out_bias};
     for (size_t t = 0; t < 6; t++) {
-        MOM_ARENA_NEW(*arrays[t], &p->arena, pool->M, err);
+        MOM_ARENA_NEW(*arrays[t], arena, pool->M, err);
         for (size_t m = 0; m < pool->M; m++)
             (*arrays[t])[m] = block + p->table[mom_pool_param(pool, m, t)].offset;
     }
@@ -152,35 +147,27 @@ static mom_status point_pool(mom_params *p, mom_pool *pool, mom_pool_tensors *te
     return MOM_OK;
 }
 
-static mom_status add_unset(mom_params *p, mom_pool *pool, mom_error *err) {
-    MOM_ARENA_NEW(pool->unset_in, &p->arena, pool->M, err);
-    MOM_ARENA_NEW(pool->unset_out, &p->arena, pool->M, err);
-    for (size_t m = 0; m < pool->M; m++) {
-        p->table[mom_pool_param(pool, m, 2)].unset = &pool->unset_in[m];
-        p->table[mom_pool_param(pool, m, 4)].unset = &pool->unset_out[m];
-        pool->unset_in[m] = pool->unset_out[m] = 0;
+/* Anchor layers at the bottom, blocks (each followed by an anchor layer if anchor_between), anchor layers at the top. */
+static mom_status add_places(mom_params *p, const mom_config *c, mom_error *err) {
+    const size_t chunk_places = c->chunks * (c->anchor_between ? 2 : 1);
+    size_t round = 0;
+    p->num_places = c->bottom + chunk_places + c->top;
+    MOM_ARENA_NEW(p->places, &p->arena, p->num_places, err);
+    memset(p->places, 0, p->num_places * sizeof *p->places);
+    for (size_t i = 0; i < p->num_places; i++) {
+        mom_place *place = &p->places[i];
+        const int in_chunks = i >= c->bottom && i < c->bottom + chunk_places;
+        place->block = in_chunks && (!c->anchor_between || (i - c->bottom) % 2 == 0);
+        place->rounds = place->block ? c->rounds : 1;
+        place->first_round = round;
+        round += place->rounds;
     }
-    return MOM_OK;
-}
-
-static mom_status add_touched(mom_params *p, size_t i, mom_error *err) {
-    mom_param *param = &p->table[i];
-    MOM_ARENA_NEW(param->touched, &p->arena, param->dims[0], err);
-    memset(param->touched, 0, param->dims[0]);
     return MOM_OK;
 }
 
 static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
     MOM_TRY(mom_config_check(c, err));
-    p->num_places = c->bottom + c->chunks * (1 + (c->anchor_between ? 1 : 0)) + c->top;
-    MOM_ARENA_NEW(p->places, &p->arena, p->num_places, err);
-    memset(p->places, 0, p->num_places * sizeof *p->places);
-    for (size_t i = 0; i < p->num_places; i++) {
-        const size_t chunk_places = c->chunks * (1 + (c->anchor_between ? 1 : 0));
-        const int in_chunks = i >= c->bottom && i < c->bottom + chunk_places;
-        p->places[i].block = in_chunks && (!c->anchor_between || (i - c->bottom) % 2 == 0);
-        p->places[i].rounds = p->places[i].block ? c->rounds : 1;
-    }
+    MOM_TRY(add_places(p, c, err));
     builder b = {0};
     add_all(&b, c, p);
     if (b.overflow)
@@ -193,15 +180,11 @@ static mom_status init(mom_params *p, const mom_config *c, mom_error *err) {
     p->values = mom_memory_calloc(p->total, sizeof(float), "parameters", err);
     if (!p->values)
         return MOM_ERR_MEMORY;
-    for (size_t i = 0; i < p->num_places; i++) {
-        mom_place *place = &p->places[i];
-        MOM_TRY(point_pool(p, &place->attn, &place->attn.weight, &place->attn.router_weight, p->values, err));
-        MOM_TRY(point_pool(p, &place->ffn, &place->ffn.weight, &place->ffn.router_weight, p->values, err));
-        MOM_TRY(add_unset(p, &place->attn, err));
-        MOM_TRY(add_unset(p, &place->ffn, err));
-    }
-    MOM_TRY(add_touched(p, p->wte, err));
-    MOM_TRY(add_touched(p, p->wpe, err));
+    for (size_t i = 0; i < p->num_places; i++)
+        for (int half = 0; half < 2; half++) {
+            mom_pool *pool = half ? &p->places[i].ffn : &p->places[i].attn;
+            MOM_TRY(mom_pool_point(p, pool, &pool->weight, &pool->router_weight, p->values, &p->arena, err));
+        }
     return MOM_OK;
 }
 
@@ -214,59 +197,8 @@ mom_status mom_params_init(mom_params *p, const mom_config *c, mom_error *err) {
     return status;
 }
 
-mom_status mom_params_add_gradients(mom_params *p, mom_error *err) {
-    if (p->grads)
-        return MOM_OK;
-    float *grads = mom_memory_calloc(p->total, sizeof(float), "gradients", err);
-    if (!grads)
-        return MOM_ERR_MEMORY;
-    const mom_arena_mark mark = mom_arena_get_mark(&p->arena);
-    for (size_t i = 0; i < p->num_places; i++) {
-        mom_place *place = &p->places[i];
-        mom_status status = point_pool(p, &place->attn, &place->attn.grad, &place->attn.router_grad, grads, err);
-        if (status == MOM_OK)
-            status = point_pool(p, &place->ffn, &place->ffn.grad, &place->ffn.router_grad, grads, err);
-        if (status != MOM_OK) {
-            mom_arena_release(&p->arena, mark);
-            mom_memory_free(grads);
-            return status;
-        }
-    }
-    p->grads = grads;
-    mom_params_unset_matrices(p);
-    return MOM_OK;
-}
-
-void mom_params_unset_matrices(mom_params *p) {
-    for (size_t i = 0; i < p->count && p->grads && !p->grads_shown; i++)
-        if (p->table[i].unset)
-            *p->table[i].unset = 1;
-}
-
-void mom_param_touch(mom_params *p, size_t i, const int32_t *rows, size_t count) {
-    const mom_param *param = &p->table[i];
-    if (!rows)
-        memset(param->touched, 1, param->dims[0]);
-    for (size_t r = 0; r < count; r++)
-        param->touched[rows[r]] = 1;
-}
-
-void mom_param_settle(mom_params *p, size_t i) {
-    const mom_param *param = &p->table[i];
-    if (!p->grads || !param->unset || !*param->unset)
-        return;
-    memset(p->grads + param->offset, 0, param->count * sizeof *p->grads);
-    *param->unset = 0;
-}
-
-void mom_params_settle(mom_params *p) {
-    for (size_t i = 0; i < p->count; i++)
-        mom_param_settle(p, i);
-}
-
 void mom_params_free(mom_params *p) {
     mom_memory_free(p->values);
-    mom_memory_free(p->grads);
     mom_arena_free(&p->arena);
     memset(p, 0, sizeof *p);
 }

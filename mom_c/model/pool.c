@@ -1,13 +1,9 @@
-/* What attention and feed-forward pools share: the router's part of a half. */
+/* What attention and feed-forward pools share: layers, packing, the router's part of a half. */
 #include "model/pool.h"
 
 #include <string.h>
 
 #include "ops/balance_loss.h"
-
-mom_dropout mom_run_dropout(const mom_run *run, float p, uint64_t stream) {
-    return (mom_dropout){run->training ? p : 0.0f, mom_rng_key(run->seed, run->counter, stream)};
-}
 
 /* Whether the balance loss takes probabilities from the softmax of the scores. */
 static int balance_softmax(const mom_config *c) { return c->balance_reference || !c->router_softmax; }
@@ -16,69 +12,72 @@ static int balance_wanted(const mom_config *c) {
     return c->balance_enabled && !(c->balance_reference && c->num_attn == 1);
 }
 
-mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved) {
+mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved) {
     const mom_pool_tensors *w = &pool->weight;
-    return (mom_half){run->exec, &saved->route.plan, run->config->dtype, run->config->C, saved->input, saved->mean,
-                      saved->rstd, (const float *const *)w->ln_weight, (const float *const *)w->ln_bias, run->err,
-                      run->apart};
+    return (mom_half){.exec = pass->exec, .plan = &saved->route.plan, .dtype = pass->config->dtype, .C = pass->config->C,
+                      .x = saved->input, .mean = saved->mean, .rstd = saved->rstd,
+                      .ln_weight = (const float *const *)w->ln_weight, .ln_bias = (const float *const *)w->ln_bias,
+                      .err = pass->err};
 }
 
-mom_half_layer mom_half_in_layer(const mom_pool *pool) {
+mom_half_layer mom_half_in_layer(const mom_pool *pool, const mom_packed_pool *packed) {
     const mom_pool_tensors *w = &pool->weight;
     return (mom_half_layer){pool->spec.C, pool->F, (const float *const *)w->in_weight, (const float *const *)w->in_bias,
-                            pool->packed_in};
+                            packed->in};
 }
 
-mom_half_layer mom_half_out_layer(const mom_pool *pool) {
+mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *packed) {
     const mom_pool_tensors *w = &pool->weight;
-    const size_t C = pool->spec.C;
-    return (mom_half_layer){pool->kind == MOM_POOL_ATTN ? C : pool->F, C, (const float *const *)w->out_weight,
-                            (const float *const *)w->out_bias, pool->packed_out};
+    const size_t C = pool->spec.C, In = pool->kind == MOM_POOL_ATTN ? C : pool->F;
+    return (mom_half_layer){In, C, (const float *const *)w->out_weight, (const float *const *)w->out_bias, packed->out};
 }
 
-mom_half_gradient mom_half_in_gradient(const mom_pool *pool) {
-    return pool->frozen ? (mom_half_gradient){0}
-                        : (mom_half_gradient){pool->grad.in_weight, pool->grad.in_bias, pool->unset_in};
+mom_half_gradient mom_half_in_gradient(const mom_pool_gradients *g) {
+    return g->frozen ? (mom_half_gradient){0}
+                     : (mom_half_gradient){g->tensors.in_weight, g->tensors.in_bias, g->in_overwrite};
 }
 
-mom_half_gradient mom_half_out_gradient(const mom_pool *pool) {
-    return pool->frozen ? (mom_half_gradient){0}
-                        : (mom_half_gradient){pool->grad.out_weight, pool->grad.out_bias, pool->unset_out};
+mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *g) {
+    return g->frozen ? (mom_half_gradient){0}
+                     : (mom_half_gradient){g->tensors.out_weight, g->tensors.out_bias, g->out_overwrite};
 }
 
-mom_status mom_plan_needed(const mom_run *run, mom_routing_plan *plan) {
-    if (!run->unneeded)
-        return mom_routing_plan_init_dense(run->exec, plan, run->saved, run->N, 1, run->err);
-    /* 1 is the choice after the only module's: SKIP */
-    return mom_routing_plan_init(run->exec, plan, run->saved, run->unneeded, run->N, 1, 1, run->err);
+mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_routing_plan *plan) {
+    if (!at->unneeded)
+        return mom_routing_plan_init_dense(pass->exec, plan, pass->saved, pass->N, 1, pass->err);
+    /* Choice 1 comes after the only module, so it means SKIP. */
+    return mom_routing_plan_init(pass->exec, plan, pass->saved, at->unneeded, pass->N, 1, 1, pass->err);
 }
 
-mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
-    MOM_ARENA_NEW(saved->mean, run->saved, run->N, run->err);
-    MOM_ARENA_NEW(saved->rstd, run->saved, run->N, run->err);
+mom_status mom_half_start(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state) {
+    const mom_pool *pool = mom_half_round_pool(at);
+    MOM_ARENA_NEW(saved->mean, pass->saved, pass->N, pass->err);
+    MOM_ARENA_NEW(saved->rstd, pass->saved, pass->N, pass->err);
     if (pool->routed)
-        return mom_route_forward(run, pool, saved, state);
+        return mom_route_forward(pass, at, saved, state);
     if (pool->kind == MOM_POOL_FFN)
-        return mom_plan_needed(run, &saved->route.plan);
-    return mom_routing_plan_init_dense(run->exec, &saved->route.plan, run->saved, run->N, 1, run->err);
+        return mom_plan_needed(pass, at, &saved->route.plan);
+    return mom_routing_plan_init_dense(pass->exec, &saved->route.plan, pass->saved, pass->N, 1, pass->err);
 }
 
-mom_status mom_half_end(const mom_run *run, mom_half_saved *saved, float **x_out) {
-    saved->end = mom_arena_get_mark(run->saved);
+mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_out) {
+    saved->end = mom_arena_get_mark(pass->saved);
     if (!*x_out)
-        MOM_ARENA_NEW(*x_out, run->saved, run->N * run->config->C, run->err);
+        MOM_ARENA_NEW(*x_out, pass->saved, pass->N * pass->config->C, pass->err);
     return MOM_OK;
 }
 
-static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_packing *packings, size_t M,
+/* ------------------------------------------------------------------ packing */
+
+static mom_status pack_layer(const mom_pass *pass, const void ***packed, mom_gemm_packing *packings, size_t M,
                              const mom_half_layer *layer, int transposed) {
-    const mom_exec *x = run->exec;
-    const mom_dtype precision = run->config->dtype;
+    const mom_exec *x = pass->exec;
+    const mom_dtype precision = pass->config->dtype;
     const size_t n = transposed ? layer->In : layer->Out, k = transposed ? layer->Out : layer->In;
     const void **pointers;
-    MOM_ARENA_NEW(pointers, x->workspace, M, run->err);
+    MOM_ARENA_NEW(pointers, x->workspace, M, pass->err);
     for (size_t m = 0; m < M; m++) {
-        void *dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, n, k), 1, run->err);
+        void *dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, n, k), 1, pass->err);
         if (!dst)
             return MOM_ERR_MEMORY;
         const mom_matrix weight = mom_matrix_rows(layer->weight[m], layer->Out);
@@ -89,110 +88,131 @@ static mom_status pack_layer(const mom_run *run, const void ***packed, mom_gemm_
     return MOM_OK;
 }
 
-static mom_status pack_router(const mom_run *run, mom_pool *pool, int transposed) {
-    const mom_exec *x = run->exec;
-    const mom_dtype precision = run->config->dtype;
-    mom_router_tensors *w = &pool->router_weight;
+static mom_status pack_router(const mom_pass *pass, const mom_pool *pool, int transposed, mom_packed_pool *packed) {
+    const mom_exec *x = pass->exec;
+    const mom_dtype precision = pass->config->dtype;
+    const mom_router_tensors *w = &pool->router_weight;
     mom_gemm_packing packings[2] = {mom_router_in_factor(w, &pool->spec, precision, transposed),
                                     mom_router_state_factor(w, &pool->spec, precision, transposed)};
     for (size_t i = 0; i < 2; i++) {
         mom_gemm_packing *p = &packings[i];
-        p->dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, p->n, p->k), 1, run->err);
+        p->dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, p->n, p->k), 1, pass->err);
         if (!p->dst)
             return MOM_ERR_MEMORY;
     }
-    MOM_TRY(mom_gemm_pack(x, packings, 2, run->err));
-    w->packed_in = packings[0].dst;
-    w->packed_state = packings[1].dst;
+    MOM_TRY(mom_gemm_pack(x, packings, 2, pass->err));
+    packed->router_in = packings[0].dst;
+    packed->router_state = packings[1].dst;
     return MOM_OK;
 }
 
-mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed) {
+mom_status mom_pool_pack(const mom_pass *pass, const mom_pool *pool, size_t rounds, int transposed, mom_packed_pool *packed) {
     const size_t M = pool->M;
-    mom_pool_unpack(pool);
-    if (rounds < 2 || run->N < mom_gemm_least_prepack(run->exec->k, run->config->dtype))
+    if (rounds < 2 || pass->N < mom_gemm_least_prepack(pass->exec->k, pass->config->dtype))
         return MOM_OK;
+    mom_packed_pool own = {0};
+    const mom_half_layer in_layer = mom_half_in_layer(pool, &own), out_layer = mom_half_out_layer(pool, &own);
     mom_gemm_packing *packings;
-    const void **in, **out;
-    const mom_half_layer in_layer = mom_half_in_layer(pool), out_layer = mom_half_out_layer(pool);
-    MOM_ARENA_NEW(packings, run->exec->workspace, 2 * M, run->err);
-    MOM_TRY(pack_layer(run, &in, packings, M, &in_layer, transposed));
-    MOM_TRY(pack_layer(run, &out, packings + M, M, &out_layer, transposed));
-    MOM_TRY(mom_gemm_pack(run->exec, packings, 2 * M, run->err));
-    pool->packed_in = in;
-    pool->packed_out = out;
-    return pool->routed && mom_router_gates(&pool->spec) ? pack_router(run, pool, transposed) : MOM_OK;
+    MOM_ARENA_NEW(packings, pass->exec->workspace, 2 * M, pass->err);
+    MOM_TRY(pack_layer(pass, &own.in, packings, M, &in_layer, transposed));
+    MOM_TRY(pack_layer(pass, &own.out, packings + M, M, &out_layer, transposed));
+    MOM_TRY(mom_gemm_pack(pass->exec, packings, 2 * M, pass->err));
+    if (pool->routed && mom_router_gates(&pool->spec))
+        MOM_TRY(pack_router(pass, pool, transposed, &own));
+    *packed = own;
+    return MOM_OK;
 }
 
-void mom_pool_unpack(mom_pool *pool) {
-    pool->packed_in = pool->packed_out = NULL;
-    pool->router_weight.packed_in = pool->router_weight.packed_state = NULL;
+/* ------------------------------------------------------------------ routes */
+
+static mom_router_tensors router_weights(const mom_half_round *at) {
+    mom_router_tensors weights = mom_half_round_pool(at)->router_weight;
+    weights.packed_in = at->packed->router_in;
+    weights.packed_state = at->packed->router_state;
+    return weights;
 }
 
-mom_status mom_route_room(const mom_run *run, const mom_pool *pool, mom_route *r) {
-    const size_t N = run->N, S = pool->S, K = pool->K;
+mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *r) {
+    const size_t N = pass->N, S = pool->S, K = pool->K;
     *r = (mom_route){0};
-    MOM_ARENA_NEW(r->scores, run->saved, N * S, run->err);
-    MOM_ARENA_NEW(r->index, run->saved, N * K, run->err);
-    MOM_ARENA_NEW(r->kept, run->saved, N * K, run->err);
-    MOM_ARENA_NEW(r->reached, run->saved, pool->M, run->err);
-    if (balance_wanted(run->config) && !run->few_rows) {
-        MOM_ARENA_NEW(r->counts, run->saved, S, run->err);
-        MOM_ARENA_NEW(r->prob_sums, run->saved, S, run->err);
+    MOM_ARENA_NEW(r->scores, pass->saved, N * S, pass->err);
+    r->outputs = r->scores;
+    if (pass->config->router_softmax)
+        MOM_ARENA_NEW(r->outputs, pass->saved, N * S, pass->err);
+    MOM_ARENA_NEW(r->index, pass->saved, N * K, pass->err);
+    MOM_ARENA_NEW(r->kept, pass->saved, N * K, pass->err);
+    MOM_ARENA_NEW(r->reached, pass->saved, pool->M, pass->err);
+    if (balance_wanted(pass->config) && !pass->few_rows) {
+        MOM_ARENA_NEW(r->counts, pass->saved, S, pass->err);
+        MOM_ARENA_NEW(r->prob_sums, pass->saved, S, pass->err);
     }
     return MOM_OK;
 }
 
-mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state) {
-    const mom_config *c = run->config;
+/* Outputs and scores of the router, and the choices it makes from them. */
+static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state) {
+    const mom_pool *pool = mom_half_round_pool(at);
+    const mom_config *c = pass->config;
+    const mom_exec *x = pass->exec;
     mom_route *r = &saved->route;
-    mom_error *err = run->err;
-    const size_t N = run->N, S = pool->S, K = pool->K, R = pool->spec.R, gates = mom_router_gates(&pool->spec);
-
-    if (!r->scores)
-        MOM_TRY(mom_route_room(run, pool, r));
-    MOM_ARENA_NEW(r->router.hidden, run->saved, N * R, err);
+    const size_t N = pass->N, S = pool->S, R = pool->spec.R, gates = mom_router_gates(&pool->spec);
+    MOM_ARENA_NEW(r->router.hidden, pass->saved, N * R, pass->err);
     if (gates) {
         const size_t size = mom_dtype_size(r->router.dtype = c->dtype);
-        if (!(r->router.gates = mom_arena_alloc(run->saved, N * gates * R, size, err)) ||
-            !(r->router.h_n = mom_arena_alloc(run->saved, N * R, size, err)))
+        if (!(r->router.gates = mom_arena_alloc(pass->saved, N * gates * R, size, pass->err)) ||
+            !(r->router.h_n = mom_arena_alloc(pass->saved, N * R, size, pass->err)))
             return MOM_ERR_MEMORY;
     }
-
-    const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
     mom_router_spec spec = pool->spec;
-    spec.few_rows = run->few_rows;
-    MOM_TRY(mom_router_forward(run->exec, r->scores, &r->router, saved->input, state, &pool->router_weight, noise, &spec,
-                               N, err));
-    mom_router_scores_forward(run->exec, r->scores, r->scores, c->router_softmax, c->temperature, N, S);
-    mom_router_topk_forward(run->exec, r->index, r->kept, r->scores, c->router_softmax, N, S, K);
+    spec.few_rows = pass->few_rows;
+    const mom_router_tensors weights = router_weights(at);
+    MOM_TRY(mom_router_forward(x, r->outputs, &r->router, saved->input, state, &weights,
+                               mom_half_round_key(pass, at, MOM_STREAM_NOISE), &spec, N, pass->err));
+    mom_router_scores_forward(x, r->scores, r->outputs, c->router_softmax, c->temperature, N, S);
+    mom_router_topk_forward(x, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);
+    return MOM_OK;
+}
 
+/* Sends tokens to their modules, and what multiplies the modules' outputs. */
+static mom_status dispatch(const mom_pass *pass, const mom_pool *pool, mom_route *r) {
+    const mom_config *c = pass->config;
+    const mom_exec *x = pass->exec;
+    const size_t N = pass->N, M = pool->M, width = M * sizeof(float);
     if (c->all_paths) {
-        MOM_TRY(mom_routing_plan_init_dense(run->exec, &r->plan, run->saved, N, pool->M, err));
-        MOM_ARENA_NEW(r->used, run->saved, N * pool->M, err);
-        mom_copy_rows(run->exec, r->used, pool->M * sizeof(float), r->scores, S * sizeof(float), N, pool->M * sizeof(float));
+        MOM_TRY(mom_routing_plan_init_dense(x, &r->plan, pass->saved, N, M, pass->err));
+        MOM_ARENA_NEW(r->used, pass->saved, N * M, pass->err);
+        mom_copy_rows(x, r->used, width, r->scores, pool->S * sizeof(float), N, width);
     } else {
-        MOM_TRY(mom_routing_plan_init(run->exec, &r->plan, run->saved, r->index, N, K, pool->M, err));
+        MOM_TRY(mom_routing_plan_init(x, &r->plan, pass->saved, r->index, N, pool->K, M, pass->err));
         r->used = r->kept;
     }
-    for (size_t m = 0; m < pool->M; m++)
+    for (size_t m = 0; m < M; m++)
         r->reached[m] = r->plan.offsets[m + 1] > r->plan.offsets[m];
-    if (c->use_ste) {
-        const size_t n = N * r->plan.K;
-        const float *scores = r->used;
-        MOM_ARENA_NEW(r->used, run->saved, n, err);
-        if (!run->exec->dry_run)
-            mom_router_ste_forward(r->used, scores, n);
-    }
-
-    r->tokens = 0.0;
-    if (r->counts) {
-        memset(r->counts, 0, S * sizeof *r->counts);
-        memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
-        MOM_TRY(mom_balance_accumulate(run->exec, r->counts, r->prob_sums, &r->tokens, r->scores, run->mask,
-                                       balance_softmax(c), N, S, err));
-    }
+    if (!c->use_ste)
+        return MOM_OK;
+    const size_t n = N * r->plan.K;
+    const float *weights = r->used;
+    MOM_ARENA_NEW(r->used, pass->saved, n, pass->err);
+    if (!x->dry_run)
+        mom_router_ste_forward(r->used, weights, n);
     return MOM_OK;
+}
+
+mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state) {
+    const mom_pool *pool = mom_half_round_pool(at);
+    mom_route *r = &saved->route;
+    const size_t S = pool->S;
+    if (!r->scores)
+        MOM_TRY(mom_route_allocate(pass, pool, r));
+    MOM_TRY(choose(pass, at, saved, state));
+    MOM_TRY(dispatch(pass, pool, r));
+    r->tokens = 0.0;
+    if (!r->counts)
+        return MOM_OK;
+    memset(r->counts, 0, S * sizeof *r->counts);
+    memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
+    return mom_balance_accumulate(pass->exec, r->counts, r->prob_sums, &r->tokens, r->scores, pass->mask,
+                                  balance_softmax(pass->config), pass->N, S, pass->err);
 }
 
 /* dused (n): the gradients of both uses of a weight, each clamped first by the straight-through sign. dused2 may be NULL. */
@@ -206,32 +226,31 @@ static void join_uses(const mom_exec *x, float *dused, float *dused2, int straig
         x->k->add(dused, dused2, n);
 }
 
-mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx, float *dused,
-                              float *dused2, const float *state, float *dstate, int has_dstate,
-                              const mom_balance_terms *balance) {
-    const mom_config *c = run->config;
+mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                              const mom_half_backward *b, float *dused, float *dused2) {
+    const mom_pool *pool = mom_half_round_pool(at);
+    const mom_config *c = pass->config;
     const mom_route *r = &saved->route;
-    const mom_exec *x = run->exec;
-    const size_t N = run->N, S = pool->S, n = N * r->plan.K;
-    mom_error *err = run->err;
-
+    const mom_exec *x = pass->exec;
+    const mom_balance_terms *balance = &b->balance;
+    const size_t N = pass->N, S = pool->S, width = pool->M * sizeof(float);
     if (!x->dry_run)
-        join_uses(x, dused, dused2, c->use_ste, n);
+        join_uses(x, dused, dused2, c->use_ste, N * r->plan.K);
 
     float *dscores;
-    MOM_ARENA_NEW(dscores, x->workspace, N * S, err);
+    MOM_ARENA_NEW(dscores, x->workspace, N * S, pass->err);
     mom_zero(x, dscores, N * S * sizeof *dscores);
-    if (c->all_paths) {
-        mom_copy_rows(x, dscores, S * sizeof(float), dused, pool->M * sizeof(float), N, pool->M * sizeof(float));
-    } else {
+    if (c->all_paths)
+        mom_copy_rows(x, dscores, S * sizeof *dscores, dused, width, N, width);
+    else
         mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);
-    }
     if (balance->active)
-        mom_balance_backward(x, dscores, r->scores, run->mask, balance->counts, balance->count_tokens, balance->tokens,
+        mom_balance_backward(x, dscores, r->scores, pass->mask, balance->counts, balance->count_tokens, balance->tokens,
                              balance->scale, balance_softmax(c), N, S);
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
 
-    const uint64_t noise = mom_rng_key(run->seed, run->counter, saved->site + MOM_STREAM_NOISE);
-    return mom_router_backward(x, dx, state ? dstate : NULL, &pool->router_grad, dscores, has_dstate ? dstate : NULL,
-                               saved->input, state, &r->router, &pool->router_weight, noise, &pool->spec, N, err);
+    const mom_router_tensors weights = router_weights(at);
+    return mom_router_backward(x, b->dx, b->state ? b->dstate : NULL, &b->pool->router, dscores,
+                               b->has_dstate ? b->dstate : NULL, saved->input, b->state, &r->router, &weights,
+                               mom_half_round_key(pass, at, MOM_STREAM_NOISE), &pool->spec, N, pass->err);
 }

@@ -8,33 +8,18 @@
 #ifndef MOM_MODEL_POOL_H
 #define MOM_MODEL_POOL_H
 
-#include "base/dropout.h"
-#include "model/params.h"
+#include "model/gradients.h"
+#include "model/pass.h"
 #include "ops/routed_half.h"
 
-/* One call of the network, seen from a pool. */
+/* Routing of one half-round. mom_route_allocate allocates the first part, which may outlive the rest. */
 typedef struct {
-    const mom_exec *exec;
-    const mom_config *config;
-    mom_arena *saved;     /* activations for backward and routes */
-    size_t B, T, N;       /* sequences, tokens of the longest, tokens of all */
-    const uint8_t *mask;  /* (N) keys, or NULL */
-    const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
-    const int16_t *unneeded; /* (N) 1 for rows whose output nothing depends on, else 0, in a half that is not routed; or NULL */
-    int training;         /* dropout is active */
-    uint64_t seed, counter; /* of the random streams of this call */
-    int apart;            /* large halves: less memory in backward, see mom_half */
-    int few_rows;         /* a step of generation: routers read their weights once, balance loss is left out */
-    mom_error *err;
-} mom_run;
-
-/* Routing of one half in one round. The first part, mom_route_room, may be allocated before and outlive the rest. */
-typedef struct {
-    float *scores;   /* (N, S) what the router returns */
+    float *outputs;  /* (N, S) what the router computes; with softmax in memory of their own, else the same as scores */
+    float *scores;   /* (N, S) after the softmax, if there is one */
     int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP */
     float *kept;     /* (N, K) kept scores (renormalised with softmax), before any straight-through sign */
     uint8_t *reached; /* (M) whether a token goes there */
-    /* balance loss of this half and round, if there is one */
+    /* balance loss of this half-round, if there is one */
     double *counts, *prob_sums; /* (S) */
     double tokens;
 
@@ -53,19 +38,15 @@ typedef struct {
     float *lse;                /* attention: (N, H) */
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     const uint8_t *queries;    /* attention: (N) tokens that are needed, or NULL: all */
-    uint64_t site;             /* identifies this half and round among the random streams */
     mom_arena_mark start, end; /* of `saved`, around what this half's backward needs: above it lies the stream after it */
     mom_arena_mark before_inner; /* attention: above it lies what backward has no use for once it has dqkv */
 } mom_half_saved;
 
-/* Streams within a half and round, added to `site`. */
-enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
-
-/* x (N, C): residual stream, updated in place when *x_out == x_in, else *x_out = x_in + output; if *x_out is NULL it becomes
- * an array above saved->end. state (N, R): recurrent state of the round before, or NULL. */
-mom_status mom_attention_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
+/* x_in (N, C): residual stream. If *x_out is x_in, the stream is updated in place; else *x_out = x_in + output. If *x_out
+ * is NULL, it becomes an array above saved->end. state (N, R): recurrent state of the round before, or NULL. */
+mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
                                       const float *x_in, const float *state);
-mom_status mom_ffn_pool_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, float **x_out,
+mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
                                 const float *x_in, const float *state);
 
 /* What backward needs to know about the balance loss of this half: the totals it is computed from. */
@@ -76,43 +57,47 @@ typedef struct {
     float scale; /* d(total loss) / d(this balance loss) */
 } mom_balance_terms;
 
-/* dx (N, C): gradient of the residual stream after the half on entry, before the half on return.
- * dstate (N, R): gradient of this round's recurrent state, coming from the next round (has_dstate), replaced by the
- * gradient of the previous round's state; NULL for routers without state. */
-mom_status mom_attention_pool_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx,
-                                       const float *state, float *dstate, int has_dstate, const mom_balance_terms *balance);
-mom_status mom_ffn_pool_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx,
-                                 const float *state, float *dstate, int has_dstate, const mom_balance_terms *balance);
+/* Gradients that backward of a half-round reads and writes. */
+typedef struct {
+    float *dx; /* (N, C) of the residual stream: after the half on entry, before the half on return */
+    mom_pool_gradients *pool;
+    const float *state; /* (N, R) recurrent state of the round before, or NULL */
+    float *dstate;      /* (N, R) of this round's state on entry, of the state before on return; NULL without a state */
+    int has_dstate;     /* the next round has written dstate; else it counts as zero on entry */
+    mom_balance_terms balance;
+} mom_half_backward;
+
+mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                                       const mom_half_backward *b);
+mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                                 const mom_half_backward *b);
 
 /* ---- shared by the two kinds (pool.c) */
 
 /* The plan that sends every needed token to the only module. */
-mom_status mom_plan_needed(const mom_run *run, mom_routing_plan *plan);
-/* Statistics' memory, and the route, or the plan that sends every token, of a feed-forward half every needed one, to the
- * only module. */
-mom_status mom_half_start(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
-/* After everything that backward needs: see x_out above. */
-mom_status mom_half_end(const mom_run *run, mom_half_saved *saved, float **x_out);
-mom_half mom_half_of(const mom_run *run, const mom_pool *pool, const mom_half_saved *saved);
-mom_half_layer mom_half_in_layer(const mom_pool *pool);
-mom_half_layer mom_half_out_layer(const mom_pool *pool);
-mom_half_gradient mom_half_in_gradient(const mom_pool *pool);
-mom_half_gradient mom_half_out_gradient(const mom_pool *pool);
+mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_routing_plan *plan);
+/* Allocates the LayerNorm's statistics and makes the plan: of a routed half by its router; else every token (of a
+ * feed-forward half every needed token) goes to the only module. */
+mom_status mom_half_start(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
+/* Ends what backward needs; see x_out above. */
+mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_out);
+mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved);
+mom_half_layer mom_half_in_layer(const mom_pool *pool, const mom_packed_pool *packed);
+mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *packed);
+mom_half_gradient mom_half_in_gradient(const mom_pool_gradients *gradients);
+mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *gradients);
 
-/* Packs the weights that all rounds of a place use, forward as they are or backward transposed, into the workspace, until
- * mom_pool_unpack; without effect where it would not pay. */
-mom_status mom_pool_pack(const mom_run *run, mom_pool *pool, size_t rounds, int transposed);
-void mom_pool_unpack(mom_pool *pool);
+/* Packs the weights that all rounds of a place use into the workspace: forward as they are, backward transposed. Leaves
+ * *packed alone where that would not pay. */
+mom_status mom_pool_pack(const mom_pass *pass, const mom_pool *pool, size_t rounds, int transposed, mom_packed_pool *packed);
 
-mom_status mom_route_room(const mom_run *run, const mom_pool *pool, mom_route *route);
-/* Makes room unless there is some. */
-mom_status mom_route_forward(const mom_run *run, const mom_pool *pool, mom_half_saved *saved, const float *state);
+mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *route);
+/* Allocates the route unless that has been done. */
+mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 
-/* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each),
- * dused2 may be NULL. */
-mom_status mom_route_backward(const mom_run *run, mom_pool *pool, const mom_half_saved *saved, float *dx, float *dused,
-                              float *dused2, const float *state, float *dstate, int has_dstate,
-                              const mom_balance_terms *balance);
-mom_dropout mom_run_dropout(const mom_run *run, float p, uint64_t stream);
+/* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each); dused2
+ * may be NULL. */
+mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                              const mom_half_backward *b, float *dused, float *dused2);
 
 #endif

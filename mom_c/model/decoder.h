@@ -16,8 +16,8 @@
  *
  * One thread at a time may use a decoder or its network.
  */
-#ifndef MOM_MODEL_GENERATE_H
-#define MOM_MODEL_GENERATE_H
+#ifndef MOM_MODEL_DECODER_H
+#define MOM_MODEL_DECODER_H
 
 #include "model/gpt.h"
 #include "model/sample.h"

@@ -1,0 +1,48 @@
+/* What the last forward pass left: for backward, for logits and for those who read routes. All arrays come from the
+ * arena `saved` and last until the next forward pass; backward gives most of them back on its way. */
+#ifndef MOM_MODEL_ACTIVATIONS_H
+#define MOM_MODEL_ACTIVATIONS_H
+
+#include "model/batch.h"
+#include "model/pool.h"
+
+/* The terms of the loss. Backward takes a scale for each; the gradient is that of the scaled sum. */
+typedef enum { MOM_TERM_LM, MOM_TERM_BALANCE, MOM_TERMS } mom_term;
+extern const char *const mom_term_names[MOM_TERMS];
+
+typedef struct {
+    int has[MOM_TERMS];      /* the pass has this term */
+    double value[MOM_TERMS]; /* lm: mean over labelled positions (or the classification loss), NaN without any */
+    size_t labelled;         /* positions that were scored */
+} mom_losses;
+
+/* With checkpoints, what forward keeps of a round; backward computes the rest from it. */
+typedef struct {
+    const float *x;         /* (N, C) residual stream before the round */
+    const float *states[2]; /* (N, R) of the round before, by half; or NULL */
+} mom_round_input;
+
+typedef struct {
+    mom_pass pass;
+    mom_exec exec; /* of the pass */
+    mom_rows rows;
+    mom_losses losses;
+    int has_routes, can_backward;
+    int keep, checkpoint; /* as in mom_batch */
+    const mom_observer *observer; /* while forward runs */
+    mom_half_saved **halves;  /* by place: rounds * 2 entries, attention then feed-forward */
+    mom_round_input **inputs; /* by place and round, with checkpoint */
+    mom_packed_pool packed[2]; /* of the place at hand, by half */
+    float *embedded;            /* (N, C) */
+    float *x;                   /* (N, C) before the final LayerNorm */
+    float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm; hidden is NULL once backward has used it */
+    float *dhidden, *dwte;       /* (N, C), (V, C): gradients of the sum of losses through the head, with keep; or NULL */
+    mom_arena_mark head_start;   /* of saved: below the final LayerNorm's arrays */
+    mom_arena_mark head_end;     /* of the workspace: above dwte */
+    /* classification */
+    mom_label_loss label_loss;
+    int32_t *classes;                                /* (B) or NULL */
+    float *values, *pooled_logits, *pooled_hidden;   /* (B, num_labels), (B, num_labels), (B, C) */
+} mom_activations;
+
+#endif

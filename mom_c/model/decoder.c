@@ -1,0 +1,275 @@
+/* The decoder's weights and sequences. */
+#include "model/decoder.h"
+
+#include <string.h>
+
+#include "model/decoder_internal.h"
+
+/* ------------------------------------------------------------------ weights */
+
+/* Sizes of a pool's matrices: in (C, F), out (O, C). */
+static size_t out_inputs(const mom_config *c, const mom_pool *pool) {
+    return pool->kind == MOM_POOL_ATTN ? c->C : pool->F;
+}
+
+typedef struct {
+    const mom_exec *exec;
+    mom_gemv_format format;
+    unsigned char *next; /* where the next copy goes */
+    size_t bytes;        /* of all copies */
+} weight_copier;
+
+/* With exec NULL the copies are only measured. */
+static void take_matrix(weight_copier *w, mom_gemv_matrix *matrix, const float *weight, mom_weight_layout layout, size_t k,
+                        size_t n) {
+    if (w->format == MOM_GEMV_F32) {
+        *matrix = (mom_gemv_matrix){MOM_GEMV_F32, layout, weight, NULL, k, n};
+        return;
+    }
+    const size_t bytes = mom_gemv_packed_bytes(w->format, k, n);
+    if (w->exec) {
+        mom_gemv_pack(w->exec, matrix, w->next, w->format, weight, layout, k, n);
+        w->next += bytes;
+    }
+    w->bytes += bytes;
+}
+
+static void take_weights(mom_decoder *d, weight_copier *w) {
+    const mom_gpt *gpt = d->gpt;
+    const mom_config *c = &gpt->config;
+    const mom_params *p = &gpt->params;
+    for (size_t i = 0; i < p->num_places; i++) {
+        for (int half = 0; half < 2; half++) {
+            const mom_pool *pool = mom_place_pool(&p->places[i], half);
+            mom_decoder_pool *own = &d->places[i].halves[half];
+            for (size_t m = 0; m < pool->M; m++) {
+                take_matrix(w, &own->in[m], pool->weight.in_weight[m], MOM_WEIGHT_IN_OUT, c->C, pool->F);
+                take_matrix(w, &own->out[m], pool->weight.out_weight[m], MOM_WEIGHT_IN_OUT, out_inputs(c, pool), c->C);
+            }
+        }
+    }
+    take_matrix(w, &d->head, mom_param_value(p, p->wte), MOM_WEIGHT_OUT_IN, c->C, c->V);
+}
+
+static mom_status init(mom_decoder *d, const mom_exec *exec, mom_error *err) {
+    const mom_params *p = &d->gpt->params;
+    MOM_ARENA_NEW(d->places, &d->tables, p->num_places, err);
+    for (size_t i = 0; i < p->num_places; i++) {
+        d->places[i].first_entry = d->entries;
+        d->entries += p->places[i].rounds;
+        for (int half = 0; half < 2; half++) {
+            const size_t M = mom_place_pool(&p->places[i], half)->M;
+            MOM_ARENA_NEW(d->places[i].halves[half].in, &d->tables, M, err);
+            MOM_ARENA_NEW(d->places[i].halves[half].out, &d->tables, M, err);
+        }
+    }
+    weight_copier measure = {.format = d->format};
+    take_weights(d, &measure);
+    if (d->format == MOM_GEMV_F32)
+        return MOM_OK;
+    d->packed = mom_memory_alloc(measure.bytes, 1, "weights of the decoder", err);
+    if (!d->packed)
+        return MOM_ERR_MEMORY;
+    d->packed_bytes = measure.bytes;
+    weight_copier copy = {.exec = exec, .format = d->format, .next = d->packed};
+    take_weights(d, &copy);
+    return MOM_OK;
+}
+
+mom_status mom_decoder_init(mom_decoder *d, mom_gpt *gpt, mom_gemv_format format, const mom_exec *exec, mom_error *err) {
+    *d = (mom_decoder){.gpt = gpt, .format = format};
+    mom_arena_init(&d->tables, "decoder");
+    mom_arena_init(&d->workspace, "decoder workspace");
+    mom_arena_init(&d->batch.arena, "sequences of the decoder");
+    const mom_status status = init(d, exec, err);
+    if (status != MOM_OK)
+        mom_decoder_free(d);
+    return status;
+}
+
+void mom_decoder_free(mom_decoder *d) {
+    mom_decoder_clear(d);
+    mom_memory_free(d->packed);
+    mom_arena_free(&d->tables);
+    mom_arena_free(&d->workspace);
+    *d = (mom_decoder){0};
+}
+
+/* ------------------------------------------------------------------ sequences */
+
+void mom_decoder_batch_free(mom_decoder_batch *batch) {
+    for (size_t b = 0; b < batch->B; b++)
+        mom_memory_free(batch->sequences[b].kv);
+    mom_arena_free(&batch->arena);
+    batch->B = 0;
+    batch->sequences = NULL;
+    batch->routes = NULL;
+    batch->logits = NULL;
+}
+
+void mom_decoder_clear(mom_decoder *d) {
+    mom_decoder_batch_free(&d->batch);
+    mom_arena_clear(&d->workspace);
+}
+
+mom_status mom_decoder_batch_allocate(const mom_decoder *d, mom_decoder_batch *batch, mom_arena *arena, size_t B, mom_error *err) {
+    const mom_params *p = &d->gpt->params;
+    MOM_ARENA_NEW(batch->sequences, arena, B, err);
+    for (size_t b = 0; b < B; b++) {
+        mom_sequence *s = &batch->sequences[b];
+        *s = (mom_sequence){.pending = -1};
+        MOM_ARENA_NEW(s->active, arena, d->entries, err);
+        memset(s->active, 0, d->entries * sizeof *s->active);
+    }
+    MOM_ARENA_NEW(batch->logits, arena, B * d->gpt->config.V, err);
+    MOM_ARENA_NEW(batch->routes, arena, p->num_places, err);
+    for (size_t i = 0; i < p->num_places; i++) {
+        const size_t n = 2 * p->places[i].rounds;
+        MOM_ARENA_NEW(batch->routes[i], arena, n, err);
+        for (size_t j = 0; j < n; j++) {
+            const mom_pool *pool = mom_place_pool(&p->places[i], (int)(j % 2));
+            mom_decoder_route *r = &batch->routes[i][j];
+            *r = (mom_decoder_route){NULL, NULL, NULL};
+            if (!pool->routed)
+                continue;
+            MOM_ARENA_NEW(r->scores, arena, B * pool->S, err);
+            MOM_ARENA_NEW(r->kept, arena, B * pool->K, err);
+            MOM_ARENA_NEW(r->index, arena, B * pool->K, err);
+        }
+    }
+    batch->B = B;
+    return MOM_OK;
+}
+
+mom_status mom_decoder_batch_init(const mom_decoder *d, mom_decoder_batch *batch, size_t B, mom_error *err) {
+    *batch = (mom_decoder_batch){0};
+    mom_arena_init(&batch->arena, "sequences of the decoder");
+    const mom_status status = mom_decoder_batch_allocate(d, batch, &batch->arena, B, err);
+    if (status != MOM_OK)
+        mom_decoder_batch_free(batch);
+    return status;
+}
+
+mom_kv mom_decoder_cache(const mom_decoder *d, const mom_sequence *s, size_t entry) {
+    const size_t C = d->gpt->config.C;
+    float *keys = s->kv + entry * mom_kv_floats(s->capacity, C);
+    return (mom_kv){keys, keys + s->capacity * C, s->capacity};
+}
+
+/* Copies the cached keys and values of one sequence into another's block. */
+static void copy_cache(const mom_decoder *d, const mom_sequence *to, const mom_sequence *from) {
+    const mom_config *c = &d->gpt->config;
+    for (size_t e = 0; e < d->entries; e++) {
+        const mom_kv target = mom_decoder_cache(d, to, e), source = mom_decoder_cache(d, from, e);
+        mom_kv_copy(&target, &source, (size_t)from->active[e], c->H, mom_head_size(c));
+    }
+}
+
+static mom_status allocate_cache(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err) {
+    s->capacity = mom_max(mom_round_up(capacity, MOM_PANEL), MOM_PANEL);
+    s->kv = mom_memory_alloc(d->entries, mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float),
+                             "cache of keys and values", err);
+    return s->kv ? MOM_OK : MOM_ERR_MEMORY;
+}
+
+mom_status mom_sequence_reserve(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err) {
+    if (s->kv && s->capacity >= capacity)
+        return MOM_OK;
+    mom_sequence larger = *s;
+    MOM_TRY(allocate_cache(d, &larger, capacity, err));
+    if (s->kv)
+        copy_cache(d, &larger, s);
+    mom_memory_free(s->kv);
+    *s = larger;
+    return MOM_OK;
+}
+
+mom_status mom_decoder_reserve(mom_decoder *d, size_t capacity, mom_error *err) {
+    const size_t P = d->gpt->config.P;
+    if (capacity > P)
+        return mom_error_set(err, MOM_ERR_VALUE, "capacity: %zu tokens, n_positions is %zu", capacity, P);
+    for (size_t b = 0; b < d->batch.B; b++)
+        MOM_TRY(mom_sequence_reserve(d, &d->batch.sequences[b], capacity, err));
+    return MOM_OK;
+}
+
+void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, const mom_pool *pool) {
+    memcpy(to->scores + b * pool->S, from->scores + row * pool->S, pool->S * sizeof *to->scores);
+    memcpy(to->kept + b * pool->K, from->kept + row * pool->K, pool->K * sizeof *to->kept);
+    memcpy(to->index + b * pool->K, from->index + row * pool->K, pool->K * sizeof *to->index);
+}
+
+void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, const mom_decoder_batch *from, size_t row) {
+    const mom_params *p = &d->gpt->params;
+    const size_t V = d->gpt->config.V;
+    const mom_sequence *old = &from->sequences[row];
+    mom_sequence *s = &to->sequences[b];
+    s->length = old->length;
+    s->pending = old->pending;
+    memcpy(s->active, old->active, d->entries * sizeof *s->active);
+    memcpy(to->logits + b * V, from->logits + row * V, V * sizeof *to->logits);
+    for (size_t i = 0; i < p->num_places; i++) {
+        for (size_t j = 0; j < 2 * p->places[i].rounds; j++) {
+            const mom_pool *pool = mom_place_pool(&p->places[i], (int)(j % 2));
+            if (pool->routed)
+                mom_decoder_route_copy(&to->routes[i][j], b, &from->routes[i][j], row, pool);
+        }
+    }
+}
+
+mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count, mom_error *err) {
+    if (!d->batch.B)
+        return mom_error_set(err, MOM_ERR_STATE, "reorder: there are no sequences yet");
+    for (size_t i = 0; i < count; i++)
+        if (rows[i] < 0 || (size_t)rows[i] >= d->batch.B)
+            return mom_error_set(err, MOM_ERR_VALUE, "rows: %ld at position %zu is not in [0, %zu)", (long)rows[i], i,
+                                 d->batch.B);
+    if (!count)
+        return mom_error_set(err, MOM_ERR_VALUE, "rows: is empty");
+    mom_decoder_batch batch;
+    MOM_TRY(mom_decoder_batch_init(d, &batch, count, err));
+    /* pass 1: copies for the second and later uses of a sequence; the first takes over the cache as it is */
+    for (size_t i = 0; i < count; i++) {
+        size_t first = 0;
+        while (rows[first] != rows[i])
+            first++;
+        mom_sequence_copy(d, &batch, i, &d->batch, (size_t)rows[i]);
+        if (first == i)
+            continue;
+        const mom_sequence *old = &d->batch.sequences[rows[i]];
+        const mom_status status = allocate_cache(d, &batch.sequences[i], old->capacity, err);
+        if (status != MOM_OK) {
+            mom_decoder_batch_free(&batch);
+            return status;
+        }
+        copy_cache(d, &batch.sequences[i], old);
+    }
+    /* pass 2: what cannot fail */
+    for (size_t i = 0; i < count; i++) {
+        mom_sequence *old = &d->batch.sequences[rows[i]];
+        if (batch.sequences[i].kv)
+            continue;
+        batch.sequences[i].kv = old->kv;
+        batch.sequences[i].capacity = old->capacity;
+        old->kv = NULL;
+    }
+    mom_decoder_batch_free(&d->batch);
+    d->batch = batch;
+    return MOM_OK;
+}
+
+static size_t arena_bytes(const mom_arena *arena) {
+    size_t bytes = arena->spare ? arena->spare->capacity : 0;
+    for (const mom_arena_block *block = arena->top; block; block = block->previous)
+        bytes += block->capacity;
+    return bytes;
+}
+
+size_t mom_decoder_bytes(const mom_decoder *d) {
+    size_t bytes = d->packed_bytes + arena_bytes(&d->tables) + arena_bytes(&d->workspace) + arena_bytes(&d->batch.arena);
+    for (size_t b = 0; b < d->batch.B; b++) {
+        const mom_sequence *s = &d->batch.sequences[b];
+        bytes += s->kv ? d->entries * mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float) : 0;
+    }
+    return bytes;
+}

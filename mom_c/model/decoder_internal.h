@@ -1,0 +1,43 @@
+/* What the files of the decoder share. */
+#ifndef MOM_MODEL_DECODER_INTERNAL_H
+#define MOM_MODEL_DECODER_INTERNAL_H
+
+#include "model/decoder.h"
+#include "ops/kv_cache.h"
+
+static inline size_t mom_head_size(const mom_config *c) { return c->C / c->H; }
+
+/* ---- sequences (decoder.c) */
+
+/* Everything of a batch but its caches, from `arena`. */
+mom_status mom_decoder_batch_allocate(const mom_decoder *d, mom_decoder_batch *batch, mom_arena *arena, size_t B,
+                                      mom_error *err);
+mom_status mom_decoder_batch_init(const mom_decoder *d, mom_decoder_batch *batch, size_t B, mom_error *err);
+void mom_decoder_batch_free(mom_decoder_batch *batch);
+/* Sequence `row` of one batch becomes sequence b of another, except for its cache. */
+void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, const mom_decoder_batch *from, size_t row);
+/* Makes room for `capacity` tokens in the cache. */
+mom_status mom_sequence_reserve(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err);
+/* Keys and values of one attention half-round. */
+mom_kv mom_decoder_cache(const mom_decoder *d, const mom_sequence *s, size_t entry);
+/* Row `row` of `from` becomes row b of `to`. */
+void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, const mom_pool *pool);
+
+/* ---- steps (decoder_step.c) */
+
+/* One token of one sequence. */
+typedef struct {
+    size_t sequence, position;
+    int32_t token;
+    int last; /* of its sequence in this call: its logits and routes are wanted */
+} mom_decoder_row;
+
+/* Appends rows to their sequences. Rows of one sequence stand in order. */
+mom_status mom_decoder_run_rows(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t count, mom_error *err);
+/* Logits of the sequences `targets` from their hidden rows (count, C), after the final LayerNorm. */
+mom_status mom_decoder_head(mom_decoder *d, const mom_exec *x, const float *hidden, const size_t *targets, size_t count,
+                            mom_error *err);
+/* Whether a token chose a module. */
+int mom_route_is_active(const mom_route *route, size_t token);
+
+#endif

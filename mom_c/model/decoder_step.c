@@ -1,0 +1,266 @@
+/* One step of a decoder.
+ *
+ * DESIGN  A step takes a block of rows; a row is one token of one sequence. Rows of one sequence stand in order and see
+ *         each other. Every product of a step (ops/gemv.h) reads each matrix it needs once for the whole block, of pools
+ *         only the chosen modules. Routing is that of the forward pass (pool.c). A token that only skips has no query, no
+ *         key and no value, and its key counts in the softmax of later tokens (ops/kv_cache.h).
+ *         What a step computes for a row does not depend on the other rows of its block.
+ * COST    per token the weights of the chosen modules, of routers and head, and the keys and values it sees.
+ */
+#include <string.h>
+
+#include "model/decoder_internal.h"
+#include "ops/embedding.h"
+#include "ops/layernorm.h"
+#include "ops/routed_linear.h"
+
+#define BLOCK_ROWS ((size_t)32)
+
+/* What a half of a step works with. */
+typedef struct {
+    mom_decoder *d;
+    const mom_pass *pass;
+    const mom_decoder_row *rows;
+    size_t entry; /* of the cache */
+    const mom_half_round *at;
+    const mom_pool *pool;
+    const mom_decoder_pool *matrices;
+    mom_half_saved *saved;
+    float *x; /* (n, C) residual stream */
+} half_step;
+
+/* out (slots, n) of the modules' first or second matrices, inp (slots, k) sorted by module as the plan is. */
+static mom_status pool_products(const half_step *h, float *out, const float *inp, const mom_gemv_matrix *matrices,
+                                float *const *bias, int gelu) {
+    const mom_exec *x = h->pass->exec;
+    const mom_pool *pool = h->pool;
+    mom_gemv *products;
+    size_t count = 0;
+    MOM_ARENA_NEW(products, x->workspace, pool->M, h->pass->err);
+    for (size_t m = 0; m < pool->M; m++) {
+        const int32_t *offsets = h->saved->route.plan.offsets;
+        const size_t first = pool->routed ? (size_t)offsets[m] : 0;
+        const size_t slots = pool->routed ? (size_t)offsets[m + 1] - first : h->pass->N;
+        if (slots)
+            products[count++] = (mom_gemv){.out = out + first * matrices[m].n, .x = inp + first * matrices[m].k,
+                                           .matrix = &matrices[m], .bias = bias[m], .rows = slots, .gelu = gelu};
+    }
+    return mom_gemv_run(x, products, count, h->pass->err);
+}
+
+static size_t slots_of(const half_step *h) { return h->pool->routed ? h->saved->route.plan.slots : h->pass->N; }
+
+#define CONST_ARRAY(p) ((const float *const *)(p))
+
+/* xn (slots, C): LayerNorm of each slot's module */
+static void normalise(const half_step *h, float *xn) {
+    const mom_exec *x = h->pass->exec;
+    const mom_pool_tensors *w = &h->pool->weight;
+    const mom_half_saved *s = h->saved;
+    const size_t N = h->pass->N, C = h->pass->config->C;
+    if (!h->pool->routed) {
+        mom_layernorm_forward(x, xn, s->mean, s->rstd, h->x, w->ln_weight[0], w->ln_bias[0], h->pass->config->ln_eps, N, C);
+        return;
+    }
+    mom_layernorm_stats(x, s->mean, s->rstd, h->x, h->pass->config->ln_eps, N, C);
+    mom_routed_layernorm_forward(x, xn, h->x, s->mean, s->rstd, CONST_ARRAY(w->ln_weight), CONST_ARRAY(w->ln_bias),
+                                 &s->route.plan, C);
+}
+
+/* x += outputs y (slots, C), weighted */
+static void add_outputs(const half_step *h, const float *y) {
+    const mom_exec *x = h->pass->exec;
+    const size_t N = h->pass->N, C = h->pass->config->C;
+    if (h->pool->routed)
+        mom_routed_combine_forward(x, h->x, y, h->saved->route.used, &h->saved->route.plan, C, 1);
+    else
+        x->k->add(h->x, y, N * C);
+}
+
+int mom_route_is_active(const mom_route *route, size_t token) {
+    const mom_routing_plan *plan = &route->plan;
+    for (size_t k = 0; k < plan->K; k++)
+        if (plan->slot[token * plan->K + k] >= 0)
+            return 1;
+    return 0;
+}
+
+/* Puts keys and values into the cache and attends: heads (n, C) of the rows that chose a module. */
+static mom_status attend(const half_step *h, float *heads, const float *qkv) {
+    const mom_config *c = h->pass->config;
+    const size_t N = h->pass->N, C = c->C, D = mom_head_size(c);
+    mom_kv_query *queries;
+    size_t count = 0;
+    MOM_ARENA_NEW(queries, h->pass->exec->workspace, N, h->pass->err);
+    for (size_t i = 0; i < N; i++) {
+        if (h->pool->routed && !mom_route_is_active(&h->saved->route, i))
+            continue;
+        mom_sequence *s = &h->d->batch.sequences[h->rows[i].sequence];
+        const mom_kv kv = mom_decoder_cache(h->d, s, h->entry);
+        const size_t slot = (size_t)s->active[h->entry]++;
+        const float *q = qkv + i * 3 * C;
+        for (size_t head = 0; head < c->H; head++)
+            mom_kv_write(&kv, slot, q + C + head * D, q + 2 * C + head * D, MOM_F32, head, D);
+        queries[count++] = (mom_kv_query){heads + i * C, q, kv, slot + 1, h->rows[i].position - slot};
+    }
+    return mom_kv_attention(h->pass->exec, queries, count, mom_config_attention_scale(c), c->H, D, h->pass->err);
+}
+
+static mom_status attention_step(const half_step *h) {
+    const mom_exec *x = h->pass->exec;
+    const mom_pool_tensors *w = &h->pool->weight;
+    const mom_route *route = &h->saved->route;
+    const size_t N = h->pass->N, C = h->pass->config->C, slots = slots_of(h);
+    mom_error *err = h->pass->err;
+    float *xn, *y, *qkv, *heads;
+    MOM_ARENA_NEW(xn, x->workspace, slots * C, err);
+    MOM_ARENA_NEW(y, x->workspace, slots * 3 * C, err);
+    MOM_ARENA_NEW(heads, x->workspace, N * C, err);
+    normalise(h, xn);
+    MOM_TRY(pool_products(h, y, xn, h->matrices->in, w->in_bias, 0));
+    qkv = y;
+    if (h->pool->routed) {
+        MOM_ARENA_NEW(qkv, x->workspace, N * 3 * C, err);
+        mom_routed_combine_forward(x, qkv, y, h->pass->config->weighted_qkv ? route->used : NULL, &route->plan, 3 * C, 0);
+    }
+    MOM_TRY(attend(h, heads, qkv));
+    const float *inp = heads;
+    if (h->pool->routed) {
+        for (size_t slot = 0; slot < slots; slot++)
+            memcpy(xn + slot * C, heads + (size_t)route->plan.token[slot] * C, C * sizeof *xn);
+        inp = xn;
+    }
+    MOM_TRY(pool_products(h, y, inp, h->matrices->out, w->out_bias, 0));
+    add_outputs(h, y);
+    return MOM_OK;
+}
+
+static mom_status ffn_step(const half_step *h) {
+    const mom_exec *x = h->pass->exec;
+    const mom_pool_tensors *w = &h->pool->weight;
+    const size_t C = h->pass->config->C, slots = slots_of(h);
+    float *xn, *g, *y;
+    MOM_ARENA_NEW(xn, x->workspace, slots * C, h->pass->err);
+    MOM_ARENA_NEW(g, x->workspace, slots * h->pool->F, h->pass->err);
+    MOM_ARENA_NEW(y, x->workspace, slots * C, h->pass->err);
+    normalise(h, xn);
+    MOM_TRY(pool_products(h, g, xn, h->matrices->in, w->in_bias, 1));
+    MOM_TRY(pool_products(h, y, g, h->matrices->out, w->out_bias, 0));
+    add_outputs(h, y);
+    return MOM_OK;
+}
+
+/* One half of one round. state (n, R): the recurrent state of the round before, NULL for zero; the new one is copied to
+ * next_state. */
+static mom_status step_half(const half_step *h, const float *state, float *next_state) {
+    const mom_pass *pass = h->pass;
+    const size_t N = pass->N;
+    MOM_ARENA_NEW(h->saved->mean, pass->saved, N, pass->err);
+    MOM_ARENA_NEW(h->saved->rstd, pass->saved, N, pass->err);
+    h->saved->input = h->x;
+    if (h->pool->routed) {
+        MOM_TRY(mom_route_forward(pass, h->at, h->saved, state));
+        if (next_state)
+            memcpy(next_state, h->saved->route.router.hidden, N * pass->config->R * sizeof *next_state);
+    }
+    return h->pool->kind == MOM_POOL_ATTN ? attention_step(h) : ffn_step(h);
+}
+
+static void record_routes(const half_step *h, mom_decoder_route *to) {
+    const mom_decoder_route route = {h->saved->route.scores, h->saved->route.kept, h->saved->route.index};
+    for (size_t i = 0; h->pool->routed && i < h->pass->N; i++)
+        if (h->rows[i].last)
+            mom_decoder_route_copy(to, h->rows[i].sequence, &route, i, h->pool);
+}
+
+static mom_status step_place(mom_decoder *d, const mom_pass *pass, const mom_decoder_row *rows, size_t i, float *x) {
+    static const mom_packed_pool none;
+    const mom_place *place = &d->gpt->params.places[i];
+    const int recurrent = pass->config->router_kind != MOM_ROUTER_NAIVE;
+    float *states[2] = {NULL, NULL};
+    for (int half = 0; half < 2; half++)
+        if (recurrent && mom_place_pool(place, half)->routed)
+            MOM_ARENA_NEW(states[half], pass->saved, pass->N * pass->config->R, pass->err);
+    for (size_t round = 0; round < place->rounds; round++) {
+        for (int half = 0; half < 2; half++) {
+            const mom_arena_mark mark = mom_arena_get_mark(pass->saved);
+            const mom_half_round at = {.place = place, .round = round, .half = half, .packed = &none};
+            mom_half_saved saved = {0};
+            half_step h = {d, pass, rows, d->places[i].first_entry + round, &at, mom_place_pool(place, half),
+                           &d->places[i].halves[half], &saved, x};
+            MOM_TRY(step_half(&h, round ? states[half] : NULL, states[half]));
+            record_routes(&h, &d->batch.routes[i][2 * round + (size_t)half]);
+            mom_arena_release(pass->saved, mark);
+        }
+    }
+    return MOM_OK;
+}
+
+mom_status mom_decoder_head(mom_decoder *d, const mom_exec *x, const float *hidden, const size_t *targets, size_t count,
+                       mom_error *err) {
+    const size_t V = d->gpt->config.V;
+    float *logits;
+    MOM_ARENA_NEW(logits, x->workspace, count * V, err);
+    const mom_gemv product = {.out = logits, .x = hidden, .matrix = &d->head, .rows = count};
+    MOM_TRY(mom_gemv_run(x, &product, 1, err));
+    for (size_t i = 0; i < count; i++)
+        memcpy(d->batch.logits + targets[i] * V, logits + i * V, V * sizeof *logits);
+    return MOM_OK;
+}
+
+static mom_status step_head(mom_decoder *d, const mom_pass *pass, const mom_decoder_row *rows, const float *x) {
+    const mom_exec *exec = pass->exec;
+    const mom_params *p = &d->gpt->params;
+    const size_t C = pass->config->C;
+    float *hidden, *mean, *rstd;
+    size_t *targets, count = 0;
+    MOM_ARENA_NEW(hidden, exec->workspace, pass->N * C, pass->err);
+    MOM_ARENA_NEW(mean, exec->workspace, pass->N, pass->err);
+    MOM_ARENA_NEW(rstd, exec->workspace, pass->N, pass->err);
+    MOM_ARENA_NEW(targets, exec->workspace, pass->N, pass->err);
+    for (size_t i = 0; i < pass->N; i++) {
+        if (!rows[i].last)
+            continue;
+        mom_layernorm_forward(exec, hidden + count * C, mean, rstd, x + i * C, mom_param_value(p, p->lnf_weight),
+                              mom_param_value(p, p->lnf_bias), pass->config->ln_eps, 1, C);
+        targets[count++] = rows[i].sequence;
+    }
+    return count ? mom_decoder_head(d, exec, hidden, targets, count, pass->err) : MOM_OK;
+}
+
+static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t n, mom_error *err) {
+    mom_gpt *gpt = d->gpt;
+    const mom_config *c = &gpt->config;
+    const mom_params *p = &gpt->params;
+    const mom_pass pass = {.exec = x, .config = c, .saved = x->workspace, .B = n, .T = 1, .N = n, .seed = gpt->seed,
+                         .counter = gpt->counter, .few_rows = 1, .err = err};
+    int32_t *tokens, *positions;
+    float *stream;
+    MOM_ARENA_NEW(tokens, x->workspace, n, err);
+    MOM_ARENA_NEW(positions, x->workspace, n, err);
+    MOM_ARENA_NEW(stream, x->workspace, n * c->C, err);
+    for (size_t i = 0; i < n; i++) {
+        tokens[i] = rows[i].token;
+        positions[i] = (int32_t)rows[i].position;
+    }
+    mom_embedding_forward(x, stream, tokens, positions, mom_param_value(p, p->wte), mom_param_value(p, p->wpe),
+                          (mom_dropout){0.0f, 0}, n, c->C);
+    for (size_t i = 0; i < p->num_places; i++)
+        MOM_TRY(step_place(d, &pass, rows, i, stream));
+    MOM_TRY(step_head(d, &pass, rows, stream));
+    if (mom_config_draws(c))
+        gpt->counter++;
+    for (size_t i = 0; i < n; i++)
+        d->batch.sequences[rows[i].sequence].length++;
+    return MOM_OK;
+}
+
+mom_status mom_decoder_run_rows(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t count, mom_error *err) {
+    for (size_t i = 0; i < count; i += BLOCK_ROWS) {
+        const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+        const mom_status status = run_block(d, x, rows + i, mom_min(BLOCK_ROWS, count - i), err);
+        mom_arena_release(x->workspace, mark);
+        MOM_TRY(status);
+    }
+    return MOM_OK;
+}

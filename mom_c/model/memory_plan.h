@@ -1,0 +1,49 @@
+/* The memory of a network's passes, and how much a pass will need.
+ *
+ * One block, the region, holds what a pass keeps (`saved`, from the bottom) and its temporaries (`workspace`, from the
+ * top). Before a pass of a new kind a dry run of forward and backward finds out how large the region must be. So a plan
+ * is exact without a list of arrays anywhere: what a new operator allocates is planned by itself.
+ */
+#ifndef MOM_MODEL_MEMORY_PLAN_H
+#define MOM_MODEL_MEMORY_PLAN_H
+
+#include "model/batch.h"
+
+typedef struct mom_gpt mom_gpt; /* model/gpt.h */
+
+/* What a plan depends on. */
+typedef struct {
+    size_t B, T, N; /* N tokens in all: B * T unless the sequences differ in length; T is the longest's */
+    int labels, keep, checkpoint, training, threads;
+    const mom_kernels *k;
+} mom_memory_key;
+
+/* Bytes of a network in use. The last three are parts of the region at its fullest moment. */
+typedef struct {
+    size_t parameters, gradients, moments;
+    size_t activations; /* what backward and the caller can still ask for */
+    size_t packed;      /* weights packed for the rounds of a block */
+    size_t workspace;   /* temporaries */
+} mom_memory_plan;
+
+typedef struct {
+    mom_region region;
+    mom_arena saved, workspace;
+    mom_memory_key planned[2]; /* without and with keep: what the region is large enough for */
+    size_t limit;              /* largest plan in bytes, or 0: none */
+} mom_memory;
+
+static inline size_t mom_memory_plan_region(const mom_memory_plan *p) { return p->activations + p->packed + p->workspace; }
+
+void mom_memory_init(mom_memory *memory);
+void mom_memory_release(mom_memory *memory); /* frees everything */
+
+/* Bytes that passes of this kind take. */
+mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
+/* Makes the region large enough for a forward pass and the backward pass that may follow. If that would be more than
+ * the limit, it is an error and nothing has changed. */
+mom_status mom_gpt_prepare_memory(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err);
+/* The next pass is planned anew, whatever fitted before. */
+void mom_gpt_forget_plans(mom_gpt *gpt);
+
+#endif

@@ -1,0 +1,60 @@
+/* One pass of tokens through the network, and one half-round of it, as a pool sees them.
+ *
+ * The random streams of dropout and router noise derive from the pass (seed, counter) and from where the half-round
+ * stands (place, round, half), so backward draws the same numbers as forward.
+ */
+#ifndef MOM_MODEL_PASS_H
+#define MOM_MODEL_PASS_H
+
+#include "base/dropout.h"
+#include "model/params.h"
+
+typedef struct {
+    const mom_exec *exec;
+    const mom_config *config;
+    mom_arena *saved;       /* activations for backward, and routes */
+    size_t B, T, N;         /* sequences, tokens of the longest, tokens of all */
+    const int32_t *tokens;  /* (N) */
+    const uint8_t *mask;    /* (N) keys, or NULL */
+    const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
+    int training;           /* dropout is active */
+    uint64_t seed, counter; /* of the random streams */
+    int few_rows;           /* a step of generation: routers read their weights once, balance loss is left out */
+    mom_error *err;
+} mom_pass;
+
+/* A pool's weights packed for all rounds of a block; all NULL where packing does not pay. */
+typedef struct {
+    const void **in, **out; /* by module */
+    const void *router_in, *router_state;
+} mom_packed_pool;
+
+typedef struct {
+    const mom_place *place;
+    size_t round;
+    int half; /* 0: attention, 1: feed-forward */
+    const mom_packed_pool *packed;
+    const int16_t *unneeded; /* (N) 1 for rows whose output nothing depends on, else 0, if the half is not routed; or NULL */
+} mom_half_round;
+
+static inline const mom_pool *mom_half_round_pool(const mom_half_round *at) { return mom_place_pool(at->place, at->half); }
+
+/* Streams of one half-round. */
+enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
+/* Streams of the network itself; those of half-rounds come after them. */
+enum { MOM_STREAM_EMBEDDING = 1, MOM_STREAM_FIRST_HALF = 16 };
+
+static inline uint64_t mom_pass_key(const mom_pass *pass, uint64_t stream) {
+    return mom_rng_key(pass->seed, pass->counter, stream);
+}
+
+static inline uint64_t mom_half_round_key(const mom_pass *pass, const mom_half_round *at, uint64_t stream) {
+    const uint64_t halves = 2 * (at->place->first_round + at->round) + (uint64_t)at->half;
+    return mom_pass_key(pass, MOM_STREAM_FIRST_HALF + halves * MOM_STREAMS + stream);
+}
+
+static inline mom_dropout mom_pass_dropout(const mom_pass *pass, float p, uint64_t key) {
+    return (mom_dropout){pass->training ? p : 0.0f, key};
+}
+
+#endif
