@@ -14,7 +14,7 @@ ROUTERS = (
     "gru-dev-random", "gru-dev-random-softmax",
 )  # fmt: skip
 
-#: Odd sizes: no width is a multiple of a vector.
+#: Odd sizes: no width is a multiple of 8 numbers, so every loop over vectors has a rest.
 SMALL: dict[str, Any] = {
     "vocab_size": 67, "n_positions": 24, "n_embd": 30, "n_head": 2, "n_inner": 52, "initializer_range": 0.1,
     "chunks": 1, "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False, "num_attn": 3,
