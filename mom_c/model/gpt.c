@@ -722,7 +722,7 @@ static mom_status backward_head(mom_gpt *gpt, float *dhidden, float lm_scale, mo
                 mom_param_touch(p, p->wte, NULL, 0);
         }
         if (!gpt->run.exec->dry_run)
-            x->k->scale(dhidden, scale, dhidden, N * C);
+            x->k->vec.scale(dhidden, scale, dhidden, N * C);
         return MOM_OK;
     }
     float *dlogits, *dpooled;
