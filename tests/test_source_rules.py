@@ -13,7 +13,7 @@ from mom import _core, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "mom_c"
-LAYERS = ["base", "kernels", "ops", "model", "bindings"]
+LAYERS = ["base", "kernels", "gemm", "ops", "model", "bindings"]
 SOURCES = sorted(path for path in CORE.rglob("*") if path.suffix in (".c", ".h", ".inc"))
 FORBIDDEN = re.compile(r"\b(printf|fprintf|puts|putchar|perror|exit|_exit|abort|quick_exit)\s*\(")
 ALLOCATES = re.compile(r"\b(malloc|calloc|realloc|free|aligned_alloc|posix_memalign|strdup|alloca)\s*\(")
@@ -55,8 +55,9 @@ def test_headers_are_guarded_by_their_path(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if "kernels" in p.parts], ids=name)
-def test_kernels_keep_no_state(path: Path) -> None:
+def test_kernels_keep_no_state_use_no_threads_and_no_arena(path: Path) -> None:
     """The only writable static is the list of level names, which every caller fills alike."""
+    assert not re.search(r"\bmom_(parallel|arena|memory)_\w+\s*\(|#\s*pragma\s+omp\s+(?!simd)", code_of(path))
     statics = re.findall(r"^\s*static\s+(?!inline|const|void|_)([^;(){]*)(?:=|;)", code_of(path), re.MULTILINE)
     assert [s for s in statics if "names" not in s] == []
 

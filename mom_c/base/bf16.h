@@ -1,7 +1,8 @@
-/* bfloat16: the upper half of a float32. Storage and products only; every sum is float32.
+/* bfloat16: the upper 16 bits of a float32. It is used for storage and for the factors of products; every sum is float32.
  *
- * Rounding is to nearest, ties to even; NaN stays NaN. Denormals count as zero while tasks run
- * (base/parallel.h), as they do in the processors' own bfloat16 instructions.
+ * Rounding is to nearest, ties to even; NaN stays NaN. The conversions here are integer arithmetic and keep denormal numbers.
+ * Products differ: on x86 a denormal factor counts as zero, because tasks run with denormals off (base/parallel.c) and the
+ * processor's own bfloat16 instructions ignore them, too.
  */
 #ifndef MOM_BASE_BF16_H
 #define MOM_BASE_BF16_H

@@ -27,7 +27,7 @@ static inline uint64_t mom_rng_u64(uint64_t key, uint64_t index) {
 
 /* Uniform in [0, 1), a multiple of 2^-24. */
 static inline float mom_rng_uniform(uint64_t key, uint64_t index) {
-    return (float)(mom_rng_u64(key, index) >> 40) * 0x1p-24f;
+    return (float)(int32_t)(mom_rng_u64(key, index) >> 40) * 0x1p-24f; /* int32 vectorises at every level */
 }
 
 #endif

@@ -298,7 +298,7 @@ static const void *in_dtype(mom_call *call, const float *data, size_t n, mom_dty
         return data;
     mom_bf16 *copy = from_workspace(call, n, sizeof *copy);
     if (copy)
-        call->exec.k->to_bf16(copy, data, n);
+        call->exec.k->vec.to_bf16(copy, data, n);
     return copy;
 }
 
@@ -309,7 +309,7 @@ static void *result_in_dtype(mom_call *call, float *data, size_t n, mom_dtype dt
 
 static void widen_result(mom_call *call, float *data, const void *result, size_t n, mom_dtype dtype) {
     if (!call->failed && call->status == MOM_OK && dtype == MOM_BF16)
-        call->exec.k->from_bf16(data, result, n);
+        call->exec.k->vec.from_bf16(data, result, n);
 }
 
 /* Rows of sequences of the given lengths, which must cover the N rows of qkv. */
@@ -733,7 +733,7 @@ static PyObject *kernel_map(PyObject *module, PyObject *args) {
     const struct {
         const char *name;
         void (*run)(float *, const float *, size_t);
-    } kernels[] = {{"exp", k->exp}, {"tanh", k->tanh}, {"gelu_forward", k->gelu_forward}};
+    } kernels[] = {{"exp", k->vec.exp}, {"tanh", k->vec.tanh}, {"gelu_forward", k->vec.gelu_forward}};
     void (*run)(float *, const float *, size_t) = NULL;
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
         if (strcmp(kernels[i].name, name) == 0)
@@ -757,13 +757,13 @@ static PyObject *kernel_reduce(PyObject *module, PyObject *args) {
     const float *a = mom_arg_f32(&call, "a", a_o, "N"), *b = optional_f32(&call, "b", b_o, "N");
     const size_t n = mom_size(&call, 'N');
     if (strcmp(name, "sum") == 0)
-        mom_new_number(&call, call.failed ? 0.0 : (double)k->sum(a, n));
+        mom_new_number(&call, call.failed ? 0.0 : (double)k->vec.sum(a, n));
     else if (strcmp(name, "max") == 0)
-        mom_new_number(&call, call.failed ? 0.0 : (double)k->max(a, n));
+        mom_new_number(&call, call.failed ? 0.0 : (double)k->vec.max(a, n));
     else if (strcmp(name, "sum_squares") == 0)
-        mom_new_number(&call, call.failed ? 0.0 : k->sum_squares(a, n));
+        mom_new_number(&call, call.failed ? 0.0 : k->vec.sum_squares(a, n));
     else if (strcmp(name, "dot") == 0 && b)
-        mom_new_number(&call, (double)k->dot(a, b, n));
+        mom_new_number(&call, (double)k->vec.dot(a, b, n));
     else
         mom_call_fail(&call, PyExc_ValueError, "name: '%s', expected sum, max, sum_squares or dot with b", name);
     return mom_call_end(&call);
@@ -778,7 +778,7 @@ static PyObject *kernel_exp_sum(PyObject *module, PyObject *args) {
     mom_call_begin(&call, module);
     const float *inp = mom_arg_f32(&call, "inp", inp_o, "N");
     float *out = mom_new_f32(&call, "N");
-    MOM_RUN(&call, total = call.exec.k->exp_sum(out, inp, factor, offset, mom_size(&call, 'N')));
+    MOM_RUN(&call, total = call.exec.k->vec.exp_sum(out, inp, factor, offset, mom_size(&call, 'N')));
     mom_new_number(&call, (double)total);
     return mom_call_end(&call);
 }

@@ -1,5 +1,5 @@
-/* 12 x 32 or 24 x 32 micro-kernel on tiles of bfloat16: 2 or 4 tiles of 12 x 16 sums. Contract: kernels.h, tiles_ukr. a and
- * b are 64-byte aligned (packed), c may be unaligned.
+/* 12 x 32 or 24 x 32 micro-kernel on tiles of bfloat16: 2 or 4 tiles of 12 x 16 sums. Contract: mom_gemm_tile_kernels in
+ * product_kernels.h. a and b are packed and 64-byte aligned; c may be unaligned.
  *
  * DESIGN  A product of tiles takes a cycle per row of a, but the next one with the same sums has to wait for its end, some
  *         50 cycles. So two panels of a are taken at a time: 4 products of 12 cycles each before sums occur again, and b's

@@ -1,5 +1,5 @@
 /* 6 x 16 micro-kernel: 12 accumulators of 8 floats, 2 registers for b, broadcasts of a.
- * Contract: kernels.h, gemm_ukr. b is 32-byte aligned (packed), a any, c may be unaligned. */
+ * Contracts: mom_gemm_f32_kernels (product_kernels.h). A packed b is aligned to 32 bytes; a and c may be unaligned. */
 #include <immintrin.h>
 
 #include "kernels/levels.h"

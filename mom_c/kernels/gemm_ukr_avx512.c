@@ -1,5 +1,5 @@
 /* 12 x 32 micro-kernel: 24 accumulators of 16 floats, 2 registers for b, broadcasts of a.
- * Contract: kernels.h, gemm_ukr. b is 64-byte aligned (packed), a any, c may be unaligned. */
+ * Contracts: mom_gemm_f32_kernels (product_kernels.h). A packed b is aligned to 64 bytes; a and c may be unaligned. */
 #include <immintrin.h>
 
 #include "kernels/gemm_ukr_12x32.inc"

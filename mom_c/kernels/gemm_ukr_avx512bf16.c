@@ -1,5 +1,5 @@
 /* 12 x 32 micro-kernel on pairs of bfloat16: 24 accumulators of 16 floats; each instruction adds two products.
- * Contract: kernels.h, gemm_bf16_ukr. b is 64-byte aligned (packed), a any, c may be unaligned. */
+ * Contracts: mom_gemm_bf16_kernels (product_kernels.h). b is packed and aligned to 64 bytes; a and c may be unaligned. */
 #include <immintrin.h>
 
 #include "kernels/gemm_ukr_12x32.inc"

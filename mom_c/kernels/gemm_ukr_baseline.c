@@ -1,5 +1,5 @@
 /* 4 x 8 micro-kernel in plain C; the fixed inner loops become vector code at -O3.
- * Contract: kernels.h, gemm_ukr. a and b are packed panels; c may be unaligned. */
+ * Contract: mom_gemm_f32_kernels.packed (product_kernels.h). */
 #include "kernels/levels.h"
 
 #define MR 4

@@ -1,11 +1,8 @@
-/* The levels' tables and micro-kernels, for kernels.c and the level files only. */
+/* The tables and micro-kernels of all levels; only kernels.c and the files of the levels include this header. */
 #ifndef MOM_KERNELS_LEVELS_H
 #define MOM_KERNELS_LEVELS_H
 
 #include "kernels/kernels.h"
-
-#define MOM_GEMM_MAX_TILE 512 /* largest mr * nr of any level */
-#define MOM_GEMM_MAX_ROWS 256 /* largest mc of any level */
 
 /* The shapes of tile registers, as LDTILECFG reads them. */
 typedef struct {
@@ -13,7 +10,7 @@ typedef struct {
     uint16_t row_bytes[16];
     uint8_t rows[16];
 } mom_tile_shapes;
-_Static_assert(sizeof(mom_tile_shapes) == 64, "without gaps");
+_Static_assert(sizeof(mom_tile_shapes) == 64, "the structure has no gaps");
 
 extern const mom_kernels mom_kernels_baseline;
 void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,

@@ -74,7 +74,7 @@ static void add_outputs(const half_step *h, const float *y) {
     if (h->pool->routed)
         mom_routed_combine_forward(x, h->x, y, h->saved->route.used, &h->saved->route.plan, C, 1);
     else
-        x->k->add(h->x, y, N * C);
+        x->k->vec.add(h->x, y, N * C);
 }
 
 int mom_route_is_active(const mom_route *route, size_t token) {

@@ -98,7 +98,7 @@ static mom_status lm_backward(mom_activations *a, const mom_params *p, mom_gradi
     if (a->dwte)
         add_wte(a, p, g, factor);
     if (!x->dry_run)
-        x->k->scale(dhidden, factor, dhidden, a->pass.N * a->pass.config->C);
+        x->k->vec.scale(dhidden, factor, dhidden, a->pass.N * a->pass.config->C);
     return MOM_OK;
 }
 

@@ -223,7 +223,7 @@ static void join_uses(const mom_exec *x, float *dused, float *dused2, int straig
             mom_router_ste_backward(dused2, dused2, n);
     }
     if (dused2)
-        x->k->add(dused, dused2, n);
+        x->k->vec.add(dused, dused2, n);
 }
 
 mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,

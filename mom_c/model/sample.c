@@ -27,7 +27,7 @@ static int compare(const void *a, const void *b) {
 
 /* The first token of the largest logit. */
 static int32_t greedy(const mom_kernels *k, const float *logits, size_t V) {
-    const float largest = k->max(logits, V);
+    const float largest = k->vec.max(logits, V);
     for (size_t v = 0; v < V; v += SCAN) {
         const size_t end = V - v < SCAN ? V : v + SCAN;
         int found = 0;
@@ -93,7 +93,7 @@ static size_t nucleus(const candidate *c, size_t n, double mass, const mom_sampl
  * (1 - top_p) / V of the total have less than 1 - top_p together, so the set is found among the others. */
 static size_t take_probable(const mom_exec *x, candidate *c, float *weights, const float *logits, const mom_sampling *s,
                             size_t V, double *total) {
-    const float largest = x->k->max(logits, V);
+    const float largest = x->k->vec.max(logits, V);
     *total = 0.0;
     for (size_t v = 0; v < V; v++) {
         weights[v] = (float)weight_of(logits[v], largest, s);
@@ -126,10 +126,10 @@ static int32_t draw_candidate(const candidate *c, size_t n, double total, const 
 
 /* Among all tokens, in order of their ids. */
 static int32_t draw_any(const mom_exec *x, float *weights, const float *logits, const mom_sampling *s, size_t row, size_t V) {
-    const float largest = x->k->max(logits, V), factor = 1.0f / s->temperature;
+    const float largest = x->k->vec.max(logits, V), factor = 1.0f / s->temperature;
     for (size_t v = 0; v < V; v++)
         weights[v] = logits[v] - largest;
-    x->k->exp_sum(weights, weights, factor < FLT_MAX ? factor : FLT_MAX, 0.0f, V);
+    x->k->vec.exp_sum(weights, weights, factor < FLT_MAX ? factor : FLT_MAX, 0.0f, V);
     double total = 0.0;
     for (size_t v = 0; v < V; v++)
         total += (double)weights[v];

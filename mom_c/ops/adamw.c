@@ -70,33 +70,28 @@ static int next_run(const mom_adamw_tensor *tensor, size_t begin, size_t *n) {
     return kind;
 }
 
-typedef struct {
-    float step_size, inv_bias2, decay;
-    int zero_grad;
-} step_factors;
-
-static void step_run(const tensors_job *job, const mom_adamw_tensor *tensor, const step_factors *f, int kind, size_t begin,
+static void step_run(const tensors_job *job, const mom_adamw_tensor *tensor, const mom_adamw_factors *f, int kind, size_t begin,
                      size_t n) {
     static const float zeros[1024];
-    const mom_adamw_spec *spec = job->spec;
     float *param = tensor->param + begin, *m = tensor->exp_avg + begin, *v = tensor->exp_avg_sq + begin;
     if (kind == FRESH) {
         if (f->decay != 1.0f)
-            job->k->scale(param, f->decay, param, n);
+            job->k->vec.scale(param, f->decay, param, n);
         return;
     }
     if (kind == TOUCHED) {
-        job->k->adamw(param, tensor->grad + begin, m, v, spec->grad_scale, (float)spec->beta1, (float)spec->beta2,
-                      (float)spec->eps, f->step_size, f->inv_bias2, f->decay, f->zero_grad, n);
+        job->k->optimizer.adamw(param, tensor->grad + begin, m, v, f, n);
         if (tensor->width && tensor->fresh)
             memset(tensor->fresh + begin / tensor->width, 0, n / tensor->width);
         return;
     }
     float *none = (float *)(uintptr_t)zeros; /* only read */
+    mom_adamw_factors reading = *f;
+    reading.grad_scale = 1.0f;
+    reading.zero_grad = 0;
     for (size_t i = 0; i < n; i += sizeof zeros / sizeof *zeros) {
         const size_t part = n - i < sizeof zeros / sizeof *zeros ? n - i : sizeof zeros / sizeof *zeros;
-        job->k->adamw(param + i, none, m + i, v + i, 1.0f, (float)spec->beta1, (float)spec->beta2, (float)spec->eps,
-                      f->step_size, f->inv_bias2, f->decay, 0, part);
+        job->k->optimizer.adamw(param + i, none, m + i, v + i, &reading, part);
     }
 }
 
@@ -108,7 +103,11 @@ static void step_task(void *context, size_t task, int thread) {
     size_t begin, n;
     const mom_adamw_tensor *tensor = find_chunk(job, job->chunks - 1 - task, &begin, &n);
     const double t = tensor->step + 1.0;
-    const step_factors factors = {
+    const mom_adamw_factors factors = {
+        .grad_scale = spec->grad_scale,
+        .beta1 = (float)spec->beta1,
+        .beta2 = (float)spec->beta2,
+        .eps = (float)spec->eps,
         .step_size = (float)(spec->lr / (1.0 - pow(spec->beta1, t))),
         .inv_bias2 = (float)(1.0 / sqrt(1.0 - pow(spec->beta2, t))),
         .decay = tensor->decay ? (float)(1.0 - spec->lr * spec->weight_decay) : 1.0f,
@@ -141,13 +140,13 @@ static void norm_task(void *context, size_t task, int thread) {
     const mom_adamw_tensor *tensor = find_chunk(job, task, &begin, &n);
     (void)thread;
     if (!tensor->width) {
-        job->partial[task] = job->k->sum_squares(tensor->grad + begin, n);
+        job->partial[task] = job->k->vec.sum_squares(tensor->grad + begin, n);
         return;
     }
     double sum = 0.0; /* row by row, so that those of zeros make no difference */
     for (size_t end = begin + n; begin < end; begin += tensor->width)
         if (kind_of(tensor, begin / tensor->width) == TOUCHED)
-            sum += job->k->sum_squares(tensor->grad + begin, tensor->width);
+            sum += job->k->vec.sum_squares(tensor->grad + begin, tensor->width);
     job->partial[task] = sum;
 }
 
@@ -175,7 +174,7 @@ static void scale_task(void *context, size_t task, int thread) {
     size_t begin, n;
     const mom_adamw_tensor *tensor = find_chunk(job, task, &begin, &n);
     (void)thread;
-    job->k->scale(tensor->grad + begin, job->factor, tensor->grad + begin, n);
+    job->k->vec.scale(tensor->grad + begin, job->factor, tensor->grad + begin, n);
 }
 
 void mom_grad_scale(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, float factor) {

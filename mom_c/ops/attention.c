@@ -163,10 +163,10 @@ static size_t element(const head_view *v, size_t position, size_t ld, size_t col
 /* dst (D): factor times a row, in float32. */
 static void load_row(const attention_job *job, float *dst, const void *src, size_t at, float factor) {
     if (job->bf16) {
-        job->k->from_bf16(dst, (const mom_bf16 *)src + at, job->D);
-        job->k->scale(dst, factor, dst, job->D);
+        job->k->vec.from_bf16(dst, (const mom_bf16 *)src + at, job->D);
+        job->k->vec.scale(dst, factor, dst, job->D);
     } else {
-        job->k->scale(dst, factor, (const float *)src + at, job->D);
+        job->k->vec.scale(dst, factor, (const float *)src + at, job->D);
     }
 }
 
@@ -184,6 +184,11 @@ static void load_rows(const attention_job *job, const head_view *v, float *dst, 
     }
 }
 
+/* Packs n rows of `steps` words each into panels of `width` rows. */
+static void pack(const attention_job *job, float *dst, size_t width, mom_matrix rows, size_t n, size_t steps) {
+    job->k->pack.factor(dst, MOM_F32, width, &rows, NULL, 0, n, 0, steps);
+}
+
 /* Room for rows of a head side by side, and for pairs of them. */
 typedef struct {
     float *stage, *pairs;
@@ -194,13 +199,13 @@ static void pack_rows(const attention_job *job, const head_view *v, float *dst, 
                       size_t column, const int32_t *positions, size_t n, staging room) {
     const size_t D = words(job, job->D), at = element(v, 0, ld, column);
     if (!job->bf16) {
-        job->k->pack(dst, width, (const float *)src + at, ld, 1, positions, NULL, NULL, n, D);
+        pack(job, dst, width, (mom_matrix){.data = (const float *)src + at, .rs = ld, .cs = 1, .row_index = positions}, n, D);
     } else if (job->D % 2 == 0) { /* rows of whole words */
         const void *rows = (const mom_bf16 *)src + at;
-        job->k->pack(dst, width, rows, ld / 2, 1, positions, NULL, NULL, n, D);
+        pack(job, dst, width, (mom_matrix){.data = rows, .rs = ld / 2, .cs = 1, .row_index = positions}, n, D);
     } else {
         load_rows(job, v, room.stage, src, ld, column, positions, n);
-        job->k->pack(dst, width, room.stage, D, 1, NULL, NULL, NULL, n, D);
+        pack(job, dst, width, mom_matrix_rows(room.stage, D), n, D);
     }
 }
 
@@ -210,7 +215,7 @@ static void pack_channels(const attention_job *job, const head_view *v, float *d
     const size_t D = job->D;
     if (!job->bf16) {
         const float *rows = (const float *)src + element(v, 0, ld, column);
-        job->k->pack(dst, width, rows, 1, ld, NULL, positions, NULL, D, n);
+        pack(job, dst, width, (mom_matrix){.data = rows, .rs = 1, .cs = ld, .col_index = positions}, D, n);
         return;
     }
     float *pairs = room.pairs;
@@ -227,28 +232,28 @@ static void pack_channels(const attention_job *job, const head_view *v, float *d
         for (size_t d = 0; d < D && i + 1 < n; d++)
             out[2 * d + 1] = second[d];
     }
-    job->k->pack(dst, width, pairs, 1, whole, NULL, NULL, NULL, whole, words(job, n));
+    pack(job, dst, width, mom_matrix_transposed(pairs, whole), whole, words(job, n));
 }
 
 static size_t pairs_size(const attention_job *job, size_t rows) {
-    return job->bf16 ? words(job, rows) * (mom_round_up(job->D, job->k->nr) + job->k->nr) : 0;
+    return job->bf16 ? words(job, rows) * (mom_round_up(job->D, job->k->gemm.nr) + job->k->gemm.nr) : 0;
 }
 
 /* c (mr, nr) = or += product of packed panels, n steps. */
 static void product(const attention_job *job, size_t n, const float *a, const float *b, float *c, size_t ldc,
                     int accumulate) {
     if (job->bf16)
-        job->k->gemm_bf16_ukr(words(job, n), (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c,
+        job->k->gemm.bf16.packed(words(job, n), (const mom_bf16 *)(const void *)a, (const mom_bf16 *)(const void *)b, c,
                               ldc, accumulate, b);
     else
-        job->k->gemm_ukr(n, a, b, c, ldc, accumulate, b);
+        job->k->gemm.f32.packed(n, a, b, c, ldc, accumulate, b);
 }
 
 /* A tile of n keys as the right factor of a product: itself, or rounded, in `copy`. */
 static const float *tile_as_factor(const attention_job *job, const float *tile, size_t n, float *copy) {
     if (!job->bf16)
         return tile;
-    job->k->tile_to_bf16((mom_bf16 *)(void *)copy, tile, n);
+    job->k->attention.to_bf16((mom_bf16 *)(void *)copy, tile, n);
     return copy;
 }
 
@@ -256,25 +261,25 @@ static const float *tile_as_factor(const attention_job *job, const float *tile, 
 static const float *tile_by_row(const attention_job *job, const float *tile, size_t n, float *copy) {
     if (!job->bf16)
         return tile;
-    job->k->to_bf16((mom_bf16 *)(void *)copy, tile, n * job->k->nr);
+    job->k->vec.to_bf16((mom_bf16 *)(void *)copy, tile, n * job->k->gemm.nr);
     return copy;
 }
 
 /* A tile of n keys (whole panels of mr) turned around: panels of mr keys, nr queries each, `stride` apart. */
 static void turn_tile(const attention_job *job, float *dst, size_t stride, const float *tile, size_t n, float *copy) {
-    const size_t mr = job->k->mr, width = words(job, job->k->nr);
+    const size_t mr = job->k->gemm.mr, width = words(job, job->k->gemm.nr);
     const float *rows = tile_by_row(job, tile, n, copy);
     for (size_t i = 0; i < n; i += mr)
-        job->k->pack(dst + i / mr * stride, mr, rows + i * width, width, 1, NULL, NULL, NULL, mr, width);
+        pack(job, dst + i / mr * stride, mr, mom_matrix_rows(rows + i * width, width), mr, width);
 }
 
 /* n channels; src is overwritten. */
 static void store_row(const attention_job *job, void *dst, size_t at, float *src, float factor, size_t n) {
     if (job->bf16) {
-        job->k->scale(src, factor, src, n);
-        job->k->to_bf16((mom_bf16 *)dst + at, src, n);
+        job->k->vec.scale(src, factor, src, n);
+        job->k->vec.to_bf16((mom_bf16 *)dst + at, src, n);
     } else {
-        job->k->scale((float *)dst + at, factor, src, n);
+        job->k->vec.scale((float *)dst + at, factor, src, n);
     }
 }
 
@@ -289,13 +294,13 @@ static void clear_row(const attention_job *job, void *dst, size_t at, size_t n) 
 static void store_results(const attention_job *job, const head_view *v, void *dst, size_t ld, size_t column,
                           const int32_t *positions, size_t n, int queries, float *src, const float *factors, float factor,
                           float *stage) {
-    const size_t nr = job->k->nr;
+    const size_t nr = job->k->gemm.nr;
     for (size_t l = 0; l < n && queries; l++)
         store_row(job, dst, element(v, (size_t)positions[l], ld, column), src + l * mom_round_up(job->D, nr),
                   factors ? factors[l] : factor, job->D);
     for (size_t d = 0; d < job->D && !queries; d += COPY_CHANNELS) {
         const size_t width = mom_min(COPY_CHANNELS, job->D - d);
-        job->k->pack(stage, width, src + d * nr, nr, 1, NULL, NULL, NULL, width, n);
+        pack(job, stage, width, mom_matrix_rows(src + d * nr, nr), width, n);
         for (size_t l = 0; l < n; l++)
             store_row(job, dst, element(v, (size_t)positions[l], ld, column + d), stage + l * width,
                       factors ? factors[l] : factor, width);
@@ -306,15 +311,15 @@ static void store_results(const attention_job *job, const head_view *v, void *ds
 
 /* Product of packed keys (panels of mr rows) with packed queries (a panel of nr); whole micro-tiles. */
 static void score_tile(const attention_job *job, float *tile, const float *keys, const float *queries, size_t n) {
-    for (size_t j = 0; j < n; j += job->k->mr)
-        product(job, job->D, keys + j * words(job, job->D), queries, tile + j * job->k->nr, job->k->nr, 0);
+    for (size_t j = 0; j < n; j += job->k->gemm.mr)
+        product(job, job->D, keys + j * words(job, job->D), queries, tile + j * job->k->gemm.nr, job->k->gemm.nr, 0);
 }
 
 /* out (D rounded up to mr, nr) = or += product of packed values and a tile of n keys; the values were packed in tiles
  * of `stored` keys, panels of mr channels. */
 static void mix_tile(const attention_job *job, float *out, const float *values, size_t stored, const float *tile,
                      size_t n, int accumulate) {
-    const size_t mr = job->k->mr, nr = job->k->nr;
+    const size_t mr = job->k->gemm.mr, nr = job->k->gemm.nr;
     for (size_t d = 0; d < job->D; d += mr)
         product(job, n, values + d * words(job, stored), tile, out + d * nr, nr, accumulate);
 }
@@ -322,20 +327,20 @@ static void mix_tile(const attention_job *job, float *out, const float *values, 
 /* Whether results by query, a panel of mr queries a time, take no more micro-tiles than by channel: they are stored without
  * being turned around. The bits are the same. */
 static int by_query(const attention_job *job, size_t queries) {
-    const size_t mr = job->k->mr, nr = job->k->nr, lanes = mom_min(queries, nr);
-    if (job->bf16 ? !job->k->gemm_bf16_columns_ukr : !job->k->gemm_columns_ukr)
+    const size_t mr = job->k->gemm.mr, nr = job->k->gemm.nr, lanes = mom_min(queries, nr);
+    if (job->bf16 ? !job->k->gemm.bf16.a_columns : !job->k->gemm.f32.a_columns)
         return 0;
     return (lanes + mr - 1) / mr * ((job->D + nr - 1) / nr) <= (job->D + mr - 1) / mr;
 }
 
 /* Channels of a key that are packed for that. */
 static size_t packed_channels(const attention_job *job, int queries) {
-    return mom_round_up(job->D, queries ? job->k->nr : job->k->mr);
+    return mom_round_up(job->D, queries ? job->k->gemm.nr : job->k->gemm.mr);
 }
 
 /* Floats of the results for a panel of nr queries, either way. */
 static size_t result_size(const attention_job *job) {
-    const size_t mr = job->k->mr, nr = job->k->nr;
+    const size_t mr = job->k->gemm.mr, nr = job->k->gemm.nr;
     return mom_max(mom_round_up(job->D, mr) * nr, mom_round_up(nr, mr) * mom_round_up(job->D, nr));
 }
 
@@ -344,16 +349,16 @@ static size_t result_size(const attention_job *job) {
 static void mix_queries(const attention_job *job, float *out, const float *values, size_t stored, const float *tile,
                         size_t n, size_t lanes, int accumulate) {
     const mom_kernels *k = job->k;
-    const size_t mr = k->mr, nr = k->nr, ldd = mom_round_up(job->D, nr);
+    const size_t mr = k->gemm.mr, nr = k->gemm.nr, ldd = mom_round_up(job->D, nr);
     for (size_t i = 0; i < lanes; i += mr) {
         for (size_t d = 0; d < job->D; d += nr) {
             const float *b = values + d * words(job, stored);
             float *c = out + i * ldd + d;
             if (job->bf16)
-                k->gemm_bf16_columns_ukr(words(job, n), (const mom_bf16 *)(const void *)(tile + i), nr,
+                k->gemm.bf16.a_columns(words(job, n), (const mom_bf16 *)(const void *)(tile + i), nr,
                                          (const mom_bf16 *)(const void *)b, c, ldd, accumulate, b);
             else
-                k->gemm_columns_ukr(n, tile + i, nr, b, c, ldd, accumulate, b);
+                k->gemm.f32.a_columns(n, tile + i, nr, b, c, ldd, accumulate, b);
         }
     }
 }
@@ -361,7 +366,7 @@ static void mix_queries(const attention_job *job, float *out, const float *value
 /* Hides from queries q .. q + lanes - 1, the columns of the tile, those of keys j .. j + n - 1 they do not see. */
 static void hide_keys(const attention_job *job, const head_view *v, float *tile, size_t j, size_t n, size_t q,
                       size_t lanes) {
-    const size_t nr = job->k->nr, seen_by_all = (size_t)v->count[q];
+    const size_t nr = job->k->gemm.nr, seen_by_all = (size_t)v->count[q];
     const float never = copysignf(INFINITY, -job->scale);
     size_t hidden = 0;
     for (size_t r = seen_by_all > j ? seen_by_all - j : 0; r < n; r++) {
@@ -382,8 +387,8 @@ static float dropout_factor(const attention_job *job, const head_view *v, size_t
 /* keep (n rounded up to mr, nr): zeros where there is no key or no query. */
 static void dropout_tile(const attention_job *job, const head_view *v, float *keep, size_t j, size_t n, size_t q,
                          size_t lanes) {
-    const size_t nr = job->k->nr;
-    memset(keep, 0, mom_round_up(n, job->k->mr) * nr * sizeof *keep);
+    const size_t nr = job->k->gemm.nr;
+    memset(keep, 0, mom_round_up(n, job->k->gemm.mr) * nr * sizeof *keep);
     for (size_t r = 0; r < n; r++) {
         for (size_t l = 0; l < lanes; l++)
             keep[r * nr + l] = dropout_factor(job, v, (size_t)v->query[q + l], (size_t)v->key[j + r]);
@@ -400,7 +405,7 @@ static void pack_keys(const attention_job *job, const head_view *v, float *dst, 
         if (width)
             pack_channels(job, v, dst + j * mom_round_up(job->D, width), width, job->qkv, 3 * C, column, v->key + j, n, room);
         else
-            pack_rows(job, v, dst + j * words(job, job->D), job->k->mr, job->qkv, 3 * C, column, v->key + j, n, room);
+            pack_rows(job, v, dst + j * words(job, job->D), job->k->gemm.mr, job->qkv, 3 * C, column, v->key + j, n, room);
     }
 }
 
@@ -490,7 +495,7 @@ typedef struct {
 } forward_scratch;
 
 static forward_scratch forward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr;
+    const size_t T = job->spec->T, D = job->D, mr = job->k->gemm.mr, nr = job->k->gemm.nr;
     carver c = {base, 0};
     forward_scratch s;
     s.keys = carve(&c, mom_round_up(T, mr) * D);
@@ -513,7 +518,7 @@ static forward_scratch forward_scratch_init(const attention_job *job, float *bas
 static void forward_panel(const attention_job *job, const head_view *v, const forward_scratch *s, size_t q,
                           size_t lanes, size_t packed, int queries) {
     const mom_kernels *k = job->k;
-    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->nr, channels = packed_channels(job, queries);
+    const size_t D = job->D, C = job->spec->C, H = job->spec->H, nr = k->gemm.nr, channels = packed_channels(job, queries);
     const size_t width = (size_t)v->count[q + lanes - 1];
 
     pack_rows(job, v, s->queries, nr, job->qkv, 3 * C, v->h * D, v->query + q, lanes, s->room);
@@ -529,11 +534,11 @@ static void forward_panel(const attention_job *job, const head_view *v, const fo
         score_tile(job, s->scores, s->keys + j * words(job, D), s->queries, n);
         if ((size_t)v->count[q] < j + n)
             hide_keys(job, v, s->scores, j, n, q, lanes);
-        const int risen = k->softmax_tile(s->scores, s->max, s->sum, s->factor, job->scale, n);
+        const int risen = k->attention.softmax(s->scores, s->max, s->sum, s->factor, job->scale, n);
         if (risen && j && !queries)
-            k->scale_tile(s->out, s->factor, channels);
+            k->attention.scale(s->out, s->factor, channels);
         for (size_t l = 0; l < lanes && risen && j && queries; l++)
-            k->scale(s->out + l * channels, s->factor[l], s->out + l * channels, D);
+            k->vec.scale(s->out + l * channels, s->factor[l], s->out + l * channels, D);
         if (job->spec->dropout.p > 0.0f) {
             dropout_tile(job, v, s->keep, j, n, q, lanes);
             for (size_t i = 0; i < n * nr; i++)
@@ -561,9 +566,9 @@ static void forward_task(void *context, size_t number, int thread) {
     const size_t packed = (size_t)v.count[task->end - 1];
     const int queries = by_query(job, task->end - task->begin);
     pack_keys(job, &v, s.keys, 1, 0, s.room, 0, packed);
-    pack_keys(job, &v, s.values, 2, queries ? job->k->nr : job->k->mr, s.room, 0, packed);
-    for (size_t q = task->begin; q < task->end; q += job->k->nr)
-        forward_panel(job, &v, &s, q, mom_min(job->k->nr, task->end - q), packed, queries);
+    pack_keys(job, &v, s.values, 2, queries ? job->k->gemm.nr : job->k->gemm.mr, s.room, 0, packed);
+    for (size_t q = task->begin; q < task->end; q += job->k->gemm.nr)
+        forward_panel(job, &v, &s, q, mom_min(job->k->gemm.nr, task->end - q), packed, queries);
 }
 
 /* The rows of a head that are no queries: zeros for inactive tokens, the even mean for blind ones. */
@@ -589,7 +594,7 @@ static void forward_rest(void *context, size_t head, int thread) {
             if (!is_active(job, v.s->row + position))
                 continue;
             load_row(job, value, job->qkv, element(&v, position, 3 * C, 2 * C + v.h * D), 1.0f);
-            job->k->axpy(sum, dropout_factor(job, &v, t, position) / (float)seen, value, D);
+            job->k->vec.axpy(sum, dropout_factor(job, &v, t, position) / (float)seen, value, D);
         }
         store_row(job, job->out, at, sum, 1.0f, D);
     }
@@ -605,8 +610,8 @@ static attention_job job_init(const mom_exec *x, const mom_attention_spec *spec,
                            .mask = mask,
                            .active = active,
                            .D = spec->C / spec->H,
-                           .tile = mom_max(KEY_TILE / k->mr, 1) * k->mr,
-                           .block = mom_max(QUERY_BLOCK / k->nr, 1) * k->nr,
+                           .tile = mom_max(KEY_TILE / k->gemm.mr, 1) * k->gemm.mr,
+                           .block = mom_max(QUERY_BLOCK / k->gemm.nr, 1) * k->gemm.nr,
                            .qkv = qkv};
 }
 
@@ -614,9 +619,9 @@ static mom_status forward(const mom_exec *x, attention_job *job, mom_error *err)
     MOM_TRY(lists_init(job, x, err));
     job->scratch_size = mom_max(forward_scratch_init(job, NULL).size, mom_round_up(2 * job->D, 16));
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
-    const size_t n = query_tasks(job, NULL, x->k->nr, x->threads);
+    const size_t n = query_tasks(job, NULL, x->k->gemm.nr, x->threads);
     MOM_ARENA_NEW(job->tasks, x->workspace, n, err);
-    query_tasks(job, job->tasks, x->k->nr, x->threads);
+    query_tasks(job, job->tasks, x->k->gemm.nr, x->threads);
     qsort(job->tasks, n, sizeof *job->tasks, by_falling_work);
     mom_parallel_for(x, n, forward_task, job);
     if (job->mask || job->active)
@@ -660,7 +665,7 @@ typedef struct {
 } backward_scratch;
 
 static backward_scratch backward_scratch_init(const attention_job *job, float *base) {
-    const size_t T = job->spec->T, D = job->D, mr = job->k->mr, nr = job->k->nr;
+    const size_t T = job->spec->T, D = job->D, mr = job->k->gemm.mr, nr = job->k->gemm.nr;
     carver c = {base, 0};
     backward_scratch s = {.ldd = mom_round_up(D, nr)};
     s.keys = carve(&c, mom_round_up(T, mr) * D);
@@ -694,48 +699,48 @@ static void load_block(const attention_job *job, const head_view *v, const backw
     const size_t D = job->D, C = job->spec->C;
     float *dout = s->row, *out = s->row + D;
     const int32_t *positions = v->query + q;
-    pack_rows(job, v, s->queries, k->nr, job->qkv, 3 * C, v->h * D, positions, rows, s->room);
-    pack_channels(job, v, s->query_channels, k->nr, job->qkv, 3 * C, v->h * D, positions, rows, s->room);
-    pack_rows(job, v, s->douts, k->nr, job->dout, C, v->h * D, positions, rows, s->room);
-    pack_channels(job, v, s->dout_channels, k->nr, job->dout, C, v->h * D, positions, rows, s->room);
+    pack_rows(job, v, s->queries, k->gemm.nr, job->qkv, 3 * C, v->h * D, positions, rows, s->room);
+    pack_channels(job, v, s->query_channels, k->gemm.nr, job->qkv, 3 * C, v->h * D, positions, rows, s->room);
+    pack_rows(job, v, s->douts, k->gemm.nr, job->dout, C, v->h * D, positions, rows, s->room);
+    pack_channels(job, v, s->dout_channels, k->gemm.nr, job->dout, C, v->h * D, positions, rows, s->room);
     memset(s->lse, 0, job->block * sizeof *s->lse);
     memset(s->delta, 0, job->block * sizeof *s->delta);
     for (size_t r = 0; r < rows; r++) {
         const size_t position = (size_t)v->query[q + r], at = element(v, position, C, v->h * D);
         load_row(job, dout, job->dout, at, 1.0f);
         load_row(job, out, job->saved_out, at, 1.0f);
-        s->delta[r] = k->dot(dout, out, D);
+        s->delta[r] = k->vec.dot(dout, out, D);
         s->lse[r] = job->saved_lse[(v->s->row + position) * job->spec->H + v->h];
     }
 }
 
 /* Whether a tile (keys, nr) for a block of so many queries is read row by row for the gradients of keys. */
 static int reads_tile(const attention_job *job, size_t rows) {
-    return rows <= job->k->nr && (job->bf16 ? job->k->gemm_bf16_rows_ukr != NULL : job->k->gemm_rows_ukr != NULL);
+    return rows <= job->k->gemm.nr && (job->bf16 ? job->k->gemm.bf16.a_rows != NULL : job->k->gemm.f32.a_rows != NULL);
 }
 
 /* c (mr, nr) += product of mr rows of a tile (keys, words(nr)), from that of its step `from` on, with packed b. */
 static void product_of_rows(const attention_job *job, size_t n, const float *tile, size_t from, const float *b, float *c,
                             size_t ldc) {
     const mom_kernels *k = job->k;
-    const size_t ld = words(job, k->nr), step = words(job, from);
+    const size_t ld = words(job, k->gemm.nr), step = words(job, from);
     const mom_bf16 *pairs[MOM_MOST_MR];
     const float *rows[MOM_MOST_MR];
-    for (size_t r = 0; r < k->mr; r++) {
+    for (size_t r = 0; r < k->gemm.mr; r++) {
         rows[r] = tile + r * ld + step;
         pairs[r] = (const mom_bf16 *)(const void *)rows[r];
     }
     if (job->bf16)
-        k->gemm_bf16_rows_ukr(words(job, n), pairs, (const mom_bf16 *)(const void *)b, c, ldc, 1, b);
+        k->gemm.bf16.a_rows(words(job, n), pairs, (const mom_bf16 *)(const void *)b, c, ldc, 1, b);
     else
-        k->gemm_rows_ukr(n, rows, b, c, ldc, 1, b);
+        k->gemm.f32.a_rows(n, rows, b, c, ldc, 1, b);
 }
 
 /* sums (n keys, ldd) += tile * channels over the queries of a block, for each panel of keys from the first query that
  * sees one of them on. tile: as turn_tile leaves it or, if reads_tile, (keys, words(nr)). */
 static void add_to_keys(const attention_job *job, const head_view *v, const backward_scratch *s, float *sums,
                         const float *tile, const float *channels, size_t j, size_t n, size_t q, size_t rows) {
-    const size_t mr = job->k->mr, nr = job->k->nr;
+    const size_t mr = job->k->gemm.mr, nr = job->k->gemm.nr;
     for (size_t i = 0, first = 0; i < n; i += mr) {
         while ((size_t)v->count[q + first] <= j + i)
             first++;
@@ -755,7 +760,7 @@ static void add_to_keys(const attention_job *job, const head_view *v, const back
 static void backward_block(const attention_job *job, const head_view *v, const backward_scratch *s,
                            const attention_task *task, size_t q, size_t rows, size_t begin, size_t packed) {
     const mom_kernels *k = job->k;
-    const size_t D = job->D, mr = k->mr, nr = k->nr, dq_size = result_size(job);
+    const size_t D = job->D, mr = k->gemm.mr, nr = k->gemm.nr, dq_size = result_size(job);
     const int queries = task->queries && by_query(job, task->end - task->begin);
     const size_t channels = packed_channels(job, queries);
     const int dropout = job->spec->dropout.p > 0.0f;
@@ -783,7 +788,7 @@ static void backward_block(const attention_job *job, const head_view *v, const b
                 hide_keys(job, v, s->weights, j, whole, q + p, lanes);
             if (dropout)
                 dropout_tile(job, v, s->keep, j, n, q + p, lanes);
-            k->softmax_tile_backward(s->weights, s->dscores, s->lse + p, s->delta + p, dropout ? s->keep : NULL,
+            k->attention.softmax_backward(s->weights, s->dscores, s->lse + p, s->delta + p, dropout ? s->keep : NULL,
                                      job->scale, whole);
             const float *keys = s->key_channels + j * channels;
             const float *factor = task->queries ? tile_as_factor(job, s->dscores, n, s->rounded) : NULL;
@@ -819,7 +824,7 @@ static void add_blind_to_values(const attention_job *job, const head_view *v, co
             continue;
         load_row(job, s->row, job->dout, element(v, i, C, v->h * D), 1.0f / (float)blind_keys(job, v, i));
         for (size_t j = begin; j < end; j++)
-            job->k->axpy(s->dvalues + j * s->ldd, dropout_factor(job, v, i, (size_t)v->key[j]), s->row, D);
+            job->k->vec.axpy(s->dvalues + j * s->ldd, dropout_factor(job, v, i, (size_t)v->key[j]), s->row, D);
     }
 }
 
@@ -828,7 +833,7 @@ static void backward_task(void *context, size_t number, int thread) {
     const attention_task *task = &job->tasks[number];
     const head_view v = head_view_init(job, task->head);
     const backward_scratch s = backward_scratch_init(job, job->scratch + (size_t)thread * job->scratch_size);
-    const size_t C = job->spec->C, D = job->D, nr = job->k->nr, column = v.h * D;
+    const size_t C = job->spec->C, D = job->D, nr = job->k->gemm.nr, column = v.h * D;
     /* [begin, end) are keys in tasks for keys only, queries otherwise */
     const int by_keys = !task->queries;
     const size_t q_end = by_keys ? v.s->queries : task->end;
@@ -839,9 +844,9 @@ static void backward_task(void *context, size_t number, int thread) {
     pack_keys(job, &v, s.keys, 1, 0, s.room, key_begin, key_end);
     pack_keys(job, &v, s.values, 2, 0, s.room, key_begin, key_end);
     if (task->queries)
-        pack_keys(job, &v, s.key_channels, 1, queries ? nr : job->k->mr, s.room, 0, key_end);
+        pack_keys(job, &v, s.key_channels, 1, queries ? nr : job->k->gemm.mr, s.room, 0, key_end);
     if (task->keys) {
-        const size_t size = (mom_round_up(key_end, job->k->mr) - key_begin) * s.ldd * sizeof(float);
+        const size_t size = (mom_round_up(key_end, job->k->gemm.mr) - key_begin) * s.ldd * sizeof(float);
         memset(s.dkeys + key_begin * s.ldd, 0, size);
         memset(s.dvalues + key_begin * s.ldd, 0, size);
     }
@@ -867,11 +872,11 @@ static float blind_dscore(const attention_job *job, const head_view *v, float *s
     float *dout = scratch, *other = scratch + D;
     load_row(job, dout, job->dout, element(v, i, C, column), 1.0f);
     load_row(job, other, job->saved_out, element(v, i, C, column), 1.0f);
-    const float delta = job->k->dot(dout, other, D);
+    const float delta = job->k->vec.dot(dout, other, D);
     float dweight = 0.0f;
     if (is_active(job, v->s->row + j)) {
         load_row(job, other, job->qkv, element(v, j, 3 * C, 2 * C + column), 1.0f);
-        dweight = dropout_factor(job, v, i, j) * job->k->dot(dout, other, D);
+        dweight = dropout_factor(job, v, i, j) * job->k->vec.dot(dout, other, D);
     }
     return job->spec->scale / (float)blind_keys(job, v, i) * (dweight - delta);
 }
@@ -894,15 +899,15 @@ static void backward_rest(void *context, size_t head, int thread) {
         for (size_t i = 0; i < first && t < first && is_active(job, row + t); i++) {
             if (i <= t && scores_matter && is_active(job, row + i) && is_wanted(job, row + t)) {
                 load_row(job, other, job->qkv, element(&v, i, 3 * C, C + v.h * D), 1.0f);
-                k->axpy(dq, blind_dscore(job, &v, scratch, t, i), other, D);
+                k->vec.axpy(dq, blind_dscore(job, &v, scratch, t, i), other, D);
             }
             if (i < t || !has_output(job, row + i))
                 continue;
             load_row(job, other, job->dout, element(&v, i, C, v.h * D), 1.0f);
-            k->axpy(dvalue, dropout_factor(job, &v, i, t) / (float)blind_keys(job, &v, i), other, D);
+            k->vec.axpy(dvalue, dropout_factor(job, &v, i, t) / (float)blind_keys(job, &v, i), other, D);
             if (scores_matter) {
                 load_row(job, other, job->qkv, element(&v, i, 3 * C, v.h * D), 1.0f);
-                k->axpy(dkey, blind_dscore(job, &v, scratch, i, t), other, D);
+                k->vec.axpy(dkey, blind_dscore(job, &v, scratch, i, t), other, D);
             }
         }
         if (!is_active(job, row + t) || t < first)

@@ -17,7 +17,7 @@
 
 #include "base/bf16.h"
 #include "base/dropout.h"
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 
 typedef enum {
     MOM_MASKED_QUERY_CAUSAL,   /* a query that sees no real key attends evenly to its own past (itself included) */

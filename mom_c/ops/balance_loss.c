@@ -119,19 +119,19 @@ typedef struct {
 static void add_softmax_gradient(const backward_context *run, float *dscores, const float *scores) {
     const mom_kernels *k = run->k;
     const size_t S = run->S;
-    const float offset = k->max(scores, S);
+    const float offset = k->vec.max(scores, S);
     float e[BLOCK_COLUMNS];
     double sum = 0.0, weighted = 0.0;
     for (size_t first = 0; first < S; first += BLOCK_COLUMNS) {
         const size_t columns = S - first < BLOCK_COLUMNS ? S - first : BLOCK_COLUMNS;
-        sum += (double)k->exp_sum(e, scores + first, 1.0f, offset, columns);
+        sum += (double)k->vec.exp_sum(e, scores + first, 1.0f, offset, columns);
         for (size_t m = 0; m < columns; m++)
             weighted += (double)e[m] * run->counts[first + m];
     }
     const double mean_count = weighted / sum, factor = run->factor / sum;
     for (size_t first = 0; first < S; first += BLOCK_COLUMNS) {
         const size_t columns = S - first < BLOCK_COLUMNS ? S - first : BLOCK_COLUMNS;
-        k->exp_sum(e, scores + first, 1.0f, offset, columns);
+        k->vec.exp_sum(e, scores + first, 1.0f, offset, columns);
         for (size_t m = 0; m < columns; m++)
             dscores[first + m] += (float)(factor * (double)e[m] * (run->counts[first + m] - mean_count));
     }

@@ -31,7 +31,7 @@ static double exp_total(const mom_kernels *k, const float *in, float max, size_t
     float thrown_away[1024];
     double total = 0.0;
     for (size_t i = 0; i < n; i += 1024)
-        total += (double)k->exp_sum(thrown_away, in + i, 1.0f, max, mom_min(n - i, 1024));
+        total += (double)k->vec.exp_sum(thrown_away, in + i, 1.0f, max, mom_min(n - i, 1024));
     return total;
 }
 
@@ -41,7 +41,7 @@ static void forward_task(void *context, size_t task, int thread) {
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         const float *logits = job->logits + i * job->V;
-        const float max = job->k->max(logits, job->V);
+        const float max = job->k->vec.max(logits, job->V);
         const double log_total = log(exp_total(job->k, logits, max, job->V));
         job->lse[i] = (float)((double)max + log_total);
         job->out[i] = 0.0f;
@@ -66,8 +66,8 @@ static void backward_task(void *context, size_t task, int thread) {
             memset(dlogits, 0, V * sizeof *dlogits);
             continue;
         }
-        job->k->exp_sum(dlogits, job->logits + i * V, 1.0f, job->saved_lse[i], V);
-        job->k->scale(dlogits, job->scale, dlogits, V);
+        job->k->vec.exp_sum(dlogits, job->logits + i * V, 1.0f, job->saved_lse[i], V);
+        job->k->vec.scale(dlogits, job->scale, dlogits, V);
         dlogits[job->labels[i]] -= job->scale;
     }
 }
@@ -116,9 +116,9 @@ static void head_forward_task(void *context, size_t task, int thread) {
         float *logits = job->logits + i * job->columns;
         if (label_column(job, i) < job->columns)
             job->label[i] = (double)logits[label_column(job, i)];
-        const float max = fmaxf(job->max[i], job->k->max(logits, job->columns));
+        const float max = fmaxf(job->max[i], job->k->vec.max(logits, job->columns));
         const double before = job->first_column ? job->total[i] * exp((double)job->max[i] - (double)max) : 0.0;
-        job->total[i] = before + (double)job->k->exp_sum(logits, logits, 1.0f, max, job->columns);
+        job->total[i] = before + (double)job->k->vec.exp_sum(logits, logits, 1.0f, max, job->columns);
         job->max[i] = max;
     }
 }
@@ -168,7 +168,7 @@ static void head_backward_task(void *context, size_t task, int thread) {
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         float *logits = job->logits + i * job->columns;
-        job->k->exp_sum(logits, logits, 1.0f, job->lse[i], job->columns);
+        job->k->vec.exp_sum(logits, logits, 1.0f, job->lse[i], job->columns);
         if (label_column(job, i) < job->columns)
             logits[label_column(job, i)] -= 1.0f;
     }
@@ -179,7 +179,7 @@ static void add_to_rows_task(void *context, size_t task, int thread) {
     const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++)
-        job->k->axpy(job->dhidden + (size_t)job->index[i] * job->C, job->scale, job->dselected + i * job->C, job->C);
+        job->k->vec.axpy(job->dhidden + (size_t)job->index[i] * job->C, job->scale, job->dselected + i * job->C, job->C);
 }
 
 mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, const float *hidden, const float *wte,
@@ -246,7 +246,7 @@ static double class_loss(const mom_kernels *k, float *dlogits, const float *logi
     for (size_t b = 0; b < B; b++) {
         const float *row = logits + b * L;
         const int ignored = classes[b] == MOM_IGNORED_LABEL;
-        const double max = (double)k->max(row, L);
+        const double max = (double)k->vec.max(row, L);
         double total = 0.0;
         for (size_t i = 0; i < L; i++)
             total += exp((double)row[i] - max);

@@ -2,7 +2,7 @@
 #ifndef MOM_OPS_CROSS_ENTROPY_H
 #define MOM_OPS_CROSS_ENTROPY_H
 
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 
 #define MOM_IGNORED_LABEL (-100)
 

@@ -60,8 +60,8 @@ static void backward_task(void *context, size_t task, int thread) {
             dropout_range(kept, dout, job->dropout, t * C + begin, width);
             dout = kept;
         }
-        job->k->add(job->dwte + (size_t)job->tokens[t] * C + begin, dout, width);
-        job->k->add(job->dwpe + (size_t)job->positions[t] * C + begin, dout, width);
+        job->k->vec.add(job->dwte + (size_t)job->tokens[t] * C + begin, dout, width);
+        job->k->vec.add(job->dwpe + (size_t)job->positions[t] * C + begin, dout, width);
     }
 }
 

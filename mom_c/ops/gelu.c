@@ -16,7 +16,7 @@ static void forward_task(void *context, size_t task, int thread) {
     const gelu_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    job->k->gelu_forward(job->out + begin, job->inp + begin, chunk_size(job->n, begin));
+    job->k->vec.gelu_forward(job->out + begin, job->inp + begin, chunk_size(job->n, begin));
 }
 
 void mom_gelu_forward(const mom_exec *x, float *out, const float *inp, size_t n) {
@@ -28,7 +28,7 @@ static void backward_task(void *context, size_t task, int thread) {
     const gelu_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    job->k->gelu_backward(job->out + begin, job->dout + begin, job->inp + begin, chunk_size(job->n, begin));
+    job->k->vec.gelu_backward(job->out + begin, job->dout + begin, job->inp + begin, chunk_size(job->n, begin));
 }
 
 void mom_gelu_backward(const mom_exec *x, float *dinp, const float *dout, const float *inp, size_t n) {

@@ -75,12 +75,12 @@ static void finish(const mom_kernels *k, const mom_gemv *p, size_t begin, size_t
     for (size_t r = 0; r < p->rows; r++) {
         float *out = p->out + r * n + begin;
         if (p->bias)
-            k->add(out, p->bias + begin, end - begin);
+            k->vec.add(out, p->bias + begin, end - begin);
         for (size_t j = 0; p->gelu && j < end - begin; j += GELU_COLUMNS) {
             float inp[GELU_COLUMNS];
             const size_t width = mom_min(GELU_COLUMNS, end - begin - j);
             memcpy(inp, out + j, width * sizeof *inp);
-            k->gelu_forward(out + j, inp, width);
+            k->vec.gelu_forward(out + j, inp, width);
         }
     }
 }
@@ -92,7 +92,7 @@ static void run_in_out(const mom_kernels *k, const gemv_piece *piece, size_t par
     float *sums = piece->sums + part * p->rows * m->n + begin;
     for (size_t r = 0; r < p->rows; r++)
         memset(sums + r * m->n, 0, (end - begin) * sizeof *sums);
-    k->gemv_axpys(sums, m->n, p->x + first, m->k, (const float *)m->data + first * m->n + begin, m->n, p->rows, steps,
+    k->gemv.axpys(sums, m->n, p->x + first, m->k, (const float *)m->data + first * m->n + begin, m->n, p->rows, steps,
                   end - begin);
 }
 
@@ -110,15 +110,15 @@ static void run_task(void *context, size_t task, int thread) {
         return;
     }
     if (m->format == MOM_GEMV_F32) {
-        k->gemv_dots(p->out + begin, m->n, p->x, m->k, (const float *)m->data + begin * m->k, p->rows, m->k, end - begin);
+        k->gemv.dots(p->out + begin, m->n, p->x, m->k, (const float *)m->data + begin * m->k, p->rows, m->k, end - begin);
     } else {
         for (size_t j = begin; j < end; j += MOM_PANEL) {
             const size_t width = mom_min(MOM_PANEL, end - j);
             if (m->format == MOM_GEMV_BF16)
-                k->gemv_panel_bf16(p->out + j, m->n, p->x, m->k, (const mom_bf16 *)m->data + j * m->k, p->rows, m->k,
+                k->gemv.panel_bf16(p->out + j, m->n, p->x, m->k, (const mom_bf16 *)m->data + j * m->k, p->rows, m->k,
                                    width);
             else
-                k->gemv_panel_i8(p->out + j, m->n, p->x, m->k, (const int8_t *)m->data + j * m->k, m->scale + j,
+                k->gemv.panel_i8(p->out + j, m->n, p->x, m->k, (const int8_t *)m->data + j * m->k, m->scale + j,
                                  p->rows, m->k, width);
         }
     }
@@ -141,7 +141,7 @@ static void run_reduction(void *context, size_t task, int thread) {
         const float *sums = piece->sums + r * n + begin;
         memcpy(out, sums, (end - begin) * sizeof *out);
         for (size_t part = 1; part < piece->cut.step_parts; part++)
-            job->k->add(out, sums + part * p->rows * n, end - begin);
+            job->k->vec.add(out, sums + part * p->rows * n, end - begin);
     }
     finish(job->k, p, begin, end);
 }

@@ -57,16 +57,16 @@ static void run_head(void *context, size_t task, int thread) {
     if (!n)
         return;
     for (size_t j = 0; j < n; j += MOM_PANEL)
-        k->gemv_panel_f32(scores + j, 0, query->q + h * D, 0, key_panel(kv, h, j / MOM_PANEL, D), 1, D,
+        k->gemv.panel_f32(scores + j, 0, query->q + h * D, 0, key_panel(kv, h, j / MOM_PANEL, D), 1, D,
                           n - j < MOM_PANEL ? n - j : MOM_PANEL);
-    float largest = k->max(scores, n) * job->scale;
+    float largest = k->vec.max(scores, n) * job->scale;
     if (query->skipped && !(largest > 0.0f))
         largest = 0.0f;
-    float sum = k->exp_sum(scores, scores, job->scale, largest, n);
+    float sum = k->vec.exp_sum(scores, scores, job->scale, largest, n);
     if (query->skipped)
         sum += (float)query->skipped * expf(-largest);
-    k->scale(scores, 1.0f / sum, scores, n);
-    k->gemv_axpys(out, D, scores, n, kv->values + h * kv->capacity * D, D, 1, n, D);
+    k->vec.scale(scores, 1.0f / sum, scores, n);
+    k->gemv.axpys(out, D, scores, n, kv->values + h * kv->capacity * D, D, 1, n, D);
 }
 
 mom_status mom_kv_attention(const mom_exec *x, const mom_kv_query *queries, size_t count, float scale, size_t H,

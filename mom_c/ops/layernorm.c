@@ -22,7 +22,7 @@ static void stats_task(void *context, size_t task, int thread) {
     const size_t end = mom_min(job->N, (task + 1) * ROWS);
     (void)thread;
     for (size_t t = task * ROWS; t < end; t++)
-        job->k->layernorm_stats(&job->mean[t], &job->rstd[t], job->inp + t * job->C, job->eps, job->C);
+        job->k->norm.stats(&job->mean[t], &job->rstd[t], job->inp + t * job->C, job->eps, job->C);
 }
 
 void mom_layernorm_stats(const mom_exec *x, float *mean, float *rstd, const float *inp, float eps, size_t N, size_t C) {
@@ -36,8 +36,8 @@ static void forward_task(void *context, size_t task, int thread) {
     (void)thread;
     for (size_t t = task * ROWS; t < end; t++) {
         const float *inp = job->inp + t * C;
-        job->k->layernorm_stats(&job->mean[t], &job->rstd[t], inp, job->eps, C);
-        job->k->layernorm_apply(job->out + t * C, inp, job->mean[t], job->rstd[t], job->weight, job->bias, C);
+        job->k->norm.stats(&job->mean[t], &job->rstd[t], inp, job->eps, C);
+        job->k->norm.apply(job->out + t * C, inp, job->mean[t], job->rstd[t], job->weight, job->bias, C);
     }
 }
 
@@ -65,9 +65,9 @@ static void backward_task(void *context, size_t task, int thread) {
     for (size_t t = task * ROWS; t < end; t++) {
         const float *inp = job->inp + t * C;
         const float *dout = job->dout + t * C;
-        job->k->multiply(dxhat, dout, job->weight, C);
-        job->k->layernorm_parameters(dweight, dbias, dout, inp, job->mean[t], job->rstd[t], C);
-        job->k->layernorm_backward(job->dinp + t * C, dxhat, inp, job->mean[t], job->rstd[t], C);
+        job->k->vec.multiply(dxhat, dout, job->weight, C);
+        job->k->norm.parameters(dweight, dbias, dout, inp, job->mean[t], job->rstd[t], C);
+        job->k->norm.backward(job->dinp + t * C, dxhat, inp, job->mean[t], job->rstd[t], C);
     }
 }
 
@@ -77,8 +77,8 @@ static void partial_sum_task(void *context, size_t task, int thread) {
     (void)thread;
     for (size_t i = 0; i < job->chunks; i++) {
         const float *partial = job->partial + i * 2 * C + begin;
-        job->k->add(job->dweight + begin, partial, width);
-        job->k->add(job->dbias + begin, partial + C, width);
+        job->k->vec.add(job->dweight + begin, partial, width);
+        job->k->vec.add(job->dbias + begin, partial + C, width);
     }
 }
 

@@ -27,7 +27,7 @@ static void run_add_bias(void *context, size_t task, int thread) {
     size_t begin, end;
     mom_range(run->N, run->tasks, task, &begin, &end);
     for (size_t i = begin; i < end; i++)
-        run->k->add(run->out + i * run->Out, run->bias, run->Out);
+        run->k->vec.add(run->out + i * run->Out, run->bias, run->Out);
 }
 
 mom_status mom_linear_forward(const mom_exec *x, float *out, const float *inp, const float *weight, const float *bias,
@@ -114,11 +114,11 @@ static void run_column_sum(void *context, size_t task, int thread) {
         for (size_t i = begin; i < end; i++) {
             const float *row = run->inp + (run->row_index ? (size_t)run->row_index[i] : i) * run->C + first;
             if (run->scale)
-                k->axpy(tile, run->scale[i], row, columns);
+                k->vec.axpy(tile, run->scale[i], row, columns);
             else
-                k->add(tile, row, columns);
+                k->vec.add(tile, row, columns);
         }
-        k->add(run->out + first, tile, columns);
+        k->vec.add(run->out + first, tile, columns);
     }
 }
 

@@ -2,7 +2,7 @@
 #ifndef MOM_OPS_LINEAR_H
 #define MOM_OPS_LINEAR_H
 
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 
 typedef enum { MOM_WEIGHT_IN_OUT, MOM_WEIGHT_OUT_IN } mom_weight_layout;
 

@@ -54,10 +54,10 @@ static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, siz
         if (label >= j0 && label < j0 + n)
             job->label[i] = row[label - j0];
         float *out = job->tile && job->dtype == MOM_F32 ? tile_at(job, i, j0) : row;
-        job->max[block] = k->max(row, n);
-        job->sum[block] = k->exp_sum(out, row, 1.0f, job->max[block], n);
+        job->max[block] = k->vec.max(row, n);
+        job->sum[block] = k->vec.exp_sum(out, row, 1.0f, job->max[block], n);
         if (job->tile && job->dtype == MOM_BF16)
-            k->to_bf16(tile_at(job, i, j0), row, n);
+            k->vec.to_bf16(tile_at(job, i, j0), row, n);
     }
 }
 
@@ -70,7 +70,7 @@ static void softmax_task(void *context, size_t task, int thread) {
     (void)thread;
     for (size_t i = task * TASK_ROWS; i < end; i++) {
         const float *max = job->max + i * job->blocks, *sum = job->sum + i * job->blocks;
-        const double largest = (double)k->max(max, job->blocks);
+        const double largest = (double)k->vec.max(max, job->blocks);
         double total = 0.0;
         for (size_t b = 0; b < job->blocks; b++)
             total += (double)sum[b] * exp((double)max[b] - largest);
@@ -81,12 +81,12 @@ static void softmax_task(void *context, size_t task, int thread) {
             const size_t j0 = b * MOM_FINISH_COLUMNS, n = mom_min(MOM_FINISH_COLUMNS, job->V - j0);
             float *row = job->dtype == MOM_BF16 ? buffer : tile_at(job, i, j0);
             if (job->dtype == MOM_BF16)
-                k->from_bf16(row, tile_at(job, i, j0), n);
-            k->scale(row, (float)exp((double)max[b] - lse), row, n);
+                k->vec.from_bf16(row, tile_at(job, i, j0), n);
+            k->vec.scale(row, (float)exp((double)max[b] - lse), row, n);
             if (label >= j0 && label < j0 + n)
                 row[label - j0] -= 1.0f;
             if (job->dtype == MOM_BF16)
-                k->to_bf16(tile_at(job, i, j0), row, n);
+                k->vec.to_bf16(tile_at(job, i, j0), row, n);
         }
     }
 }
@@ -179,14 +179,14 @@ static void axpy_task(void *context, size_t task, int thread) {
     const axpy_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    job->k->axpy(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
+    job->k->vec.axpy(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
 }
 
 static void scale_task(void *context, size_t task, int thread) {
     const axpy_job *job = context;
     const size_t begin = task * CHUNK;
     (void)thread;
-    job->k->scale(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
+    job->k->vec.scale(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
 }
 
 void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n) {

@@ -43,7 +43,7 @@ static double burst(peak_job *job, int threads, double *seconds) {
 }
 
 double mom_machine_peak(const mom_exec *x, int bf16, double seconds) {
-    peak_job job = {.run = bf16 ? x->k->peak_bf16 : x->k->peak_f32, .rounds = 1000};
+    peak_job job = {.run = bf16 ? x->k->yardsticks.peak_bf16 : x->k->yardsticks.peak_f32, .rounds = 1000};
     double took, best = 0.0;
     while (burst(&job, x->threads, &took), took < BURST)
         job.rounds *= 2;
@@ -93,7 +93,7 @@ static void read_task(void *context, size_t task, int thread) {
     size_t begin, end;
     (void)thread;
     mom_range(job->lines, job->tasks, task, &begin, &end);
-    job->sum[task] = job->k->read_sum(job->a + begin * LINE, (end - begin) * LINE);
+    job->sum[task] = job->k->yardsticks.read_sum(job->a + begin * LINE, (end - begin) * LINE);
 }
 
 static double best_rate(memory_job *job, mom_task run, double bytes, size_t repeats) {
@@ -116,9 +116,9 @@ mom_status mom_machine_bandwidth(const mom_exec *x, mom_bandwidth *best, size_t 
     MOM_ARENA_NEW(job.a, x->workspace, n, err);
     MOM_ARENA_NEW(job.b, x->workspace, n, err);
     mom_parallel_for(x, job.tasks, fill_task, &job);
-    job.triad = x->k->triad;
+    job.triad = x->k->yardsticks.triad;
     best->triad = best_rate(&job, triad_task, 12.0 * (double)n, repeats);
-    job.triad = x->k->triad_stream;
+    job.triad = x->k->yardsticks.triad_stream;
     best->stream = best_rate(&job, triad_task, 12.0 * (double)n, repeats);
     best->read = best_rate(&job, read_task, 4.0 * (double)n, repeats);
     mom_arena_release(x->workspace, mark);

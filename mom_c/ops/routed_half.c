@@ -86,10 +86,10 @@ static row_place place_of(const finish_context *f, size_t r) {
 static void store_row(const mom_kernels *k, void *out, mom_dtype dtype, float *row, float factor, size_t n) {
     if (dtype == MOM_BF16) {
         if (factor != 1.0f)
-            k->scale(row, factor, row, n);
-        k->to_bf16(out, row, n);
+            k->vec.scale(row, factor, row, n);
+        k->vec.to_bf16(out, row, n);
     } else {
-        k->scale(out, factor, row, n);
+        k->vec.scale(out, factor, row, n);
     }
 }
 
@@ -97,7 +97,7 @@ static void store_row(const mom_kernels *k, void *out, mom_dtype dtype, float *r
 static const float *load_row(const mom_kernels *k, float *buffer, const void *row, mom_dtype dtype, size_t n) {
     if (dtype == MOM_F32)
         return row;
-    k->from_bf16(buffer, row, n);
+    k->vec.from_bf16(buffer, row, n);
     return buffer;
 }
 
@@ -129,7 +129,7 @@ static void finish_residual(const mom_kernels *k, const mom_gemm *g, float *sums
             drop(row, f->dropout, (uint64_t)p.token * f->width + j0, n);
         if (out != x)
             memcpy(out, x, n * sizeof *out);
-        k->axpy(out, p.weight, row, n);
+        k->vec.axpy(out, p.weight, row, n);
     }
 }
 
@@ -143,7 +143,7 @@ static void finish_gelu_backward(const mom_kernels *k, const mom_gemm *g, float 
         float *row = sums + r * ld;
         void *inner = at(f->inner, f->half->dtype, p.slot, f->width, j0);
         const float *v = load_row(k, buffer, inner, f->half->dtype, n);
-        const float score = k->gelu_backward_score(row, v, p.weight, n);
+        const float score = k->vec.gelu_backward_score(row, v, p.weight, n);
         if (f->partial)
             f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] = score;
         store_row(k, inner, f->half->dtype, row, 1.0f, n);
@@ -161,7 +161,7 @@ static void finish_scored(const mom_kernels *k, const mom_gemm *g, float *sums, 
         if (f->partial) {
             const void *inner = at(f->inner, f->half->dtype, p.token, f->width, j0);
             f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] =
-                k->dot(row, load_row(k, buffer, inner, f->half->dtype, n), n);
+                k->vec.dot(row, load_row(k, buffer, inner, f->half->dtype, n), n);
         }
         void *out = at(f->out, f->out_dtype, f->by_token ? p.token : p.slot, f->width, j0);
         store_row(k, out, f->out_dtype, row, p.weight, n);
@@ -173,7 +173,7 @@ static void finish_add(const mom_kernels *k, const mom_gemm *g, float *sums, siz
                        size_t n) {
     const finish_context *f = g->context;
     for (size_t r = 0; r < m; r++)
-        k->add((float *)f->out + place_of(f, i0 + r).token * f->width + j0, sums + r * ld, n);
+        k->vec.add((float *)f->out + place_of(f, i0 + r).token * f->width + j0, sums + r * ld, n);
 }
 
 /* out[slot] = weight * sums; partial: <sums, LN_m(x)[token]> */
@@ -184,10 +184,10 @@ static void finish_scored_norm(const mom_kernels *k, const mom_gemm *g, float *s
     float xn[MOM_FINISH_COLUMNS];
     for (size_t r = 0; r < m; r++) {
         const row_place p = place_of(f, i0 + r);
-        k->layernorm_apply(xn, half->x + p.token * half->C + j0, half->mean[p.token], half->rstd[p.token],
+        k->norm.apply(xn, half->x + p.token * half->C + j0, half->mean[p.token], half->rstd[p.token],
                            half->ln_weight[f->m] + j0, half->ln_bias[f->m] + j0, n);
-        f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] = k->dot(sums + r * ld, xn, n);
-        k->scale((float *)f->out + p.slot * f->width + j0, p.weight, sums + r * ld, n);
+        f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] = k->vec.dot(sums + r * ld, xn, n);
+        k->vec.scale((float *)f->out + p.slot * f->width + j0, p.weight, sums + r * ld, n);
     }
 }
 
@@ -216,11 +216,11 @@ static void mix_task(void *context, size_t task, int thread) {
         memset(row, 0, width * sizeof *row);
         for (size_t i = t * plan->K; i < (t + 1) * plan->K; i++)
             if (plan->slot[i] >= 0)
-                k->axpy(row, job->weight ? job->weight[i] : 1.0f, job->y + (size_t)plan->slot[i] * width, width);
+                k->vec.axpy(row, job->weight ? job->weight[i] : 1.0f, job->y + (size_t)plan->slot[i] * width, width);
         if (job->dropout.p > 0.0f)
             drop(row, job->dropout, (uint64_t)t * width, width);
         if (job->x)
-            k->add(row, job->x + t * width, width);
+            k->vec.add(row, job->x + t * width, width);
         store_row(k, at(job->out, job->out_dtype, t, width, 0), job->out_dtype, row, 1.0f, width);
     }
 }
@@ -289,7 +289,7 @@ static void score_task(void *context, size_t task, int thread) {
         for (size_t j = 0; j < job->Out; j += MOM_FINISH_COLUMNS) {
             const size_t n = job->Out - j < MOM_FINISH_COLUMNS ? job->Out - j : MOM_FINISH_COLUMNS;
             const void *row = at(job->dout, job->dtype, job->by_token ? t : s, job->Out, j);
-            sum += k->dot(load_row(k, buffer, row, job->dtype, n), job->bias[m] + j, n);
+            sum += k->vec.dot(load_row(k, buffer, row, job->dtype, n), job->bias[m] + j, n);
         }
         job->dscore[t * plan->K + (size_t)plan->choice[s]] += sum;
     }

@@ -11,7 +11,7 @@
 #define MOM_OPS_ROUTED_HALF_H
 
 #include "base/dropout.h"
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 #include "ops/routing_plan.h"
 
 typedef struct {

@@ -164,9 +164,9 @@ static void run_combine(void *context, size_t task, int thread) {
             const float *y = run->y + (size_t)plan->slot[i] * C;
             const float weight = run->weight ? run->weight[i] : 1.0f;
             if (written)
-                run->k->axpy(out, weight, y, C);
+                run->k->vec.axpy(out, weight, y, C);
             else
-                run->k->scale(out, weight, y, C);
+                run->k->vec.scale(out, weight, y, C);
             written = 1;
         }
         if (!written)
@@ -201,9 +201,9 @@ static void run_combine_backward(void *context, size_t task, int thread) {
             const int skipped = plan->slot[i] < 0;
             const size_t row = skipped ? 0 : (size_t)plan->slot[i] * C;
             if (run->dweight)
-                run->dweight[i] = skipped ? 0.0f : run->k->dot(dout, run->y + row, C);
+                run->dweight[i] = skipped ? 0.0f : run->k->vec.dot(dout, run->y + row, C);
             if (run->dy && !skipped)
-                run->k->scale(run->dy + row, run->weight ? run->weight[i] : 1.0f, dout, C);
+                run->k->vec.scale(run->dy + row, run->weight ? run->weight[i] : 1.0f, dout, C);
         }
     }
 }
@@ -259,12 +259,12 @@ static void run_score_backward(void *context, size_t task, int thread) {
         const size_t t = (size_t)plan->token[s], choice = t * plan->K + (size_t)plan->choice[s];
         const float *h = run->h + (run->h_gathered ? t : s) * run->In;
         float *dh = run->dh + s * run->In;
-        float dweight = run->k->dot(dh, h, run->In);
+        float dweight = run->k->vec.dot(dh, h, run->In);
         if (run->bias)
-            dweight += run->k->dot(run->dout + t * run->Out, run->bias[module_of_slot(plan, s)], run->Out);
+            dweight += run->k->vec.dot(run->dout + t * run->Out, run->bias[module_of_slot(plan, s)], run->Out);
         run->dweight[choice] += dweight;
         if (run->weight)
-            run->k->scale(dh, run->weight[choice], dh, run->In);
+            run->k->vec.scale(dh, run->weight[choice], dh, run->In);
     }
 }
 
@@ -295,7 +295,7 @@ static void run_layernorm(void *context, size_t task, int thread) {
     mom_range(plan->slots, row_tasks(plan->slots), task, &begin, &end);
     for (size_t s = begin; s < end; s++) {
         const size_t t = (size_t)plan->token[s], m = module_of_slot(plan, s);
-        run->k->layernorm_apply(run->out + s * C, run->inp + t * C, run->mean[t], run->rstd[t], run->weight[m],
+        run->k->norm.apply(run->out + s * C, run->inp + t * C, run->mean[t], run->rstd[t], run->weight[m],
                                 run->bias[m], C);
     }
 }
@@ -339,10 +339,10 @@ static void run_layernorm_parameters(void *context, size_t task, int thread) {
             const size_t t = (size_t)plan->token[s];
             const float *dout = run->dout + s * C + first, *inp = run->inp + t * C + first;
             const float mean = run->mean[t], rstd = run->rstd[t];
-            run->k->layernorm_parameters(dweight, dbias, dout, inp, mean, rstd, columns);
+            run->k->norm.parameters(dweight, dbias, dout, inp, mean, rstd, columns);
         }
-        run->k->add(run->dweight[m] + first, dweight, columns);
-        run->k->add(run->dbias[m] + first, dbias, columns);
+        run->k->vec.add(run->dweight[m] + first, dweight, columns);
+        run->k->vec.add(run->dbias[m] + first, dbias, columns);
     }
 }
 
@@ -364,14 +364,14 @@ static void run_layernorm_input(void *context, size_t task, int thread) {
             const float *weight = run->weight[module_of_slot(plan, s)];
             float *dout = run->dout + s * C;
             if (dxhat) {
-                run->k->multiply_add(dxhat, weight, dout, C);
+                run->k->vec.multiply_add(dxhat, weight, dout, C);
             } else {
                 dxhat = dout;
-                run->k->multiply(dxhat, dxhat, weight, C);
+                run->k->vec.multiply(dxhat, dxhat, weight, C);
             }
         }
         if (dxhat)
-            run->k->layernorm_backward(run->dinp + t * C, dxhat, run->inp + t * C, run->mean[t], run->rstd[t], C);
+            run->k->norm.backward(run->dinp + t * C, dxhat, run->inp + t * C, run->mean[t], run->rstd[t], C);
     }
 }
 

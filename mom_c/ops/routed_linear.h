@@ -7,7 +7,7 @@
 #ifndef MOM_OPS_ROUTED_LINEAR_H
 #define MOM_OPS_ROUTED_LINEAR_H
 
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 #include "ops/routing_plan.h"
 
 /* out (slots, Out) = inp * weight[m] + bias[m]. Overwrites out. bias may be NULL. */

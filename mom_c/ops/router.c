@@ -18,7 +18,7 @@
 #include <string.h>
 
 #include "base/rng.h"
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 #include "ops/gemv.h"
 #include "ops/linear.h"
 #include "ops/topk.h"
@@ -108,7 +108,7 @@ static void *kept_row(void *data, mom_dtype dtype, size_t t, size_t width) {
 static void keep_row(const mom_kernels *k, void *data, mom_dtype dtype, size_t t, const float *row, size_t width) {
     void *out = kept_row(data, dtype, t, width);
     if (dtype == MOM_BF16)
-        k->to_bf16(out, row, width);
+        k->vec.to_bf16(out, row, width);
     else if (out != row)
         memcpy(out, row, width * sizeof *row);
 }
@@ -118,7 +118,7 @@ static const float *kept_values(const mom_kernels *k, float *buffer, void *data,
     void *row = kept_row(data, dtype, t, width);
     if (dtype == MOM_F32)
         return row;
-    k->from_bf16(buffer, row, width);
+    k->vec.from_bf16(buffer, row, width);
     return buffer;
 }
 
@@ -149,7 +149,7 @@ static void run_cell(void *context, size_t task, int thread) {
         const float *h_pre = run->h_pre + i * run->h_stride;
         const float *noise = draw_noise(noise_row, run->noise_key, t, R);
         float *gates = run->gates ? run->gates + (size_t)thread * GR : kept_row(saved->gates, saved->dtype, t, GR);
-        run->k->gru_forward(gates, saved->hidden + t * R, run->x_pre + i * GR, h_pre, run->state + t * run->state_stride,
+        run->k->gru.forward(gates, saved->hidden + t * R, run->x_pre + i * GR, h_pre, run->state + t * run->state_stride,
                             noise, run->dev, R);
         keep_row(run->k, saved->gates, saved->dtype, t, gates, GR);
         keep_row(run->k, saved->h_n, saved->dtype, t, h_pre + 2 * R, R);
@@ -281,13 +281,14 @@ static void run_cell_backward(void *context, size_t task, int thread) {
         float *dstate_in = run->dstate_in + (run->discard_dstate ? (size_t)thread : t) * R;
         const float *noise = draw_noise(noise_row, run->noise_key, t, R);
         if (run->dstate_out)
-            k->add(dhidden, run->dstate_out + t * R, R);
+            k->vec.add(dhidden, run->dstate_out + t * R, R);
         float *buffer = run->kept ? run->kept + (size_t)thread * (GR + R) : NULL, *h_buffer = buffer ? buffer + GR : NULL;
         const float *gates = kept_values(k, buffer, saved->gates, saved->dtype, t, GR);
         const float *h_n = kept_values(k, h_buffer, saved->h_n, saved->dtype, t, R);
-        k->gru_backward(dx, dh, dstate_in, dhidden, gates, h_n, run->state + t * run->state_stride, noise, run->dev, R);
-        k->add(dx_sum, dx, GR);
-        k->add(dh_sum, dh, GR);
+        const mom_gru_saved cell = {gates, h_n, run->state + t * run->state_stride, noise};
+        k->gru.backward(dx, dh, dstate_in, dhidden, &cell, run->dev, R);
+        k->vec.add(dx_sum, dx, GR);
+        k->vec.add(dh_sum, dh, GR);
     }
 }
 
@@ -408,7 +409,7 @@ static void run_softmax(void *context, size_t task, int thread) {
     for (size_t t = begin; t < end; t++) {
         float *scores = run->out + t * S;
         const float *logits = run->inp + t * S;
-        const float largest = run->k->max(logits, S) / run->temperature;
+        const float largest = run->k->vec.max(logits, S) / run->temperature;
         float sum = 0.0f;
         for (size_t m = 0; m < S; m++) {
             scores[m] = expf(logits[m] / run->temperature - largest);
@@ -430,7 +431,7 @@ static void run_softmax_backward(void *context, size_t task, int thread) {
     for (size_t t = begin; t < end; t++) {
         float *dlogits = run->out + t * S;
         const float *dscores = run->inp + t * S, *scores = run->scores + t * S;
-        const float mean = run->k->dot(dscores, scores, S);
+        const float mean = run->k->vec.dot(dscores, scores, S);
         for (size_t m = 0; m < S; m++)
             dlogits[m] = scores[m] * (dscores[m] - mean) / run->temperature;
     }

@@ -7,7 +7,7 @@
 #ifndef MOM_OPS_ROUTER_H
 #define MOM_OPS_ROUTER_H
 
-#include "kernels/gemm.h"
+#include "gemm/gemm.h"
 
 typedef enum { MOM_ROUTER_NAIVE, MOM_ROUTER_GRU, MOM_ROUTER_GRU_DEV } mom_router_kind;
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,31 @@ def test_float32_has_the_same_bits_at_all_levels_of_avx512(rng: np.random.Genera
         with ops.use_level(level):
             results.add(ops.gemm(a, b).tobytes())
     assert len(results) == min(len(levels), 1)
+
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def test_multiply_adds_are_fused_everywhere_but_at_baseline_on_x86(kernel_level: str) -> None:
+    """x * x - round(x * x) is the rounding error of x * x with a fused multiply-add, and 0 without."""
+    x = np.float32(1) + np.float32(2) ** -12
+    rounded = x * x
+    error = float(x) * float(x) - float(rounded)
+    assert error != 0.0
+    for m in (1, 5, 13, 40):
+        a = np.tile(np.array([[-rounded, x]], np.float32), (m, 1))
+        b = np.tile(np.array([[1.0], [x]], np.float32), (1, 37))
+        fused = not (X86 and kernel_level == "baseline")
+        assert np.array_equal(ops.gemm(a, b), np.full((m, 37), error if fused else 0.0, np.float32))
+
+
+@pytest.mark.skipif(not X86, reason="denormal numbers are switched off on x86 only")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_denormal_factors_count_as_zero(kernel_level: str, precision: str) -> None:
+    denormal = np.full((13, 4), 1e-40, np.float32)
+    assert (denormal != 0).all()
+    for scale in (1.0, 1e30):
+        assert not ops.gemm(denormal, np.full((4, 33), scale, np.float32), precision=precision).any()
 
 
 def test_large_product_against_a_random_vector(kernel_level: str, rng: np.random.Generator) -> None:

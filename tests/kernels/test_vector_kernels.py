@@ -30,6 +30,18 @@ def test_exp_of_special_values(kernel_level: str) -> None:
     assert y[9] == pytest.approx(np.exp(-95.0), rel=1e-2)
 
 
+@pytest.mark.parametrize("n", range(1, 35))
+def test_exp_of_nan_is_nan_in_every_lane(kernel_level: str, n: int) -> None:
+    """Computed without the undefined conversion of a NaN to an integer, which a sanitizer build reports."""
+    for position in range(n):
+        for sign in (1.0, -1.0):
+            x = np.zeros(n, dtype=np.float32)
+            x[position] = np.copysign(np.float32(np.nan), np.float32(sign))
+            y = _core.kernel_map("exp", x)
+            assert np.isnan(y[position])
+            assert np.delete(y, position).tolist() == [1.0] * (n - 1)
+
+
 def test_tanh_is_accurate_and_odd(kernel_level: str) -> None:
     x = np.concatenate([np.linspace(-12, 12, 200_001), np.logspace(-30, 0, 1000)]).astype(np.float32)
     y = _core.kernel_map("tanh", x)
