@@ -44,7 +44,7 @@ def test_core_knows_no_python_prints_nothing_and_never_exits(path: Path) -> None
     code = code_of(path)
     assert not FORBIDDEN.search(code)
     assert "Py_" not in code and "PyObject" not in code
-    if name(path) != "base/arena.c":
+    if name(path) != "base/memory.c":
         assert not ALLOCATES.search(code), "memory comes from base/arena only"
 
 
