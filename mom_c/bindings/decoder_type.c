@@ -7,9 +7,11 @@
 
 #include <string.h>
 
-#include "bindings/call.h"
+#include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
+#include "bindings/runtime.h"
+#include "bindings/state.h"
 #include "model/generate.h"
 
 typedef struct {
@@ -21,7 +23,7 @@ typedef struct {
 
 static const char *const format_names[] = {"float32", "bfloat16", "int8"};
 
-static int read_format(const char *name, mom_gemv_format *format) {
+int mom_read_weight_format(const char *name, mom_gemv_format *format) {
     for (int i = 0; i < 3; i++) {
         if (strcmp(name, format_names[i]) == 0) {
             *format = (mom_gemv_format)i;
@@ -40,7 +42,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     mom_gemv_format format;
     if (!state ||
         !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|s:Decoder", names, state->network_type, &network, &weights) ||
-        read_format(weights, &format) < 0)
+        mom_read_weight_format(weights, &format) < 0)
         return NULL;
     if (((mom_network *)network)->gpt.config.num_labels) {
         PyErr_SetString(PyExc_ValueError, "network: a classifier has no next token");
@@ -360,48 +362,11 @@ static PyType_Spec decoder_spec = {.name = "mom._core.Decoder",
                                    .flags = Py_TPFLAGS_DEFAULT,
                                    .slots = decoder_slots};
 
-/* ------------------------------------------------------------------ products, for their tests */
-
-static PyObject *gemv(PyObject *module, PyObject *args) {
-    PyObject *x_o, *weight_o, *bias_o;
-    const char *name;
-    int out_in, gelu;
-    mom_gemv_format format;
-    if (!PyArg_ParseTuple(args, "OOOpsp:gemv", &x_o, &weight_o, &bias_o, &out_in, &name, &gelu) ||
-        read_format(name, &format) < 0)
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const float *x = mom_arg_f32(&call, "x", x_o, "N I");
-    const float *weight = mom_arg_f32(&call, "weight", weight_o, out_in ? "O I" : "I O");
-    const float *bias = bias_o == Py_None ? NULL : mom_arg_f32(&call, "bias", bias_o, "O");
-    float *out = mom_new_f32(&call, "N O");
-    const size_t k = mom_size(&call, 'I'), n = mom_size(&call, 'O');
-    const mom_weight_layout layout = out_in ? MOM_WEIGHT_OUT_IN : MOM_WEIGHT_IN_OUT;
-    mom_gemv_matrix matrix = {MOM_GEMV_F32, layout, weight, NULL, k, n};
-    void *packed = NULL;
-    if (!call.failed && format != MOM_GEMV_F32) {
-        packed = mom_arena_alloc(&call.workspace, mom_gemv_packed_bytes(format, k, n), 1, &call.error);
-        if (!packed)
-            mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
-    }
-    const mom_gemv product = {.out = out, .x = x, .matrix = &matrix, .bias = bias, .rows = mom_size(&call, 'N'),
-                              .gelu = gelu};
-    MOM_RUN(&call, if (packed) mom_gemv_pack(&call.exec, &matrix, packed, format, weight, layout, k, n);
-            call.status = mom_gemv_run(&call.exec, &product, 1, &call.error));
-    return mom_call_end(&call);
-}
-
-static PyMethodDef functions[] = {
-    {"gemv", gemv, METH_VARARGS,
-     "gemv($module, x, weight, bias, out_in, weights, gelu, /)\n--\n\nProduct of a few rows, the matrix read once."},
-    {NULL, NULL, 0, NULL}};
-
 int mom_add_decoder(PyObject *module) {
     PyObject *type = PyType_FromModuleAndSpec(module, &decoder_spec, NULL); /* new reference */
     if (!type)
         return -1;
     const int failed = PyModule_AddObjectRef(module, "Decoder", type);
     Py_DECREF(type);
-    return failed < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return failed;
 }

@@ -12,6 +12,7 @@
 
 #include "bindings/convert.h"
 #include "bindings/errors.h"
+#include "bindings/runtime.h"
 #include "bindings/state.h"
 
 /* ------------------------------------------------------------------ life and death */

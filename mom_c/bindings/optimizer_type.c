@@ -7,6 +7,7 @@
 #include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
+#include "bindings/runtime.h"
 #include "bindings/state.h"
 #include "model/sample.h"
 #include "ops/adamw.h"

@@ -108,6 +108,28 @@ def test_labels_may_be_ignored_but_not_otherwise_negative() -> None:
         ops.cross_entropy_forward(logits, [-1, 2])
 
 
+def test_unsigned_labels_near_the_top_are_not_taken_for_the_ignored_label() -> None:
+    logits = np.zeros((1, 3), dtype=np.float32)
+    for label in (2**64 - 100, 2**64 - 1, 2**63):
+        with pytest.raises(ValueError, match=rf"^labels: value {label}, expected \[0, 3\) or -100$"):
+            ops.cross_entropy_forward(logits, np.array([label], dtype=np.uint64))
+
+
+def test_an_empty_table_has_no_row_zero() -> None:
+    with pytest.raises(ValueError, match=r"^tokens: value 0, expected \[0, 0\)$"):
+        ops.embedding_forward([[0]], np.zeros((0, 4), np.float32), np.zeros((1, 4), np.float32))
+
+
+def test_empty_widths_are_named() -> None:
+    none, some = np.zeros((3, 0), dtype=np.float32), np.zeros((4, 0), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"^hidden: shape \(3, 0\), expected \(N, C\) with C at least 1$"):
+        ops.lm_head_loss(none, some, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"^scores: shape \(3, 0\), expected \(N, S\) with S at least 1$"):
+        ops.balance_loss([none])
+    with pytest.raises(ValueError, match=r"^inp: shape \(3, 0\), expected \(\.\.\., C\) with C at least 1$"):
+        ops.layernorm_stats(none)
+
+
 @pytest.mark.parametrize("p", [-0.1, 1.0, 2.0, float("nan")])
 def test_dropout_out_of_range_is_named(p: float) -> None:
     with pytest.raises(ValueError, match=r"^dropout: .*, expected \[0, 1\)$"):
