@@ -133,3 +133,10 @@ PyArrayObject *mom_convert_mask(PyObject *object, const char *name) {
     Py_DECREF(array);
     return result;
 }
+
+PyObject *mom_copy_array(int ndim, const npy_intp *dims, int type, const void *data) {
+    PyObject *out = PyArray_SimpleNew(ndim, dims, type); /* new reference */
+    if (out && PyArray_SIZE((PyArrayObject *)out) > 0)
+        memcpy(PyArray_DATA((PyArrayObject *)out), data, (size_t)PyArray_NBYTES((PyArrayObject *)out));
+    return out;
+}

@@ -25,6 +25,9 @@ PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type
  * New reference. */
 PyArrayObject *mom_convert_mask(PyObject *object, const char *name);
 
+/* A new array with a copy of `data`, which may be NULL if the array is empty. New reference. */
+PyObject *mom_copy_array(int ndim, const npy_intp *dims, int type, const void *data);
+
 /* Writes "(3, 4)" and returns the written length, never more than size - 1. */
 size_t mom_format_shape(char *text, size_t size, int ndim, const npy_intp *shape);
 

@@ -10,6 +10,7 @@
 #include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
+#include "bindings/routes.h"
 #include "bindings/runtime.h"
 #include "bindings/state.h"
 #include "model/generate.h"
@@ -86,10 +87,7 @@ static void decoder_dealloc(decoder_object *self) {
 static PyObject *copy_logits(const decoder_object *self) {
     const mom_decoder_batch *batch = &self->decoder.batch;
     const npy_intp dims[2] = {(npy_intp)batch->B, (npy_intp)self->decoder.gpt->config.V};
-    PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
-    if (out && batch->B)
-        memcpy(PyArray_DATA((PyArrayObject *)out), batch->logits, (size_t)PyArray_NBYTES((PyArrayObject *)out));
-    return out;
+    return mom_copy_array(2, dims, NPY_FLOAT32, batch->logits);
 }
 
 static int check_tokens(const int32_t *tokens, const int32_t *lengths, size_t B, size_t T, size_t V) {
@@ -256,32 +254,18 @@ static PyObject *decoder_clear(decoder_object *self, PyObject *Py_UNUSED(ignored
     Py_RETURN_NONE;
 }
 
-static PyObject *copy_2d(size_t rows, size_t columns, int type, const void *data) {
-    const npy_intp dims[2] = {(npy_intp)rows, (npy_intp)columns};
-    PyObject *out = PyArray_SimpleNew(2, dims, type); /* new reference */
-    if (out && rows > 0 && columns > 0)
-        memcpy(PyArray_DATA((PyArrayObject *)out), data, (size_t)PyArray_NBYTES((PyArrayObject *)out));
-    return out;
-}
-
 static PyObject *copy_route(const mom_decoder *d, Py_ssize_t place, Py_ssize_t round, int half) {
-    const mom_params *p = &d->gpt->params;
     if (!d->batch.B) {
         PyErr_SetString(PyExc_RuntimeError, "route: there are no sequences yet");
         return NULL;
     }
-    if (place < 0 || (size_t)place >= p->num_places || half < 0 || half > 1 || round < 0 ||
-        (size_t)round >= p->places[place].rounds) {
-        PyErr_SetString(PyExc_IndexError, "route: no such place, round or half");
+    const mom_pool *pool = mom_find_pool(&d->gpt->params, place, round, half);
+    if (!pool)
         return NULL;
-    }
-    const mom_pool *pool = half ? &p->places[place].ffn : &p->places[place].attn;
-    const mom_decoder_route *r = &d->batch.routes[place][2 * (size_t)round + (size_t)half];
     if (!pool->routed)
         Py_RETURN_NONE;
-    return Py_BuildValue("{s:N,s:N,s:N}", "scores", copy_2d(d->batch.B, pool->S, NPY_FLOAT32, r->scores), "index",
-                         copy_2d(d->batch.B, pool->K, NPY_INT16, r->index), "weight",
-                         copy_2d(d->batch.B, pool->K, NPY_FLOAT32, r->kept));
+    const mom_decoder_route *r = &d->batch.routes[place][2 * (size_t)round + (size_t)half];
+    return mom_copy_route(pool, d->batch.B, r->scores, r->index, r->kept);
 }
 
 static PyObject *decoder_route(decoder_object *self, PyObject *args) {

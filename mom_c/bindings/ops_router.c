@@ -50,11 +50,18 @@ static router_inputs read_router(mom_call *call, const router_args *a) {
     return in;
 }
 
+/* Of a tuple, which keeps its items alive. */
+static int read_tensors(PyObject *tuple, router_args *a) {
+    return PyArg_ParseTuple(tuple, "OOOOOO:router", &a->tensors[0], &a->tensors[1], &a->tensors[2], &a->tensors[3],
+                            &a->tensors[4], &a->tensors[5]);
+}
+
 static PyObject *router_forward(PyObject *module, PyObject *args) {
     router_args a;
-    if (!PyArg_ParseTuple(args, "O(OOOOOO)ipOKKK:router_forward", &a.inp, &a.tensors[0], &a.tensors[1], &a.tensors[2],
-                          &a.tensors[3], &a.tensors[4], &a.tensors[5], &a.kind, &a.random, &a.state, &a.seed,
-                          &a.counter, &a.site))
+    PyObject *tensors;
+    if (!PyArg_ParseTuple(args, "OO!ipOKKK:router_forward", &a.inp, &PyTuple_Type, &tensors, &a.kind, &a.random, &a.state,
+                          &a.seed, &a.counter, &a.site) ||
+        !read_tensors(tensors, &a))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
@@ -77,10 +84,11 @@ static PyObject *router_forward(PyObject *module, PyObject *args) {
 
 static PyObject *router_backward(PyObject *module, PyObject *args) {
     router_args a;
-    PyObject *dlogits_o, *dstate_o, *hidden_o, *gates_o, *h_n_o, *add_to;
-    if (!PyArg_ParseTuple(args, "OO(OOO)O(OOOOOO)ipOKKKO:router_backward", &dlogits_o, &a.inp, &hidden_o, &gates_o,
-                          &h_n_o, &dstate_o, &a.tensors[0], &a.tensors[1], &a.tensors[2], &a.tensors[3], &a.tensors[4],
-                          &a.tensors[5], &a.kind, &a.random, &a.state, &a.seed, &a.counter, &a.site, &add_to))
+    PyObject *dlogits_o, *saved_o, *dstate_o, *hidden_o, *gates_o, *h_n_o, *tensors, *add_to;
+    if (!PyArg_ParseTuple(args, "OOO!OO!ipOKKKO:router_backward", &dlogits_o, &a.inp, &PyTuple_Type, &saved_o, &dstate_o,
+                          &PyTuple_Type, &tensors, &a.kind, &a.random, &a.state, &a.seed, &a.counter, &a.site, &add_to) ||
+        !read_tensors(tensors, &a) ||
+        !PyArg_ParseTuple(saved_o, "OOO:router_backward", &hidden_o, &gates_o, &h_n_o))
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);

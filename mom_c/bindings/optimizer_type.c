@@ -70,6 +70,10 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (!self)
         return NULL;
     self->network = (mom_network *)Py_NewRef(network);
+    if (mom_network_enter(self->network) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
     const mom_params *p = &self->network->gpt.params;
     mom_error err;
     self->exp_avg = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
@@ -82,17 +86,21 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         self->held = mom_memory_calloc(p->count, 1, "optimizer", &err);
     if (self->held)
         self->fresh = mom_memory_alloc(rows, 1, "optimizer", &err);
-    if (!self->fresh) {
-        mom_raise((PyObject *)type, &err);
-        Py_DECREF(self);
-        return NULL;
+    if (self->fresh) {
+        memset(self->fresh, 1, rows);
+        self->network->gpt.optimizers++;
+        mom_gpt_forget_plans(&self->network->gpt);
     }
-    memset(self->fresh, 1, rows);
-    self->network->gpt.optimizers++;
-    mom_gpt_forget_plans(&self->network->gpt);
-    return (PyObject *)self;
+    mom_network_leave(self->network);
+    if (self->fresh)
+        return (PyObject *)self;
+    mom_raise((PyObject *)type, &err);
+    Py_DECREF(self);
+    return NULL;
 }
 
+/* Cannot claim the network, since it cannot fail: another thread may be computing. What it changes of the network are
+ * atomic counts, from which plans are made. */
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
     if (self->fresh) { /* the last that was allocated */

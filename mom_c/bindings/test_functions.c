@@ -3,10 +3,12 @@
 
 #include <string.h>
 
+#include "base/cpu.h"
 #include "base/parallel.h"
 #include "bindings/call.h"
 #include "bindings/decoder_type.h"
 #include "bindings/errors.h"
+#include "bindings/network_config.h"
 #include "ops/machine.h"
 
 /* ------------------------------------------------------------------ what the machine can do */
@@ -85,6 +87,21 @@ static PyObject *memory_reset_peak(PyObject *Py_UNUSED(module), PyObject *Py_UNU
     mom_memory_reset_peak();
     Py_RETURN_NONE;
 }
+
+/* ------------------------------------------------------------------ CPUs and configuration */
+
+static PyObject *quota_cpus(PyObject *Py_UNUSED(module), PyObject *limit) {
+    const char *text = PyUnicode_AsUTF8(limit);
+    return text ? PyLong_FromLong(mom_quota_cpus(text)) : NULL;
+}
+
+static PyObject *cgroup_cpus(PyObject *Py_UNUSED(module), PyObject *root) {
+    const char *text = PyUnicode_AsUTF8(root);
+    return text ? PyLong_FromLong(mom_cgroup_cpus(text)) : NULL;
+}
+
+
+static PyObject *config_fields(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) { return mom_config_fields(); }
 
 /* ------------------------------------------------------------------ kernels */
 
@@ -188,6 +205,10 @@ static PyMethodDef functions[] = {
      "memory_peak_bytes($module, /)\n--\n\nMost bytes the core has held since the start or memory_reset_peak."},
     {"memory_reset_peak", memory_reset_peak, METH_NOARGS,
      "memory_reset_peak($module, /)\n--\n\nStart a new peak from the bytes held now."},
+    {"quota_cpus", quota_cpus, METH_O, "quota_cpus($module, limit, /)\n--\n\nCPUs of 'QUOTA PERIOD'; 0: no limit."},
+    {"cgroup_cpus", cgroup_cpus, METH_O,
+     "cgroup_cpus($module, root, /)\n--\n\nCPUs that control groups grant, read below root; 0: no limit."},
+    {"config_fields", config_fields, METH_NOARGS, "config_fields($module, /)\n--\n\nKeys of Network's configuration."},
     {"kernel_map", kernel_map, METH_VARARGS, "kernel_map($module, name, inp, /)\n--\n\nAn element-wise kernel."},
     {"kernel_reduce", kernel_reduce, METH_VARARGS, "kernel_reduce($module, name, a, b, /)\n--\n\nA reduction kernel."},
     {"kernel_exp_sum", kernel_exp_sum, METH_VARARGS,

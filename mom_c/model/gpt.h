@@ -90,7 +90,7 @@ typedef struct {
     int apart; /* of passes within the last plan for backward: see large_halves */
     int keeps_gradients; /* their pages stay when they are zeroed: there is little to gain from giving them back */
     size_t trained_from; /* lowest place that backward goes through; 0: embeddings, too; see mom_gpt_set_trained */
-    size_t optimizers;   /* there are: their moments count in plans */
+    _Atomic size_t optimizers; /* there are: their moments count in plans */
     size_t memory_limit; /* largest plan, or 0: none */
 
     /* ---- state of the last forward */

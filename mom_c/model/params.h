@@ -23,7 +23,7 @@ typedef struct {
     int used;      /* has a gradient since gradients were last zeroed */
     int trained, computed; /* optimizers are to update it; backward gives it a gradient: see mom_gpt_set_trained */
     int written;   /* that gradient's memory may hold something since gradients were last zeroed */
-    size_t held;   /* optimizers in which its moments take up memory */
+    _Atomic size_t held;   /* optimizers in which its moments take up memory */
     uint8_t *touched; /* of an embedding, by row, while gradients are not shown: 0: its gradient is zero; else NULL */
     uint8_t *unset; /* of a module's matrix: its entry in mom_pool's unset_in or unset_out; else NULL */
 } mom_param;

@@ -3,6 +3,7 @@ wanted. A rejected call changes nothing and leaks nothing."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,33 @@ def test_other_values_are_checked() -> None:
             ops.layernorm_stats(ONES[None], eps)
     with pytest.raises(TypeError, match="^add_to: expected a tuple of 3 arrays"):
         ops.layernorm_backward(ONES[None], ONES[None], ONES, ONES[:1], ONES[:1], add_to=(None,))
+
+
+def test_lists_may_change_while_their_items_are_read() -> None:
+    def emptied_by(values: list[int], *lists: list[Any]) -> Any:
+        class Rows:
+            def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+                for each in lists:
+                    each.clear()
+                gc.collect()
+                return np.array(values)
+
+        return Rows()
+
+    products: list[Any] = []
+    for _ in range(3):
+        a, b = np.full((40, 30), 2.0, np.float32), np.full((30, 50), 3.0, np.float32)
+        products.append((a, b, 0, 0, emptied_by(list(range(40)), products), None, None, None, None))
+        del a, b
+    results = _core.gemm(products, False, False)
+    assert not products and len(results) == 3 and all(np.all(r == 180.0) for r in results)
+
+    grads, first, second = ([np.ones(1000, np.float32)] for _ in range(3))
+    params = [np.ones(1000, np.float32)]
+    kept = params[0]
+    used = emptied_by([1], params, grads, first, second)
+    steps = _core.adamw_step(params, grads, first, second, np.zeros(1), None, used, 0.1, 0.9, 0.95, 1e-5, 0.0, 1.0)
+    assert not params and steps.tolist() == [1.0] and np.all(kept < 1.0)
 
 
 def test_routing_plan_cannot_be_made_or_changed_by_hand() -> None:
