@@ -34,7 +34,7 @@ typedef struct {
 } mom_call;
 
 void mom_call_begin(mom_call *call, PyObject *module);
-/* The only result, or the tuple of all; NULL with an exception set when anything failed. Releases everything. */
+/* Releases what the call holds. Returns its only result or a tuple of all; NULL with an exception set if anything failed. */
 PyObject *mom_call_end(mom_call *call);
 
 /* Sets an exception, unless one is set already. */
@@ -68,15 +68,15 @@ mom_dropout mom_arg_dropout(mom_call *call, mom_dropout_args args);
 
 /* n items of the given size from the workspace; they last until the call ends. */
 void *mom_call_alloc(mom_call *call, size_t n, size_t size);
-/* Pointers to the M equal parts of a (M, ...) array, from the workspace. */
+/* Pointers to the M parts of an (M, ...) array, `stride` floats each. The pointers are in the workspace. */
 float **mom_module_pointers(mom_call *call, const float *data, size_t stride);
 
 /* ---- results, in the order in which end returns them */
 float *mom_new_f32(mom_call *call, const char *shape);
 int16_t *mom_new_i16(mom_call *call, const char *shape);
 double *mom_new_f64(mom_call *call, const char *shape);
-/* For operators that add: entry i of the tuple add_to (n entries, each an array or None), copied; zeros for None, and
- * when add_to itself is None. */
+/* A result that the operator adds to. It begins as a copy of entry i of the tuple add_to, which has n entries. It begins
+ * as zeros if the entry or add_to itself is None. */
 float *mom_new_sum(mom_call *call, const char *name, PyObject *add_to, int i, int n, const char *shape);
 void mom_new_number(mom_call *call, double value);
 void mom_new_none(mom_call *call);

@@ -1,7 +1,7 @@
 /* _core.Decoder: a batch of sequences that a network continues token by token; see mom.Decoder.
  *
- * A decoder keeps its network alive and claims it for the length of every call, so both are used by one thread at a
- * time. The GIL is released while the core computes. Arrays that leave here are copies.
+ * A decoder keeps its network alive and claims the network for the length of every call, so that only one thread at a
+ * time uses the two. The GIL is released while the core computes. Arrays that leave here are copies.
  */
 #include "bindings/decoder_type.h"
 

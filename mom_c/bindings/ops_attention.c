@@ -21,7 +21,7 @@ typedef struct {
     size_t size; /* N * C */
 } attention_call;
 
-/* An array as the operator takes it: as it is, or a copy rounded to bfloat16. */
+/* The data in the operator's number format: float32 data itself, or a copy rounded to bfloat16. */
 static const void *in_dtype(mom_call *call, const float *data, size_t n, mom_dtype dtype) {
     if (call->failed || dtype == MOM_F32)
         return data;
@@ -31,7 +31,7 @@ static const void *in_dtype(mom_call *call, const float *data, size_t n, mom_dty
     return copy;
 }
 
-/* Room for a result, and the result widened into the array that is returned. */
+/* Where the operator writes a result: the float32 array itself, or memory for bfloat16 that widen_result copies from. */
 static void *result_in_dtype(mom_call *call, float *data, size_t n, mom_dtype dtype) {
     return call->failed || dtype == MOM_F32 ? data : mom_call_alloc(call, n, sizeof(mom_bf16));
 }
@@ -41,7 +41,7 @@ static void widen_result(mom_call *call, float *data, const void *result, size_t
         call->exec.k->from_bf16(data, result, n);
 }
 
-/* Rows of sequences of the given lengths, which must cover the N rows of qkv. */
+/* For packed rows: sets B, T and offsets from the lengths of the sequences. Their sum must be N, the rows of qkv. */
 static void set_lengths(mom_call *call, mom_attention_spec *spec, PyObject *lengths) {
     const size_t N = mom_size(call, 'N');
     const int32_t *length = mom_arg_i32(call, "lengths", lengths, "B", 0, (int64_t)INT32_MAX + 1, 0);
@@ -62,7 +62,7 @@ static void set_lengths(mom_call *call, mom_attention_spec *spec, PyObject *leng
     spec->offsets = offsets;
 }
 
-/* Arguments of both directions. "..." becomes (B, T), or (N) with lengths. */
+/* The arguments that forward and backward share. "..." becomes (B, T), or (N) if there are lengths. */
 static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const attention_args *a) {
     const int packed = a->lengths != Py_None;
     const float *qkv = mom_arg_f32(call, "qkv", qkv_o, packed ? "N 3C" : "B T 3C");

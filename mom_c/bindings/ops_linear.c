@@ -89,8 +89,9 @@ static mom_matrix operand(const float *data, size_t columns, const int32_t *rows
     return m;
 }
 
-/* One product of a call; letters M, N, K, and R, S, Q for stored rows and columns. Each product of a group has sizes of
- * its own. The result is appended to the call's. */
+/* One product of a call: (M, N) out of (M, K) and (K, N). R and Q are the rows and columns that `a` has in memory, S the
+ * rows of `b`. The products of a group differ in all sizes, so the letters are unknown again for each product. The result
+ * is appended to the call's results. */
 static mom_gemm read_product(mom_call *call, const gemm_args *in) {
     for (const char *letter = "MNKRSQ"; *letter; letter++)
         call->sizes[*letter - 'A'] = -1;
@@ -184,8 +185,8 @@ static PyObject *gemm(PyObject *module, PyObject *args) {
     return results;
 }
 
-/* The same products again and again with results that stay where they are: the seconds of each time, after one that does
- * not count. */
+/* For benchmarks: computes the same products `repeats` times into the same memory, after once to warm up, and returns the
+ * seconds of each time. */
 static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
     PyObject *products;
     int bf16, prepack;
@@ -198,11 +199,11 @@ static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
         mom_call_fail(&call, PyExc_ValueError, "repeats: %zd is less than 1", repeats);
     size_t count;
     mom_gemm *problems = read_products(&call, products, bf16, prepack, &count);
-    PyObject *results = call.results; /* kept until the call ends, but only the times are returned */
+    PyObject *results = call.results; /* taken out of the call, which returns the times only */
     call.results = NULL;
     mom_set_size(&call, 'Z', call.failed ? 0 : (size_t)repeats);
     double *seconds = mom_new_f64(&call, "Z");
-    mom_arena workspace; /* of its own: empty after each time, so that it keeps its memory */
+    mom_arena workspace; /* apart from the call's: it is empty after each repeat and keeps its memory for the next */
     mom_arena_init(&workspace, "workspace");
     mom_exec exec = call.exec;
     exec.workspace = &workspace;

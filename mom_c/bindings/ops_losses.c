@@ -111,7 +111,7 @@ static PyObject *lm_head_backward(PyObject *module, PyObject *args) {
     return mom_call_end(&call);
 }
 
-/* Loss, and unless loss_only its gradients: zeros for rows without a label. */
+/* The loss and, unless loss_only is set, its gradients. Rows without a label have a gradient of zero. */
 static PyObject *lm_head_gradient(PyObject *module, PyObject *args) {
     PyObject *hidden_o, *wte_o, *labels_o;
     int bf16, loss_only;

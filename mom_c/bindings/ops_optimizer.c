@@ -8,7 +8,7 @@
 #include "bindings/call.h"
 #include "ops/adamw.h"
 
-/* Data of entry i of a list, checked against the shape of *like, which the first call of an entry (NULL) sets. */
+/* Data of entry i of a list. Its shape must be that of *like; if *like is NULL, the entry becomes *like. */
 static float *list_entry(mom_call *call, const char *name, PyObject *items, Py_ssize_t i, int writable,
                          PyArrayObject **like) {
     if (call->failed)
@@ -53,7 +53,7 @@ static void check_settings(mom_call *call, const mom_adamw_spec *spec) {
         mom_call_fail(call, PyExc_ValueError, "eps: expected a positive finite number of type float32");
 }
 
-/* Updates params, exp_avg, exp_avg_sq and steps in place: mom.ops passes copies. */
+/* Updates params, exp_avg and exp_avg_sq in place (mom.ops passes copies) and returns the new steps. */
 static PyObject *adamw_step(PyObject *module, PyObject *args) {
     PyObject *params, *grads, *first, *second, *steps_o, *decay_o, *used_o;
     mom_adamw_spec spec = {0};
@@ -95,8 +95,8 @@ static PyObject *adamw_step(PyObject *module, PyObject *args) {
     return mom_call_end(&call);
 }
 
-/* Scales the gradients in place so that their norm is at most max_norm (not when it is infinite or NaN); returns the
- * norm before. */
+/* Scales the gradients in place so that their norm is at most max_norm, and returns the norm before. A norm that is
+ * infinite or NaN changes nothing. */
 static PyObject *clip_gradients(PyObject *module, PyObject *args) {
     PyObject *grads;
     double max_norm, norm = 0.0;

@@ -24,7 +24,7 @@ static const char *const tensor_names[6] = {"in_weight",    "in_bias",    "state
                                             "state_bias",   "out_weight", "out_bias"};
 static const char *const tensor_shapes[6] = {"G C", "G", "G R", "G", "S R", "S"};
 
-/* G is here the number of rows of in_weight: R for naive, gates * R else. */
+/* The letter G stands for the rows of in_weight: R for the naive router, gates * R for the others. */
 static router_inputs read_router(mom_call *call, const router_args *a) {
     router_inputs in = {.noise_key = mom_rng_key(a->seed, a->counter, a->site)};
     if (a->kind < MOM_ROUTER_NAIVE || a->kind > MOM_ROUTER_GRU_DEV)
@@ -42,7 +42,7 @@ static router_inputs read_router(mom_call *call, const router_args *a) {
             continue;
         pointers[i] = i == 4 ? out_weight : mom_arg_f32(call, tensor_names[i], a->tensors[i], tensor_shapes[i]);
     }
-    /* The struct serves weights and gradients; operators do not write through the weights'. */
+    /* The struct is for weights and for gradients, hence the casts; operators only read weights. */
     in.weights = (mom_router_tensors){.in_weight = (float *)pointers[0], .in_bias = (float *)pointers[1],
                                       .state_weight = (float *)pointers[2], .state_bias = (float *)pointers[3],
                                       .out_weight = (float *)pointers[4], .out_bias = (float *)pointers[5]};

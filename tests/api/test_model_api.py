@@ -412,7 +412,7 @@ def test_a_busy_model_refuses_other_threads() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_during_a_forward_pass_leaves_the_childs_network_usable() -> None:
-    code = '''
+    code = """
 import os, threading, time
 import numpy as np, mom
 mom.set_num_threads(1)
@@ -443,7 +443,7 @@ if pid == 0:
         os._exit(1)
 thread.join()
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-'''
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -495,7 +495,8 @@ def test_core_refuses_what_python_would_not_send() -> None:
     fields = _core_config(CONFIG) | {"bf16": False}
     assert sorted(fields) == sorted(_core.config_fields())  # both sides know the same fields
     for wrong, message in (
-        ({"V": -1}, "config: 'V' is negative"), ({"router_kind": 3}, "config: 'router_kind' is 3, expected less than 3"),
+        ({"V": -1}, "config: 'V' is negative"),
+        ({"router_kind": 3}, "config: 'router_kind' is 3, expected less than 3"),
         ({"depth": 3}, "config: 39 keys, expected the 38 of"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):

@@ -70,7 +70,7 @@ def test_sizes_of_zero_give_the_empty_result_or_name_the_argument(
     case: Case, kernel_level: str, rng: np.random.Generator
 ) -> None:
     letter = case.kind.removeprefix("no ")
-    single = case.options.get("loss") == "single_label_classification"  # an empty batch has no labels, hence a loss of 0
+    single = case.options.get("loss") == "single_label_classification"  # no rows, no labels: a loss of 0
     if letter in NEVER_EMPTY.get(case.operator, "") and not (letter == "B" and single):
         with pytest.raises(ValueError, match=r"^\w+: "):
             operator = make(case, rng)

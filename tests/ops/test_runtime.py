@@ -95,15 +95,17 @@ def test_quota_of_a_control_group_is_rounded_up(limit: str, cpus: int) -> None:
         ("0::/elsewhere/c1\n", {"cpu.max": "400000 100000\n"}, 4),
         ("0::/a\n", {"a/cpu.max": "max 100000\n"}, 0),
         # Version 1, with the controller's own folder or that of a list of controllers, among other controllers.
-        ("3:memory:/x\n2:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "150000", "cpu/a/cpu.cfs_period_us": "100000"}, 2),
+        ("3:memory:/x\n2:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "15000", "cpu/a/cpu.cfs_period_us": "10000"}, 2),
         ("2:cpuacct,cpu:/\n", {"cpuacct,cpu/cpu.cfs_quota_us": "-1", "cpuacct,cpu/cpu.cfs_period_us": "100000"}, 0),
-        ("2:cpuacct,cpu:/o\n", {"cpuacct,cpu/cpu.cfs_quota_us": "500000", "cpuacct,cpu/cpu.cfs_period_us": "100000"}, 5),
-        ("2:cpuset,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "150000", "cpu/a/cpu.cfs_period_us": "100000"}, 0),
+        ("2:cpuacct,cpu:/o\n", {"cpuacct,cpu/cpu.cfs_quota_us": "50000", "cpuacct,cpu/cpu.cfs_period_us": "10000"}, 5),
+        ("2:cpuset,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "15000", "cpu/a/cpu.cfs_period_us": "10000"}, 0),
         ("nonsense\n\n", {}, 0),
         (None, {"cpu.max": "100000 100000\n"}, 0),
     ],
 )
-def test_limits_of_control_groups_are_found(groups: str | None, files: dict[str, str], cpus: int, tmp_path: Path) -> None:
+def test_limits_of_control_groups_are_found(
+    groups: str | None, files: dict[str, str], cpus: int, tmp_path: Path
+) -> None:
     if groups is not None:
         (tmp_path / "proc/self").mkdir(parents=True)
         (tmp_path / "proc/self/cgroup").write_text(groups)
@@ -132,7 +134,7 @@ int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set) {
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or "LD_PRELOAD" in os.environ, reason="replaces a call of Linux's C library")
+@pytest.mark.skipif(sys.platform != "linux" or "LD_PRELOAD" in os.environ, reason="needs Linux")
 def test_cpus_beyond_1024_are_counted(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
