@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import re
 from pathlib import Path
@@ -32,12 +33,33 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_files_include_their_own_layer_and_those_above_only(path: Path) -> None:
     layer = LAYERS.index(path.relative_to(CORE).parts[0])
-    for included in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+    for included in includes(path):
         assert LAYERS.index(included.split("/")[0]) <= layer, included
         assert (CORE / included).is_file(), included
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if "bindings" not in p.parts], ids=name)
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_no_file_includes_itself_over_others() -> None:
+    graphlib.TopologicalSorter({name(path): includes(path) for path in SOURCES}).prepare()  # an error names the circle
+
+
+def test_no_two_sources_call_each_other() -> None:
+    """Not over others either: whoever reads a file has to know only files that do not know it."""
+    code = {name(path): code_of(path) for path in SOURCES if path.suffix == ".c"}
+    definition = re.compile(r"^(?!static|typedef|extern)\w[\w *]*?\b(mom_\w+)\([^;{}]*\)\s*\{", re.MULTILINE)
+    home = {function: file for file, text in code.items() for function in definition.findall(text)}
+    assert home["mom_call_begin"] == "bindings/call.c" and len(home) > 200
+    calls = {
+        file: {home[word] for word in set(re.findall(r"\bmom_\w+", text)) if word in home} - {file}
+        for file, text in code.items()
+    }
+    graphlib.TopologicalSorter(calls).prepare()
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if not name(p).startswith("bindings/")], ids=name)
 def test_core_knows_no_python_prints_nothing_and_never_exits(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"#\s*include\s+<(Python\.h|numpy/)", text)
@@ -54,7 +76,7 @@ def test_headers_are_guarded_by_their_path(path: Path) -> None:
     assert f"#ifndef {guard}\n#define {guard}\n" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if "kernels" in p.parts], ids=name)
+@pytest.mark.parametrize("path", [p for p in SOURCES if name(p).startswith("kernels/")], ids=name)
 def test_kernels_keep_no_state_use_no_threads_and_no_arena(path: Path) -> None:
     """The only writable static is the list of level names, which every caller fills alike."""
     assert not re.search(r"\bmom_(parallel|arena|memory)_\w+\s*\(|#\s*pragma\s+omp\s+(?!simd)", code_of(path))

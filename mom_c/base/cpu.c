@@ -1,11 +1,18 @@
-/* The system's call for permission is not in C's standard library. */
+/* What is asked of the operating system is not in C's standard library. */
 #if defined(__linux__)
 #define _GNU_SOURCE
+#include <sched.h>
 #include <sys/syscall.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
 
 #include "base/cpu.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define X86_64
@@ -58,3 +65,115 @@ int mom_cpu_allow_amx(void) { return syscall(SYS_arch_prctl, REQUEST_STATE, TILE
 #else
 int mom_cpu_allow_amx(void) { return 0; }
 #endif
+
+/* ------------------------------------------------------------------ number of CPUs */
+
+int mom_quota_cpus(const char *limit) {
+    long long quota, period;
+    if (sscanf(limit, "%lld %lld", &quota, &period) != 2 || quota <= 0 || period <= 0)
+        return 0;
+    const long long cpus = quota / period + (quota % period != 0);
+    return cpus < INT_MAX ? (int)cpus : INT_MAX;
+}
+
+#define LONGEST_PATH 4096
+
+/* The first line of a file, without its end; "" if it cannot be read. */
+static void read_line(const char *path, char *line, int size) {
+    FILE *file = fopen(path, "r");
+    if (!file || !fgets(line, size, file))
+        line[0] = 0;
+    if (file)
+        fclose(file);
+    line[strcspn(line, "\n")] = 0;
+}
+
+/* The limit of the group in `folder`; 0 if it has none. */
+static int group_cpus(const char *folder, int version) {
+    char path[LONGEST_PATH + 32], quota[64], period[64], limit[2 * sizeof quota];
+    if (version == 2) {
+        snprintf(path, sizeof path, "%s/cpu.max", folder);
+        read_line(path, limit, sizeof limit);
+    } else {
+        snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", folder);
+        read_line(path, quota, sizeof quota);
+        snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
+        read_line(path, period, sizeof period);
+        snprintf(limit, sizeof limit, "%s %s", quota, period);
+    }
+    return mom_quota_cpus(limit);
+}
+
+static int smaller_limit(int a, int b) { return !a || (b && b < a) ? b : a; }
+
+/* The least limit of a group and of all above it, up to `mount`. In a container the group's name is often one that only
+ * exists outside; then its own limit stands in `mount`. */
+static int least_limit(const char *mount, const char *group, int version) {
+    char folder[LONGEST_PATH];
+    int least = 0;
+    const int length = snprintf(folder, sizeof folder, "%s%s", mount, group);
+    if (length < 0 || length >= (int)sizeof folder)
+        return 0;
+    for (;;) {
+        least = smaller_limit(least, group_cpus(folder, version));
+        char *end = strrchr(folder, '/');
+        if (strlen(folder) <= strlen(mount) || !end)
+            return least;
+        *end = 0;
+    }
+}
+
+/* Whether `name` is one of a list with commas. */
+static int is_listed(const char *list, const char *name) {
+    const size_t length = strlen(name);
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strncmp(at, name, length) == 0 && (at[length] == 0 || at[length] == ','))
+            return 1;
+    return 0;
+}
+
+int mom_cgroup_cpus(const char *root) {
+    char path[LONGEST_PATH], line[LONGEST_PATH], mount[LONGEST_PATH];
+    int least = 0;
+    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE *file = fopen(path, "r");
+    while (file && fgets(line, sizeof line, file)) { /* "ID:CONTROLLERS:GROUP"; version 2 names no controllers */
+        line[strcspn(line, "\n")] = 0;
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group)
+            continue;
+        *controllers++ = *group++ = 0;
+        if (!*controllers) {
+            snprintf(mount, sizeof mount, "%s/sys/fs/cgroup", root);
+            least = smaller_limit(least, least_limit(mount, group, 2));
+        } else if (is_listed(controllers, "cpu")) { /* the folder has the name of the controller or of their list */
+            snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/cpu", root);
+            least = smaller_limit(least, least_limit(mount, group, 1));
+            snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/%.64s", root, controllers);
+            least = smaller_limit(least, least_limit(mount, group, 1));
+        }
+    }
+    if (file)
+        fclose(file);
+    return least;
+}
+
+/* CPUs that the scheduler may run this process on; at least 1. */
+static int scheduled_cpus(void) {
+#if defined(__linux__)
+    cpu_set_t sets[16]; /* one has room for 1,024 CPUs, and the call fails if there is not enough for all */
+    if (sched_getaffinity(0, sizeof sets, sets) == 0 && CPU_COUNT_S(sizeof sets, sets) > 0)
+        return CPU_COUNT_S(sizeof sets, sets);
+#endif
+#if defined(_SC_NPROCESSORS_ONLN)
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+#else
+    return 1;
+#endif
+}
+
+int mom_available_cpus(void) {
+    const int scheduled = scheduled_cpus(), granted = mom_cgroup_cpus("");
+    return smaller_limit(scheduled, granted);
+}

@@ -1,17 +1,10 @@
-#if defined(__linux__)
-#define _GNU_SOURCE
-#endif
-#include <sched.h>
-
 #include "base/parallel.h"
 
+#include <sched.h>
 #include <string.h>
 
 #ifdef _OPENMP
 #include <omp.h>
-#endif
-#if !defined(__linux__) && (defined(__unix__) || defined(__APPLE__))
-#include <unistd.h>
 #endif
 
 /* Denormal numbers cost a hundred times what others do and carry nothing here (the tails of softmaxes, moments of
@@ -82,21 +75,5 @@ int mom_have_openmp(void) {
     return 1;
 #else
     return 0;
-#endif
-}
-
-int mom_available_cpus(void) {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        const int n = CPU_COUNT(&set);
-        return n > 0 ? n : 1;
-    }
-#endif
-#if defined(_SC_NPROCESSORS_ONLN)
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
-#else
-    return 1;
 #endif
 }

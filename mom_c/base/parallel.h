@@ -25,6 +25,5 @@ void mom_wait_until_zero(const atomic_size_t *count);
 void mom_range(size_t n, size_t parts, size_t p, size_t *begin, size_t *end);
 
 int mom_have_openmp(void);
-int mom_available_cpus(void); /* CPUs the process may run on, at least 1 */
 
 #endif

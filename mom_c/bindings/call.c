@@ -75,6 +75,7 @@ typedef struct {
     struct {
         npy_intp factor;
         char letter;
+        int positive; /* marked with '+' */
     } items[MAX_DIMS];
 } shape_spec;
 
@@ -86,6 +87,9 @@ static shape_spec parse(const char *text) {
         } else if (*text == '.') {
             spec.leading = 1;
             text += 3;
+        } else if (*text == '+') {
+            spec.items[spec.count - 1].positive = 1;
+            text++;
         } else {
             npy_intp factor = 1;
             if (*text >= '0' && *text <= '9')
@@ -122,8 +126,8 @@ static void describe(const mom_call *call, const shape_spec *spec, char *text, s
     snprintf(text + n, size - n, spec->count == 1 && !spec->leading ? ",)" : ")");
 }
 
-/* Compares and, when all fits, gives unknown letters their sizes. */
-static int match(mom_call *call, const shape_spec *spec, const PyArrayObject *array) {
+/* Compares and, when all fits, gives unknown letters their sizes. *empty becomes the letter that must not be 0 and is. */
+static int match(mom_call *call, const shape_spec *spec, const PyArrayObject *array, char *empty) {
     const int ndim = PyArray_NDIM(array), leading = ndim - spec->count;
     const npy_intp *dims = PyArray_DIMS((PyArrayObject *)array);
     npy_intp sizes[26];
@@ -144,6 +148,10 @@ static int match(mom_call *call, const shape_spec *spec, const PyArrayObject *ar
             *known = have / factor;
         else if (*known < 0 || *known * factor != have)
             return 0;
+        if (spec->items[i].positive && !have) {
+            *empty = spec->items[i].letter;
+            return 0;
+        }
     }
     memcpy(call->sizes, sizes, sizeof sizes);
     if (spec->leading && call->leading_ndim < 0) {
@@ -155,12 +163,15 @@ static int match(mom_call *call, const shape_spec *spec, const PyArrayObject *ar
 
 static int check_shape(mom_call *call, const char *name, const PyArrayObject *array, const char *shape) {
     const shape_spec spec = parse(shape);
-    if (match(call, &spec, array))
+    char have[256], want[256], empty = 0;
+    if (match(call, &spec, array, &empty))
         return 1;
-    char have[256], want[256];
     mom_format_shape(have, sizeof have, PyArray_NDIM(array), PyArray_DIMS((PyArrayObject *)array));
     describe(call, &spec, want, sizeof want);
-    mom_call_fail(call, PyExc_ValueError, "%s: shape %s, expected %s", name, have, want);
+    if (empty)
+        mom_call_fail(call, PyExc_ValueError, "%s: shape %s, expected %s with %c at least 1", name, have, want, empty);
+    else
+        mom_call_fail(call, PyExc_ValueError, "%s: shape %s, expected %s", name, have, want);
     return 0;
 }
 
@@ -238,15 +249,39 @@ float **mom_module_pointers(mom_call *call, const float *data, size_t stride) {
     if (call->failed || !data)
         return NULL;
     const size_t M = mom_size(call, 'M');
-    float **pointers = mom_arena_alloc(&call->workspace, M, sizeof *pointers, &call->error);
-    if (!pointers) {
-        call->failed = 1;
-        mom_raise(call->module, &call->error);
-        return NULL;
-    }
-    for (size_t m = 0; m < M; m++)
+    float **pointers = mom_call_alloc(call, M, sizeof *pointers);
+    for (size_t m = 0; pointers && m < M; m++)
         pointers[m] = (float *)data + m * stride;
     return pointers;
+}
+
+const float *mom_arg_optional_f32(mom_call *call, const char *name, PyObject *value, const char *shape) {
+    return value == Py_None ? NULL : mom_arg_f32(call, name, value, shape);
+}
+
+PyObject *mom_arg_list(mom_call *call, PyObject *list) {
+    if (call->failed)
+        return NULL;
+    PyObject *items = PyList_AsTuple(list); /* new reference */
+    return keep(call, &call->held, items) ? items : NULL;
+}
+
+mom_dropout mom_arg_dropout(mom_call *call, mom_dropout_args args) {
+    if (!(args.p >= 0.0f && args.p < 1.0f)) {
+        PyObject *p = PyFloat_FromDouble((double)args.p); /* PyErr_Format has no format for a float */
+        mom_call_fail(call, PyExc_ValueError, "dropout: %S, expected [0, 1)", p ? p : Py_None);
+        Py_XDECREF(p);
+    }
+    return (mom_dropout){args.p, mom_rng_key(args.seed, args.counter, args.site)};
+}
+
+void *mom_call_alloc(mom_call *call, size_t n, size_t size) {
+    void *block = call->failed ? NULL : mom_arena_alloc(&call->workspace, n, size, &call->error);
+    if (!block && !call->failed) {
+        call->failed = 1;
+        mom_raise(call->module, &call->error);
+    }
+    return block;
 }
 
 /* ------------------------------------------------------------------ results */

@@ -1,15 +1,20 @@
 /* One call of an operator on plain arrays: arguments in, results out, one place that cleans up.
  *
- * Order of calls: begin; arguments; results; MOM_RUN; end. The first failure sticks: what follows does nothing and
- * returns NULL, and end returns NULL with the exception set, so that a function reads from top to bottom.
+ * The order of calls is: begin; arguments; results; MOM_RUN; end. After the first failure all later functions do nothing
+ * and return NULL, and end returns NULL with the exception set. So a binding needs no error paths of its own.
  *
- * Shapes are written as dimension letters: "N C", "B T 3C", "..." for any leading dimensions. The first use of a letter
- * gives it its size, later uses must agree; so do later uses of "...". Messages show known sizes as numbers.
+ * A shape is written with a letter per dimension: "N C", "B T 3C". "..." stands for any number of leading dimensions.
+ * The first use of a letter gives the letter its size, and later uses must agree. The same holds for "...". Messages
+ * show known sizes as numbers. Any size may be 0, except where a '+' follows the letter, as in "N V+": an operator
+ * that takes a mean, a maximum or a softmax over V has no result for V = 0.
  */
 #ifndef MOM_BINDINGS_CALL_H
 #define MOM_BINDINGS_CALL_H
 
 #include "bindings/convert.h"
+
+#include "base/dropout.h"
+#include "bindings/runtime.h"
 #include "bindings/state.h"
 #include "ops/routing_plan.h"
 
@@ -21,7 +26,7 @@ typedef struct {
     int failed; /* an exception is set */
 
     mom_arena workspace;
-    PyObject *held;    /* list of converted arguments, or NULL */
+    PyObject *held;    /* list of what the call keeps alive until it ends, or NULL */
     PyObject *results; /* list, or NULL */
     npy_intp sizes[26]; /* by letter; -1 when not yet known */
     npy_intp leading[8]; /* sizes of "..." */
@@ -29,7 +34,7 @@ typedef struct {
 } mom_call;
 
 void mom_call_begin(mom_call *call, PyObject *module);
-/* The only result, or the tuple of all; NULL with an exception set when anything failed. Releases everything. */
+/* Releases what the call holds. Returns its only result or a tuple of all; NULL with an exception set if anything failed. */
 PyObject *mom_call_end(mom_call *call);
 
 /* Sets an exception, unless one is set already. */
@@ -48,15 +53,30 @@ const int32_t *mom_arg_i32(mom_call *call, const char *name, PyObject *value, co
 const int16_t *mom_arg_i16(mom_call *call, const char *name, PyObject *value, const char *shape);
 const uint8_t *mom_arg_mask(mom_call *call, const char *name, PyObject *value, const char *shape);
 const mom_routing_plan *mom_arg_plan(mom_call *call, PyObject *value); /* sets N, K, M and P (slots) */
-/* Pointers to the M equal parts of a (M, ...) array, from the workspace. */
+/* NULL for None. */
+const float *mom_arg_optional_f32(mom_call *call, const char *name, PyObject *value, const char *shape);
+/* The items of a list as a tuple that the call keeps alive (borrowed). The caller can change the list while an item is
+ * converted or while the operator runs without the GIL, so no operator reads the list itself. */
+PyObject *mom_arg_list(mom_call *call, PyObject *list);
+
+/* Four arguments as PyArg_ParseTuple reads them with "fKKK". */
+typedef struct {
+    float p;
+    unsigned long long seed, counter, site;
+} mom_dropout_args;
+mom_dropout mom_arg_dropout(mom_call *call, mom_dropout_args args);
+
+/* n items of the given size from the workspace; they last until the call ends. */
+void *mom_call_alloc(mom_call *call, size_t n, size_t size);
+/* Pointers to the M parts of an (M, ...) array, `stride` floats each. The pointers are in the workspace. */
 float **mom_module_pointers(mom_call *call, const float *data, size_t stride);
 
 /* ---- results, in the order in which end returns them */
 float *mom_new_f32(mom_call *call, const char *shape);
 int16_t *mom_new_i16(mom_call *call, const char *shape);
 double *mom_new_f64(mom_call *call, const char *shape);
-/* For operators that add: entry i of the tuple add_to (n entries, each an array or None), copied; zeros for None, and
- * when add_to itself is None. */
+/* A result that the operator adds to. It begins as a copy of entry i of the tuple add_to, which has n entries. It begins
+ * as zeros if the entry or add_to itself is None. */
 float *mom_new_sum(mom_call *call, const char *name, PyObject *add_to, int i, int n, const char *shape);
 void mom_new_number(mom_call *call, double value);
 void mom_new_none(mom_call *call);

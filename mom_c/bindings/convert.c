@@ -80,10 +80,12 @@ static PyArrayObject *cast(PyArrayObject *array, int type) {
                                                                           NPY_ARRAY_FORCECAST | NPY_ARRAY_NOTSWAPPED);
 }
 
+/* Unsigned values from 2^63 up are negative here. None of them is allowed, not even where `also` is negative. */
 static int in_range(const int64_t *values, npy_intp n, int is_unsigned, const char *name, int64_t low, int64_t high,
                     int64_t also) {
     for (npy_intp i = 0; i < n; i++) {
-        if ((values[i] >= low && values[i] < high) || values[i] == also)
+        const int beyond = is_unsigned && values[i] < 0;
+        if (!beyond && ((values[i] >= low && values[i] < high) || (also != low && values[i] == also)))
             continue;
         char allowed[32] = "", value[32];
         if (also != low)
@@ -108,7 +110,6 @@ PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type
         PyErr_Format(PyExc_TypeError, "%s: dtype %S, expected integers", name, (PyObject *)PyArray_DESCR(array));
         goto done;
     }
-    /* uint64 beyond int64 turns negative here, and no caller's range holds more than 32 bits. */
     wide = cast(array, NPY_INT64);
     if (!wide ||
         !in_range(PyArray_DATA(wide), PyArray_SIZE(wide), PyArray_ISUNSIGNED(array), name, low, high, also))
@@ -131,4 +132,11 @@ PyArrayObject *mom_convert_mask(PyObject *object, const char *name) {
                      (PyObject *)PyArray_DESCR(array));
     Py_DECREF(array);
     return result;
+}
+
+PyObject *mom_copy_array(int ndim, const npy_intp *dims, int type, const void *data) {
+    PyObject *out = PyArray_SimpleNew(ndim, dims, type); /* new reference */
+    if (out && PyArray_SIZE((PyArrayObject *)out) > 0)
+        memcpy(PyArray_DATA((PyArrayObject *)out), data, (size_t)PyArray_NBYTES((PyArrayObject *)out));
+    return out;
 }

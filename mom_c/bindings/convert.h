@@ -7,16 +7,16 @@
 
 #include <stdint.h>
 
-/* `object` itself (borrowed) when it is an ndarray of NumPy type number `type`, C-contiguous, aligned, in native byte
- * order (and writable, if asked for); else NULL with TypeError (kind, dtype) or ValueError (layout). */
+/* Returns `object` itself (borrowed) if it is an ndarray of NumPy type number `type`, C-contiguous, aligned, in native byte
+ * order and, if `writable` is set, writable. Else NULL with TypeError (kind, dtype) or ValueError (layout). */
 PyArrayObject *mom_check_storage(PyObject *object, const char *name, int type, int writable);
 
-/* The same, and its shape must be (shape[0], ..., shape[ndim - 1]); -1 stands for any size. */
+/* The same, but the array must also have the shape (shape[0], ..., shape[ndim - 1]). -1 stands for any size. */
 PyArrayObject *mom_check_array(PyObject *object, const char *name, int type, int ndim, const npy_intp *shape,
                                int writable);
 
-/* Integers of any integer dtype, layout and byte order (or nested sequences) as a fresh C-contiguous array of `type`
- * (NPY_INT16 or NPY_INT32). Values must be in [low, high) or equal `also` (pass `low` for no such value).
+/* Converts integers of any integer dtype, layout and byte order, or nested sequences of them, to a new C-contiguous array
+ * of `type` (NPY_INT16 or NPY_INT32). Values must be in [low, high), or equal to `also` unless `also` is `low`.
  * New reference. */
 PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type, int64_t low, int64_t high,
                                     int64_t also);
@@ -24,6 +24,9 @@ PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type
 /* Truth values of a mask of any boolean, integer or floating dtype as a C-contiguous uint8 array of 0 and 1.
  * New reference. */
 PyArrayObject *mom_convert_mask(PyObject *object, const char *name);
+
+/* A new array with a copy of `data`, which may be NULL if the array is empty. New reference. */
+PyObject *mom_copy_array(int ndim, const npy_intp *dims, int type, const void *data);
 
 /* Writes "(3, 4)" and returns the written length, never more than size - 1. */
 size_t mom_format_shape(char *text, size_t size, int ndim, const npy_intp *shape);

@@ -1,15 +1,18 @@
 /* _core.Decoder: a batch of sequences that a network continues token by token; see mom.Decoder.
  *
- * A decoder keeps its network alive and claims it for the length of every call, so both are used by one thread at a
- * time. The GIL is released while the core computes. Arrays that leave here are copies.
+ * A decoder keeps its network alive and claims the network for the length of every call, so that only one thread at a
+ * time uses the two. The GIL is released while the core computes. Arrays that leave here are copies.
  */
 #include "bindings/decoder_type.h"
 
 #include <string.h>
 
-#include "bindings/call.h"
+#include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
+#include "bindings/routes.h"
+#include "bindings/runtime.h"
+#include "bindings/state.h"
 #include "model/decoder.h"
 
 typedef struct {
@@ -21,7 +24,7 @@ typedef struct {
 
 static const char *const format_names[] = {"float32", "bfloat16", "int8"};
 
-static int read_format(const char *name, mom_gemv_format *format) {
+int mom_read_weight_format(const char *name, mom_gemv_format *format) {
     for (int i = 0; i < 3; i++) {
         if (strcmp(name, format_names[i]) == 0) {
             *format = (mom_gemv_format)i;
@@ -40,7 +43,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     mom_gemv_format format;
     if (!state ||
         !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|s:Decoder", names, state->network_type, &network, &weights) ||
-        read_format(weights, &format) < 0)
+        mom_read_weight_format(weights, &format) < 0)
         return NULL;
     if (((mom_network *)network)->gpt.config.num_labels) {
         PyErr_SetString(PyExc_ValueError, "network: a classifier has no next token");
@@ -84,10 +87,7 @@ static void decoder_dealloc(decoder_object *self) {
 static PyObject *copy_logits(const decoder_object *self) {
     const mom_decoder_batch *batch = &self->decoder.batch;
     const npy_intp dims[2] = {(npy_intp)batch->B, (npy_intp)self->decoder.gpt->config.V};
-    PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
-    if (out && batch->B)
-        memcpy(PyArray_DATA((PyArrayObject *)out), batch->logits, (size_t)PyArray_NBYTES((PyArrayObject *)out));
-    return out;
+    return mom_copy_array(2, dims, NPY_FLOAT32, batch->logits);
 }
 
 static int check_tokens(const int32_t *tokens, const int32_t *lengths, size_t B, size_t T, size_t V) {
@@ -254,32 +254,18 @@ static PyObject *decoder_clear(decoder_object *self, PyObject *Py_UNUSED(ignored
     Py_RETURN_NONE;
 }
 
-static PyObject *copy_2d(size_t rows, size_t columns, int type, const void *data) {
-    const npy_intp dims[2] = {(npy_intp)rows, (npy_intp)columns};
-    PyObject *out = PyArray_SimpleNew(2, dims, type); /* new reference */
-    if (out && rows > 0 && columns > 0)
-        memcpy(PyArray_DATA((PyArrayObject *)out), data, (size_t)PyArray_NBYTES((PyArrayObject *)out));
-    return out;
-}
-
 static PyObject *copy_route(const mom_decoder *d, Py_ssize_t place, Py_ssize_t round, int half) {
-    const mom_params *p = &d->gpt->params;
     if (!d->batch.B) {
         PyErr_SetString(PyExc_RuntimeError, "route: there are no sequences yet");
         return NULL;
     }
-    if (place < 0 || (size_t)place >= p->num_places || half < 0 || half > 1 || round < 0 ||
-        (size_t)round >= p->places[place].rounds) {
-        PyErr_SetString(PyExc_IndexError, "route: no such place, round or half");
+    const mom_pool *pool = mom_find_pool(&d->gpt->params, place, round, half);
+    if (!pool)
         return NULL;
-    }
-    const mom_pool *pool = half ? &p->places[place].ffn : &p->places[place].attn;
-    const mom_decoder_route *r = &d->batch.routes[place][2 * (size_t)round + (size_t)half];
     if (!pool->routed)
         Py_RETURN_NONE;
-    return Py_BuildValue("{s:N,s:N,s:N}", "scores", copy_2d(d->batch.B, pool->S, NPY_FLOAT32, r->scores), "index",
-                         copy_2d(d->batch.B, pool->K, NPY_INT16, r->index), "weight",
-                         copy_2d(d->batch.B, pool->K, NPY_FLOAT32, r->kept));
+    const mom_decoder_route *r = &d->batch.routes[place][2 * (size_t)round + (size_t)half];
+    return mom_copy_route(pool, d->batch.B, r->scores, r->index, r->kept);
 }
 
 static PyObject *decoder_route(decoder_object *self, PyObject *args) {
@@ -360,48 +346,11 @@ static PyType_Spec decoder_spec = {.name = "mom._core.Decoder",
                                    .flags = Py_TPFLAGS_DEFAULT,
                                    .slots = decoder_slots};
 
-/* ------------------------------------------------------------------ products, for their tests */
-
-static PyObject *gemv(PyObject *module, PyObject *args) {
-    PyObject *x_o, *weight_o, *bias_o;
-    const char *name;
-    int out_in, gelu;
-    mom_gemv_format format;
-    if (!PyArg_ParseTuple(args, "OOOpsp:gemv", &x_o, &weight_o, &bias_o, &out_in, &name, &gelu) ||
-        read_format(name, &format) < 0)
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const float *x = mom_arg_f32(&call, "x", x_o, "N I");
-    const float *weight = mom_arg_f32(&call, "weight", weight_o, out_in ? "O I" : "I O");
-    const float *bias = bias_o == Py_None ? NULL : mom_arg_f32(&call, "bias", bias_o, "O");
-    float *out = mom_new_f32(&call, "N O");
-    const size_t k = mom_size(&call, 'I'), n = mom_size(&call, 'O');
-    const mom_weight_layout layout = out_in ? MOM_WEIGHT_OUT_IN : MOM_WEIGHT_IN_OUT;
-    mom_gemv_matrix matrix = {MOM_GEMV_F32, layout, weight, NULL, k, n};
-    void *packed = NULL;
-    if (!call.failed && format != MOM_GEMV_F32) {
-        packed = mom_arena_alloc(&call.workspace, mom_gemv_packed_bytes(format, k, n), 1, &call.error);
-        if (!packed)
-            mom_call_fail(&call, PyExc_MemoryError, "%s", call.error.text);
-    }
-    const mom_gemv product = {.out = out, .x = x, .matrix = &matrix, .bias = bias, .rows = mom_size(&call, 'N'),
-                              .gelu = gelu};
-    MOM_RUN(&call, if (packed) mom_gemv_pack(&call.exec, &matrix, packed, format, weight, layout, k, n);
-            call.status = mom_gemv_run(&call.exec, &product, 1, &call.error));
-    return mom_call_end(&call);
-}
-
-static PyMethodDef functions[] = {
-    {"gemv", gemv, METH_VARARGS,
-     "gemv($module, x, weight, bias, out_in, weights, gelu, /)\n--\n\nProduct of a few rows, the matrix read once."},
-    {NULL, NULL, 0, NULL}};
-
 int mom_add_decoder(PyObject *module) {
     PyObject *type = PyType_FromModuleAndSpec(module, &decoder_spec, NULL); /* new reference */
     if (!type)
         return -1;
     const int failed = PyModule_AddObjectRef(module, "Decoder", type);
     Py_DECREF(type);
-    return failed < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return failed;
 }

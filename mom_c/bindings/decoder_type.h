@@ -1,9 +1,12 @@
-/* The Python type of a decoder, and products of a few rows for their tests. */
+/* The Python type of a decoder. */
 #ifndef MOM_BINDINGS_DECODER_TYPE_H
 #define MOM_BINDINGS_DECODER_TYPE_H
 
 #include "bindings/numpy_api.h"
+#include "ops/gemv.h"
 
+/* "float32", "bfloat16" or "int8"; -1 and an exception for another name. */
+int mom_read_weight_format(const char *name, mom_gemv_format *format);
 int mom_add_decoder(PyObject *module);
 
 #endif

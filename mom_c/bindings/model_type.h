@@ -9,12 +9,13 @@
 typedef struct {
     PyObject_HEAD
     mom_gpt gpt;
-    _Atomic int busy;
+    _Atomic int owner; /* process whose thread has claimed the network, 0: none */
 } mom_network;
 
 int mom_add_network(PyObject *module);
 
-/* Claims the network for the calling thread: -1 with a RuntimeError set when another one has it. */
+/* Claims the network for the calling thread: -1 with a RuntimeError set if another thread has it. After a fork the claims
+ * of the parent's threads do not count. */
 int mom_network_enter(mom_network *self);
 void mom_network_leave(mom_network *self);
 

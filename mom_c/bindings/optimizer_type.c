@@ -7,6 +7,7 @@
 #include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/model_type.h"
+#include "bindings/runtime.h"
 #include "bindings/state.h"
 #include "model/sample.h"
 #include "ops/adamw.h"
@@ -16,7 +17,7 @@ typedef struct {
     mom_network *network; /* strong reference */
     float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
     double *steps;               /* one per parameter */
-    uint8_t *held;               /* by parameter: counted in its mom_param.held */
+    uint8_t *held;               /* by parameter: counted in its mom_gradient.held */
     uint8_t *fresh;              /* by row of wte, then of wpe: no gradient has been there, and nobody has seen moments */
 } mom_optimizer;
 
@@ -71,6 +72,10 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (!self)
         return NULL;
     self->network = (mom_network *)Py_NewRef(network);
+    if (mom_network_enter(self->network) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
     const mom_params *p = &self->network->gpt.params;
     mom_error err;
     self->exp_avg = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
@@ -83,17 +88,21 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         self->held = mom_memory_calloc(p->count, 1, "optimizer", &err);
     if (self->held)
         self->fresh = mom_memory_alloc(rows, 1, "optimizer", &err);
-    if (!self->fresh) {
-        mom_raise((PyObject *)type, &err);
-        Py_DECREF(self);
-        return NULL;
+    if (self->fresh) {
+        memset(self->fresh, 1, rows);
+        self->network->gpt.gradients.optimizers++;
+        mom_gpt_forget_plans(&self->network->gpt);
     }
-    memset(self->fresh, 1, rows);
-    self->network->gpt.gradients.optimizers++;
-    mom_gpt_forget_plans(&self->network->gpt);
-    return (PyObject *)self;
+    mom_network_leave(self->network);
+    if (self->fresh)
+        return (PyObject *)self;
+    mom_raise((PyObject *)type, &err);
+    Py_DECREF(self);
+    return NULL;
 }
 
+/* Cannot claim the network, since it cannot fail: another thread may be computing. What it changes of the network are
+ * atomic counts, from which plans are made. */
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
     if (self->fresh) { /* the last that was allocated */

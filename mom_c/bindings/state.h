@@ -1,10 +1,10 @@
-/* What the extension keeps: per module its types and exceptions; per process the active kernels and threads. */
+/* What the module keeps: its types and exceptions. */
 #ifndef MOM_BINDINGS_STATE_H
 #define MOM_BINDINGS_STATE_H
 
 #include "bindings/numpy_api.h"
 
-#include "kernels/kernels.h"
+#include "base/status.h"
 
 typedef struct {
     PyObject *network_type;                    /* _core.Network */
@@ -13,9 +13,5 @@ typedef struct {
 } mom_state;
 
 static inline mom_state *mom_get_state(PyObject *module) { return PyModule_GetState(module); }
-
-/* The active level's kernels and the number of threads, with the caller's workspace (NULL if it brings its own).
- * Needs the GIL. */
-mom_exec mom_current_exec(mom_arena *workspace);
 
 #endif

@@ -17,7 +17,7 @@ typedef struct {
     int written;  /* its memory may hold something since then */
     int trained;  /* optimizers are to update the parameter; see mom_gradients_set_trained */
     int computed; /* backward gives it a gradient */
-    size_t held;  /* optimizers whose moments of it take up memory */
+    _Atomic size_t held; /* optimizers whose moments of it take up memory */
     uint8_t *touched;   /* of an embedding: by row, 0: its gradient is zero; else NULL */
     uint8_t *overwrite; /* of a module's matrix: its entry in mom_pool_gradients; else NULL */
 } mom_gradient;
@@ -36,7 +36,7 @@ typedef struct {
     mom_gradient *table; /* by parameter */
     mom_pool_gradients (*pools)[2]; /* by place and half */
     size_t lowest_place; /* lowest place that backward goes through; 0: the embeddings, too */
-    size_t optimizers;   /* of this network */
+    _Atomic size_t optimizers; /* of this network; they come and go without a claim on it */
     mom_arena arena;     /* holds table and pools */
     mom_arena pointers;  /* holds the arrays that point into values */
 } mom_gradients;

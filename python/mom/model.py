@@ -498,10 +498,10 @@ class _Network:
             The gradients then hold a part of the sum: call `zero_grad` and repeat the forward pass.
         """
         balance_scale = self._balance_scale if balance_scale is None else balance_scale
-        self._core.backward(
-            _number(lm_scale, "lm_scale", -_LARGEST, "a finite float32"),
-            _number(balance_scale, "balance_scale", -_LARGEST, "a finite float32"),
-        )
+        self._core.backward({
+            "lm": _number(lm_scale, "lm_scale", -_LARGEST, "a finite float32"),
+            "balance": _number(balance_scale, "balance_scale", -_LARGEST, "a finite float32"),
+        })
 
     def _inputs(
         self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
@@ -831,7 +831,8 @@ class MoM(_Network):
             checkpoint=bool(self.activation_checkpointing),
             all_rows=bool(return_logits),
         )
-        lm_loss, balance_loss, labelled = result
+        losses, labelled = result
+        lm_loss, balance_loss = losses.get("lm"), losses.get("balance")
         loss = lm_loss
         if loss is not None and balance_loss is not None:
             loss += self.config.router_aux_loss_coef * balance_loss
@@ -1090,7 +1091,7 @@ class MoMForSequenceClassification(_Network):
         elif self.config.pooling != "mask":
             raise ConfigError(f"pooling: {self.config.pooling!r} looks for padding; packed rows need 'mask'")
         targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))
-        lm_loss, _, labelled = self._core.forward(
+        losses, labelled = self._core.forward(
             **given,
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
@@ -1098,6 +1099,7 @@ class MoMForSequenceClassification(_Network):
             **targets,
         )
         logits = self._core.pooled_logits() if return_logits else None
+        lm_loss = losses.get("lm")
         return ModelOutput(
             lm_loss, lm_loss, None, logits, self._routes(given) if return_routes else None, labelled
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 import mom
 from mom import _core
+from mom.model import _core_config
 
 CONFIG = mom.MoMConfig(
     vocab_size=17, n_positions=10, n_embd=8, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -381,6 +385,8 @@ def test_a_busy_model_refuses_other_threads() -> None:
         "clip": lambda: mom.clip_grad_norm(model, 1.0), "has_gradient": lambda: model.has_gradient,
         "mark_gradient": lambda: model.mark_gradient("transformer.wte.weight"),
         "random_state": lambda: setattr(model, "random_state", (1, 1)), "gradient": lambda: model._core.gradient(0),
+        "random_state read": lambda: model.random_state, "arena": lambda: model._core.arena,
+        "arena_parts": lambda: model._core.arena_parts, "optimizer": lambda: mom.AdamW(model),
     }  # fmt: skip
     thread = threading.Thread(target=work)
     thread.start()
@@ -402,6 +408,44 @@ def test_a_busy_model_refuses_other_threads() -> None:
     assert set(losses) <= {mom.MoM(config)(tokens, tokens).loss}
     model(small, small)
     model.backward()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_during_a_forward_pass_leaves_the_childs_network_usable() -> None:
+    code = """
+import os, threading, time
+import numpy as np, mom
+mom.set_num_threads(1)
+model = mom.MoM(mom.MoMConfig.preset("demo").replace(n_positions=256), seed=0)
+tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (64, 256))
+small = tokens[:1, :4]
+want = model(small, small).loss
+thread = threading.Thread(target=lambda: model(tokens, tokens))
+thread.start()
+busy = False
+while thread.is_alive() and not busy:
+    try:
+        model._core.arena
+    except RuntimeError:
+        busy = True
+assert busy
+pid = os.fork()
+if pid == 0:
+    try:
+        try:
+            model._core.route(0, 0, 0)
+        except RuntimeError as error:
+            assert "there is no forward pass" in str(error), error
+        assert model(small, small).loss == want
+        model.backward()
+        os._exit(0)
+    finally:
+        os._exit(1)
+thread.join()
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_models_in_different_threads_do_not_meet() -> None:
@@ -448,6 +492,15 @@ def test_core_refuses_what_python_would_not_send() -> None:
         core.route(9, 0, 0)
     with pytest.raises(RuntimeError, match="pooled_logits"):
         core.pooled_logits()
+    fields = _core_config(CONFIG) | {"bf16": False}
+    assert sorted(fields) == sorted(_core.config_fields())  # both sides know the same fields
+    for wrong, message in (
+        ({"V": -1}, "config: 'V' is negative"),
+        ({"router_kind": 3}, "config: 'router_kind' is 3, expected less than 3"),
+        ({"depth": 3}, "config: 39 keys, expected the 38 of"),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=message):
+            _core.Network({**fields, **wrong})
     for bad in ({}, {"V": -1}):
         with pytest.raises((TypeError, ValueError)):
             _core.Network(bad)

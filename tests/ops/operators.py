@@ -160,7 +160,7 @@ def _embedding(case: Case, rng: np.random.Generator) -> Operator:
     b, t, v, p, c = (case[letter] for letter in "BTVPC")
     drop = case.options.get("p", 0.0)
     inputs = {
-        "tokens": rng.integers(0, v, (b, t)).astype(np.uint16),
+        "tokens": rng.integers(0, max(v, 1), (b, t)).astype(np.uint16),
         "wte": _normal(rng, v, c),
         "wpe": _normal(rng, p, c),
         "dout": _normal(rng, b, t, c),
@@ -205,7 +205,7 @@ def _attention(case: Case, rng: np.random.Generator) -> Operator:
     lengths = None
     if "lengths" in case.options:
         lengths = rng.integers(0, t + 1, b)
-        lengths[b // 2] = t
+        lengths[b // 2 : b // 2 + 1] = t
         kept = np.arange(t) < lengths[:, None]
         inputs = {name: x[kept] for name, x in inputs.items()}
         mask, active = (None if x is None else x[kept] for x in (mask, active))
@@ -240,7 +240,7 @@ def round_to_bfloat16(x: Array) -> Array:
 
 # ------------------------------------------------------------------ losses
 def _labels(rng: np.random.Generator, n: int, v: int, labelled: float = 0.8) -> Array:
-    return np.where(rng.random(n) < labelled, rng.integers(0, v, n), -100)
+    return np.where(rng.random(n) < (labelled if v else 0.0), rng.integers(0, max(v, 1), n), -100)
 
 
 def _cross_entropy(case: Case, rng: np.random.Generator) -> Operator:
@@ -275,6 +275,8 @@ def _lm_head(case: Case, rng: np.random.Generator) -> Operator:
 
     def expected(hidden: Array, wte: Array, labels: Array) -> Results:
         logits = hidden @ wte.T
+        if not logits.size:
+            return {"loss": np.array(0.0), "lse": np.zeros(0), "dhidden": 0.0 * hidden, "dwte": 0.0 * wte}
         loss, _, lse = reference.cross_entropy.forward(logits, labels)
         dlogits = reference.cross_entropy.backward(0.25, logits, labels, lse)
         return {"loss": np.array(loss), "lse": lse[labels >= 0], "dhidden": dlogits @ wte, "dwte": dlogits.T @ hidden}
@@ -319,7 +321,7 @@ def _label_loss(case: Case, rng: np.random.Generator) -> Operator:
     b, n, kind = case["B"], case["L"], case.options["loss"]
     labels: Array = rng.random((b, n), dtype=np.float32)
     if kind == "single_label_classification":
-        labels = np.where(np.arange(b) == 1, -100, rng.integers(0, n, b))
+        labels = np.where(np.arange(b) == 1, -100, rng.integers(0, max(n, 1), b))
 
     def run(logits: Array, labels: Array) -> Results:
         loss, dlogits = ops.label_loss(logits, labels, kind, 2.0)
@@ -660,9 +662,11 @@ def _balance_loss(case: Case, rng: np.random.Generator) -> Operator:
     def run(scores: Array) -> Results:
         loss = ops.balance_loss(list(scores), definition, depthwise, **how)
         dscores = ops.balance_loss_backward(list(scores), definition, depthwise, dloss=3.0, **how)
-        return {"loss": np.array(loss), "dscores": np.stack(dscores)}
+        return {"loss": np.array(loss), "dscores": np.stack(dscores) if dscores else np.zeros_like(scores)}
 
     def expected(scores: Array) -> Results:
+        if not rounds:
+            return {"loss": np.array(0.0), "dscores": scores}
         softmax = definition == "reference" or not probabilities
         loss, saved = reference.balance_loss.forward(scores, softmax, depthwise, mask)
         return {"loss": np.array(loss), "dscores": reference.balance_loss.backward(3.0, saved, softmax)}

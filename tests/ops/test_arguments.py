@@ -3,6 +3,7 @@ wanted. A rejected call changes nothing and leaks nothing."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,28 @@ def test_labels_may_be_ignored_but_not_otherwise_negative() -> None:
         ops.cross_entropy_forward(logits, [-1, 2])
 
 
+def test_unsigned_labels_near_the_top_are_not_taken_for_the_ignored_label() -> None:
+    logits = np.zeros((1, 3), dtype=np.float32)
+    for label in (2**64 - 100, 2**64 - 1, 2**63):
+        with pytest.raises(ValueError, match=rf"^labels: value {label}, expected \[0, 3\) or -100$"):
+            ops.cross_entropy_forward(logits, np.array([label], dtype=np.uint64))
+
+
+def test_an_empty_table_has_no_row_zero() -> None:
+    with pytest.raises(ValueError, match=r"^tokens: value 0, expected \[0, 0\)$"):
+        ops.embedding_forward([[0]], np.zeros((0, 4), np.float32), np.zeros((1, 4), np.float32))
+
+
+def test_empty_widths_are_named() -> None:
+    none, some = np.zeros((3, 0), dtype=np.float32), np.zeros((4, 0), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"^hidden: shape \(3, 0\), expected \(N, C\) with C at least 1$"):
+        ops.lm_head_loss(none, some, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"^scores: shape \(3, 0\), expected \(N, S\) with S at least 1$"):
+        ops.balance_loss([none])
+    with pytest.raises(ValueError, match=r"^inp: shape \(3, 0\), expected \(\.\.\., C\) with C at least 1$"):
+        ops.layernorm_stats(none)
+
+
 @pytest.mark.parametrize("p", [-0.1, 1.0, 2.0, float("nan")])
 def test_dropout_out_of_range_is_named(p: float) -> None:
     with pytest.raises(ValueError, match=r"^dropout: .*, expected \[0, 1\)$"):
@@ -161,6 +184,33 @@ def test_other_values_are_checked() -> None:
             ops.layernorm_stats(ONES[None], eps)
     with pytest.raises(TypeError, match="^add_to: expected a tuple of 3 arrays"):
         ops.layernorm_backward(ONES[None], ONES[None], ONES, ONES[:1], ONES[:1], add_to=(None,))
+
+
+def test_lists_may_change_while_their_items_are_read() -> None:
+    def emptied_by(values: list[int], *lists: list[Any]) -> Any:
+        class Rows:
+            def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+                for each in lists:
+                    each.clear()
+                gc.collect()
+                return np.array(values)
+
+        return Rows()
+
+    products: list[Any] = []
+    for _ in range(3):
+        a, b = np.full((40, 30), 2.0, np.float32), np.full((30, 50), 3.0, np.float32)
+        products.append((a, b, 0, 0, emptied_by(list(range(40)), products), None, None, None, None))
+        del a, b
+    results = _core.gemm(products, False, False)
+    assert not products and len(results) == 3 and all(np.all(r == 180.0) for r in results)
+
+    grads, first, second = ([np.ones(1000, np.float32)] for _ in range(3))
+    params = [np.ones(1000, np.float32)]
+    kept = params[0]
+    used = emptied_by([1], params, grads, first, second)
+    steps = _core.adamw_step(params, grads, first, second, np.zeros(1), None, used, 0.1, 0.9, 0.95, 1e-5, 0.0, 1.0)
+    assert not params and steps.tolist() == [1.0] and np.all(kept < 1.0)
 
 
 def test_routing_plan_cannot_be_made_or_changed_by_hand() -> None:

@@ -21,16 +21,8 @@ def relative_error(got: Any, expected: Any) -> float:
     return float(difference / (np.linalg.norm(expected) or 1.0))
 
 
-def flat(results: dict[str, Any]) -> dict[str, bytes]:
-    return {name: value.tobytes() for name, value in results.items() if value is not None}
-
-
-@pytest.mark.parametrize("case", parameters())
-def test_matches_reference_at_every_level(case: Case, kernel_level: str, rng: np.random.Generator) -> None:
-    operator = make(case, rng)
-    got = operator.run(**operator.inputs)
-    expected = operator.expected(**_wide(operator.inputs))
-    for name, want in expected.items():
+def compare(operator: Operator, got: dict[str, Any]) -> None:
+    for name, want in operator.expected(**_wide(operator.inputs)).items():
         if want is None:
             assert got[name] is None, name
             continue
@@ -39,6 +31,55 @@ def test_matches_reference_at_every_level(case: Case, kernel_level: str, rng: np
             assert np.array_equal(got[name], want), name
             continue
         assert relative_error(got[name], want) <= operator.tolerance, name
+
+
+def flat(results: dict[str, Any]) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in results.items() if value is not None}
+
+
+@pytest.mark.parametrize("case", parameters())
+def test_matches_reference_at_every_level(case: Case, kernel_level: str, rng: np.random.Generator) -> None:
+    operator = make(case, rng)
+    compare(operator, operator.run(**operator.inputs))
+
+
+#: Sizes that may not be 0, by operator: a mean, a maximum or a softmax over nothing, an id below 0, or a sum over rows
+#: that comes out of a product over columns.
+NEVER_EMPTY = {
+    "layernorm": "C", "linear": "I", "embedding": "VP", "attention": "H", "cross_entropy": "V", "lm_head": "C",
+    "lm_head_gradient": "C", "label_loss": "BL", "scores": "S", "topk": "S", "routed_linear": "I",
+    "routed_layernorm": "C", "routed_scores": "I", "balance_loss": "S",
+}  # fmt: skip
+
+
+def with_empty_sizes() -> list[Any]:
+    """Every operator with each of its sizes 0 in turn, once for each set of options."""
+    cases: dict[str, Case] = {}
+    for name in set(CASES) - {"adamw"}:  # its sizes are those of a list of tensors, one of which is empty
+        for case in cases_of(name, "small", "odd"):
+            for letter in case.sizes:
+                if letter == "K" and case.options.get("dense"):
+                    continue  # every token has every module
+                empty = Case(name, f"no {letter}", {**case.sizes, letter: 0}, case.options)
+                cases.setdefault(f"{name}-{letter}0-{case.options}", empty)
+    return [pytest.param(case, id=key) for key, case in sorted(cases.items())]
+
+
+@pytest.mark.parametrize("case", with_empty_sizes())
+def test_sizes_of_zero_give_the_empty_result_or_name_the_argument(
+    case: Case, kernel_level: str, rng: np.random.Generator
+) -> None:
+    letter = case.kind.removeprefix("no ")
+    single = case.options.get("loss") == "single_label_classification"  # no rows, no labels: a loss of 0
+    if letter in NEVER_EMPTY.get(case.operator, "") and not (letter == "B" and single):
+        with pytest.raises(ValueError, match=r"^\w+: "):
+            operator = make(case, rng)
+            operator.run(**operator.inputs)
+        return
+    operator = make(case, rng)
+    got = operator.run(**operator.inputs)
+    if any(value is not None and value.size for value in got.values()):  # else there is nothing to compare
+        compare(operator, got)
 
 
 @pytest.mark.parametrize("case", parameters("odd", "realistic"))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mom
-from mom import ops
+from mom import _core, ops
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +70,80 @@ def test_environment_chooses_the_threads() -> None:
     assert run_python(code, OMP_NUM_THREADS="3").stdout.strip() == "3"
     assert run_python(code, OMP_NUM_THREADS="2,1").stdout.strip() == "2"
     assert run_python(code, OMP_NUM_THREADS="").stdout.strip() == str(mom.cpu_info()["cpus"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "cpus"),
+    [
+        ("max 100000", 0), ("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("1 100000", 1),
+        ("300001 100000", 4), ("-1 100000", 0), ("0 100000", 0), ("100000 0", 0), ("", 0), ("100000", 0), ("a b", 0),
+        (f"{2**62} 1", 2**31 - 1),
+    ],
+)  # fmt: skip
+def test_quota_of_a_control_group_is_rounded_up(limit: str, cpus: int) -> None:
+    assert _core.quota_cpus(limit) == cpus
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cpus"),
+    [
+        # Version 2: the own group, one above it, a container that sees its limit at the root, no limit.
+        ("0::/a/b\n", {"a/b/cpu.max": "250000 100000\n"}, 3),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "200000 100000\n", "cpu.max": "max 1\n"}, 2),
+        ("0::/\n", {"cpu.max": "100000 100000\n"}, 1),
+        ("0::/elsewhere/c1\n", {"cpu.max": "400000 100000\n"}, 4),
+        ("0::/a\n", {"a/cpu.max": "max 100000\n"}, 0),
+        # Version 1, with the controller's own folder or that of a list of controllers, among other controllers.
+        ("3:memory:/x\n2:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "15000", "cpu/a/cpu.cfs_period_us": "10000"}, 2),
+        ("2:cpuacct,cpu:/\n", {"cpuacct,cpu/cpu.cfs_quota_us": "-1", "cpuacct,cpu/cpu.cfs_period_us": "100000"}, 0),
+        ("2:cpuacct,cpu:/o\n", {"cpuacct,cpu/cpu.cfs_quota_us": "50000", "cpuacct,cpu/cpu.cfs_period_us": "10000"}, 5),
+        ("2:cpuset,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "15000", "cpu/a/cpu.cfs_period_us": "10000"}, 0),
+        ("nonsense\n\n", {}, 0),
+        (None, {"cpu.max": "100000 100000\n"}, 0),
+    ],
+)
+def test_limits_of_control_groups_are_found(
+    groups: str | None, files: dict[str, str], cpus: int, tmp_path: Path
+) -> None:
+    if groups is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert _core.cgroup_cpus(str(tmp_path)) == cpus
+
+
+MANY_CPUS = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set) {
+    (void)pid;
+    if (size < 256) {
+        errno = EINVAL;
+        return -1;
+    }
+    memset(set, 0, size);
+    memset(set, 0xff, 250);
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "LD_PRELOAD" in os.environ, reason="needs Linux")
+def test_cpus_beyond_1024_are_counted(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    (tmp_path / "many.c").write_text(MANY_CPUS)
+    library = tmp_path / "many.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "many.c"], check=True, timeout=60)
+    done = run_python("import mom; print(mom.cpu_info()['cpus'])", LD_PRELOAD=str(library))
+    assert done.stdout.strip() == str(_core.cgroup_cpus("") or 2000), done.stderr
 
 
 @pytest.mark.parametrize("n", [0, -1, 257])

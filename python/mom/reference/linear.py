@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from numpy.typing import ArrayLike
 
 from ._checks import Float, as_float
@@ -38,5 +40,6 @@ def backward(dout: Float, inp: Float, weight: Float) -> tuple[Float, Float, Floa
         ``inp.T @ dout`` over all rows.
     dbias : ndarray of float64, shape (O,)
     """
-    rows, drows = inp.reshape(-1, inp.shape[-1]), dout.reshape(-1, dout.shape[-1])
+    n = math.prod(inp.shape[:-1])
+    rows, drows = inp.reshape(n, inp.shape[-1]), dout.reshape(n, dout.shape[-1])
     return dout @ weight.T, rows.T @ drows, drows.sum(0)

@@ -1,0 +1,15 @@
+/* The arguments of Network.forward. */
+#ifndef MOM_BINDINGS_NETWORK_BATCH_H
+#define MOM_BINDINGS_NETWORK_BATCH_H
+
+#include "bindings/numpy_api.h"
+#include "model/gpt.h"
+
+/* Fills *batch, which borrows the arrays' memory from args and kwargs. Every shape, every id and every combination of
+ * arguments is checked: -1 and an exception if one is wrong. */
+int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_config *config, mom_batch *batch);
+
+/* Row numbers below N from a one-dimensional int32 array (borrowed): -1 and an exception otherwise. */
+int mom_read_rows(PyObject *object, size_t N, const int32_t **rows, size_t *count);
+
+#endif
