@@ -15,13 +15,13 @@ import numpy as np
 from .config import MoMConfig
 from .data import Documents, TextDocuments, TokenFile, standard_library_text
 from .data.prepare import prepare
+from .data.tokenizer import Tokenizer
 from .errors import DataError
 from .model import MoM
-from .optim import AdamW
 from .routing import format_paths, module_use, plot_module_use
 from .runtime import cpu_info
-from .tokenizer import Tokenizer
 from .training import TrainingConfig, evaluate_loss, train
+from .training.optimizer import AdamW
 
 __all__ = ["run_demo"]
 

@@ -127,7 +127,7 @@ def test_error_is_one_line_and_a_traceback_on_request(
 
 def test_closed_output_is_no_error() -> None:
     command = subprocess.Popen(
-        [sys.executable, "-m", "mom.cli", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mom", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert command.stdout is not None and command.stderr is not None
     command.stdout.close()
@@ -292,7 +292,7 @@ def test_values_of_set_are_json_or_words() -> None:
 def test_signal_saves_and_leaves_with_its_status(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
     flags = ["train", "--data", str(data), "--run_dir", str(run_dir), *MODEL, "--batch_size", "1", "--steps", "100000"]
-    command = subprocess.Popen([sys.executable, "-m", "mom.cli", *flags], stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen([sys.executable, "-m", "mom", *flags], stderr=subprocess.PIPE, text=True)
     log = run_dir / "log.jsonl"
     end = time.monotonic() + 60
     while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:

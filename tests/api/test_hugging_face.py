@@ -14,7 +14,7 @@ import pytest
 
 import mom
 from mom.errors import CheckpointError
-from mom.hub import model_folder
+from mom.files.hub import model_folder
 from shared_data import shared_path
 
 PLAIN = mom.MoMConfig.vanilla(2, vocab_size=97, n_positions=32, n_embd=32, n_head=4)

@@ -16,9 +16,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mom
-from mom import MoMConfig, weights
+from mom import MoMConfig
 from mom.config import BEHAVIOUR_FIELDS
 from mom.errors import CheckpointError, ConfigError
+from mom.files import weights
 
 CONFIG = MoMConfig(
     vocab_size=17, n_positions=10, n_embd=8, n_head=2, n_layer=4, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import mom
-from mom import _core, reference, weights
+from mom import _core, reference
+from mom.files import weights
 
 CONFIG = mom.MoMConfig(
     vocab_size=17, n_positions=8, n_embd=8, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=2,

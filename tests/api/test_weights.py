@@ -1,4 +1,4 @@
-"""`mom.weights`: files that are right, files that are wrong, and names under every naming."""
+"""`mom.files.weights`: files that are right, files that are wrong, and names under every naming."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mom.checkpoint import verify_folder, write_folder
 from mom.config import MoMConfig
 from mom.errors import CheckpointError
-from mom.weights import (
+from mom.files.folders import verify_folder, write_folder
+from mom.files.weights import (
     canonical_names,
     detect_and_canonicalise,
     read_safetensors,

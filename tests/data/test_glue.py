@@ -1,4 +1,4 @@
-"""`mom.data.glue`: every task in every form, and every kind of damage counted and named."""
+"""`mom.glue.reader`: every task in every form, and every kind of damage counted and named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mom.data.glue import SPLITS, TASKS, find_task, read_glue
 from mom.data.records import RecordError
 from mom.errors import DataError
+from mom.glue.reader import SPLITS, TASKS, find_task, read_glue
 from shared_data import shared_path
 
 GOLDEN = Path(__file__).parent / "golden" / "glue"

@@ -13,8 +13,8 @@ import pytest
 
 import mom.data.sources
 from mom.data.sources import Documents, TextDocuments, standard_library_text
+from mom.data.tokenizer import Tokenizer
 from mom.errors import DataError
-from mom.tokenizer import Tokenizer
 
 
 def read(documents):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom.data.glue import TASKS
+from mom.glue import TASKS, finetuning
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -237,8 +237,8 @@ def test_share_of_fine_tuning_counts_every_part_once(monkeypatch: pytest.MonkeyP
             "classify": 13.0}  # fmt: skip
     originals = {}
     for name, seconds in cost.items():
-        slowed = counted(name, clock.slow(getattr(mom.glue, name), seconds))
-        monkeypatch.setattr(mom.glue, name, slowed)
+        slowed = counted(name, clock.slow(getattr(finetuning, name), seconds))
+        monkeypatch.setattr(finetuning, name, slowed)
         originals[name] = slowed
     monkeypatch.setattr(bench, "time", clock)
     monkeypatch.setattr(bench, "PRESETS", {"tiny": ("demo", "demo")})
@@ -257,7 +257,7 @@ def test_share_of_fine_tuning_counts_every_part_once(monkeypatch: pytest.MonkeyP
     assert found["total"] == sum(cost[name] * count for name, count in calls.items())
     assert found["share"] == pytest.approx(sum(expected.values()) / found["total"])
     assert 0.0 < found["training_steps"] < 60.0, "by the real clock"
-    assert all(getattr(mom.glue, name) is function for name, function in originals.items()), "put back"
+    assert all(getattr(finetuning, name) is function for name, function in originals.items()), "put back"
 
 
 def test_speeds_of_fine_tuning_are_compared_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

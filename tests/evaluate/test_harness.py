@@ -180,7 +180,7 @@ def test_local_tasks_run(way: str, model: mom.MoM, tasks: Path, tmp_path: Path) 
         )
         command = [sys.executable, "-c", code, str(tmp_path / "site")]
     else:
-        command = [sys.executable, "-m", "mom.cli", "lm_eval"]
+        command = [sys.executable, "-m", "mom", "lm_eval"]
     done = subprocess.run(
         [*command, "run", "--model", "mom", "--model_args", f"pretrained={tmp_path / 'model'}", "--tasks",
          "local_choice,local_rolling,local_until", "--include_path", str(tasks), "--output_path", str(tmp_path / "out"),

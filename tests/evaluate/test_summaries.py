@@ -1,4 +1,4 @@
-"""`mom.evaluate.summaries`: ROUGE as rouge-score computes it, and LEAD."""
+"""`mom.xsum.metrics`: ROUGE as rouge-score computes it, and LEAD."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 
 import mom
 from mom import _core
-from mom.memory import plan_for
+from mom.model import plan_for
 from mom.training.finetune import trainable
 
 BASE = mom.MoMConfig(

@@ -236,7 +236,7 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was(monkeypatch: pytest.MonkeyP
     regressor = mom.TextRegressor(CONFIG, epochs=1).fit(texts, [float(len(label)) for label in labels])
     answers = classifier.predict(texts), regressor.predict(texts)
     for error in (ConfigError("no"), KeyboardInterrupt()):
-        monkeypatch.setattr("mom.estimators.fit_classifier", _raise(error))
+        monkeypatch.setattr("mom.sklearn.fit_classifier", _raise(error))
         with pytest.raises(type(error)):
             classifier.fit(texts, ["pos", "neg"] * 6)
         with pytest.raises(type(error)):

@@ -14,7 +14,7 @@ import pytest
 import mom
 from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
-from mom.glue import _checked_seeds
+from mom.glue.finetuning import _checked_seeds
 from mom.training.finetune import (
     FinetuneConfig,
     FinetuneInterrupted,

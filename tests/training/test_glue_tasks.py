@@ -18,8 +18,8 @@ import pytest
 
 import mom
 from mom import cli, glue
-from mom.data.glue import TASKS, read_glue
 from mom.errors import CheckpointError, ConfigError, DataError
+from mom.glue import TASKS, read_glue
 from mom.training.finetune import FinetuneInterrupted, copy_of
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -201,7 +201,7 @@ def test_sigterm_ends_the_command_with_the_best_weights_kept(model: mom.MoM, tmp
     model.save_pretrained(tmp_path / "lm")
     command = ["finetune", "--task", "rte", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN), "--epochs",
                "100000", "--patience", "0", "--out_dir", str(tmp_path / "out")]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "mom.cli", *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "mom", *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "dev score" not in (line := process.stderr.readline()):
         assert line, "the command has ended"
@@ -223,7 +223,7 @@ def test_a_signal_after_training_keeps_results_and_ends_the_command(
     def killed(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(glue, "_metrics_of", killed)
+    monkeypatch.setattr(glue.finetuning, "_metrics_of", killed)
     model.save_pretrained(tmp_path / "lm")
     command = ["finetune", "--task", "rte", "mnli", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN),
                "--epochs", "1", "--seeds", "0", "1", "--out_dir", str(tmp_path / "out")]  # fmt: skip

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint import naming_file, sync_folder, write_file
 from ..errors import DataError
-from ..tokenizer import Tokenizer
+from ..files.folders import naming_file, sync_folder, write_file
 from .sources import Documents, Piece, TextDocuments
+from .tokenizer import Tokenizer
 
 __all__ = ["prepare", "read_meta"]
 

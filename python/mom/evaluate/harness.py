@@ -23,8 +23,7 @@ from tqdm import tqdm
 from .. import ops
 from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
-from ..generation import Decoder
-from ..model import MoM
+from ..model import Decoder, MoM
 from ..runtime import set_num_threads
 
 __all__ = ["MomLM"]

@@ -11,17 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import bucketed, pack_labelled
 from ..data.sources import Documents, Piece, TextDocuments
 from ..errors import DataError
-from ..model import MoM
+from ..model import MoM, token_loss
 
-__all__ = ["TextLoss", "text_losses", "token_loss"]
+__all__ = ["TextLoss", "text_losses"]
 
 PathLike = str | os.PathLike[str]
-
-#: Windows that are sorted by length before they are cut into batches.
-_POOL = 256
 
 
 @dataclass(frozen=True)
@@ -182,28 +178,3 @@ def windows_of(ids: npt.NDArray[np.int32], window: int, stride: int) -> Iterator
         yield ids[start:end], done - start
         done = end
         start += stride
-
-
-def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]], batch_size: int) -> tuple[float, int]:
-    """Sum of negative log probabilities, and number, of the scored tokens of windows (see `windows_of`)."""
-    nats, tokens = 0.0, 0
-    with model.evaluating():
-        for pool in _pools(windows, _POOL * max(1, batch_size // 8)):
-            for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
-                ids, labels, lengths = pack_labelled([pool[i] for i in chosen])
-                out = model(ids, labels=labels, lengths=lengths, keep=False)
-                if out.num_labelled and out.lm_loss is not None:
-                    nats += out.lm_loss * out.num_labelled
-                    tokens += out.num_labelled
-    return nats, tokens
-
-
-def _pools(windows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    pool: list[Any] = []
-    for item in windows:
-        pool.append(item)
-        if len(pool) == size:
-            yield pool
-            pool = []
-    if pool:
-        yield pool

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._extras import need
-from ..checkpoint import write_file
+from ..files.folders import write_file
 
 __all__ = ["install", "run", "uninstall"]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..checkpoint import naming_file
+from ..files.folders import naming_file
 
 __all__ = ["Callback", "JsonLines", "Progress", "TensorBoard", "closing"]
 

@@ -20,8 +20,8 @@ from ..config import MoMConfig
 from ..data.batches import Batch, bucketed, iter_batches, make_batch
 from ..errors import ConfigError, DataError, TrainingError
 from ..model import ModelOutput, MoM, MoMForSequenceClassification
-from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback
+from .optimizer import AdamW, cosine_schedule, linear_schedule
 from .signals import StopSignals, stop_signals
 
 __all__ = [

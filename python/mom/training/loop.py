@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import checkpoint
-from ..data.memmap import TokenFile, WindowSampler
+from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingError
+from ..files import folders
 from ..model import MoM
-from ..optim import AdamW, cosine_schedule, linear_schedule
 from .callbacks import Callback, JsonLines, Progress, TensorBoard, closing
 from .config import TrainingConfig
+from .optimizer import AdamW, cosine_schedule, linear_schedule
 from .signals import stop_signals
 from .state import PREFIX, load_state, save_state
 
@@ -280,7 +280,7 @@ class _Run:
             if log.is_file() and log.stat().st_size:
                 raise TrainingError(f"run_dir: {self.dir} already holds a log.jsonl; use resume or another folder")
             return
-        latest, self.passed_over = checkpoint.latest_valid(self.dir, prefix=PREFIX)
+        latest, self.passed_over = folders.latest_valid(self.dir, prefix=PREFIX)
         for path, reason in self.passed_over:
             print(f"resume: passed over {path}: {reason}", file=sys.stderr)
         if latest is None:

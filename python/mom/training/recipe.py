@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint
-from ..checkpoint import MODEL_FILES, check_replaceable, write_file
 from ..config import MoMConfig
 from ..data.prepare import read_meta
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError
+from ..files import folders
+from ..files.folders import MODEL_FILES, check_replaceable, write_file
 from ..model import MoM
-from ..optim import AdamW, clip_grad_norm
-from ..tokenizer import Tokenizer
 from .callbacks import Callback
 from .config import TrainingConfig
 from .loop import TrainingResult, train
+from .optimizer import AdamW, clip_grad_norm
 from .state import PREFIX, read_progress
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain"]
@@ -209,7 +209,7 @@ def pretrain(
 
 def _earlier_plan(run: Path) -> tuple[TrainingConfig | None, str]:
     """Settings and dtype of the newest checkpoint."""
-    latest, _ = checkpoint.latest_valid(run, prefix=PREFIX)
+    latest, _ = folders.latest_valid(run, prefix=PREFIX)
     if latest is None:
         return None, "float32"
     progress = read_progress(latest)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, weights
 from ..errors import CheckpointError
-from ..model import _Network
-from ..optim import AdamW
+from ..files import folders, weights
+from ..model import Network
+from .optimizer import AdamW
 
 __all__ = ["load_state", "read_progress", "save_state"]
 
@@ -17,7 +17,7 @@ PREFIX = "step-"
 
 
 def save_state(
-    run_dir: Path, step: int, model: _Network, optimizer: AdamW, progress: dict[str, Any], keep_last: int
+    run_dir: Path, step: int, model: Network, optimizer: AdamW, progress: dict[str, Any], keep_last: int
 ) -> Path:
     """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders."""
     path = run_dir / f"{PREFIX}{step:08d}"
@@ -27,8 +27,8 @@ def save_state(
     files["training.json"] = (
         json.dumps({"step": step, "random_state": model.random_state, "dtype": model.dtype, **progress}) + "\n"
     ).encode()
-    checkpoint.write_folder(path, files)
-    checkpoint.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
+    folders.write_folder(path, files)
+    folders.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
     return path
 
 
@@ -42,7 +42,7 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
+def load_state(path: Path, model: Network, optimizer: AdamW) -> dict[str, Any]:
     """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
     progress = read_progress(path)
     random_state = progress["random_state"]

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 __all__ = [
     "MODEL_FILES",

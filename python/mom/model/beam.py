@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import LARGEST, count, number
-from ._arguments import prompts as prompt_rows
+from .._arguments import LARGEST, count, number
+from .._arguments import prompts as prompt_rows
 
 __all__ = ["Hypothesis", "TokenDecoder", "beam_search"]
 

@@ -26,22 +26,23 @@ from typing import Any
 
 import numpy as np
 
-from . import _version, checkpoint, glue, xsum
-from .config import PRESETS, MoMConfig
-from .data import Documents, TokenFile, standard_library_text
-from .data.glue import TASKS, find_task
-from .data.prepare import prepare, read_meta
-from .demo import run_demo
-from .errors import ConfigError, DataError, MomError
-from .evaluate import register, text_losses
-from .memory import plan_for
-from .model import MoM
-from .runtime import cpu_info, get_num_threads, memory_limit, set_num_threads
-from .tokenizer import Tokenizer
-from .training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
-from .training.config import read_toml
-from .training.finetune import FinetuneInterrupted
-from .training.state import PREFIX, read_progress
+from .. import _version, glue, xsum
+from ..config import PRESETS, MoMConfig
+from ..data import Documents, TokenFile, standard_library_text
+from ..data.prepare import prepare, read_meta
+from ..data.tokenizer import Tokenizer
+from ..demo import run_demo
+from ..errors import ConfigError, DataError, MomError
+from ..evaluate import register, text_losses
+from ..files import folders
+from ..glue.reader import TASKS, find_task
+from ..model import MoM
+from ..model.memory_plan import plan_for
+from ..runtime import cpu_info, get_num_threads, memory_limit, set_num_threads
+from ..training import RECIPES, FinetuneConfig, TrainingConfig, TrainingResult, evaluate_loss, pretrain, train
+from ..training.config import read_toml
+from ..training.finetune import FinetuneInterrupted
+from ..training.state import PREFIX, read_progress
 
 __all__ = ["main"]
 
@@ -342,12 +343,12 @@ def _add_train(commands: Any) -> None:
 
 
 def _run_train(a: argparse.Namespace) -> int:
-    latest, passed_over = checkpoint.latest_valid(a.run_dir, prefix=PREFIX) if a.resume else (None, [])
+    latest, passed_over = folders.latest_valid(a.run_dir, prefix=PREFIX) if a.resume else (None, [])
     if a.resume and latest is None and not (a.preset or a.model or a.init_from):
         why = f" ({passed_over[-1][0].name}: {passed_over[-1][1]})" if passed_over else ""
         raise ConfigError(f"resume: {a.run_dir} holds no valid checkpoint{why}")
     # Now rather than after hours of training:
-    checkpoint.check_replaceable(Path(a.run_dir) / "model", checkpoint.MODEL_FILES)
+    folders.check_replaceable(Path(a.run_dir) / "model", folders.MODEL_FILES)
     settings = _training_settings(a, latest)
     meta = read_meta(a.data)
     model = _model_to_train(a, settings.get("seed", 0), meta) if latest is None else _model_to_resume(a, latest)
@@ -895,7 +896,7 @@ def _add_bench(commands: Any) -> None:
 
 
 def _run_bench(a: argparse.Namespace) -> int:
-    from . import bench
+    from .. import bench
 
     if a.repeats < 1:
         raise ConfigError(f"repeats: {a.repeats} is less than 1")

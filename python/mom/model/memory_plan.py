@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .config import MoMConfig
+from ..config import MoMConfig
 
 __all__ = ["MemoryPlan", "plan_for"]
 
@@ -91,11 +91,11 @@ def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float3
     Examples
     --------
     >>> import mom
-    >>> plan = mom.memory.plan_for(mom.MoMConfig.preset("mini"), 8, 256)
+    >>> plan = mom.model.plan_for(mom.MoMConfig.preset("mini"), 8, 256)
     >>> plan.moments == 2 * plan.parameters
     True
     """
-    from .model import MoM, MoMForSequenceClassification
+    from .network import MoM, MoMForSequenceClassification
 
     kind = MoM if config.num_labels is None else MoMForSequenceClassification
     plan: MemoryPlan = kind._outline(config, dtype).memory_plan(batch, length, **options)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import write_file
-from .errors import DataError
+from ..errors import DataError
+from ..files.folders import write_file
 
 if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
     import tokenizers

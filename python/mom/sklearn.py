@@ -16,9 +16,9 @@ import numpy.typing as npt
 from ._extras import need
 from .config import MoMConfig
 from .data.encode import encode_texts
+from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
 from .model import MoM, MoMForSequenceClassification
-from .tokenizer import Tokenizer
 from .training.finetune import (
     FinetuneConfig,
     LoopResult,

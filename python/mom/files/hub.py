@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .weights import is_pickle_name, pickle_error
 
 __all__ = ["model_folder"]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core
-from ._arguments import as_ids, count, prompts, sampling
+from .. import _core
+from .._arguments import as_ids, count, prompts, sampling
 
 if TYPE_CHECKING:
-    from .model import MoM
+    from .network import MoM
 
 __all__ = ["Decoder"]
 
@@ -79,7 +79,7 @@ class Decoder:
     """
 
     def __init__(self, model: MoM, weights: str | None = None, capacity: int = 0) -> None:
-        from .model import MoM
+        from .network import MoM
 
         if not isinstance(model, MoM):
             raise TypeError(f"model: expected MoM, got {type(model).__name__}")

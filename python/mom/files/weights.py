@@ -38,9 +38,9 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import write_file
-from .config import MoMConfig
-from .errors import CheckpointError
+from ..config import MoMConfig
+from ..errors import CheckpointError
+from .folders import write_file
 
 __all__ = [
     "canonical_names",
@@ -329,7 +329,7 @@ def write_safetensors(
     ----------
     file : path or binary file object
         Written front to back; a file object needs ``write`` only, so that this function can be the
-        content of a file in `mom.checkpoint.write_folder`. A path is replaced atomically.
+        content of a file in `mom.files.folders.write_folder`. A path is replaced atomically.
     tensors : mapping of str to array_like
         Of a float, integer or boolean type. One tensor at a time is copied, if at all.
     metadata : mapping of str to str, optional

@@ -1,17 +1,4 @@
-"""XSUM with a language model: fine-tune on "document TL;DR: summary", generate, and score beside the LEAD baselines.
-
-Examples
---------
->>> import mom
->>> rows = [{"document": "It rained all day. Nobody left.", "summary": "It rained."}]
->>> model = mom.MoM(mom.MoMConfig.preset("demo", n_positions=32, n_embd=32))
->>> model.tokenizer = mom.Tokenizer.train([rows[0]["document"]], 290)
->>> result = mom.xsum.finetune(
-...     model, {"train": rows, "validation": rows}, max_summary=8, epochs=1, progress=False
-... )
->>> result.train_rows
-1
-"""
+"""Fine-tuning on XSUM, summaries and their scores."""
 
 from __future__ import annotations
 
@@ -25,19 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .beam import beam_search
-from .checkpoint import MODEL_FILES, check_replaceable, write_file
-from .data.batches import bucketed, pack_labelled
-from .data.glue import TASKS
-from .data.records import check_iterators
-from .data.xsum import XsumData, read_xsum
-from .errors import ConfigError, DataError
-from .evaluate.perplexity import token_loss
-from .evaluate.summaries import ROUGE, lead, rouge
-from .generation import Decoder
-from .model import ModelOutput, MoM
-from .training.callbacks import Callback, closing
-from .training.finetune import (
+from ..data.batches import bucketed, pack_labelled
+from ..data.records import check_iterators
+from ..errors import ConfigError, DataError
+from ..files.folders import MODEL_FILES, check_replaceable, write_file
+from ..glue.reader import TASKS
+from ..model import Decoder, ModelOutput, MoM, beam_search, token_loss
+from ..training.callbacks import Callback, closing
+from ..training.finetune import (
     FinetuneConfig,
     FinetuneInterrupted,
     LoopResult,
@@ -46,7 +28,9 @@ from .training.finetune import (
     split_step,
     warn_of_idle_routers,
 )
-from .training.signals import stop_signals
+from ..training.signals import stop_signals
+from .metrics import ROUGE, lead, rouge
+from .reader import XsumData, read_xsum
 
 __all__ = ["PROMPT", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "read_xsum", "summarize"]
 
@@ -309,7 +293,7 @@ def summarize(
     num_beams : int
         1 is greedy.
     length_penalty, no_repeat_ngram_size
-        See `mom.beam.beam_search`.
+        See `mom.model.beam_search`.
     batch_size : int
         Documents decoded together; without effect on the result, but for rounding.
 

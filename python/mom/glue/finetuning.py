@@ -1,17 +1,4 @@
-"""GLUE from end to end: fine-tune, evaluate, predict, and write what the GLUE site takes.
-
-Examples
---------
->>> import mom
->>> rows = [{"sentence": "good " * n, "label": 1} for n in (1, 2)] + [{"sentence": "bad", "label": 0}]
->>> model = mom.MoM(mom.MoMConfig.preset("demo", n_positions=32, n_embd=32))
->>> model.tokenizer = mom.Tokenizer.train([row["sentence"] for row in rows], 300)
->>> result = mom.glue.finetune(
-...     model, "sst2", {"train": rows, "dev": rows}, epochs=1, batch_size=2, progress=False
-... )
->>> sorted(result.metrics)
-['accuracy']
-"""
+"""Fine-tuning on a GLUE task, and what a fine-tuned model answers."""
 
 from __future__ import annotations
 
@@ -29,17 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import MODEL_FILES, check_replaceable, write_file
-from .config import MoMConfig
-from .data.encode import encode_texts
-from .data.glue import TASKS, GlueData, GlueTask, find_task, read_glue
-from .data.records import MissingSplitError, check_iterators
-from .errors import ConfigError, DataError
-from .evaluate.glue import baseline_metrics, glue_metrics, task_score
-from .hub import model_folder
-from .model import MoM, MoMForSequenceClassification
-from .training.callbacks import Callback, closing
-from .training.finetune import (
+from ..config import MoMConfig
+from ..data.encode import encode_texts
+from ..data.records import MissingSplitError, check_iterators
+from ..errors import ConfigError, DataError
+from ..files.folders import MODEL_FILES, check_replaceable, write_file
+from ..files.hub import model_folder
+from ..files.weights import read_weights
+from ..model import MoM, MoMForSequenceClassification
+from ..training.callbacks import Callback, closing
+from ..training.finetune import (
     FinetuneConfig,
     FinetuneInterrupted,
     LoopResult,
@@ -49,8 +35,9 @@ from .training.finetune import (
     fit_classifier,
     warn_of_idle_routers,
 )
-from .training.signals import stop_signals
-from .weights import read_weights
+from ..training.signals import stop_signals
+from .metrics import baseline_metrics, glue_metrics, task_score
+from .reader import TASKS, GlueData, GlueTask, find_task, read_glue
 
 __all__ = [
     "TASKS", "GlueResult", "SeedResult", "evaluate", "finetune", "format_table", "predict", "read_glue",

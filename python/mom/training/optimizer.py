@@ -9,9 +9,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from ._arguments import number as _number
-from .model import _Network
+from .. import _core
+from .._arguments import number as _number
+from ..model import Network
 
 __all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
 
@@ -52,13 +52,13 @@ class AdamW:
 
     def __init__(
         self,
-        model: _Network,
+        model: Network,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-5,
         weight_decay: float = 0.1,
     ) -> None:
-        if not isinstance(model, _Network):
+        if not isinstance(model, Network):
             raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
         self.model = model
         self.lr = _number(lr, "lr", 0.0, _NON_NEGATIVE)
@@ -132,7 +132,7 @@ def _checked_betas(betas: Any) -> tuple[float, float]:
     return first, second
 
 
-def clip_grad_norm(model: _Network, max_norm: float) -> float:
+def clip_grad_norm(model: Network, max_norm: float) -> float:
     """Scale all gradients by ``max_norm / (norm + 1e-6)`` if that is below 1.
 
     Parameters without a gradient (`has_gradient` of the model) do not count.
@@ -152,7 +152,7 @@ def clip_grad_norm(model: _Network, max_norm: float) -> float:
     --------
     AdamW.step : clips on the way when the scaled gradients themselves are not needed.
     """
-    if not isinstance(model, _Network):
+    if not isinstance(model, Network):
         raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
     return float(_core.clip_grad_norm(model._core, _max_norm(max_norm)))
 

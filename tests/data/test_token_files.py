@@ -1,4 +1,4 @@
-"""`mom.data.memmap`: damaged token files, coverage and randomness of windows, exact resume."""
+"""`mom.data.token_files`: damaged token files, coverage and randomness of windows, exact resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from mom.data.memmap import TokenFile, WindowSampler, _permute
+from mom.data.token_files import TokenFile, WindowSampler, _permute
 from mom.errors import DataError
 
 

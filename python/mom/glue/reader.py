@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from .records import (
+from ..data.records import (
     MissingSplitError,
     RecordError,
     RecordReport,
@@ -41,6 +40,7 @@ from .records import (
     raw_lines,
     text_of,
 )  # fmt: skip
+from ..errors import DataError
 
 __all__ = ["SPLITS", "TASKS", "GlueData", "GlueTask", "find_task", "read_glue"]
 

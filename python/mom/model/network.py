@@ -20,22 +20,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, checkpoint, weights
-from ._arguments import LARGEST as _LARGEST
-from ._arguments import as_array as _as_array
-from ._arguments import as_ids as _as_ids
-from ._arguments import as_mask as _as_mask
-from ._arguments import as_packed as _as_packed
-from ._arguments import number as _number
-from ._arguments import prompts as _prompts
-from ._arguments import sampling as _sampling
-from ._arguments import seed as _seed
-from .config import MoMConfig
-from .errors import CheckpointError, ConfigError
-from .generation import Decoder
-from .hub import model_folder
-from .memory import MemoryPlan
-from .runtime import memory_limit as _machine_limit
+from .. import _core
+from .._arguments import LARGEST as _LARGEST
+from .._arguments import as_array as _as_array
+from .._arguments import as_ids as _as_ids
+from .._arguments import as_mask as _as_mask
+from .._arguments import as_packed as _as_packed
+from .._arguments import number as _number
+from .._arguments import prompts as _prompts
+from .._arguments import sampling as _sampling
+from .._arguments import seed as _seed
+from ..config import MoMConfig
+from ..errors import CheckpointError, ConfigError
+from ..files import folders, weights
+from ..files.hub import model_folder
+from ..runtime import memory_limit as _machine_limit
+from .decoder import Decoder
+from .memory_plan import MemoryPlan
 
 __all__ = [
     "Block", "MoM", "MoMForSequenceClassification", "Module", "ModelOutput", "Pool", "Router", "Routes", "TensorMap",
@@ -99,7 +100,7 @@ class _Tensors:
     """Named tensors of one part of a model, with the gradients beside them."""
 
     name: str
-    _model: _Network
+    _model: Network
     _names: dict[str, str]  # short name -> state-dict name
 
     @property
@@ -253,7 +254,7 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
-class _Network:
+class Network:
     """What the language model and the classifier share."""
 
     _classifier = False
@@ -574,12 +575,12 @@ class _Network:
         ----------
         folder : path
         naming : {"canonical", "reference", "huggingface", "bare"}
-            Names of the tensors; see `mom.weights`.
+            Names of the tensors; see `mom.files.weights`.
         dtype : {"float32", "bfloat16", "float16"}, optional
             What the file holds; float32 by default.
         """
         tensors = weights.rename(dict(self._parameters), self.config, to=naming)
-        checkpoint.write_folder(folder, self._files(tensors, dtype))
+        folders.write_folder(folder, self._files(tensors, dtype))
 
     def _files(self, tensors: dict[str, NDArray[np.float32]], dtype: str | None = None) -> dict[str, Any]:
         fields = self.config.to_dict()
@@ -641,8 +642,8 @@ class _Network:
         folder = model_folder(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json")
-        if (folder / checkpoint.MANIFEST).is_file():
-            checkpoint.verify_folder(folder)
+        if (folder / folders.MANIFEST).is_file():
+            folders.verify_folder(folder)
         config = MoMConfig.from_json(folder)
         tensors = weights.read_weights(folder)
         config = cls._adapt_config(config, tensors).replace(**config_changes)
@@ -700,7 +701,7 @@ class _Network:
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    from .tokenizer import Tokenizer
+    from ..data.tokenizer import Tokenizer
 
     names = ("tokenizer.json", "vocab.json", "encoder.json")
     return Tokenizer.load(folder) if any((folder / n).is_file() for n in names) else None
@@ -733,7 +734,7 @@ def _core_config(c: MoMConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class MoM(_Network):
+class MoM(Network):
     """A Mixture-of-Modules (or plain GPT-2) language model.
 
     Parameters
@@ -968,7 +969,7 @@ def _like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArra
     return array
 
 
-class MoMForSequenceClassification(_Network):
+class MoMForSequenceClassification(Network):
     """A Mixture-of-Modules (or plain GPT-2) with a linear head on the last real token.
 
     Parameters

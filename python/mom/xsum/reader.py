@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .records import (
+from ..data.records import (
     MissingSplitError,
     RecordReport,
     check_on_error,
@@ -27,6 +26,7 @@ from .records import (
     parquet_rows,
     text_of,
 )
+from ..errors import DataError
 
 __all__ = ["SPLITS", "XsumData", "read_xsum"]
 
