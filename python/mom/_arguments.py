@@ -133,3 +133,9 @@ def sampling(
     if stop_token is not None and count(stop_token, "stop_token") >= config.vocab_size:
         raise ValueError(f"stop_token: {stop_token} is not in [0, {config.vocab_size})")
     return new, temperature, kept, mass, seed(seed_value), -1 if stop_token is None else int(stop_token)
+
+
+def like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArray[np.int32]:
+    if array.shape != shape:
+        raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
+    return array

@@ -83,7 +83,7 @@ def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> N
 @pytest.mark.parametrize(("command", "settings"), [("train", mom.TrainingConfig), ("finetune", mom.FinetuneConfig)])
 def test_every_training_field_is_a_flag_with_help(mom_command: Any, command: str, settings: Any) -> None:
     _, out, _ = mom_command(command, "--help")
-    texts = cli._field_help(settings)
+    texts = cli.flags.field_help(settings)
     for field in dataclasses.fields(settings):
         assert f"--{field.name} " in out
         assert len(texts[field.name]) > 5, field.name
@@ -108,7 +108,7 @@ def test_wrong_usage_is_status_2(mom_command: Any, arguments: tuple[str, ...]) -
 
 
 def test_dashes_do_as_well_as_underscores() -> None:
-    assert cli._with_underscores(["--out-dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this"]) == [
+    assert cli.with_underscores(["--out-dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this"]) == [
         "--out_dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this",
     ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_interrupt_is_status_130(mom_command: Any, monkeypatch: pytest.MonkeyPat
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "cpu_info", interrupt)
+    monkeypatch.setattr(cli.info, "cpu_info", interrupt)
     assert mom_command("info") == (130, "", "mom: interrupted\n")
 
 
@@ -185,7 +185,7 @@ def test_prepare_with_a_tokenizer_a_key_and_unreadable_records(mom_command: Any,
 def test_prepare_takes_the_standard_library_without_sources(
     mom_command: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "standard_library_text", lambda: mom.data.Documents(text, name="standard library"))
+    monkeypatch.setattr(cli.prepare, "standard_library_text", lambda: mom.data.Documents(text, name="standard library"))
     assert mom_command("prepare", "--out_dir", tmp_path, "--vocab_size", 260)[0] == 0
     assert json.loads((tmp_path / "meta.json").read_text())["sources"] == ["standard library"]
 
@@ -246,7 +246,7 @@ def test_settings_from_a_file_and_flags_win(mom_command: Any, data: Path, tmp_pa
 def test_both_phases_from_the_command_line(mom_command: Any, data: Path, tmp_path: Path) -> None:
     flags = ("train", "--data", data, *SETTINGS, "--progress", "false", "--run_dir")
     config_file = tmp_path / "config.json"
-    asked = mom.MoMConfig.preset("demo").replace(**cli._changes(SMALL))
+    asked = mom.MoMConfig.preset("demo").replace(**cli.flags.changes_of(SMALL))
     asked.to_json(config_file)
     assert mom_command(*flags, tmp_path / "one", "--model", config_file, "--vanilla")[0] == 0
     vanilla = mom.MoM.from_pretrained(tmp_path / "one" / "model")
@@ -285,7 +285,7 @@ def test_train_errors(mom_command: Any, data: Path, tmp_path: Path, flags: list[
 def test_values_of_set_are_json_or_words() -> None:
     pairs = ["a=3", "b=0.5", "c=gru-softmax", "d=none", "e=True", "f=false", 'g="7"', "h=a=b"]
     expected = {"a": 3, "b": 0.5, "c": "gru-softmax", "d": None, "e": True, "f": False, "g": "7", "h": "a=b"}
-    assert cli._changes(pairs) == expected
+    assert cli.flags.changes_of(pairs) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

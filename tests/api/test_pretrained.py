@@ -20,6 +20,7 @@ from mom import MoMConfig
 from mom.config import BEHAVIOUR_FIELDS
 from mom.errors import CheckpointError, ConfigError
 from mom.files import weights
+from mom.files.names import canonical_names, rename, vanilla_mapping
 
 CONFIG = MoMConfig(
     vocab_size=17, n_positions=10, n_embd=8, n_head=2, n_layer=4, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -365,7 +366,7 @@ def test_random_damage_is_a_checkpoint_error_or_harmless(tmp_path: Path) -> None
             assert str(folder) in str(error)
         else:
             read += 1
-            assert list(model.parameters) == list(weights.canonical_names(PLAIN))
+            assert list(model.parameters) == list(canonical_names(PLAIN))
     assert read < 100
 
 
@@ -396,7 +397,7 @@ def test_load_state_takes_every_naming_or_nothing() -> None:
     source, target = moved(mom.MoM(PLAIN, seed=1)), mom.MoM(PLAIN, seed=2)
     for naming in ("canonical", "reference", "bare", "huggingface"):
         fresh = mom.MoM(PLAIN, seed=2)
-        fresh.load_state(weights.rename(dict(source.parameters), PLAIN, to=naming))
+        fresh.load_state(rename(dict(source.parameters), PLAIN, to=naming))
         assert_same(fresh, source)
     tensors = {n: a.astype(np.float64).tolist() for n, a in source.parameters.items()}
     target.load_state(tensors)
@@ -437,7 +438,7 @@ def test_layers_become_modules_and_anchors(tmp_path: Path) -> None:
     assert np.array_equal(p["transformer.ln_f.bias"], v["transformer.ln_f.bias"])
     routers = [n for n in p if "router" in n]
     assert routers and all(np.array_equal(p[n], fresh.parameters[n]) for n in routers)
-    copied = {target for target, _ in weights.vanilla_mapping(CONFIG)}
+    copied = {target for target, _ in vanilla_mapping(CONFIG)}
     assert copied == set(p) - set(routers)
 
 

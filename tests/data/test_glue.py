@@ -14,7 +14,8 @@ import pytest
 
 from mom.data.records import RecordError
 from mom.errors import DataError
-from mom.glue.reader import SPLITS, TASKS, find_task, read_glue
+from mom.glue import TASKS, find_task, read_glue
+from mom.glue.tasks import SPLITS
 from shared_data import shared_path
 
 GOLDEN = Path(__file__).parent / "golden" / "glue"

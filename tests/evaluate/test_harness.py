@@ -214,4 +214,4 @@ def test_command_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert cli.main(["lm_eval", "run", "--model", "mom"]) == 1
     assert "needs the package lm-eval: pip install 'mom[lm-eval]'" in capsys.readouterr().err
-    assert cli._with_underscores(["lm_eval", "run", "--gen-kwargs", "a"]) == ["lm_eval", "run", "--gen-kwargs", "a"]
+    assert cli.with_underscores(["lm_eval", "run", "--gen-kwargs", "a"]) == ["lm_eval", "run", "--gen-kwargs", "a"]

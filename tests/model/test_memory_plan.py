@@ -399,7 +399,7 @@ def test_limit_of_the_machine() -> None:
     assert model.memory_limit == limit
     if limit is None:
         pytest.skip("the system does not tell")
-    wide = mom.MoM._outline(mom.MoMConfig.preset("base"), "float32")
+    wide = mom.MoM(mom.MoMConfig.preset("demo", n_positions=512))
     batch = 16 * (limit // wide.memory_plan(8, 512).arena + 2)
     assert wide.memory_plan(batch, 512).total > limit
     tokens = np.zeros((batch, 512), np.int32)

@@ -126,10 +126,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             ends = np.cumsum(lengths)
             places = np.concatenate([np.arange(end - counts[i], end) for i, end in zip(chosen, ends, strict=True)])
             wanted = np.concatenate([rows[i][-counts[i] :] for i in chosen])
-            places = places.astype(np.int32)
-            core = self.model._core
-            core.forward(**self.model._inputs(tokens, lengths, None, None), training=self.model.training, rows=places)
-            logits = core.logits(places)
+            logits = self.model.logits_at(tokens, places, lengths=lengths)
             losses, _lse = ops.cross_entropy_forward(logits, wanted)
             greedy = logits.argmax(axis=1) == wanted
             cuts = np.cumsum([counts[i] for i in chosen])[:-1]

@@ -13,9 +13,11 @@ Examples
 ['accuracy']
 """
 
-from .finetuning import GlueResult, SeedResult, evaluate, finetune, format_table, predict, write_submission
+from .finetuning import GlueResult, SeedResult, evaluate, finetune, format_table, predict
 from .metrics import baseline_metrics, glue_metrics, task_score
-from .reader import TASKS, GlueData, GlueTask, find_task, read_glue
+from .reader import GlueData, read_glue
+from .submission import write_submission
+from .tasks import TASKS, GlueTask, find_task
 
 __all__ = [
     "TASKS", "GlueData", "GlueResult", "GlueTask", "SeedResult", "baseline_metrics", "evaluate", "find_task",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._extras import need
-from .reader import GlueTask, find_task
+from .tasks import GlueTask, find_task
 
 __all__ = ["baseline_metrics", "glue_metrics", "task_score"]
 

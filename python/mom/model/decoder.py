@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from .._arguments import as_ids, count, prompts, sampling
+from .network import Network
 
 if TYPE_CHECKING:
-    from .network import MoM
+    from .language_model import MoM
 
 __all__ = ["Decoder"]
 
@@ -49,7 +50,7 @@ class Decoder:
 
     Raises
     ------
-    ValueError
+    TypeError
         For a classifier, which has no next token.
 
     Notes
@@ -79,9 +80,7 @@ class Decoder:
     """
 
     def __init__(self, model: MoM, weights: str | None = None, capacity: int = 0) -> None:
-        from .network import MoM
-
-        if not isinstance(model, MoM):
+        if not isinstance(model, Network) or model.is_classifier:
             raise TypeError(f"model: expected MoM, got {type(model).__name__}")
         weights = model.dtype if weights is None else weights
         if weights not in _WEIGHTS:
@@ -90,7 +89,7 @@ class Decoder:
         if self._capacity > model.config.n_positions:
             raise ValueError(f"capacity: {capacity} tokens, n_positions is {model.config.n_positions}")
         self._model = model
-        self._core = _core.Decoder(model._core, weights)
+        self._core = _core.Decoder(model.core, weights)
         self._draws = 0  # sampled tokens per sequence: later calls of generate draw other numbers
 
     @property
@@ -179,17 +178,11 @@ class Decoder:
         lengths = self.lengths
         if not lengths.size:
             raise RuntimeError("generate: there are no sequences yet; begin with prefill")
-        return self._generate(
-            *sampling(
-                self._model.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, int(lengths.max())
-            )
+        longest = int(lengths.max())
+        new, temperature, kept, mass, seed, stop = sampling(
+            self._model.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest
         )
-
-    def _generate(
-        self, new: int, temperature: float, top_k: int, top_p: float, seed: int, stop_token: int
-    ) -> list[NDArray[np.int32]]:
-        lengths = self.lengths
-        self._core.reserve(int(lengths.max()) + new)
+        self._core.reserve(longest + new)
         finished = np.zeros(lengths.size, dtype=np.uint8)
         tokenizer = self._model.tokenizer
         choices = 0 if tokenizer is None else tokenizer.vocab_size
@@ -199,16 +192,16 @@ class Decoder:
         made = 0
         while made < new and not finished.all():
             chunk = self._core.generate(
-                min(_CHUNK, new - made), temperature, top_k, top_p, seed, self._draws, stop_token, finished, choices,
+                min(_CHUNK, new - made), temperature, kept, mass, seed, self._draws, stop, finished, choices,
                 banned,
             )  # fmt: skip
             chunks.append(chunk)
             made += len(chunk)
             self._draws += len(chunk)
         rows = np.concatenate(chunks).T
-        if stop_token < 0:
+        if stop < 0:
             return [row.copy() for row in rows]
-        ends = [np.flatnonzero(row == stop_token) for row in rows]
+        ends = [np.flatnonzero(row == stop) for row in rows]
         return [row[: end[0] + 1 if end.size else None].copy() for row, end in zip(rows, ends, strict=True)]
 
     def reorder(self, rows: ArrayLike) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import MoMConfig
+import numpy as np
 
-__all__ = ["MemoryPlan", "plan_for"]
+from .. import _core
+from ..config import MoMConfig
+from .core_config import core_config
+
+__all__ = ["MemoryPlan", "plan", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,43 @@ class MemoryPlan:
         return "\n".join(lines + [f"  {name:12}{1e-6 * size:12,.1f} MB" for name, size in self.rows()])
 
 
+def plan(
+    core: _core.Network,
+    config: MoMConfig,
+    batch: int,
+    length: int,
+    *,
+    tokens: int | None = None,
+    training: bool = True,
+    activation_checkpointing: bool = False,
+) -> MemoryPlan:
+    """The plan of a network of the core with this configuration; see `MoM.memory_plan`."""
+    counts = {"batch": batch, "length": length} | ({} if tokens is None else {"tokens": tokens})
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name}: {value} is less than 1")
+    if length > config.n_positions:
+        raise ValueError(f"length: {length}, n_positions is {config.n_positions}")
+    if batch * length >= 2**31:
+        raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
+    tokens = int(batch) * int(length) if tokens is None else int(tokens)
+    if not length + batch - 1 <= tokens <= batch * length:
+        raise ValueError(
+            f"tokens: {tokens}, expected {length + batch - 1} to {batch * length} "
+            f"in {batch} sequences, the longest of {length}"
+        )
+    checkpoint = bool(activation_checkpointing and training)
+    try:
+        sizes = core.plan(int(batch), int(length), tokens, training, checkpoint, training)
+    except ValueError as error:  # sizes are all that can be wrong
+        raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
+    return MemoryPlan(int(batch), int(length), tokens, training, checkpoint, **sizes)
+
+
 def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float32", **options: Any) -> MemoryPlan:
-    """The plan of a model that is not made: as `MoM.memory_plan`.
+    """The memory plan of a model that need not exist; see `MoM.memory_plan`.
 
     Parameters
     ----------
@@ -95,8 +134,5 @@ def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float3
     >>> plan.moments == 2 * plan.parameters
     True
     """
-    from .network import MoM, MoMForSequenceClassification
-
-    kind = MoM if config.num_labels is None else MoMForSequenceClassification
-    plan: MemoryPlan = kind._outline(config, dtype).memory_plan(batch, length, **options)
-    return plan
+    core = _core.Network(core_config(config, dtype))
+    return plan(core, config, batch, length, **options)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..data.batches import bucketed, pack_labelled
 
 if TYPE_CHECKING:
-    from .network import MoM
+    from .language_model import MoM
 
 __all__ = ["token_loss"]
 

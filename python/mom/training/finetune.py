@@ -479,13 +479,13 @@ def run_loop(
             model.train()
             model.activation_checkpointing = config.activation_checkpointing or was_checkpointing
             model.zero_grad()
-            model._core.set_trained(chosen)
+            model.core.set_trained(chosen)
             optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
             while step < total and not stopped:
                 for items in batches(rng):
                     started = time.perf_counter()
                     optimizer.lr = config.lr * factor(step)
-                    if model._core.used.any():  # the step before was skipped, or a callback has run a backward pass
+                    if model.core.used.any():  # the step before was skipped, or a callback has run a backward pass
                         model.zero_grad()
                     loss, count, problem = _one_step(model, optimizer, items, forward, terms, chosen, config.clip)
                     seconds += time.perf_counter() - started
@@ -515,7 +515,7 @@ def run_loop(
             raise FinetuneInterrupted(f"{label}: step {step}/{total}, {kept}", done, name) from None
         finally:
             model.training, model.activation_checkpointing = was_training, was_checkpointing
-            model._core.set_trained(np.ones_like(chosen))
+            model.core.set_trained(np.ones_like(chosen))
             if not chosen.all():
                 model.zero_grad()  # what others got on the way
 
@@ -531,7 +531,7 @@ def _one_step(
 ) -> tuple[float, int, str | None]:
     """Passes over the batches of a step, and the update: loss, examples, and the reason if it was left out."""
     weights = [terms(item) for item in items]
-    balance_scale = model._balance_scale / len(items)
+    balance_scale = model.balance_scale / len(items)
     loss, examples = 0.0, 0
     for item, weight in zip(items, weights, strict=True):
         out, count = forward(item)
@@ -544,9 +544,9 @@ def _one_step(
         model.backward(lm_scale=share, balance_scale=balance_scale)
     if not chosen.all():
         # Parameters without a gradient are passed over by clipping and optimizer alike.
-        used = model._core.used
+        used = model.core.used
         used[chosen == 0] = 0
-        model._core.used = used
+        model.core.used = used
     norm = optimizer.step(clip, zero_grad=True)
     return loss, examples, None if math.isfinite(norm) else f"gradient norm is {norm}"
 

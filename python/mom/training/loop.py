@@ -115,7 +115,7 @@ def _module_use(model: MoM) -> tuple[dict[str, Any], float | None]:
         for number, half in enumerate(("attn", "ffn")):
             rounds: list[list[float] | None] = []
             for r in range(model.config.rounds):
-                counts = model._core.route_counts(place, r, number)
+                counts = model.core.route_counts(place, r, number)
                 if counts is None:
                     rounds.append(None)
                     continue
@@ -332,7 +332,7 @@ class _Run:
         # Position t is scored against label t + 1, so a row of T tokens counts T - 1.
         counts = [b.shape[0] * (b.shape[1] - 1) for b in batches]
         total = sum(counts)
-        if model._core.used.any():  # a callback has run a backward pass: the step before left no gradients
+        if model.core.used.any():  # a callback has run a backward pass: the step before left no gradients
             model.zero_grad()
         lm_loss, balance_loss = 0.0, None
         for ids, count in zip(batches, counts, strict=True):

@@ -65,7 +65,7 @@ class AdamW:
         self.betas = _checked_betas(betas)
         self.eps = _number(eps, "eps", _TINY, _POSITIVE)
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
-        self._core = _core.AdamW(model._core)
+        self._core = _core.AdamW(model.core)
 
     @overload
     def step(self, max_norm: None = None, *, zero_grad: bool = False) -> None: ...
@@ -154,7 +154,7 @@ def clip_grad_norm(model: Network, max_norm: float) -> float:
     """
     if not isinstance(model, Network):
         raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
-    return float(_core.clip_grad_norm(model._core, _max_norm(max_norm)))
+    return float(_core.clip_grad_norm(model.core, _max_norm(max_norm)))
 
 
 def _max_norm(value: Any) -> float:

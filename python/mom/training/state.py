@@ -21,7 +21,7 @@ def save_state(
 ) -> Path:
     """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders."""
     path = run_dir / f"{PREFIX}{step:08d}"
-    files = model._files(dict(model.parameters))
+    files = model.pretrained_files()
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
     files["training.json"] = (

@@ -16,7 +16,7 @@ from ..data.batches import bucketed, pack_labelled
 from ..data.records import check_iterators
 from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable, write_file
-from ..glue.reader import TASKS
+from ..glue.tasks import TASKS
 from ..model import Decoder, ModelOutput, MoM, beam_search, token_loss
 from ..training.callbacks import Callback, closing
 from ..training.finetune import (

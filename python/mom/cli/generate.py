@@ -1,0 +1,53 @@
+"""``mom generate``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from ..data.tokenizer import Tokenizer
+from ..errors import DataError
+from ..model import MoM
+from .flags import add_threads, command
+
+
+def add(commands: Any) -> None:
+    parser = command(commands, "generate", _run, "continue a text")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue ('' begins a document)")
+    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
+    parser.add_argument("--max_new_tokens", type=int, help="tokens to add (default: 100, or fewer if no more fit)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
+    parser.add_argument("--top_k", type=int, help="sample among so many most probable tokens")
+    parser.add_argument(
+        "--top_p", type=float, help="sample among the most probable tokens that make up this probability"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16", "int8"), help="number format in which weights are read"
+    )
+    add_threads(parser)
+
+
+def _run(a: argparse.Namespace) -> int:
+    model: MoM = MoM.from_pretrained(a.model)
+    tokenizer: Tokenizer | None = model.tokenizer if a.tokenizer is None else Tokenizer.load(a.tokenizer)
+    if tokenizer is None:
+        raise DataError(f"tokenizer: {a.model} holds none; name one with --tokenizer")
+    model.tokenizer = tokenizer  # what it lacks is not generated
+    prompt = tokenizer.encode(a.prompt, special=True)
+    begun = len(prompt)
+    if begun == 0:
+        if tokenizer.eos_id is None:
+            raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
+        prompt = np.array([tokenizer.eos_id], np.int32)
+    room = model.config.n_positions - len(prompt)
+    new = max(1, min(100, room)) if a.max_new_tokens is None else a.max_new_tokens
+    tokens = model.generate(
+        prompt, max_new_tokens=new, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed,
+        stop_token=tokenizer.eos_id, weights=a.weights,
+    )  # fmt: skip
+    print(tokenizer.decode(tokens[len(prompt) - begun :]))
+    return 0

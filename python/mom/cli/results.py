@@ -1,0 +1,40 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+
+from .. import xsum
+from ..model import MoM
+from ..training import TrainingResult
+
+
+def interrupted(result: TrainingResult) -> int:
+    """What is said of a run that a signal ended; the exit status."""
+    assert result.interrupted is not None
+    print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
+    return 128 + signal.Signals[result.interrupted].value
+
+
+def print_losses(result: TrainingResult) -> None:
+    for name, loss in (("loss", result.lm_loss), ("validation loss", result.val_loss)):
+        if loss is not None:
+            print(f"{name} {loss:.4f}")
+
+
+def show_summaries(a: argparse.Namespace, model: MoM, split: str, max_length: int | None, batch_size: int) -> None:
+    scores = xsum.evaluate(
+        model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=max_length,
+        num_beams=a.num_beams, length_penalty=a.length_penalty, no_repeat_ngram_size=a.no_repeat_ngram_size,
+        batch_size=batch_size,
+    )  # fmt: skip
+    if getattr(a, "json", False):
+        print(json.dumps(scores.to_dict()))
+        return
+    if a.examples > 0:
+        print(xsum.format_examples(scores, a.examples), end="\n\n")
+    print(scores.table())
+    print(f"{len(scores.documents)} documents, loss {scores.loss:.4f} nats per token of the references")

@@ -1,0 +1,277 @@
+"""The language model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments import as_ids, as_packed, like, prompts, sampling
+from ..config import MoMConfig
+from ..errors import ConfigError
+from ..files import names
+from .decoder import Decoder
+from .network import Network
+from .output import ModelOutput
+
+__all__ = ["MoM"]
+
+
+class MoM(Network):
+    """A Mixture-of-Modules (or plain GPT-2) language model.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    seed : int
+        Of the initial weights and of the random streams.
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
+        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
+
+    Examples
+    --------
+    >>> import mom
+    >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+    >>> out = model([[1, 2, 3, 4]], labels=[[1, 2, 3, 4]])
+    >>> model.backward()
+    >>> out.num_labelled
+    3
+    """
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        if config.num_labels is not None:
+            raise ConfigError("num_labels: a language model has none; use MoMForSequenceClassification")
+        return config
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        return config.replace(num_labels=None, problem_type=None)
+
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        return_logits: bool = False,
+        return_routes: bool = False,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        keep: bool | None = None,
+    ) -> ModelOutput:
+        """Forward pass.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B, T), or (N,) with `lengths`
+            Ids below ``vocab_size``; T at most ``n_positions``.
+        labels : array of int, as `tokens`, optional
+            Position t is scored against label t + 1 of the same sequence; -100 is ignored. Usually the tokens
+            themselves.
+        attention_mask : array of 0/1, shape (B, T), optional
+            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore it. A
+            hidden token may have an embedding that is no number, unless hidden tokens of its row are scored.
+        return_logits, return_routes : bool
+            Also return logits (B, T, V) or (N, V), or how the tokens were routed.
+        lengths : array of int, shape (B,), optional
+            The tokens are B sequences of these lengths one after the other, packed: N tokens and no padding. Not
+            together with `attention_mask`.
+        positions : array of int, as `tokens`, optional
+            Position ids; by default 0, 1, 2, ... in every sequence.
+        keep : bool, optional
+            Keep what `backward` needs; by default exactly when there are labels.
+
+        Returns
+        -------
+        ModelOutput
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the argument, what came and what was wanted; the model stays usable.
+        MemoryError
+            If the batch needs more than `memory_limit`, with both figures; nothing has changed then.
+
+        Notes
+        -----
+        Packed rows cost what their own tokens cost, and give what the same rows give in a padded batch with an
+        `attention_mask`, where padding has label -100 and positions count real tokens: the same losses, gradients,
+        logits and routes. The balance loss is a mean over real tokens in both. Three things do depend on padding:
+        padding is routed, so a module that nothing but padding has chosen counts in `has_gradient`; and random numbers
+        (dropout, ``random`` routers) are drawn by place in the batch.
+
+        With labels at less than three quarters of the tokens, the others cost less in the last round, unless it is
+        routed or `return_logits` asks for all; results are the same up to rounding.
+        """
+        given = self.inputs(tokens, lengths, attention_mask, positions)
+        shape = given["tokens"].shape
+        as_labels = as_ids if lengths is None else as_packed
+        result = self._core.forward(
+            **given,
+            labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
+            keep=bool(labels is not None if keep is None else keep),
+            training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
+            all_rows=bool(return_logits),
+        )
+        lm_loss, balance_loss, labelled = result
+        loss = lm_loss
+        if loss is not None and balance_loss is not None:
+            loss += self.balance_scale * balance_loss
+        logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
+        return ModelOutput(
+            loss, lm_loss, balance_loss, logits, self.routes(given) if return_routes else None, labelled
+        )
+
+    def logits_at(
+        self,
+        tokens: ArrayLike,
+        rows: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits at some tokens only, which costs less than logits at all of them.
+
+        Parameters
+        ----------
+        tokens, attention_mask, lengths, positions
+            As for a forward pass.
+        rows : array of int, shape (R,)
+            Numbers of tokens, counted through the batch row by row.
+
+        Returns
+        -------
+        ndarray of float32, shape (R, V)
+        """
+        wanted = as_packed(rows, "rows", "R")
+        self._core.forward(
+            **self.inputs(tokens, lengths, attention_mask, positions), training=self.training, rows=wanted
+        )
+        return self._core.logits(wanted)
+
+    def generate(
+        self,
+        prompt: ArrayLike | Sequence[ArrayLike],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_token: int | None = None,
+        weights: str | None = None,
+    ) -> Any:
+        """Continue one prompt or a batch of prompts of possibly unequal length.
+
+        Parameters
+        ----------
+        prompt : array of int, shape (T,) or (B, T), or a list of 1-D arrays
+            Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``.
+        max_new_tokens : int
+        temperature : float
+            0 is greedy; otherwise logits are divided by it before sampling.
+        top_k, top_p : optional
+            Sample among the `top_k` most probable tokens; among the smallest set whose probability reaches `top_p`.
+        seed : int
+            Of the sampling.
+        stop_token : int, optional
+            A row ends after producing this token.
+        weights : {"float32", "bfloat16", "int8"}, optional
+            Number format in which single tokens read the weights, see `Decoder`; None: the model's dtype.
+
+        Returns
+        -------
+        ndarray of int32 or list of them
+            Prompt and continuation: 1-D for one prompt, (B, T + new) for an array of prompts without
+            `stop_token`, else a list.
+
+        Notes
+        -----
+        Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
+
+        Vocabularies are often rounded up, and some have holes. Where the model has a tokenizer, ids of which it has no
+        token are never chosen, and sampling is among the others as if these were not there.
+        """
+        rows, single = prompts(prompt)
+        longest = max(len(row) for row in rows)
+        sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
+        added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
+        if max_new_tokens:
+            decoder = Decoder(self, weights)
+            decoder.prefill(rows)
+            added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+        result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
+        if single:
+            return result[0]
+        return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
+
+    @classmethod
+    def from_vanilla(
+        cls,
+        gpt2: MoM | str | os.PathLike[str],
+        config: MoMConfig,
+        seed: int = 0,
+        copy_final_norm: bool | None = None,
+        copy_single_modules: bool | None = None,
+        dtype: str | None = None,
+    ) -> MoM:
+        """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
+
+        Layer j of a chunk becomes attention module j and feed-forward module j, as far as the pools
+        go; embeddings and anchor layers are copied; routers start fresh from `seed`. A plain model of
+        another number of layers than ``config.vanilla_layers()`` is used as far as it goes, with a warning.
+
+        Parameters
+        ----------
+        gpt2 : MoM or path
+            A plain GPT-2 (model or folder) of the same width.
+        config : MoMConfig
+            Of the new model.
+        copy_final_norm, copy_single_modules : bool, optional
+            Also copy the final LayerNorm; fill halves with a single module. None: as `config` says
+            (True by default; the reference does neither).
+        dtype : str, optional
+            As for a new model; None: that of `gpt2`.
+
+        Raises
+        ------
+        ConfigError
+            If the two do not fit together.
+        """
+        if not isinstance(config, MoMConfig):
+            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
+        source = gpt2 if isinstance(gpt2, MoM) else cls.from_pretrained(gpt2)
+        if not source.config.is_vanilla:
+            raise ConfigError("gpt2: expected a plain GPT-2 (chunks = 0)")
+        for name in ("vocab_size", "n_positions", "n_embd", "n_head", "inner_size"):
+            if getattr(source.config, name) != getattr(config, name):
+                raise ConfigError(
+                    f"config: {name} = {getattr(config, name)}, the plain model has {getattr(source.config, name)}"
+                )
+        model = cls(config, seed=seed, dtype=source.dtype if dtype is None else dtype)
+        mapping = names.vanilla_mapping(
+            config,
+            config.copy_final_norm if copy_final_norm is None else copy_final_norm,
+            config.copy_single_modules if copy_single_modules is None else copy_single_modules,
+        )
+        if source.config.n_layer != config.vanilla_layers():
+            warnings.warn(
+                f"gpt2: has {source.config.n_layer} layers, the model has places for {config.vanilla_layers()}; "
+                + (
+                    "surplus layers are left out"
+                    if source.config.n_layer > config.vanilla_layers()
+                    else "the rest is fresh"
+                ),
+                stacklevel=2,
+            )
+        for target, name in mapping:
+            if name in source.parameters:
+                model.parameters[target] = source.parameters[name]
+        model.tokenizer = source.tokenizer
+        return model

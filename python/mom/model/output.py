@@ -1,0 +1,38 @@
+"""What a forward pass returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .routes import Routes
+
+__all__ = ["ModelOutput"]
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a forward pass returns; absent values are None.
+
+    Attributes
+    ----------
+    loss : float or None
+        ``lm_loss + router_aux_loss_coef * balance_loss``; without a balance loss, `lm_loss`.
+    lm_loss : float or None
+        Mean cross entropy over the labelled positions (for a classifier: its own loss).
+    balance_loss : float or None
+    logits : ndarray of float32 or None
+        (B, T, V), of packed rows (N, V); for a classifier (B, num_labels).
+    routes : Routes or None
+    num_labelled : int
+        Positions that were scored.
+    """
+
+    loss: float | None
+    lm_loss: float | None
+    balance_loss: float | None
+    logits: NDArray[np.float32] | None
+    routes: Routes | None
+    num_labelled: int
