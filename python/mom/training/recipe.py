@@ -26,7 +26,7 @@ from ..files.folders import MODEL_FILES, check_replaceable, write_file
 from ..model import MoM
 from .callbacks import Callback
 from .config import TrainingConfig
-from .loop import TrainingResult, train
+from .pretraining import TrainingResult, train
 from .optimizer import AdamW, clip_grad_norm
 from .state import PREFIX, read_progress
 

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import CheckpointError
 from ..files import folders, weights
 from ..model import Network
@@ -17,13 +20,24 @@ PREFIX = "step-"
 
 
 def save_state(
-    run_dir: Path, step: int, model: Network, optimizer: AdamW, progress: dict[str, Any], keep_last: int
+    run_dir: Path,
+    step: int,
+    model: Network,
+    optimizer: AdamW,
+    progress: dict[str, Any],
+    keep_last: int,
+    best: dict[str, NDArray[np.float32]] | None = None,
 ) -> Path:
-    """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders."""
+    """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders.
+
+    `best` are the weights that the run will end with, where these are not the last ones.
+    """
     path = run_dir / f"{PREFIX}{step:08d}"
     files = model.pretrained_files()
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
+    if best:
+        files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
     files["training.json"] = (
         json.dumps({"step": step, "random_state": model.random_state, "dtype": model.dtype, **progress}) + "\n"
     ).encode()
@@ -42,17 +56,21 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def load_state(path: Path, model: Network, optimizer: AdamW) -> dict[str, Any]:
-    """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
+def load_state(
+    path: Path, model: Network, optimizer: AdamW
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Read a folder written by `save_state` into model and optimizer; returns the progress and the best weights."""
     progress = read_progress(path)
     random_state = progress["random_state"]
-    # Both files are read before anything changes.
+    # All files are read before anything changes.
     tensors = weights.read_safetensors(path / "model.safetensors")
     moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
+    best_file = path / "best.safetensors"
+    best = dict(weights.read_safetensors(best_file)) if best_file.is_file() else {}
     model.load_state(tensors, str(path))
     try:
         optimizer.load_state(moments)
     except ValueError as error:
         raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
     model.random_state = (random_state[0], random_state[1])
-    return progress
+    return progress, best

@@ -1,0 +1,418 @@
+"""The training engine: batches in, updates, records and checkpoints out. All work on tensors is done by the C core.
+
+`mom.train` and all fine-tuning run on it. What differs between them is in a `Plan`, a source of batches and a function
+that evaluates.
+
+Order of things: a step; an evaluation, if one is due; a checkpoint, if one is due. A checkpoint holds what is needed to
+go on to the same bits, and says whether its step has been evaluated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, TrainingError
+from ..files import folders
+from ..model import ModelOutput, Network
+from .batches import MicroBatch, Source
+from .best import BestWeights
+from .callbacks import Callback
+from .config import FinetuneConfig, TrainingConfig
+from .optimizer import AdamW, cosine_schedule, linear_schedule
+from .records import module_use, peak_memory_bytes
+from .state import PREFIX, load_state, save_state
+
+__all__ = ["Engine", "Plan", "schedule"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, and when.
+
+    Attributes
+    ----------
+    steps : int
+        Optimizer steps in all.
+    factor : callable
+        Factor of the learning rate at a step, counted from 0.
+    is_evaluated, is_saved : callable
+        Whether an evaluation and a checkpoint are due after so many steps; after the last step both are.
+    measure : str
+        Value of an evaluation that goes into the history, and that decides which weights are the best.
+    trained : ndarray of uint8 or None
+        Which parameters are trained, in the model's order; None: all.
+    keep_best : bool
+        Keep a copy of the weights whose evaluation was the best.
+    patience : int
+        With `keep_best`: evaluations in a row without a better one after which the run ends; 0: never.
+    log_every, max_bad_steps, keep_last : int
+        See `TrainingConfig`.
+    means_apart : bool
+        Which of two sums the records call ``loss``. They differ in rounding only, and recorded runs of pre-training
+        and of fine-tuning hold one each: the step's means of both losses, or the losses of its micro-batches.
+    """
+
+    steps: int
+    factor: Callable[[int], float]
+    is_evaluated: Callable[[int], bool]
+    is_saved: Callable[[int], bool]
+    measure: str
+    trained: NDArray[np.uint8] | None = None
+    keep_best: bool = False
+    patience: int = 0
+    log_every: int = 1
+    max_bad_steps: int = 5
+    keep_last: int = 1
+    means_apart: bool = False
+
+
+def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int = 0) -> Callable[[int], float]:
+    """Factor of the learning rate at each step, counted from 0.
+
+    Parameters
+    ----------
+    kind : {"cosine", "linear", "constant"}
+    warmup, total : int
+        Steps.
+    final : float
+        Factor after the last step; without effect on ``"constant"``.
+    ahead : int
+        Begin the warm-up so many steps further on: with 1, no step of a short run has a learning rate of 0.
+    """
+    if kind == "constant":
+        return lambda step: (step + ahead) / (warmup + ahead) if step < warmup else 1.0
+    factor = (cosine_schedule if kind == "cosine" else linear_schedule)(warmup, total, final)
+    return lambda step: factor(step + ahead if step < warmup else step)
+
+
+class _Losses:
+    """Losses of a step, summed over its micro-batches."""
+
+    def __init__(self, balance_scale: float, count: int) -> None:
+        self._scale, self._count = balance_scale, count
+        self.lm, self.joint = 0.0, 0.0
+        self.balance: float | None = None
+
+    def add(self, out: ModelOutput, terms: int, total: int) -> None:
+        assert out.lm_loss is not None
+        self.lm += out.lm_loss * terms / total
+        self.joint += terms / total * out.lm_loss + self._scale / self._count * (out.balance_loss or 0.0)
+        if out.balance_loss is not None:
+            self.balance = (self.balance or 0.0) + out.balance_loss / self._count
+
+    @property
+    def apart(self) -> float:
+        return self.lm + self._scale * (self.balance or 0.0)
+
+    @property
+    def problem(self) -> str | None:
+        if math.isfinite(self.lm) and math.isfinite(self.balance or 0.0):
+            return None
+        return f"loss is {self.lm}, balance loss {self.balance}"
+
+
+class Engine:
+    """One run.
+
+    Parameters
+    ----------
+    model : Network
+        Trained in place.
+    source : Source
+    config : TrainingConfig or FinetuneConfig
+        Settings of the optimizer.
+    plan : Plan
+    evaluate : callable, optional
+        Measures the model; gives values for a record, the plan's measure among them.
+    run_dir : path, optional
+        Where checkpoints go.
+    label : str
+        Begins messages.
+    seed : int, optional
+        Of the run, for records that must say so.
+
+    Attributes
+    ----------
+    step, skipped : int
+        Steps done in all, and those of them that were left out because of numbers that are not finite.
+    examples, seconds
+        What the steps went through, and the time they took.
+    lm_loss : float or None
+        Of the last step.
+    losses : list of float
+        Of every step that was not left out.
+    history : list of (int, float)
+        Step and measure of every evaluation.
+    values : dict
+        What the last evaluation gave.
+    records : list of dict
+        All records of this call, without ``module_use``.
+    best : BestWeights or None
+    checkpoint : Path or None
+        The newest one.
+    passed_over : list of (Path, str)
+        Checkpoints that a resume found unusable, with the reasons.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        source: Source,
+        config: TrainingConfig | FinetuneConfig,
+        plan: Plan,
+        evaluate: Callable[[], Mapping[str, Any]] | None = None,
+        run_dir: Path | None = None,
+        label: str = "train",
+        seed: int | None = None,
+    ) -> None:
+        self.model, self.source, self.config, self.plan = model, source, config, plan
+        self.evaluate, self.dir, self.label, self.seed = evaluate, run_dir, label, seed
+        self.optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
+        self.step = self.skipped = self.examples = 0
+        self.seconds = 0.0
+        self.lm_loss: float | None = None
+        self.losses: list[float] = []
+        self.history: list[tuple[int, float]] = []
+        self.values: dict[str, Any] = {}
+        self.records: list[dict[str, Any]] = []
+        names = list(model.parameters)
+        chosen = names if plan.trained is None else [n for n, c in zip(names, plan.trained, strict=True) if c]
+        self.best = BestWeights(model, chosen) if plan.keep_best else None
+        self.checkpoint: Path | None = None
+        self.passed_over: list[tuple[Path, str]] = []
+        self._callbacks: Sequence[Callback] = ()
+        self._bad_in_a_row = self._evaluated_step = 0
+        self._saved = (0, 0)  # step, and evaluated step, of the newest checkpoint
+        self._save_is_due = self._stop_asked = False
+
+    # ------------------------------------------------------------------ beginning
+    def prepare(self, resume: bool) -> None:
+        """Make sure of an empty run folder, or read the newest valid state in it."""
+        if self.dir is None:
+            if resume:
+                raise ConfigError("resume: needs a run_dir")
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._resume(self.dir)
+            return
+        log = self.dir / "log.jsonl"
+        for what, there in (("checkpoints", any(self.dir.glob(f"{PREFIX}*"))),
+                            ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
+            if there:
+                raise TrainingError(f"run_dir: {self.dir} already holds {what}; use resume or another folder")
+
+    def _resume(self, run_dir: Path) -> None:
+        latest, self.passed_over = folders.latest_valid(run_dir, prefix=PREFIX)
+        for path, reason in self.passed_over:
+            print(f"resume: passed over {path}: {reason}", file=sys.stderr)
+        if latest is None:
+            return
+        state, best = load_state(latest, self.model, self.optimizer)
+        before = {**state["config"], "dtype": state.get("dtype", "float32")}
+        for name, new in {**self.config.to_dict(), "dtype": self.model.dtype}.items():
+            if before.get(name, new) != new:
+                print(f"resume: {name} was {before[name]} and is now {new}", file=sys.stderr)
+        self.source.load_state_dict(state["sampler"])
+        self.step, self.skipped, self._bad_in_a_row = state["step"], state["skipped"], state["bad_in_a_row"]
+        self.lm_loss, self.checkpoint = state["lm_loss"], latest
+        self.values = state.get("values", {"val_loss": state["val_loss"]})
+        self.history = [(step, value) for step, value in state.get("history", ())]
+        self._evaluated_step = state.get("evaluated_step", self.step)
+        self._saved = (self.step, self._evaluated_step)
+        if self.best is not None:
+            self.best.load_state(state["best"], best)
+            self.losses, self.examples, self.seconds = state["losses"], state["examples"], state["seconds"]
+
+    # ------------------------------------------------------------------ the loop
+    @property
+    def stopped_early(self) -> bool:
+        """Whether patience or a callback has ended the run before its last step."""
+        return self.is_over and self.step < self.plan.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are no more steps to do."""
+        patience_is_over = self.best is not None and 0 < self.plan.patience <= self.best.waited
+        return self.step >= self.plan.steps or patience_is_over or self._stop_asked
+
+    def run(self, callbacks: Sequence[Callback], signals: Sequence[str]) -> str | None:
+        """Train to the end of the plan.
+
+        Parameters
+        ----------
+        callbacks : sequence of Callback
+            Receive every record. The first one that returns True from ``record`` ends the run as its last step would.
+        signals : sequence of str
+            When the name of a signal appears in it, the run ends after the step at hand.
+
+        Returns
+        -------
+        str or None
+            Name of the signal that ended the run before it was over; a checkpoint has been saved then.
+
+        Raises
+        ------
+        TrainingError
+            After too many steps in a row that were not finite.
+        KeyboardInterrupt
+            As raised by callbacks, and by an evaluation that is broken off; then a checkpoint has been saved.
+        """
+        self._callbacks = callbacks
+        with self._training_mode():
+            if self.step:
+                self._between_steps()  # what the interrupted run had still to do
+            while not self.is_over and not signals:
+                self._one_step()
+                self._between_steps()
+            if self.is_over:
+                self._between_steps()  # for a callback that asked to stop when it heard of an evaluation
+                return None
+            self._save()
+            return signals[0]
+
+    @contextlib.contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        model, trained = self.model, self.plan.trained
+        before = model.training, model.activation_checkpointing
+        try:
+            model.train()
+            model.activation_checkpointing = self.config.activation_checkpointing or before[1]
+            model.zero_grad()
+            if trained is not None:
+                model._core.set_trained(trained)
+            yield
+        finally:
+            model.training, model.activation_checkpointing = before
+            if trained is not None:
+                model._core.set_trained(np.ones_like(trained))
+                model.zero_grad()  # gradients that parameters got which are not trained
+
+    def _between_steps(self) -> None:
+        plan = self.plan
+        evaluation_is_due = self.evaluate is not None and self._evaluated_step != self.step
+        if evaluation_is_due and (self.is_over or plan.is_evaluated(self.step)):
+            self._evaluate()
+        self._save_is_due |= self.is_over or plan.is_saved(self.step)
+        # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step, and at
+        # the end of the run nothing is removed for it.
+        if self._save_is_due and (self.is_over or not self._bad_in_a_row):
+            self._save()
+            self._save_is_due = False
+
+    # ------------------------------------------------------------------ a step
+    def _one_step(self) -> None:
+        started = time.perf_counter()
+        batches = self.source.next_step()
+        self.optimizer.lr = self.config.lr * self.plan.factor(self.step)
+        if self.model._core.used.any():  # the step before was left out, or a callback has run a backward pass
+            self.model.zero_grad()
+        losses = self._passes(batches)
+        problem, norm = losses.problem, math.nan
+        if problem is None:
+            norm = self._update()
+            problem = None if math.isfinite(norm) else f"gradient norm is {norm}"
+        self.step += 1
+        self.examples += sum(batch.examples for batch in batches)
+        if problem is not None:
+            self.seconds += time.perf_counter() - started
+            self._skip(problem)
+            return
+        self._bad_in_a_row = 0
+        self.lm_loss = losses.lm
+        self.losses.append(losses.apart if self.plan.means_apart else losses.joint)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        if self.step % self.plan.log_every == 0 or self.step == self.plan.steps:
+            self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
+
+    def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
+        """Forward and backward passes, in which gradients add up."""
+        scale, total = self.model._balance_scale, sum(batch.terms for batch in batches)
+        losses = _Losses(scale, len(batches))
+        for batch in batches:
+            out = self.model(**batch.inputs)  # type: ignore[operator]
+            losses.add(out, batch.terms, total)
+            if math.isfinite(out.lm_loss):
+                self.model.backward(lm_scale=batch.terms / total, balance_scale=scale / len(batches))
+        return losses
+
+    def _update(self) -> float:
+        """Clip and step; gives the norm of the gradients. If that is not finite, nothing changes."""
+        if self.plan.trained is not None:
+            # Parameters without a gradient are passed over by clipping and optimizer alike.
+            used = self.model._core.used
+            used[self.plan.trained == 0] = 0
+            self.model._core.used = used
+        return self.optimizer.step(self.config.clip, zero_grad=True)
+
+    def _skip(self, reason: str) -> None:
+        self.skipped += 1
+        self._bad_in_a_row += 1
+        self.model.zero_grad()
+        self._record("skip", reason=reason, skipped_steps=self.skipped)
+        if self._bad_in_a_row >= self.plan.max_bad_steps:
+            raise TrainingError(
+                f"{self.label}: {self._bad_in_a_row} steps in a row were not finite (the last: {reason}); "
+                f"stopped at step {self.step}"
+            )
+
+    # ------------------------------------------------------------------ evaluations, checkpoints, records
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None
+        try:
+            with self.model.evaluating():
+                self.values = dict(self.evaluate())
+        except KeyboardInterrupt:  # a resumed run begins with this evaluation
+            self._save()
+            raise
+        self._evaluated_step = self.step
+        measure = float(self.values[self.plan.measure])
+        self.history.append((self.step, measure))
+        shown = self.values if self.best is None else {**self.values, "best": self.best.see(self.step, measure)}
+        self._record("eval", **shown)
+
+    def _save(self) -> None:
+        if self.dir is None or self._saved == (self.step, self._evaluated_step):
+            return
+        progress = {
+            "config": self.config.to_dict(), "sampler": self.source.state_dict(), "skipped": self.skipped,
+            "bad_in_a_row": self._bad_in_a_row, "lm_loss": self.lm_loss, "val_loss": self.values.get("val_loss"),
+            "evaluated_step": self._evaluated_step, "values": self.values, "history": self.history,
+        }  # fmt: skip
+        if self.best is not None:
+            progress |= {
+                "best": self.best.state_dict(), "losses": self.losses, "examples": self.examples,
+                "seconds": self.seconds,
+            }  # fmt: skip
+        keep_last = self.plan.keep_last if not self._bad_in_a_row else sys.maxsize
+        best = None if self.best is None else self.best.tensors
+        self.checkpoint = save_state(self.dir, self.step, self.model, self.optimizer, progress, keep_last, best)
+        self._saved = (self.step, self._evaluated_step)
+        self._record("checkpoint", path=str(self.checkpoint))
+
+    def _record_step(self, losses: _Losses, norm: float, tokens: int, seconds: float) -> None:
+        use, skip_share = module_use(self.model)
+        self._record(
+            "train", loss=self.losses[-1], lm_loss=losses.lm, balance_loss=losses.balance, grad_norm=norm,
+            lr=self.optimizer.lr, tokens_per_second=tokens / seconds, seconds=seconds, epoch=self.source.epoch,
+            skip_share=skip_share, module_use=use, peak_memory_bytes=peak_memory_bytes(), skipped_steps=self.skipped,
+        )  # fmt: skip
+
+    def _record(self, kind: str, **values: Any) -> None:
+        whose = {} if self.seed is None else {"seed": self.seed}
+        record = {"kind": kind, "step": self.step, "time": time.time(), **whose, **values}
+        self.records.append({name: value for name, value in record.items() if name != "module_use"})
+        for callback in self._callbacks:
+            if callback.record(record) is True:
+                self._stop_asked = True
