@@ -31,6 +31,8 @@ class BestWeights:
         Its score; None before the first evaluation.
     waited : int
         Evaluations since then.
+    values : dict
+        All that it gave.
     tensors : dict of str to ndarray
         The copies.
     """
@@ -39,15 +41,16 @@ class BestWeights:
         self._model, self._names = model, list(names)
         self.step, self.waited = 0, 0
         self.score: float | None = None
+        self.values: dict[str, Any] = {}
         self.tensors: dict[str, npt.NDArray[np.float32]] = {}
 
-    def see(self, step: int, score: float) -> bool:
+    def see(self, step: int, score: float, values: dict[str, Any]) -> bool:
         """Take note of an evaluation; gives whether it is better than all before. NaN is never better."""
         before = -math.inf if self.score is None else self.score
         better = score > before or (math.isnan(before) and not math.isnan(score))
         self.waited = 0 if better else self.waited + 1
         if better or self.score is None:
-            self.step, self.score = step, score
+            self.step, self.score, self.values = step, score, values
             self.tensors = {name: self._model.parameters[name].copy() for name in self._names}
         return better
 
@@ -58,9 +61,9 @@ class BestWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """All but the tensors, fit for JSON."""
-        return {"step": self.step, "score": self.score, "waited": self.waited}
+        return {"step": self.step, "score": self.score, "values": self.values, "waited": self.waited}
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, npt.NDArray[np.float32]]) -> None:
         """Go on from a `state_dict` and its `tensors`."""
-        self.step, self.score, self.waited = state["step"], state["score"], state["waited"]
-        self.tensors = tensors
+        self.step, self.score, self.values = state["step"], state["score"], state["values"]
+        self.waited, self.tensors = state["waited"], tensors

@@ -1,7 +1,15 @@
 """What happens with a run's records: the JSON-lines log, the progress bar, TensorBoard.
 
-A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. Records
-have a ``step`` and a ``kind``: ``"train"``, ``"eval"``, ``"checkpoint"`` or ``"skip"``.
+A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. When ``record`` returns
+True, the run ends after the step at hand, with its last evaluation and checkpoint.
+
+Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed``. The kinds, and what else they have:
+
+``train``       ``loss``, ``lm_loss``, ``balance_loss``, ``grad_norm``, ``lr``, ``tokens_per_second``, ``seconds``,
+                ``epoch``, ``skip_share``, ``module_use``, ``peak_memory_bytes``, ``skipped_steps``
+``skip``        ``reason``, ``skipped_steps``: a step was left out, because its numbers were not finite
+``eval``        ``val_loss`` and ``perplexity``; in fine-tuning ``score``, ``best`` and the task's metrics
+``checkpoint``  ``path``
 """
 
 from __future__ import annotations
@@ -11,20 +19,21 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..files.folders import naming_file
 
-__all__ = ["Callback", "JsonLines", "Progress", "TensorBoard", "closing"]
+__all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "closing"]
 
 
 class Callback(Protocol):
     """Receives the records of a run."""
 
-    def record(self, record: dict[str, Any]) -> None:
-        """One record."""
+    def record(self, record: dict[str, Any]) -> bool | None:
+        """One record; True asks the run to stop."""
 
     def close(self) -> None:
         """The run is over."""
@@ -118,6 +127,28 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class Evaluations:
+    """A line on standard error for every evaluation of fine-tuning."""
+
+    def __init__(self, steps: int, label: str) -> None:
+        self._steps, self._label = steps, label
+        self._losses: deque[float] = deque(maxlen=50)
+
+    def record(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "train":
+            self._losses.append(record["loss"])
+        elif record["kind"] == "eval":
+            recent = sum(self._losses) / len(self._losses) if self._losses else math.nan
+            print(
+                f"{self._label}: step {record['step']}/{self._steps} loss {recent:.4f} "
+                f"dev score {record['score']:.4f}{' (best)' if record['best'] else ''}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
 
 class TensorBoard:

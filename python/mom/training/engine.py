@@ -32,7 +32,7 @@ from .optimizer import AdamW, cosine_schedule, linear_schedule
 from .records import module_use, peak_memory_bytes
 from .state import PREFIX, load_state, save_state
 
-__all__ = ["Engine", "Plan", "schedule"]
+__all__ = ["Engine", "Plan", "refuse_used", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,15 @@ def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int 
         return lambda step: (step + ahead) / (warmup + ahead) if step < warmup else 1.0
     factor = (cosine_schedule if kind == "cosine" else linear_schedule)(warmup, total, final)
     return lambda step: factor(step + ahead if step < warmup else step)
+
+
+def refuse_used(run_dir: Path) -> None:
+    """Raise if a folder holds a run already; it need not exist."""
+    log = run_dir / "log.jsonl"
+    for what, there in (("checkpoints", any(run_dir.glob(f"{PREFIX}*"))),
+                        ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
+        if there:
+            raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
 
 
 class _Losses:
@@ -206,11 +215,7 @@ class Engine:
         if resume:
             self._resume(self.dir)
             return
-        log = self.dir / "log.jsonl"
-        for what, there in (("checkpoints", any(self.dir.glob(f"{PREFIX}*"))),
-                            ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
-            if there:
-                raise TrainingError(f"run_dir: {self.dir} already holds {what}; use resume or another folder")
+        refuse_used(self.dir)
 
     def _resume(self, run_dir: Path) -> None:
         latest, self.passed_over = folders.latest_valid(run_dir, prefix=PREFIX)
@@ -377,10 +382,10 @@ class Engine:
             self._save()
             raise
         self._evaluated_step = self.step
-        measure = float(self.values[self.plan.measure])
+        values, measure = self.values, float(self.values[self.plan.measure])
         self.history.append((self.step, measure))
-        shown = self.values if self.best is None else {**self.values, "best": self.best.see(self.step, measure)}
-        self._record("eval", **shown)
+        is_best = {} if self.best is None else {"best": self.best.see(self.step, measure, values)}
+        self._record("eval", **values, **is_best)
 
     def _save(self) -> None:
         if self.dir is None or self._saved == (self.step, self._evaluated_step):
