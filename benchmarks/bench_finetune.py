@@ -244,7 +244,7 @@ def prepare(name: str, size: str, folder: Path, options: argparse.Namespace) -> 
 
     from mom.data.encode import encode_texts
     from mom.glue import read_glue
-    from mom.training.finetune import classifier_from
+    from mom.training.adapt import classifier_from
 
     task, source, origin = sentences(options, name)
     train = read_glue(source, task, "train")

@@ -91,7 +91,7 @@ class Settings:
     table: ClassVar[str] = "settings"
 
     def __post_init__(self) -> None:
-        for field in self._fields():
+        for field in self.fields():
             value = _plain(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             rule = field.metadata.get("rule")
@@ -104,13 +104,14 @@ class Settings:
         """Raise if fields contradict each other."""
 
     @classmethod
-    def _fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """Declarations of all fields."""
         return dataclasses.fields(cls)  # type: ignore[arg-type]
 
     @classmethod
     def names(cls) -> list[str]:
         """Names of all fields."""
-        return [field.name for field in cls._fields()]
+        return [field.name for field in cls.fields()]
 
     @classmethod
     def _check_known(cls, values: Mapping[str, Any]) -> None:

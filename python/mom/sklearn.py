@@ -1,47 +1,44 @@
-"""Classifying and rating texts with scikit-learn's verbs: `TextClassifier` and `TextRegressor`.
+"""Classifying and rating texts with scikit-learn: `TextClassifier` and `TextRegressor`.
 
-They need no scikit-learn; where it is installed they work in its ``cross_val_score``, ``GridSearchCV``, ``Pipeline``.
+This module needs the package scikit-learn; the rest of `mom` does not.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._extras import need
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError(
+        f"TextClassifier and TextRegressor need the package scikit-learn: pip install scikit-learn ({error})"
+    ) from None
+
 from .config import MoMConfig
 from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
 from .model import MoM, MoMForSequenceClassification
-from .training.finetune import (
-    FinetuneConfig,
-    LoopResult,
-    classifier_from,
-    classify,
-    finite_logits,
-    fit_classifier,
-    warn_of_idle_routers,
-)
+from .training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
+from .training.config import FinetuneConfig
+from .training.finetune import LoopResult, RunOptions, fit_classifier
 
 __all__ = ["TextClassifier", "TextRegressor"]
 
 PathLike = str | os.PathLike[str]
-Self = TypeVar("Self", bound="_TextEstimator")
 
 #: Vocabulary of the tokenizer that is trained when there is no model to begin with.
 _FRESH_VOCAB = 2048
 
 
-class _TextEstimator:
+class _TextEstimator(BaseEstimator):
     """Parameters, preparation of texts and training; what both estimators share."""
-
-    _estimator_type = ""
 
     def __init__(
         self,
@@ -50,7 +47,7 @@ class _TextEstimator:
         epochs: int = 5,
         batch_size: int = 16,
         lr: float = 1e-3,
-        warmup: float = 0.1,
+        warmup: int | float = 0.1,
         weight_decay: float = 0.01,
         dropout: float | None = None,
         max_length: int | None = None,
@@ -74,48 +71,10 @@ class _TextEstimator:
         self.seed = seed
         self.verbose = verbose
 
-    # ------------------------------------------------------------------ scikit-learn's protocol
-    @classmethod
-    def _parameter_names(cls) -> list[str]:
-        return sorted(name for name in inspect.signature(cls.__init__).parameters if name != "self")
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All constructor arguments by name (`deep` makes no difference)."""
-        return {name: getattr(self, name) for name in self._parameter_names()}
-
-    def set_params(self: Self, **params: Any) -> Self:
-        """Change constructor arguments; gives the estimator itself."""
-        known = self._parameter_names()
-        for name in params:
-            if name not in known:
-                raise ValueError(f"{name}: {type(self).__name__} has no such parameter; it has {', '.join(known)}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "model_")
-
     def __sklearn_tags__(self) -> Any:
-        utils = need("sklearn.utils", "tags of an estimator", "metrics", "scikit-learn")
-        tags = utils.Tags(
-            estimator_type=self._estimator_type, target_tags=utils.TargetTags(required=True),
-            input_tags=utils.InputTags(one_d_array=True, two_d_array=False, string=True), requires_fit=True,
-        )  # fmt: skip
-        if self._estimator_type == "classifier":
-            tags.classifier_tags = utils.ClassifierTags()
-        else:
-            tags.regressor_tags = utils.RegressorTags()
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array, tags.input_tags.two_d_array, tags.input_tags.string = True, False, True
         return tags
-
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self).__init__).parameters
-        shown = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if value is not defaults[name].default and value != defaults[name].default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
     # ------------------------------------------------------------------ work
     def _config(self) -> FinetuneConfig:
@@ -170,7 +129,7 @@ class _TextEstimator:
 
         loop = fit_classifier(
             made, [rows[i] for i in kept], labels[kept], config, self.seed, score if len(held_out) else None,
-            label=type(self).__name__, progress=self.verbose,
+            RunOptions(label=type(self).__name__, progress=self.verbose),
         )  # fmt: skip
         self.model_: MoMForSequenceClassification = made
         self.loop_: LoopResult = loop
@@ -179,21 +138,9 @@ class _TextEstimator:
             setattr(self, name, value)
 
     def _logits(self, texts: Iterable[Any]) -> npt.NDArray[np.float32]:
-        if not hasattr(self, "model_"):
-            raise _not_fitted(f"{type(self).__name__}: not fitted yet; call fit first")
+        check_is_fitted(self, "model_")
         rows, _ = encode_texts(self.model_.tokenizer, _texts(texts), self.max_length_)
         return finite_logits(classify(self.model_, rows))
-
-
-def _not_fitted(message: str) -> RuntimeError:
-    """Where scikit-learn is installed also its NotFittedError, which its tools look for."""
-    try:
-        from sklearn.exceptions import NotFittedError
-    except ImportError:
-        return RuntimeError(message)
-    members = {"__reduce__": lambda error: (_not_fitted, error.args)}  # a class made here cannot be pickled by name
-    made: RuntimeError = type("NotFittedError", (NotFittedError, RuntimeError), members)(message)
-    return made
 
 
 def _texts(values: Any) -> list[tuple[str, ...]]:
@@ -239,7 +186,7 @@ _PARAMETERS = """
 """
 
 
-class TextClassifier(_TextEstimator):
+class TextClassifier(ClassifierMixin, _TextEstimator):
     __doc__ = f"""Texts in, labels out, with the verbs of scikit-learn.
 {_PARAMETERS}
     Attributes
@@ -261,7 +208,6 @@ class TextClassifier(_TextEstimator):
     ['no', 'yes']
     """
 
-    _estimator_type = "classifier"
     classes_: npt.NDArray[Any]
 
     def fit(self, X: Iterable[Any], y: Sequence[Any]) -> TextClassifier:  # noqa: N803
@@ -302,16 +248,8 @@ class TextClassifier(_TextEstimator):
         found: npt.NDArray[Any] = self.classes_[chosen]
         return found
 
-    def score(self, X: Iterable[Any], y: Sequence[Any]) -> float:  # noqa: N803
-        """Share of texts whose label is right."""
-        found = self.predict(X)
-        wanted = np.asarray(y)
-        if wanted.shape != found.shape:
-            raise ValueError(f"y: shape {wanted.shape}, expected {found.shape}")
-        return float(np.mean(found == wanted))
 
-
-class TextRegressor(_TextEstimator):
+class TextRegressor(RegressorMixin, _TextEstimator):
     __doc__ = f"""Texts in, numbers out, with the verbs of scikit-learn.
 {_PARAMETERS}
     Attributes
@@ -323,7 +261,6 @@ class TextRegressor(_TextEstimator):
         How training went.
     """
 
-    _estimator_type = "regressor"
     mean_: float
     scale_: float
 
@@ -350,22 +287,6 @@ class TextRegressor(_TextEstimator):
         with np.errstate(over="ignore"):
             result: npt.NDArray[np.float64] = standardised * self.scale_ + self.mean_
         return result
-
-    def score(self, X: Iterable[Any], y: npt.ArrayLike) -> float:  # noqa: N803
-        """Coefficient of determination, R squared; for constant `y` 1 if all is right, else 0."""
-        wanted = _numbers(y)
-        found = self.predict(X)
-        if wanted.shape != found.shape:
-            raise ValueError(f"y: shape {wanted.shape}, expected {found.shape}")
-        if not np.isfinite(found).all():
-            return -np.inf
-        # A power of two that brings all numbers below 1: squares do not overflow, and the quotient has the same bits.
-        exponent = int(np.frexp(max(np.abs(wanted).max(initial=0.0), np.abs(found).max(initial=0.0)))[1]) + 1
-        wanted, found = np.ldexp(wanted, -exponent), np.ldexp(found, -exponent)
-        residual, total = float(((wanted - found) ** 2).sum()), float(((wanted - wanted.mean()) ** 2).sum())
-        if total == 0.0:
-            return 1.0 if residual == 0.0 else 0.0
-        return 1.0 - residual / total
 
 
 def _numbers(y: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -240,7 +240,7 @@ def test_settings_from_a_file_and_flags_win(mom_command: Any, data: Path, tmp_pa
     assert (saved["batch_size"], saved["sequence_length"]) == (1, 8)
     file.write_text("stepz = 2\n")
     status, _, err = mom_command(*flags)
-    assert status == 1 and err == f"mom: error: {file}: unknown training field 'stepz'\n"
+    assert status == 1 and err == f"mom: error: {file}: stepz: unknown training field; did you mean 'steps'?\n"
 
 
 def test_both_phases_from_the_command_line(mom_command: Any, data: Path, tmp_path: Path) -> None:

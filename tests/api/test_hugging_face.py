@@ -121,7 +121,7 @@ def test_a_plain_gpt2_of_ours_that_transformers_has_written_again(tmp_path: Path
     with pytest.raises(mom.ConfigError, match="add_cross_attention: True is not supported, only False"):
         mom.MoMForSequenceClassification.from_pretrained(tmp_path)
     path.write_text(json.dumps(values | {"chunks": 1, "num_bottom_layers": 1}))
-    with pytest.raises(mom.ConfigError, match="unknown configuration field 'add_cross_attention'"):
+    with pytest.raises(mom.ConfigError, match="add_cross_attention: unknown configuration field"):
         mom.MoMForSequenceClassification.from_pretrained(tmp_path)
 
 

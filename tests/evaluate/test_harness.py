@@ -213,5 +213,5 @@ def test_command_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert cli.main(["lm_eval", "--register", "run"]) == 1 and "with --register" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert cli.main(["lm_eval", "run", "--model", "mom"]) == 1
-    assert "needs the package lm-eval: pip install 'mom[lm-eval]'" in capsys.readouterr().err
+    assert "needs the package lm-eval: pip install lm-eval" in capsys.readouterr().err
     assert cli.with_underscores(["lm_eval", "run", "--gen-kwargs", "a"]) == ["lm_eval", "run", "--gen-kwargs", "a"]

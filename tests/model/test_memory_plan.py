@@ -14,7 +14,7 @@ import pytest
 import mom
 from mom import _core
 from mom.model import plan_for
-from mom.training.finetune import trainable
+from mom.training.adapt import trainable
 
 BASE = mom.MoMConfig(
     vocab_size=50, n_positions=32, n_embd=24, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=3,
@@ -601,7 +601,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 import mom
-from mom.training.finetune import trainable
+from mom.training.adapt import trainable
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -20,7 +20,8 @@ import mom
 from mom import cli, glue
 from mom.errors import CheckpointError, ConfigError, DataError
 from mom.glue import TASKS, read_glue
-from mom.training.finetune import FinetuneInterrupted, copy_of
+from mom.training.adapt import copy_of
+from mom.training.finetune import FinetuneInterrupted
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("scipy", reason="SciPy is not installed")

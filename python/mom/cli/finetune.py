@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import warnings
 from typing import Any
@@ -12,7 +11,7 @@ from .. import glue, xsum
 from ..errors import ConfigError
 from ..model import MoM
 from ..training import FinetuneConfig
-from .flags import add_dtype, add_fields, add_generation, add_on_error, add_progress, add_threads, command
+from .flags import add_dtype, add_fields, add_generation, add_on_error, add_progress, add_threads, command, given_fields
 from .results import show_summaries
 
 
@@ -35,6 +34,8 @@ def add(commands: Any) -> None:
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
+    parser.add_argument("--run_dir", metavar="DIR", help="folder for logs and checkpoints (default: none are written)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --run_dir")
     add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
@@ -49,8 +50,7 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    fields = {f.name for f in dataclasses.fields(FinetuneConfig)}
-    config = FinetuneConfig().replace(**{name: value for name, value in vars(a).items() if name in fields})
+    config = FinetuneConfig(**given_fields(a, FinetuneConfig))
     if any(name.lower() == "xsum" for name in a.task):
         return _finetune_xsum(a, config)
     return _finetune_glue(a, config)
@@ -66,7 +66,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     result = xsum.finetune(
         MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
         max_summary=64 if a.max_summary is None else a.max_summary, val_rows=a.val_rows, on_error=a.on_error,
-        progress=a.progress,
+        progress=a.progress, run_dir=a.run_dir, resume=a.resume,
     )  # fmt: skip
     print(f"{result!r}: {result.folder}", file=sys.stderr)
     show_summaries(a, result.model, "test", config.max_length, config.batch_size)
@@ -89,7 +89,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
         for task in tasks:
             result = glue.finetune(
                 body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
-                on_error=a.on_error, progress=a.progress,
+                on_error=a.on_error, progress=a.progress, run_dir=a.run_dir, resume=a.resume,
             )  # fmt: skip
             results.append(result)
             print(f"{result!r}, {result.examples_per_second:.1f} examples/s: {result.folder}", file=sys.stderr)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..settings import Settings, read_toml
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -84,21 +84,43 @@ def field_help(documented: type) -> dict[str, str]:
     return found
 
 
-def add_fields(group: Any, settings: Any, shown: dict[str, str]) -> None:
-    """A flag per field of a dataclass of settings; without the flag, the field is not in the namespace."""
+def number(text: str) -> int | float:
+    """An integer if it is written as one."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+#: What argparse is told about fields of each type.
+_KINDS: dict[str, dict[str, Any]] = {
+    "int": {"type": int, "metavar": "N"},
+    "float": {"type": float, "metavar": "X"},
+    "int | float": {"type": number, "metavar": "X"},
+    "str": {"type": str, "metavar": "NAME"},
+    "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},
+}
+
+
+def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> None:
+    """A flag per field, and one for a file of them; without the flag, a field is not in the namespace."""
+    group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     help_texts = field_help(settings)
-    kinds: dict[str, dict[str, Any]] = {
-        "int": {"type": int, "metavar": "N"},
-        "float": {"type": float, "metavar": "X"},
-        "str": {"type": str, "metavar": "NAME"},
-        "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},
-    }
-    for field in dataclasses.fields(settings):
+    for field in settings.fields():
         default = shown.get(field.name, field.default)
         note = "" if default is None else f" (default: {default})"
         text = help_texts.get(field.name, "").removesuffix(".") + note
-        kind = kinds[str(field.type).split(" |")[0]]
+        kind = _KINDS[str(field.type).removesuffix(" | None")]
         group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
+
+
+def given_fields(a: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """The fields that the file and the flags set; flags win."""
+    values: dict[str, Any] = {}
+    if a.config is not None:
+        values = read_toml(a.config, settings.table)
+        settings.from_dict(values, source=a.config)
+    return {**values, **{name: value for name, value in vars(a).items() if name in settings.names()}}
 
 
 def changes_of(pairs: Sequence[str]) -> dict[str, Any]:

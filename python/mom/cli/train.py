@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -16,9 +15,8 @@ from ..errors import ConfigError
 from ..files import folders
 from ..model import MoM
 from ..training import TrainingConfig, train
-from ..training.config import read_toml
 from ..training.state import PREFIX, read_progress
-from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command
+from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command, given_fields
 from .results import interrupted, print_losses
 
 
@@ -53,7 +51,6 @@ def add(commands: Any) -> None:
     add_changes(group)
     add_dtype(group, resumed=True)
     group = parser.add_argument_group("training", "fields of mom.TrainingConfig")
-    group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     add_fields(group, TrainingConfig, {"sequence_length": "the model's n_positions, at most 1024"})
 
 
@@ -96,16 +93,8 @@ def _run(a: argparse.Namespace) -> int:
 
 def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, Any]:
     """Fields from the checkpoint to resume, else the file, then the flags; each wins over the one before."""
-    settings: dict[str, Any] = {}
-    if latest is not None:
-        settings.update(read_progress(latest)["config"])
-    if a.config is not None:
-        given = read_toml(a.config)
-        TrainingConfig.from_dict(given, source=a.config)
-        settings.update(given)
-    names = {f.name for f in dataclasses.fields(TrainingConfig)}
-    settings.update({name: value for name, value in vars(a).items() if name in names})
-    return settings
+    settings = {} if latest is None else read_progress(latest)["config"]
+    return {**settings, **given_fields(a, TrainingConfig)}
 
 
 def _tokenizer_beside(data: str | Path) -> Tokenizer | None:
@@ -161,10 +150,10 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
         asked = asked.vanilla_config() if a.vanilla else asked
     else:
         asked = config.replace(**changes)
-    for field in dataclasses.fields(config):
-        ours, theirs = getattr(config, field.name), getattr(asked, field.name)
+    for name in config.names():
+        ours, theirs = getattr(config, name), getattr(asked, name)
         if ours != theirs:
-            raise ConfigError(f"resume: {field.name} is {ours!r} in {latest}, but {theirs!r} is asked for")
+            raise ConfigError(f"resume: {name} is {ours!r} in {latest}, but {theirs!r} is asked for")
     model = MoM(config, dtype=a.dtype or read_progress(latest).get("dtype", "float32"))
     model.tokenizer = _tokenizer_beside(latest)
     return model

@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     ImportError
         Without the package; the message names the extra.
     """
-    need("lm_eval", "evaluation with lm-evaluation-harness", "lm-eval", "lm-eval")
+    need("lm_eval", "evaluation with lm-evaluation-harness", "lm-eval")
     from lm_eval.__main__ import cli_evaluate
 
     from . import harness as _harness  # noqa: F401  registers the model

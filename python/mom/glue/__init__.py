@@ -13,9 +13,10 @@ Examples
 ['accuracy']
 """
 
-from .finetuning import GlueResult, SeedResult, evaluate, finetune, format_table, predict
+from .finetuning import evaluate, finetune, predict
 from .metrics import baseline_metrics, glue_metrics, task_score
 from .reader import GlueData, read_glue
+from .results import GlueResult, SeedResult, format_table
 from .submission import write_submission
 from .tasks import TASKS, GlueTask, find_task
 

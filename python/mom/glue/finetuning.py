@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import operator
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +18,29 @@ from ..config import MoMConfig
 from ..data.encode import encode_texts
 from ..data.records import MissingSplitError, check_iterators
 from ..errors import ConfigError, DataError
-from ..files.folders import MODEL_FILES, check_replaceable, write_file
+from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
 from ..model import MoM, MoMForSequenceClassification
+from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
+from ..training.config import FinetuneConfig
 from ..training.finetune import (
-    FinetuneConfig,
     FinetuneInterrupted,
     LoopResult,
-    classifier_from,
-    classify,
-    finite_logits,
+    RunOptions,
+    SeedRuns,
     fit_classifier,
-    warn_of_idle_routers,
+    train_seeds,
 )
-from ..training.signals import stop_signals
+from ..training.signals import StopSignals, stop_signals
 from .metrics import baseline_metrics, glue_metrics, task_score
 from .reader import GlueData, read_glue
+from .results import GlueResult, SeedResult
 from .submission import write_submission
 from .tasks import TASKS, GlueTask, find_task
 
-__all__ = ["GlueResult", "SeedResult", "evaluate", "finetune", "format_table", "predict"]
+__all__ = ["evaluate", "finetune", "predict"]
 
 PathLike = str | os.PathLike[str]
 Network = MoM | MoMForSequenceClassification
@@ -49,100 +48,6 @@ Network = MoM | MoMForSequenceClassification
 #: Sets beside its own that a model of a task can answer: for dev metrics and submissions.
 _ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}
 _PREDICT_BATCH = 32
-
-
-@dataclass(frozen=True)
-class SeedResult:
-    """One run of fine-tuning.
-
-    Attributes
-    ----------
-    seed : int
-    metrics : dict of str to float
-        On the dev set, with the best weights.
-    score : float
-        Their mean.
-    loop : LoopResult
-        Steps, evaluations and times.
-    """
-
-    seed: int
-    metrics: dict[str, float]
-    score: float
-    loop: LoopResult
-
-
-@dataclass(frozen=True)
-class GlueResult:
-    """Fine-tuning on one task with one or more seeds.
-
-    Attributes
-    ----------
-    task : GlueTask
-    seeds : list of SeedResult
-        One per seed, in their order.
-    baseline : dict of str to float
-        Dev metrics of always giving the most frequent label of the train set (STS-B: its mean).
-    model : MoMForSequenceClassification
-        Of the seed with the best score.
-    other_metrics : dict of str to dict
-        Dev metrics of `model` on further sets (MNLI mismatched, AX), by task name.
-    train_rows, dev_rows, cut_rows : int
-        Examples; train examples that were longer than ``max_length``.
-    folder : Path or None
-        Where the model was saved.
-    submissions : list of Path
-        Files for the GLUE site.
-    """
-
-    task: GlueTask
-    seeds: list[SeedResult]
-    baseline: dict[str, float]
-    model: MoMForSequenceClassification
-    other_metrics: dict[str, dict[str, float]]
-    train_rows: int
-    dev_rows: int
-    cut_rows: int
-    folder: Path | None = None
-    submissions: list[Path] = field(default_factory=list)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Median over seeds of each metric."""
-        return {name: float(np.median([s.metrics[name] for s in self.seeds])) for name in self.task.metrics}
-
-    @property
-    def score(self) -> float:
-        """Median over seeds of the task's score."""
-        return float(np.median([s.score for s in self.seeds]))
-
-    @property
-    def best(self) -> SeedResult:
-        """The seed with the best score (of equals, the first)."""
-        return max(self.seeds, key=lambda s: s.score)
-
-    @property
-    def examples_per_second(self) -> float:
-        """Training speed over all seeds."""
-        seconds = sum(s.loop.seconds for s in self.seeds)
-        return sum(s.loop.examples for s in self.seeds) / seconds if seconds else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers, fit for JSON."""
-        runs = [
-            {"seed": s.seed, **s.metrics, "score": s.score, "steps": s.loop.steps, "best_step": s.loop.best_step,
-             "loss": s.loop.loss, "seconds": s.loop.seconds, "interrupted": s.loop.interrupted}
-            for s in self.seeds
-        ]  # fmt: skip
-        return {
-            "task": self.task.name, "metrics": self.metrics, "score": self.score, "baseline": self.baseline,
-            "other": self.other_metrics, "train_rows": self.train_rows, "dev_rows": self.dev_rows,
-            "cut_rows": self.cut_rows, "seeds": runs,
-        }  # fmt: skip
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
-        return f"<GlueResult {self.task.title}: {shown} (median of {len(self.seeds)})>"
 
 
 def finetune(
@@ -157,6 +62,8 @@ def finetune(
     on_error: str = "raise",
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
+    run_dir: PathLike | None = None,
+    resume: bool = False,
     **changes: Any,
 ) -> GlueResult:
     """Fine-tune a model on a GLUE task.
@@ -184,7 +91,14 @@ def finetune(
     progress : bool
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
-        Receive a record per step and evaluation; closed at the end.
+        Receive a record per step and evaluation; one that returns True from ``record`` ends the seed's run. Closed at
+        the end.
+    run_dir : path, optional
+        Gets a folder ``<task>/seed-<number>`` per seed, with ``log.jsonl`` and a checkpoint: after every evaluation, and
+        when a signal ends the run.
+    resume : bool
+        Go on from the checkpoints in `run_dir`, to the same bits as a run that was never stopped. Seeds that were
+        finished are not trained again.
     **changes
         Fields of `config` to override.
 
@@ -214,6 +128,38 @@ def finetune(
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training
         check_replaceable(folder, MODEL_FILES)
+    sets = _read_sets(data, task, predict, on_error)
+    lesson = _Lesson(body, task, sets, config)
+    with closing(callbacks) as listeners, stop_signals() as signals:
+        checkpoints = None if run_dir is None else Path(run_dir) / task.name
+        options = RunOptions(
+            progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume
+        )
+        runs = train_seeds(seeds, lesson.classifier, lesson.fit, options, folder)
+        other_metrics, submissions = _answer_other_sets(runs, sets, lesson, out_dir, signals, len(seeds))
+        signals.handled = runs.interrupted is not None
+        assert runs.best is not None
+        result = GlueResult(
+            task, [_seed_result(task, seed, loop) for seed, loop in runs.loops.items()], lesson.baseline, runs.best,
+            other_metrics, len(lesson.rows), len(lesson.dev_rows), lesson.cut, folder, submissions,
+        )  # fmt: skip
+        runs.write_results(folder, result.to_dict(), config)
+    where = "" if folder is None else f", kept in {folder}"
+    runs.raise_interruption(f"; seed {runs.best_seed} is the best so far{where}")
+    return result
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """What is read for a task before training."""
+
+    train: GlueData
+    dev: GlueData
+    others: list[GlueData]  # further dev sets
+    tests: list[GlueData]
+
+
+def _read_sets(data: Any, task: GlueTask, predict: bool, on_error: str) -> _Sets:
     if isinstance(data, (str, os.PathLike)) and Path(data).is_file():
         raise ConfigError(f"data: {os.fspath(data)} is one file; a folder or a mapping has a train and a dev set")
     check_iterators(data)
@@ -225,78 +171,74 @@ def finetune(
             absent = TASKS[name]
             warnings.warn(
                 f"predict: the data hold no test set of {absent.title}, so there will be no {absent.submission}",
-                stacklevel=2,
+                stacklevel=3,
             )
-    length = config.length_for(body.config)
-    rows, cut = encode_texts(body.tokenizer, train.texts, length)
-    dev_rows, _ = encode_texts(body.tokenizer, dev.texts, length)
-    dev_labels = dev.labels
-    assert train.labels is not None and dev_labels is not None
-    baseline = baseline_metrics(task, train.labels, dev_labels)  # says now what the metrics lack
-    problem = "regression" if task.is_regression else "single_label_classification"
+    return _Sets(train, dev, others, tests)
 
-    results: list[SeedResult] = []
-    best: MoMForSequenceClassification | None = None
-    interrupted: FinetuneInterrupted | None = None
-    other_metrics: dict[str, dict[str, float]] = {}
+
+class _Lesson:
+    """A task's examples as token rows, and how a classifier learns from them."""
+
+    def __init__(self, body: Network, task: GlueTask, sets: _Sets, config: FinetuneConfig) -> None:
+        self._body, self._task, self._sets, self._config = body, task, sets, config
+        self.length = config.length_for(body.config)
+        self.rows, self.cut = encode_texts(body.tokenizer, sets.train.texts, self.length)
+        self.dev_rows, _ = encode_texts(body.tokenizer, sets.dev.texts, self.length)
+        assert sets.train.labels is not None and sets.dev.labels is not None
+        # This says now which packages the metrics lack.
+        self.baseline = baseline_metrics(task, sets.train.labels, sets.dev.labels)
+
+    def classifier(self, seed: int) -> MoMForSequenceClassification:
+        """The classifier that a seed begins with."""
+        problem = "regression" if self._task.is_regression else "single_label_classification"
+        made = classifier_from(self._body, self._task.num_labels, problem, seed, self._config.dropout)
+        made.finetuning_task, made.finetuning_lengths = self._task.name, {"max_length": self.length}
+        return made
+
+    def fit(self, made: MoMForSequenceClassification, seed: int, options: RunOptions) -> LoopResult:
+        """Train a classifier; the mean of the task's metrics on the dev set chooses the weights."""
+
+        def measure() -> dict[str, float]:
+            answers = _answers(self._task, classify(made, self.dev_rows, _PREDICT_BATCH))
+            metrics = glue_metrics(self._task, answers, self._sets.dev.labels)
+            return {"score": task_score(metrics), **metrics}
+
+        options = replace(options, label=f"{self._task.name} seed {seed}")
+        return fit_classifier(made, self.rows, self._sets.train.labels, self._config, seed, measure, options)
+
+
+def _seed_result(task: GlueTask, seed: int, loop: LoopResult) -> SeedResult:
+    metrics = {name: loop.best_values[name] for name in task.metrics}
+    return SeedResult(seed, metrics, task_score(metrics), loop)
+
+
+def _answer_other_sets(
+    runs: SeedRuns[MoMForSequenceClassification],
+    sets: _Sets,
+    lesson: _Lesson,
+    out_dir: PathLike | None,
+    signals: StopSignals,
+    seeds: int,
+) -> tuple[dict[str, dict[str, float]], list[Path]]:
+    """Metrics of the best model on further dev sets, and submission files, unless a signal comes."""
+    metrics: dict[str, dict[str, float]] = {}
     submissions: list[Path] = []
-    with closing(callbacks) as listeners, stop_signals() as signals:
-        for seed in seeds:
-            made = classifier_from(body, task.num_labels, problem, seed, config.dropout)
-            made.finetuning_task, made.finetuning_lengths = task.name, {"max_length": length}
-            measured: list[dict[str, float]] = []
-
-            def score_now(
-                made: MoMForSequenceClassification = made, measured: list[dict[str, float]] = measured
-            ) -> float:
-                answers = _answers(task, classify(made, dev_rows, _PREDICT_BATCH))
-                measured.append(glue_metrics(task, answers, dev_labels))
-                return task_score(measured[-1])
-
-            try:
-                loop = fit_classifier(
-                    made, rows, train.labels, config, seed, score_now, label=f"{task.name} seed {seed}",
-                    progress=progress, callbacks=listeners, signals=signals,
-                )  # fmt: skip
-            except FinetuneInterrupted as stop:
-                interrupted, loop = stop, stop.loop
-                if loop.best_score is None:
-                    break
-            metrics = measured[[step for step, _ in loop.history].index(loop.best_step)]
-            results.append(SeedResult(seed, metrics, task_score(metrics), loop))
-            if best is None or results[-1].score > max(r.score for r in results[:-1]):
-                best = made
-                if folder is not None:  # what comes later may fail
-                    best.save_pretrained(folder)
-            if interrupted is not None or signals:
-                break
-        if best is None:
-            assert interrupted is not None
-            raise interrupted
-        if interrupted is None:
-            try:
-                with signals.at_once():
-                    other_metrics.update({o.task.name: _metrics_of(best, o, length) for o in others})
-                    for test in tests:
-                        answers = _answers(test.task, _logits_of(best, test, length))
-                        submissions.append(
-                            write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index)
-                        )
-            except KeyboardInterrupt:
-                done = f"{task.name}: {len(results)} of {len(seeds)} seeds trained"
-                interrupted = FinetuneInterrupted(done, results[-1].loop, signals[0] if signals else "SIGINT")
-        signals.handled = interrupted is not None
-        result = GlueResult(
-            task, results, baseline, best, other_metrics, len(rows), len(dev_rows), cut, folder, submissions
-        )  # fmt: skip
-        if folder is not None:
-            ended_by = None if interrupted is None else interrupted.signal
-            summary = {**result.to_dict(), "interrupted": ended_by, "config": config.to_dict()}
-            write_file(folder.parent / "results.json", json.dumps(summary, indent=2) + "\n")
-    if interrupted is not None:
-        kept = f"seed {result.best.seed} is the best so far{'' if folder is None else f', kept in {folder}'}"
-        raise FinetuneInterrupted(f"{interrupted}; {kept}", interrupted.loop, interrupted.signal)
-    return result
+    if runs.interrupted is not None:
+        return metrics, submissions
+    assert runs.best is not None
+    try:
+        with signals.at_once():
+            metrics.update({o.task.name: _metrics_of(runs.best, o, lesson.length) for o in sets.others})
+            for test in sets.tests:
+                answers = _answers(test.task, _logits_of(runs.best, test, lesson.length))
+                submissions.append(
+                    write_submission(test.task, answers, Path(out_dir or "") / "submission", test.index)
+                )
+    except KeyboardInterrupt:
+        done = f"{sets.train.task.name}: {len(runs.loops)} of {seeds} seeds trained"
+        last = list(runs.loops.values())[-1]
+        runs.interrupted = FinetuneInterrupted(done, last, signals[0] if signals else "SIGINT")
+    return metrics, submissions
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
@@ -412,34 +354,3 @@ def predict(
     model = _classifier(model, task)
     length = _length(model, max_length)
     return _answers(task, _logits_of(model, read_glue(data, task, split), length))
-
-
-def format_table(results: Iterable[GlueResult]) -> str:
-    """Results as a table: a line per task and metric, in percent, beside the majority-class baseline.
-
-    Parameters
-    ----------
-    results : iterable of GlueResult
-
-    Returns
-    -------
-    str
-        Median, lowest and highest value over the seeds.
-    """
-    results = list(results)
-    lines = [f"{'task':9}{'metric':10}{'median':>8}{'lowest':>8}{'highest':>8}{'baseline':>10}{'seeds':>7}{'train':>9}"
-             f"{'dev':>8}"]  # fmt: skip
-    for result in results:
-        for name in result.task.metrics:
-            values = [100 * s.metrics[name] for s in result.seeds]
-            lines.append(
-                f"{result.task.title:9}{name:10}{np.median(values):8.2f}{min(values):8.2f}{max(values):8.2f}"
-                f"{100 * result.baseline[name]:10.2f}{len(values):7}{result.train_rows:9,}{result.dev_rows:8,}"
-            )
-        for other, metrics in result.other_metrics.items():
-            lines += [f"{TASKS[other].title:9}{name:10}{100 * value:8.2f}" for name, value in metrics.items()]
-    if len(results) > 1:
-        mean = 100 * np.mean([result.score for result in results])
-        base = 100 * np.mean([task_score(result.baseline) for result in results])
-        lines.append(f"{'mean':9}{'score':10}{mean:8.2f}{'':16}{base:10.2f}")
-    return "\n".join(lines)

@@ -82,7 +82,7 @@ def _checked(values: npt.ArrayLike, name: str, task: GlueTask) -> npt.NDArray[An
 
 
 def _sklearn() -> Any:
-    return need("sklearn.metrics", "GLUE's metrics", "metrics", "scikit-learn")
+    return need("sklearn.metrics", "GLUE's metrics", "scikit-learn")
 
 
 def _matthews(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
@@ -101,7 +101,7 @@ def _f1(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 
 
 def _correlation(function: str, predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    stats = need("scipy.stats", "the metrics of STS-B", "metrics")
+    stats = need("scipy.stats", "the metrics of STS-B")
     if len(predicted) < 2:
         raise ValueError("predictions: a correlation needs at least two rows")
     if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:

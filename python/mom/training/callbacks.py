@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from .._extras import need
 from ..files.folders import naming_file
 
 __all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "closing"]
@@ -157,20 +158,16 @@ class TensorBoard:
     Raises
     ------
     ImportError
-        Without the package ``tensorboard``; the message names the extra.
+        Without the package ``tensorboard``.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError:
-            raise ImportError(
-                "tensorboard=True needs the package tensorboard: pip install 'mom[tensorboard]'"
-            ) from None
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(run_dir / "tensorboard"))
+        def part(module: str) -> Any:
+            return need(f"tensorboard.{module}", "tensorboard=True")
+
+        self._event = part("compat.proto.event_pb2").Event
+        self._summary = part("compat.proto.summary_pb2").Summary
+        self._writer = part("summary.writer.event_file_writer").EventFileWriter(str(run_dir / "tensorboard"))
 
     def record(self, record: dict[str, Any]) -> None:
         values = [

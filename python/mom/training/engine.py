@@ -295,12 +295,12 @@ class Engine:
             model.activation_checkpointing = self.config.activation_checkpointing or before[1]
             model.zero_grad()
             if trained is not None:
-                model._core.set_trained(trained)
+                model.core.set_trained(trained)
             yield
         finally:
             model.training, model.activation_checkpointing = before
             if trained is not None:
-                model._core.set_trained(np.ones_like(trained))
+                model.core.set_trained(np.ones_like(trained))
                 model.zero_grad()  # gradients that parameters got which are not trained
 
     def _between_steps(self) -> None:
@@ -320,7 +320,7 @@ class Engine:
         started = time.perf_counter()
         batches = self.source.next_step()
         self.optimizer.lr = self.config.lr * self.plan.factor(self.step)
-        if self.model._core.used.any():  # the step before was left out, or a callback has run a backward pass
+        if self.model.core.used.any():  # the step before was left out, or a callback has run a backward pass
             self.model.zero_grad()
         losses = self._passes(batches)
         problem, norm = losses.problem, math.nan
@@ -343,7 +343,7 @@ class Engine:
 
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
         """Forward and backward passes, in which gradients add up."""
-        scale, total = self.model._balance_scale, sum(batch.terms for batch in batches)
+        scale, total = self.model.balance_scale, sum(batch.terms for batch in batches)
         losses = _Losses(scale, len(batches))
         for batch in batches:
             out = self.model(**batch.inputs)  # type: ignore[operator]
@@ -356,9 +356,9 @@ class Engine:
         """Clip and step; gives the norm of the gradients. If that is not finite, nothing changes."""
         if self.plan.trained is not None:
             # Parameters without a gradient are passed over by clipping and optimizer alike.
-            used = self.model._core.used
+            used = self.model.core.used
             used[self.plan.trained == 0] = 0
-            self.model._core.used = used
+            self.model.core.used = used
         return self.optimizer.step(self.config.clip, zero_grad=True)
 
     def _skip(self, reason: str) -> None:

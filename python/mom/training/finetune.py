@@ -227,7 +227,7 @@ def fit_classifier(
     config: FinetuneConfig,
     seed: int = 0,
     evaluate: Evaluate | None = None,
-    **options: Any,
+    options: RunOptions | None = None,
 ) -> LoopResult:
     """Train a classifier on token rows, see `fit_rows`.
 
@@ -243,8 +243,7 @@ def fit_classifier(
         Of the order of the data.
     evaluate : callable, optional
         Score on the dev set.
-    **options
-        Fields of `RunOptions`.
+    options : RunOptions, optional
     """
 
     def make(chosen: npt.NDArray[np.int64]) -> MicroBatch:
@@ -255,7 +254,7 @@ def fit_classifier(
         return MicroBatch(inputs, len(chosen), len(chosen), len(batch.tokens))
 
     source = Rows([len(row) for row in rows], config.batch_size, config.accumulation, seed, make)
-    return fit_rows(model, source, config, seed, evaluate, RunOptions(**options))
+    return fit_rows(model, source, config, seed, evaluate, options)
 
 
 @dataclass

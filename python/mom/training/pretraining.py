@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from .batches import Windows
 from .callbacks import Callback, JsonLines, Progress, TensorBoard, closing
 from .config import TrainingConfig
 from .engine import Engine, Plan, schedule
+from .records import perplexity_of
 from .signals import stop_signals
 
 __all__ = ["TrainingResult", "evaluate_loss", "train"]
@@ -215,7 +215,7 @@ def _engine(
     def evaluate() -> dict[str, float]:
         assert validation is not None
         loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
-        return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return {"val_loss": loss, "perplexity": perplexity_of(loss)}
 
     plan = Plan(
         config.steps, schedule(config.schedule, config.warmup_steps, config.steps, config.final_lr),

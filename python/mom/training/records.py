@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from typing import Any
 
 from ..model import Network
 
-__all__ = ["module_use", "peak_memory_bytes"]
+__all__ = ["module_use", "peak_memory_bytes", "perplexity_of"]
 
 
 def peak_memory_bytes() -> int:
@@ -27,7 +28,7 @@ def module_use(model: Network) -> tuple[dict[str, Any], float | None]:
         for number, half in enumerate(("attn", "ffn")):
             rounds: list[list[float] | None] = []
             for r in range(model.config.rounds):
-                counts = model._core.route_counts(place, r, number)
+                counts = model.core.route_counts(place, r, number)
                 if counts is None:
                     rounds.append(None)
                     continue
@@ -37,3 +38,8 @@ def module_use(model: Network) -> tuple[dict[str, Any], float | None]:
                 rounds.append([round(float(c) / everything, 5) if everything else 0.0 for c in counts])
             use[half].append(rounds)
     return use, (skipped / total if total else None)
+
+
+def perplexity_of(loss: float) -> float:
+    """Of a loss in nats per token; finite for any loss."""
+    return math.exp(min(loss, 700.0))

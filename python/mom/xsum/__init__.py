@@ -13,9 +13,11 @@ Examples
 1
 """
 
-from .finetuning import PROMPT, XsumResult, XsumScores, evaluate, finetune, format_examples, summarize
+from .finetuning import XsumResult, finetune
 from .metrics import lead, rouge, sentences
 from .reader import XsumData, read_xsum
+from .rows import PROMPT
+from .summaries import XsumScores, evaluate, format_examples, summarize
 
 __all__ = [
     "PROMPT", "XsumData", "XsumResult", "XsumScores", "evaluate", "finetune", "format_examples", "lead", "read_xsum",

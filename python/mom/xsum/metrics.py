@@ -43,7 +43,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
         raise ValueError("predictions: expected sequences of strings, got a string")
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"predictions: {len(predictions)} of them for {len(references)} references")
-    scoring = need("rouge_score.rouge_scorer", "ROUGE", "metrics", "rouge-score")
+    scoring = need("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
     scorer = scoring.RougeScorer(list(ROUGE), use_stemmer=True)
     scores = [
         [score[name].fmeasure for name in ROUGE]
