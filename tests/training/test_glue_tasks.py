@@ -380,7 +380,7 @@ def test_what_does_not_fit_is_said_before_training(model: mom.MoM, tmp_path: Pat
         ({"seeds": ()}, ConfigError, "seeds: expected one or more distinct integers"),
         ({"seeds": (1, 1)}, ConfigError, "seeds: expected one or more distinct integers"),
         ({"max_length": 41}, ConfigError, "max_length: 41 is more than the model's n_positions = 40"),
-        ({"layers": 2}, ConfigError, "layers: unknown field"),
+        ({"layers": 2}, ConfigError, "layers: unknown fine-tuning field"),
         ({"data": GOLDEN / "CoLA" / "train.tsv"}, ConfigError, "data: .*train.tsv is one file; a folder or a mapping"),
     ):  # fmt: skip
         with pytest.raises(kind, match=message):
