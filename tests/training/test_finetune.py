@@ -637,7 +637,8 @@ def test_language_models_are_trained_too() -> None:
     [
         ({"epochs": 0}, "epochs: 0 is less than 1"), ({"accumulation": 0}, "accumulation: 0 is less than 1"),
         ({"epochs": 1.5}, "epochs: expected int, got float 1.5"),
-        ({"lr": -1.0}, r"lr: -1.0 is not in \[0.0, 1000.0\]"), ({"warmup": 2.0}, r"warmup: 2.0 is no share in \[0, 1\]; a number of steps is an integer"),
+        ({"lr": -1.0}, r"lr: -1.0 is not in \[0.0, 1000.0\]"),
+        ({"warmup": 2.0}, r"warmup: 2.0 is no share in \[0, 1\]; a number of steps is an integer"),
         ({"warmup": -1}, "warmup: -1 is negative"),
         ({"train": "body"}, "train: 'body' is not one of 'all', 'routers', 'head'"),
         ({"schedule": "step"}, "schedule: 'step' is not one of"),

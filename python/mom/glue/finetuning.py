@@ -94,8 +94,8 @@ def finetune(
         Receive a record per step and evaluation; one that returns True from ``record`` ends the seed's run. Closed at
         the end.
     run_dir : path, optional
-        Gets a folder ``<task>/seed-<number>`` per seed, with ``log.jsonl`` and a checkpoint: after every evaluation, and
-        when a signal ends the run.
+        Gets a folder ``<task>/seed-<number>`` per seed, with ``log.jsonl`` and the newest checkpoint. One is written
+        after every evaluation, and when a signal ends the run.
     resume : bool
         Go on from the checkpoints in `run_dir`, to the same bits as a run that was never stopped. Seeds that were
         finished are not trained again.
@@ -180,13 +180,14 @@ class _Lesson:
     """A task's examples as token rows, and how a classifier learns from them."""
 
     def __init__(self, body: Network, task: GlueTask, sets: _Sets, config: FinetuneConfig) -> None:
-        self._body, self._task, self._sets, self._config = body, task, sets, config
+        self._body, self._task, self._config = body, task, config
         self.length = config.length_for(body.config)
         self.rows, self.cut = encode_texts(body.tokenizer, sets.train.texts, self.length)
         self.dev_rows, _ = encode_texts(body.tokenizer, sets.dev.texts, self.length)
         assert sets.train.labels is not None and sets.dev.labels is not None
+        self._labels, self._dev_labels = sets.train.labels, sets.dev.labels
         # This says now which packages the metrics lack.
-        self.baseline = baseline_metrics(task, sets.train.labels, sets.dev.labels)
+        self.baseline = baseline_metrics(task, self._labels, self._dev_labels)
 
     def classifier(self, seed: int) -> MoMForSequenceClassification:
         """The classifier that a seed begins with."""
@@ -200,11 +201,11 @@ class _Lesson:
 
         def measure() -> dict[str, float]:
             answers = _answers(self._task, classify(made, self.dev_rows, _PREDICT_BATCH))
-            metrics = glue_metrics(self._task, answers, self._sets.dev.labels)
+            metrics = glue_metrics(self._task, answers, self._dev_labels)
             return {"score": task_score(metrics), **metrics}
 
         options = replace(options, label=f"{self._task.name} seed {seed}")
-        return fit_classifier(made, self.rows, self._sets.train.labels, self._config, seed, measure, options)
+        return fit_classifier(made, self.rows, self._labels, self._config, seed, measure, options)
 
 
 def _seed_result(task: GlueTask, seed: int, loop: LoopResult) -> SeedResult:

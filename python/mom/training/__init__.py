@@ -1,9 +1,8 @@
 """Training: configuration, the loop, the optimizer, callbacks and resumable state."""
 
-from .config import TrainingConfig
-from .config import FinetuneConfig
-from .pretraining import TrainingResult, evaluate_loss, train
+from .config import FinetuneConfig, TrainingConfig
 from .optimizer import AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from .pretraining import TrainingResult, evaluate_loss, train
 from .recipe import RECIPES, PretrainResult, pretrain
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""A model made ready for fine-tuning: what of it is trained, copies with a fresh head, and what a classifier answers."""
+"""A model made ready for fine-tuning: copies with a fresh head, what of it is trained, and what it answers."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt

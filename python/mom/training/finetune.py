@@ -178,6 +178,8 @@ def fit_rows(
             kept = "before any evaluation"
             if result.best_score is not None:
                 kept = f"best score {result.best_score:.4f} at step {result.best_step}"
+            if engine.checkpoint is not None:
+                kept += f"; resume goes on from {engine.checkpoint}"
             raise FinetuneInterrupted(f"{options.label}: step {engine.step}/{plan.steps}, {kept}", result, interrupted)
         return result
 

@@ -154,7 +154,7 @@ def train(
     """
     config = _checked(model, config, run_dir, changes)
     tokens, validation = _open_data(data, val_data, model, config.sequence_length)
-    engine = _engine(model, config, tokens, validation, None if run_dir is None else Path(run_dir), description)
+    engine = _engine(model, config, tokens, validation, run_dir, description)
     engine.prepare(resume)
     with ExitStack() as stack:
         listeners = stack.enter_context(closing(callbacks))
@@ -208,7 +208,12 @@ def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tu
 
 
 def _engine(
-    model: MoM, config: TrainingConfig, tokens: TokenFile, validation: TokenFile | None, run_dir: Path | None, label: str
+    model: MoM,
+    config: TrainingConfig,
+    tokens: TokenFile,
+    validation: TokenFile | None,
+    run_dir: PathLike | None,
+    label: str,
 ) -> Engine:
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
 
@@ -223,7 +228,8 @@ def _engine(
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, means_apart=True,
     )  # fmt: skip
     source = Windows(sampler, config.accumulation)
-    return Engine(model, source, config, plan, None if validation is None else evaluate, run_dir, label)
+    folder = None if run_dir is None else Path(run_dir)
+    return Engine(model, source, config, plan, None if validation is None else evaluate, folder, label)
 
 
 def _own_callbacks(

@@ -26,8 +26,8 @@ from ..files.folders import MODEL_FILES, check_replaceable, write_file
 from ..model import MoM
 from .callbacks import Callback
 from .config import TrainingConfig
-from .pretraining import TrainingResult, train
 from .optimizer import AdamW, clip_grad_norm
+from .pretraining import TrainingResult, train
 from .state import PREFIX, read_progress
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain"]

@@ -116,8 +116,8 @@ def finetune(
     callbacks : iterable of Callback
         Receive a record per step and evaluation; one that returns True from ``record`` ends the run. Closed at the end.
     run_dir : path, optional
-        Gets a folder ``xsum/seed-<number>`` with ``log.jsonl`` and a checkpoint: after every evaluation, and when a
-        signal ends the run.
+        Gets a folder ``xsum/seed-<number>`` with ``log.jsonl`` and the newest checkpoint. One is written after every
+        evaluation, and when a signal ends the run.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
     **changes
@@ -161,7 +161,8 @@ def finetune(
         return fit_rows(made, _batches(rows, config, seed), config, seed, measure, options)
 
     with closing(callbacks) as listeners, stop_signals() as signals:
-        options = RunOptions(TASK, progress, listeners, signals, None if run_dir is None else Path(run_dir) / TASK, resume)
+        checkpoints = None if run_dir is None else Path(run_dir) / TASK
+        options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume)
         runs = train_seeds((seed,), begin, fit, options, folder)
         signals.handled = runs.interrupted is not None
         loop = runs.loops[seed]
