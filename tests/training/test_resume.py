@@ -45,6 +45,7 @@ def train(data: Path, run_dir: Path, *, resume: bool = False, callbacks: Any = (
 def states(run_dir: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     folder = run_dir / LAST
     progress = json.loads((folder / "training.json").read_text())
+    del progress["seconds"]
     return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes(), progress
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from ..data.batches import bucketed
 from ..data.token_files import WindowSampler
 from ..errors import DataError
 
-__all__ = ["MicroBatch", "Rows", "Source", "Windows"]
+__all__ = ["MicroBatch", "Rows", "Windows"]
 
 
 class MicroBatch(NamedTuple):
@@ -34,23 +34,6 @@ class MicroBatch(NamedTuple):
     tokens: int
 
 
-class Source(Protocol):
-    """Gives the batches of each step, and can go on where another source was."""
-
-    @property
-    def epoch(self) -> int:
-        """Whole passes over the data so far."""
-
-    def next_step(self) -> Sequence[MicroBatch]:
-        """The micro-batches of the next step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly here, fit for JSON."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another source was."""
-
-
 class Windows:
     """Windows of a token file; every token is predicted from those before it."""
 
@@ -60,9 +43,11 @@ class Windows:
 
     @property
     def epoch(self) -> int:
+        """Whole passes over the data so far."""
         return self._sampler.epoch
 
     def next_step(self) -> list[MicroBatch]:
+        """The micro-batches of the next step."""
         return [_window_batch(self._sampler.next_batch()) for _ in range(self._accumulation)]
 
 
@@ -109,9 +94,11 @@ class Rows:
 
     @property
     def epoch(self) -> int:
+        """Whole passes over the rows before this one."""
         return max(0, self._epochs - 1)
 
     def next_step(self) -> list[MicroBatch]:
+        """The micro-batches of the next step."""
         if self._done == len(self._steps):
             self._begin_epoch()
         rows = self._steps[self._done]
@@ -125,9 +112,11 @@ class Rows:
         self._epochs += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on exactly here, fit for JSON."""
         return {"rows": len(self._lengths), "epochs": self._epochs, "done": self._done, "random": self._begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where others were with the same rows."""
         if state["rows"] != len(self._lengths):
             raise DataError(f"state: rows is {state['rows']}, but there are {len(self._lengths)}")
         self._rng.bit_generator.state = state["random"]

@@ -133,7 +133,7 @@ class Progress:
 class Evaluations:
     """A line on standard error for every evaluation of fine-tuning."""
 
-    def __init__(self, steps: int, label: str) -> None:
+    def __init__(self, steps: int, done: int, label: str) -> None:
         self._steps, self._label = steps, label
         self._losses: deque[float] = deque(maxlen=50)
 

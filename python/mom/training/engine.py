@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,14 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, TrainingError
 from ..files import folders
 from ..model import ModelOutput, Network
-from .batches import MicroBatch, Source
-from .best import BestWeights
-from .callbacks import Callback
+from .batches import MicroBatch, Rows, Windows
+from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
 from .config import FinetuneConfig, TrainingConfig
 from .optimizer import AdamW, cosine_schedule, linear_schedule
 from .records import module_use, peak_memory_bytes
 from .state import PREFIX, load_state, save_state
 
-__all__ = ["Engine", "Plan", "refuse_used", "schedule"]
+__all__ = ["Engine", "Plan", "State", "refuse_used", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,48 @@ class _Losses:
         return f"loss is {self.lm}, balance loss {self.balance}"
 
 
+@dataclass
+class State:
+    """How far a run is: what a checkpoint holds beside tensors, random numbers and the place in the data.
+
+    Attributes
+    ----------
+    step, skipped : int
+        Steps done in all, and those of them that were left out because of numbers that are not finite.
+    bad_in_a_row : int
+        Steps left out since the last good one.
+    examples, seconds
+        What the steps went through, and the time they took.
+    lm_loss, val_loss : float or None
+        Of the last step and of the last evaluation.
+    losses : list of float
+        Of every step that was not left out.
+    history : list of (int, float)
+        Step and measure of every evaluation.
+    evaluated_step : int
+        The step that was evaluated last.
+    best_step, best_score, best_values
+        The evaluation with the highest measure: its step, its measure (None before the first one) and all it gave.
+    waited : int
+        Evaluations since the best one.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    lm_loss: float | None = None
+    val_loss: float | None = None
+    losses: list[float] = field(default_factory=list)
+    history: list[tuple[int, float]] = field(default_factory=list)
+    evaluated_step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    best_values: dict[str, Any] = field(default_factory=dict)
+    waited: int = 0
+
+
 class Engine:
     """One run.
 
@@ -137,7 +178,7 @@ class Engine:
     ----------
     model : Network
         Trained in place.
-    source : Source
+    source : Windows or Rows
     config : TrainingConfig or FinetuneConfig
         Settings of the optimizer.
     plan : Plan
@@ -152,21 +193,11 @@ class Engine:
 
     Attributes
     ----------
-    step, skipped : int
-        Steps done in all, and those of them that were left out because of numbers that are not finite.
-    examples, seconds
-        What the steps went through, and the time they took.
-    lm_loss : float or None
-        Of the last step.
-    losses : list of float
-        Of every step that was not left out.
-    history : list of (int, float)
-        Step and measure of every evaluation.
-    values : dict
-        What the last evaluation gave.
+    state : State
     records : list of dict
         All records of this call, without ``module_use``.
-    best : BestWeights or None
+    best : dict of str to ndarray
+        With the plan's `keep_best`: the trained parameters at the best evaluation.
     checkpoint : Path or None
         The newest one.
     passed_over : list of (Path, str)
@@ -176,7 +207,7 @@ class Engine:
     def __init__(
         self,
         model: Network,
-        source: Source,
+        source: Windows | Rows,
         config: TrainingConfig | FinetuneConfig,
         plan: Plan,
         evaluate: Callable[[], Mapping[str, Any]] | None = None,
@@ -187,25 +218,17 @@ class Engine:
         self.model, self.source, self.config, self.plan = model, source, config, plan
         self.evaluate, self.dir, self.label, self.seed = evaluate, run_dir, label, seed
         self.optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
-        self.step = self.skipped = self.examples = 0
-        self.seconds = 0.0
-        self.lm_loss: float | None = None
-        self.losses: list[float] = []
-        self.history: list[tuple[int, float]] = []
-        self.values: dict[str, Any] = {}
+        self.state = State()
         self.records: list[dict[str, Any]] = []
-        names = list(model.parameters)
-        chosen = names if plan.trained is None else [n for n, c in zip(names, plan.trained, strict=True) if c]
-        self.best = BestWeights(model, chosen) if plan.keep_best else None
+        self.best: dict[str, NDArray[np.float32]] = {}
         self.checkpoint: Path | None = None
         self.passed_over: list[tuple[Path, str]] = []
         self._callbacks: Sequence[Callback] = ()
-        self._bad_in_a_row = self._evaluated_step = 0
         self._saved = (0, 0)  # step, and evaluated step, of the newest checkpoint
         self._save_is_due = self._stop_asked = False
 
     # ------------------------------------------------------------------ beginning
-    def prepare(self, resume: bool) -> None:
+    def _prepare(self, resume: bool) -> None:
         """Make sure of an empty run folder, or read the newest valid state in it."""
         if self.dir is None:
             if resume:
@@ -214,8 +237,8 @@ class Engine:
         self.dir.mkdir(parents=True, exist_ok=True)
         if resume:
             self._resume(self.dir)
-            return
-        refuse_used(self.dir)
+        else:
+            refuse_used(self.dir)
 
     def _resume(self, run_dir: Path) -> None:
         latest, self.passed_over = folders.latest_valid(run_dir, prefix=PREFIX)
@@ -223,43 +246,45 @@ class Engine:
             print(f"resume: passed over {path}: {reason}", file=sys.stderr)
         if latest is None:
             return
-        state, best = load_state(latest, self.model, self.optimizer)
-        before = {**state["config"], "dtype": state.get("dtype", "float32")}
+        found, self.best = load_state(latest, self.model, self.optimizer)
+        before = {**found["config"], "dtype": found.get("dtype", "float32")}
         for name, new in {**self.config.to_dict(), "dtype": self.model.dtype}.items():
             if before.get(name, new) != new:
                 print(f"resume: {name} was {before[name]} and is now {new}", file=sys.stderr)
-        self.source.load_state_dict(state["sampler"])
-        self.step, self.skipped, self._bad_in_a_row = state["step"], state["skipped"], state["bad_in_a_row"]
-        self.lm_loss, self.checkpoint = state["lm_loss"], latest
-        self.values = state.get("values", {"val_loss": state["val_loss"]})
-        self.history = [(step, value) for step, value in state.get("history", ())]
-        self._evaluated_step = state.get("evaluated_step", self.step)
-        self._saved = (self.step, self._evaluated_step)
-        if self.best is not None:
-            self.best.load_state(state["best"], best)
-            self.losses, self.examples, self.seconds = state["losses"], state["examples"], state["seconds"]
+        self.source.load_state_dict(found["sampler"])
+        found.setdefault("evaluated_step", found["step"])
+        self.state = State(**{entry.name: found[entry.name] for entry in fields(State) if entry.name in found})
+        self.state.history = [(step, measure) for step, measure in self.state.history]
+        self._saved = (self.state.step, self.state.evaluated_step)
+        self.checkpoint = latest
 
     # ------------------------------------------------------------------ the loop
     @property
     def stopped_early(self) -> bool:
         """Whether patience or a callback has ended the run before its last step."""
-        return self.is_over and self.step < self.plan.steps
+        return self.is_over and self.state.step < self.plan.steps
 
     @property
     def is_over(self) -> bool:
         """Whether there are no more steps to do."""
-        patience_is_over = self.best is not None and 0 < self.plan.patience <= self.best.waited
-        return self.step >= self.plan.steps or patience_is_over or self._stop_asked
+        patience_is_over = 0 < self.plan.patience <= self.state.waited
+        return self.state.step >= self.plan.steps or patience_is_over or self._stop_asked
 
-    def run(self, callbacks: Sequence[Callback], signals: Sequence[str]) -> str | None:
+    def run(
+        self, callbacks: Sequence[Callback], signals: Sequence[str], resume: bool = False, progress: bool = True
+    ) -> str | None:
         """Train to the end of the plan.
 
         Parameters
         ----------
         callbacks : sequence of Callback
-            Receive every record. The first one that returns True from ``record`` ends the run as its last step would.
+            Receive every record. When one returns True from ``record``, the run ends as after its last step.
         signals : sequence of str
             When the name of a signal appears in it, the run ends after the step at hand.
+        resume : bool
+            Go on from the newest valid checkpoint.
+        progress : bool
+            Show progress on standard error.
 
         Returns
         -------
@@ -273,9 +298,10 @@ class Engine:
         KeyboardInterrupt
             As raised by callbacks, and by an evaluation that is broken off; then a checkpoint has been saved.
         """
-        self._callbacks = callbacks
-        with self._training_mode():
-            if self.step:
+        self._prepare(resume)
+        with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+            self._callbacks = [*callbacks, *own]
+            if self.state.step:
                 self._between_steps()  # what the interrupted run had still to do
             while not self.is_over and not signals:
                 self._one_step()
@@ -285,6 +311,15 @@ class Engine:
                 return None
             self._save()
             return signals[0]
+
+    def _own_callbacks(self, resume: bool, progress: bool) -> Iterator[Callback]:
+        if self.dir is not None:
+            yield JsonLines(self.dir / "log.jsonl", self.state.step if resume else None)
+            if getattr(self.config, "tensorboard", False):
+                yield TensorBoard(self.dir)
+        if progress:
+            display = Evaluations if self.plan.keep_best else Progress
+            yield display(self.plan.steps, self.state.step, self.label)
 
     @contextlib.contextmanager
     def _training_mode(self) -> Iterator[None]:
@@ -304,22 +339,22 @@ class Engine:
                 model.zero_grad()  # gradients that parameters got which are not trained
 
     def _between_steps(self) -> None:
-        plan = self.plan
-        evaluation_is_due = self.evaluate is not None and self._evaluated_step != self.step
-        if evaluation_is_due and (self.is_over or plan.is_evaluated(self.step)):
-            self._evaluate()
-        self._save_is_due |= self.is_over or plan.is_saved(self.step)
+        state, plan = self.state, self.plan
+        if self.evaluate is not None and state.evaluated_step != state.step:
+            if self.is_over or plan.is_evaluated(state.step):
+                self._evaluate(self.evaluate)
+        self._save_is_due |= self.is_over or plan.is_saved(state.step)
         # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step, and at
         # the end of the run nothing is removed for it.
-        if self._save_is_due and (self.is_over or not self._bad_in_a_row):
+        if self._save_is_due and (self.is_over or not state.bad_in_a_row):
             self._save()
             self._save_is_due = False
 
     # ------------------------------------------------------------------ a step
     def _one_step(self) -> None:
-        started = time.perf_counter()
+        started, state = time.perf_counter(), self.state
         batches = self.source.next_step()
-        self.optimizer.lr = self.config.lr * self.plan.factor(self.step)
+        self.optimizer.lr = self.config.lr * self.plan.factor(state.step)
         if self.model.core.used.any():  # the step before was left out, or a callback has run a backward pass
             self.model.zero_grad()
         losses = self._passes(batches)
@@ -327,18 +362,17 @@ class Engine:
         if problem is None:
             norm = self._update()
             problem = None if math.isfinite(norm) else f"gradient norm is {norm}"
-        self.step += 1
-        self.examples += sum(batch.examples for batch in batches)
+        seconds = time.perf_counter() - started
+        state.step += 1
+        state.seconds += seconds
+        state.examples += sum(batch.examples for batch in batches)
         if problem is not None:
-            self.seconds += time.perf_counter() - started
             self._skip(problem)
             return
-        self._bad_in_a_row = 0
-        self.lm_loss = losses.lm
-        self.losses.append(losses.apart if self.plan.means_apart else losses.joint)
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        if self.step % self.plan.log_every == 0 or self.step == self.plan.steps:
+        state.bad_in_a_row = 0
+        state.lm_loss = losses.lm
+        state.losses.append(losses.apart if self.plan.means_apart else losses.joint)
+        if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
@@ -362,61 +396,74 @@ class Engine:
         return self.optimizer.step(self.config.clip, zero_grad=True)
 
     def _skip(self, reason: str) -> None:
-        self.skipped += 1
-        self._bad_in_a_row += 1
+        state = self.state
+        state.skipped += 1
+        state.bad_in_a_row += 1
         self.model.zero_grad()
-        self._record("skip", reason=reason, skipped_steps=self.skipped)
-        if self._bad_in_a_row >= self.plan.max_bad_steps:
+        self._record("skip", reason=reason, skipped_steps=state.skipped)
+        if state.bad_in_a_row >= self.plan.max_bad_steps:
             raise TrainingError(
-                f"{self.label}: {self._bad_in_a_row} steps in a row were not finite (the last: {reason}); "
-                f"stopped at step {self.step}"
+                f"{self.label}: {state.bad_in_a_row} steps in a row were not finite (the last: {reason}); "
+                f"stopped at step {state.step}"
             )
 
     # ------------------------------------------------------------------ evaluations, checkpoints, records
-    def _evaluate(self) -> None:
-        assert self.evaluate is not None
+    def _evaluate(self, evaluate: Callable[[], Mapping[str, Any]]) -> None:
+        state = self.state
         try:
             with self.model.evaluating():
-                self.values = dict(self.evaluate())
+                values = dict(evaluate())
         except KeyboardInterrupt:  # a resumed run begins with this evaluation
             self._save()
             raise
-        self._evaluated_step = self.step
-        values, measure = self.values, float(self.values[self.plan.measure])
-        self.history.append((self.step, measure))
-        is_best = {} if self.best is None else {"best": self.best.see(self.step, measure, values)}
-        self._record("eval", **values, **is_best)
+        measure = float(values[self.plan.measure])
+        state.evaluated_step, state.val_loss = state.step, values.get("val_loss")
+        state.history.append((state.step, measure))
+        if self.plan.keep_best:
+            values = {**values, "best": self._keep_best(measure, values)}
+        self._record("eval", **values)
+
+    def _keep_best(self, measure: float, values: dict[str, Any]) -> bool:
+        """Copy the weights if the evaluation is better than all before; gives whether it is. NaN is never better."""
+        state = self.state
+        before = -math.inf if state.best_score is None else state.best_score
+        better = measure > before or (math.isnan(before) and not math.isnan(measure))
+        state.waited = 0 if better else state.waited + 1
+        if better or state.best_score is None:
+            state.best_step, state.best_score, state.best_values = state.step, measure, values
+            names = list(self.model.parameters)
+            if self.plan.trained is not None:
+                names = [name for name, trained in zip(names, self.plan.trained, strict=True) if trained]
+            self.best = {name: self.model.parameters[name].copy() for name in names}
+        return better
+
+    def restore_best(self) -> None:
+        """Put the best weights, if there are any, into the model."""
+        for name, value in self.best.items():
+            self.model.parameters[name] = value
 
     def _save(self) -> None:
-        if self.dir is None or self._saved == (self.step, self._evaluated_step):
+        state = self.state
+        if self.dir is None or self._saved == (state.step, state.evaluated_step):
             return
-        progress = {
-            "config": self.config.to_dict(), "sampler": self.source.state_dict(), "skipped": self.skipped,
-            "bad_in_a_row": self._bad_in_a_row, "lm_loss": self.lm_loss, "val_loss": self.values.get("val_loss"),
-            "evaluated_step": self._evaluated_step, "values": self.values, "history": self.history,
-        }  # fmt: skip
-        if self.best is not None:
-            progress |= {
-                "best": self.best.state_dict(), "losses": self.losses, "examples": self.examples,
-                "seconds": self.seconds,
-            }  # fmt: skip
-        keep_last = self.plan.keep_last if not self._bad_in_a_row else sys.maxsize
-        best = None if self.best is None else self.best.tensors
-        self.checkpoint = save_state(self.dir, self.step, self.model, self.optimizer, progress, keep_last, best)
-        self._saved = (self.step, self._evaluated_step)
+        progress = {"config": self.config.to_dict(), "sampler": self.source.state_dict(), **vars(state)}
+        keep_last = self.plan.keep_last if not state.bad_in_a_row else sys.maxsize
+        self.checkpoint = save_state(self.dir, self.model, self.optimizer, progress, self.best, keep_last)
+        self._saved = (state.step, state.evaluated_step)
         self._record("checkpoint", path=str(self.checkpoint))
 
     def _record_step(self, losses: _Losses, norm: float, tokens: int, seconds: float) -> None:
         use, skip_share = module_use(self.model)
         self._record(
-            "train", loss=self.losses[-1], lm_loss=losses.lm, balance_loss=losses.balance, grad_norm=norm,
+            "train", loss=self.state.losses[-1], lm_loss=losses.lm, balance_loss=losses.balance, grad_norm=norm,
             lr=self.optimizer.lr, tokens_per_second=tokens / seconds, seconds=seconds, epoch=self.source.epoch,
-            skip_share=skip_share, module_use=use, peak_memory_bytes=peak_memory_bytes(), skipped_steps=self.skipped,
+            skip_share=skip_share, module_use=use, peak_memory_bytes=peak_memory_bytes(),
+            skipped_steps=self.state.skipped,
         )  # fmt: skip
 
     def _record(self, kind: str, **values: Any) -> None:
         whose = {} if self.seed is None else {"seed": self.seed}
-        record = {"kind": kind, "step": self.step, "time": time.time(), **whose, **values}
+        record = {"kind": kind, "step": self.state.step, "time": time.time(), **whose, **values}
         self.records.append({name: value for name, value in record.items() if name != "module_use"})
         for callback in self._callbacks:
             if callback.record(record) is True:

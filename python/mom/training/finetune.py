@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ from ..files.folders import write_file
 from ..model import MoM, MoMForSequenceClassification
 from .adapt import trainable
 from .batches import MicroBatch, Rows
-from .callbacks import Callback, Evaluations, JsonLines
+from .callbacks import Callback
 from .config import FinetuneConfig, warmup_steps
 from .engine import Engine, Plan, refuse_used, schedule
 from .signals import StopSignals, stop_signals
@@ -154,25 +154,16 @@ def fit_rows(
         If several steps in a row are not finite.
     """
     options = options or RunOptions()
-    with ExitStack() as stack:
-        signals = options.signals
-        if signals is None:
-            signals = stack.enter_context(stop_signals())
+    shared = stop_signals() if options.signals is None else contextlib.nullcontext(options.signals)
+    with shared as signals:
         measure = None if evaluate is None else _breakable(evaluate, signals)
         plan = _plan(model, source, config)
         engine = Engine(model, source, config, plan, measure, options.dir, options.label, seed)
-        engine.prepare(options.resume)
-        listeners: list[Callback] = list(options.callbacks)
-        if options.dir is not None:
-            log = JsonLines(options.dir / "log.jsonl", engine.step if options.resume else None)
-            stack.callback(log.close)
-            listeners.append(log)
-        if options.progress:
-            listeners.append(Evaluations(plan.steps, options.label))
         try:
-            interrupted = engine.run(listeners, signals)
+            interrupted = engine.run(list(options.callbacks), signals, options.resume, options.progress)
         except KeyboardInterrupt:
             interrupted = signals[0] if signals else "SIGINT"
+        engine.restore_best()
         result = _result(engine, interrupted is not None)
         if interrupted is not None:
             kept = "before any evaluation"
@@ -180,7 +171,7 @@ def fit_rows(
                 kept = f"best score {result.best_score:.4f} at step {result.best_step}"
             if engine.checkpoint is not None:
                 kept += f"; resume goes on from {engine.checkpoint}"
-            raise FinetuneInterrupted(f"{options.label}: step {engine.step}/{plan.steps}, {kept}", result, interrupted)
+            raise FinetuneInterrupted(f"{options.label}: step {result.steps}/{plan.steps}, {kept}", result, interrupted)
         return result
 
 
@@ -210,15 +201,12 @@ def _breakable(evaluate: Evaluate, signals: StopSignals) -> Callable[[], Mapping
 
 
 def _result(engine: Engine, interrupted: bool) -> LoopResult:
-    """How the run went; the model gets its best weights."""
-    best = engine.best
-    assert best is not None
-    best.restore()
-    tail = engine.losses[-max(1, len(engine.losses) // 10) :]
+    state = engine.state
+    tail = state.losses[-max(1, len(state.losses) // 10) :]
     return LoopResult(
-        engine.step, engine.step if best.score is None else best.step, best.score,
-        float(np.mean(tail)) if tail else math.nan, engine.skipped, engine.stopped_early, engine.seconds,
-        engine.examples, engine.history, best.values, interrupted, engine.records,
+        state.step, state.step if state.best_score is None else state.best_step, state.best_score,
+        float(np.mean(tail)) if tail else math.nan, state.skipped, engine.stopped_early, state.seconds, state.examples,
+        state.history, state.best_values, interrupted, engine.records,
     )  # fmt: skip
 
 

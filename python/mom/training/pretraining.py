@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from .batches import Windows
-from .callbacks import Callback, JsonLines, Progress, TensorBoard, closing
+from .callbacks import Callback, closing
 from .config import TrainingConfig
 from .engine import Engine, Plan, schedule
 from .records import perplexity_of
@@ -154,19 +153,29 @@ def train(
     """
     config = _checked(model, config, run_dir, changes)
     tokens, validation = _open_data(data, val_data, model, config.sequence_length)
-    engine = _engine(model, config, tokens, validation, run_dir, description)
-    engine.prepare(resume)
-    with ExitStack() as stack:
-        listeners = stack.enter_context(closing(callbacks))
-        for listener in _own_callbacks(engine, config, resume, progress is not False):
-            listeners.append(listener)
-            stack.callback(listener.close)
-        signals = stack.enter_context(stop_signals())
-        interrupted = engine.run(listeners, signals)
+    sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
+
+    def evaluate() -> dict[str, float]:
+        assert validation is not None
+        loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
+        return {"val_loss": loss, "perplexity": perplexity_of(loss)}
+
+    plan = Plan(
+        config.steps, schedule(config.schedule, config.warmup_steps, config.steps, config.final_lr),
+        config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
+        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, means_apart=True,
+    )  # fmt: skip
+    engine = Engine(
+        model, Windows(sampler, config.accumulation), config, plan, None if validation is None else evaluate,
+        None if run_dir is None else Path(run_dir), description,
+    )  # fmt: skip
+    with closing(callbacks) as listeners, stop_signals() as signals:
+        interrupted = engine.run(listeners, signals, resume, progress is not False)
         signals.handled = True  # one that came at the very end changes nothing any more
+    state = engine.state
     return TrainingResult(
-        engine.step, engine.lm_loss, engine.values.get("val_loss"), engine.skipped, interrupted, engine.checkpoint,
-        engine.passed_over, engine.stopped_early, engine.history, engine.records,
+        state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,
+        engine.stopped_early, state.history, engine.records,
     )  # fmt: skip
 
 
@@ -205,39 +214,3 @@ def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tu
         print(f"no validation: {problem}", file=sys.stderr)
         validation = None
     return open_one(data), validation
-
-
-def _engine(
-    model: MoM,
-    config: TrainingConfig,
-    tokens: TokenFile,
-    validation: TokenFile | None,
-    run_dir: PathLike | None,
-    label: str,
-) -> Engine:
-    sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
-
-    def evaluate() -> dict[str, float]:
-        assert validation is not None
-        loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
-        return {"val_loss": loss, "perplexity": perplexity_of(loss)}
-
-    plan = Plan(
-        config.steps, schedule(config.schedule, config.warmup_steps, config.steps, config.final_lr),
-        config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
-        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, means_apart=True,
-    )  # fmt: skip
-    source = Windows(sampler, config.accumulation)
-    folder = None if run_dir is None else Path(run_dir)
-    return Engine(model, source, config, plan, None if validation is None else evaluate, folder, label)
-
-
-def _own_callbacks(
-    engine: Engine, config: TrainingConfig, resume: bool, progress: bool
-) -> Iterable[JsonLines | TensorBoard | Progress]:
-    if engine.dir is not None:
-        yield JsonLines(engine.dir / "log.jsonl", engine.step if resume else None)
-        if config.tensorboard:
-            yield TensorBoard(engine.dir)
-    if progress:
-        yield Progress(config.steps, engine.step, engine.label)

@@ -19,7 +19,7 @@ def peak_memory_bytes() -> int:
 
 
 def module_use(model: Network) -> tuple[dict[str, Any], float | None]:
-    """Shares of the last pass's choices per module (SKIP last) by half, block and round; and the share of SKIP in all."""
+    """Share of the last pass's choices per module (SKIP last) by half, block and round, and of SKIP in all."""
     use: dict[str, Any] = {"attn": [], "ffn": []}
     skipped, total = 0, 0
     for place, kind in enumerate(model.config.places()):

@@ -21,26 +21,24 @@ PREFIX = "step-"
 
 def save_state(
     run_dir: Path,
-    step: int,
     model: Network,
     optimizer: AdamW,
     progress: dict[str, Any],
+    best: dict[str, NDArray[np.float32]],
     keep_last: int,
-    best: dict[str, NDArray[np.float32]] | None = None,
 ) -> Path:
-    """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders.
+    """Write everything a run needs to go on; then remove all but the newest `keep_last` folders.
 
-    `best` are the weights that the run will end with, where these are not the last ones.
+    `progress` has the ``step``. `best` are the weights that the run will end with, if these are not the last ones.
     """
-    path = run_dir / f"{PREFIX}{step:08d}"
+    path = run_dir / f"{PREFIX}{progress['step']:08d}"
     files = model.pretrained_files()
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
     if best:
         files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
-    files["training.json"] = (
-        json.dumps({"step": step, "random_state": model.random_state, "dtype": model.dtype, **progress}) + "\n"
-    ).encode()
+    progress = {"random_state": model.random_state, "dtype": model.dtype, **progress}
+    files["training.json"] = (json.dumps(progress) + "\n").encode()
     folders.write_folder(path, files)
     folders.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
     return path
@@ -66,7 +64,7 @@ def load_state(
     tensors = weights.read_safetensors(path / "model.safetensors")
     moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
     best_file = path / "best.safetensors"
-    best = dict(weights.read_safetensors(best_file)) if best_file.is_file() else {}
+    best = weights.read_safetensors(best_file) if best_file.is_file() else {}
     model.load_state(tensors, str(path))
     try:
         optimizer.load_state(moments)
