@@ -37,7 +37,7 @@ PathLike = str | os.PathLike[str]
 _FRESH_VOCAB = 2048
 
 
-class _TextEstimator(BaseEstimator):
+class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     """Parameters, preparation of texts and training; what both estimators share."""
 
     def __init__(
@@ -78,11 +78,8 @@ class _TextEstimator(BaseEstimator):
 
     # ------------------------------------------------------------------ work
     def _config(self) -> FinetuneConfig:
-        return FinetuneConfig(
-            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, warmup=self.warmup,
-            weight_decay=self.weight_decay, dropout=self.dropout, max_length=self.max_length, train=self.train,
-            patience=self.patience, evals_per_epoch=1,
-        )  # fmt: skip
+        shared = {name: value for name, value in vars(self).items() if name in FinetuneConfig.names()}
+        return FinetuneConfig(**shared, evals_per_epoch=1)
 
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
         """The model to begin with: as given, or a new small one with a tokenizer trained on the texts."""
@@ -186,7 +183,7 @@ _PARAMETERS = """
 """
 
 
-class TextClassifier(ClassifierMixin, _TextEstimator):
+class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
     __doc__ = f"""Texts in, labels out, with the verbs of scikit-learn.
 {_PARAMETERS}
     Attributes
@@ -249,7 +246,7 @@ class TextClassifier(ClassifierMixin, _TextEstimator):
         return found
 
 
-class TextRegressor(RegressorMixin, _TextEstimator):
+class TextRegressor(RegressorMixin, _TextEstimator):  # type: ignore[misc]
     __doc__ = f"""Texts in, numbers out, with the verbs of scikit-learn.
 {_PARAMETERS}
     Attributes

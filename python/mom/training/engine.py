@@ -14,24 +14,24 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TrainingError
 from ..files import folders
-from ..model import ModelOutput, Network
+from ..model import Network
 from .batches import MicroBatch, Rows, Windows
 from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
 from .config import FinetuneConfig, TrainingConfig
-from .optimizer import AdamW, cosine_schedule, linear_schedule
+from .optimizer import AdamW
 from .records import module_use, peak_memory_bytes
-from .state import PREFIX, load_state, save_state
+from .state import PREFIX, State, load_state, save_state
 
-__all__ = ["Engine", "Plan", "State", "refuse_used", "schedule"]
+__all__ = ["Engine", "Plan", "refuse_used"]
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,6 @@ class Plan:
     means_apart: bool = False
 
 
-def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int = 0) -> Callable[[int], float]:
-    """Factor of the learning rate at each step, counted from 0.
-
-    Parameters
-    ----------
-    kind : {"cosine", "linear", "constant"}
-    warmup, total : int
-        Steps.
-    final : float
-        Factor after the last step; without effect on ``"constant"``.
-    ahead : int
-        Begin the warm-up so many steps further on: with 1, no step of a short run has a learning rate of 0.
-    """
-    if kind == "constant":
-        return lambda step: (step + ahead) / (warmup + ahead) if step < warmup else 1.0
-    factor = (cosine_schedule if kind == "cosine" else linear_schedule)(warmup, total, final)
-    return lambda step: factor(step + ahead if step < warmup else step)
-
-
 def refuse_used(run_dir: Path) -> None:
     """Raise if a folder holds a run already; it need not exist."""
     log = run_dir / "log.jsonl"
@@ -103,72 +84,12 @@ def refuse_used(run_dir: Path) -> None:
             raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
 
 
-class _Losses:
-    """Losses of a step, summed over its micro-batches."""
+class _Losses(NamedTuple):
+    """Losses of a step."""
 
-    def __init__(self, balance_scale: float, count: int) -> None:
-        self._scale, self._count = balance_scale, count
-        self.lm, self.joint = 0.0, 0.0
-        self.balance: float | None = None
-
-    def add(self, out: ModelOutput, terms: int, total: int) -> None:
-        assert out.lm_loss is not None
-        self.lm += out.lm_loss * terms / total
-        self.joint += terms / total * out.lm_loss + self._scale / self._count * (out.balance_loss or 0.0)
-        if out.balance_loss is not None:
-            self.balance = (self.balance or 0.0) + out.balance_loss / self._count
-
-    @property
-    def apart(self) -> float:
-        return self.lm + self._scale * (self.balance or 0.0)
-
-    @property
-    def problem(self) -> str | None:
-        if math.isfinite(self.lm) and math.isfinite(self.balance or 0.0):
-            return None
-        return f"loss is {self.lm}, balance loss {self.balance}"
-
-
-@dataclass
-class State:
-    """How far a run is: what a checkpoint holds beside tensors, random numbers and the place in the data.
-
-    Attributes
-    ----------
-    step, skipped : int
-        Steps done in all, and those of them that were left out because of numbers that are not finite.
-    bad_in_a_row : int
-        Steps left out since the last good one.
-    examples, seconds
-        What the steps went through, and the time they took.
-    lm_loss, val_loss : float or None
-        Of the last step and of the last evaluation.
-    losses : list of float
-        Of every step that was not left out.
-    history : list of (int, float)
-        Step and measure of every evaluation.
-    evaluated_step : int
-        The step that was evaluated last.
-    best_step, best_score, best_values
-        The evaluation with the highest measure: its step, its measure (None before the first one) and all it gave.
-    waited : int
-        Evaluations since the best one.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    lm_loss: float | None = None
-    val_loss: float | None = None
-    losses: list[float] = field(default_factory=list)
-    history: list[tuple[int, float]] = field(default_factory=list)
-    evaluated_step: int = 0
-    best_step: int = 0
-    best_score: float | None = None
-    best_values: dict[str, Any] = field(default_factory=dict)
-    waited: int = 0
+    loss: float
+    lm_loss: float
+    balance_loss: float | None
 
 
 class Engine:
@@ -357,11 +278,11 @@ class Engine:
         self.optimizer.lr = self.config.lr * self.plan.factor(state.step)
         if self.model.core.used.any():  # the step before was left out, or a callback has run a backward pass
             self.model.zero_grad()
-        losses = self._passes(batches)
-        problem, norm = losses.problem, math.nan
-        if problem is None:
-            norm = self._update()
-            problem = None if math.isfinite(norm) else f"gradient norm is {norm}"
+        losses, norm, problem = self._passes(batches), math.nan, None
+        if not math.isfinite(losses.lm_loss + (losses.balance_loss or 0.0)):
+            problem = f"loss is {losses.lm_loss}, balance loss {losses.balance_loss}"
+        elif not math.isfinite(norm := self._update()):
+            problem = f"gradient norm is {norm}"
         seconds = time.perf_counter() - started
         state.step += 1
         state.seconds += seconds
@@ -370,21 +291,26 @@ class Engine:
             self._skip(problem)
             return
         state.bad_in_a_row = 0
-        state.lm_loss = losses.lm
-        state.losses.append(losses.apart if self.plan.means_apart else losses.joint)
+        state.lm_loss = losses.lm_loss
+        state.losses.append(losses.loss)
         if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
         """Forward and backward passes, in which gradients add up."""
-        scale, total = self.model.balance_scale, sum(batch.terms for batch in batches)
-        losses = _Losses(scale, len(batches))
+        total, balance_scale = sum(batch.terms for batch in batches), self.model.balance_scale / len(batches)
+        joint = lm_loss = 0.0
+        balance_loss: float | None = None
         for batch in batches:
             out = self.model(**batch.inputs)  # type: ignore[operator]
-            losses.add(out, batch.terms, total)
+            lm_loss += out.lm_loss * batch.terms / total
+            joint += batch.terms / total * out.lm_loss + balance_scale * (out.balance_loss or 0.0)
+            if out.balance_loss is not None:
+                balance_loss = (balance_loss or 0.0) + out.balance_loss / len(batches)
             if math.isfinite(out.lm_loss):
-                self.model.backward(lm_scale=batch.terms / total, balance_scale=scale / len(batches))
-        return losses
+                self.model.backward(lm_scale=batch.terms / total, balance_scale=balance_scale)
+        apart = lm_loss + self.model.balance_scale * (balance_loss or 0.0)
+        return _Losses(apart if self.plan.means_apart else joint, lm_loss, balance_loss)
 
     def _update(self) -> float:
         """Clip and step; gives the norm of the gradients. If that is not finite, nothing changes."""
@@ -455,10 +381,9 @@ class Engine:
     def _record_step(self, losses: _Losses, norm: float, tokens: int, seconds: float) -> None:
         use, skip_share = module_use(self.model)
         self._record(
-            "train", loss=self.state.losses[-1], lm_loss=losses.lm, balance_loss=losses.balance, grad_norm=norm,
-            lr=self.optimizer.lr, tokens_per_second=tokens / seconds, seconds=seconds, epoch=self.source.epoch,
-            skip_share=skip_share, module_use=use, peak_memory_bytes=peak_memory_bytes(),
-            skipped_steps=self.state.skipped,
+            "train", **losses._asdict(), grad_norm=norm, lr=self.optimizer.lr, tokens_per_second=tokens / seconds,
+            seconds=seconds, epoch=self.source.epoch, skip_share=skip_share, module_use=use,
+            peak_memory_bytes=peak_memory_bytes(), skipped_steps=self.state.skipped,
         )  # fmt: skip
 
     def _record(self, kind: str, **values: Any) -> None:

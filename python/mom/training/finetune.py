@@ -21,7 +21,8 @@ from .adapt import trainable
 from .batches import MicroBatch, Rows
 from .callbacks import Callback
 from .config import FinetuneConfig, warmup_steps
-from .engine import Engine, Plan, refuse_used, schedule
+from .engine import Engine, Plan, refuse_used
+from .optimizer import schedule
 from .signals import StopSignals, stop_signals
 
 __all__ = [

@@ -13,7 +13,7 @@ from .. import _core
 from .._arguments import number as _number
 from ..model import Network
 
-__all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
+__all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule", "schedule"]
 
 _NON_NEGATIVE = "a non-negative finite number"
 _POSITIVE = "a positive finite number of type float32"
@@ -165,31 +165,45 @@ def _max_norm(value: Any) -> float:
     return float(value)
 
 
-def _warmed(step: int, warmup: int) -> float | None:
-    return step / warmup if step < warmup else None
+def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int = 0) -> Callable[[int], float]:
+    """Factor of the learning rate at each step, counted from 0.
 
-
-def cosine_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
-    """Factor of the learning rate at step s (from 0): s/warmup, then half a cosine down to `final` at `total`."""
-    return _schedule(warmup, total, final, lambda p: 0.5 * (1.0 + math.cos(math.pi * p)))
-
-
-def linear_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
-    """Factor of the learning rate at step s (from 0): s/warmup, then a straight line down to `final` at `total`."""
-    return _schedule(warmup, total, final, lambda p: 1.0 - p)
-
-
-def _schedule(warmup: int, total: int, final: float, shape: Callable[[float], float]) -> Callable[[int], float]:
+    Parameters
+    ----------
+    kind : {"cosine", "linear", "constant"}
+        After the warm-up: half a cosine or a straight line to `final` at step `total`; or 1.
+    warmup, total : int
+        Steps of linear warm-up, and steps in all.
+    final : float
+        In [0, 1].
+    ahead : int
+        Take the learning rate of so many steps later during the warm-up. With 1, no step of a short run has a
+        learning rate of 0.
+    """
     if warmup < 0 or total < 1 or warmup > total:
         raise ValueError(f"warmup: {warmup} of {total} steps in all")
     if not 0.0 <= final <= 1.0:
         raise ValueError(f"final: {final} is not in [0, 1]")
+    constant = kind == "constant"
+    rise = warmup + (ahead if constant else 0)
 
     def factor(step: int) -> float:
-        warmed = _warmed(step, warmup)
-        if warmed is not None:
-            return warmed
+        if step < warmup:
+            return (step + ahead) / rise
+        if constant:
+            return 1.0
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return final + (1.0 - final) * shape(progress)
+        shape = 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0 - progress
+        return final + (1.0 - final) * shape
 
     return factor
+
+
+def cosine_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
+    """Factor of the learning rate at step s (from 0): s/warmup, then half a cosine down to `final` at `total`."""
+    return schedule("cosine", warmup, total, final)
+
+
+def linear_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
+    """Factor of the learning rate at step s (from 0): s/warmup, then a straight line down to `final` at `total`."""
+    return schedule("linear", warmup, total, final)

@@ -17,7 +17,8 @@ from ..model import MoM
 from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
-from .engine import Engine, Plan, schedule
+from .engine import Engine, Plan
+from .optimizer import schedule
 from .records import perplexity_of
 from .signals import stop_signals
 

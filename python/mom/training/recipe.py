@@ -26,11 +26,11 @@ from ..files.folders import MODEL_FILES, check_replaceable, write_file
 from ..model import MoM
 from .callbacks import Callback
 from .config import TrainingConfig
-from .optimizer import AdamW, clip_grad_norm
+from .optimizer import AdamW
 from .pretraining import TrainingResult, train
 from .state import PREFIX, read_progress
 
-__all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain"]
+__all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
 PathLike = str | os.PathLike[str]
 
@@ -239,23 +239,28 @@ def _model(
     return model
 
 
+def seconds_per_step(
+    config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0
+) -> float:
+    """Median time of a training step of a new model; some steps are measured, for about `patience` seconds."""
+    model = MoM(config, dtype=dtype)
+    optimizer = AdamW(model, lr=0.0)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(rows, length), dtype=np.int32)
+    times: list[float] = []
+    while len(times) < 4 or (sum(times) < patience and len(times) < 20):
+        started = time.perf_counter()
+        model(ids, labels=ids)
+        model.backward()
+        optimizer.step(1.0, zero_grad=True)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))  # the first one asks for memory and chooses kernels
+
+
 def _tokens_in(model: MoM, recipe: Recipe, minutes: float) -> int:
     """Tokens that some minutes of training take, by the speed of a few steps of a model of the same shape."""
     if not 0.0 < minutes < math.inf:
         raise ConfigError(f"minutes: {minutes} is not a positive finite number")
     length = min(recipe.sequence_length, model.config.n_positions)
     rows = max(1, _MICRO_BATCH // length)
-    copy = MoM(model.config, dtype=model.dtype)
-    optimizer = AdamW(copy, lr=0.0)
-    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(rows, length), dtype=np.int32)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < min(10.0, 3.0 * minutes) and len(times) < 20):
-        started = time.perf_counter()
-        copy.zero_grad()
-        copy(ids, labels=ids)
-        copy.backward()
-        clip_grad_norm(copy, 1.0)
-        optimizer.step()
-        times.append(time.perf_counter() - started)
-    speed = ids.size / float(np.median(times[1:]))
-    return max(2 * length, int(60.0 * minutes * speed))
+    seconds = seconds_per_step(model.config, rows, length, model.dtype, patience=min(10.0, 3.0 * minutes))
+    return max(2 * length, int(60.0 * minutes * rows * length / seconds))

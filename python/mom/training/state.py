@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,52 @@ from ..files import folders, weights
 from ..model import Network
 from .optimizer import AdamW
 
-__all__ = ["load_state", "read_progress", "save_state"]
+__all__ = ["PREFIX", "State", "load_state", "read_progress", "save_state"]
 
+#: Begins the names of checkpoints.
 PREFIX = "step-"
+
+
+@dataclass
+class State:
+    """How far a run is: what a checkpoint holds beside tensors, random numbers and the place in the data.
+
+    Attributes
+    ----------
+    step, skipped : int
+        Steps done in all, and those of them that were left out because of numbers that are not finite.
+    bad_in_a_row : int
+        Steps left out since the last good one.
+    examples, seconds
+        What the steps went through, and the time they took.
+    lm_loss, val_loss : float or None
+        Of the last step and of the last evaluation.
+    losses : list of float
+        Of every step that was not left out.
+    history : list of (int, float)
+        Step and measure of every evaluation.
+    evaluated_step : int
+        The step that was evaluated last.
+    best_step, best_score, best_values
+        The evaluation with the highest measure: its step, its measure (None before the first one) and all it gave.
+    waited : int
+        Evaluations since the best one.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    lm_loss: float | None = None
+    val_loss: float | None = None
+    losses: list[float] = field(default_factory=list)
+    history: list[tuple[int, float]] = field(default_factory=list)
+    evaluated_step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    best_values: dict[str, Any] = field(default_factory=dict)
+    waited: int = 0
 
 
 def save_state(
