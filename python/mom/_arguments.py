@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .config import MoMConfig
+if TYPE_CHECKING:
+    from .config import MoMConfig
 
 #: Largest finite float32.
 LARGEST = float(np.finfo(np.float32).max)

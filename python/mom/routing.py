@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._extras import need
 from .model import MoM, MoMForSequenceClassification, Routes
 
 __all__ = ["ModuleUse", "format_paths", "module_use", "paths", "plot_module_use"]
@@ -183,10 +184,7 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
     """
     if not use:
         raise ValueError("use: empty; the model has no routers")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'mom[plots]'") from None
+    Figure = need("matplotlib.figure", "a plot", "matplotlib").Figure
     rows = max(len(u.share) for u in use.values())
     figure = Figure(figsize=(4.5 * len(use), 1.6 + 0.45 * rows), layout="constrained")
     top = max(float(u.share.max()) for u in use.values()) or 1.0

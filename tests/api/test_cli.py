@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom import bench, cli, config, demo
+from mom import cli, config, demo
 from mom.data import TokenFile
 from mom.training import evaluate_loss
 
@@ -416,53 +416,14 @@ def test_info_tells_the_memory_of_a_model(mom_command: Any, tmp_path: Path) -> N
     assert status == 1 and "batch: 0" in err
 
 
-def test_bench_gemm_prints_a_table(mom_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    small = [
-        bench.Product("mini", "square", "forward", "plain", (32,), 32, 32, 32),
-        bench.Product("mini", "flat", "to weights", "gathered", (5, 9), 16, 64, 16, out_in=True),
-    ]
-    monkeypatch.setattr(bench, "gemm_products", lambda preset: small)
-    for precision in ("float32", "bfloat16"):
-        status, out, _ = mom_command(
-            "bench", "gemm", "--presets", "mini", "--repeats", 2, "--precision", precision,
-            "--output", tmp_path / "gemm.json",
-        )  # fmt: skip
-        assert status == 0
-        names = [line.split(",")[0] for line in out.splitlines()[-2:]]
-        assert names == ["mini square", "mini flat"]
-        rows = json.loads((tmp_path / "gemm.json").read_text())["products"]
-        assert [(row["m"], row["k"], row["n"], row["groups"]) for row in rows] == [(32, 32, 32, 1), (16, 5, 64, 2)]
-        assert all(row[name] > 0 for row in rows for name in ("peak", "mom", "mom_median", "numpy", "numpy_median"))
-    assert mom_command("bench", "gemm", "--repeats", 0)[0] == 1
-
-
-def test_bench_gemm_of_an_unknown_preset_names_the_choices(mom_command: Any) -> None:
-    status, _, err = mom_command("bench", "gemm", "--presets", "mega")
-    assert status == 1 and "preset: 'mega' is not one of mini, base" in err
-
-
-@pytest.mark.parametrize("direction", ["forward", "to inputs", "to weights"])
-@pytest.mark.parametrize("kind", ["plain", "gathered"])
-@pytest.mark.parametrize("out_in", [False, True])
-def test_bench_gemm_compares_equal_products(direction: str, kind: str, out_in: bool) -> None:
-    rows = (24,) if kind == "plain" else (7, 11)
-    product = bench.Product("mini", "x", direction, kind, rows, 24, 10, 13, out_in)
-    arrays = product.arrays()
-    compute, results = arrays.numpy()
-    compute()
-    ours = mom.ops.gemm_grouped(arrays.ours())
-    for mine, numpys in zip(ours, results, strict=True):
-        assert mine.shape == numpys.shape and np.allclose(mine, numpys, rtol=1e-4, atol=1e-4)
-    m, k, n = product.shape
-    assert ours[0].shape == (m, n) and (k == product.rows[0]) == (direction == "to weights")
-    assert product.flop == 2.0 * sum(rows) * 10 * 13
-
-
-def test_bench_gemm_lists_every_kind_of_product() -> None:
-    for preset in ("mini", "base"):
-        found = {(p.direction, p.kind) for p in bench.gemm_products(preset)}
-        assert {d for d, _ in found} == {"forward", "to inputs", "to weights"}
-        assert {k for _, k in found} == {"plain", "grouped", "gathered"}
+def test_bench_prints_the_speed_of_a_step(mom_command: Any) -> None:
+    small = ("--preset", "demo", "--batch_size", 2, "--sequence_length", 16, "--seconds", 0)
+    status, out, _ = mom_command("bench", *small)
+    lines = out.splitlines()
+    assert status == 0 and [line.split()[0] for line in lines] == ["level", "peak", "memory", "demo,"]
+    found = re.fullmatch(r"demo, 2 x 16 tokens: (\S+) s per step, (\S+) tokens/s", lines[3])
+    assert found and float(found[1]) >= 0 and int(found[2].replace(",", "")) > 0
+    assert mom_command("bench", "--batch_size", 0)[0] == 1
 
 
 @pytest.fixture
@@ -497,7 +458,7 @@ def test_demo_without_matplotlib_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, out, err = mom_command("demo", "--text", text, "--out_dir", tmp_path, "--minutes", 0.001)
-    assert status == 0 and "No heat map: plots need matplotlib" in err and "To go on:" in out
+    assert status == 0 and "No heat map: a plot needs the package matplotlib" in err and "To go on:" in out
 
 
 def test_demo_learns(text: Path, tmp_path: Path, small_demo: None) -> None:

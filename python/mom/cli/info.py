@@ -53,7 +53,7 @@ def _run(a: argparse.Namespace) -> int:
         return _show_memory(a)
     cpu = cpu_info()
     rows = [("mom", _version.__version__), ("python", platform.python_version()), ("platform", platform.platform())]
-    packages = ("numpy", "safetensors", "tokenizers", "tqdm", "matplotlib", "scikit-learn", "scipy", "rouge-score")
+    packages = ("numpy", "tokenizers", "tqdm", "matplotlib", "scikit-learn", "scipy", "rouge-score")
     for package in (*packages, "pyarrow", "datasets", "huggingface_hub", "lm-eval"):
         try:
             rows.append((package, metadata.version(package)))

@@ -220,7 +220,7 @@ def import_pyarrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: reading .parquet needs pyarrow (extra 'parquet': pip install pyarrow)") from None
+        raise DataError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
     return pyarrow
 
 
@@ -282,8 +282,7 @@ def load_from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{name}: no such file or folder; for names on the Hub, install the package datasets "
-            "(extra 'hub': pip install 'mom[hub]')"
+            f"{name}: no such file or folder; for names on the Hub: pip install datasets"
         ) from None
     try:
         loaded: Iterable[Any] = datasets.load_dataset(name, config, split=split)

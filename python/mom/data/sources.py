@@ -340,7 +340,7 @@ class Documents(_DocumentStream):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise DataError(f"{path}: reading .parquet needs pyarrow (extra 'parquet': pip install pyarrow)") from None
+            raise DataError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
         row = 0
         try:
             file = pyarrow.parquet.ParquetFile(raw)

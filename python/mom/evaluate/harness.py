@@ -1,8 +1,7 @@
 """The model ``mom`` of lm-evaluation-harness: log-likelihoods, rolling ones, and generation up to a stop string.
 
-``mom lm_eval run --model mom --model_args pretrained=FOLDER --tasks ...`` is the harness's own command with this model
-registered; after ``mom lm_eval --register`` the harness's ``lm_eval run --model mom ...`` knows it too. In Python,
-importing this module registers it.
+Importing this module registers the model with the harness's decorator. ``mom lm_eval run --model mom --model_args
+pretrained=FOLDER --tasks ...`` imports it and then runs the harness's own command in the same process.
 
 Notes
 -----

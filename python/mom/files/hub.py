@@ -50,8 +50,7 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f"folder: {text} is not a folder; for names on the Hub, install huggingface_hub "
-            "(extra 'hub': pip install 'mom[hub]')"
+            f"folder: {text} is not a folder; for names on the Hub: pip install huggingface_hub"
         ) from None
     try:
         found = Path(snapshot_download(repository, allow_patterns=list(_PATTERNS)))

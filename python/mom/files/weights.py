@@ -2,10 +2,12 @@
 
 `read_weights` takes a safetensors file, or a folder with ``model.safetensors`` or with the shards that
 ``model.safetensors.index.json`` lists. `read_safetensors` and `write_safetensors` do one file. The format is an 8-byte
-little-endian length, a JSON header and the tensors' bytes; it is read here rather than through the ``safetensors``
-package because NumPy has no bfloat16 and because every malformed header has to end in a message that says what is
-wrong. Each tensor is read straight into its own array, so a file costs its own size once. Files that need ``pickle``
-are never opened.
+little-endian length, a JSON header and the tensors' bytes. Each tensor is read straight into its own array, so a file
+costs its own size once. Files that need ``pickle`` are never opened.
+
+The package ``safetensors`` checks this reader and writer in the tests, but is not used here. Its NumPy side cannot read
+bfloat16, accepts a name that occurs twice, and does not say which tensor is wrong. It writes to a path only, while
+model folders are hashed as they are written; and what its writer takes differs from version to version.
 
 References
 ----------
@@ -273,7 +275,7 @@ def pickle_error(path: Path) -> CheckpointError:
     what = "a pickled PyTorch file" if shards == [path.name] else f"pickled PyTorch files ({len(shards)} shards)"
     return CheckpointError(
         f"{path}: {what}, which can run any code when opened and is not read here. "
-        f"Convert it where PyTorch is installed:\n    python -c {shlex.quote(code)}"
+        f"Convert it where PyTorch and safetensors are installed:\n    python -c {shlex.quote(code)}"
     )
 
 

@@ -1,24 +1,27 @@
-"""Matrix products of real models, timed beside the machine's peak and NumPy's products: ``mom bench gemm``."""
+"""Matrix products of real models, timed beside the machine's peak and NumPy's products.
+
+    python benchmarks/bench_gemm.py --presets mini,base --precision float32
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import at_least, new_report, some_of, write_report
 from numpy.typing import NDArray
 
-from . import _core
-from .config import MoMConfig
-from .errors import ConfigError
-from .ops import GemmProduct
-from .runtime import get_num_threads, machine_peak
-
-__all__ = ["Product", "gemm_products", "limit_numpy_threads", "measure_gemm"]
+from mom import MoMConfig, _core, cpu_info, get_num_threads, set_num_threads
+from mom.ops import GemmProduct
+from mom.runtime import machine_peak
 
 _Float = NDArray[np.float32]
 
@@ -157,8 +160,6 @@ def gemm_products(preset: str) -> list[Product]:
         Plain ones of anchors, routers and head; those of the pools with tokens dealt out evenly among modules and
         SKIP.
     """
-    if preset not in _TOKENS:
-        raise ConfigError(f"preset: {preset!r} is not one of {', '.join(_TOKENS)}")
     config, tokens = MoMConfig.preset(preset), _TOKENS[preset]
     width, inner, router = config.n_embd, config.inner_size, config.router_dim
     plain = [
@@ -223,8 +224,6 @@ def measure_gemm(
     -----
     Packing is part of our products, as is picking rows out of all tokens for both.
     """
-    if precision not in ("float32", "bfloat16"):
-        raise ConfigError(f"precision: {precision!r} is not one of 'float32', 'bfloat16'")
     peak = machine_peak(precision, get_num_threads(), 10 * peak_seconds)
     for product in products:
         arrays = product.arrays()
@@ -247,3 +246,49 @@ def measure_gemm(
             "mom": 1e-9 * product.flop / min(ours), "mom_median": 1e-9 * product.flop / statistics.median(ours),
             "numpy": 1e-9 * product.flop / min(theirs), "numpy_median": 1e-9 * product.flop / statistics.median(theirs),
         }  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--presets", type=some_of(_TOKENS), default=list(_TOKENS), help="comma-separated (both)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
+                        help="of our products; NumPy's are float32")  # fmt: skip
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="measurements of each product (%(default)s)")
+    parser.add_argument("--threads", type=at_least(1), help="threads of both (all CPUs)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON, too")
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
+        set_num_threads(options.threads)
+    cpu, threads = cpu_info(), get_num_threads()
+    report = new_report("gemm", {"precision": options.precision, "threads": threads, "repeats": options.repeats})
+    report |= {"cpu": cpu, "numpy": np.__version__, "products": []}
+    kernel = cpu["gemm"] if options.precision == "float32" else cpu["gemm_bf16"]
+    print(f"matrix products in {options.precision}, GFLOP/s, {options.repeats} repeats; level {cpu['level']}, {kernel}")
+    products = [product for preset in options.presets for product in gemm_products(preset)]
+    with limit_numpy_threads(threads) as report["numpy_threads"]:
+        print(f"mom: {threads} threads; numpy {np.__version__} in float32: {report['numpy_threads']}")
+        print(f"{'':50}{'':17}{'mom':>16}{'numpy':>16}{'peak':>7}   mom of")
+        print(f"{'product':41}{'groups':>8} {'m, k, n':>17}{'best':>8}{'median':>8}{'best':>8}{'median':>8}{'':>7}"
+              f"{'peak':>7}{'numpy':>7}")  # fmt: skip
+        for row in measure_gemm(products, options.repeats, options.precision):
+            report["products"].append(row)
+            print_row(row)
+    write_report(report, options.output)
+    return 0
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """One line of the table."""
+    name = f"{row['preset']} {row['layer']}, {row['direction']}, {row['kind']}"
+    size = f"{row['m']}, {row['k']}, {row['n']}"
+    print(
+        f"{name:45}{row['groups']:>4} {size:>17}{row['mom']:8.1f}{row['mom_median']:8.1f}{row['numpy']:8.1f}"
+        f"{row['numpy_median']:8.1f}{row['peak']:7.1f}{100 * row['mom'] / row['peak']:5.0f} %"
+        f"{row['mom'] / row['numpy']:6.2f}x",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
