@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._json import to_json
 from .errors import ConfigError
 from .settings import Settings, at_least, between, one_of, setting
 
@@ -382,7 +383,7 @@ class MoMConfig(Settings):
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(to_json(self.to_dict()), encoding="utf-8")
 
 
 def _mom(n_embd: int, n_head: int, chunks: int, **fields: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_arguments_are_checked(task: str, predictions: Any, labels: Any, message
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     with pytest.raises(
-        ImportError, match=r"computing GLUE's metrics needs the package scikit-learn: pip install scikit-learn"
+        ImportError, match=r"GLUE's metrics needs the package scikit-learn: pip install scikit-learn"
     ):
         glue_metrics("rte", [1], [1])
 

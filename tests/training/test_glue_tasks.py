@@ -87,7 +87,7 @@ def test_models_by_path_and_language_models_are_told_apart(model: mom.MoM, tmp_p
     assert by_path.folder is None and repr(by_path).startswith("<GlueResult RTE: accuracy ")
     with pytest.raises(DataError, match="lm: a language model without a classification head; fine-tune it first"):
         glue.evaluate(tmp_path / "lm", "rte", GOLDEN)
-    with pytest.raises(TypeError, match="model: expected MoMForSequenceClassification, got MoM"):
+    with pytest.raises(TypeError, match="model: expected MoMForSequenceClassification or a path, got MoM"):
         glue.evaluate(model, "rte", GOLDEN)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="model: has 2 labels, MNLI-m has 3"):
         glue.evaluate(by_path.model, "mnli", GOLDEN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..evaluate import text_losses
 from ..model import MoM
 from ..training import evaluate_loss
 from .flags import add_generation, add_on_error, add_threads, command
-from .results import show_summaries
+from .results import print_json, show_summaries
 
 
 def add(commands: Any) -> None:
@@ -78,7 +77,7 @@ def _evaluate_task(a: argparse.Namespace) -> int:
     split = a.task_split or "dev"
     metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)
     if a.json:
-        print(json.dumps(metrics))
+        print_json(metrics)
     else:
         print("\n".join(f"{name:10}{100 * value:8.2f}" for name, value in metrics.items()))
     return 0
@@ -100,7 +99,7 @@ def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
     windows = min(len(tokens) // length, a.batch_size * (whole if a.batches is None else a.batches))
     perplexity, speed = math.exp(min(loss, 700.0)), windows * length / seconds
     if a.json:
-        print(json.dumps({"data": str(path), "tokens": windows * length, "loss": loss, "perplexity": perplexity}))
+        print_json({"data": str(path), "tokens": windows * length, "loss": loss, "perplexity": perplexity})
         return 0
     print(f"data {path}, {windows * length:,} tokens in windows of {length}")
     print(f"loss {loss:.6f}")
@@ -117,7 +116,7 @@ def _evaluate_texts(a: argparse.Namespace, model: MoM) -> int:
     if a.json:
         names = ("name", "documents", "tokens", "bytes", "loss", "perplexity", "bits_per_byte")
         rows = [{name: getattr(result, name) for name in names} for result in results]
-        print(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in rows]))
+        print_json(rows)
         return 0
     width = max(len(result.name) for result in results)
     print(f"{'text':{width}}{'tokens':>12}{'bytes':>12}{'loss':>9}{'perplexity':>13}{'bits per byte':>15}")

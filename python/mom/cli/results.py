@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
+from typing import Any
 
 from .. import xsum
+from .._json import to_json
 from ..model import MoM
 from ..training import TrainingResult
 
@@ -17,6 +18,11 @@ def interrupted(result: TrainingResult) -> int:
     assert result.interrupted is not None
     print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
     return 128 + signal.Signals[result.interrupted].value
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    print(to_json(value, indent=None), end="")
 
 
 def print_losses(result: TrainingResult) -> None:
@@ -32,7 +38,7 @@ def show_summaries(a: argparse.Namespace, model: MoM, split: str, max_length: in
         batch_size=batch_size,
     )  # fmt: skip
     if getattr(a, "json", False):
-        print(json.dumps(scores.to_dict()))
+        print_json(scores.to_dict())
         return
     if a.examples > 0:
         print(xsum.format_examples(scores, a.examples), end="\n\n")

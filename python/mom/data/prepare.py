@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files.folders import naming_file, sync_folder, write_file
+from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments
 from .tokenizer import Tokenizer
 
@@ -199,7 +199,7 @@ def _write_files(
         "problems": report.problems,
     }
     tokenizer.save(stage)
-    write_file(stage / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_json(stage / "meta.json", meta)
     return meta
 
 

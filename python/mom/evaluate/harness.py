@@ -69,7 +69,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         super().__init__()
         if threads is not None:
             set_num_threads(int(threads))
-        self.model: MoM = pretrained if isinstance(pretrained, MoM) else MoM.from_pretrained(pretrained, dtype=dtype)
+        self.model = MoM.resolve(pretrained, dtype, name="pretrained")
         if self.model.tokenizer is None:
             raise DataError(f"pretrained: {pretrained} holds no tokenizer")
         if self.model.tokenizer.eos_id is None:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .._json import to_json
 from ..errors import CheckpointError
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "verify_folder",
     "write_file",
     "write_folder",
+    "write_json",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -155,6 +157,11 @@ def write_file(path: PathLike, content: Content) -> dict[str, Any]:
     return summary
 
 
+def write_json(path: PathLike, value: Any) -> None:
+    """Write or replace a JSON file; see `write_file`."""
+    write_file(path, to_json(value))
+
+
 def write_folder(
     path: PathLike, files: Mapping[str, Content], *, keep_last: int | None = None, prefix: str = "step-"
 ) -> dict[str, Any]:
@@ -209,7 +216,7 @@ def write_folder(
                 "format": _FORMAT,
                 "files": {name: _write_and_sync(temporary / name, content) for name, content in files.items()},
             }
-            _write_and_sync(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            _write_and_sync(temporary / MANIFEST, to_json(manifest))
             sync_folder(temporary)
             _put_in_place(temporary, path)
         except BaseException:

@@ -121,9 +121,7 @@ def finetune(
         raise DataError(f"task: {task.title} has no train set; fine-tune on mnli")
     if predict and out_dir is None:
         raise ConfigError("predict: needs an out_dir")
-    body = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
-    if not isinstance(body, (MoM, MoMForSequenceClassification)):
-        raise TypeError(f"model: expected MoM or MoMForSequenceClassification, got {type(body).__name__}")
+    body = model if isinstance(model, MoMForSequenceClassification) else MoM.resolve(model)
     warn_of_idle_routers(body.config, config.train, language_model=False)
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # now rather than after hours of training
@@ -284,12 +282,9 @@ def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int
 def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) -> MoMForSequenceClassification:
     if isinstance(model, (str, os.PathLike)):
         model = model_folder(model)
-        loaded: MoMForSequenceClassification = MoMForSequenceClassification.from_pretrained(model)
         if MoMConfig.from_json(model).num_labels is None and "score.weight" not in read_weights(model):
             raise DataError(f"{model}: a language model without a classification head; fine-tune it first")
-        model = loaded
-    if not isinstance(model, MoMForSequenceClassification):
-        raise TypeError(f"model: expected MoMForSequenceClassification, got {type(model).__name__}")
+    model = MoMForSequenceClassification.resolve(model)
     if model.config.num_labels != task.num_labels:
         raise ConfigError(f"model: has {model.config.num_labels} labels, {task.title} has {task.num_labels}")
     tuned = TASKS.get(model.finetuning_task or "")  # names of other programs' tasks say nothing here

@@ -246,7 +246,7 @@ class MoM(Network):
         """
         if not isinstance(config, MoMConfig):
             raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
-        source = gpt2 if isinstance(gpt2, MoM) else cls.from_pretrained(gpt2)
+        source = MoM.resolve(gpt2, name="gpt2")
         if not source.config.is_vanilla:
             raise ConfigError("gpt2: expected a plain GPT-2 (chunks = 0)")
         for name in ("vocab_size", "n_positions", "n_embd", "n_head", "inner_size"):

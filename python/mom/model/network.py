@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core, runtime
 from .._arguments import LARGEST, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
+from .._json import to_json
 from ..config import MoMConfig
 from ..errors import CheckpointError
 from ..files import folders, names, weights
@@ -31,6 +32,8 @@ from .routes import Routes, of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
 
 __all__ = ["Network"]
+
+Self = TypeVar("Self", bound="Network")
 
 
 class Network:
@@ -375,13 +378,12 @@ class Network:
             fields["finetuning_task"] = self.finetuning_task
         if self.finetuning_lengths:
             fields["finetuning_lengths"] = self.finetuning_lengths
-        config_text = json.dumps(fields, indent=2) + "\n"
         files: dict[str, folders.Content] = {
-            "config.json": config_text.encode(),
+            "config.json": to_json(fields),
             "model.safetensors": lambda file: weights.write_safetensors(file, tensors, {"format": "pt"}, dtype=dtype),
         }
         if self.tokenizer is not None:
-            files["tokenizer.json"] = self.tokenizer.to_json().encode()
+            files["tokenizer.json"] = self.tokenizer.to_json()
         return files
 
     def load_state(self, tensors: Mapping[str, ArrayLike], source: str = "tensors") -> None:
@@ -398,7 +400,9 @@ class Network:
             target[...] = canonical[name]
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any) -> Any:
+    def from_pretrained(
+        cls: type[Self], folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any
+    ) -> Self:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
         Parameters
@@ -444,6 +448,16 @@ class Network:
         if isinstance(lengths, dict):
             model.finetuning_lengths = {name: n for name, n in lengths.items() if type(n) is int and n > 0}
         return model
+
+    @classmethod
+    def resolve(
+        cls: type[Self], model: Network | str | os.PathLike[str], dtype: str = "float32", *, name: str = "model"
+    ) -> Self:
+        """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
+        found = cls.from_pretrained(model, dtype) if isinstance(model, (str, os.PathLike)) else model
+        if not isinstance(found, cls):
+            raise TypeError(f"{name}: expected {cls.__name__} or a path, got {type(found).__name__}")
+        return found
 
     @classmethod
     def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:

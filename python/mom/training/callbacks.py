@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .._extras import need
+from .._json import to_json
 from ..files.folders import naming_file
 
 __all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "closing"]
@@ -72,10 +73,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, record: dict[str, Any]) -> None:
-        # JSON has no NaN and no infinity.
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with naming_file(self._path):
-            self._file.write(json.dumps(plain) + "\n")
+            self._file.write(to_json(record, indent=None))
             self._file.flush()
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import make_batch
-from ..files.folders import write_file
+from ..files.folders import write_json
 from ..model import MoM, MoMForSequenceClassification
 from .adapt import trainable
 from .batches import MicroBatch, Rows
@@ -274,7 +273,7 @@ class SeedRuns(Generic[Made]):
         if folder is not None:
             signal = None if self.interrupted is None else self.interrupted.signal
             values = {**values, "interrupted": signal, "config": config.to_dict()}
-            write_file(folder.parent / "results.json", json.dumps(values, indent=2) + "\n")
+            write_json(folder.parent / "results.json", values)
 
     def raise_interruption(self, kept: str) -> None:
         """If the runs were interrupted, raise that with a message that also says what is kept."""

@@ -6,7 +6,6 @@ and training starts anew on the same kind of data. Both phases have the same set
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -22,7 +21,7 @@ from ..data.prepare import read_meta
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError
 from ..files import folders
-from ..files.folders import MODEL_FILES, check_replaceable, write_file
+from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
 from .callbacks import Callback
 from .config import TrainingConfig
@@ -203,7 +202,7 @@ def pretrain(
             "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
             "training": planned.to_dict(),
         }  # fmt: skip
-        write_file(run / "recipe.json", json.dumps(summary, indent=2) + "\n")
+        write_json(run / "recipe.json", summary)
     return PretrainResult(model, result, planned, total, run / "model")
 
 

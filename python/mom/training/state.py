@@ -82,7 +82,8 @@ def save_state(
     if best:
         files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
     progress = {"random_state": model.random_state, "dtype": model.dtype, **progress}
-    files["training.json"] = (json.dumps(progress) + "\n").encode()
+    # A state may hold numbers that are not finite, which strict JSON does not have.
+    files["training.json"] = json.dumps(progress) + "\n"
     folders.write_folder(path, files)
     folders.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
     return path

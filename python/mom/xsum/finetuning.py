@@ -138,9 +138,7 @@ def finetune(
     folder = None if out_dir is None else Path(out_dir) / TASK / "model"
     if folder is not None:
         check_replaceable(folder, MODEL_FILES)
-    source = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
-    if not isinstance(source, MoM):
-        raise TypeError(f"model: expected MoM, got {type(source).__name__}")
+    source = MoM.resolve(model)
     warn_of_idle_routers(source.config, config.train, language_model=True)
     check_iterators(data)
     train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))

@@ -143,7 +143,7 @@ def evaluate(
     ConfigError
         If the model was fine-tuned for another task.
     """
-    found = MoM.from_pretrained(model) if isinstance(model, (str, os.PathLike)) else model
+    found = MoM.resolve(model)
     if found.finetuning_task in TASKS:
         raise ConfigError(f"model: was fine-tuned for {TASKS[found.finetuning_task].title}, not for XSUM")
     if rows is not None and rows < 1:
