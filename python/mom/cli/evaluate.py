@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
-import time
-from pathlib import Path
 from typing import Any
 
 from .. import glue
-from ..data import TokenFile
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError
-from ..evaluate import text_losses
+from ..evaluate import text_losses, token_file_loss
 from ..model import MoM
-from ..training import evaluate_loss
 from .flags import add_generation, add_on_error, add_threads, command
 from .results import print_json, show_summaries
 
@@ -64,7 +59,7 @@ def _run(a: argparse.Namespace) -> int:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
     if a.task is not None:
         return _evaluate_task(a)
-    model: MoM = MoM.from_pretrained(a.model)
+    model = MoM.from_pretrained(a.model)
     return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
 
 
@@ -84,27 +79,17 @@ def _evaluate_task(a: argparse.Namespace) -> int:
 
 
 def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
-    positions = model.config.n_positions
-    length = min(1024, positions) if a.sequence_length is None else a.sequence_length
-    if not 2 <= length <= positions:
-        raise ConfigError(f"sequence_length: {length} is not in [2, {positions}], the model's n_positions")
-    path = Path(a.data)
-    if path.is_dir():
-        path = path / ("val.bin" if (path / "val.bin").is_file() else "train.bin")
-    tokens = TokenFile(path, vocab_size=model.config.vocab_size)
-    whole = -(-len(tokens) // (a.batch_size * length))
-    started = time.perf_counter()
-    loss = evaluate_loss(model, tokens, a.batch_size, length, whole if a.batches is None else a.batches)
-    seconds = time.perf_counter() - started
-    windows = min(len(tokens) // length, a.batch_size * (whole if a.batches is None else a.batches))
-    perplexity, speed = math.exp(min(loss, 700.0)), windows * length / seconds
+    found = token_file_loss(
+        model, a.data, sequence_length=a.sequence_length, batch_size=a.batch_size, batches=a.batches
+    )
     if a.json:
-        print_json({"data": str(path), "tokens": windows * length, "loss": loss, "perplexity": perplexity})
+        names = ("tokens", "loss", "perplexity")
+        print_json({"data": str(found.path), **{name: getattr(found, name) for name in names}})
         return 0
-    print(f"data {path}, {windows * length:,} tokens in windows of {length}")
-    print(f"loss {loss:.6f}")
-    print(f"perplexity {perplexity:.4f}")
-    print(f"tokens per second {speed:,.0f}")
+    print(f"data {found.path}, {found.tokens:,} tokens in windows of {found.sequence_length}")
+    print(f"loss {found.loss:.6f}")
+    print(f"perplexity {found.perplexity:.4f}")
+    print(f"tokens per second {found.tokens / found.seconds:,.0f}")
     return 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import numpy as np
-
 from ..data.tokenizer import Tokenizer
 from ..errors import DataError
 from ..model import MoM
@@ -32,22 +30,13 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    model: MoM = MoM.from_pretrained(a.model)
-    tokenizer: Tokenizer | None = model.tokenizer if a.tokenizer is None else Tokenizer.load(a.tokenizer)
-    if tokenizer is None:
+    model = MoM.from_pretrained(a.model)
+    if a.tokenizer is not None:
+        model.tokenizer = Tokenizer.load(a.tokenizer)
+    if model.tokenizer is None:
         raise DataError(f"tokenizer: {a.model} holds none; name one with --tokenizer")
-    model.tokenizer = tokenizer  # what it lacks is not generated
-    prompt = tokenizer.encode(a.prompt, special=True)
-    begun = len(prompt)
-    if begun == 0:
-        if tokenizer.eos_id is None:
-            raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
-        prompt = np.array([tokenizer.eos_id], np.int32)
-    room = model.config.n_positions - len(prompt)
-    new = max(1, min(100, room)) if a.max_new_tokens is None else a.max_new_tokens
-    tokens = model.generate(
-        prompt, max_new_tokens=new, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed,
-        stop_token=tokenizer.eos_id, weights=a.weights,
-    )  # fmt: skip
-    print(tokenizer.decode(tokens[len(prompt) - begun :]))
+    print(model.generate_text(
+        a.prompt, a.max_new_tokens, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed,
+        weights=a.weights,
+    ))  # fmt: skip
     return 0

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from ..config import PRESETS, MoMConfig
 from ..data.prepare import read_meta
-from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError
 from ..files import folders
 from ..model import MoM
 from ..training import TrainingConfig, train
+from ..training.start import model_of_checkpoint, take_tokenizer
 from ..training.state import PREFIX, read_progress
 from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command, given_fields
 from .results import interrupted, print_losses
@@ -64,16 +63,7 @@ def _run(a: argparse.Namespace) -> int:
     settings = _training_settings(a, latest)
     meta = read_meta(a.data)
     model = _model_to_train(a, settings.get("seed", 0), meta) if latest is None else _model_to_resume(a, latest)
-    vocabulary = meta.get("vocab_size")
-    if vocabulary is not None and vocabulary > model.config.vocab_size:
-        raise ConfigError(f"vocab_size: the model has {model.config.vocab_size} tokens, the data {vocabulary}")
-    tokenizer = _tokenizer_beside(a.data)
-    if tokenizer is not None:
-        if model.tokenizer is not None and model.tokenizer.sha256 != tokenizer.sha256:
-            warnings.warn(
-                "the data were made with another tokenizer than the model's; the data's is kept", stacklevel=1
-            )
-        model.tokenizer = tokenizer
+    take_tokenizer(model, a.data)
     settings.setdefault("sequence_length", min(TrainingConfig.sequence_length, model.config.n_positions))
     config = TrainingConfig().replace(**settings)
     print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
@@ -97,13 +87,6 @@ def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, 
     return {**settings, **given_fields(a, TrainingConfig)}
 
 
-def _tokenizer_beside(data: str | Path) -> Tokenizer | None:
-    """The ``tokenizer.json`` of a folder, or in the folder of a file."""
-    path = Path(data)
-    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    return Tokenizer.load(file) if file.is_file() else None
-
-
 def _base_config(a: argparse.Namespace) -> MoMConfig:
     return MoMConfig.preset(a.preset) if a.preset is not None else MoMConfig.from_json(a.model)
 
@@ -123,13 +106,13 @@ def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> M
     _check_sources(a)
     changes, dtype = changes_of(a.changes), a.dtype or "float32"
     if a.init_from is not None:
-        started: MoM = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
+        started = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
         started.random_state = (seed, 0)
         started.finetuning_task, started.finetuning_lengths = None, {}
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:
-        vanilla: MoM = MoM.from_pretrained(a.from_vanilla)
+        vanilla = MoM.from_pretrained(a.from_vanilla)
         taken = {name: getattr(vanilla.config, name) for name in ("vocab_size", "n_positions")}
         return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed, dtype=dtype)
     if "vocab_size" in meta:
@@ -154,6 +137,4 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
         ours, theirs = getattr(config, name), getattr(asked, name)
         if ours != theirs:
             raise ConfigError(f"resume: {name} is {ours!r} in {latest}, but {theirs!r} is asked for")
-    model = MoM(config, dtype=a.dtype or read_progress(latest).get("dtype", "float32"))
-    model.tokenizer = _tokenizer_beside(latest)
-    return model
+    return model_of_checkpoint(latest, a.dtype)

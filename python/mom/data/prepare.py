@@ -33,7 +33,7 @@ from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments
 from .tokenizer import Tokenizer
 
-__all__ = ["prepare", "read_meta"]
+__all__ = ["prepare", "read_meta", "tokenizer_of"]
 
 PathLike = str | os.PathLike[str]
 
@@ -138,6 +138,13 @@ def read_meta(data: PathLike) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
         raise DataError(f"{file}: not written by 'mom prepare'")
     return values
+
+
+def tokenizer_of(data: PathLike) -> Tokenizer | None:
+    """The tokenizer that lies beside prepared data or in the folder of a model; None if there is none."""
+    path = Path(data)
+    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    return Tokenizer.load(file) if file.is_file() else None
 
 
 def _write_files(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..data import TokenFile
 from ..data.sources import Documents, Piece, TextDocuments
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..model import MoM, token_loss
+from ..training import evaluate_loss
 
-__all__ = ["TextLoss", "text_losses"]
+__all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
 
 PathLike = str | os.PathLike[str]
 
@@ -125,6 +129,73 @@ def text_losses(
     if not tokens:
         raise DataError(f"{results[0].name}: no text to score")
     return [*results, TextLoss("total", float(nats), int(tokens), int(size), int(count))]
+
+
+@dataclass(frozen=True)
+class TokenFileLoss:
+    """How well a model predicts a token file.
+
+    Attributes
+    ----------
+    path : Path
+    tokens, sequence_length : int
+        Tokens in all windows; tokens of a window.
+    loss : float
+        Nats per predicted token.
+    seconds : float
+        What it took.
+    """
+
+    path: Path
+    tokens: int
+    sequence_length: int
+    loss: float
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def token_file_loss(
+    model: MoM,
+    data: PathLike,
+    *,
+    sequence_length: int | None = None,
+    batch_size: int = 8,
+    batches: int | None = None,
+) -> TokenFileLoss:
+    """Loss and perplexity on a token file, in windows that do not overlap.
+
+    Parameters
+    ----------
+    model : MoM
+    data : path
+        A token file, or a folder made by `mom.data.prepare`: its ``val.bin``, or ``train.bin`` if there is none.
+    sequence_length : int, optional
+        Tokens of a window; by default the model's ``n_positions``, at most 1024.
+    batch_size : int
+        Windows computed together.
+    batches : int, optional
+        At most so many batches; by default the whole file.
+    """
+    for name, value in (("batch_size", batch_size), ("batches", batches)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: {value} is less than 1")
+    positions = model.config.n_positions
+    length = min(1024, positions) if sequence_length is None else sequence_length
+    if not 2 <= length <= positions:
+        raise ConfigError(f"sequence_length: {length} is not in [2, {positions}], the model's n_positions")
+    path = Path(data)
+    if path.is_dir():
+        path = path / ("val.bin" if (path / "val.bin").is_file() else "train.bin")
+    tokens = TokenFile(path, vocab_size=model.config.vocab_size)
+    most = -(-len(tokens) // (batch_size * length)) if batches is None else batches
+    started = time.perf_counter()
+    loss = evaluate_loss(model, tokens, batch_size, length, most)
+    windows = min(len(tokens) // length, batch_size * most)
+    return TokenFileLoss(path, windows * length, length, loss, time.perf_counter() - started)
 
 
 def _window_and_stride(model: MoM, window: int | None, stride: int | None) -> tuple[int, int]:

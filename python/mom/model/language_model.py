@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments import as_ids, as_packed, like, prompts, sampling
 from ..config import MoMConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..files import names
 from .decoder import Decoder
 from .network import Network
@@ -210,6 +210,43 @@ class MoM(Network):
         if single:
             return result[0]
         return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
+
+    def generate_text(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> str:
+        """Continue a text with the model's tokenizer.
+
+        Parameters
+        ----------
+        prompt : str
+            An empty one begins a document.
+        max_new_tokens : int, optional
+            By default 100, or fewer if no more fit. The end-of-text token ends the text.
+        **sampling
+            As for `generate`.
+
+        Returns
+        -------
+        str
+            Prompt and continuation.
+
+        Raises
+        ------
+        DataError
+            If there is no tokenizer, or the prompt is empty and the tokenizer has no end-of-text token to begin with.
+        """
+        if self.tokenizer is None:
+            raise DataError("tokenizer: the model has none")
+        end = self.tokenizer.eos_id
+        ids = self.tokenizer.encode(prompt, special=True)
+        begun = len(ids)
+        if begun == 0:
+            if end is None:
+                raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
+            ids = np.array([end], np.int32)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(100, self.config.n_positions - len(ids)))
+        tokens = self.generate(ids, max_new_tokens, stop_token=end, **sampling)
+        text: str = self.tokenizer.decode(tokens[len(ids) - begun :])
+        return text
 
     @classmethod
     def from_vanilla(

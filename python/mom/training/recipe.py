@@ -18,7 +18,6 @@ import numpy as np
 
 from ..config import MoMConfig
 from ..data.prepare import read_meta
-from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError
 from ..files import folders
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
@@ -27,6 +26,7 @@ from .callbacks import Callback
 from .config import TrainingConfig
 from .optimizer import AdamW
 from .pretraining import TrainingResult, train
+from .start import take_tokenizer
 from .state import PREFIX, read_progress
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
@@ -233,8 +233,7 @@ def _model(
         model = MoM.from_vanilla(vanilla, shape, seed=seed, dtype=dtype)
     else:
         model = MoM(shape.vanilla_config() if phase == "vanilla" else shape, seed=seed, dtype=dtype)
-    if (Path(data) / "tokenizer.json").is_file():
-        model.tokenizer = Tokenizer.load(data)
+    take_tokenizer(model, data)
     return model
 
 
