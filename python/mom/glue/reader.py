@@ -31,12 +31,12 @@ from ..data.records import (
     RecordReport,
     check_on_error,
     dict_rows,
+    file_rows,
     listing,
     load_from_hub,
     looks_like_hub_name,
-    open_binary,
+    opened,
     parquet_label_names,
-    parquet_rows,
     raw_lines,
     text_of,
 )  # fmt: skip
@@ -144,7 +144,7 @@ def read_glue(
         report = RecordReport(str(paths[0]))
         if paths[0].suffix == ".parquet":
             names = parquet_label_names(paths[0], "label")
-            rows: Iterator[tuple[str, Mapping[str, Any]]] = parquet_rows(paths, report)
+            rows: Iterator[tuple[str, Mapping[str, Any]]] = file_rows(paths, report)
         else:
             rows, original = _tsv_rows(paths[0], task, split, report), True
     else:
@@ -201,7 +201,7 @@ def _find_files(path: Path, task: GlueTask, split: str) -> list[Path]:
 
 # ------------------------------------------------------------------ TSV
 def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> Iterator[tuple[str, dict[str, str]]]:
-    with open_binary(path) as stream:
+    with opened(path) as (_, stream):
         header: list[str] | None = None
         for number, line in raw_lines(stream, path, report):
             if not line or (header is None and not line.strip(" \r")):

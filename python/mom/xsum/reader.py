@@ -19,11 +19,10 @@ from ..data.records import (
     RecordReport,
     check_on_error,
     dict_rows,
-    json_rows,
+    file_rows,
     listing,
     load_from_hub,
     looks_like_hub_name,
-    parquet_rows,
     text_of,
 )
 from ..errors import DataError
@@ -118,9 +117,7 @@ def read_xsum(
     if isinstance(source, (str, os.PathLike)):
         paths = _find_files(Path(source), split)
         report = RecordReport(str(paths[0]))
-        rows: Iterator[tuple[str, Mapping[str, Any]]] = (
-            parquet_rows(paths, report) if paths[0].suffix == ".parquet" else json_rows(paths[0], report)
-        )
+        rows: Iterator[tuple[str, Mapping[str, Any]]] = file_rows(paths, report)
     elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
         report = RecordReport(f"XSUM {split}")
         rows = dict_rows(source, report.source, report)
