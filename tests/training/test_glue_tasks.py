@@ -495,3 +495,30 @@ def test_command_errors(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFi
         assert status == 1 and message in err
     status, _, err = run(capsys, "evaluate", "--model", tmp_path / "lm", "--task", "cola", "--text", tmp_path)
     assert status == 1 and "task: needs --data" in err
+
+
+def test_the_command_takes_settings_from_a_file_and_resumes(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    file = tmp_path / "tune.toml"
+    file.write_text("[finetune]\nepochs = 1\nbatch_size = 4\nwarmup = 0.5\nlr = 0.01\n")
+    command = ["finetune", "--task", "rte", "--model", tmp_path / "lm", "--data", GOLDEN, "--out_dir", tmp_path / "out",
+               "--config", file, "--lr", 0.002, "--run_dir", tmp_path / "run"]  # fmt: skip
+    status, out, err = run(capsys, *command)
+    assert status == 0, err
+    written = json.loads((tmp_path / "out" / "rte" / "results.json").read_text())
+    config = written["config"]
+    assert [config[name] for name in ("epochs", "batch_size", "warmup", "lr")] == [1, 4, 0.5, 0.002]
+    assert (tmp_path / "run" / "rte" / "seed-0" / "log.jsonl").is_file()
+
+    status, _, err = run(capsys, *command)
+    assert status == 1 and "already holds checkpoints; use resume" in err
+    status, again, _ = run(capsys, *command, "--resume")
+    assert (status, again) == (0, out)
+    assert json.loads((tmp_path / "out" / "rte" / "results.json").read_text())["seeds"] == written["seeds"]
+    status, _, err = run(capsys, *command, "--resume", "--warmup", "1")  # a step
+    assert status == 0 and "resume: warmup was 0.5 and is now 1" in err
+    file.write_text("epoch = 1\n")
+    status, _, err = run(capsys, *command, "--resume")
+    assert status == 1 and err == f"mom: error: {file}: epoch: unknown fine-tuning field; did you mean 'epochs'?\n"
