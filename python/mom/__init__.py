@@ -34,21 +34,23 @@ if TYPE_CHECKING:
     from . import sklearn as sklearn
     from . import training as training
     from .data.tokenizer import Tokenizer
-    from .sklearn import TextClassifier, TextRegressor
+    from .sklearn import TextClassifier as TextClassifier
+    from .sklearn import TextRegressor as TextRegressor
     from .training import AdamW, FinetuneConfig, TrainingConfig, clip_grad_norm, pretrain, train
 
 __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MemoryPlan", "MoM",
     "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes",
-    "TextClassifier", "TextRegressor", "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm",
-    "cpu_info", "data", "evaluate", "get_num_threads", "glue", "ops", "pretrain", "reference", "routing",
-    "set_cpu_level", "set_num_threads", "train", "xsum",
+    "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "data", "evaluate",
+    "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level", "set_num_threads", "train",
+    "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (
     "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "routing", "sklearn", "training", "xsum",
 )  # fmt: skip
-#: Names that are loaded when they are first used, and the submodule that defines them.
+#: Names that are loaded when they are first used, and the submodule that defines them. `TextClassifier` and
+#: `TextRegressor` need scikit-learn. They are not in ``__all__``, so that ``from mom import *`` works without it.
 _LATER = {
     "Tokenizer": "data.tokenizer",
     **dict.fromkeys(("AdamW", "FinetuneConfig", "TrainingConfig", "clip_grad_norm", "pretrain", "train"), "training"),
@@ -68,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBMODULES})
+    return sorted({*globals(), *__all__, *_SUBMODULES, *_LATER})

@@ -166,7 +166,7 @@ def test_other_errors() -> None:
 # ---------------------------------------------------------------------- copies
 def test_without_scikit_learn_the_package_is_named() -> None:
     code = (
-        "import sys; sys.modules['sklearn'] = None\nimport mom\n"
+        "import sys; sys.modules['sklearn'] = None\nimport mom\nfrom mom import *\n"
         "try:\n    mom.TextClassifier\nexcept ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
