@@ -60,6 +60,17 @@ class Hypothesis:
     ended: bool
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """The settings of a search, checked."""
+
+    longest: int
+    num_beams: int
+    length_penalty: float
+    no_repeat: int
+    stop_token: int | None
+
+
 @dataclass
 class _Prompt:
     """The beams of one prompt."""
@@ -115,44 +126,28 @@ def beam_search(
     A prompt is done when it has `num_beams` hypotheses and no running beam could overtake the worst of them even if
     all its further tokens were certain.
     """
-    max_new_tokens, num_beams = count(max_new_tokens, "max_new_tokens", 1), count(num_beams, "num_beams", 1)
-    no_repeat_ngram_size = count(no_repeat_ngram_size, "no_repeat_ngram_size")
-    length_penalty = number(length_penalty, "length_penalty", -LARGEST, "finite")
-    if abs(length_penalty) * math.log(max_new_tokens) > _LOG_POWER:
-        raise ValueError(
-            f"length_penalty: {length_penalty} is too far from 0 for {max_new_tokens} tokens; "
-            f"at most {_LOG_POWER / math.log(max_new_tokens):.4g}"
-        )
-    if stop_token is not None:
-        stop_token = count(stop_token, "stop_token")
+    rules = _checked(max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, stop_token)
     if isinstance(prompts, (list, tuple)) and not prompts:
         raise ValueError("prompts: there are none")
     rows, _ = prompt_rows(prompts, "prompts")
     known = None if vocab_size is None else count(vocab_size, "vocab_size", 1)
     banned = _excluded_ids(excluded)
     logits = decoder.prefill(rows)[:, :known]
-    vocabulary = logits.shape[1]
-    banned = banned[banned < vocabulary]
-    if num_beams * 2 > vocabulary - len(banned):
-        raise ValueError(f"num_beams: {num_beams} are too many for {vocabulary - len(banned)} tokens")
-    if stop_token is not None and stop_token >= vocabulary:
-        raise ValueError(f"stop_token: {stop_token} is not in [0, {vocabulary})")
-    if stop_token in banned:
-        raise ValueError(f"stop_token: {stop_token} is among the excluded")
+    banned = banned[banned < logits.shape[1]]
+    _check_vocabulary(rules, logits.shape[1], banned)
     states = [_Prompt(i, np.zeros(1), [[]]) for i in range(len(rows))]
     results: dict[int, Hypothesis] = {}
-    for length in range(1, max_new_tokens + 1):
+    for length in range(1, rules.longest + 1):
         totals = _log_softmax(logits, banned)
-        _ban_repeats(totals, [t for state in states for t in state.tokens], no_repeat_ngram_size)
+        _ban_repeats(totals, [t for state in states for t in state.tokens], rules.no_repeat)
         parents: list[int] = []
         chosen: list[int] = []
         running: list[_Prompt] = []
         first = 0
         for state in states:
             width = len(state.tokens)
-            candidates = totals[first : first + width] + state.scores[:, None]
-            grown = _advance(state, candidates, num_beams, length, length_penalty, stop_token)
-            if _is_done(state, num_beams, length, max_new_tokens, length_penalty):
+            grown = _advance(state, totals[first : first + width] + state.scores[:, None], length, rules)
+            if _is_done(state, length, rules):
                 results[state.number] = max(state.finished, key=lambda h: h.score)
             else:
                 parents += [first + beam for beam in grown]
@@ -165,6 +160,32 @@ def beam_search(
         decoder.reorder(np.array(parents))
         logits = decoder.step(np.array(chosen))[:, :known]
     return [results[i] for i in range(len(rows))]
+
+
+def _checked(
+    max_new_tokens: int, num_beams: int, length_penalty: float, no_repeat_ngram_size: int, stop_token: int | None
+) -> _Rules:
+    rules = _Rules(
+        count(max_new_tokens, "max_new_tokens", 1), count(num_beams, "num_beams", 1),
+        number(length_penalty, "length_penalty", -LARGEST, "finite"),
+        count(no_repeat_ngram_size, "no_repeat_ngram_size"),
+        None if stop_token is None else count(stop_token, "stop_token"),
+    )  # fmt: skip
+    if abs(length_penalty) * math.log(max_new_tokens) > _LOG_POWER:
+        raise ValueError(
+            f"length_penalty: {length_penalty} is too far from 0 for {max_new_tokens} tokens; "
+            f"at most {_LOG_POWER / math.log(max_new_tokens):.4g}"
+        )
+    return rules
+
+
+def _check_vocabulary(rules: _Rules, vocabulary: int, banned: npt.NDArray[np.int64]) -> None:
+    if rules.num_beams * 2 > vocabulary - len(banned):
+        raise ValueError(f"num_beams: {rules.num_beams} are too many for {vocabulary - len(banned)} tokens")
+    if rules.stop_token is not None and rules.stop_token >= vocabulary:
+        raise ValueError(f"stop_token: {rules.stop_token} is not in [0, {vocabulary})")
+    if rules.stop_token in banned:
+        raise ValueError(f"stop_token: {rules.stop_token} is among the excluded")
 
 
 def _excluded_ids(values: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -200,15 +221,9 @@ def _ban_repeats(totals: npt.NDArray[np.float64], rows: list[list[int]], size: i
                 total[tokens[start + size - 1]] = -math.inf
 
 
-def _advance(
-    state: _Prompt,
-    rows: npt.NDArray[np.float64],
-    num_beams: int,
-    length: int,
-    length_penalty: float,
-    stop_token: int | None,
-) -> list[int]:
+def _advance(state: _Prompt, rows: npt.NDArray[np.float64], length: int, rules: _Rules) -> list[int]:
     """Put the best continuations in place of a prompt's beams; gives the beam that each continues."""
+    num_beams = rules.num_beams
     vocabulary = rows.shape[1]
     flat = rows.reshape(-1)
     # Of 2 * num_beams candidates at most num_beams end, so that num_beams go on.
@@ -223,17 +238,17 @@ def _advance(
         score = float(flat[candidate])
         if score == -math.inf:
             break
-        if token == stop_token:
+        if token == rules.stop_token:
             if rank < num_beams:
                 made = np.array(state.tokens[beam], np.int32)
-                state.finished.append(Hypothesis(made, score, score / length**length_penalty, True))
+                state.finished.append(Hypothesis(made, score, score / length**rules.length_penalty, True))
             continue
         if len(parents) < num_beams:
             parents.append(beam)
             tokens.append([*state.tokens[beam], token])
             scores.append(score)
     if not parents and not state.finished:  # everything is ruled out: the beams end as they are
-        penalty = max(1, length - 1) ** length_penalty
+        penalty = max(1, length - 1) ** rules.length_penalty
         state.finished = [
             Hypothesis(np.array(kept, np.int32), float(score), float(score) / penalty, False)
             for kept, score in zip(state.tokens, state.scores, strict=True)
@@ -243,15 +258,17 @@ def _advance(
     return parents
 
 
-def _is_done(state: _Prompt, num_beams: int, length: int, longest: int, length_penalty: float) -> bool:
-    if length == longest or not state.tokens:
+def _is_done(state: _Prompt, length: int, rules: _Rules) -> bool:
+    if length == rules.longest or not state.tokens:
         for tokens, score in zip(state.tokens, state.scores, strict=True):
             made = np.array(tokens, np.int32)
-            state.finished.append(Hypothesis(made, float(score), float(score) / length**length_penalty, False))
+            final = float(score) / length**rules.length_penalty
+            state.finished.append(Hypothesis(made, float(score), final, False))
         return True
-    if len(state.finished) < num_beams:
+    if len(state.finished) < rules.num_beams:
         return False
-    # Log probabilities only fall, and are negative: the best that can come has the most favourable length.
-    lengths = (length + 1, longest)
-    bound = max(float(state.scores.max()) / n**length_penalty for n in lengths)
+    # Log probabilities are negative and only fall. So the best score to come belongs to the shortest or the longest
+    # continuation, whichever the penalty favours.
+    lengths = (length + 1, rules.longest)
+    bound = max(float(state.scores.max()) / n**rules.length_penalty for n in lengths)
     return bool(state.finished[-1].score >= bound)
