@@ -26,7 +26,7 @@ class ModuleUse:
     half : str
         ``"attn"`` or ``"ffn"``.
     share : ndarray of float64, shape (blocks * rounds, M + 1)
-        One row per round, blocks one after another; SKIP is the last column. Rows sum to 1.
+        One row per round, block after block. The last column is SKIP. Rows sum to 1.
     labels : list of str
         Names of the rows, for example ``"block 1 round 0"``.
     """
@@ -49,17 +49,17 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
     routes : Routes
         From ``model(tokens, return_routes=True).routes``.
     mask : array of 0/1, shape (B, T) or of packed rows (N,), optional
-        Tokens to count; all by default.
+        Which tokens to count; by default all.
 
     Returns
     -------
     dict of str to ModuleUse
-        Only halves that have a router.
+        By half; only halves that have a router.
 
     Raises
     ------
     ValueError
-        If `mask` has another shape than the tokens.
+        If the shape of `mask` is not that of the tokens.
     """
     result = {}
     counted = None if mask is None else np.asarray(mask, bool)
@@ -84,7 +84,7 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
 
 
 def paths(routes: Routes, row: int = 0) -> list[list[str]]:
-    """The path of every token of one row: for each round ``"A2+A0 F1"`` and the like; SKIP is ``"-"``.
+    """The path of every token of one row, for each round in the form ``"A2+A0 F1"``. SKIP is written ``"-"``.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def paths(routes: Routes, row: int = 0) -> list[list[str]]:
     Returns
     -------
     list of list of str
-        One list per token with an entry per round (blocks one after another). A half without a router is
-        written ``A`` or ``F``.
+        One list per token, with an entry per round, block after block. A half without a router is written ``A`` or
+        ``F``.
     """
     length = None
     steps: list[dict[str, Any]] = []
@@ -131,7 +131,7 @@ def format_paths(
     tokens : array of int, shape (T,)
     routes : Routes
     names : sequence of str
-        What to print for each token.
+        The text to print for each token.
     row : int
 
     Returns
@@ -178,7 +178,7 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
     Raises
     ------
     ImportError
-        Without matplotlib; the message names the extra.
+        Without matplotlib.
     ValueError
         If there is nothing to show.
     """

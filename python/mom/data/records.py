@@ -54,7 +54,7 @@ class RecordReport:
         ``"not UTF-8"``, ``"not JSON"``, ``"not a record"``, ``"empty label"``, ``"unlabelled"``, ``"unknown label"``,
         ``"empty text"``, ``"too long"``.
     notes : Counter of str
-        Rows that are odd but complete and were read as they are: ``"byte-order mark"``, ``"CRLF"``,
+        Rows that are odd but complete. They were read as they are: ``"byte-order mark"``, ``"CRLF"``,
         ``"carriage return"``, ``"lone quote"``, ``"empty text"``, ``"blank line"``.
     problems : list of str
         The first few errors in words, each naming file and line.
@@ -85,7 +85,7 @@ class RecordReport:
         return sum(self.errors.values())
 
     def summary(self) -> str:
-        """One line: rows, what was left out and why, and what was odd."""
+        """One line: how many rows there were, which were left out and why, and what was odd."""
         text = f"{self.source}: {self.rows:,} rows, {self.kept:,} kept"
         if self.unlabelled:
             text += f", {self.unlabelled:,} of them unlabelled"
@@ -96,7 +96,7 @@ class RecordReport:
         return text
 
     def finish(self, on_error: str) -> None:
-        """Raise or warn if rows had errors; raise if no row is left. What is kept is logged."""
+        """Raise or warn if rows had errors, and raise if no row is left. Otherwise log the summary."""
         if self.kept and (on_error != "raise" or not self.num_errors):
             _LOG.info("%s", self.summary())
         if not self.num_errors and self.kept:
@@ -117,7 +117,7 @@ class RecordError(DataError):
 
     def __init__(self, message: str, report: RecordReport) -> None:
         super().__init__(message)
-        #: What reading met.
+        #: The report of the source.
         self.report = report
 
 
@@ -126,7 +126,7 @@ class DamagedFileError(DataError):
 
 
 class MissingSplitError(DataError):
-    """A source is there, but not the split that was asked for."""
+    """The source exists, but does not have the split that was asked for."""
 
 
 def _counts(counts: Counter[str]) -> str:
@@ -153,9 +153,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, without their ends; what is no UTF-8 is booked as an error.
+    """Numbered lines of a text file, without their ends. A line that is no UTF-8 is booked as an error.
 
-    A line ends with a line feed alone. A byte-order mark and carriage returns before line feeds are dropped, and noted.
+    Only a line feed ends a line. A byte-order mark, and carriage returns before line feeds, are dropped and noted.
     """
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES + 1):
@@ -185,7 +185,7 @@ def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tu
 
 
 def json_rows(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a JSON-lines file with the place of each; lines that are none are booked as errors."""
+    """Objects of a JSON-lines file, with the place of each. Lines that are no objects are booked as errors."""
     for number, line in raw_lines(stream, path, report):
         where = f"{path}: line {number}"
         if not line.strip():
@@ -233,7 +233,7 @@ def file_rows(paths: Iterable[Path], report: RecordReport) -> Iterator[tuple[str
 
 
 def parquet_label_names(path: Path, column: str) -> list[str] | None:
-    """Names of the classes of an integer column, where the `datasets` library wrote the file."""
+    """Names of the classes of an integer column, if the `datasets` library wrote the file."""
     pyarrow = import_pyarrow(path)
     try:
         metadata = pyarrow.parquet.ParquetFile(path).schema_arrow.metadata or {}
@@ -254,7 +254,7 @@ def import_pyarrow(path: Path) -> Any:
 
 
 def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Mappings out of any iterable; other things are booked as errors."""
+    """Mappings out of any iterable. Items that are no mappings are booked as errors."""
     for number, values in enumerate(source):
         report.rows += 1
         where = f"{name}: row {number}"
@@ -267,7 +267,7 @@ def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterato
 
 
 def check_iterators(splits: Any) -> None:
-    """Raise if a mapping of splits has one iterator for two of them: the second would get no rows."""
+    """Raise if two splits of a mapping share one iterator: the second would get no rows."""
     seen: dict[int, Any] = {}
     for name, rows in splits.items() if isinstance(splits, Mapping) else ():
         if isinstance(rows, Iterator) and seen.setdefault(id(rows), name) != name:
@@ -306,7 +306,7 @@ def listing(names: Iterable[Any]) -> str:
 
 
 def looks_like_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a string that is no path here may be the name of a data set on the Hub."""
+    """Whether a string may be the name of a data set on the Hub: there is no such path."""
     if Path(name).exists() or name.endswith(suffixes):
         return False
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None

@@ -1,17 +1,15 @@
 """Documents out of text files, streamed.
 
-`Documents` walks files and folders and yields `Piece` objects: texts of bounded length, the last one of
-a document marked. Memory is bounded by a few pieces whatever the size of a file, but for JSON lines
-(one line at a time, of bounded length) and Parquet (one row group). `TextDocuments` does the
-same for strings in memory.
+`Documents` walks through files and folders and yields `Piece` objects. A piece is a text of bounded length; the last
+piece of a document is marked. Memory does not grow with the size of a file: a few pieces are held, of JSON lines one
+line at a time, and of Parquet one row group. `TextDocuments` does the same for strings in memory.
 
-A long document is cut where GPT-2's pre-tokenizer has a boundary anyway (at the end of a line or word,
-before the white space), so that the pieces' tokens joined are the document's tokens. Only text without
-any such place in a whole piece is cut anywhere.
+A long document is cut where GPT-2's pre-tokenizer has a boundary anyway, at the end of a line or word, before the white
+space. So the tokens of the pieces, joined, are the tokens of the document. Only a piece without any such place is cut
+anywhere.
 
-Bytes that are no text, lines that are no JSON and records without the key are errors that name file
-and line; with ``on_error="skip"`` they are left out, counted in ``report`` and announced by one warning
-per pass.
+Bytes that are no text, lines that are no JSON, and records without the key are errors. Messages name file and line.
+With ``on_error="skip"`` such records are left out and counted in ``report``, and one warning per pass says so.
 """
 
 from __future__ import annotations
@@ -41,9 +39,9 @@ __all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "sta
 
 PathLike = str | os.PathLike[str]
 
-#: What a folder is searched for.
+#: Kinds of files that a folder is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-#: Files that are read as text too when they are named one by one.
+#: Kinds of files that are also read as text if they are named one by one.
 _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
 _BLOCK = 1 << 18
 _LONGEST_UNBROKEN = 4 * _BLOCK
@@ -51,7 +49,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Piece(NamedTuple):
-    """Part of a document; the concatenated pieces up to and including one with `end` are the document."""
+    """Part of a document. A document is all its pieces joined; the last of them has `end` set."""
 
     text: str
     end: bool
@@ -88,9 +86,9 @@ class ReadReport(RecordReport):
 
 
 class _DocumentStream:
-    """What file-backed and in-memory documents share: passes, pieces and the report.
+    """The base of documents in files and in memory: passes, pieces and the report.
 
-    A subclass yields events: a string continues the current document, None ends it.
+    A subclass yields events. A string continues the current document, and None ends it.
     """
 
     def __init__(self, names: Sequence[str], on_error: str, max_chars: int) -> None:
@@ -132,10 +130,10 @@ class TextDocuments(_DocumentStream):
     Parameters
     ----------
     texts : iterable of str
-        One document each. To be iterated more than once (as `prepare` does to train a tokenizer) it
-        has to be a collection, not an iterator.
+        One string per document. To be read more than once, as `prepare` does to train a tokenizer, this must be a
+        collection, not an iterator.
     name : str
-        What ``meta.json`` shall call them.
+        What ``meta.json`` calls them.
     on_error, max_chars
         As for `Documents`.
     """
@@ -163,19 +161,19 @@ class Documents(_DocumentStream):
     Parameters
     ----------
     sources : path or sequence of paths
-        Files (``.txt``, ``.jsonl``, both also ``.gz``, or ``.parquet``) and folders, which are searched
-        through in sorted order for such files (hidden ones are passed by). A byte-order mark at the
-        start of a text is dropped; line ends are left as they are.
+        Files (``.txt``, ``.jsonl``, both also ``.gz``, or ``.parquet``) and folders. Folders are searched for such
+        files in sorted order; hidden files are passed by. A byte-order mark at the start of a text is dropped. Line
+        ends are left as they are.
     key : str
         Field of a JSON object, or column of a Parquet file, that holds the text.
     split : {"file", "blank_line"}
-        Whether a text file is one document, or one per run of lines between blank ones.
+        Whether a text file is one document, or whether every run of lines between blank lines is a document.
     on_error : {"raise", "skip"}
-        What to do about unreadable records. Missing files are always an error.
+        What to do about records that cannot be read. Missing files are always an error.
     max_chars : int
         Longest piece.
     name : str, optional
-        What ``meta.json`` shall call them, instead of the paths.
+        What ``meta.json`` calls the documents, instead of the paths.
 
     Attributes
     ----------
@@ -189,8 +187,8 @@ class Documents(_DocumentStream):
     Raises
     ------
     DataError
-        On construction for a missing file, an unknown kind of file or a folder without any; while
-        iterating, for unreadable records.
+        On construction, for a missing file, an unknown kind of file, or a folder without known files. While iterating,
+        for records that cannot be read.
     """
 
     def __init__(
@@ -269,7 +267,7 @@ class Documents(_DocumentStream):
                 yield None
 
     def _blocks(self, path: Path, stream: BinaryIO, report: ReadReport) -> Iterator[str]:
-        """Decode a text in blocks that end at a line end, or where a line is very long, at a character's end."""
+        """Decode a text in blocks that end at a line end or, in a very long line, at the end of a character."""
         carry, line, offset = b"", 1, 0
         while True:
             block = stream.read(_BLOCK)
@@ -306,7 +304,7 @@ class Documents(_DocumentStream):
 
 
 def _last_character_end(data: bytes) -> int:
-    """Where the last complete UTF-8 character of `data` ends (for bytes that are no UTF-8: the end)."""
+    """Where the last complete UTF-8 character of `data` ends; for bytes that are no UTF-8, the end of `data`."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte < 0x80:
@@ -329,7 +327,7 @@ def _paragraph_events(blocks: Iterator[str]) -> Iterator[str | None]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines that end with a line feed alone (``str.splitlines`` knows many more ends)."""
+    """Lines that end with a line feed. (``str.splitlines`` would also split at other characters.)"""
     start = 0
     while (end := text.find("\n", start) + 1) > 0:
         yield text[start:end]
@@ -365,10 +363,10 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
 
 
 def _safe_cut(text: str, start: int, limit: int) -> int:
-    """A late place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
+    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
 
-    Its tokens hold white space at their beginning only, or nothing else: before white space that
-    follows something else there is always a boundary, and no token looks back across it.
+    Tokens of the pre-tokenizer have white space only at their beginning, or consist of nothing else. So between another
+    character and the white space after it there is always a boundary, and no token depends on what is before it.
     """
     for mark in ("\n", " "):
         found = text.rfind(mark, start + 1, limit + 1)
@@ -381,8 +379,8 @@ def _safe_cut(text: str, start: int, limit: int) -> int:
 def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:
     """The source code of the running Python's standard library: real text that every machine has.
 
-    Every ``.py`` file in sorted order is a document, but for tests, installed packages and files that
-    are made when Python is built. The same Python version gives the same text.
+    Every ``.py`` file is a document, in sorted order. Tests, installed packages, and files that are made when Python is
+    built are left out. The same Python version gives the same text.
 
     Raises
     ------
@@ -397,7 +395,7 @@ def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:
     if not files:
         raise DataError(f"{root}: the standard library's source files are not there")
     name = f"Python {platform.python_version()} standard library"
-    # A few files of some versions declare another encoding; they are left out, and said to be.
+    # In some versions a few files declare another encoding. They are left out, and a warning says so.
     return Documents(files, on_error="skip", max_chars=max_chars, name=name)
 
 

@@ -1,14 +1,13 @@
 """Token files and windows of them.
 
-A token file is nanoGPT's format: nothing but token ids, little-endian uint16 (uint32 for vocabularies
-beyond 65,536). A ``meta.json`` beside it, as `mom.data.prepare` writes it, is used for checks.
+A token file has nanoGPT's format: only token ids, little-endian uint16 (uint32 for vocabularies beyond 65,536). If
+there is a ``meta.json`` beside the file, as `mom.data.prepare` writes it, the file is checked against it.
 
-`WindowSampler` deals out windows of T tokens. In ``"random"`` mode an epoch visits non-overlapping windows
-once each, in an order that is a keyed permutation of their numbers: a mixed-radix Feistel network, which
-needs no memory, is computed for a whole batch at once, and makes the position in the epoch a single
-number, so that a run resumes exactly at no cost. (A stored permutation of the 9 million windows of
-OpenWebText would take 72 MB and half a second per epoch.) Each epoch shifts all windows by a random
-offset, so that over the epochs every token takes every place in a window.
+`WindowSampler` draws windows of T tokens. In ``"random"`` mode an epoch visits every one of the non-overlapping windows
+once. Their order is a keyed permutation of their numbers, a mixed-radix Feistel network. It needs no memory and is
+computed for a whole batch at once. The position in the epoch is a single number, so a run resumes exactly, at no cost.
+(A stored permutation of the 9 million windows of OpenWebText would take 72 MB and half a second per epoch.) Each epoch
+shifts all windows by a random offset, so over the epochs every token takes every place in a window.
 
 References
 ----------
@@ -44,9 +43,9 @@ class TokenFile:
     path : path
         The file, or a folder with a ``train.bin``.
     dtype : {None, "uint16", "uint32"}
-        Type of an id. By default what ``meta.json`` says, without one uint16.
+        Type of an id. By default ``meta.json`` decides; without one, it is uint16.
     vocab_size : int, optional
-        Every id read must be less. By default what ``meta.json`` says, without one unchecked.
+        Every id must be less than this. By default ``meta.json`` decides; without one, ids are not checked.
 
     Attributes
     ----------
@@ -87,11 +86,11 @@ class TokenFile:
             held = size // self.dtype.itemsize
             raise DataError(f"{self.path}: {held} tokens, but meta.json says {meta['tokens']}")
         self._size = size
-        # A plain array over the map: np.memmap itself makes every slice several times dearer.
+        # A plain array over the map is several times faster to slice than np.memmap itself.
         self._tokens: npt.NDArray[np.unsignedinteger[Any]] = np.asarray(np.memmap(self.path, self.dtype, mode="r"))
 
     def _read_meta(self) -> dict[str, Any]:
-        """What ``meta.json`` says of this file; empty when it is not there or not about this file."""
+        """What ``meta.json`` says of this file; empty if it does not exist or does not list the file."""
         file = self.path.with_name("meta.json")
         if not file.is_file():
             return {}
@@ -143,14 +142,14 @@ class TokenFile:
         Raises
         ------
         DataError
-            If a window does not lie within the file, the file became shorter, or an id is not in the
-            vocabulary; the message names the position in the file.
+            If a window does not lie within the file, the file became shorter, or an id is not in the vocabulary. The
+            message names the position in the file.
         """
         starts = np.asarray(starts, np.int64)
         outside = starts[(starts < 0) | (starts > len(self) - length)]
         if not 1 <= length <= len(self) or outside.size:
             raise DataError(f"{self.path}: a window of {length} tokens does not lie within the {len(self)} present")
-        # Reading a map beyond the end of a file that was cut meanwhile would end the process.
+        # If the file was cut meanwhile, reading the map beyond the file's end would end the process.
         if (size := self.path.stat().st_size) < self._size:
             raise DataError(f"{self.path}: became shorter while in use ({size} bytes, {self._size} before)")
         every = np.lib.stride_tricks.sliding_window_view(self._tokens, (length,))
@@ -183,14 +182,14 @@ class WindowSampler:
         ``"random"``: every window of an epoch once, in random order, shifted by an offset per epoch.
         ``"consecutive"``: windows in the order of the file, again and again (as the reference does).
     rank, num_ranks : int
-        For data-parallel training: of every ``num_ranks * batch_size`` windows this sampler takes the
-        `rank`-th `batch_size`.
+        For data-parallel training: this sampler takes the `rank`-th `batch_size` windows of every
+        ``num_ranks * batch_size``.
 
     Attributes
     ----------
     position : int
-        Windows dealt out so far to all ranks together. It does not depend on `batch_size`, so a run may
-        be resumed with another one.
+        Windows drawn so far by all ranks together. The position does not depend on `batch_size`, so a run may be
+        resumed with another batch size.
 
     Raises
     ------
@@ -232,12 +231,12 @@ class WindowSampler:
         return self.position // self.windows_per_epoch
 
     def starts(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in the file the windows begin that are dealt out as numbers 0, 1, 2, ...
+        """Where in the file the windows begin that are drawn as numbers 0, 1, 2, ...
 
         Parameters
         ----------
         numbers : ndarray of int64, shape (n,)
-            Numbers in the order of dealing; epochs follow each other without a gap.
+            Numbers in the order of drawing; epochs follow each other without a gap.
 
         Returns
         -------
@@ -307,9 +306,9 @@ def _mix(value: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
 def _permute(index: npt.NDArray[np.int64], count: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Image of each index under the permutation of ``range(count)`` that its key selects.
 
-    Numbers below a*b with a*b barely above `count` are written as two digits; each round adds to one
-    digit a keyed hash of the other, which can be undone, so a round is a permutation. What lands at
-    `count` or above goes through again until it does not.
+    Choose a and b with a * b just above `count`, and write numbers below a * b as two digits. Each round adds a keyed
+    hash of one digit to the other. This can be undone, so a round is a permutation. A result of `count` or more goes
+    through the rounds again, until it is below `count`.
     """
     a = math.isqrt(count - 1) + 1
     b = -(-count // a)

@@ -1,8 +1,8 @@
 """Byte-level BPE, as GPT-2 uses it, on top of the ``tokenizers`` library.
 
-`Tokenizer` adds three things to the library: NumPy arrays of int32, files that are checked before
-use (with messages that name them), and the rule that text is data, so a document that happens to
-contain ``<|endoftext|>`` does not end there unless the caller says so.
+`Tokenizer` adds three things to the library. Token ids are NumPy arrays of int32. Files are checked before use, and
+messages name the file. And text is data: a document that contains ``<|endoftext|>`` does not end there, unless the
+caller asks for that.
 
 References
 ----------
@@ -34,8 +34,8 @@ PathLike = str | os.PathLike[str]
 
 #: GPT-2's only special token: separates documents.
 END_OF_TEXT = "<|endoftext|>"
-#: Most tokens of a new vocabulary, as many as a model may have; the library reserves memory for all of them at once,
-#: and ends the process if there is not enough.
+#: Largest size of a new vocabulary, and of a model's. The library reserves memory for the whole vocabulary at once and
+#: ends the process if there is not enough.
 MAX_VOCAB_SIZE = 2**24
 #: Larger tokenizer files are refused unread.
 MAX_FILE_BYTES = 512 * 1024 * 1024
@@ -66,13 +66,13 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._with_special = backend
-        # The library keeps "are special tokens recognised?" as state; two copies make it an argument.
+        # In the library, "are special tokens recognised?" is state of the tokenizer. Two copies make it an argument.
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         self._eos_token = eos_token
         ids = set(backend.get_vocab(with_added_tokens=True).values())
         self._vocab_size = max(ids, default=-1) + 1
-        #: None: every id below `vocab_size`
+        #: Ids that have a token; None if every id below `vocab_size` has one.
         self._ids = None if len(ids) == self._vocab_size else np.array(sorted(ids), np.int64)
 
     # ------------------------------------------------------------------ making one
@@ -89,11 +89,11 @@ class Tokenizer:
         Parameters
         ----------
         texts : iterable of str
-            Streamed; memory grows with the number of distinct words.
+            Read one by one; memory grows with the number of distinct words.
         vocab_size : int
             Tokens wanted, at most 2**24: special tokens, 256 bytes and merges. Little text may yield fewer.
         special_tokens : sequence of str
-            Get the first ids. The first of them separates documents.
+            They get the first ids. The first special token separates documents.
         progress : bool
             Show the library's progress bar.
 
@@ -186,12 +186,12 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Text of token ids, special tokens written out; the exact inverse of `encode`.
+        """Text of token ids, with special tokens written out. The exact inverse of `encode`.
 
         Parameters
         ----------
         ids : array_like of int, shape (T,)
-            Bytes that do not form whole characters (a cut in the middle of one) become U+FFFD.
+            Bytes that do not form whole characters become U+FFFD, for example after a cut in the middle of one.
 
         Raises
         ------
@@ -214,16 +214,16 @@ class Tokenizer:
         return self._with_special.decode(array.tolist(), skip_special_tokens=False)
 
     def token(self, id: int) -> str | None:
-        """The token of an id as the vocabulary writes it, None if there is none."""
+        """The token of an id, as the vocabulary writes it; None if the id has no token."""
         return self._with_special.id_to_token(id)
 
     @property
     def vocab_size(self) -> int:
-        """Largest id + 1: what a model's ``vocab_size`` must at least be."""
+        """The largest id plus one. A model's ``vocab_size`` must be at least this."""
         return self._vocab_size
 
     def unused_ids(self, below: int) -> npt.NDArray[np.int32]:
-        """Ids of no token among those below both `below` and `vocab_size`, rising; most vocabularies have none."""
+        """Ids below `below` and `vocab_size` that have no token, in rising order. Most vocabularies have none."""
         if self._ids is None:
             return np.zeros(0, np.int32)
         unused = np.ones(min(below, self._vocab_size), np.bool_)
@@ -348,7 +348,7 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
             if token not in vocabulary:
                 raise DataError(f"{merges_path}: line {number}: {token!r} is not in {vocabulary_path.name}")
         merges.append((left, right))
-    # Every ordinary token is a byte or the result of a merge; what is neither must be special.
+    # Every ordinary token is a byte or the result of a merge. All other tokens must be special.
     reachable = {left + right for left, right in merges} | _alphabet()
     unreachable = [token for token in vocabulary if token not in reachable and not _looks_special(token)]
     if unreachable:
@@ -372,7 +372,7 @@ def _looks_special(token: str) -> bool:
 
 
 def _check_alphabet(vocabulary: dict[str, int], path: Path) -> None:
-    """Without a token for each byte, byte-level BPE drops bytes in silence."""
+    """Raise if a byte has no token: byte-level BPE would drop the byte in silence."""
     missing = _alphabet() - vocabulary.keys()
     if missing:
         raise DataError(f"{path}: {len(missing)} of the 256 byte tokens are missing; truncated or not byte-level BPE")

@@ -27,31 +27,31 @@ from ..runtime import set_num_threads
 
 __all__ = ["MomLM"]
 
-#: New tokens between two looks for stop strings.
+#: New tokens between two searches for stop strings.
 _CHUNK = 16
 
 
 @register_model("mom")  # type: ignore[untyped-decorator, unused-ignore]
 class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
-    """A `MoM` as lm-evaluation-harness wants it.
+    """A `MoM` with the interface of lm-evaluation-harness.
 
     Parameters
     ----------
     pretrained : str or MoM
-        Folder of a model with its tokenizer; or the model itself, from Python.
+        Folder of a model with its tokenizer; from Python also the model itself.
     batch_size : int or str
         Requests computed together; ``"auto"`` is 8.
     max_length : int, optional
-        Tokens that a request may have; by default the model's ``n_positions``. Longer ones lose their beginning.
+        Tokens that a request may have; by default the model's ``n_positions``. The beginning of longer ones is cut off.
     max_gen_toks : int
-        Tokens to generate where a task does not say.
+        Tokens to generate if a task does not say how many.
     dtype : {"float32", "bfloat16"}
         See `MoM.from_pretrained`.
     threads : int, optional
     seed : int
-        Of sampling, where a task asks for it.
+        Seed of the sampling, for tasks that sample.
     max_batch_size, device
-        What the harness passes to every model; without effect: the CPU computes.
+        The harness passes these to every model. They have no effect, as the CPU computes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     @property
     def tokenizer_name(self) -> str:
-        """What cached requests are kept under."""
+        """Name under which the harness caches requests."""
         return f"mom-{self.model.tokenizer.sha256[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -112,7 +112,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
     ) -> list[tuple[float, bool]]:
         rows, counts = [], []
         for _pair, context, continuation in requests:
-            # The last token is predicted but not read; what does not fit is cut off at the beginning.
+            # The last token is predicted but not read. Tokens that do not fit are cut off at the beginning.
             whole = np.array([*context, *continuation], np.int32)[-(self.max_length + 1) :]
             rows.append(whole)
             counts.append(min(len(continuation), len(whole) - 1))

@@ -35,7 +35,7 @@ class TextLoss:
     nats : float
         Sum of the negative log probabilities of all scored tokens.
     tokens, bytes, documents : int
-        Scored tokens; bytes of text (UTF-8) that they stand for; documents.
+        Scored tokens, the bytes of their text in UTF-8, and the number of documents.
     """
 
     name: str
@@ -51,12 +51,12 @@ class TextLoss:
 
     @property
     def perplexity(self) -> float:
-        """``exp(loss)``; compares models with the same tokenizer only."""
+        """``exp(loss)``. It only compares models with the same tokenizer."""
         return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of text; compares any models."""
+        """Bits per byte of text. It compares any models."""
         return self.nats / math.log(2.0) / self.bytes if self.bytes else math.nan
 
 
@@ -74,9 +74,9 @@ def text_losses(
 ) -> list[TextLoss]:
     """Perplexity and bits per byte of texts.
 
-    Every document is scored on its own, behind an end-of-text token if the tokenizer has one, so that each of its
-    tokens counts exactly once. Long documents are covered by windows that overlap: a window scores what the one before
-    did not reach, and the rest of it is context.
+    Every document is scored on its own, after an end-of-text token if the tokenizer has one. Each of its tokens counts
+    exactly once. Long documents are covered by windows that overlap. A window scores only the tokens that the window
+    before did not reach; its other tokens are context.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ def text_losses(
     window : int, optional
         Tokens the model sees at once; by default its ``n_positions``.
     stride : int, optional
-        Tokens from one window to the next, at most ``window - 1``. Smaller is slower and gives more context;
-        by default half a window.
+        Tokens from one window to the next, at most ``window - 1``; by default half a window. A smaller stride is slower
+        and gives more context.
     batch_size : int
         Windows computed together; without effect on the result.
     key, split, on_error
@@ -97,7 +97,7 @@ def text_losses(
     Returns
     -------
     list of TextLoss
-        One per file in the order of reading, then their sum, named ``"total"``.
+        One per file, in the order of reading, and at the end their sum, named ``"total"``.
 
     Raises
     ------
@@ -238,9 +238,9 @@ def _whole(documents: Documents | TextDocuments) -> Iterator[list[str]]:
 
 
 def windows_of(ids: npt.NDArray[np.int32], window: int, stride: int) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
-    """Windows of a token sequence, each with the number of its first tokens that are not scored.
+    """Windows of a token sequence, each with the number of tokens at its beginning that are not scored.
 
-    All tokens but the very first are scored exactly once.
+    Every token but the very first is scored exactly once.
     """
     done = 1
     start = 0

@@ -1,20 +1,19 @@
-"""Folders that are either wholly there or not there at all.
+"""Folders that are either complete or not there at all.
 
-`write_folder` writes every file of a checkpoint into a temporary sibling, flushes and fsyncs each,
-adds ``manifest.json`` (sizes and SHA-256 sums), fsyncs, and renames the folder into place. A crash
-or a full disk at any moment leaves the earlier folder as it was. `verify_folder` checks a folder
-against its manifest, `latest_valid` finds the newest valid one of a training run and says what it
-passed over, `rotate` removes old ones.
+`write_folder` writes every file of a checkpoint into a temporary folder beside the final one and flushes each to the
+disk. It adds ``manifest.json`` with sizes and SHA-256 sums, and renames the folder into place. A crash or a full disk
+at any moment leaves the earlier folder as it was. `verify_folder` checks a folder against its manifest. `latest_valid`
+finds the newest valid checkpoint of a training run and reports the ones it passed over. `rotate` removes old ones.
 
-While at work, a sibling of folder ``X`` is called ``.X.<kind>-<process id>-<random>``:
+While a writer is at work, the folder beside ``X`` is called ``.X.<kind>-<process id>-<random>``. If the writer was
+interrupted, `clean_leftovers` deals with what is left, unless another living process owns it:
 
 ``tmp``   a new version being written; a leftover is deleted
-``old``   the version that is being replaced; a leftover goes back to ``X`` if that is missing (the
-          process died between two renames), else it is deleted
+``old``   the version being replaced; a leftover is renamed back to ``X`` if ``X`` is missing, as the process then died
+          between two renames; otherwise it is deleted
 ``drop``  an outdated folder being deleted; a leftover is deleted
 
-`clean_leftovers` does that; it lets the folders of other living processes alone. Hashing costs about
-as much as writing; files are written and read once, in pieces, and never held in memory.
+Hashing costs about as much as writing. Files are written and read once, in pieces, and never held in memory.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ PathLike = str | os.PathLike[str]
 Content = bytes | str | Callable[[BinaryIO], object]
 
 MANIFEST = "manifest.json"
-#: What a saved model consists of.
+#: Files of a saved model.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _FORMAT = 1
 _CHUNK = 1 << 20
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|drop)-(?P<pid>\d+)-[0-9a-f]{8}")
-#: Siblings this process is working on; its own process id alone says nothing after a restart in a container.
+#: Temporary folders that this process works on. After a restart in a container another process can have had its id.
 _active: set[Path] = set()
 
 
@@ -87,7 +86,7 @@ class _HashingWriter(io.RawIOBase):
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Put the file's name into an OSError without one, as writing to an open file on a full disk raises."""
+    """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""
     try:
         yield
     except OSError as error:
@@ -97,7 +96,7 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
-    """Write one file through to the disk; gives its size and hash."""
+    """Write one file through to the disk, and return its size and hash."""
     with naming_file(path), open(path, "wb") as file:
         writer = _HashingWriter(file)
         if callable(content):
@@ -110,7 +109,7 @@ def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable, where the system can (Windows cannot open folders)."""
+    """Make renames in a folder durable, if the system can; Windows cannot open folders."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -131,14 +130,14 @@ def _sibling(path: Path, kind: str) -> Iterator[Path]:
 
 
 def write_file(path: PathLike, content: Content) -> dict[str, Any]:
-    """Write or replace one file such that a crash leaves the old or the new one, never a mixture.
+    """Write or replace one file so that a crash leaves the old or the new one, never a mixture.
 
     Parameters
     ----------
     path : path
         The file; its folder must exist.
     content : bytes, str or callable
-        What to write; a callable gets a write-only binary stream.
+        What to write. A callable gets a write-only binary stream.
 
     Returns
     -------
@@ -165,17 +164,17 @@ def write_json(path: PathLike, value: Any) -> None:
 def write_folder(
     path: PathLike, files: Mapping[str, Content], *, keep_last: int | None = None, prefix: str = "step-"
 ) -> dict[str, Any]:
-    """Write a folder atomically; an earlier one of the same name is replaced only when all went well.
+    """Write a folder atomically: an earlier one of the same name is replaced only after everything has been written.
 
     Parameters
     ----------
     path : path
-        The folder; parents are made when missing.
+        The folder; missing parents are made.
     files : mapping of str to bytes, str or callable
-        File name (no sub-folders) to content; a callable gets a write-only binary stream, so that
-        large files need not be held in memory.
+        File name (no sub-folders) to content. A callable gets a write-only binary stream, so large files need not be
+        held in memory.
     keep_last : int, optional
-        Afterwards keep only so many folders ``<prefix><number>`` beside this one, see `rotate`.
+        Afterwards keep only this many folders ``<prefix><number>`` beside this one, see `rotate`.
     prefix : str
         See `keep_last`.
 
@@ -187,9 +186,9 @@ def write_folder(
     Raises
     ------
     CheckpointError
-        If a file name is not allowed, `path` exists and is not a folder, is the current folder, or holds
-        something that is neither about to be written nor listed in a manifest there: replacing the folder
-        would lose it.
+        If a file name is not allowed, or if `path` is not a folder or is the current folder. Also if the folder holds a
+        file that is neither about to be written nor listed in the folder's manifest: replacing the folder would lose
+        that file.
     OSError
         If writing fails, with the file's name; the earlier folder is then intact.
 
@@ -201,7 +200,7 @@ def write_folder(
     >>> manifest["files"]["note.txt"]["size"], verify_folder(folder) == manifest
     (5, True)
     """
-    path = Path(os.path.realpath(path))  # a link stays, the folder that it names is written
+    path = Path(os.path.realpath(path))  # a link stays; the folder behind it is written
     for name in files:
         if not _is_plain_name(name) or name == MANIFEST:
             raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
@@ -228,19 +227,19 @@ def write_folder(
 
 
 def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
-    """Raise unless a folder can be written at `path`, and would lose nothing but an earlier one of its kind.
+    """Raise unless a folder can be written at `path` without losing anything but an earlier version of it.
 
     Parameters
     ----------
     path : path
-        Where `write_folder` is to write; it need not exist.
+        Where `write_folder` will write; it need not exist.
     names : iterable of str
         Files about to be written.
 
     Raises
     ------
     CheckpointError
-        If the folder holds something else, is the current one or a file, or if its parent is a file or cannot be
+        If the folder holds other files, is the current folder, or is a file; or if its parent is a file or cannot be
         written to.
     """
     path = Path(os.path.realpath(path))
@@ -398,8 +397,8 @@ def latest_valid(run_dir: PathLike, prefix: str = "step-") -> tuple[Path | None,
 def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect: PathLike | None = None) -> list[Path]:
     """Delete all but the newest checkpoints of a run.
 
-    Only complete folders (by their manifest's sizes) count as kept, so a damaged newer one never
-    pushes out a good older one.
+    Only complete folders, by the sizes in their manifest, count as kept. So a damaged newer folder never pushes out a
+    good older one.
 
     Parameters
     ----------
@@ -408,7 +407,7 @@ def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect:
     keep_last : int
         How many to keep, at least 1.
     protect : path, optional
-        A folder that stays whatever its number.
+        A folder that is kept in any case.
 
     Returns
     -------
@@ -426,7 +425,7 @@ def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect:
                 verify_folder(folder, hashes=False)
                 kept += 1
             continue
-        # Renamed first: a folder that is being deleted must not look like a damaged checkpoint.
+        # The folder is renamed first: while it is deleted, it must not look like a damaged checkpoint.
         with _sibling(folder, "drop") as doomed:
             os.rename(folder, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -435,12 +434,12 @@ def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect:
 
 
 def clean_leftovers(folder: PathLike) -> list[Path]:
-    """Remove or restore what interrupted writers left in `folder` (see the module's description).
+    """Remove or restore what interrupted writers left in `folder`; see the module's description.
 
     Returns
     -------
     list of Path
-        The leftovers that were dealt with.
+        The leftovers that were removed or restored.
     """
     done = []
     for entry in sorted(Path(folder).iterdir()):
@@ -460,7 +459,7 @@ def clean_leftovers(folder: PathLike) -> list[Path]:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether another process of this number runs; True where one cannot ask without harm."""
+    """Whether another process has this id. True on systems where asking would do harm."""
     if pid == os.getpid():
         return False
     if os.name != "posix":

@@ -11,7 +11,7 @@ from .weights import is_pickle_name, pickle_error
 
 __all__ = ["model_folder"]
 
-#: Files that a model may need; weights as pickles are left where they are.
+#: Files that a model may need. Pickled weights are not downloaded.
 _PATTERNS = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt",
     "encoder.json", "vocab.bpe",
@@ -19,18 +19,18 @@ _PATTERNS = (
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model: itself if it is one, else the Hub's files of that name, as downloaded or cached.
+    """The folder of a model: `name` itself, or the folder with the Hub's files of that name, downloaded or cached.
 
     Parameters
     ----------
     name : path or str
-        A folder; ``"owner/name"``, where there is no such folder; or ``"hub:name"`` for any name on the Hub.
+        A folder; ``"owner/name"`` on the Hub, if there is no such folder; or ``"hub:name"`` for any name on the Hub.
 
     Raises
     ------
     CheckpointError
-        If there is no such folder, and `name` is none for the Hub, `huggingface_hub` is not installed, or the Hub
-        cannot be reached and the files are not in its cache.
+        If there is no such folder and the Hub cannot help: `name` is no name on the Hub, `huggingface_hub` is not
+        installed, or the files are not in its cache and the Hub cannot be reached.
     """
     text = os.fspath(name)
     prefixed = text.startswith("hub:")

@@ -5,8 +5,8 @@
 ``"canonical"``    what this package uses: GPT-2's names for a plain GPT-2, else the reference's
 ``"bare"``         canonical names without the leading ``transformer.``
 
-`canonical_names` lists names and shapes in order, `rename` goes from canonical names to another naming,
-`detect_and_canonicalise` accepts all of them, and `vanilla_mapping` says which tensor of a plain GPT-2 becomes which
+`canonical_names` lists names and shapes in order. `rename` goes from canonical names to another naming, and
+`detect_and_canonicalise` goes back from any of them. `vanilla_mapping` says which tensor of a plain GPT-2 becomes which
 tensor of a Mixture-of-Modules.
 
 References
@@ -44,10 +44,10 @@ _BUFFER = re.compile(r"h\.\d+\.(attn|mot_attn)\.(\d+\.)?(bias|masked_bias)")
 def canonical_names(config: MoMConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all parameters of a model, in the order in which this package keeps them.
 
-    Embeddings, then each place of the body (attention half, then feed-forward half; a routed half
-    ends with its router), then the final LayerNorm, then the classification head if there is one.
-    The language-model head is tied to ``transformer.wte.weight``. ``c_attn``, ``c_fc`` and ``c_proj``
-    are stored [in, out], router and ``score`` weights [out, in].
+    The order: embeddings; the places of the body, each with its attention half and then its feed-forward half; the
+    final LayerNorm; the classification head, if there is one. A routed half ends with its router. The language-model
+    head is tied to ``transformer.wte.weight``. ``c_attn``, ``c_fc`` and ``c_proj`` are stored [in, out], router and
+    ``score`` weights [out, in].
 
     Examples
     --------
@@ -105,7 +105,7 @@ def _router_shapes(config: MoMConfig, half: str) -> dict[str, tuple[int, ...]]:
 
 
 def _gpt2_to_reference(name: str) -> str:
-    """The reference's name of a plain GPT-2's tensor (only the part after ``h.<i>.`` differs)."""
+    """The reference's name of a plain GPT-2's tensor. Only the part after ``h.<i>.`` differs."""
     match = re.fullmatch(r"(transformer\.h\.\d+\.)(.+)\.(weight|bias)", name)
     if match is None:
         return name
@@ -163,8 +163,8 @@ def detect_and_canonicalise(
 ) -> dict[str, np.ndarray]:
     """Bring weights under any known naming to canonical names, types and order.
 
-    Accepts the reference's and Hugging Face's names, each with or without ``transformer.``. Attention
-    mask buffers are dropped, and so is ``lm_head.weight`` after a check that it equals the embedding.
+    The reference's and Hugging Face's names are accepted, each with or without ``transformer.``. Buffers of attention
+    masks are dropped. ``lm_head.weight`` is dropped, too, after a check that it equals the embedding.
 
     Parameters
     ----------
@@ -243,8 +243,8 @@ def vanilla_mapping(
 ) -> list[tuple[str, str]]:
     """Which tensor of a plain GPT-2 starts which tensor of a Mixture-of-Modules.
 
-    Layer j of the layers that belong to a block becomes its attention module j and its feed-forward
-    module j, as far as the pools go; anchor layers and embeddings are copied; routers start fresh.
+    Layer j of the layers that belong to a block becomes the block's attention module j and feed-forward module j, as
+    far as the pools go. Anchor layers and embeddings are copied. Routers start fresh.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ PathLike = str | os.PathLike[str]
 MAX_HEADER_BYTES = 100_000_000
 
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-#: Beginnings of the names of pickles beside weights: settings of a run, its optimizer, schedule and random state.
+#: How the names of other pickles begin that lie beside weights: a run's settings, optimizer, schedule, random state.
 _OTHER_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "random_states", "scaler", "sampler")
 #: First bytes of a torch zip archive, of a pickle of protocol 2 to 5, and of a legacy tar file.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -67,8 +67,8 @@ def read_safetensors(path: PathLike, *, keep_float64: bool = False) -> dict[str,
     Returns
     -------
     dict of str to ndarray
-        In the file's order. F32, F16, BF16 and F64 tensors as float32 (the first three exactly);
-        integer and boolean tensors in their own type. Every array owns its memory.
+        In the file's order. F32, F16, BF16 and F64 tensors become float32, the first three exactly. Integer and boolean
+        tensors keep their type. Every array owns its memory.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def read_safetensors(path: PathLike, *, keep_float64: bool = False) -> dict[str,
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
     prefix = file.read(8)
-    # The first bytes of a pickle can also be the length of a header: what follows a header's length is a brace.
+    # The first bytes of a pickle can also be the length of a header. After the length of a header comes a brace.
     if path.suffix in _PICKLE_SUFFIXES or (prefix.startswith(_PICKLE_MAGIC) and not _brace_follows(file)):
         raise pickle_error(path)
     if len(prefix) < 8:
@@ -142,7 +142,7 @@ def _is_size(value: Any) -> bool:
 def _check_entries(
     header: Mapping[str, Any], data_bytes: int, path: Path
 ) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Check the header: name -> (type code, shape, begin, end); the tensors must tile the data part."""
+    """Check the header: the tensors must cover the data part without gaps. Name -> (type code, shape, begin, end)."""
     entries = {}
     for name, entry in header.items():
         where = f"{path}: tensor {name!r}"
@@ -204,7 +204,7 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to ndarray
-        As `read_safetensors` gives them, with the names of the file.
+        Tensors as `read_safetensors` returns them, under the names in the file.
 
     Raises
     ------
@@ -255,12 +255,12 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 
 def is_pickle_name(path: Path) -> bool:
-    """Whether a file has a name that pickled weights go by."""
+    """Whether a file's name is one that pickled weights have."""
     return path.suffix in _PICKLE_SUFFIXES and not path.name.startswith(_OTHER_PICKLES)
 
 
 def pickle_error(path: Path) -> CheckpointError:
-    """That pickled weights are not read, with the command that converts them: of a shard (or index), all of them."""
+    """An error with the command that converts pickled weights. For a shard or an index, it converts all shards."""
     folder, shards = path.parent, _pickled_shards(path)
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         return CheckpointError(f"{folder / missing[0]}: missing; it is one of {len(shards)} shards of pickled weights")
@@ -280,7 +280,7 @@ def pickle_error(path: Path) -> CheckpointError:
 
 
 def _pickled_shards(path: Path) -> list[str]:
-    """Names of all files that belong together, as the index or a shard's own name says; a whole file stands alone."""
+    """Names of all files that belong together, by the index or by a shard's own name; or just the name of a file."""
     numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", path.name)
     index = path if numbered is None else path.with_name(f"{numbered[1]}{numbered[3]}.index.json")
     if not index.name.endswith(".index.json"):
@@ -308,14 +308,14 @@ def write_safetensors(
     Parameters
     ----------
     file : path or binary file object
-        Written front to back; a file object needs ``write`` only, so that this function can be the
-        content of a file in `mom.files.folders.write_folder`. A path is replaced atomically.
+        A path is replaced atomically. A file object is written front to back and only needs ``write``, so this function
+        can be the content of a file in `mom.files.folders.write_folder`.
     tensors : mapping of str to array_like
-        Of a float, integer or boolean type. One tensor at a time is copied, if at all.
+        Of a float, integer or boolean type. At most one tensor at a time is copied.
     metadata : mapping of str to str, optional
         Stored under ``__metadata__``.
     dtype : {None, "float32", "bfloat16", "float16"}
-        What floating tensors are stored as; None keeps their own type. The short ones round to nearest even.
+        How floating tensors are stored; None keeps their own type. The short types round to nearest even.
 
     Raises
     ------
@@ -326,7 +326,7 @@ def write_safetensors(
         raise CheckpointError(f"dtype: {dtype!r} is not one of None, 'float32', 'bfloat16', 'float16'")
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     codes = {name: _storage_code(name, array, dtype) for name, array in arrays.items()}
-    # Wider types first keeps every tensor aligned to its own size, as the format's readers like it.
+    # With wider types first, every tensor is aligned to the size of its numbers, which helps other readers.
     order = sorted(arrays, key=lambda name: -_DTYPES[codes[name]].itemsize)
     header: dict[str, Any] = {}
     if metadata:

@@ -1,4 +1,4 @@
-"""GLUE's official metrics: how the functions of scikit-learn and SciPy are called, and what constants give."""
+"""GLUE's official metrics, computed by scikit-learn and SciPy, with values for constant predictions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def glue_metrics(task: str | GlueTask, predictions: npt.ArrayLike, labels: npt.A
 
     Notes
     -----
-    Constants: predictions (or labels) that are all the same have a Matthews, Pearson and Spearman correlation of 0,
-    and an F1 of 0 if none of them is positive.
+    If all predictions are the same, or all labels, the Matthews, Pearson and Spearman correlations are 0. If none of
+    them is positive, F1 is 0.
     """
     task = find_task(task)
     predicted, wanted = _checked(predictions, "predictions", task), _checked(labels, "labels", task)
@@ -52,12 +52,12 @@ def glue_metrics(task: str | GlueTask, predictions: npt.ArrayLike, labels: npt.A
 
 
 def task_score(metrics: Mapping[str, float]) -> float:
-    """The one number by which a task counts: the mean of its metrics, as GLUE has it."""
+    """The score of a task: the mean of its metrics, as on the GLUE site."""
     return float(np.mean(list(metrics.values())))
 
 
 def baseline_metrics(task: str | GlueTask, train_labels: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
-    """Metrics of always answering with the most frequent label of the train set (for STS-B: its mean score)."""
+    """Metrics of always giving the most frequent label of the train set, or for STS-B its mean score."""
     task = find_task(task)
     seen = _checked(train_labels, "train_labels", task)
     answer = seen.mean() if task.is_regression else np.bincount(seen).argmax()
@@ -87,7 +87,7 @@ def _sklearn() -> Any:
 
 def _matthews(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     matthews = _sklearn().matthews_corrcoef
-    if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:  # it would warn and give the same
+    if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:  # scikit-learn would give the same, with a warning
         return 0.0
     return float(matthews(wanted, predicted))
 

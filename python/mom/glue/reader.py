@@ -1,10 +1,10 @@
 """Reading GLUE's files as they are found in the wild.
 
-`read_glue` takes the original TSV folders, Parquet files, anything that iterates over dicts (a split of the
-`datasets` library, a list), a mapping of split names to such things, or the name of a data set on the Hub.
+`read_glue` takes the original TSV folders, Parquet files, the name of a data set on the Hub, and anything that iterates
+over dicts, such as a list or a split of the library `datasets`. It also takes a mapping of split names to any of these.
 
 The original TSV files have no quoting: a line is a row, a tab ends a column, and a quotation mark is a character
-like any other. CoLA's train and dev files have no header, MRPC's begins with a byte-order mark, test files lack the
+like any other. CoLA's train and dev files have no header, MRPC's begins with a byte-order mark, and test files lack the
 label column. Every row is accounted for, see `mom.data.records`.
 
 References
@@ -63,11 +63,11 @@ class GlueData:
     texts : list of tuple of str
         One or two texts per example.
     labels : ndarray or None
-        (N,) int64 numbers of label words, or float32 scores; None if a row is without a label (test sets).
+        (N,) int64 numbers of label words, or float32 scores. None if a row has no label, as in test sets.
     index : list of int
-        The rows' own numbers, where the source has them, else 0, 1, 2, ...; what a submission repeats.
+        The numbers of the rows for a submission: those in the source if it has any, else 0, 1, 2, ...
     report : RecordReport
-        What reading met.
+        What was found while reading.
     """
 
     task: GlueTask
@@ -111,7 +111,7 @@ def read_glue(
         One of `TASKS`.
     split : {"train", "dev", "test"}
     on_error : {"raise", "skip"}
-        Whether rows that cannot be used are an error, or are left out with a warning.
+        Whether a row that cannot be used is an error, or is left out with a warning.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def read_glue(
 
 
 def _resolve(source: Any, task: GlueTask, split: str) -> Any:
-    """A split out of a mapping of splits, or off the Hub; paths and iterables come back as they are."""
+    """A split out of a mapping of splits or from the Hub. Paths and iterables are returned as they are."""
     if isinstance(source, Mapping):
         for name in task.names_of(split):
             if name in source:
@@ -240,7 +240,7 @@ def _header(path: Path, cells: list[str], task: GlueTask, split: str) -> list[st
     if _is_headerless(task, split):
         if len(cells) == len(_COLA_COLUMNS) and cells[1] in ("0", "1"):
             return _COLA_COLUMNS
-        # A first row may be damaged as any other; only the header of some task says that the file is not CoLA's.
+        # The first row may be damaged like any other. Only the header of another task shows that this is not CoLA.
         if all(_missing_columns(cells, known, False) for known in TASKS.values()):
             return _COLA_COLUMNS
         missing = missing or ["source"]
@@ -260,8 +260,11 @@ def _missing_columns(cells: Sequence[str], task: GlueTask, labelled: bool) -> li
 
 # ------------------------------------------------------------------ rows to examples
 class _Collector:
-    """Turns rows into examples. In `original` files columns and labels go by their original names only: that is how
-    a file of another task is told apart."""
+    """Turns rows into examples.
+
+    In `original` files, only the original names of columns and labels are accepted, so that a file of another task is
+    noticed.
+    """
 
     def __init__(
         self, task: GlueTask, split: str, names: list[str] | None, original: bool, report: RecordReport
@@ -341,7 +344,7 @@ class _Collector:
         return None, ("unknown label", f"column {column!r}: label {_shown(value)} is not one of {listing(labels)}")
 
     def _whose_labels(self) -> str:
-        """Which task with the same columns has the labels that are all unknown here."""
+        """The task with the same columns that has these labels, in words; all of them are unknown here."""
         words = {match[1] for problem in self.report.problems if (match := re.search(r"label '([^']*)'", problem))}
         for other in TASKS.values():
             if words and other.texts == self.task.texts and words <= set(other.labels or ()):
@@ -360,7 +363,7 @@ def _score(value: Any, column: str) -> tuple[float | None, tuple[str, str] | Non
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message; long values are cut."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

@@ -21,22 +21,22 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What is to know about one task.
+    """One task: its files, columns, labels and metrics.
 
     Attributes
     ----------
     name, title : str
-        As flags write it (``"sst2"``) and as GLUE does (``"SST-2"``).
+        The name as flags write it (``"sst2"``) and as GLUE writes it (``"SST-2"``).
     folders : tuple of str
-        Names its folder goes by; the first is the original one.
+        Names that its folder can have; the first is the original one.
     texts : tuple of tuple of str
-        For each of the one or two texts, the names of its column in the original files.
+        For each of the one or two texts, the names that its column has in the original files.
     hub_texts : tuple of str
         The names of these columns on the Hub.
     label_column : str
         The original files' label column; on the Hub it is ``"label"``.
     labels : tuple of str or None
-        Label words in the order of their numbers; None for real-valued scores (STS-B, 0 to 5).
+        Label words in the order of their numbers. None for real-valued scores (STS-B, 0 to 5).
     metrics : tuple of str
         Official metrics; the task's score is their mean.
     files : mapping
@@ -44,13 +44,13 @@ class GlueTask:
     hub_config : str
         Configuration of the data set ``glue`` on the Hub.
     hub_splits : mapping
-        Split to its name there; AX has no labels there, so no dev set.
+        Split to its name on the Hub. AX has no labels there, so it has no dev set.
     submission : str
-        File that the GLUE site takes.
+        Name of the file that the GLUE site takes.
     test_rows : int
         Rows of the official test set.
     synonyms : mapping
-        Other words for labels, to label words.
+        Other words for labels, each with its label word.
     """
 
     name: str
@@ -79,7 +79,7 @@ class GlueTask:
         return self.labels is None
 
     def names_of(self, split: str) -> tuple[str, ...]:
-        """What a split is called outside the original files: on the Hub, and here."""
+        """Names of a split outside the original files: on the Hub, and in this package."""
         return tuple(dict.fromkeys((self.hub_splits.get(split, split), split)))
 
 

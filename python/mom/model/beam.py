@@ -101,20 +101,21 @@ def beam_search(
         Such as a `mom.Decoder`; its sequences are replaced.
     prompts : sequence of ndarray of int, shape (T_i,), or one ndarray of shape (B, T)
     max_new_tokens : int
-        Longest continuation, stop token included.
+        Length of the longest continuation, stop token included.
     num_beams : int
-        Continuations kept at every length; 1 is greedy search.
+        How many continuations are kept at every length; 1 is greedy search.
     length_penalty : float
-        Hypotheses compete by log probability divided by length to this power: above 0 favours longer ones. The
-        power of the longest length must fit a float.
+        Hypotheses are compared by their log probability divided by length to this power. A value above 0 favours longer
+        ones. The power of the longest length must fit a float.
     no_repeat_ngram_size : int
-        A continuation never repeats a sequence of so many of its own tokens (the prompt does not count); 0: it may.
+        A continuation never repeats a sequence of this many of its own tokens; the prompt does not count. 0 allows
+        repeats.
     stop_token : int, optional
         Ends a continuation.
     vocab_size : int, optional
-        Only ids below it, such as a tokenizer has, are chosen, as if there were no logits of others.
+        Only ids below it are chosen, as if there were no other logits. Usually the tokenizer's size.
     excluded : array of int, shape (n,), optional
-        Ids that are not chosen either, such as `mom.Tokenizer.unused_ids`.
+        Further ids that are never chosen, such as `mom.Tokenizer.unused_ids`.
 
     Returns
     -------
@@ -123,8 +124,8 @@ def beam_search(
 
     Notes
     -----
-    A prompt is done when it has `num_beams` hypotheses and no running beam could overtake the worst of them even if
-    all its further tokens were certain.
+    The search for a prompt ends when there are `num_beams` hypotheses and no running beam could overtake the worst of
+    them, even if all further tokens of the beam had probability 1.
     """
     rules = _checked(max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, stop_token)
     if isinstance(prompts, (list, tuple)) and not prompts:
@@ -226,7 +227,7 @@ def _advance(state: _Prompt, rows: npt.NDArray[np.float64], length: int, rules: 
     num_beams = rules.num_beams
     vocabulary = rows.shape[1]
     flat = rows.reshape(-1)
-    # Of 2 * num_beams candidates at most num_beams end, so that num_beams go on.
+    # At most num_beams of the 2 * num_beams best candidates end, so num_beams are left to go on.
     count = min(2 * num_beams, flat.size)
     best = np.argpartition(-flat, count - 1)[:count]
     best = best[np.lexsort((best, -flat[best]))]
@@ -247,7 +248,7 @@ def _advance(state: _Prompt, rows: npt.NDArray[np.float64], length: int, rules: 
             parents.append(beam)
             tokens.append([*state.tokens[beam], token])
             scores.append(score)
-    if not parents and not state.finished:  # everything is ruled out: the beams end as they are
+    if not parents and not state.finished:  # every token is ruled out, so the beams end as they are
         penalty = max(1, length - 1) ** rules.length_penalty
         state.finished = [
             Hypothesis(np.array(kept, np.int32), float(score), float(score) / penalty, False)

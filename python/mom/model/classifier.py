@@ -23,12 +23,11 @@ class MoMForSequenceClassification(Network):
     Parameters
     ----------
     config : MoMConfig
-        With ``num_labels`` set. ``problem_type`` None means regression for one label, otherwise
-        single-label classification for integer labels and multi-label for float ones.
+        With ``num_labels`` set. If ``problem_type`` is None, one label means regression; with more labels, integers
+        mean single-label and floats multi-label classification.
     seed : int
     dtype : {"float32", "bfloat16"}
-        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
-        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
+        Number format of stored activations and of the factors of products; see `MoM`.
     """
 
     is_classifier = True
@@ -60,7 +59,7 @@ class MoMForSequenceClassification(Network):
                     "tokens: more than one row needs an attention_mask or, in the configuration, a pad_token_id"
                 )
             return np.full(batch, length - 1, dtype=np.int32)
-        # The reference's rule: before the first pad; no pad, or a pad in front, gives the last position.
+        # The reference takes the position before the first pad. Without a pad, or with one in front, that is the last.
         before: NDArray[np.int32] = ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
         return before
 
@@ -114,12 +113,13 @@ class MoMForSequenceClassification(Network):
         attention_mask : array of 0/1, shape (B, T), optional
         return_logits, return_routes : bool
         lengths : array of int, shape (B,), optional
-            The tokens are B sequences of these lengths one after the other, packed, each classified at its last token;
-            see `MoM`. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for padding.
+            The tokens are packed: B sequences of these lengths, one after the other; see `MoM`. Each is classified at
+            its last token. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for
+            padding.
         positions : array of int, as `tokens`, optional
-            Position ids; by default 0, 1, 2, ... in every sequence, with ``pooling = "mask"`` from its first token that
-            is not masked: padding on either side, with its mask, does not change a prediction. With ``"reference"``
-            padding on the left takes up positions, as in the published code.
+            Position ids; by default 0, 1, 2, ... in every sequence. With ``pooling = "mask"`` they begin at the first
+            token that is not masked, so that masked padding on either side does not change a prediction. With
+            ``"reference"``, padding on the left takes up positions, as in the published code.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 

@@ -25,26 +25,26 @@ _CHUNK = 16
 class Decoder:
     """A batch of sequences that a model continues, each token at the cost of one token.
 
-    Keys and values of earlier tokens are kept for every place and round, so a new token reads the weights of its own
-    modules once and nothing is computed again. Tokens that chose no module are counted instead of stored.
+    Keys and values of earlier tokens are kept for every place and round. So a new token only reads the weights of its
+    own modules, once. For tokens that chose no module nothing is stored but their number.
 
     Parameters
     ----------
     model : MoM
-        Kept alive, and in use while a method of the decoder runs.
+        The decoder keeps it alive. It is in use while a method of the decoder runs.
     weights : {"float32", "bfloat16", "int8"}, optional
-        Number format in which single tokens read the modules' matrices and the head; None: the model's dtype. Routers,
-        biases, LayerNorms, embeddings, activations and the cache are float32 in any case.
+        Number format in which single tokens read the modules' matrices and the head; by default the model's dtype.
+        Routers, biases, LayerNorms, embeddings, activations and the cache are always float32.
     capacity : int, optional
-        Tokens per sequence to make room for at once; the cache grows when needed.
+        Tokens per sequence to allocate for at once; the cache grows when needed.
 
     Attributes
     ----------
     lengths : ndarray of int32, shape (B,)
-        Tokens of each sequence.
+        How many tokens each sequence has.
     logits : ndarray of float32, shape (B, V)
-        After the last token of each sequence that went through the model (`generate` leaves its last token for the
-        next call to read).
+        After the last token of each sequence that the model has read. The last token that `generate` chose is read by
+        the next call.
     bytes : int
         Memory of copied weights, cache and workspace.
 
@@ -54,14 +54,13 @@ class Decoder:
         For a classifier, which has no next token.
 
     Notes
-    -----
-    With ``"float32"`` the model's weights are read in place: what an optimizer step or a write to ``model.parameters``
-    changes is seen from the next token on, while keys and values in the cache stay those of the old weights (use
-    `clear`). The other formats are copies made when the decoder is: it goes on with the weights of that moment. int8
-    has one scale per output channel.
+    ----- With ``"float32"`` the model's weights are read in place. If an optimizer step or a write to
+    ``model.parameters`` changes them, the next token sees the change, but keys and values in the cache stay those of
+    the old weights (use `clear`). With the other formats the decoder copies the weights when it is made, and goes on
+    with these. int8 has one scale per output channel.
 
-    A long first prompt is read by the model's own forward pass, in its dtype; shorter additions and single tokens go
-    through steps. Any cutting of a text gives the same results up to rounding, for float32.
+    The model's own forward pass reads a long first prompt, in the model's dtype. Shorter additions and single tokens go
+    through steps. In float32, results do not depend on how a text is cut into calls, up to rounding.
 
     Routers of a ``random`` type draw noise for each token once, when it is added, from ``model.random_state``.
 
@@ -210,7 +209,7 @@ class Decoder:
         Parameters
         ----------
         rows : array of int, shape (B',)
-            Rows may repeat (the cache is copied) and may be left out (it is freed).
+            A row may occur more than once; its cache is then copied. The cache of a row that does not occur is freed.
         """
         self._core.reorder(as_ids(rows, "rows").reshape(-1))
 

@@ -30,8 +30,8 @@ class MoM(Network):
     seed : int
         Of the initial weights and of the random streams.
     dtype : {"float32", "bfloat16"}
-        Number format of stored activations and of the factors of products. Weights, gradients, optimizer state, sums,
-        the residual stream, router scores, softmaxes, LayerNorm statistics and losses are float32 in both.
+        Number format of stored activations and of the factors of products. All else is float32: weights, gradients,
+        optimizer state, sums, the residual stream, router scores, softmaxes, LayerNorm statistics and losses.
 
     Examples
     --------
@@ -71,15 +71,15 @@ class MoM(Network):
         tokens : array of int, shape (B, T), or (N,) with `lengths`
             Ids below ``vocab_size``; T at most ``n_positions``.
         labels : array of int, as `tokens`, optional
-            Position t is scored against label t + 1 of the same sequence; -100 is ignored. Usually the tokens
-            themselves.
+            Usually the tokens themselves. Position t is scored against label t + 1 of the same sequence; -100 is
+            ignored.
         attention_mask : array of 0/1, shape (B, T), optional
-            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore it. A
-            hidden token may have an embedding that is no number, unless hidden tokens of its row are scored.
+            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore the
+            mask. The embedding of a hidden token may be NaN, unless hidden tokens of its row are scored.
         return_logits, return_routes : bool
             Also return logits (B, T, V) or (N, V), or how the tokens were routed.
         lengths : array of int, shape (B,), optional
-            The tokens are B sequences of these lengths one after the other, packed: N tokens and no padding. Not
+            The tokens are packed: B sequences of these lengths, one after the other, N tokens without padding. Not
             together with `attention_mask`.
         positions : array of int, as `tokens`, optional
             Position ids; by default 0, 1, 2, ... in every sequence.
@@ -93,20 +93,20 @@ class MoM(Network):
         Raises
         ------
         ValueError, TypeError
-            Naming the argument, what came and what was wanted; the model stays usable.
+            The message names the argument, what came and what was expected. The model stays usable.
         MemoryError
-            If the batch needs more than `memory_limit`, with both figures; nothing has changed then.
+            If the batch needs more than `memory_limit`. The message has both figures, and nothing has changed.
 
         Notes
         -----
-        Packed rows cost what their own tokens cost, and give what the same rows give in a padded batch with an
-        `attention_mask`, where padding has label -100 and positions count real tokens: the same losses, gradients,
-        logits and routes. The balance loss is a mean over real tokens in both. Three things do depend on padding:
-        padding is routed, so a module that nothing but padding has chosen counts in `has_gradient`; and random numbers
-        (dropout, ``random`` routers) are drawn by place in the batch.
+        Packed rows cost no more than their own tokens. Compare them with the same rows in a padded batch with an
+        `attention_mask`, where padding has label -100 and positions count real tokens. Losses, gradients, logits and
+        routes are the same, and the balance loss is a mean over real tokens in both. Two things do depend on padding.
+        Padding is routed, so a module that only padding has chosen counts in `has_gradient`. And random numbers (of
+        dropout and ``random`` routers) are drawn by place in the batch.
 
-        With labels at less than three quarters of the tokens, the others cost less in the last round, unless it is
-        routed or `return_logits` asks for all; results are the same up to rounding.
+        If less than three quarters of the tokens have labels, the other tokens cost less in the last round, unless
+        that round is routed or `return_logits` asks for all logits. Results are the same up to rounding.
         """
         given = self.inputs(tokens, lengths, attention_mask, positions)
         shape = given["tokens"].shape
@@ -175,15 +175,16 @@ class MoM(Network):
             Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``.
         max_new_tokens : int
         temperature : float
-            0 is greedy; otherwise logits are divided by it before sampling.
+            0 is greedy. Otherwise logits are divided by the temperature before sampling.
         top_k, top_p : optional
-            Sample among the `top_k` most probable tokens; among the smallest set whose probability reaches `top_p`.
+            Sample among the `top_k` most probable tokens, or among the fewest tokens that together reach probability
+            `top_p`.
         seed : int
             Of the sampling.
         stop_token : int, optional
             A row ends after producing this token.
         weights : {"float32", "bfloat16", "int8"}, optional
-            Number format in which single tokens read the weights, see `Decoder`; None: the model's dtype.
+            Number format in which single tokens read the weights, see `Decoder`; by default the model's dtype.
 
         Returns
         -------
@@ -195,8 +196,8 @@ class MoM(Network):
         -----
         Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
 
-        Vocabularies are often rounded up, and some have holes. Where the model has a tokenizer, ids of which it has no
-        token are never chosen, and sampling is among the others as if these were not there.
+        A model can have more ids than its tokenizer has tokens, as vocabularies are often rounded up and some have
+        holes. Such ids are never chosen. Sampling is among the other ids, as if these did not exist.
         """
         rows, single = prompts(prompt)
         longest = max(len(row) for row in rows)
@@ -260,9 +261,9 @@ class MoM(Network):
     ) -> MoM:
         """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
 
-        Layer j of a chunk becomes attention module j and feed-forward module j, as far as the pools
-        go; embeddings and anchor layers are copied; routers start fresh from `seed`. A plain model of
-        another number of layers than ``config.vanilla_layers()`` is used as far as it goes, with a warning.
+        Layer j of a chunk becomes attention module j and feed-forward module j, as far as the pools go. Embeddings and
+        anchor layers are copied. Routers start fresh from `seed`. A warning says if the plain model does not have
+        ``config.vanilla_layers()`` layers; surplus layers are left out, and missing ones start fresh.
 
         Parameters
         ----------
@@ -271,10 +272,10 @@ class MoM(Network):
         config : MoMConfig
             Of the new model.
         copy_final_norm, copy_single_modules : bool, optional
-            Also copy the final LayerNorm; fill halves with a single module. None: as `config` says
-            (True by default; the reference does neither).
+            Whether to copy the final LayerNorm, and whether to fill halves that have a single module. By default
+            `config` decides; its own default is True. The reference does neither.
         dtype : str, optional
-            As for a new model; None: that of `gpt2`.
+            As for a new model; by default that of `gpt2`.
 
         Raises
         ------

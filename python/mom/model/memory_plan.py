@@ -18,27 +18,28 @@ __all__ = ["MemoryPlan", "plan", "plan_for"]
 class MemoryPlan:
     """Bytes that a model needs for batches of a shape; made by `MoM.memory_plan`.
 
-    Activations, packed weights and workspace are one block of memory, the arena, which holds different things at
-    different times: these are its parts at the fullest moment.
+    Activations, packed weights and workspace share one block of memory, the arena. Their sizes change during a pass;
+    the plan has them at the moment when the arena is fullest.
 
     Attributes
     ----------
     batch, length : int
-        Sequences and tokens per sequence, of packed rows the most.
+        Sequences, and tokens per sequence (for packed rows, of the longest).
     tokens : int
-        In all.
+        Tokens of the whole batch.
     training : bool
-        A training step, or a forward pass alone.
+        Whether it is a training step, or a forward pass alone.
     activation_checkpointing : bool
     parameters, gradients, moments : int
-        Weights, their gradients and AdamW's two moments, each float32. While a part is trained, as in fine-tuning,
-        gradients are those that are computed, and moments those of this part and what an optimizer has of others.
-        Moments of all the model's optimizers count, where there is none those of one.
+        Weights, their gradients and AdamW's two moments, each float32. If only some parameters are trained, the
+        gradients are those that are computed, and the moments are those of the trained parameters and of others for
+        which an optimizer has some. The moments of all the model's optimizers count; without an optimizer, those of
+        one.
     activations : int
-        What backward needs, with every module in use; without training what the pass itself holds.
+        What backward needs if every module is in use; without training, what the pass itself holds.
     packed : int
-        Weights packed for several rounds. They come and go with their block, so this is 0 when the fullest moment is
-        another one: in training mostly the head's.
+        Weights packed for several rounds. They exist only while their block is computed. So this is 0 if the arena is
+        fullest at another moment, which in training is mostly that of the output head.
     workspace : int
         Temporaries.
     """
@@ -62,7 +63,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes in all. The interpreter and its libraries (some 40 MB) are not counted."""
+        """Bytes of everything. The interpreter and its libraries (some 40 MB) are not counted."""
         return self.parameters + self.gradients + self.moments + self.arena
 
     def rows(self) -> list[tuple[str, int]]:

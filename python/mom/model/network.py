@@ -1,4 +1,4 @@
-"""What the language model and the classifier share: a thin object over a network of the C core.
+"""The base of the language model and the classifier: a thin object over a network of the C core.
 
 Every forward, backward and sampling step is one call into C. This module checks arguments, names tensors, and reads and
 writes files.
@@ -48,21 +48,21 @@ class Network:
         self._set_up(self._check_config(config), seed_of(seed), dtype, fresh=True)
 
     def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
-        """Allocate the network; without `fresh` its weights are zero, for whoever fills them next."""
+        """Allocate the network. Without `fresh`, its weights are zero until the caller fills them."""
         #: The model's configuration.
         self.config = config
-        #: Number format of activations and of the factors of products; weights are float32 in any case.
+        #: Number format of activations and of the factors of products. Weights are always float32.
         self.dtype = dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
-        #: Whether forward passes keep just the input of every round (an anchor layer is one), from which `backward`
-        #: computes the rest again: less memory, more time, the same gradients.
+        #: Whether a forward pass keeps only the input of every round; an anchor layer counts as a round. `backward`
+        #: then computes the rest again. This takes less memory and more time, and gives the same gradients.
         self.activation_checkpointing = False
         #: The tokenizer read with the model, or None; saved with it.
         self.tokenizer: Any = None
         #: The task that the model was fine-tuned for, or None; saved with it.
         self.finetuning_task: str | None = None
-        #: Lengths in tokens that it was fine-tuned with, by argument of `mom.glue` or `mom.xsum`; saved with it.
+        #: Lengths in tokens that the model was fine-tuned with, by argument of `mom.glue` or `mom.xsum`; saved with it.
         self.finetuning_lengths: dict[str, int] = {}
         self._core = _core.Network(core_config(config, dtype))
         self._core.random_state = (seed, 0)
@@ -100,13 +100,13 @@ class Network:
     def has_gradient(self) -> dict[str, bool]:
         """Which parameters took part in a backward pass since `zero_grad`.
 
-        A module that no token reached has none; the optimizer leaves its parameters, moments and
+        A module that no token reached has no gradient. The optimizer then leaves the module's parameters, moments and
         step count alone, as the reference does.
         """
         return dict(zip(self._parameters, (bool(u) for u in self._core.used), strict=True))
 
     def mark_gradient(self, name: str, has: bool = True) -> None:
-        """Say that a gradient written by hand counts (or does not) in the next optimizer step."""
+        """Say whether a gradient counts in the next optimizer step, for gradients that are written by hand."""
         names = list(self._parameters)
         if name not in self._parameters:
             raise KeyError(f"name: no parameter {name!r}")
@@ -169,10 +169,10 @@ class Network:
     # ------------------------------------------------------------------ memory
     @property
     def memory_limit(self) -> int | None:
-        """Largest number of bytes that a forward pass may plan for, or None where nothing is known of the machine.
+        """Largest number of bytes that a forward pass may plan for; None if the machine's limit is not known.
 
-        A pass that would need more, with parameters, gradients and the optimizer's moments, raises `MemoryError`
-        before anything is allocated. Setting None takes the machine's limit, `mom.runtime.memory_limit`.
+        Parameters, gradients and the optimizer's moments count. A pass that would need more raises `MemoryError` before
+        anything is allocated. Setting None takes the machine's limit, `mom.runtime.memory_limit`.
         """
         return self._core.memory_limit or None
 
@@ -192,23 +192,23 @@ class Network:
         training: bool = True,
         activation_checkpointing: bool | None = None,
     ) -> MemoryPlan:
-        """How many bytes batches of this shape need, worked out by the code that allocates them; nothing is computed.
+        """How many bytes batches of this shape need. The code that allocates them works it out; nothing is computed.
 
         Parameters
         ----------
         batch, length : int
             Sequences and tokens per sequence; all of them labelled, with a mask.
         tokens : int, optional
-            Of packed rows, the sum of their lengths, of which `length` is the greatest.
+            For packed rows: the sum of their lengths. `length` is then the greatest of them.
         training : bool
             A training step with AdamW; otherwise a forward pass that keeps nothing.
         activation_checkpointing : bool, optional
-            None: as the model's attribute says.
+            By default, the model's attribute decides.
 
         Returns
         -------
         MemoryPlan
-            For as many threads as calls use now.
+            For the number of threads that calls use now.
 
         Examples
         --------
@@ -235,7 +235,7 @@ class Network:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the block dropout is off; afterwards the training mode and `random_state` are as before."""
+        """Switch dropout off within the block; afterwards training mode and `random_state` are as before."""
         training, random_state = self.training, self.random_state
         self.eval()
         try:
@@ -275,15 +275,15 @@ class Network:
         ----------
         lm_scale : float
             With gradient accumulation: this micro-batch's share of the step's labelled positions.
-        balance_scale : float or None
-            None: the model's `balance_scale`.
+        balance_scale : float, optional
+            By default the model's `balance_scale`.
 
         Raises
         ------
         RuntimeError
             Without a forward pass that had labels, or when called twice for one forward pass.
         MemoryError
-            The gradients then hold a part of the sum: call `zero_grad` and repeat the forward pass.
+            The gradients then hold only a part of the sum. Call `zero_grad` and repeat the forward pass.
         """
         balance_scale = self.balance_scale if balance_scale is None else balance_scale
         self._core.backward(
@@ -296,7 +296,7 @@ class Network:
     def inputs(
         self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
     ) -> dict[str, Any]:
-        """What is computed, (B, T) or with `lengths` (N,), as the core's arguments."""
+        """Arguments of the core for these tokens, which are (B, T), or (N,) with `lengths`."""
         as_tokens = as_ids if lengths is None else as_packed
         ids = as_tokens(tokens, "tokens")
         given: dict[str, Any] = {"tokens": ids}
@@ -323,9 +323,9 @@ class Network:
 
     # ------------------------------------------------------------------ copies
     def __getstate__(self) -> dict[str, Any]:
-        """Configuration, weights, modes and tokenizer: for `copy.deepcopy` and for other processes (joblib).
+        """Configuration, weights, modes and tokenizer, for `copy.deepcopy` and for other processes (joblib).
 
-        Gradients and what `backward` needs are left behind. To keep a model, use `save_pretrained`.
+        Gradients and the activations that `backward` needs are not copied. To keep a model, use `save_pretrained`.
         """
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
@@ -349,15 +349,15 @@ class Network:
     ) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
 
-        The folder is written beside its final place, flushed and renamed, with a manifest of sizes
-        and hashes; an existing folder is replaced only after that. A plain GPT-2 in its own or Hugging Face's names
-        is a folder that `transformers` reads.
+        The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
+        An existing folder is replaced only after that. `transformers` can read the folder of a plain GPT-2 with
+        canonical or Hugging Face names.
 
         Parameters
         ----------
         folder : path
         naming : {"canonical", "reference", "huggingface", "bare"}
-            Names of the tensors; see `mom.files.weights`.
+            Names of the tensors; see `mom.files.names`.
         dtype : {"float32", "bfloat16", "float16"}, optional
             What the file holds; float32 by default.
         """
@@ -408,10 +408,9 @@ class Network:
         Parameters
         ----------
         folder : path or str
-            Holds ``config.json`` and ``model.safetensors`` (or a sharded index); a tokenizer is read
-            if there is one. A language model leaves a classifier's head behind; a classifier gets a fresh
-            head where the folder has none. Or a name on the Hugging Face Hub, ``"owner/name"`` or ``"hub:name"``,
-            with the package huggingface_hub.
+            Holds ``config.json`` and ``model.safetensors`` (or a sharded index), and perhaps a tokenizer. A language
+            model does not read a classifier's head. A classifier gets a fresh head if the folder has none. A name on
+            the Hugging Face Hub, ``"owner/name"`` or ``"hub:name"``, needs the package huggingface_hub.
         dtype : {"float32", "bfloat16"}
             As for a new model, whatever the format of the file.
         **config_changes
@@ -431,7 +430,7 @@ class Network:
         config = MoMConfig.from_json(folder)
         tensors = weights.read_weights(folder)
         config = cls._adapt_config(config, tensors).replace(**config_changes)
-        # Checked before any memory is asked for: a configuration can promise tensors of any size.
+        # This check comes before any memory is allocated: a configuration can promise tensors of any size.
         head = () if cls.is_classifier else ("score.weight",)
         own = {name: tensor for name, tensor in tensors.items() if name not in head}
         canonical = names.detect_and_canonicalise(own, config, str(folder), allow_missing=("score.weight",))

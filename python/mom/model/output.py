@@ -19,15 +19,15 @@ class ModelOutput:
     Attributes
     ----------
     loss : float or None
-        ``lm_loss + router_aux_loss_coef * balance_loss``; without a balance loss, `lm_loss`.
+        ``lm_loss + router_aux_loss_coef * balance_loss``, or `lm_loss` if there is no balance loss.
     lm_loss : float or None
         Mean cross entropy over the labelled positions (for a classifier: its own loss).
     balance_loss : float or None
     logits : ndarray of float32 or None
-        (B, T, V), of packed rows (N, V); for a classifier (B, num_labels).
+        (B, T, V), or (N, V) for packed rows; for a classifier (B, num_labels).
     routes : Routes or None
     num_labelled : int
-        Positions that were scored.
+        How many positions were scored.
     """
 
     loss: float | None

@@ -20,11 +20,13 @@ Value = TypeVar("Value")
 class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     """How the tokens of a batch were routed: ``routes[half][block][round]``.
 
-    ``half`` is ``"attn"`` or ``"ffn"``; the entry is None for a half without a router, else a dict of
-    ``scores`` (B, T, S) float32, ``index`` (B, T, K) int16 in falling order of score and ``weight``
-    (B, T, K) float32: the kept scores, renormalised with softmax, before any straight-through sign.
-    Of packed rows the first axis is N, all tokens, instead of B, T.
-    An index of at least ``num_modules[half]`` means SKIP. Arrays are copies.
+    ``half`` is ``"attn"`` or ``"ffn"``. The entry of a half without a router is None. Others are dicts of arrays:
+
+    ``scores``  (B, T, S) float32
+    ``index``   (B, T, K) int16, the choices in falling order of score; from ``num_modules[half]`` on they mean SKIP
+    ``weight``  (B, T, K) float32, the kept scores, renormalised with softmax, before any straight-through sign
+
+    For packed rows the first axis is N, all tokens, instead of B, T. Arrays are copies.
     """
 
     def __init__(
@@ -35,11 +37,11 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     ) -> None:
         self._halves = halves
         self.num_modules = num_modules
-        #: Of packed rows, (B,); else None.
+        #: Lengths of packed rows, (B,); else None.
         self.lengths = lengths
 
     def of_row(self, array: NDArray[Any], row: int) -> NDArray[Any]:
-        """The part of an array of an entry that belongs to one sequence: (T, S) or (T, K)."""
+        """The part of an entry's array that belongs to one sequence, (T, S) or (T, K)."""
         if self.lengths is None:
             part: NDArray[Any] = array[row]
             return part

@@ -23,8 +23,8 @@ def _rms(a: NDArray[np.float32]) -> float:
 class TensorMap(Mapping[str, NDArray[np.float32]]):
     """Read-only mapping from names to writable ndarray views of C memory.
 
-    The arrays are views: what is written through them is what the core computes with, and a view
-    keeps the memory alive. Assigning to a key copies into the memory.
+    The arrays are views: the core computes with the numbers that are written into them. A view keeps the memory alive.
+    Assigning to a key copies into the memory.
     """
 
     def __init__(self, title: str, arrays: dict[str, NDArray[np.float32]]) -> None:
@@ -91,7 +91,7 @@ class _Tensors:
 
     @property
     def gradients(self) -> TensorMap:
-        """As `parameters`, for the gradients."""
+        """The gradients, with names and shapes as in `parameters`."""
         return TensorMap(f"{self.name} gradients", {k: self._model.gradients[v] for k, v in self._names.items()})
 
     def __getattr__(self, key: str) -> NDArray[np.float32]:
@@ -111,8 +111,8 @@ class _Tensors:
 class Module(_Tensors):
     """One attention or feed-forward module.
 
-    Its tensors are ``ln.weight``, ``ln.bias``, then ``c_attn.*`` (attention) or ``c_fc.*``, and ``c_proj.*``. As
-    attributes the dots become two underscores: ``module.c_proj__weight``.
+    Its tensors are ``ln.weight``, ``ln.bias``, ``c_attn.*`` (attention) or ``c_fc.*``, and ``c_proj.*``. In the names
+    of attributes, a dot is written as two underscores: ``module.c_proj__weight``.
     """
 
 

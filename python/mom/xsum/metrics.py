@@ -25,7 +25,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     Parameters
     ----------
     predictions, references : sequence of str
-        Equally many; an empty prediction scores 0.
+        As many predictions as references. An empty prediction scores 0.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     Raises
     ------
     ValueError
-        If there are none, or unequally many.
+        If there are none, or not as many predictions as references.
     ImportError
         Without rouge-score; the message names the extra.
     """
@@ -53,7 +53,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text: lines are cut after a full stop, an exclamation or a question mark that a capital follows.
+    """Sentences of a text. Lines are cut after a full stop, exclamation mark or question mark before a capital letter.
 
     Examples
     --------

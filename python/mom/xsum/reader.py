@@ -1,4 +1,4 @@
-"""XSUM: one-sentence summaries of news articles, out of JSON lines, Parquet, or anything that iterates over dicts.
+"""Reading XSUM, one-sentence summaries of news articles: JSON lines, Parquet, or anything that iterates over dicts.
 
 References
 ----------
@@ -44,9 +44,9 @@ class XsumData:
     split : str
     documents, summaries : list of str
     ids : list of str
-        The rows' own names, where the source has them, else their numbers.
+        Names of the rows: those in the source if it has any, else the rows' numbers.
     report : RecordReport
-        What reading met.
+        What was found while reading.
     """
 
     split: str
@@ -83,7 +83,7 @@ def read_xsum(
     split : {"train", "validation", "test"}
         ``"dev"`` is another name of ``"validation"``.
     on_error : {"raise", "skip"}
-        Whether rows that cannot be used are an error, or are left out with a warning.
+        Whether a row that cannot be used is an error, or is left out with a warning.
 
     Returns
     -------
@@ -94,8 +94,8 @@ def read_xsum(
     DataError
         If the file is missing or not readable.
     RecordError
-        If rows cannot be used: not JSON, not UTF-8, a key missing, a value that is no text or empty. It names the
-        kinds, their counts, and the first file and line.
+        If rows cannot be used: they are not JSON or not UTF-8, lack a key, or have a value that is empty or no text.
+        The message has the kinds of errors, their counts, and the first file and line.
 
     Examples
     --------
