@@ -71,7 +71,7 @@ def made_up(task: Any, seed: int) -> dict[str, list[dict[str, Any]]]:
 
 def sentences(options: argparse.Namespace, name: str) -> tuple[Any, Any, str]:
     """A task, a source of its splits for `read_glue`, and where that comes from."""
-    from mom.data.glue import find_task
+    from mom.glue import find_task
 
     task = find_task(name)
     if options.data is not None and Path(options.data).is_dir():
@@ -243,8 +243,8 @@ def prepare(name: str, size: str, folder: Path, options: argparse.Namespace) -> 
     import numpy as np
 
     from mom.data.encode import encode_texts
-    from mom.data.glue import read_glue
-    from mom.training.finetune import classifier_from
+    from mom.glue import read_glue
+    from mom.training.adapt import classifier_from
 
     task, source, origin = sentences(options, name)
     train = read_glue(source, task, "train")
@@ -327,7 +327,7 @@ def print_table(name: str, size: str, found: dict[str, Any], options: argparse.N
 def share(name: str, size: str, how: str, dtype: str, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of one call of `mom.glue.finetune`, and of what in it is not model work."""
     import mom
-    import mom.glue as glue
+    from mom.glue import finetuning as glue
 
     task, source, _origin = sentences(options, name)
     preset = PRESETS[size][("mom", "plain").index(how)]

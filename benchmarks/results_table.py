@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mom.data.glue import TASKS, GlueTask
+from mom.glue import TASKS, GlueTask
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 #: A task counts as learnt if its median is so many standard errors of the baseline above the baseline.

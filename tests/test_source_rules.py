@@ -6,6 +6,7 @@ import ast
 import graphlib
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,9 +106,11 @@ def test_all_public_operators_are_documented() -> None:
 
 
 def test_all_public_names_of_operators_are_listed() -> None:
-    tree = ast.parse(inspect.getsource(ops))
-    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    assert {n for n in defined if not n.startswith("_")} <= set(ops.__all__)
+    defined = set()
+    for path in (ROOT / "python/mom/ops").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined |= {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert {n for n in defined if not n.startswith("_")} - {"is_bfloat16"} <= set(ops.__all__)
 
 
 def test_stubs_name_what_the_extension_has() -> None:
@@ -123,3 +126,102 @@ def test_stubs_name_what_the_extension_has() -> None:
         declared = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
         have = {n for n in vars(members[public]) if not n.startswith("__")}
         assert {n for n in declared if not n.startswith("__")} == have, public
+
+
+# ---------------------------------------------------------------------- the Python package
+PACKAGE = ROOT / "python" / "mom"
+#: Folders and single modules of the package. Each may import itself and those before it.
+ROOMS = [
+    *("errors", "_version", "_json", "_openmp", "_core", "_extras", "_arguments", "settings", "config", "runtime"),
+    *("ops", "reference", "files", "data", "model", "routing", "training", "glue", "xsum", "evaluate", "sklearn"),
+    *("demo", "cli", "__main__", "__init__"),
+]
+MODULES = {
+    ".".join(("mom", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Everything below a node but what is for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if not is_type_checking(child):
+            yield child
+            yield from statements(child)
+
+
+def imports_of(module: str) -> Iterator[tuple[str, str]]:
+    """Modules of the package that a module imports, anywhere in its code, and the names that it takes from them."""
+    package = module.split(".")[:-1]
+    for node in statements(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+        source = ".".join(part for part in base if part)
+        for alias in node.names:
+            if f"{source}.{alias.name}" in MODULES:
+                yield f"{source}.{alias.name}", ""
+            elif f"{source}.{alias.name}.__init__" in MODULES:
+                yield f"{source}.{alias.name}.__init__", ""
+            else:
+                yield (source if source in MODULES else f"{source}.__init__"), alias.name
+
+
+def test_python_modules_import_their_own_folder_and_those_before_it_only() -> None:
+    assert {room(module) for module in MODULES} | {"_core"} == set(ROOMS)
+    place = {name: number for number, name in enumerate(ROOMS)}
+    climbing = [
+        f"{module} imports {target}"
+        for module in MODULES
+        for target, name in imports_of(module)
+        if name != "_core" and place[room(target)] > place[room(module)]
+    ]
+    assert climbing == []
+
+
+def test_python_modules_do_not_import_each_other_in_a_circle() -> None:
+    below = {module: {t for t, name in imports_of(module) if name != "_core"} for module in MODULES}
+    while free := [module for module, targets in below.items() if not targets & below.keys()]:
+        for module in free:
+            del below[module]
+    assert not below, f"a circle among {sorted(below)}"
+
+
+def length_of(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    documented = ast.get_docstring(function, clean=False)
+    own = (function.end_lineno or 0) - function.lineno + 1
+    return own - (documented.count("\n") + 1 if documented else 0)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_python_files_and_functions_are_short(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert text.count("\n") <= 700
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if length_of(f) > 60] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_python_modules_use_no_private_names_of_others(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_own(node)}
+    own |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    own |= {n.target.id for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not is_own(node)}
+    used |= {name for _, name in imports_of(module)} - {"_core"}
+    named_tuple = {"_asdict", "_replace"}
+    private = {name for name in used - own - named_tuple if name.startswith("_") and not name.startswith("__")}
+    assert private == set()
+
+
+def is_own(node: ast.Attribute) -> bool:
+    """Whether an attribute is one of the object or class that the code belongs to."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")

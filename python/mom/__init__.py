@@ -2,26 +2,72 @@
 
 The public names are imported here and nowhere defined; see `mom.MoM`, `mom.MoMConfig`, `mom.train` and the
 submodules ``glue`` and ``xsum`` (fine-tuning), ``evaluate`` (metrics), ``ops`` (every operator on plain arrays),
-``reference`` (the NumPy twin), ``routing``, ``data``.
+``reference`` (the NumPy twin), ``routing``, ``data``. A submodule is loaded when it is first used.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import _openmp as _openmp  # first: it loads the extension
-from . import glue, ops, xsum
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
-from .estimators import TextClassifier, TextRegressor
-from .generation import Decoder
-from .memory import MemoryPlan
-from .model import Block, ModelOutput, Module, MoM, MoMForSequenceClassification, Pool, Router, Routes
-from .optim import AdamW, clip_grad_norm
+from .model import (
+    Block,
+    Decoder,
+    MemoryPlan,
+    ModelOutput,
+    Module,
+    MoM,
+    MoMForSequenceClassification,
+    Pool,
+    Router,
+    Routes,
+)
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
-from .tokenizer import Tokenizer
-from .training import FinetuneConfig, TrainingConfig, pretrain, train
+
+if TYPE_CHECKING:
+    from . import cli as cli
+    from . import data, evaluate, glue, ops, reference, routing, xsum
+    from . import demo as demo
+    from . import files as files
+    from . import sklearn as sklearn
+    from . import training as training
+    from .data.tokenizer import Tokenizer
+    from .sklearn import TextClassifier as TextClassifier
+    from .sklearn import TextRegressor as TextRegressor
+    from .training import AdamW, FinetuneConfig, TrainingConfig, clip_grad_norm, pretrain, train
 
 __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MemoryPlan", "MoM",
     "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes",
-    "TextClassifier", "TextRegressor", "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm",
-    "cpu_info", "get_num_threads", "glue", "ops", "pretrain", "set_cpu_level", "set_num_threads", "train", "xsum",
+    "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "data", "evaluate",
+    "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level", "set_num_threads", "train",
+    "xsum",
 ]  # fmt: skip
+
+_SUBMODULES = (
+    "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "routing", "sklearn", "training", "xsum",
+)  # fmt: skip
+#: Names that are loaded when they are first used, and the submodule that defines them. `TextClassifier` and
+#: `TextRegressor` need scikit-learn. They are not in ``__all__``, so that ``from mom import *`` works without it.
+_LATER = {
+    "Tokenizer": "data.tokenizer",
+    **dict.fromkeys(("AdamW", "FinetuneConfig", "TrainingConfig", "clip_grad_norm", "pretrain", "train"), "training"),
+    **dict.fromkeys(("TextClassifier", "TextRegressor"), "sklearn"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES, *_LATER})

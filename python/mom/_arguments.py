@@ -1,20 +1,21 @@
-"""Checks of arguments that several modules share: the message names the argument, what came and what was wanted."""
+"""Checks of arguments that several modules share. A message names the argument, what came and what was expected."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .config import MoMConfig
+if TYPE_CHECKING:
+    from .config import MoMConfig
 
 #: Largest finite float32.
 LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
-    """`value` as an ndarray, with the argument's name in the message if it is ragged."""
+    """`value` as an ndarray. If its rows have unequal lengths, the message has the argument's name."""
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -37,7 +38,7 @@ def seed(value: Any, name: str = "seed") -> int:
 
 
 def _as_integers(value: ArrayLike, name: str) -> NDArray[Any]:
-    """Not empty, and every number fits int32."""
+    """An array that is not empty and whose numbers all fit int32."""
     array = as_array(value, name)
     if array.size == 0:
         raise ValueError(f"{name}: shape {array.shape} is empty")
@@ -51,7 +52,7 @@ def _as_integers(value: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
-    """(B, T) int32; one row is accepted as (T,). A copy: the core reads it while other threads may run."""
+    """(B, T) int32; one row may come as (T,). A copy, as other threads may change the original while the core reads."""
     array = _as_integers(value, name)
     if array.ndim == 1:
         array = array[None, :]
@@ -61,7 +62,7 @@ def as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
 
 
 def as_packed(value: ArrayLike, name: str, letter: str = "N") -> NDArray[np.int32]:
-    """One axis of int32, a copy as of `as_ids`."""
+    """One axis of int32; a copy, as by `as_ids`."""
     array = _as_integers(value, name)
     if array.ndim != 1:
         raise ValueError(f"{name}: shape {array.shape}, expected ({letter},)")
@@ -92,7 +93,7 @@ def count(value: Any, name: str, least: int = 0) -> int:
 
 
 def prompts(prompt: Any, name: str = "prompt") -> tuple[list[NDArray[np.int32]], bool]:
-    """Rows of ids, and whether a single prompt came."""
+    """Rows of ids, and whether the argument was a single prompt."""
     if isinstance(prompt, (list, tuple)) and prompt and not isinstance(prompt[0], (int, float, np.generic)):
         rows = []
         for i, row in enumerate(prompt):
@@ -115,7 +116,7 @@ def sampling(
     stop_token: Any,
     longest: int,
 ) -> tuple[int, float, int, float, int, int]:
-    """Settings of a generation as the core takes them; `longest`: tokens of the longest sequence so far."""
+    """Settings of a generation as the core takes them; `longest` is the length of the longest sequence so far."""
     new = count(max_new_tokens, "max_new_tokens")
     if longest + new > config.n_positions:
         raise ValueError(
@@ -129,7 +130,13 @@ def sampling(
     mass = 1.0 if top_p is None else number(top_p, "top_p", 0.0, "in (0, 1]")
     if not 0 < mass <= 1:
         raise ValueError(f"top_p: {top_p} is not in (0, 1]")
-    mass = max(mass, float(np.finfo(np.float32).tiny))  # less would be 0 in C; either way one token is left
+    mass = max(mass, float(np.finfo(np.float32).tiny))  # smaller values would be 0 in C; either way one token is left
     if stop_token is not None and count(stop_token, "stop_token") >= config.vocab_size:
         raise ValueError(f"stop_token: {stop_token} is not in [0, {config.vocab_size})")
     return new, temperature, kept, mass, seed(seed_value), -1 if stop_token is None else int(stop_token)
+
+
+def like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArray[np.int32]:
+    if array.shape != shape:
+        raise ValueError(f"{name}: shape {array.shape}, expected {shape} like tokens")
+    return array

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["need"]
 
 
-def need(module: str, purpose: str, extra: str, package: str | None = None) -> Any:
+def need(module: str, purpose: str, package: str | None = None) -> Any:
     """Import a module of an optional package.
 
     Parameters
@@ -17,10 +17,8 @@ def need(module: str, purpose: str, extra: str, package: str | None = None) -> A
         Such as ``"scipy.stats"``.
     purpose : str
         What needs it, for the message.
-    extra : str
-        Extra of this package that brings it.
     package : str, optional
-        Name to show instead of the module's first part.
+        Name under which the package is installed; by default the module's first part.
 
     Raises
     ------
@@ -31,4 +29,4 @@ def need(module: str, purpose: str, extra: str, package: str | None = None) -> A
         return importlib.import_module(module)
     except ImportError as error:
         shown = package or module.partition(".")[0]
-        raise ImportError(f"{purpose} needs the package {shown}: pip install 'mom[{extra}]' ({error})") from None
+        raise ImportError(f"{purpose} needs the package {shown}: pip install {shown} ({error})") from None

@@ -7,7 +7,6 @@ differ; see ``BEHAVIOUR_FIELDS``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._json import to_json
 from .errors import ConfigError
+from .settings import Settings, at_least, between, one_of, setting
 
 __all__ = ["BEHAVIOUR_FIELDS", "MoMConfig", "PRESETS"]
 
@@ -30,16 +31,6 @@ BEHAVIOUR_FIELDS: dict[str, Any] = {
     "pooling": "reference",
     "copy_final_norm": False,
     "copy_single_modules": False,
-}
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "balance_loss": ("reference", "switch"),
-    "balance_counts": ("micro", "step"),
-    "router_choices": ("max", "own", "reference"),
-    "masked_query_attention": ("causal", "reference"),
-    "pooling": ("mask", "reference"),
-    "problem_type": ("regression", "single_label_classification", "multi_label_classification"),
 }
 
 #: Keys of other programs' files that have no effect on what is computed here (or that the
@@ -65,13 +56,16 @@ _GPT2_FIXED: dict[str, Any] = {
 }  # fmt: skip
 
 #: Smallest normal and largest number of the core's arithmetic.
-_FLOAT32 = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
-_MOST_ROUNDS = 65536
-_MOST_MODULES = 65536
+_TINY, _LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+_MOST_PARTS, _MOST_ROUNDS, _MOST_MODULES = 4096, 65536, 65536
+_SIZE = at_least(1, 2**24)
+_DROPOUT = between(0, 1, open_end=True)
+_POSITIVE = between(_TINY, _LARGEST, "a positive finite number of type float32")
+_NON_NEGATIVE = between(0.0, _LARGEST, "a non-negative finite number of type float32")
 
 
 @dataclass(frozen=True)
-class MoMConfig:
+class MoMConfig(Settings):
     """Shape and behaviour of a Mixture-of-Modules or of a plain GPT-2.
 
     The body of the network is ``num_bottom_layers`` ordinary ("anchor") layers, then ``chunks``
@@ -120,7 +114,7 @@ class MoMConfig:
     use_ste, weighted_qkv, routing_all_possible_path : bool
         Straight-through sign of the scores; scores also multiply q, k and v; dense mixture.
     router_aux_loss_coef : float
-        Weight of the balance loss in ``loss = lm_loss + router_aux_loss_coef * balance_loss``.
+        Weight of the balance loss in ``loss = lm_loss + router_aux_loss_coef * balance_loss``; see `loss_weights`.
     output_router_logits : bool
         False leaves the balance loss out altogether.
     depthwise_bal_loss : bool
@@ -167,111 +161,63 @@ class MoMConfig:
     are 0.1, but its training script sets them to 0, which is the default here.
     """
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    resid_pdrop: float = 0.0
-    embd_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    scale_attn_weights: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
-    chunks: int = 4
-    depth_multiplier: float = 4
-    num_top_layers: int = 2
-    num_bottom_layers: int = 1
-    num_attn: int = 8
-    num_ffn: int = 8
-    bind_ffn_attn: bool = False
-    use_ste: bool = False
-    output_router_logits: bool = True
-    router_aux_loss_coef: float = 0.01
-    depth_per_chunk: int | None = None
-    router_type: str = "naive"
-    router_dim: int = 256
-    router_softmax_temperature: float = 1.0
-    enable_pause: bool = True
-    require_anchor_layer: bool = True
-    depthwise_bal_loss: bool = False
-    weighted_qkv: bool = False
-    routing_all_possible_path: bool = False
-    routing_top_k: int = 1
-    num_labels: int | None = None
-    problem_type: str | None = None
-    balance_loss: str = "switch"
-    balance_counts: str = "micro"
-    router_choices: str = "max"
-    masked_query_attention: str = "causal"
-    pooling: str = "mask"
-    copy_final_norm: bool = True
-    copy_single_modules: bool = True
+    noun = "configuration"
+    table = "model"
+
+    vocab_size: int = setting(50257, _SIZE)
+    n_positions: int = setting(1024, _SIZE)
+    n_embd: int = setting(768, _SIZE)
+    n_layer: int = setting(12, at_least(1, _MOST_PARTS))
+    n_head: int = setting(12, at_least(1))
+    n_inner: int | None = setting(None, _SIZE)
+    activation_function: str = setting("gelu_new", one_of("gelu_new", "gelu_pytorch_tanh"))
+    resid_pdrop: float = setting(0.0, _DROPOUT)
+    embd_pdrop: float = setting(0.0, _DROPOUT)
+    attn_pdrop: float = setting(0.0, _DROPOUT)
+    layer_norm_epsilon: float = setting(1e-5, _POSITIVE)
+    initializer_range: float = setting(0.02, _NON_NEGATIVE)
+    scale_attn_weights: bool = setting(True)
+    bos_token_id: int | None = setting(None, at_least(0))
+    eos_token_id: int | None = setting(None, at_least(0))
+    pad_token_id: int | None = setting(None, at_least(0))
+    chunks: int = setting(4, at_least(0, _MOST_PARTS))
+    depth_multiplier: float = setting(4, between(0.0, _MOST_ROUNDS))
+    num_top_layers: int = setting(2, at_least(0, _MOST_PARTS))
+    num_bottom_layers: int = setting(1, at_least(0, _MOST_PARTS))
+    num_attn: int = setting(8, at_least(1, _MOST_PARTS))
+    num_ffn: int = setting(8, at_least(1, _MOST_PARTS))
+    bind_ffn_attn: bool = setting(False)
+    use_ste: bool = setting(False)
+    output_router_logits: bool = setting(True)
+    router_aux_loss_coef: float = setting(0.01, _NON_NEGATIVE)
+    depth_per_chunk: int | None = setting(None, at_least(0))
+    router_type: str = setting("naive")
+    router_dim: int = setting(256, _SIZE)
+    router_softmax_temperature: float = setting(1.0, _POSITIVE)
+    enable_pause: bool = setting(True)
+    require_anchor_layer: bool = setting(True)
+    depthwise_bal_loss: bool = setting(False)
+    weighted_qkv: bool = setting(False)
+    routing_all_possible_path: bool = setting(False)
+    routing_top_k: int = setting(1, at_least(0))
+    num_labels: int | None = setting(None, _SIZE)
+    problem_type: str | None = setting(
+        None, one_of("regression", "single_label_classification", "multi_label_classification")
+    )
+    balance_loss: str = setting("switch", one_of("reference", "switch"))
+    balance_counts: str = setting("micro", one_of("micro", "step"))
+    router_choices: str = setting("max", one_of("max", "own", "reference"))
+    masked_query_attention: str = setting("causal", one_of("causal", "reference"))
+    pooling: str = setting("mask", one_of("mask", "reference"))
+    copy_final_norm: bool = setting(True)
+    copy_single_modules: bool = setting(True)
 
     # ------------------------------------------------------------------ validation
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._check_type(field.name, str(field.type), getattr(self, field.name))
-        for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "router_dim", "num_attn", "num_ffn"):
-            self._at_least(name, 1)
-        for name in ("chunks", "num_top_layers", "num_bottom_layers", "routing_top_k"):
-            self._at_least(name, 0)
-        for name in ("n_inner", "depth_per_chunk", "num_labels"):
-            if getattr(self, name) is not None:
-                self._at_least(name, 0 if name == "depth_per_chunk" else 1)
-        for name in ("vocab_size", "n_positions", "n_embd", "router_dim", "n_inner", "num_labels"):
-            value = getattr(self, name)
-            if value is not None and value > 2**24:
-                raise ConfigError(f"{name}: {value} is larger than the supported maximum {2**24}")
-        for name in ("num_attn", "num_ffn", "chunks", "num_top_layers", "num_bottom_layers", "n_layer"):
-            if getattr(self, name) > 4096:
-                raise ConfigError(f"{name}: {getattr(self, name)} is larger than the supported maximum 4096")
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
-        for name in ("layer_norm_epsilon", "router_softmax_temperature"):
-            if not _FLOAT32[0] <= getattr(self, name) <= _FLOAT32[1]:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not a positive finite number of type float32")
-        for name in ("initializer_range", "router_aux_loss_coef"):
-            if not 0.0 <= getattr(self, name) <= _FLOAT32[1]:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not a non-negative finite number of type float32")
-        if not 0.0 <= self.depth_multiplier <= _MOST_ROUNDS:
-            raise ConfigError(f"depth_multiplier: {self.depth_multiplier} is not in [0, {_MOST_ROUNDS}]")
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+    def _check(self) -> None:
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_head: {self.n_head} does not divide n_embd = {self.n_embd}")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{name}: {value} is negative")
         if self.chunks:
             self._check_routing()
-
-    def _check_type(self, name: str, annotation: str, value: Any) -> None:
-        optional = annotation.endswith("| None")
-        kind = annotation.split(" |")[0]
-        if value is None and optional:
-            return
-        ok = {
-            "int": isinstance(value, int) and not isinstance(value, bool),
-            "float": isinstance(value, (int, float)) and not isinstance(value, bool),
-            "bool": isinstance(value, bool),
-            "str": isinstance(value, str),
-        }[kind]
-        if not ok:
-            raise ConfigError(f"{name}: expected {annotation}, got {type(value).__name__} {value!r}")
-
-    def _at_least(self, name: str, least: int) -> None:
-        if getattr(self, name) < least:
-            raise ConfigError(f"{name}: {getattr(self, name)} is less than {least}")
 
     def _check_routing(self) -> None:
         if not any(word in self.router_type for word in ("naive", "gru")):
@@ -303,6 +249,11 @@ class MoMConfig:
     def inner_size(self) -> int:
         """Width F of the feed-forward modules."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each term of the loss by name. A classifier is trained on its own loss alone, as in the reference."""
+        return {"lm": 1.0, "balance": self.router_aux_loss_coef if self.num_labels is None else 0.0}
 
     @property
     def rounds(self) -> int:
@@ -357,22 +308,14 @@ class MoMConfig:
         """Configuration of the plain GPT-2 whose layers become this model's modules."""
         if self.is_vanilla:
             return self
-        return dataclasses.replace(self, chunks=0, n_layer=self.vanilla_layers(), num_bottom_layers=0, num_top_layers=0)
-
-    def replace(self, **changes: Any) -> MoMConfig:
-        """A copy with some fields changed (and validated)."""
-        unknown = sorted(set(changes) - {f.name for f in dataclasses.fields(self)})
-        if unknown:
-            raise ConfigError(f"{unknown[0]}: unknown configuration field")
-        return dataclasses.replace(self, **changes)
+        return self.replace(chunks=0, n_layer=self.vanilla_layers(), num_bottom_layers=0, num_top_layers=0)
 
     # ------------------------------------------------------------------ presets and files
     @classmethod
     def vanilla(cls, n_layer: int = 12, **fields: Any) -> MoMConfig:
         """A plain GPT-2 of ``n_layer`` layers."""
-        return cls._build(
-            {"chunks": 0, "num_bottom_layers": 0, "num_top_layers": 0, "n_layer": n_layer, **fields}, "vanilla"
-        )
+        shape = {"chunks": 0, "num_bottom_layers": 0, "num_top_layers": 0, "n_layer": n_layer}
+        return cls._build({**shape, **fields}, "vanilla")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MoMConfig:
@@ -399,7 +342,7 @@ class MoMConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: expected a mapping of fields, got {type(values).__name__}")
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = cls.names()
         fields = {k: v for k, v in values.items() if k not in _IGNORED_KEYS}
         if (version := fields.pop("mom_format", 1)) != 1:
             raise ConfigError(f"{source}: mom_format: {version!r} is not 1; written by a newer version of mom?")
@@ -413,9 +356,6 @@ class MoMConfig:
                 if values.get(name, wanted) not in (wanted, None):
                     raise ConfigError(f"{source}: {name}: {values[name]!r} is not supported, only {wanted!r}")
             fields = {k: v for k, v in fields.items() if k in known}  # transformers writes others in every version
-        unknown = sorted(set(fields) - known, key=str)
-        if unknown:
-            raise ConfigError(f"{source}: unknown configuration field {unknown[0]!r}")
         if "mom_format" not in values and not set(BEHAVIOUR_FIELDS) & set(fields):
             fields.update(BEHAVIOUR_FIELDS)
         if "chunks" not in fields:
@@ -424,16 +364,6 @@ class MoMConfig:
                 if values.get("scale_attn_by_inverse_layer_idx"):  # the reference forces it off, GPT-2 does not
                     raise ConfigError(f"{source}: scale_attn_by_inverse_layer_idx: not supported")
         return cls._build(fields, source)
-
-    @classmethod
-    def _build(cls, fields: Mapping[str, Any], source: str) -> MoMConfig:
-        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ConfigError(f"{source}: unknown configuration field {unknown[0]!r}")
-        try:
-            return cls(**fields)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> MoMConfig:
@@ -454,11 +384,11 @@ class MoMConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, with the marker ``mom_format`` that says the behaviour fields are meant."""
         model_type = "gpt2" if self.is_vanilla else "gpt2-mot"
-        return {"mom_format": 1, "model_type": model_type, **dataclasses.asdict(self)}
+        return {"mom_format": 1, "model_type": model_type, **super().to_dict()}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(to_json(self.to_dict()), encoding="utf-8")
 
 
 def _mom(n_embd: int, n_head: int, chunks: int, **fields: Any) -> dict[str, Any]:

@@ -15,13 +15,13 @@ import numpy as np
 from .config import MoMConfig
 from .data import Documents, TextDocuments, TokenFile, standard_library_text
 from .data.prepare import prepare
+from .data.tokenizer import Tokenizer
 from .errors import DataError
 from .model import MoM
-from .optim import AdamW
 from .routing import format_paths, module_use, plot_module_use
 from .runtime import cpu_info
-from .tokenizer import Tokenizer
 from .training import TrainingConfig, evaluate_loss, train
+from .training.recipe import seconds_per_step
 
 __all__ = ["run_demo"]
 
@@ -169,21 +169,14 @@ def _sample(documents: Documents) -> list[str]:
     return texts
 
 
-class _TimeIsUp(Exception):
-    """Ends a phase on a machine that has become much slower than it was when it was measured."""
-
-
 class _Deadline:
-    """A callback that ends training at a time and remembers the last step."""
+    """A callback that ends training at a time, on a machine that has become much slower than when it was measured."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.perf_counter() + seconds
-        self.step = 0
 
-    def record(self, record: dict[str, Any]) -> None:
-        self.step = record["step"]
-        if record["kind"] == "train" and time.perf_counter() > self._end:
-            raise _TimeIsUp
+    def record(self, record: dict[str, Any]) -> bool:
+        return time.perf_counter() > self._end
 
     def close(self) -> None:
         """Nothing to do."""
@@ -194,27 +187,12 @@ def _train_phase(
 ) -> int:
     """Train for so many steps or, if that is None, for about so long; gives the number of steps."""
     deadline = _Deadline(1.25 * seconds if steps is None else math.inf)
-    steps = _steps_in(model.config, seconds) if steps is None else steps
-    try:
-        train(model, data, settings, steps=steps, callbacks=[deadline], description=description)
-    except _TimeIsUp:
-        print(f"   (the machine has become busy: stopped after {deadline.step} of {steps} steps)")
-    return deadline.step
-
-
-def _steps_in(config: MoMConfig, seconds: float) -> int:
-    """Training steps that fit in a time, by the speed of a few."""
-    model = MoM(config)
-    optimizer = AdamW(model, lr=0.0)
-    ids = np.random.default_rng(0).integers(config.vocab_size, size=(_BATCH_SIZE, config.n_positions), dtype=np.int32)
-    times = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        model(ids, labels=ids)
-        model.backward()
-        optimizer.step(1.0, zero_grad=True)
-        times.append(time.perf_counter() - begin)
-    return max(10, int(seconds / np.mean(times[1:])))
+    if steps is None:
+        steps = max(10, int(seconds / seconds_per_step(model.config, _BATCH_SIZE, model.config.n_positions)))
+    done = train(model, data, settings, steps=steps, callbacks=[deadline], description=description)
+    if done.stopped_early:
+        print(f"   (the machine has become busy: stopped after {done.step} of {steps} steps)")
+    return done.step
 
 
 def _show_losses(losses: dict[str, float]) -> None:

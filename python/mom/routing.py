@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._extras import need
 from .model import MoM, MoMForSequenceClassification, Routes
 
 __all__ = ["ModuleUse", "format_paths", "module_use", "paths", "plot_module_use"]
@@ -25,7 +26,7 @@ class ModuleUse:
     half : str
         ``"attn"`` or ``"ffn"``.
     share : ndarray of float64, shape (blocks * rounds, M + 1)
-        One row per round, blocks one after another; SKIP is the last column. Rows sum to 1.
+        One row per round, block after block. The last column is SKIP. Rows sum to 1.
     labels : list of str
         Names of the rows, for example ``"block 1 round 0"``.
     """
@@ -48,17 +49,17 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
     routes : Routes
         From ``model(tokens, return_routes=True).routes``.
     mask : array of 0/1, shape (B, T) or of packed rows (N,), optional
-        Tokens to count; all by default.
+        Which tokens to count; by default all.
 
     Returns
     -------
     dict of str to ModuleUse
-        Only halves that have a router.
+        By half; only halves that have a router.
 
     Raises
     ------
     ValueError
-        If `mask` has another shape than the tokens.
+        If the shape of `mask` is not that of the tokens.
     """
     result = {}
     counted = None if mask is None else np.asarray(mask, bool)
@@ -83,7 +84,7 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
 
 
 def paths(routes: Routes, row: int = 0) -> list[list[str]]:
-    """The path of every token of one row: for each round ``"A2+A0 F1"`` and the like; SKIP is ``"-"``.
+    """The path of every token of one row, for each round in the form ``"A2+A0 F1"``. SKIP is written ``"-"``.
 
     Parameters
     ----------
@@ -94,8 +95,8 @@ def paths(routes: Routes, row: int = 0) -> list[list[str]]:
     Returns
     -------
     list of list of str
-        One list per token with an entry per round (blocks one after another). A half without a router is
-        written ``A`` or ``F``.
+        One list per token, with an entry per round, block after block. A half without a router is written ``A`` or
+        ``F``.
     """
     length = None
     steps: list[dict[str, Any]] = []
@@ -130,7 +131,7 @@ def format_paths(
     tokens : array of int, shape (T,)
     routes : Routes
     names : sequence of str
-        What to print for each token.
+        The text to print for each token.
     row : int
 
     Returns
@@ -177,16 +178,13 @@ def plot_module_use(use: dict[str, ModuleUse], title: str = "Module use by round
     Raises
     ------
     ImportError
-        Without matplotlib; the message names the extra.
+        Without matplotlib.
     ValueError
         If there is nothing to show.
     """
     if not use:
         raise ValueError("use: empty; the model has no routers")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'mom[plots]'") from None
+    Figure = need("matplotlib.figure", "a plot", "matplotlib").Figure
     rows = max(len(u.share) for u in use.values())
     figure = Figure(figsize=(4.5 * len(use), 1.6 + 0.45 * rows), layout="constrained")
     top = max(float(u.share.max()) for u in use.values()) or 1.0

@@ -104,15 +104,15 @@ def get_num_threads() -> int:
 
 
 def machine_peak(dtype: str = "float32", threads: int | None = None, seconds: float = 0.2) -> float:
-    """What matrix products could reach at most on this machine: multiply-adds between registers only.
+    """The speed that matrix products cannot exceed on this machine: multiply-adds between registers only.
 
-    The yardstick for "share of peak" in benchmarks: measure it in the same run as what is compared with it.
+    Benchmarks use it for "share of peak". Measure it in the same run as the figures that are compared with it.
 
     Parameters
     ----------
     dtype : {"float32", "bfloat16"}
-        Type of the factors. A level without instructions for bfloat16 multiplies in float32, so that both are
-        the same there.
+        Type of the factors. A level without instructions for bfloat16 multiplies in float32, so both types give the
+        same there.
     threads : int, optional
         1 to 256; `get_num_threads` by default.
     seconds : float
@@ -147,7 +147,7 @@ def memory_bandwidth(bytes: int = 1 << 27, threads: int | None = None, repeats: 
     Parameters
     ----------
     bytes : int
-        Size of each of three arrays. Four times the last cache or more, or it is the cache that is measured.
+        Size of each of three arrays. If it is less than four times the last cache, the cache is measured instead.
     threads : int, optional
         1 to 256; `get_num_threads` by default.
     repeats : int
@@ -175,12 +175,12 @@ def memory_bandwidth(bytes: int = 1 << 27, threads: int | None = None, repeats: 
 
 
 def memory_limit() -> int | None:
-    """Bytes that this process can have at most: the machine's memory, or less where a control group says so.
+    """The most bytes that this process can have: the machine's memory, or less if a control group limits it.
 
     Returns
     -------
     int or None
-        None where the system does not tell.
+        None if the system does not say.
 
     Examples
     --------
@@ -199,7 +199,7 @@ def memory_limit() -> int | None:
 
 
 def _group_files() -> list[Path]:
-    """Where the limits of this process's control groups stand, version 1 and 2, from its own group to the root."""
+    """Files with the memory limits of this process's control groups (version 1 and 2), up to the root group."""
     files = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():

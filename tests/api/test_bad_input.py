@@ -257,7 +257,7 @@ _LOSS = _MODEL(TOKENS, TOKENS).loss
         *(({"depth_multiplier": value}, "depth_multiplier: .* is not in") for value in (
             -1, float("nan"), float("inf"), 1e300, 10**400,
         )),
-        *(({name: -1}, f"{name}: -1 is negative") for name in ("bos_token_id", "eos_token_id", "pad_token_id")),
+        *(({name: -1}, f"{name}: -1 is less than 0") for name in ("bos_token_id", "eos_token_id", "pad_token_id")),
         ({"n_head": 3}, "n_head: 3 does not divide n_embd = 8"),
         ({"activation_function": "relu"}, "activation_function: 'relu' is not one of 'gelu_new'"),
         ({"balance_loss": "none"}, "balance_loss: 'none'"),
@@ -313,7 +313,7 @@ def test_unknown_fields() -> None:
         MoMConfig(num_modules=3)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="no preset 'huge'; there are base"):
         MoMConfig.preset("huge")
-    with pytest.raises(ConfigError, match="unknown configuration field 1"):
+    with pytest.raises(ConfigError, match="1: unknown configuration field"):
         MoMConfig.from_dict({1: 2, "a": 3})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="file: expected a mapping of fields, got list"):
         MoMConfig.from_dict([1], "file")  # type: ignore[arg-type]

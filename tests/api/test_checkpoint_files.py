@@ -1,4 +1,4 @@
-"""`mom.checkpoint`: a folder is there wholly or not at all, whatever fails; damage is found and named."""
+"""`mom.files.folders`: a folder is there wholly or not at all, whatever fails; damage is found and named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from pathlib import Path
 
 import pytest
 
-import mom.checkpoint as checkpoint
-from mom.checkpoint import clean_leftovers, latest_valid, read_manifest, rotate, verify_folder, write_file, write_folder
+import mom.files.folders as folders
 from mom.errors import CheckpointError
+from mom.files.folders import (
+    clean_leftovers,
+    latest_valid,
+    read_manifest,
+    rotate,
+    verify_folder,
+    write_file,
+    write_folder,
+)
 
 FILES = {"config.json": "{}", "weights.bin": bytes(range(256)) * 10, "streamed": lambda file: file.write(b"abc" * 1000)}
 
@@ -96,13 +104,13 @@ def test_a_really_full_file_system_is_reported(tmp_path):
     if os.name != "posix":
         pytest.skip("needs resource limits")
     code = (
-        "import resource, signal, sys; from mom.checkpoint import write_folder\n"
+        "import resource, signal, sys; from mom.files.folders import write_folder\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: write_folder(sys.argv[1], {'small': b'x', 'large': bytes(1_000_000)})\n"
         "except OSError as error: print(error.errno, error.filename)"
     )
     # The package itself needs the compiled core; a bare namespace of the same path does not.
-    package = Path(checkpoint.__file__).parent
+    package = Path(folders.__file__).parents[1]
     bare = f"import sys, types; m = types.ModuleType('mom'); m.__path__ = [{str(package)!r}]; sys.modules['mom'] = m\n"
     result = subprocess.run(
         [sys.executable, "-c", bare + code, str(tmp_path / "step-1")], capture_output=True, text=True, check=True
@@ -290,13 +298,13 @@ def test_manifest_is_plain_json(tmp_path):
 def test_what_cannot_be_written_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="model: .*file is not a folder"):
-        checkpoint.check_replaceable(tmp_path / "file" / "run" / "model")
+        folders.check_replaceable(tmp_path / "file" / "run" / "model")
     with pytest.raises(CheckpointError, match="file: exists and is not a folder"):
-        checkpoint.check_replaceable(tmp_path / "file")
-    checkpoint.check_replaceable(tmp_path / "new" / "run" / "model")
-    monkeypatch.setattr(checkpoint.os, "access", lambda path, mode: False)  # tests may run as root, whom nothing stops
+        folders.check_replaceable(tmp_path / "file")
+    folders.check_replaceable(tmp_path / "new" / "run" / "model")
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)  # tests may run as root, whom nothing stops
     with pytest.raises(CheckpointError, match=f"model: {tmp_path} cannot be written to"):
-        checkpoint.check_replaceable(tmp_path / "new" / "run" / "model")
+        folders.check_replaceable(tmp_path / "new" / "run" / "model")
 
 
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
@@ -304,7 +312,7 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="holds 'thesis.txt'"):
-        checkpoint.write_folder(folder, {"a.txt": "new"})
+        folders.write_folder(folder, {"a.txt": "new"})
     assert (folder / "thesis.txt").read_text() == "years of work"
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -312,12 +320,12 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
 def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="is the current folder"):
-        checkpoint.write_folder(".", {"a.txt": "new"})
+        folders.write_folder(".", {"a.txt": "new"})
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    checkpoint.write_folder(tmp_path / "link", {"a.txt": "new"})
+    folders.write_folder(tmp_path / "link", {"a.txt": "new"})
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "disk" / "a.txt").read_text() == "new"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom import bench, cli, config, demo
+from mom import cli, config, demo
 from mom.data import TokenFile
 from mom.training import evaluate_loss
 
@@ -83,7 +83,7 @@ def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> N
 @pytest.mark.parametrize(("command", "settings"), [("train", mom.TrainingConfig), ("finetune", mom.FinetuneConfig)])
 def test_every_training_field_is_a_flag_with_help(mom_command: Any, command: str, settings: Any) -> None:
     _, out, _ = mom_command(command, "--help")
-    texts = cli._field_help(settings)
+    texts = cli.flags.field_help(settings)
     for field in dataclasses.fields(settings):
         assert f"--{field.name} " in out
         assert len(texts[field.name]) > 5, field.name
@@ -108,7 +108,7 @@ def test_wrong_usage_is_status_2(mom_command: Any, arguments: tuple[str, ...]) -
 
 
 def test_dashes_do_as_well_as_underscores() -> None:
-    assert cli._with_underscores(["--out-dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this"]) == [
+    assert cli.with_underscores(["--out-dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this"]) == [
         "--out_dir", "a-b", "--set=a-b=c-d", "-x", "--", "--not-this",
     ]  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_error_is_one_line_and_a_traceback_on_request(
 
 def test_closed_output_is_no_error() -> None:
     command = subprocess.Popen(
-        [sys.executable, "-m", "mom.cli", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mom", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert command.stdout is not None and command.stderr is not None
     command.stdout.close()
@@ -139,7 +139,7 @@ def test_interrupt_is_status_130(mom_command: Any, monkeypatch: pytest.MonkeyPat
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "cpu_info", interrupt)
+    monkeypatch.setattr(cli.info, "cpu_info", interrupt)
     assert mom_command("info") == (130, "", "mom: interrupted\n")
 
 
@@ -185,7 +185,7 @@ def test_prepare_with_a_tokenizer_a_key_and_unreadable_records(mom_command: Any,
 def test_prepare_takes_the_standard_library_without_sources(
     mom_command: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "standard_library_text", lambda: mom.data.Documents(text, name="standard library"))
+    monkeypatch.setattr(cli.prepare, "standard_library_text", lambda: mom.data.Documents(text, name="standard library"))
     assert mom_command("prepare", "--out_dir", tmp_path, "--vocab_size", 260)[0] == 0
     assert json.loads((tmp_path / "meta.json").read_text())["sources"] == ["standard library"]
 
@@ -240,13 +240,13 @@ def test_settings_from_a_file_and_flags_win(mom_command: Any, data: Path, tmp_pa
     assert (saved["batch_size"], saved["sequence_length"]) == (1, 8)
     file.write_text("stepz = 2\n")
     status, _, err = mom_command(*flags)
-    assert status == 1 and err == f"mom: error: {file}: unknown training field 'stepz'\n"
+    assert status == 1 and err == f"mom: error: {file}: stepz: unknown training field; did you mean 'steps'?\n"
 
 
 def test_both_phases_from_the_command_line(mom_command: Any, data: Path, tmp_path: Path) -> None:
     flags = ("train", "--data", data, *SETTINGS, "--progress", "false", "--run_dir")
     config_file = tmp_path / "config.json"
-    asked = mom.MoMConfig.preset("demo").replace(**cli._changes(SMALL))
+    asked = mom.MoMConfig.preset("demo").replace(**cli.flags.changes_of(SMALL))
     asked.to_json(config_file)
     assert mom_command(*flags, tmp_path / "one", "--model", config_file, "--vanilla")[0] == 0
     vanilla = mom.MoM.from_pretrained(tmp_path / "one" / "model")
@@ -285,14 +285,14 @@ def test_train_errors(mom_command: Any, data: Path, tmp_path: Path, flags: list[
 def test_values_of_set_are_json_or_words() -> None:
     pairs = ["a=3", "b=0.5", "c=gru-softmax", "d=none", "e=True", "f=false", 'g="7"', "h=a=b"]
     expected = {"a": 3, "b": 0.5, "c": "gru-softmax", "d": None, "e": True, "f": False, "g": "7", "h": "a=b"}
-    assert cli._changes(pairs) == expected
+    assert cli.flags.changes_of(pairs) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_leaves_with_its_status(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
     flags = ["train", "--data", str(data), "--run_dir", str(run_dir), *MODEL, "--batch_size", "1", "--steps", "100000"]
-    command = subprocess.Popen([sys.executable, "-m", "mom.cli", *flags], stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen([sys.executable, "-m", "mom", *flags], stderr=subprocess.PIPE, text=True)
     log = run_dir / "log.jsonl"
     end = time.monotonic() + 60
     while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:
@@ -416,53 +416,14 @@ def test_info_tells_the_memory_of_a_model(mom_command: Any, tmp_path: Path) -> N
     assert status == 1 and "batch: 0" in err
 
 
-def test_bench_gemm_prints_a_table(mom_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    small = [
-        bench.Product("mini", "square", "forward", "plain", (32,), 32, 32, 32),
-        bench.Product("mini", "flat", "to weights", "gathered", (5, 9), 16, 64, 16, out_in=True),
-    ]
-    monkeypatch.setattr(bench, "gemm_products", lambda preset: small)
-    for precision in ("float32", "bfloat16"):
-        status, out, _ = mom_command(
-            "bench", "gemm", "--presets", "mini", "--repeats", 2, "--precision", precision,
-            "--output", tmp_path / "gemm.json",
-        )  # fmt: skip
-        assert status == 0
-        names = [line.split(",")[0] for line in out.splitlines()[-2:]]
-        assert names == ["mini square", "mini flat"]
-        rows = json.loads((tmp_path / "gemm.json").read_text())["products"]
-        assert [(row["m"], row["k"], row["n"], row["groups"]) for row in rows] == [(32, 32, 32, 1), (16, 5, 64, 2)]
-        assert all(row[name] > 0 for row in rows for name in ("peak", "mom", "mom_median", "numpy", "numpy_median"))
-    assert mom_command("bench", "gemm", "--repeats", 0)[0] == 1
-
-
-def test_bench_gemm_of_an_unknown_preset_names_the_choices(mom_command: Any) -> None:
-    status, _, err = mom_command("bench", "gemm", "--presets", "mega")
-    assert status == 1 and "preset: 'mega' is not one of mini, base" in err
-
-
-@pytest.mark.parametrize("direction", ["forward", "to inputs", "to weights"])
-@pytest.mark.parametrize("kind", ["plain", "gathered"])
-@pytest.mark.parametrize("out_in", [False, True])
-def test_bench_gemm_compares_equal_products(direction: str, kind: str, out_in: bool) -> None:
-    rows = (24,) if kind == "plain" else (7, 11)
-    product = bench.Product("mini", "x", direction, kind, rows, 24, 10, 13, out_in)
-    arrays = product.arrays()
-    compute, results = arrays.numpy()
-    compute()
-    ours = mom.ops.gemm_grouped(arrays.ours())
-    for mine, numpys in zip(ours, results, strict=True):
-        assert mine.shape == numpys.shape and np.allclose(mine, numpys, rtol=1e-4, atol=1e-4)
-    m, k, n = product.shape
-    assert ours[0].shape == (m, n) and (k == product.rows[0]) == (direction == "to weights")
-    assert product.flop == 2.0 * sum(rows) * 10 * 13
-
-
-def test_bench_gemm_lists_every_kind_of_product() -> None:
-    for preset in ("mini", "base"):
-        found = {(p.direction, p.kind) for p in bench.gemm_products(preset)}
-        assert {d for d, _ in found} == {"forward", "to inputs", "to weights"}
-        assert {k for _, k in found} == {"plain", "grouped", "gathered"}
+def test_bench_prints_the_speed_of_a_step(mom_command: Any) -> None:
+    small = ("--preset", "demo", "--batch_size", 2, "--sequence_length", 16, "--seconds", 0)
+    status, out, _ = mom_command("bench", *small)
+    lines = out.splitlines()
+    assert status == 0 and [line.split()[0] for line in lines] == ["level", "peak", "memory", "demo,"]
+    found = re.fullmatch(r"demo, 2 x 16 tokens: (\S+) s per step, (\S+) tokens/s", lines[3])
+    assert found and float(found[1]) >= 0 and int(found[2].replace(",", "")) > 0
+    assert mom_command("bench", "--batch_size", 0)[0] == 1
 
 
 @pytest.fixture
@@ -497,7 +458,7 @@ def test_demo_without_matplotlib_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, out, err = mom_command("demo", "--text", text, "--out_dir", tmp_path, "--minutes", 0.001)
-    assert status == 0 and "No heat map: plots need matplotlib" in err and "To go on:" in out
+    assert status == 0 and "No heat map: a plot needs the package matplotlib" in err and "To go on:" in out
 
 
 def test_demo_learns(text: Path, tmp_path: Path, small_demo: None) -> None:

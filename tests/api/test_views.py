@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import mom
-from mom import _core, reference, weights
+from mom import _core, reference
+from mom.files.names import canonical_names
 
 CONFIG = mom.MoMConfig(
     vocab_size=17, n_positions=8, n_embd=8, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -31,7 +32,7 @@ TOKENS = np.random.default_rng(0).integers(0, 17, (2, 6))
 def test_mappings_are_complete_and_in_canonical_order(name: str) -> None:
     config = CONFIGS[name]
     model = mom.MoM(config)
-    names = weights.canonical_names(config)
+    names = canonical_names(config)
     assert list(model.parameters) == list(model.gradients) == list(names) == list(reference.parameter_shapes(config))
     for key, shape in names.items():
         for array in (model.parameters[key], model.gradients[key]):

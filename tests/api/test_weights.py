@@ -1,4 +1,4 @@
-"""`mom.weights`: files that are right, files that are wrong, and names under every naming."""
+"""`mom.files`: weight files that are right, files that are wrong, and names under every naming."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mom.checkpoint import verify_folder, write_folder
 from mom.config import MoMConfig
 from mom.errors import CheckpointError
-from mom.weights import (
-    canonical_names,
-    detect_and_canonicalise,
-    read_safetensors,
-    read_weights,
-    rename,
-    vanilla_mapping,
-    write_safetensors,
-)
+from mom.files.folders import verify_folder, write_folder
+from mom.files.names import canonical_names, detect_and_canonicalise, rename, vanilla_mapping
+from mom.files.weights import read_safetensors, read_weights, write_safetensors
 from shared_data import shared_path
 
 SIZES = {"vocab_size": 11, "n_positions": 7, "n_embd": 4, "n_head": 2, "router_dim": 3}

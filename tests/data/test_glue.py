@@ -1,4 +1,4 @@
-"""`mom.data.glue`: every task in every form, and every kind of damage counted and named."""
+"""`mom.glue.reader`: every task in every form, and every kind of damage counted and named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mom.data.glue import SPLITS, TASKS, find_task, read_glue
 from mom.data.records import RecordError
 from mom.errors import DataError
+from mom.glue import TASKS, find_task, read_glue
+from mom.glue.tasks import SPLITS
 from shared_data import shared_path
 
 GOLDEN = Path(__file__).parent / "golden" / "glue"
@@ -446,7 +447,7 @@ def test_hub_names_need_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "__import__", without)
-        with pytest.raises(DataError, match="nyu-mll/glue: no such file or folder; .* install .*'mom\\[hub\\]'"):
+        with pytest.raises(DataError, match="nyu-mll/glue: no such file or folder; .*: pip install datasets"):
             read_glue("nyu-mll/glue", "cola")
 
     class Library:

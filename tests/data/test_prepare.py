@@ -15,8 +15,8 @@ import pytest
 import mom.data.prepare as prepare_module
 from mom.data import Documents, TextDocuments, TokenFile
 from mom.data.prepare import prepare
+from mom.data.tokenizer import Tokenizer
 from mom.errors import DataError
-from mom.tokenizer import Tokenizer
 
 TEXTS = [f"Document number {i} says something about {i * i} things.\n" * 3 for i in range(300)]
 

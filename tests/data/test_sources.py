@@ -11,10 +11,10 @@ import warnings
 import numpy as np
 import pytest
 
-import mom.data.sources
+from mom.data import records
 from mom.data.sources import Documents, TextDocuments, standard_library_text
+from mom.data.tokenizer import Tokenizer
 from mom.errors import DataError
-from mom.tokenizer import Tokenizer
 
 
 def read(documents):
@@ -146,11 +146,11 @@ def test_problems_are_all_counted_and_the_first_ones_spelt_out(tmp_path):
     with pytest.warns(UserWarning, match="100 unreadable"):
         assert read(documents) == []
     assert documents.report.skipped == 100
-    assert len(documents.report.problems) == mom.data.sources.MAX_PROBLEMS
+    assert len(documents.report.problems) == records.MAX_PROBLEMS
 
 
 def test_overlong_json_line_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(mom.data.sources, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
     path = write(tmp_path / "a.jsonl", json_lines("a", "b" * 5000, "c"))
     with pytest.raises(DataError, match="line 2: longer than 1000 bytes"):
         read(Documents(path))

@@ -1,4 +1,4 @@
-"""`mom.tokenizer`: exact round trips, the library's own ids, and files that are broken in every way."""
+"""`mom.data.tokenizer`: exact round trips, the library's own ids, and files that are broken in every way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-import mom.tokenizer
+import mom.data.tokenizer
+from mom.data.tokenizer import END_OF_TEXT, Tokenizer
 from mom.errors import DataError
-from mom.tokenizer import END_OF_TEXT, Tokenizer
 from shared_data import shared_path
 from vocabularies import renumbered
 
@@ -182,7 +182,7 @@ def test_missing_files_are_named(byte_files, tmp_path):
 
 def test_oversized_file_is_refused_unread(tokenizer, tmp_path, monkeypatch):
     path = tokenizer.save(tmp_path)
-    monkeypatch.setattr(mom.tokenizer, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(mom.data.tokenizer, "MAX_FILE_BYTES", 100)
     with pytest.raises(DataError, match="more than the limit of 100") as caught:
         Tokenizer.load(path)
     assert str(path) in str(caught.value)
@@ -191,7 +191,7 @@ def test_oversized_file_is_refused_unread(tokenizer, tmp_path, monkeypatch):
 def test_sparse_file_beyond_the_real_limit_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     with open(path, "wb") as file:
-        file.truncate(mom.tokenizer.MAX_FILE_BYTES + 1)
+        file.truncate(mom.data.tokenizer.MAX_FILE_BYTES + 1)
     with pytest.raises(DataError, match="more than the limit"):
         Tokenizer.load(path)
 

@@ -1,4 +1,4 @@
-"""`mom.data.xsum`: every form of the data, and damaged rows counted and named."""
+"""`mom.xsum.reader`: every form of the data, and damaged rows counted and named."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mom.data.records import RecordError
-from mom.data.xsum import SPLITS, read_xsum
 from mom.errors import DataError
+from mom.xsum.reader import SPLITS, read_xsum
 from shared_data import shared_path
 
 GOLDEN = Path(__file__).parent / "golden" / "xsum"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom.data.glue import TASKS
+from mom.glue import TASKS, finetuning
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -237,8 +238,8 @@ def test_share_of_fine_tuning_counts_every_part_once(monkeypatch: pytest.MonkeyP
             "classify": 13.0}  # fmt: skip
     originals = {}
     for name, seconds in cost.items():
-        slowed = counted(name, clock.slow(getattr(mom.glue, name), seconds))
-        monkeypatch.setattr(mom.glue, name, slowed)
+        slowed = counted(name, clock.slow(getattr(finetuning, name), seconds))
+        monkeypatch.setattr(finetuning, name, slowed)
         originals[name] = slowed
     monkeypatch.setattr(bench, "time", clock)
     monkeypatch.setattr(bench, "PRESETS", {"tiny": ("demo", "demo")})
@@ -257,7 +258,7 @@ def test_share_of_fine_tuning_counts_every_part_once(monkeypatch: pytest.MonkeyP
     assert found["total"] == sum(cost[name] * count for name, count in calls.items())
     assert found["share"] == pytest.approx(sum(expected.values()) / found["total"])
     assert 0.0 < found["training_steps"] < 60.0, "by the real clock"
-    assert all(getattr(mom.glue, name) is function for name, function in originals.items()), "put back"
+    assert all(getattr(finetuning, name) is function for name, function in originals.items()), "put back"
 
 
 def test_speeds_of_fine_tuning_are_compared_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,3 +382,46 @@ def test_arguments_are_read() -> None:
     ):  # fmt: skip
         with pytest.raises(argparse.ArgumentTypeError, match=message):
             parse(text)
+
+
+# ---------------------------------------------------------------------- matrix products
+def test_matrix_products_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    bench = script("bench_gemm")
+    small = [
+        bench.Product("mini", "square", "forward", "plain", (32,), 32, 32, 32),
+        bench.Product("mini", "flat", "to weights", "gathered", (5, 9), 16, 64, 16, out_in=True),
+    ]
+    monkeypatch.setattr(bench, "gemm_products", lambda preset: small)
+    for precision in ("float32", "bfloat16"):
+        file = tmp_path / "gemm.json"
+        flags = ["--presets", "mini", "--repeats", "2", "--precision", precision, "--output", str(file)]
+        assert bench.main(flags) == 0
+        names = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()[-3:-1]]
+        assert names == ["mini square", "mini flat"]
+        rows = json.loads(file.read_text())["products"]
+        assert [(row["m"], row["k"], row["n"], row["groups"]) for row in rows] == [(32, 32, 32, 1), (16, 5, 64, 2)]
+        assert all(row[name] > 0 for row in rows for name in ("peak", "mom", "mom_median", "numpy", "numpy_median"))
+
+
+@pytest.mark.parametrize("direction", ["forward", "to inputs", "to weights"])
+@pytest.mark.parametrize("kind", ["plain", "gathered"])
+@pytest.mark.parametrize("out_in", [False, True])
+def test_compared_matrix_products_are_equal(direction: str, kind: str, out_in: bool) -> None:
+    rows = (24,) if kind == "plain" else (7, 11)
+    product = script("bench_gemm").Product("mini", "x", direction, kind, rows, 24, 10, 13, out_in)
+    arrays = product.arrays()
+    compute, results = arrays.numpy()
+    compute()
+    ours = mom.ops.gemm_grouped(arrays.ours())
+    for mine, numpys in zip(ours, results, strict=True):
+        assert mine.shape == numpys.shape and np.allclose(mine, numpys, rtol=1e-4, atol=1e-4)
+    m, k, n = product.shape
+    assert ours[0].shape == (m, n) and (k == product.rows[0]) == (direction == "to weights")
+    assert product.flop == 2.0 * sum(rows) * 10 * 13
+
+
+def test_every_kind_of_matrix_product_is_listed() -> None:
+    for preset in ("mini", "base"):
+        found = {(p.direction, p.kind) for p in script("bench_gemm").gemm_products(preset)}
+        assert {d for d, _ in found} == {"forward", "to inputs", "to weights"}
+        assert {k for _, k in found} == {"plain", "grouped", "gathered"}

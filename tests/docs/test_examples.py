@@ -78,7 +78,7 @@ def test_the_readme_shows_commands() -> None:
 def test_mom_commands_and_their_flags_exist(path: Path) -> None:
     for words in commands_of(path, "mom"):
         try:
-            cli._parser().parse_args(cli._with_underscores(words))
+            cli.parser().parse_args(cli.with_underscores(words))
         except SystemExit as end:
             assert end.code == 0, f"mom {shlex.join(words)}"
 

@@ -1,4 +1,4 @@
-"""`mom.evaluate.glue` calls scikit-learn and SciPy as GLUE does, constants and ties included."""
+"""`mom.glue.metrics` calls scikit-learn and SciPy as GLUE does, constants and ties included."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mom.data.glue import TASKS
 from mom.evaluate import baseline_metrics, glue_metrics, task_score
+from mom.glue import TASKS
 
 metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
 stats = pytest.importorskip("scipy.stats", reason="SciPy is not installed")
@@ -116,7 +116,7 @@ def test_arguments_are_checked(task: str, predictions: Any, labels: Any, message
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     with pytest.raises(
-        ImportError, match=r"GLUE's metrics needs the package scikit-learn: pip install 'mom\[metrics\]'"
+        ImportError, match=r"GLUE's metrics needs the package scikit-learn: pip install scikit-learn"
     ):
         glue_metrics("rte", [1], [1])
 

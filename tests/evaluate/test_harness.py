@@ -16,7 +16,6 @@ import pytest
 import mom
 from mom import cli
 from mom.errors import ConfigError, DataError
-from mom.evaluate import register
 
 TEXTS = ["The cat sat on the mat, and the dog sat on the cat. ", "A river runs to the sea; the sea runs nowhere. "]
 
@@ -167,23 +166,14 @@ def tasks(model: mom.MoM, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["mom lm_eval", "lm_eval"])
-def test_local_tasks_run(way: str, model: mom.MoM, tasks: Path, tmp_path: Path) -> None:
+def test_local_tasks_run(model: mom.MoM, tasks: Path, tmp_path: Path) -> None:
     harness()
     pytest.importorskip("datasets", reason="datasets is not installed")
     model.save_pretrained(tmp_path / "model")
-    if way == "lm_eval":
-        (tmp_path / "site").mkdir()
-        register.install(tmp_path / "site")
-        code = "import site, sys; site.addsitedir(sys.argv.pop(1)); sys.argv[0] = 'lm_eval'; " + (
-            "from lm_eval.__main__ import cli_evaluate; assert 'mom' not in sys.modules; cli_evaluate()"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path / "site")]
-    else:
-        command = [sys.executable, "-m", "mom.cli", "lm_eval"]
     done = subprocess.run(
-        [*command, "run", "--model", "mom", "--model_args", f"pretrained={tmp_path / 'model'}", "--tasks",
-         "local_choice,local_rolling,local_until", "--include_path", str(tasks), "--output_path", str(tmp_path / "out"),
+        [sys.executable, "-m", "mom", "lm_eval", "run", "--model", "mom",
+         "--model_args", f"pretrained={tmp_path / 'model'}", "--tasks", "local_choice,local_rolling,local_until",
+         "--include_path", str(tasks), "--output_path", str(tmp_path / "out"),
          "--batch_size", "2"],
         capture_output=True, text=True, timeout=600,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"),
@@ -198,20 +188,9 @@ def test_local_tasks_run(way: str, model: mom.MoM, tasks: Path, tmp_path: Path) 
     assert results["local_choice"]["acc,none"] == 0.5 and results["local_until"]["exact_match,none"] == 0.25
 
 
-def test_registration_is_two_files_that_can_be_removed(tmp_path: Path) -> None:
-    register.install(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mom_lm_eval_hook.pth", "mom_lm_eval_hook.py"]
-    code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); assert 'numpy' not in sys.modules; import json"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    register.uninstall(tmp_path)
-    register.uninstall(tmp_path)
-    assert not list(tmp_path.glob("mom_lm_eval*"))
-
-
 def test_command_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["lm_eval"]) == 1 and "arguments: none" in capsys.readouterr().err
-    assert cli.main(["lm_eval", "--register", "run"]) == 1 and "with --register" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     assert cli.main(["lm_eval", "run", "--model", "mom"]) == 1
-    assert "needs the package lm-eval: pip install 'mom[lm-eval]'" in capsys.readouterr().err
-    assert cli._with_underscores(["lm_eval", "run", "--gen-kwargs", "a"]) == ["lm_eval", "run", "--gen-kwargs", "a"]
+    assert "needs the package lm-eval: pip install lm-eval" in capsys.readouterr().err
+    assert cli.with_underscores(["lm_eval", "run", "--gen-kwargs", "a"]) == ["lm_eval", "run", "--gen-kwargs", "a"]

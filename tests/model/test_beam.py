@@ -1,4 +1,4 @@
-"""`mom.beam`: equals an exhaustive search, greedy search and a recomputing decoder; its rules hold."""
+"""`mom.model.beam`: equals an exhaustive search, greedy search and a recomputing decoder; its rules hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom.beam import beam_search
+from mom.model import beam_search
 
 CONFIG = mom.MoMConfig(
     vocab_size=12, n_positions=20, n_embd=16, n_head=2, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,

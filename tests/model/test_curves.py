@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import mom
-import mom.optim
-from mom import weights
+from mom.files import weights
 from shared_data import shared_path
 
 STEPS, ROWS, LENGTH = 300, 8, 128
@@ -28,7 +27,7 @@ def run(dtype: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, floa
     model = mom.MoM(mom.MoMConfig.from_json(folder), dtype=dtype)
     model.load_state(weights.read_weights(folder), str(folder))
     optimizer = mom.AdamW(model, lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
-    factor = mom.optim.cosine_schedule(20, STEPS)
+    factor = mom.training.cosine_schedule(20, STEPS)
     losses, norms = [], []
     for step in range(STEPS):
         batch = text[step * ROWS * LENGTH : (step + 1) * ROWS * LENGTH].reshape(ROWS, LENGTH)

@@ -13,8 +13,8 @@ import pytest
 
 import mom
 from mom import _core
-from mom.memory import plan_for
-from mom.training.finetune import trainable
+from mom.model import plan_for
+from mom.training.adapt import trainable
 
 BASE = mom.MoMConfig(
     vocab_size=50, n_positions=32, n_embd=24, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=3,
@@ -399,7 +399,7 @@ def test_limit_of_the_machine() -> None:
     assert model.memory_limit == limit
     if limit is None:
         pytest.skip("the system does not tell")
-    wide = mom.MoM._outline(mom.MoMConfig.preset("base"), "float32")
+    wide = mom.MoM(mom.MoMConfig.preset("demo", n_positions=512))
     batch = 16 * (limit // wide.memory_plan(8, 512).arena + 2)
     assert wide.memory_plan(batch, 512).total > limit
     tokens = np.zeros((batch, 512), np.int32)
@@ -601,7 +601,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 import mom
-from mom.training.finetune import trainable
+from mom.training.adapt import trainable
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -300,13 +300,13 @@ def test_bad_arguments_of_steps_and_clipping() -> None:
 
 
 def test_schedules() -> None:
-    cosine, linear = mom.optim.cosine_schedule(10, 110), mom.optim.linear_schedule(10, 110, final=0.1)
+    cosine, linear = mom.training.cosine_schedule(10, 110), mom.training.linear_schedule(10, 110, final=0.1)
     assert [cosine(s) for s in (0, 5, 10, 60, 110, 1000)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
     assert [linear(s) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
-    assert mom.optim.cosine_schedule(0, 1)(0) == 1.0 and mom.optim.linear_schedule(5, 5)(5) in (0.0, 1.0)
+    assert mom.training.cosine_schedule(0, 1)(0) == 1.0 and mom.training.linear_schedule(5, 5)(5) in (0.0, 1.0)
     for bad in ((-1, 5, 0.0), (0, 0, 0.0), (6, 5, 0.0), (0, 5, 1.5)):
         with pytest.raises(ValueError, match="warmup|final"):
-            mom.optim.cosine_schedule(*bad)
+            mom.training.cosine_schedule(*bad)
 
 
 # ---------------------------------------------------------------------- gradients that nobody looks at

@@ -174,12 +174,12 @@ def test_what_counts_as_wanted() -> None:
     assert not computes_some(model)
     want = model(tokens, return_logits=True).logits.reshape(-1, 97)
     rows = np.array([7, 159, 80], np.int32)
-    model._core.forward(**model._inputs(tokens, None, None, None), rows=rows)
+    model._core.forward(**model.inputs(tokens, None, None, None), rows=rows)
     np.testing.assert_allclose(model._core.logits(rows), want[rows], rtol=1e-5, atol=1e-5)
     with pytest.raises(RuntimeError, match="row 8 was not wanted"):
         model._core.logits(np.array([7, 8], np.int32))
     with pytest.raises(ValueError, match="rows: 160 at position 0"):
-        model._core.forward(**model._inputs(tokens, None, None, None), rows=np.array([160], np.int32))
+        model._core.forward(**model.inputs(tokens, None, None, None), rows=np.array([160], np.int32))
 
 
 def test_frozen_modules() -> None:

@@ -14,17 +14,12 @@ import pytest
 import mom
 from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
-from mom.glue import _checked_seeds
-from mom.training.finetune import (
-    FinetuneConfig,
-    FinetuneInterrupted,
-    classifier_from,
-    classify,
-    fit_classifier,
-    routers_are_idle,
-    run_loop,
-    trainable,
-)
+from mom.glue.finetuning import _checked_seeds
+from mom.training import FinetuneConfig
+from mom.training.adapt import classifier_from, classify, routers_are_idle, trainable
+from mom.training.batches import MicroBatch, Rows
+from mom.training.finetune import FinetuneInterrupted, LoopResult, RunOptions, fit_rows
+from mom.training.finetune import fit_classifier as fit_with_options
 from padding import padded
 
 CONFIG = mom.MoMConfig(
@@ -35,6 +30,12 @@ CONFIG = mom.MoMConfig(
 PLAIN = mom.MoMConfig.vanilla(2, vocab_size=300, n_positions=24, n_embd=16, n_head=2)
 KINDS = pytest.mark.parametrize("config", [CONFIG, CONFIG.replace(router_type="naive", routing_top_k=1), PLAIN],
                                 ids=["gru", "naive", "plain"])  # fmt: skip
+
+
+def fit_classifier(
+    model: Any, rows: Any, labels: Any, config: FinetuneConfig, seed: int = 0, evaluate: Any = None, **options: Any
+) -> LoopResult:
+    return fit_with_options(model, rows, labels, config, seed, evaluate, RunOptions(**options))
 
 
 def moved(model: Any, seed: int = 5) -> Any:
@@ -617,17 +618,16 @@ def test_a_signal_breaks_an_evaluation_off() -> None:
     assert caught.value.signal == "SIGTERM" and calls == ["begun", "begun"] and not model.training
 
 
-def test_run_loop_trains_language_models_too() -> None:
+def test_language_models_are_trained_too() -> None:
     model = mom.MoM(CONFIG, seed=0)
     tokens = np.tile(np.arange(8), (4, 2))
 
-    def forward(batch: Any) -> tuple[Any, int]:
-        return model(batch, labels=batch), len(batch)
+    def make(rows: np.ndarray) -> MicroBatch:
+        return MicroBatch({"tokens": tokens[rows], "labels": tokens[rows]}, 15 * len(rows), len(rows), 16 * len(rows))
 
     first = model(tokens, labels=tokens).lm_loss
-    result = run_loop(
-        model, lambda rng: [[tokens]], 1, forward, len, FinetuneConfig(epochs=60, lr=0.01), 0, progress=False
-    )
+    source = Rows([16] * 4, 4, 1, 0, make)
+    result = fit_rows(model, source, FinetuneConfig(epochs=60, lr=0.01), 0, options=RunOptions(progress=False))
     assert result.loss < 0.3 * (first or math.nan)
 
 
@@ -637,13 +637,15 @@ def test_run_loop_trains_language_models_too() -> None:
     [
         ({"epochs": 0}, "epochs: 0 is less than 1"), ({"accumulation": 0}, "accumulation: 0 is less than 1"),
         ({"epochs": 1.5}, "epochs: expected int, got float 1.5"),
-        ({"lr": -1.0}, r"lr: -1.0 is not in \[0.0, 1000.0\]"), ({"warmup": 2.0}, r"warmup: 2.0 is not in \[0.0, 1.0\]"),
+        ({"lr": -1.0}, r"lr: -1.0 is not in \[0.0, 1000.0\]"),
+        ({"warmup": 2.0}, r"warmup: 2.0 is no share in \[0, 1\]; a number of steps is an integer"),
+        ({"warmup": -1}, "warmup: -1 is negative"),
         ({"train": "body"}, "train: 'body' is not one of 'all', 'routers', 'head'"),
         ({"schedule": "step"}, "schedule: 'step' is not one of"),
         ({"dropout": 1.0}, r"dropout: 1.0 is not in \[0, 1\)"),
         ({"clip": 0.0}, "clip: 0.0 is not positive"), ({"patience": -1}, "patience: -1 is less than 0"),
         ({"evals_per_epoch": 0}, "evals_per_epoch: 0 is less than 1"),
-        ({"layers": 3}, "layers: unknown field of fine-tuning"), ({"max_steps": True}, "max_steps: expected int"),
+        ({"layers": 3}, "layers: unknown fine-tuning field"), ({"max_steps": True}, "max_steps: expected int"),
         ({"activation_checkpointing": 1}, "activation_checkpointing: expected bool, got int 1"),
     ],
 )  # fmt: skip

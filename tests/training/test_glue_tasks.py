@@ -18,9 +18,10 @@ import pytest
 
 import mom
 from mom import cli, glue
-from mom.data.glue import TASKS, read_glue
 from mom.errors import CheckpointError, ConfigError, DataError
-from mom.training.finetune import FinetuneInterrupted, copy_of
+from mom.glue import TASKS, read_glue
+from mom.training.adapt import copy_of
+from mom.training.finetune import FinetuneInterrupted
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("scipy", reason="SciPy is not installed")
@@ -86,7 +87,7 @@ def test_models_by_path_and_language_models_are_told_apart(model: mom.MoM, tmp_p
     assert by_path.folder is None and repr(by_path).startswith("<GlueResult RTE: accuracy ")
     with pytest.raises(DataError, match="lm: a language model without a classification head; fine-tune it first"):
         glue.evaluate(tmp_path / "lm", "rte", GOLDEN)
-    with pytest.raises(TypeError, match="model: expected MoMForSequenceClassification, got MoM"):
+    with pytest.raises(TypeError, match="model: expected MoMForSequenceClassification or a path, got MoM"):
         glue.evaluate(model, "rte", GOLDEN)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="model: has 2 labels, MNLI-m has 3"):
         glue.evaluate(by_path.model, "mnli", GOLDEN)
@@ -201,7 +202,7 @@ def test_sigterm_ends_the_command_with_the_best_weights_kept(model: mom.MoM, tmp
     model.save_pretrained(tmp_path / "lm")
     command = ["finetune", "--task", "rte", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN), "--epochs",
                "100000", "--patience", "0", "--out_dir", str(tmp_path / "out")]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "mom.cli", *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "mom", *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "dev score" not in (line := process.stderr.readline()):
         assert line, "the command has ended"
@@ -223,7 +224,7 @@ def test_a_signal_after_training_keeps_results_and_ends_the_command(
     def killed(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(glue, "_metrics_of", killed)
+    monkeypatch.setattr(glue.finetuning, "_metrics_of", killed)
     model.save_pretrained(tmp_path / "lm")
     command = ["finetune", "--task", "rte", "mnli", "cola", "--model", str(tmp_path / "lm"), "--data", str(GOLDEN),
                "--epochs", "1", "--seeds", "0", "1", "--out_dir", str(tmp_path / "out")]  # fmt: skip
@@ -379,7 +380,7 @@ def test_what_does_not_fit_is_said_before_training(model: mom.MoM, tmp_path: Pat
         ({"seeds": ()}, ConfigError, "seeds: expected one or more distinct integers"),
         ({"seeds": (1, 1)}, ConfigError, "seeds: expected one or more distinct integers"),
         ({"max_length": 41}, ConfigError, "max_length: 41 is more than the model's n_positions = 40"),
-        ({"layers": 2}, ConfigError, "layers: unknown field"),
+        ({"layers": 2}, ConfigError, "layers: unknown fine-tuning field"),
         ({"data": GOLDEN / "CoLA" / "train.tsv"}, ConfigError, "data: .*train.tsv is one file; a folder or a mapping"),
     ):  # fmt: skip
         with pytest.raises(kind, match=message):
@@ -494,3 +495,30 @@ def test_command_errors(model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFi
         assert status == 1 and message in err
     status, _, err = run(capsys, "evaluate", "--model", tmp_path / "lm", "--task", "cola", "--text", tmp_path)
     assert status == 1 and "task: needs --data" in err
+
+
+def test_the_command_takes_settings_from_a_file_and_resumes(
+    model: mom.MoM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "lm")
+    file = tmp_path / "tune.toml"
+    file.write_text("[finetune]\nepochs = 1\nbatch_size = 4\nwarmup = 0.5\nlr = 0.01\n")
+    command = ["finetune", "--task", "rte", "--model", tmp_path / "lm", "--data", GOLDEN, "--out_dir", tmp_path / "out",
+               "--config", file, "--lr", 0.002, "--run_dir", tmp_path / "run"]  # fmt: skip
+    status, out, err = run(capsys, *command)
+    assert status == 0, err
+    written = json.loads((tmp_path / "out" / "rte" / "results.json").read_text())
+    config = written["config"]
+    assert [config[name] for name in ("epochs", "batch_size", "warmup", "lr")] == [1, 4, 0.5, 0.002]
+    assert (tmp_path / "run" / "rte" / "seed-0" / "log.jsonl").is_file()
+
+    status, _, err = run(capsys, *command)
+    assert status == 1 and "already holds checkpoints; use resume" in err
+    status, again, _ = run(capsys, *command, "--resume")
+    assert (status, again) == (0, out)
+    assert json.loads((tmp_path / "out" / "rte" / "results.json").read_text())["seeds"] == written["seeds"]
+    status, _, err = run(capsys, *command, "--resume", "--warmup", "1")  # a step
+    assert status == 0 and "resume: warmup was 0.5 and is now 1" in err
+    file.write_text("epoch = 1\n")
+    status, _, err = run(capsys, *command, "--resume")
+    assert status == 1 and err == f"mom: error: {file}: epoch: unknown fine-tuning field; did you mean 'epochs'?\n"

@@ -15,6 +15,7 @@ import pytest
 import small_run
 
 import mom
+from mom.files import folders
 
 LAST = "step-00000020"
 
@@ -45,6 +46,7 @@ def train(data: Path, run_dir: Path, *, resume: bool = False, callbacks: Any = (
 def states(run_dir: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     folder = run_dir / LAST
     progress = json.loads((folder / "training.json").read_text())
+    del progress["seconds"]
     return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes(), progress
 
 
@@ -188,6 +190,23 @@ def test_resume_with_other_data_or_another_model_is_refused(data: Path, tmp_path
             progress=False,
             **small_run.SETTINGS,
         )
+
+
+def test_a_checkpoint_that_says_less_of_its_run_resumes_to_the_same_bits(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """As written before runs kept their history."""
+    with pytest.raises(small_run.Crash):
+        train(data, tmp_path, callbacks=[small_run.crash_at(9)])
+    folder = tmp_path / "step-00000008"
+    kept = ("step", "random_state", "dtype", "config", "sampler", "skipped", "bad_in_a_row", "lm_loss", "val_loss")
+    progress = json.loads((folder / "training.json").read_text())
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+    files["training.json"] = json.dumps({name: progress[name] for name in kept})
+    folders.write_folder(folder, files)
+    result = train(data, tmp_path, resume=True).last_result  # type: ignore[attr-defined]
+    assert states(tmp_path)[:2] == states(whole)[:2] and log(tmp_path) == log(whole)
+    assert [step for step, _ in result.history] == [10, 15, 20]
 
 
 def test_changed_settings_are_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import small_run
 
 import mom
-from mom.optim import cosine_schedule, linear_schedule
+from mom.training import cosine_schedule, linear_schedule
 
 
 @pytest.mark.parametrize("make", [cosine_schedule, linear_schedule])

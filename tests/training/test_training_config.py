@@ -1,15 +1,20 @@
-"""TrainingConfig: TOML there and back, and errors that name the field."""
+"""Settings: TOML there and back, numbers of NumPy's types, and errors that name the field and what was meant."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mom
-from mom import TrainingConfig
+from mom import FinetuneConfig, MoMConfig, TrainingConfig
+from mom.settings import Settings
+
+EVERY = pytest.mark.parametrize("kind", [MoMConfig, TrainingConfig, FinetuneConfig])
 
 
 @pytest.mark.parametrize(
@@ -38,8 +43,8 @@ def test_toml_may_have_fields_at_top_level(tmp_path: Path) -> None:
     "text, message",
     [
         ("steps = = 3", "run.toml: not valid TOML"),
-        ("stepz = 3", "run.toml: unknown training field 'stepz'"),
-        ("[training]\nstepz = 3", "run.toml: unknown training field 'stepz'"),
+        ("stepz = 3", "run.toml: stepz: unknown training field; did you mean 'steps'"),
+        ("[training]\nstepz = 3", "run.toml: stepz: unknown training field; did you mean 'steps'"),
         ("training = 3", "run.toml: training is not a table"),
         ("steps = 1.5", "run.toml: steps: expected int, got float 1.5"),
         ("tensorboard = 1", "run.toml: tensorboard: expected bool"),
@@ -81,5 +86,83 @@ def test_derived_values() -> None:
     assert TrainingConfig(steps=250).warmup_steps == 25
     assert TrainingConfig(steps=250, warmup=0).warmup_steps == 0
     assert TrainingConfig(batch_size=3, sequence_length=5, accumulation=7).tokens_per_step == 105
-    with pytest.raises(mom.ConfigError, match="unknown training field 'step'"):
+    with pytest.raises(mom.ConfigError, match="^step: unknown training field; did you mean 'steps'"):
         TrainingConfig().replace(step=1)
+
+
+# ---------------------------------------------------------------------- what all settings share
+@EVERY
+def test_all_settings_survive_a_mapping_and_a_file(kind: type[Settings], tmp_path: Path) -> None:
+    changed: dict[type[Settings], dict[str, Any]] = {
+        MoMConfig: {"n_embd": 24, "router_type": "gru", "use_ste": True, "resid_pdrop": 0.25},
+        TrainingConfig: {"warmup": 0.25, "clip": math.inf, "tensorboard": True},
+        FinetuneConfig: {"warmup": 7, "train": "head", "dropout": 0.0},
+    }
+    for config in (kind(), kind(**changed[kind])):
+        assert kind.from_dict(config.to_dict()) == config
+        file = tmp_path / "settings.toml"
+        file.write_text(config.to_toml())
+        assert kind.from_toml(file) == config and config.to_toml().startswith(f"[{kind.table}]\n")
+        assert config.replace() == config
+
+
+@EVERY
+def test_numbers_of_numpy_become_pythons(kind: type[Settings]) -> None:
+    numpys = {"int": np.int64, "float": np.float64, "bool": np.bool_}
+    given, plain = {}, kind()
+    for field in kind.fields():
+        value = getattr(plain, field.name)
+        if type(value).__name__ in numpys:
+            given[field.name] = numpys[type(value).__name__](value)
+    config = kind(**given)
+    assert config == plain and len(given) > 10
+    for name in given:
+        assert type(getattr(config, name)) is type(getattr(plain, name)), name
+
+
+@EVERY
+def test_a_slip_is_answered_with_what_was_meant(kind: type[Settings]) -> None:
+    for field in kind.fields():
+        slip = f"{field.name}s"
+        message = f"{slip}: unknown {kind.noun} field; did you mean '"
+        with pytest.raises(mom.ConfigError, match=f"^{message}"):
+            kind().replace(**{slip: 1})
+        with pytest.raises(mom.ConfigError, match=f"^file: {message}"):
+            kind.from_dict({slip: 1}, "file")
+    with pytest.raises(mom.ConfigError, match="^qqqqq: unknown .* field$"):
+        kind().replace(qqqqq=1)
+    with pytest.raises(mom.ConfigError, match="^file: expected a mapping of fields, got list"):
+        kind.from_dict([], "file")  # type: ignore[arg-type]
+
+
+@EVERY
+def test_booleans_are_no_numbers_and_numbers_no_booleans(kind: type[Settings]) -> None:
+    for field in kind.fields():
+        kinds = str(field.type).split(" | ")
+        wrong = {"bool": 1, "str": 1}.get(kinds[0], True)
+        with pytest.raises(mom.ConfigError, match=f"^{field.name}: expected {re.escape(str(field.type))}, got "):
+            kind(**{field.name: wrong})
+        if "None" not in kinds:
+            with pytest.raises(mom.ConfigError, match=f"^{field.name}: expected .* got NoneType"):
+                kind(**{field.name: None})
+
+
+@pytest.mark.parametrize("kind", [TrainingConfig, FinetuneConfig])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "warmup: -1 is negative"), (1.5, r"warmup: 1.5 is no share in \[0, 1\]; a number of steps is an integer"),
+        (-0.5, "warmup: -0.5 is no share"), (math.nan, "warmup: nan is no share"),
+        ("3", r"warmup: expected int \| float"),
+        (True, r"warmup: expected int \| float"),
+    ],
+)  # fmt: skip
+def test_warmup_means_the_same_everywhere(kind: Any, value: Any, message: str) -> None:
+    with pytest.raises(mom.ConfigError, match=f"^{message}"):
+        kind(warmup=value)
+    assert type(kind(warmup=np.int32(3)).warmup) is int and type(kind(warmup=np.float64(0.5)).warmup) is float
+
+
+def test_warmup_steps() -> None:
+    found = [TrainingConfig(steps=25, warmup=w).warmup_steps for w in (None, 0, 25, 0.0, 0.1, 0.5, 1.0, 1)]
+    assert found == [2, 0, 25, 0, 2, 12, 25, 1]

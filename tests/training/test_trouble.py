@@ -12,7 +12,7 @@ import pytest
 import small_run
 
 import mom
-from mom import checkpoint
+from mom.files import folders
 
 SETTINGS = {**small_run.SETTINGS, "eval_every": 0, "accumulation": 1}
 
@@ -69,7 +69,7 @@ def test_run_stops_after_several_bad_steps_and_keeps_good_checkpoints(data: Any,
         mom.train(
             model, data, run_dir=tmp_path, callbacks=[Poison(model, 7)], progress=False, **{**settings, "save_every": 6}
         )
-    newest, _ = checkpoint.latest_valid(tmp_path)
+    newest, _ = folders.latest_valid(tmp_path)
     assert newest == tmp_path / "step-00000006"
     assert all(np.isfinite(array).all() for array in mom.MoM.from_pretrained(newest).parameters.values())
 
@@ -121,16 +121,16 @@ def test_full_disk_leaves_checkpoints_and_model_usable(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write(path, content)
 
-    write = checkpoint._write_and_sync
+    write = folders._write_and_sync
     run_dir = tmp_path / "run"
     model = small_run.model()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_and_sync", full)
+        patch.setattr(folders, "_write_and_sync", full)
         with pytest.raises(OSError, match=r"No space left on device: .*optimizer\.safetensors"):
             mom.train(model, data, run_dir=run_dir, progress=False, **SETTINGS)
     assert sorted(path.name for path in run_dir.iterdir()) == ["log.jsonl", "step-00000004", "step-00000008"]
     for name in ("step-00000004", "step-00000008"):
-        checkpoint.verify_folder(run_dir / name)
+        folders.verify_folder(run_dir / name)
     model.save_pretrained(tmp_path / "saved")
     losses = []
     for usable in (model, mom.MoM.from_pretrained(tmp_path / "saved")):

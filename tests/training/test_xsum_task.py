@@ -14,9 +14,12 @@ import pytest
 
 import mom
 from mom import cli, xsum
+from mom.data.batches import pack_labelled
 from mom.errors import ConfigError, DataError
 from mom.evaluate import lead, rouge
-from mom.training.finetune import FinetuneInterrupted, copy_of
+from mom.training.adapt import copy_of
+from mom.training.finetune import FinetuneInterrupted
+from mom.xsum.rows import make_rows, prompts_of, rows_loss
 from vocabularies import renumbered
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed")
@@ -38,7 +41,7 @@ def model() -> mom.MoM:
 
 def test_rows_fit_and_only_summaries_are_scored(model: mom.MoM) -> None:
     data = xsum.read_xsum(GOLDEN)
-    rows, cut, cut_summaries = xsum._rows(model, data, 64, 16)
+    rows, cut, cut_summaries = make_rows(model, data, 64, 16)
     decode = model.tokenizer.decode
     for row, document, summary in zip(rows, data.documents, data.summaries, strict=True):
         head, tail = decode(row.tokens[: row.prompt]), row.tokens[row.prompt :]
@@ -48,7 +51,8 @@ def test_rows_fit_and_only_summaries_are_scored(model: mom.MoM) -> None:
         assert f" {summary}<|endoftext|>".startswith(text) and (tail[-1] == model.tokenizer.eos_id or len(tail) == 16)
     assert cut == 3 and cut_summaries == sum(len(model.tokenizer.encode(f" {s}")) > 15 for s in data.summaries)
 
-    out = xsum._forward(model, rows, keep=False)
+    tokens, labels, lengths = pack_labelled(rows)
+    out = model(tokens, labels=labels, lengths=lengths)
     assert out.num_labelled == sum(len(row.tokens) - row.prompt for row in rows)
     total = 0.0
     for row in rows:
@@ -56,7 +60,7 @@ def test_rows_fit_and_only_summaries_are_scored(model: mom.MoM) -> None:
         logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         total -= sum(logs[t - 1, row.tokens[t]] for t in range(row.prompt, len(row.tokens)))
     assert out.lm_loss == pytest.approx(total / out.num_labelled, rel=1e-5)
-    assert xsum._loss(model, rows) == pytest.approx(out.lm_loss, rel=1e-5)
+    assert rows_loss(model, rows) == pytest.approx(out.lm_loss, rel=1e-5)
 
 
 def test_a_few_summaries_are_learnt_by_heart(model: mom.MoM, tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_summaries_have_no_ids_that_the_tokenizer_lacks(model: mom.MoM, tmp_path
         else:
             wide.parameters[name] = value
     documents = xsum.read_xsum(GOLDEN).documents[:3]
-    prompt = used[xsum._prompts(model, documents, 64, 8)[0][0]]
+    prompt = used[prompts_of(model, documents, 64, 8)[0][0]]
     assert np.isin(wide.generate(prompt, 8)[len(prompt) :], holes).any(), "the test says something"
     wide.tokenizer = renumbered(model.tokenizer, used, tmp_path)
     for beams in (1, 2):

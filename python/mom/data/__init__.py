@@ -3,8 +3,8 @@
 The command behind it all is `mom.data.prepare.prepare`.
 """
 
-from .memmap import TokenFile, WindowSampler
 from .sources import Documents, Piece, ReadReport, TextDocuments, standard_library_text
+from .token_files import TokenFile, WindowSampler
 
 __all__ = [
     "Documents",

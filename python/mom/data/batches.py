@@ -1,4 +1,4 @@
-"""Rows of unequal length to batches: the one place that decides what is computed together."""
+"""From rows of unequal length to batches: the one place that decides which rows are computed together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 __all__ = ["Batch", "bucketed", "iter_batches", "make_batch", "pack_labelled", "pack_rows"]
 
-#: Batches among which rows are sorted by length while training: few enough to stay random.
+#: In training, rows are sorted by length within groups of this many batches; few enough to keep the order random.
 _POOL_BATCHES = 50
 
 
 class Batch(NamedTuple):
-    """Rows that go through a model together, packed: one after the other, without padding.
+    """Rows that go through a model together, packed one after the other, without padding.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         Which rows of the data these are.
     tokens : ndarray of int32, shape (N,)
     lengths : ndarray of int32, shape (B,)
-        Tokens of each row; N together.
+        Tokens of each row; their sum is N.
     """
 
     rows: npt.NDArray[np.int64]
@@ -98,13 +98,13 @@ def pack_labelled(
 
 
 def make_batch(rows: Sequence[npt.NDArray[Any]], chosen: npt.NDArray[np.int64]) -> Batch:
-    """Some of the rows as a batch; see `pack_rows`."""
+    """The chosen rows as a batch; see `pack_rows`."""
     return Batch(chosen, *pack_rows([rows[i] for i in chosen]))
 
 
 def iter_batches(
     rows: Sequence[npt.NDArray[Any]], batch_size: int, rng: np.random.Generator | None = None
 ) -> Iterator[Batch]:
-    """Go through rows once in batches of similar length, see `bucketed`, each of them packed."""
+    """Go through all rows once, in packed batches of rows of similar length; see `bucketed`."""
     for chosen in bucketed([len(row) for row in rows], batch_size, rng):
         yield make_batch(rows, chosen)

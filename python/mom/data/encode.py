@@ -1,4 +1,4 @@
-"""Texts and pairs of texts to token rows for a classifier."""
+"""From texts and pairs of texts to token rows for a classifier."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["encode_texts"]
 def encode_texts(
     tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int
 ) -> tuple[list[npt.NDArray[np.int32]], int]:
-    """Token rows: each text followed by the end-of-text token, whose last state a classifier reads.
+    """Token rows in which every text ends with the end-of-text token. A classifier reads the state of the last one.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     texts : sequence of (str,) or (str, str)
     max_length : int
-        Longest row. A pair that is too long loses the ends of its longer text first, then of both.
+        Length of the longest row. A pair that is too long is cut at the end of its longer text first, then of both.
 
     Returns
     -------

@@ -1,16 +1,16 @@
-"""Text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and ``tokenizer.json`` in one folder.
+"""From text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and ``tokenizer.json`` in one folder.
 
 The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
 65,536). Documents are read, encoded and written in batches, so memory does not grow with the text.
-Everything goes to temporary files beside the final ones first; only when all of it is on the disk are
-they renamed into place, ``meta.json`` last, and a failure on the way undoes the renames. So a folder
-holds the earlier content or the new one, never a part.
+Everything is first written to temporary files beside the final ones. When all of them are on the disk, they are renamed
+into place, ``meta.json`` last; a failure on the way undoes the renames. So a folder holds the earlier content or the
+new one, never a mixture.
 
-Which documents are for validation follows from a hash of seed and document number. When that leaves one
-side empty (a single long document, or few), the last tokens of the whole become the validation part.
+A hash of seed and document number decides which documents are for validation. If that leaves one side empty, as with a
+single long document, the last tokens of the whole text become the validation part.
 
-A batch is encoded by the worker threads of the ``tokenizers`` library (``RAYON_NUM_THREADS`` sets how many,
-``TOKENIZERS_PARALLELISM=false`` switches them off); the result does not depend on them.
+The worker threads of the ``tokenizers`` library encode a batch. ``RAYON_NUM_THREADS`` sets their number, and
+``TOKENIZERS_PARALLELISM=false`` switches them off. The result does not depend on them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint import naming_file, sync_folder, write_file
 from ..errors import DataError
-from ..tokenizer import Tokenizer
+from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments
+from .tokenizer import Tokenizer
 
-__all__ = ["prepare", "read_meta"]
+__all__ = ["prepare", "read_meta", "tokenizer_of"]
 
 PathLike = str | os.PathLike[str]
 
@@ -60,13 +60,13 @@ def prepare(
     Parameters
     ----------
     sources : path, sequence of paths, Documents or TextDocuments
-        The text; `standard_library_text` gives one that is always there.
+        The text. `standard_library_text` gives one that every machine has.
     out_dir : path
-        Folder for the files; made when missing. Other files in it are let alone.
+        Folder for the files; made if missing. Other files in the folder are left alone.
     tokenizer : Tokenizer or path, optional
         By default a new one is trained on all of `sources`.
     vocab_size : int
-        Vocabulary of a new tokenizer; little text may yield a smaller one.
+        Vocabulary of a new tokenizer. Little text may yield a smaller one.
     val_fraction : float
         Expected share of documents in ``val.bin``, in [0, 1). 0 writes no ``val.bin``.
     seed : int
@@ -74,16 +74,16 @@ def prepare(
     append_eos : bool
         End every document with the tokenizer's end-of-text token.
     key, split, on_error
-        See `Documents`; without effect when `sources` is one of its objects.
+        See `Documents`; without effect if `sources` is an object of that class.
     progress : bool
         Show progress bars.
 
     Returns
     -------
     dict
-        What ``meta.json`` holds: ``dtype``, ``vocab_size``, ``eos_id``, ``tokenizer_sha256``, ``files``
-        (tokens, documents and SHA-256 of each file), ``val_split`` (``"documents"``, ``"tail"`` or
-        ``"none"``), and what was read and skipped.
+        The content of ``meta.json``. It has ``dtype``, ``vocab_size``, ``eos_id`` and ``tokenizer_sha256``; in
+        ``files`` the tokens, documents and SHA-256 of each file; ``val_split``, which is ``"documents"``, ``"tail"`` or
+        ``"none"``; and what was read and skipped.
 
     Raises
     ------
@@ -140,6 +140,13 @@ def read_meta(data: PathLike) -> dict[str, Any]:
     return values
 
 
+def tokenizer_of(data: PathLike) -> Tokenizer | None:
+    """The tokenizer that lies beside prepared data or in the folder of a model; None if there is none."""
+    path = Path(data)
+    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    return Tokenizer.load(file) if file.is_file() else None
+
+
 def _write_files(
     stage: Path,
     documents: Documents | TextDocuments,
@@ -149,7 +156,7 @@ def _write_files(
     append_eos: bool,
     progress: bool,
 ) -> dict[str, Any]:
-    """Write all files, under their final names and through to the disk, into `stage`; gives the meta data."""
+    """Write all files into `stage`, under their final names and through to the disk. Returns the meta data."""
     dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
     end = np.array([tokenizer.eos_id] if append_eos else [], dtype)
     with (
@@ -173,7 +180,7 @@ def _write_files(
             val_split = "tail"
             if not train.tokens:
                 train, val = val, train
-            # Never everything: an empty token file is of no use to anyone.
+            # One token at least stays in each file: an empty token file is of no use.
             _move_tail(train, val, min(max(1, round(train.tokens * val_fraction)), train.tokens - 1))
         files = {"train.bin": train.finish(stage / "train.bin")}
         if val.tokens:
@@ -199,15 +206,15 @@ def _write_files(
         "problems": report.problems,
     }
     tokenizer.save(stage)
-    write_file(stage / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_json(stage / "meta.json", meta)
     return meta
 
 
 def _put_in_place(stage: Path, out_dir: Path) -> None:
     """Rename the files of `stage` to `out_dir`; what cannot be finished is undone.
 
-    A ``val.bin`` of before goes when there is no new one. Should the machine stop between two renames,
-    `TokenFile` sees from ``meta.json``, which comes last, that the sizes do not fit.
+    An earlier ``val.bin`` is removed if there is no new one. If the machine stops between two renames, the sizes do not
+    fit ``meta.json``, which is renamed last, and `TokenFile` refuses the files.
     """
     undo: list[tuple[Path, Path]] = []
     try:

@@ -1,14 +1,15 @@
-"""Labelled rows out of files and iterables: what the readers of GLUE and XSUM share.
+"""Records out of files and iterables: what the readers of texts, GLUE and XSUM share.
 
-A reader goes through *all* rows of a source and books every one of them in a `RecordReport`: kept, or left
-out for a reason that has a name and a count. With ``on_error="raise"`` a source with any error ends in a
-`RecordError` that says how many rows have which error and where the first one is; with ``"skip"`` these rows are left
-out and a warning says the same. Nothing is left out in silence. What was read goes, as one line, to the logger of this
+A reader books every record of a source in a report: kept, or left out for a reason that has a name and a count. Nothing
+is left out in silence. The readers of GLUE and XSUM go through all rows first. With ``on_error="raise"`` a source with
+any error then ends in a `RecordError`, which says how many rows have which error and where the first one is; with
+``"skip"`` these rows are left out, and a warning says the same. What was read goes, as one line, to the logger of this
 module; the command ``mom`` shows it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
@@ -22,9 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from .sources import MAX_LINE_BYTES, MAX_PROBLEMS, not_text
 
-__all__ = ["MissingSplitError", "RecordError", "RecordReport", "check_on_error"]
+__all__ = ["MAX_LINE_BYTES", "DamagedFileError", "MissingSplitError", "RecordError", "RecordReport", "check_on_error"]
+
+#: A longer line of a file of records is an error.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+#: Problems that a report spells out; the rest is only counted.
+MAX_PROBLEMS = 20
 
 _LOG = logging.getLogger(__name__)
 _BOM = b"\xef\xbb\xbf"
@@ -49,10 +54,12 @@ class RecordReport:
         ``"not UTF-8"``, ``"not JSON"``, ``"not a record"``, ``"empty label"``, ``"unlabelled"``, ``"unknown label"``,
         ``"empty text"``, ``"too long"``.
     notes : Counter of str
-        Rows that are odd but complete and were read as they are: ``"byte-order mark"``, ``"CRLF"``,
+        Rows that are odd but complete. They were read as they are: ``"byte-order mark"``, ``"CRLF"``,
         ``"carriage return"``, ``"lone quote"``, ``"empty text"``, ``"blank line"``.
     problems : list of str
         The first few errors in words, each naming file and line.
+    raises : bool
+        Whether the first error raises a `DataError` at once.
     """
 
     source: str
@@ -62,9 +69,12 @@ class RecordReport:
     errors: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    raises: bool = False
 
     def error(self, kind: str, message: str) -> None:
         """Book one row as left out."""
+        if self.raises:
+            raise DataError(message)
         self.errors[kind] += 1
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(message)
@@ -75,7 +85,7 @@ class RecordReport:
         return sum(self.errors.values())
 
     def summary(self) -> str:
-        """One line: rows, what was left out and why, and what was odd."""
+        """One line: how many rows there were, which were left out and why, and what was odd."""
         text = f"{self.source}: {self.rows:,} rows, {self.kept:,} kept"
         if self.unlabelled:
             text += f", {self.unlabelled:,} of them unlabelled"
@@ -86,7 +96,7 @@ class RecordReport:
         return text
 
     def finish(self, on_error: str) -> None:
-        """Raise or warn if rows had errors; raise if no row is left. What is kept is logged."""
+        """Raise or warn if rows had errors, and raise if no row is left. Otherwise log the summary."""
         if self.kept and (on_error != "raise" or not self.num_errors):
             _LOG.info("%s", self.summary())
         if not self.num_errors and self.kept:
@@ -107,12 +117,16 @@ class RecordError(DataError):
 
     def __init__(self, message: str, report: RecordReport) -> None:
         super().__init__(message)
-        #: What reading met.
+        #: The report of the source.
         self.report = report
 
 
+class DamagedFileError(DataError):
+    """The rest of a file cannot be read."""
+
+
 class MissingSplitError(DataError):
-    """A source is there, but not the split that was asked for."""
+    """The source exists, but does not have the split that was asked for."""
 
 
 def _counts(counts: Counter[str]) -> str:
@@ -125,86 +139,101 @@ def check_on_error(on_error: str) -> None:
         raise DataError(f"on_error: {on_error!r} is not one of 'raise', 'skip'")
 
 
-def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, without their ends; what is no UTF-8 is booked as an error.
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A file, and the stream of its content, which is unpacked if the name ends in ``.gz``."""
+    try:
+        with open(path, "rb") as file:
+            packed = path.name.endswith(".gz")
+            yield file, gzip.GzipFile(fileobj=file, mode="rb") if packed else file  # type: ignore[misc]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DamagedFileError(f"{path}: truncated or corrupted gzip file ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
-    A line ends with a line feed alone. A byte-order mark and carriage returns before line feeds are dropped, and noted.
+
+def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file, without their ends. A line that is no UTF-8 is booked as an error.
+
+    Only a line feed ends a line. A byte-order mark, and carriage returns before line feeds, are dropped and noted.
     """
     number = 0
-    try:
-        while raw := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if number == 1 and raw.startswith(_BOM):
-                report.notes["byte-order mark"] += 1
-                raw = raw.removeprefix(_BOM)
-            if len(raw) > MAX_LINE_BYTES:
-                report.rows += 1
-                report.error("too long", f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
-                while raw and not raw.endswith(b"\n"):
-                    raw = stream.readline(1 << 18)
-                continue
-            raw = raw.removesuffix(b"\n")
-            if raw.endswith(b"\r"):
-                report.notes["CRLF"] += 1
-                raw = raw.removesuffix(b"\r")
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                report.rows += 1
-                report.error("not UTF-8", f"{path}: line {number}: not UTF-8 (byte {error.start} of the line)")
-                continue
-            if "\r" in text:
-                report.notes["carriage return"] += 1
-            yield number, text
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: truncated or corrupted gzip file after line {number} ({error})") from None
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """A file for reading, unpacked when its name ends in .gz."""
-    try:
-        return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def json_rows(path: Path, report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a JSON-lines file with the place of each; lines that are none are booked as errors."""
-    with open_binary(path) as stream:
-        for number, line in raw_lines(stream, path, report):
-            where = f"{path}: line {number}"
-            if not line.strip():
-                report.notes["blank line"] += 1
-                continue
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1 and raw.startswith(_BOM):
+            report.notes["byte-order mark"] += 1
+            raw = raw.removeprefix(_BOM)
+        if len(raw) > MAX_LINE_BYTES:
             report.rows += 1
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                report.error("not JSON", f"{where}: not valid JSON ({error})")
-                continue
-            if not isinstance(value, dict):
-                report.error("not a record", f"{where}: a {type(value).__name__}, expected an object")
-                continue
-            yield where, value
-
-
-def parquet_rows(paths: Iterable[Path], report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of Parquet files as dicts, with the place of each."""
-    for path in paths:
-        pyarrow = import_pyarrow(path)
-        row = 0
+            report.error("too long", f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(1 << 18)
+            continue
+        raw = raw.removesuffix(b"\n")
+        if raw.endswith(b"\r"):
+            report.notes["CRLF"] += 1
+            raw = raw.removesuffix(b"\r")
         try:
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            report.rows += 1
+            report.error("not UTF-8", f"{path}: line {number}: not UTF-8 (byte {error.start} of the line)")
+            continue
+        if "\r" in text:
+            report.notes["carriage return"] += 1
+        yield number, text
+
+
+def json_rows(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON-lines file, with the place of each. Lines that are no objects are booked as errors."""
+    for number, line in raw_lines(stream, path, report):
+        where = f"{path}: line {number}"
+        if not line.strip():
+            report.notes["blank line"] += 1
+            continue
+        report.rows += 1
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            report.error("not JSON", f"{where}: not valid JSON ({error})")
+            continue
+        if not isinstance(value, dict):
+            report.error("not a record", f"{where}: a {type(value).__name__}, expected an object")
+            continue
+        yield where, value
+
+
+def parquet_rows(
+    file: BinaryIO, path: Path, report: RecordReport, columns: list[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a Parquet file as dicts of all or some columns, with the place of each."""
+    pyarrow = import_pyarrow(path)
+    row = 0
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        there = table.schema_arrow.names
+        if missing := [name for name in columns or () if name not in there]:
+            raise DataError(f"{path}: no column {missing[0]!r}; there are {listing(there)}")
+        for group in range(table.num_row_groups):
+            for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=columns):
                 for values in batch.to_pylist():
                     report.rows += 1
                     yield f"{path}: row {row}", values
                     row += 1
-        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-            raise DataError(f"{path}: row {row}: not a readable Parquet file ({error})") from None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"{path}: row {row}: not a readable Parquet file ({error})") from None
+
+
+def file_rows(paths: Iterable[Path], report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of Parquet and JSON-lines files, with the place of each."""
+    for path in paths:
+        with opened(path) as (file, stream):
+            is_parquet = path.suffix == ".parquet"
+            yield from parquet_rows(file, path, report) if is_parquet else json_rows(stream, path, report)
 
 
 def parquet_label_names(path: Path, column: str) -> list[str] | None:
-    """Names of the classes of an integer column, where the `datasets` library wrote the file."""
+    """Names of the classes of an integer column, if the `datasets` library wrote the file."""
     pyarrow = import_pyarrow(path)
     try:
         metadata = pyarrow.parquet.ParquetFile(path).schema_arrow.metadata or {}
@@ -215,17 +244,17 @@ def parquet_label_names(path: Path, column: str) -> list[str] | None:
 
 
 def import_pyarrow(path: Path) -> Any:
-    """The package pyarrow, or a message that names the extra."""
+    """The package pyarrow, or a message that says how to install it."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: reading .parquet needs pyarrow (extra 'parquet': pip install pyarrow)") from None
+        raise DataError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
     return pyarrow
 
 
 def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Mappings out of any iterable; other things are booked as errors."""
+    """Mappings out of any iterable. Items that are no mappings are booked as errors."""
     for number, values in enumerate(source):
         report.rows += 1
         where = f"{name}: row {number}"
@@ -238,7 +267,7 @@ def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterato
 
 
 def check_iterators(splits: Any) -> None:
-    """Raise if a mapping of splits has one iterator for two of them: the second would get no rows."""
+    """Raise if two splits of a mapping share one iterator: the second would get no rows."""
     seen: dict[int, Any] = {}
     for name, rows in splits.items() if isinstance(splits, Mapping) else ():
         if isinstance(rows, Iterator) and seen.setdefault(id(rows), name) != name:
@@ -246,16 +275,29 @@ def check_iterators(splits: Any) -> None:
             raise DataError(f"data: {both} are one iterator, which gives its rows once; use a list")
 
 
-def text_of(values: Mapping[str, Any], column: str, where: str, report: RecordReport) -> str | None:
-    """The text in a column; None, and an error booked, if there is none."""
+def text_of(
+    values: Mapping[str, Any], column: str, where: str, report: RecordReport, word: str = "column"
+) -> str | None:
+    """The text in a column (or what `word` calls it); None, and an error booked, if there is none."""
     if column not in values:
-        report.error("missing column", f"{where}: no column {column!r}; there are {listing(values)}")
+        report.error("missing column", f"{where}: no {word} {column!r}; there are {listing(values)}")
         return None
     text = values[column]
     if (reason := not_text(text)) is not None:
-        report.error("not text", f"{where}: column {column!r}: {reason}")
+        report.error("not text", f"{where}: {word} {column!r}: {reason}")
         return None
     return str(text)
+
+
+def not_text(value: object) -> str | None:
+    """Why a value is not a text, None if it is one."""
+    if not isinstance(value, str):
+        return f"a {type(value).__name__}, expected a string"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"lone surrogate at character {error.start}"
+    return None
 
 
 def listing(names: Iterable[Any]) -> str:
@@ -264,7 +306,7 @@ def listing(names: Iterable[Any]) -> str:
 
 
 def looks_like_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a string that is no path here may be the name of a data set on the Hub."""
+    """Whether a string may be the name of a data set on the Hub: there is no such path."""
     if Path(name).exists() or name.endswith(suffixes):
         return False
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
@@ -282,8 +324,7 @@ def load_from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{name}: no such file or folder; for names on the Hub, install the package datasets "
-            "(extra 'hub': pip install 'mom[hub]')"
+            f"{name}: no such file or folder; for names on the Hub: pip install datasets"
         ) from None
     try:
         loaded: Iterable[Any] = datasets.load_dataset(name, config, split=split)

@@ -1,106 +1,109 @@
 """Documents out of text files, streamed.
 
-`Documents` walks files and folders and yields `Piece` objects: texts of bounded length, the last one of
-a document marked. Memory is bounded by a few pieces whatever the size of a file, but for JSON lines
-(one line at a time, at most `MAX_LINE_BYTES`) and Parquet (one row group). `TextDocuments` does the
-same for strings in memory.
+`Documents` walks through files and folders and yields `Piece` objects. A piece is a text of bounded length; the last
+piece of a document is marked. Memory does not grow with the size of a file: a few pieces are held, of JSON lines one
+line at a time, and of Parquet one row group. `TextDocuments` does the same for strings in memory.
 
-A long document is cut where GPT-2's pre-tokenizer has a boundary anyway (at the end of a line or word,
-before the white space), so that the pieces' tokens joined are the document's tokens. Only text without
-any such place in a whole piece is cut anywhere.
+A long document is cut where GPT-2's pre-tokenizer has a boundary anyway, at the end of a line or word, before the white
+space. So the tokens of the pieces, joined, are the tokens of the document. Only a piece without any such place is cut
+anywhere.
 
-Bytes that are no text, lines that are no JSON and records without the key are errors that name file
-and line; with ``on_error="skip"`` they are left out, counted in ``report`` and announced by one warning
-per pass.
+Bytes that are no text, lines that are no JSON, and records without the key are errors. Messages name file and line.
+With ``on_error="skip"`` such records are left out and counted in ``report``, and one warning per pass says so.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import platform
 import sysconfig
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
+from .records import (
+    DamagedFileError,
+    RecordReport,
+    check_on_error,
+    json_rows,
+    not_text,
+    opened,
+    parquet_rows,
+    text_of,
+)
 
-__all__ = ["MAX_LINE_BYTES", "SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "standard_library_text"]
+__all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "standard_library_text"]
 
 PathLike = str | os.PathLike[str]
 
-#: What a folder is searched for.
+#: Kinds of files that a folder is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-#: Files that are read as text too when they are named one by one.
+#: Kinds of files that are also read as text if they are named one by one.
 _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
-#: A longer line in a JSON-lines file is an error.
-MAX_LINE_BYTES = 64 * 1024 * 1024
-#: Problems that a report spells out; the rest is only counted.
-MAX_PROBLEMS = 20
-
 _BLOCK = 1 << 18
 _LONGEST_UNBROKEN = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
 
 
 class Piece(NamedTuple):
-    """Part of a document; the concatenated pieces up to and including one with `end` are the document."""
+    """Part of a document. A document is all its pieces joined; the last of them has `end` set."""
 
     text: str
     end: bool
 
 
 @dataclass
-class ReadReport:
-    """What one pass over some documents has met so far.
+class ReadReport(RecordReport):
+    """What one pass over some documents has met so far; see `mom.data.records.RecordReport`.
 
     Attributes
     ----------
-    files, documents, bytes_read : int
-        Files opened, documents ended, bytes taken from the disk (compressed where the file is).
+    files, bytes_read : int
+        Files opened; bytes taken from the disk (compressed where the file is).
     empty : int
         Documents without any text, which are left out.
-    skipped : int
-        Lines, records or rests of files left out because of an error.
     ignored_files : int
         Files in searched folders that are of no known kind.
-    problems : list of str
-        The first few reasons for `skipped`, each naming file and line.
     """
 
     files: int = 0
-    documents: int = 0
     bytes_read: int = 0
     empty: int = 0
-    skipped: int = 0
     ignored_files: int = 0
-    problems: list[str] = field(default_factory=list)
+
+    @property
+    def documents(self) -> int:
+        """Documents ended."""
+        return self.kept
+
+    @property
+    def skipped(self) -> int:
+        """Lines, records or rests of files left out because of an error."""
+        return self.num_errors
 
 
 class _DocumentStream:
-    """What file-backed and in-memory documents share: passes, pieces and the report.
+    """The base of documents in files and in memory: passes, pieces and the report.
 
-    A subclass yields events: a string continues the current document, None ends it.
+    A subclass yields events. A string continues the current document, and None ends it.
     """
 
     def __init__(self, names: Sequence[str], on_error: str, max_chars: int) -> None:
-        if on_error not in ("raise", "skip"):
-            raise DataError(f"on_error: {on_error!r} is not one of 'raise', 'skip'")
+        check_on_error(on_error)
         if max_chars < 16:
             raise DataError(f"max_chars: {max_chars} is less than 16")
         self.names, self.on_error, self.max_chars = list(names), on_error, max_chars
         self.total_bytes = 0
-        self.report = ReadReport()
+        self.ignored_files = 0
+        self.report = self._new_report()
 
     def __iter__(self) -> Iterator[Piece]:
         self.report = report = self._new_report()
         for piece in _bounded_pieces(self._events(report), self.max_chars, report):
-            report.documents += piece.end
+            report.kept += piece.end
             yield piece
         if report.skipped:
             warnings.warn(
@@ -114,17 +117,11 @@ class _DocumentStream:
         return (piece.text for piece in self)
 
     def _new_report(self) -> ReadReport:
-        return ReadReport()
+        source = ", ".join(self.names)
+        return ReadReport(source, raises=self.on_error == "raise", ignored_files=self.ignored_files)
 
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         raise NotImplementedError
-
-    def _problem(self, report: ReadReport, message: str) -> None:
-        if self.on_error == "raise":
-            raise DataError(message)
-        report.skipped += 1
-        if len(report.problems) < MAX_PROBLEMS:
-            report.problems.append(message)
 
 
 class TextDocuments(_DocumentStream):
@@ -133,10 +130,10 @@ class TextDocuments(_DocumentStream):
     Parameters
     ----------
     texts : iterable of str
-        One document each. To be iterated more than once (as `prepare` does to train a tokenizer) it
-        has to be a collection, not an iterator.
+        One string per document. To be read more than once, as `prepare` does to train a tokenizer, this must be a
+        collection, not an iterator.
     name : str
-        What ``meta.json`` shall call them.
+        What ``meta.json`` calls them.
     on_error, max_chars
         As for `Documents`.
     """
@@ -152,7 +149,7 @@ class TextDocuments(_DocumentStream):
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         for number, text in enumerate(self._texts):
             if (reason := not_text(text)) is not None:
-                self._problem(report, f"{self.names[0]}: document {number}: {reason}")
+                report.error("not text", f"{self.names[0]}: document {number}: {reason}")
                 continue
             yield text
             yield None
@@ -164,19 +161,19 @@ class Documents(_DocumentStream):
     Parameters
     ----------
     sources : path or sequence of paths
-        Files (``.txt``, ``.jsonl``, both also ``.gz``, or ``.parquet``) and folders, which are searched
-        through in sorted order for such files (hidden ones are passed by). A byte-order mark at the
-        start of a text is dropped; line ends are left as they are.
+        Files (``.txt``, ``.jsonl``, both also ``.gz``, or ``.parquet``) and folders. Folders are searched for such
+        files in sorted order; hidden files are passed by. A byte-order mark at the start of a text is dropped. Line
+        ends are left as they are.
     key : str
         Field of a JSON object, or column of a Parquet file, that holds the text.
     split : {"file", "blank_line"}
-        Whether a text file is one document, or one per run of lines between blank ones.
+        Whether a text file is one document, or whether every run of lines between blank lines is a document.
     on_error : {"raise", "skip"}
-        What to do about unreadable records. Missing files are always an error.
+        What to do about records that cannot be read. Missing files are always an error.
     max_chars : int
         Longest piece.
     name : str, optional
-        What ``meta.json`` shall call them, instead of the paths.
+        What ``meta.json`` calls the documents, instead of the paths.
 
     Attributes
     ----------
@@ -190,8 +187,8 @@ class Documents(_DocumentStream):
     Raises
     ------
     DataError
-        On construction for a missing file, an unknown kind of file or a folder without any; while
-        iterating, for unreadable records.
+        On construction, for a missing file, an unknown kind of file, or a folder without known files. While iterating,
+        for records that cannot be read.
     """
 
     def __init__(
@@ -211,7 +208,6 @@ class Documents(_DocumentStream):
         if not paths:
             raise DataError("sources: no file or folder given")
         self.key, self.split = key, split
-        self._ignored_files = 0
         self.files = [file for path in paths for file in self._find(Path(path))]
         self.total_bytes = sum(file.stat().st_size for file in self.files)
 
@@ -229,46 +225,49 @@ class Documents(_DocumentStream):
                 if name.endswith(SUFFIXES) and not name.startswith("."):
                     found.append(Path(folder, name))
                 else:
-                    self._ignored_files += 1
+                    self.ignored_files += 1
         if not found:
             raise DataError(f"{path}: holds no file of a known kind ({', '.join(SUFFIXES)})")
         return found
-
-    def _new_report(self) -> ReadReport:
-        return ReadReport(ignored_files=self._ignored_files)
 
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         for path in self.files:
             before = report.bytes_read
             try:
-                with open(path, "rb") as raw:
+                with opened(path) as (file, stream):
                     report.files += 1
-                    for event in self._file_events(path, raw, report):
-                        report.bytes_read = before + raw.tell()
+                    for event in self._file_events(path, file, stream, report):
+                        report.bytes_read = before + file.tell()
                         yield event
-                    report.bytes_read = before + raw.seek(0, os.SEEK_END)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                self._problem(report, f"{path}: truncated or corrupted gzip file ({error})")
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+                    report.bytes_read = before + file.seek(0, os.SEEK_END)
+            except DamagedFileError as error:
+                report.error("damaged file", str(error))
             yield None
 
-    def _file_events(self, path: Path, raw: BinaryIO, report: ReadReport) -> Iterator[str | None]:
-        name = path.name
-        if name.endswith(".parquet"):
-            yield from self._parquet_events(path, raw, report)
-            return
-        stream: BinaryIO = gzip.GzipFile(fileobj=raw, mode="rb") if name.endswith(".gz") else raw  # type: ignore[assignment]
-        if name.endswith((".jsonl", ".jsonl.gz")):
-            yield from self._json_events(path, stream, report)
+    def _file_events(
+        self, path: Path, file: BinaryIO, stream: BinaryIO, report: ReadReport
+    ) -> Iterator[str | None]:
+        if path.name.endswith(".parquet"):
+            yield from self._record_events(parquet_rows(file, path, report, [self.key]), "column", report)
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from self._record_events(json_rows(stream, path, report), "key", report)
         elif self.split == "file":
             yield ""  # so that an empty file counts as an empty document
             yield from self._blocks(path, stream, report)
         else:
             yield from _paragraph_events(self._blocks(path, stream, report))
 
+    def _record_events(
+        self, rows: Iterator[tuple[str, dict[str, Any]]], word: str, report: ReadReport
+    ) -> Iterator[str | None]:
+        for where, values in rows:
+            text = text_of(values, self.key, where, report, word)
+            if text is not None:
+                yield text
+                yield None
+
     def _blocks(self, path: Path, stream: BinaryIO, report: ReadReport) -> Iterator[str]:
-        """Decode a text in blocks that end at a line end, or where a line is very long, at a character's end."""
+        """Decode a text in blocks that end at a line end or, in a very long line, at the end of a character."""
         carry, line, offset = b"", 1, 0
         while True:
             block = stream.read(_BLOCK)
@@ -298,81 +297,14 @@ class Documents(_DocumentStream):
             try:
                 text = part.decode("utf-8")
             except UnicodeDecodeError as error:
-                self._problem(report, f"{path}: line {number}: not UTF-8 (byte {offset + error.start})")
+                report.error("not UTF-8", f"{path}: line {number}: not UTF-8 (byte {offset + error.start})")
             else:
                 yield text
             offset += len(part)
 
-    def _json_events(self, path: Path, stream: BinaryIO, report: ReadReport) -> Iterator[str | None]:
-        number = 0
-        while raw := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            where = f"{path}: line {number}"
-            if len(raw) > MAX_LINE_BYTES:
-                self._problem(report, f"{where}: longer than {MAX_LINE_BYTES} bytes")
-                while raw and not raw.endswith(b"\n"):
-                    raw = stream.readline(_BLOCK)
-                continue
-            raw = raw.removeprefix(_BOM) if number == 1 else raw
-            if raw.isspace() or not raw:
-                continue
-            try:
-                record = json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                self._problem(report, f"{where}: not UTF-8 (byte {error.start} of the line)")
-                continue
-            except (ValueError, RecursionError) as error:
-                self._problem(report, f"{where}: not valid JSON ({error})")
-                continue
-            if not isinstance(record, dict):
-                self._problem(report, f"{where}: a {type(record).__name__}, expected an object with key {self.key!r}")
-            elif self.key not in record:
-                keys = ", ".join(map(repr, list(record)[:8]))
-                self._problem(report, f"{where}: no key {self.key!r}; there are {keys or 'none'}")
-            elif (reason := not_text(record[self.key])) is not None:
-                self._problem(report, f"{where}: key {self.key!r}: {reason}")
-            else:
-                yield record[self.key]
-                yield None
-
-    def _parquet_events(self, path: Path, raw: BinaryIO, report: ReadReport) -> Iterator[str | None]:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise DataError(f"{path}: reading .parquet needs pyarrow (extra 'parquet': pip install pyarrow)") from None
-        row = 0
-        try:
-            file = pyarrow.parquet.ParquetFile(raw)
-            if self.key not in file.schema_arrow.names:
-                columns = ", ".join(map(repr, file.schema_arrow.names[:8]))
-                raise DataError(f"{path}: no column {self.key!r}; there are {columns or 'none'}")
-            for group in range(file.num_row_groups):
-                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[self.key]):
-                    for text in batch.column(0).to_pylist():
-                        if (reason := not_text(text)) is not None:
-                            self._problem(report, f"{path}: row {row}: column {self.key!r}: {reason}")
-                        else:
-                            yield text
-                            yield None
-                        row += 1
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            self._problem(report, f"{path}: row {row}: not a readable Parquet file ({error})")
-
-
-def not_text(value: object) -> str | None:
-    """Why a value is not a text, None if it is one."""
-    if not isinstance(value, str):
-        return f"a {type(value).__name__}, expected a string"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"lone surrogate at character {error.start}"
-    return None
-
 
 def _last_character_end(data: bytes) -> int:
-    """Where the last complete UTF-8 character of `data` ends (for bytes that are no UTF-8: the end)."""
+    """Where the last complete UTF-8 character of `data` ends; for bytes that are no UTF-8, the end of `data`."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte < 0x80:
@@ -395,7 +327,7 @@ def _paragraph_events(blocks: Iterator[str]) -> Iterator[str | None]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines that end with a line feed alone (``str.splitlines`` knows many more ends)."""
+    """Lines that end with a line feed. (``str.splitlines`` would also split at other characters.)"""
     start = 0
     while (end := text.find("\n", start) + 1) > 0:
         yield text[start:end]
@@ -431,10 +363,10 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
 
 
 def _safe_cut(text: str, start: int, limit: int) -> int:
-    """A late place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
+    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
 
-    Its tokens hold white space at their beginning only, or nothing else: before white space that
-    follows something else there is always a boundary, and no token looks back across it.
+    Tokens of the pre-tokenizer have white space only at their beginning, or consist of nothing else. So between another
+    character and the white space after it there is always a boundary, and no token depends on what is before it.
     """
     for mark in ("\n", " "):
         found = text.rfind(mark, start + 1, limit + 1)
@@ -447,8 +379,8 @@ def _safe_cut(text: str, start: int, limit: int) -> int:
 def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:
     """The source code of the running Python's standard library: real text that every machine has.
 
-    Every ``.py`` file in sorted order is a document, but for tests, installed packages and files that
-    are made when Python is built. The same Python version gives the same text.
+    Every ``.py`` file is a document, in sorted order. Tests, installed packages, and files that are made when Python is
+    built are left out. The same Python version gives the same text.
 
     Raises
     ------
@@ -463,7 +395,7 @@ def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:
     if not files:
         raise DataError(f"{root}: the standard library's source files are not there")
     name = f"Python {platform.python_version()} standard library"
-    # A few files of some versions declare another encoding; they are left out, and said to be.
+    # In some versions a few files declare another encoding. They are left out, and a warning says so.
     return Documents(files, on_error="skip", max_chars=max_chars, name=name)
 
 

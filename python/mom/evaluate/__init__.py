@@ -1,9 +1,10 @@
 """Measuring models: GLUE's official metrics, ROUGE and the LEAD baselines, perplexity and bits per byte of texts."""
 
-from .glue import baseline_metrics, glue_metrics, task_score
-from .perplexity import TextLoss, text_losses
-from .summaries import lead, rouge, sentences
+from ..glue.metrics import baseline_metrics, glue_metrics, task_score
+from ..xsum.metrics import lead, rouge, sentences
+from .perplexity import TextLoss, TokenFileLoss, text_losses, token_file_loss
 
 __all__ = [
-    "TextLoss", "baseline_metrics", "glue_metrics", "lead", "rouge", "sentences", "task_score", "text_losses",
+    "TextLoss", "TokenFileLoss", "baseline_metrics", "glue_metrics", "lead", "rouge", "sentences", "task_score",
+    "text_losses", "token_file_loss",
 ]  # fmt: skip

@@ -1,8 +1,7 @@
 """The model ``mom`` of lm-evaluation-harness: log-likelihoods, rolling ones, and generation up to a stop string.
 
-``mom lm_eval run --model mom --model_args pretrained=FOLDER --tasks ...`` is the harness's own command with this model
-registered; after ``mom lm_eval --register`` the harness's ``lm_eval run --model mom ...`` knows it too. In Python,
-importing this module registers it.
+Importing this module registers the model with the harness's decorator. ``mom lm_eval run --model mom --model_args
+pretrained=FOLDER --tasks ...`` imports it and then runs the harness's own command in the same process.
 
 Notes
 -----
@@ -18,42 +17,41 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .. import ops
 from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
-from ..generation import Decoder
-from ..model import MoM
+from ..model import Decoder, MoM
 from ..runtime import set_num_threads
 
 __all__ = ["MomLM"]
 
-#: New tokens between two looks for stop strings.
+#: New tokens between two searches for stop strings.
 _CHUNK = 16
 
 
 @register_model("mom")  # type: ignore[untyped-decorator, unused-ignore]
 class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
-    """A `MoM` as lm-evaluation-harness wants it.
+    """A `MoM` with the interface of lm-evaluation-harness.
 
     Parameters
     ----------
     pretrained : str or MoM
-        Folder of a model with its tokenizer; or the model itself, from Python.
+        Folder of a model with its tokenizer; from Python also the model itself.
     batch_size : int or str
         Requests computed together; ``"auto"`` is 8.
     max_length : int, optional
-        Tokens that a request may have; by default the model's ``n_positions``. Longer ones lose their beginning.
+        Tokens that a request may have; by default the model's ``n_positions``. The beginning of longer ones is cut off.
     max_gen_toks : int
-        Tokens to generate where a task does not say.
+        Tokens to generate if a task does not say how many.
     dtype : {"float32", "bfloat16"}
         See `MoM.from_pretrained`.
     threads : int, optional
     seed : int
-        Of sampling, where a task asks for it.
+        Seed of the sampling, for tasks that sample.
     max_batch_size, device
-        What the harness passes to every model; without effect: the CPU computes.
+        The harness passes these to every model. They have no effect, as the CPU computes.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         super().__init__()
         if threads is not None:
             set_num_threads(int(threads))
-        self.model: MoM = pretrained if isinstance(pretrained, MoM) else MoM.from_pretrained(pretrained, dtype=dtype)
+        self.model = MoM.resolve(pretrained, dtype, name="pretrained")
         if self.model.tokenizer is None:
             raise DataError(f"pretrained: {pretrained} holds no tokenizer")
         if self.model.tokenizer.eos_id is None:
@@ -95,7 +93,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     @property
     def tokenizer_name(self) -> str:
-        """What cached requests are kept under."""
+        """Name under which the harness caches requests."""
         return f"mom-{self.model.tokenizer.sha256[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -114,7 +112,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
     ) -> list[tuple[float, bool]]:
         rows, counts = [], []
         for _pair, context, continuation in requests:
-            # The last token is predicted but not read; what does not fit is cut off at the beginning.
+            # The last token is predicted but not read. Tokens that do not fit are cut off at the beginning.
             whole = np.array([*context, *continuation], np.int32)[-(self.max_length + 1) :]
             rows.append(whole)
             counts.append(min(len(continuation), len(whole) - 1))
@@ -127,10 +125,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             ends = np.cumsum(lengths)
             places = np.concatenate([np.arange(end - counts[i], end) for i, end in zip(chosen, ends, strict=True)])
             wanted = np.concatenate([rows[i][-counts[i] :] for i in chosen])
-            places = places.astype(np.int32)
-            core = self.model._core
-            core.forward(**self.model._inputs(tokens, lengths, None, None), training=self.model.training, rows=places)
-            logits = core.logits(places)
+            logits = self.model.logits_at(tokens, places, lengths=lengths)
             losses, _lse = ops.cross_entropy_forward(logits, wanted)
             greedy = logits.argmax(axis=1) == wanted
             cuts = np.cumsum([counts[i] for i in chosen])[:-1]

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import bucketed, pack_labelled
+from ..data import TokenFile
 from ..data.sources import Documents, Piece, TextDocuments
-from ..errors import DataError
-from ..model import MoM
+from ..errors import ConfigError, DataError
+from ..model import MoM, token_loss
+from ..training import evaluate_loss
 
-__all__ = ["TextLoss", "text_losses", "token_loss"]
+__all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
 
 PathLike = str | os.PathLike[str]
-
-#: Windows that are sorted by length before they are cut into batches.
-_POOL = 256
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TextLoss:
     nats : float
         Sum of the negative log probabilities of all scored tokens.
     tokens, bytes, documents : int
-        Scored tokens; bytes of text (UTF-8) that they stand for; documents.
+        Scored tokens, the bytes of their text in UTF-8, and the number of documents.
     """
 
     name: str
@@ -51,12 +51,12 @@ class TextLoss:
 
     @property
     def perplexity(self) -> float:
-        """``exp(loss)``; compares models with the same tokenizer only."""
+        """``exp(loss)``. It only compares models with the same tokenizer."""
         return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of text; compares any models."""
+        """Bits per byte of text. It compares any models."""
         return self.nats / math.log(2.0) / self.bytes if self.bytes else math.nan
 
 
@@ -74,9 +74,9 @@ def text_losses(
 ) -> list[TextLoss]:
     """Perplexity and bits per byte of texts.
 
-    Every document is scored on its own, behind an end-of-text token if the tokenizer has one, so that each of its
-    tokens counts exactly once. Long documents are covered by windows that overlap: a window scores what the one before
-    did not reach, and the rest of it is context.
+    Every document is scored on its own, after an end-of-text token if the tokenizer has one. Each of its tokens counts
+    exactly once. Long documents are covered by windows that overlap. A window scores only the tokens that the window
+    before did not reach; its other tokens are context.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ def text_losses(
     window : int, optional
         Tokens the model sees at once; by default its ``n_positions``.
     stride : int, optional
-        Tokens from one window to the next, at most ``window - 1``. Smaller is slower and gives more context;
-        by default half a window.
+        Tokens from one window to the next, at most ``window - 1``; by default half a window. A smaller stride is slower
+        and gives more context.
     batch_size : int
         Windows computed together; without effect on the result.
     key, split, on_error
@@ -97,7 +97,7 @@ def text_losses(
     Returns
     -------
     list of TextLoss
-        One per file in the order of reading, then their sum, named ``"total"``.
+        One per file, in the order of reading, and at the end their sum, named ``"total"``.
 
     Raises
     ------
@@ -129,6 +129,73 @@ def text_losses(
     if not tokens:
         raise DataError(f"{results[0].name}: no text to score")
     return [*results, TextLoss("total", float(nats), int(tokens), int(size), int(count))]
+
+
+@dataclass(frozen=True)
+class TokenFileLoss:
+    """How well a model predicts a token file.
+
+    Attributes
+    ----------
+    path : Path
+    tokens, sequence_length : int
+        Tokens in all windows; tokens of a window.
+    loss : float
+        Nats per predicted token.
+    seconds : float
+        What it took.
+    """
+
+    path: Path
+    tokens: int
+    sequence_length: int
+    loss: float
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def token_file_loss(
+    model: MoM,
+    data: PathLike,
+    *,
+    sequence_length: int | None = None,
+    batch_size: int = 8,
+    batches: int | None = None,
+) -> TokenFileLoss:
+    """Loss and perplexity on a token file, in windows that do not overlap.
+
+    Parameters
+    ----------
+    model : MoM
+    data : path
+        A token file, or a folder made by `mom.data.prepare`: its ``val.bin``, or ``train.bin`` if there is none.
+    sequence_length : int, optional
+        Tokens of a window; by default the model's ``n_positions``, at most 1024.
+    batch_size : int
+        Windows computed together.
+    batches : int, optional
+        At most so many batches; by default the whole file.
+    """
+    for name, value in (("batch_size", batch_size), ("batches", batches)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: {value} is less than 1")
+    positions = model.config.n_positions
+    length = min(1024, positions) if sequence_length is None else sequence_length
+    if not 2 <= length <= positions:
+        raise ConfigError(f"sequence_length: {length} is not in [2, {positions}], the model's n_positions")
+    path = Path(data)
+    if path.is_dir():
+        path = path / ("val.bin" if (path / "val.bin").is_file() else "train.bin")
+    tokens = TokenFile(path, vocab_size=model.config.vocab_size)
+    most = -(-len(tokens) // (batch_size * length)) if batches is None else batches
+    started = time.perf_counter()
+    loss = evaluate_loss(model, tokens, batch_size, length, most)
+    windows = min(len(tokens) // length, batch_size * most)
+    return TokenFileLoss(path, windows * length, length, loss, time.perf_counter() - started)
 
 
 def _window_and_stride(model: MoM, window: int | None, stride: int | None) -> tuple[int, int]:
@@ -171,9 +238,9 @@ def _whole(documents: Documents | TextDocuments) -> Iterator[list[str]]:
 
 
 def windows_of(ids: npt.NDArray[np.int32], window: int, stride: int) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
-    """Windows of a token sequence, each with the number of its first tokens that are not scored.
+    """Windows of a token sequence, each with the number of tokens at its beginning that are not scored.
 
-    All tokens but the very first are scored exactly once.
+    Every token but the very first is scored exactly once.
     """
     done = 1
     start = 0
@@ -182,28 +249,3 @@ def windows_of(ids: npt.NDArray[np.int32], window: int, stride: int) -> Iterator
         yield ids[start:end], done - start
         done = end
         start += stride
-
-
-def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]], batch_size: int) -> tuple[float, int]:
-    """Sum of negative log probabilities, and number, of the scored tokens of windows (see `windows_of`)."""
-    nats, tokens = 0.0, 0
-    with model.evaluating():
-        for pool in _pools(windows, _POOL * max(1, batch_size // 8)):
-            for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
-                ids, labels, lengths = pack_labelled([pool[i] for i in chosen])
-                out = model(ids, labels=labels, lengths=lengths, keep=False)
-                if out.num_labelled and out.lm_loss is not None:
-                    nats += out.lm_loss * out.num_labelled
-                    tokens += out.num_labelled
-    return nats, tokens
-
-
-def _pools(windows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    pool: list[Any] = []
-    for item in windows:
-        pool.append(item)
-        if len(pool) == size:
-            yield pool
-            pool = []
-    if pool:
-        yield pool

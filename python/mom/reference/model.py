@@ -201,7 +201,7 @@ class Model:
         if labels is not None:
             lm_loss = self._task_loss(labels, tape)
             balance = self._balance_forward(tape)
-            loss = lm_loss + (0.0 if balance is None else config.router_aux_loss_coef * balance)
+            loss = lm_loss + (0.0 if balance is None else config.loss_weights["balance"] * balance)
         self._tape = tape if labels is not None else None
         return Output(loss, lm_loss, balance, logits.reshape(*shape, -1), routes, batch.trace)
 
@@ -298,7 +298,7 @@ class Model:
         ----------
         lm_scale : float
         balance_scale : float, optional
-            Default: ``config.router_aux_loss_coef``.
+            Default: the weight in ``config.loss_weights``.
 
         Raises
         ------
@@ -310,7 +310,7 @@ class Model:
             raise RuntimeError("backward: needs a preceding call with labels")
         config, batch, store = self.config, tape.batch, self._store
         store.gradients.clear()
-        dscores = self._balance_backward(config.router_aux_loss_coef if balance_scale is None else balance_scale, tape)
+        dscores = self._balance_backward(config.loss_weights["balance"] if balance_scale is None else balance_scale, tape)
 
         dlogits = self._task_backward(lm_scale, tape)
         dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)

@@ -1,11 +1,11 @@
-"""Training: configuration, the loop, callbacks and resumable state."""
+"""Training: configuration, the loop, the optimizer, callbacks and resumable state."""
 
-from .config import TrainingConfig
-from .finetune import FinetuneConfig
-from .loop import TrainingResult, evaluate_loss, train
+from .config import FinetuneConfig, TrainingConfig
+from .optimizer import AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from .pretraining import TrainingResult, evaluate_loss, train
 from .recipe import RECIPES, PretrainResult, pretrain
 
 __all__ = [
-    "RECIPES", "FinetuneConfig", "PretrainResult", "TrainingConfig", "TrainingResult", "evaluate_loss", "pretrain",
-    "train",
+    "RECIPES", "AdamW", "FinetuneConfig", "PretrainResult", "TrainingConfig", "TrainingResult", "clip_grad_norm",
+    "cosine_schedule", "evaluate_loss", "linear_schedule", "pretrain", "train",
 ]  # fmt: skip

@@ -1,7 +1,15 @@
 """What happens with a run's records: the JSON-lines log, the progress bar, TensorBoard.
 
-A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. Records
-have a ``step`` and a ``kind``: ``"train"``, ``"eval"``, ``"checkpoint"`` or ``"skip"``.
+A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. When ``record`` returns
+True, the run ends after the step at hand, with its last evaluation and checkpoint.
+
+Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed``. The kinds, and what else they have:
+
+``train``       ``loss``, ``lm_loss``, ``balance_loss``, ``grad_norm``, ``lr``, ``tokens_per_second``, ``seconds``,
+                ``epoch``, ``skip_share``, ``module_use``, ``peak_memory_bytes``, ``skipped_steps``
+``skip``        ``reason``, ``skipped_steps``: a step was left out, because its numbers were not finite
+``eval``        ``val_loss`` and ``perplexity``; in fine-tuning ``score``, ``best`` and the task's metrics
+``checkpoint``  ``path``
 """
 
 from __future__ import annotations
@@ -11,20 +19,23 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..checkpoint import naming_file
+from .._extras import need
+from .._json import to_json
+from ..files.folders import naming_file
 
-__all__ = ["Callback", "JsonLines", "Progress", "TensorBoard", "closing"]
+__all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "closing"]
 
 
 class Callback(Protocol):
     """Receives the records of a run."""
 
-    def record(self, record: dict[str, Any]) -> None:
-        """One record."""
+    def record(self, record: dict[str, Any]) -> bool | None:
+        """One record; True asks the run to stop."""
 
     def close(self) -> None:
         """The run is over."""
@@ -62,10 +73,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, record: dict[str, Any]) -> None:
-        # JSON has no NaN and no infinity.
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with naming_file(self._path):
-            self._file.write(json.dumps(plain) + "\n")
+            self._file.write(to_json(record, indent=None))
             self._file.flush()
 
     def close(self) -> None:
@@ -120,26 +129,44 @@ class Progress:
             self._bar.close()
 
 
+class Evaluations:
+    """A line on standard error for every evaluation of fine-tuning."""
+
+    def __init__(self, steps: int, done: int, label: str) -> None:
+        self._steps, self._label = steps, label
+        self._losses: deque[float] = deque(maxlen=50)
+
+    def record(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "train":
+            self._losses.append(record["loss"])
+        elif record["kind"] == "eval":
+            recent = sum(self._losses) / len(self._losses) if self._losses else math.nan
+            print(
+                f"{self._label}: step {record['step']}/{self._steps} loss {recent:.4f} "
+                f"dev score {record['score']:.4f}{' (best)' if record['best'] else ''}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class TensorBoard:
     """Scalars of every record as TensorBoard events in ``run_dir/tensorboard``.
 
     Raises
     ------
     ImportError
-        Without the package ``tensorboard``; the message names the extra.
+        Without the package ``tensorboard``.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError:
-            raise ImportError(
-                "tensorboard=True needs the package tensorboard: pip install 'mom[tensorboard]'"
-            ) from None
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(run_dir / "tensorboard"))
+        def part(module: str) -> Any:
+            return need(f"tensorboard.{module}", "tensorboard=True")
+
+        self._event = part("compat.proto.event_pb2").Event
+        self._summary = part("compat.proto.summary_pb2").Summary
+        self._writer = part("summary.writer.event_file_writer").EventFileWriter(str(run_dir / "tensorboard"))
 
     def record(self, record: dict[str, Any]) -> None:
         values = [

@@ -1,28 +1,39 @@
-"""Settings of a training run: a validated dataclass that reads and writes TOML."""
+"""Settings of training and of fine-tuning."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from ..config import MoMConfig
 from ..errors import ConfigError
+from ..settings import Settings, at_least, between, one_of, positive, setting
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+__all__ = ["FinetuneConfig", "TrainingConfig", "warmup_steps"]
 
-__all__ = ["TrainingConfig", "read_toml"]
+_RATE = between(0.0, 1e3)
+_SHARE = between(0.0, 1.0)
+_BELOW_ONE = between(0, 1, open_end=True)
+
+
+def _steps_or_share(value: int | float) -> str | None:
+    if isinstance(value, int):
+        return "is negative" if value < 0 else None
+    return None if 0.0 <= value <= 1.0 else "is no share in [0, 1]; a number of steps is an integer"
+
+
+def warmup_steps(warmup: int | float | None, total: int) -> int:
+    """Steps of linear warm-up: an integer as it is, a float as a share of all steps, None as a tenth rounded down."""
+    if warmup is None:
+        return total // 10
+    if isinstance(warmup, float):
+        return round(warmup * total)
+    if warmup > total:
+        raise ConfigError(f"warmup: {warmup} of {total} steps; a share of the steps is a float, such as 0.1")
+    return warmup
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """Settings of a training run; the defaults are the published recipe, but for its length and batch.
 
     Parameters
@@ -37,8 +48,9 @@ class TrainingConfig:
         Highest learning rate.
     schedule : {"cosine", "linear", "constant"}
         After the warm-up: half a cosine or a straight line to ``final_lr * lr`` at the last step.
-    warmup : int or None
-        Steps of linear warm-up from 0; None is a tenth of the run (published: 500 of 5,000).
+    warmup : int, float or None
+        Linear warm-up from 0: an integer is steps, a float from 0 to 1 a share of all steps; None is a tenth of them
+        (published: 500 of 5,000).
     final_lr : float
         Factor of `lr` at the end of the schedule.
     beta1, beta2, eps, weight_decay : float
@@ -61,7 +73,7 @@ class TrainingConfig:
         Keep just the input of every round for backward, which computes the rest again: less memory, more time, the
         same numbers. See `mom.MoM.memory_plan`.
     tensorboard : bool
-        Also write TensorBoard event files (needs the ``tensorboard`` extra).
+        Also write TensorBoard event files (needs the package tensorboard).
 
     Raises
     ------
@@ -69,128 +81,152 @@ class TrainingConfig:
         Naming the field that is unknown, of the wrong type or out of range.
     """
 
-    steps: int = 5000
-    batch_size: int = 8
-    sequence_length: int = 1024
-    accumulation: int = 1
-    lr: float = 1e-3
-    schedule: str = "cosine"
-    warmup: int | None = None
-    final_lr: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-5
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    sampling: str = "random"
-    seed: int = 0
-    eval_every: int = 500
-    eval_batches: int = 20
-    save_every: int = 500
-    keep_last: int = 2
-    log_every: int = 1
-    max_bad_steps: int = 5
-    activation_checkpointing: bool = False
-    tensorboard: bool = False
+    noun = "training"
+    table = "training"
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), str(field.type)
-            if value is None and kind.endswith("| None"):
-                continue
-            wanted = kind.split(" |")[0]
-            good = {
-                "int": isinstance(value, int) and not isinstance(value, bool),
-                "float": isinstance(value, (int, float)) and not isinstance(value, bool),
-                "bool": isinstance(value, bool),
-                "str": isinstance(value, str),
-            }[wanted]
-            if not good:
-                raise ConfigError(f"{field.name}: expected {kind}, got {type(value).__name__} {value!r}")
-        for name in ("steps", "batch_size", "accumulation", "log_every", "max_bad_steps", "keep_last", "eval_batches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
-        if self.sequence_length < 2:
-            raise ConfigError(f"sequence_length: {self.sequence_length} is less than 2, so nothing could be predicted")
+    steps: int = setting(5000, at_least(1))
+    batch_size: int = setting(8, at_least(1))
+    sequence_length: int = setting(1024, at_least(2))
+    accumulation: int = setting(1, at_least(1))
+    lr: float = setting(1e-3, _RATE)
+    schedule: str = setting("cosine", one_of("cosine", "linear", "constant"))
+    warmup: int | float | None = setting(None, _steps_or_share)
+    final_lr: float = setting(0.0, _SHARE)
+    beta1: float = setting(0.9, _BELOW_ONE)
+    beta2: float = setting(0.95, _BELOW_ONE)
+    eps: float = setting(1e-5, positive)
+    weight_decay: float = setting(0.1, _RATE)
+    clip: float = setting(1.0, positive)
+    sampling: str = setting("random", one_of("random", "consecutive"))
+    seed: int = setting(0, at_least(0))
+    eval_every: int = setting(500, at_least(0))
+    eval_batches: int = setting(20, at_least(1))
+    save_every: int = setting(500, at_least(0))
+    keep_last: int = setting(2, at_least(1))
+    log_every: int = setting(1, at_least(1))
+    max_bad_steps: int = setting(5, at_least(1))
+    activation_checkpointing: bool = setting(False)
+    tensorboard: bool = setting(False)
+
+    def _check(self) -> None:
         if self.batch_size * self.sequence_length >= 2**31:
             raise ConfigError(
                 f"batch_size: {self.batch_size} rows of {self.sequence_length} tokens are 2**31 tokens or more"
             )
-        for name in ("eval_every", "save_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is negative")
-        for name, low, high in (("lr", 0.0, 1e3), ("final_lr", 0.0, 1.0), ("weight_decay", 0.0, 1e3)):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in [{low}, {high}]")
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
-        for name in ("eps", "clip"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
-        for name, choices in (("schedule", ("cosine", "linear", "constant")), ("sampling", ("random", "consecutive"))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
-        if self.warmup is not None and not 0 <= self.warmup <= self.steps:
-            raise ConfigError(f"warmup: {self.warmup} of {self.steps} steps")
+        warmup_steps(self.warmup, self.steps)
 
     @property
     def warmup_steps(self) -> int:
         """Steps of warm-up, with the default worked out."""
-        return self.steps // 10 if self.warmup is None else self.warmup
+        return warmup_steps(self.warmup, self.steps)
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens read per optimizer step."""
         return self.batch_size * self.sequence_length * self.accumulation
 
-    def replace(self, **changes: Any) -> TrainingConfig:
-        """A copy with some fields changed (and validated)."""
-        _check_known(changes, "configuration")
-        return dataclasses.replace(self, **changes)
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the validation loss is measured after that many steps, apart from the last step of all."""
+        return bool(self.eval_every) and step % self.eval_every == 0
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> TrainingConfig:
-        """Build from a mapping; errors begin with `source`."""
-        _check_known(values, source)
-        try:
-            return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
-
-    @classmethod
-    def from_toml(cls, path: str | os.PathLike[str]) -> TrainingConfig:
-        """Read a TOML file: the fields at top level or in a table ``[training]``."""
-        return cls.from_dict(read_toml(path), source=str(path))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return dataclasses.asdict(self)
-
-    def to_toml(self) -> str:
-        """All fields as TOML text (fields that are None are left out)."""
-        lines = ["[training]"]
-        for name, value in self.to_dict().items():
-            if value is not None:
-                text = "inf" if value == float("inf") else json.dumps(value)
-                lines.append(f"{name} = {text}")
-        return "\n".join(lines) + "\n"
+    def is_saved(self, step: int) -> bool:
+        """Whether a checkpoint is due after that many steps, apart from the last step of all."""
+        return bool(self.save_every) and step % self.save_every == 0
 
 
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fields that a TOML file sets: those of its table ``[training]``, or those at top level; names are not checked."""
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from None
-    section = values.get("training", values)
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path}: training is not a table")
-    return section
+@dataclass(frozen=True)
+class FinetuneConfig(Settings):
+    """Settings of fine-tuning.
 
+    Parameters
+    ----------
+    epochs : int
+        Passes over the training data, unless `max_steps` or `patience` ends them.
+    max_steps : int or None
+        At most so many optimizer steps.
+    batch_size : int
+        Examples that go through the model at once.
+    accumulation : int
+        Batches per step. The step is that of one batch so many times as large, but for rounding, dropout, and the
+        balance loss of a language model, which is the mean of its batches'.
+    lr : float
+        Highest learning rate.
+    schedule : {"linear", "cosine", "constant"}
+        After the warm-up: a straight line or half a cosine to 0 at the last step.
+    warmup : int or float
+        Linear warm-up from 0: an integer is steps, a float from 0 to 1 a share of all steps.
+    weight_decay, beta1, beta2, eps : float
+        AdamW; see `mom.AdamW`.
+    clip : float
+        Largest gradient norm; ``inf`` switches clipping off.
+    dropout : float or None
+        Probability of all three dropouts; None: as the model has them.
+    max_length : int or None
+        Tokens per example; longer ones are cut. None: the model's ``n_positions``.
+    evals_per_epoch : int
+        Evaluations on the dev set per epoch, at even distances, the last one at its end.
+    eval_every : int or None
+        Steps between evaluations instead, counted through all epochs. The last step is evaluated in any case.
+    patience : int
+        Evaluations in a row without a better dev score after which training stops; 0: never. The defaults stop
+        after one and a half epochs in vain.
+    train : {"all", "routers", "head"}
+        What is trained: everything; the routers (and a classifier's head); a classifier's head only. No other
+        gradients are computed, and nothing is kept for them.
+    activation_checkpointing : bool
+        Less memory, more time, the same numbers; see `TrainingConfig`.
 
-def _check_known(values: Mapping[str, Any], source: str) -> None:
-    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(TrainingConfig)})
-    if unknown:
-        raise ConfigError(f"{source}: unknown training field {unknown[0]!r}")
+    Raises
+    ------
+    ConfigError
+        Naming the field that is unknown, of the wrong type or out of range.
+    """
+
+    noun = "fine-tuning"
+    table = "finetune"
+
+    epochs: int = setting(3, at_least(1))
+    max_steps: int | None = setting(None, at_least(1))
+    batch_size: int = setting(16, at_least(1))
+    accumulation: int = setting(1, at_least(1))
+    lr: float = setting(1e-4, _RATE)
+    schedule: str = setting("linear", one_of("linear", "cosine", "constant"))
+    warmup: int | float = setting(0.1, _steps_or_share)
+    weight_decay: float = setting(0.01, _RATE)
+    beta1: float = setting(0.9, _BELOW_ONE)
+    beta2: float = setting(0.98, _BELOW_ONE)
+    eps: float = setting(1e-6, positive)
+    clip: float = setting(1.0, positive)
+    dropout: float | None = setting(None, _BELOW_ONE)
+    max_length: int | None = setting(None, at_least(4))
+    evals_per_epoch: int = setting(2, at_least(1))
+    eval_every: int | None = setting(None, at_least(1))
+    patience: int = setting(3, at_least(0))
+    train: str = setting("all", one_of("all", "routers", "head"))
+    activation_checkpointing: bool = setting(False)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of all epochs."""
+        total = self.epochs * steps_per_epoch
+        return total if self.max_steps is None else min(total, self.max_steps)
+
+    def is_evaluated(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether the dev set is looked at after that many steps (1, 2, ...), apart from the last step of all."""
+        if self.eval_every is not None:
+            return step % self.eval_every == 0
+        done = (step - 1) % steps_per_epoch + 1  # of this epoch
+        # A part ends at the first step that reaches its share of the epoch.
+        return done * self.evals_per_epoch // steps_per_epoch > (done - 1) * self.evals_per_epoch // steps_per_epoch
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one optimizer step."""
+        return self.batch_size * self.accumulation
+
+    def length_for(self, config: MoMConfig) -> int:
+        """Tokens per example for a model."""
+        if self.max_length is not None and self.max_length > config.n_positions:
+            raise ConfigError(
+                f"max_length: {self.max_length} is more than the model's n_positions = {config.n_positions}"
+            )
+        return self.max_length or config.n_positions

@@ -6,7 +6,6 @@ and training starts anew on the same kind of data. Both phases have the same set
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -17,20 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint
-from ..checkpoint import MODEL_FILES, check_replaceable, write_file
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError
+from ..files import folders
+from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
-from ..optim import AdamW, clip_grad_norm
-from ..tokenizer import Tokenizer
 from .callbacks import Callback
 from .config import TrainingConfig
-from .loop import TrainingResult, train
+from .optimizer import AdamW
+from .pretraining import TrainingResult, train
+from .start import take_tokenizer
 from .state import PREFIX, read_progress
 
-__all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain"]
+__all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
 PathLike = str | os.PathLike[str]
 
@@ -203,13 +202,13 @@ def pretrain(
             "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
             "training": planned.to_dict(),
         }  # fmt: skip
-        write_file(run / "recipe.json", json.dumps(summary, indent=2) + "\n")
+        write_json(run / "recipe.json", summary)
     return PretrainResult(model, result, planned, total, run / "model")
 
 
 def _earlier_plan(run: Path) -> tuple[TrainingConfig | None, str]:
     """Settings and dtype of the newest checkpoint."""
-    latest, _ = checkpoint.latest_valid(run, prefix=PREFIX)
+    latest, _ = folders.latest_valid(run, prefix=PREFIX)
     if latest is None:
         return None, "float32"
     progress = read_progress(latest)
@@ -234,9 +233,25 @@ def _model(
         model = MoM.from_vanilla(vanilla, shape, seed=seed, dtype=dtype)
     else:
         model = MoM(shape.vanilla_config() if phase == "vanilla" else shape, seed=seed, dtype=dtype)
-    if (Path(data) / "tokenizer.json").is_file():
-        model.tokenizer = Tokenizer.load(data)
+    take_tokenizer(model, data)
     return model
+
+
+def seconds_per_step(
+    config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0
+) -> float:
+    """Median time of a training step of a new model; some steps are measured, for about `patience` seconds."""
+    model = MoM(config, dtype=dtype)
+    optimizer = AdamW(model, lr=0.0)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(rows, length), dtype=np.int32)
+    times: list[float] = []
+    while len(times) < 4 or (sum(times) < patience and len(times) < 20):
+        started = time.perf_counter()
+        model(ids, labels=ids)
+        model.backward()
+        optimizer.step(1.0, zero_grad=True)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))  # the first one asks for memory and chooses kernels
 
 
 def _tokens_in(model: MoM, recipe: Recipe, minutes: float) -> int:
@@ -245,17 +260,5 @@ def _tokens_in(model: MoM, recipe: Recipe, minutes: float) -> int:
         raise ConfigError(f"minutes: {minutes} is not a positive finite number")
     length = min(recipe.sequence_length, model.config.n_positions)
     rows = max(1, _MICRO_BATCH // length)
-    copy = MoM(model.config, dtype=model.dtype)
-    optimizer = AdamW(copy, lr=0.0)
-    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(rows, length), dtype=np.int32)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < min(10.0, 3.0 * minutes) and len(times) < 20):
-        started = time.perf_counter()
-        copy.zero_grad()
-        copy(ids, labels=ids)
-        copy.backward()
-        clip_grad_norm(copy, 1.0)
-        optimizer.step()
-        times.append(time.perf_counter() - started)
-    speed = ids.size / float(np.median(times[1:]))
-    return max(2 * length, int(60.0 * minutes * speed))
+    seconds = seconds_per_step(model.config, rows, length, model.dtype, patience=min(10.0, 3.0 * minutes))
+    return max(2 * length, int(60.0 * minutes * rows * length / seconds))

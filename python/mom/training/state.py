@@ -3,32 +3,89 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, weights
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import CheckpointError
-from ..model import _Network
-from ..optim import AdamW
+from ..files import folders, weights
+from ..model import Network
+from .optimizer import AdamW
 
-__all__ = ["load_state", "read_progress", "save_state"]
+__all__ = ["PREFIX", "State", "load_state", "read_progress", "save_state"]
 
+#: Begins the names of checkpoints.
 PREFIX = "step-"
 
 
+@dataclass
+class State:
+    """How far a run is: what a checkpoint holds beside tensors, random numbers and the place in the data.
+
+    Attributes
+    ----------
+    step, skipped : int
+        Steps done in all, and those of them that were left out because of numbers that are not finite.
+    bad_in_a_row : int
+        Steps left out since the last good one.
+    examples, seconds
+        What the steps went through, and the time they took.
+    lm_loss, val_loss : float or None
+        Of the last step and of the last evaluation.
+    losses : list of float
+        Of every step that was not left out.
+    history : list of (int, float)
+        Step and measure of every evaluation.
+    evaluated_step : int
+        The step that was evaluated last.
+    best_step, best_score, best_values
+        The evaluation with the highest measure: its step, its measure (None before the first one) and all it gave.
+    waited : int
+        Evaluations since the best one.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    lm_loss: float | None = None
+    val_loss: float | None = None
+    losses: list[float] = field(default_factory=list)
+    history: list[tuple[int, float]] = field(default_factory=list)
+    evaluated_step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    best_values: dict[str, Any] = field(default_factory=dict)
+    waited: int = 0
+
+
 def save_state(
-    run_dir: Path, step: int, model: _Network, optimizer: AdamW, progress: dict[str, Any], keep_last: int
+    run_dir: Path,
+    model: Network,
+    optimizer: AdamW,
+    progress: dict[str, Any],
+    best: dict[str, NDArray[np.float32]],
+    keep_last: int,
 ) -> Path:
-    """Write everything a run needs to go on after `step` steps; then remove all but the newest `keep_last` folders."""
-    path = run_dir / f"{PREFIX}{step:08d}"
-    files = model._files(dict(model.parameters))
+    """Write everything a run needs to go on; then remove all but the newest `keep_last` folders.
+
+    `progress` has the ``step``. `best` are the weights that the run will end with, if these are not the last ones.
+    """
+    path = run_dir / f"{PREFIX}{progress['step']:08d}"
+    files = model.pretrained_files()
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
-    files["training.json"] = (
-        json.dumps({"step": step, "random_state": model.random_state, "dtype": model.dtype, **progress}) + "\n"
-    ).encode()
-    checkpoint.write_folder(path, files)
-    checkpoint.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
+    if best:
+        files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
+    progress = {"random_state": model.random_state, "dtype": model.dtype, **progress}
+    # A state may hold numbers that are not finite, which strict JSON does not have.
+    files["training.json"] = json.dumps(progress) + "\n"
+    folders.write_folder(path, files)
+    folders.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
     return path
 
 
@@ -42,17 +99,21 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def load_state(path: Path, model: _Network, optimizer: AdamW) -> dict[str, Any]:
-    """Read a folder written by `save_state` into model and optimizer; returns the rest (``step``, ...)."""
+def load_state(
+    path: Path, model: Network, optimizer: AdamW
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Read a folder written by `save_state` into model and optimizer; returns the progress and the best weights."""
     progress = read_progress(path)
     random_state = progress["random_state"]
-    # Both files are read before anything changes.
+    # All files are read before anything changes.
     tensors = weights.read_safetensors(path / "model.safetensors")
     moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
+    best_file = path / "best.safetensors"
+    best = weights.read_safetensors(best_file) if best_file.is_file() else {}
     model.load_state(tensors, str(path))
     try:
         optimizer.load_state(moments)
     except ValueError as error:
         raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
     model.random_state = (random_state[0], random_state[1])
-    return progress
+    return progress, best

@@ -1,0 +1,123 @@
+"""The command ``mom``: each flag has the name of the Python argument it sets (dashes do as well as underscores).
+
+Results go to standard output; progress and messages go to standard error. Exit status: 0 success, 1 an error (one line
+on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usage, 128 + number after a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+from .. import _version
+from ..errors import MomError
+from ..runtime import set_num_threads
+from ..training.finetune import FinetuneInterrupted
+from . import bench, demo, evaluate, finetune, generate, info, lm_eval, prepare, pretrain, train
+
+__all__ = ["main", "parser"]
+
+#: What becomes one line on standard error instead of a traceback.
+_EXPECTED = (MomError, ValueError, OSError, ImportError, MemoryError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    arguments = parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    try:
+        with warnings.catch_warnings(), _reports_shown():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            if getattr(arguments, "threads", None) is not None:
+                set_num_threads(arguments.threads)
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt as stop:
+        name = stop.signal if isinstance(stop, FinetuneInterrupted) else "SIGINT"
+        by = "" if name == "SIGINT" else f" by {name}"
+        print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 128 + signal.Signals[name]
+    except BrokenPipeError:
+        # The program that read our output has ended. Python would write to it once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except _EXPECTED as error:
+        if os.environ.get("MOM_DEBUG_TRACEBACK"):
+            raise
+        print(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+
+
+class _Shown(logging.Handler):
+    """Prints every message once, as a line on standard error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._seen:
+            self._seen.add(text)
+            print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _reports_shown() -> Iterator[None]:
+    """Print the summaries of the files that are read to standard error."""
+    logger, handler = logging.getLogger("mom.data"), _Shown()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Write the dashes in long flags as underscores. Values, and everything after a bare ``--``, stay as they are."""
+    result = list(argv)
+    if result[:1] == ["lm_eval"] and len(result) > 1 and not result[1].startswith("-"):
+        return result  # another program's flags
+    for i, word in enumerate(result):
+        if word == "--":
+            break
+        if re.match(r"--[a-z]", word):
+            name, equals, value = word[2:].partition("=")
+            result[i] = f"--{name.replace('-', '_')}{equals}{value}"
+    return result
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    root = argparse.ArgumentParser(
+        prog="mom",
+        description="Mixture-of-Modules language models on a CPU.",
+        epilog="'mom COMMAND --help' explains a command. First steps: 'mom demo'.",
+        allow_abbrev=False,
+    )
+    root.add_argument("--version", action="version", version=f"mom {_version.__version__}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (demo, prepare, train, pretrain, evaluate, generate, finetune, lm_eval, info, bench):
+        module.add(commands)
+    return root

@@ -1,0 +1,159 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigError
+from ..settings import Settings, read_toml
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only if it tells something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+def command(commands: Any, name: str, run: Any, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Add a command that calls `run` with the parsed arguments."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.{' ' if details else ''}{details}",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all CPUs)")
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """``--progress``."""
+    parser.add_argument(
+        "--progress", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
+    )
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    """``--on_error``."""
+    parser.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about records that cannot be used"
+    )
+
+
+def add_changes(group: Any) -> None:
+    """``--set``; see `changes_of`."""
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change a field of the model's configuration; may be repeated",
+    )  # fmt: skip
+
+
+def add_dtype(group: Any, resumed: bool) -> None:
+    """``--dtype``. For a run that may be `resumed` the default is None, and the checkpoint decides."""
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=None if resumed else "float32",
+        help="number format" + (" (default: float32, or that of the checkpoint)" if resumed else ""),
+    )  # fmt: skip
+
+
+def truth(text: str) -> bool:
+    """The value of a flag that is true or false."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"{text!r} is not 'true' or 'false'")
+
+
+def field_help(documented: type) -> dict[str, str]:
+    """Help text of every field, from the ``Parameters`` section of the class's docstring."""
+    found: dict[str, str] = {}
+    section = re.search(r"Parameters\n\s*-+\n(.*?)(?:\n\n|\Z)", documented.__doc__ or "", re.DOTALL)
+    entries = re.findall(
+        r"^ {4}(\w[^\n:]*) :([^\n]*)\n((?: {8}[^\n]*\n?)+)", section[1] if section else "", re.MULTILINE
+    )
+    for names, kind, text in entries:
+        choices = re.search(r"\{(.*)\}", kind)
+        words = [*text.replace("``", "").replace("`", "").split()]
+        if choices:
+            words += [f"[{choices[1]}]".replace('"', "")]
+        found.update(dict.fromkeys(re.split(r",\s*", names), " ".join(words).replace("%", "%%")))
+    return found
+
+
+def number(text: str) -> int | float:
+    """An integer if it is written as one."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+#: What argparse is told about fields of each type.
+_KINDS: dict[str, dict[str, Any]] = {
+    "int": {"type": int, "metavar": "N"},
+    "float": {"type": float, "metavar": "X"},
+    "int | float": {"type": number, "metavar": "X"},
+    "str": {"type": str, "metavar": "NAME"},
+    "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},
+}
+
+
+def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> None:
+    """A flag per field, and one for a file of them; without the flag, a field is not in the namespace."""
+    group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
+    help_texts = field_help(settings)
+    for field in settings.fields():
+        default = shown.get(field.name, field.default)
+        note = "" if default is None else f" (default: {default})"
+        text = help_texts.get(field.name, "").removesuffix(".") + note
+        kind = _KINDS[str(field.type).removesuffix(" | None")]
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
+
+
+def given_fields(a: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """The fields that the file and the flags set; flags win."""
+    values: dict[str, Any] = {}
+    if a.config is not None:
+        values = read_toml(a.config, settings.table)
+        settings.from_dict(values, source=a.config)
+    return {**values, **{name: value for name, value in vars(a).items() if name in settings.names()}}
+
+
+def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; values are JSON, or else strings."""
+    words = {"none": None, "true": True, "false": False}
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"set: {pair!r} is not NAME=VALUE")
+        name = name.strip().replace("-", "_")
+        try:
+            changes[name] = words[text.lower()] if text.lower() in words else json.loads(text)
+        except ValueError:
+            changes[name] = text
+    return changes
+
+
+def add_generation(group: Any) -> None:
+    """Flags for writing summaries."""
+    group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
+    group.add_argument(
+        "--max_summary", type=int, help="tokens kept free for a summary and its end (as in fine-tuning; there 64)"
+    )
+    group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
+    group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
+    group.add_argument(
+        "--no_repeat_ngram_size", type=int, default=0, help="never repeat so many tokens of a summary; 0: allowed"
+    )
+    group.add_argument("--examples", type=int, default=3, help="summaries to show beside reference and LEAD-1")

@@ -1,0 +1,60 @@
+"""``mom pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from ..config import PRESETS, MoMConfig
+from ..errors import ConfigError
+from ..training import RECIPES, pretrain
+from .flags import add_changes, add_dtype, add_progress, add_threads, changes_of, command
+from .results import interrupted, print_losses
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands, "pretrain", _run, "one phase of the published recipe, scaled to a budget",
+        "Phase 'vanilla' trains the plain GPT-2 whose layers will be the modules of the preset's model; phase 'mom' "
+        "starts that model --from the first phase's and trains it. 'mom train' has every setting; this command has "
+        "the recipe's.",
+    )  # fmt: skip
+    parser.add_argument("--phase", required=True, choices=("vanilla", "mom"), help="which phase")
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare'")
+    parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run; gets 'model' at the end")
+    parser.add_argument("--from", dest="vanilla", metavar="FOLDER", help="with --phase mom: the model of phase one")
+    parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
+    add_changes(parser)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens (5e6 will do)")
+    budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, by the speed of a few steps")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="whose settings")
+    parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="another highest learning rate")
+    add_dtype(parser, resumed=True)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint, with its plan")
+    add_progress(parser)
+    add_threads(parser)
+
+
+def _run(a: argparse.Namespace) -> int:
+    if a.phase == "mom" and a.vanilla is None:
+        raise ConfigError("phase: 'mom' starts --from the model of phase 'vanilla'")
+    config = MoMConfig.preset(a.preset).replace(**changes_of(a.changes))
+    changes = {"lr": a.lr} if hasattr(a, "lr") else {}
+    if a.tokens is not None and not math.isfinite(a.tokens):
+        raise ConfigError(f"tokens: {a.tokens} is not a finite number")
+    result = pretrain(
+        config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
+        tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
+        **changes,
+    )  # fmt: skip
+    training, plan = result.training, result.config
+    if training.interrupted is not None:
+        return interrupted(training)
+    print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
+    print_losses(training)
+    print(f"model {result.folder}")
+    return 0

@@ -1,0 +1,48 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import Any
+
+from .. import xsum
+from .._json import to_json
+from ..model import MoM
+from ..training import TrainingResult
+
+
+def interrupted(result: TrainingResult) -> int:
+    """Say that a signal ended a run. Returns the exit status."""
+    assert result.interrupted is not None
+    print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
+    return 128 + signal.Signals[result.interrupted].value
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    print(to_json(value, indent=None), end="")
+
+
+def print_losses(result: TrainingResult) -> None:
+    """The last losses of a run."""
+    for name, loss in (("loss", result.lm_loss), ("validation loss", result.val_loss)):
+        if loss is not None:
+            print(f"{name} {loss:.4f}")
+
+
+def show_summaries(a: argparse.Namespace, model: MoM, split: str, max_length: int | None, batch_size: int) -> None:
+    """Summarise documents, and print scores and examples."""
+    scores = xsum.evaluate(
+        model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=max_length,
+        num_beams=a.num_beams, length_penalty=a.length_penalty, no_repeat_ngram_size=a.no_repeat_ngram_size,
+        batch_size=batch_size,
+    )  # fmt: skip
+    if getattr(a, "json", False):
+        print_json(scores.to_dict())
+        return
+    if a.examples > 0:
+        print(xsum.format_examples(scores, a.examples), end="\n\n")
+    print(scores.table())
+    print(f"{len(scores.documents)} documents, loss {scores.loss:.4f} nats per token of the references")

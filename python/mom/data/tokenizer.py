@@ -1,0 +1,378 @@
+"""Byte-level BPE, as GPT-2 uses it, on top of the ``tokenizers`` library.
+
+`Tokenizer` adds three things to the library. Token ids are NumPy arrays of int32. Files are checked before use, and
+messages name the file. And text is data: a document that contains ``<|endoftext|>`` does not end there, unless the
+caller asks for that.
+
+References
+----------
+Radford et al., Language Models are Unsupervised Multitask Learners, 2019, section 2.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..files.folders import write_file
+
+if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
+    import tokenizers
+    from tokenizers import models
+
+__all__ = ["END_OF_TEXT", "MAX_FILE_BYTES", "Tokenizer"]
+
+PathLike = str | os.PathLike[str]
+
+#: GPT-2's only special token: separates documents.
+END_OF_TEXT = "<|endoftext|>"
+#: Largest size of a new vocabulary, and of a model's. The library reserves memory for the whole vocabulary at once and
+#: ends the process if there is not enough.
+MAX_VOCAB_SIZE = 2**24
+#: Larger tokenizer files are refused unread.
+MAX_FILE_BYTES = 512 * 1024 * 1024
+
+#: Vocabulary and merges under the names of Hugging Face and of OpenAI.
+_FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Parameters
+    ----------
+    backend : tokenizers.Tokenizer
+        Any tokenizer of the library; truncation and padding are switched off.
+    eos_token : str
+        The token that separates documents.
+
+    See Also
+    --------
+    Tokenizer.train : learn a vocabulary.
+    Tokenizer.load : read one from files.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT) -> None:
+        import tokenizers
+
+        backend.no_truncation()
+        backend.no_padding()
+        self._with_special = backend
+        # In the library, "are special tokens recognised?" is state of the tokenizer. Two copies make it an argument.
+        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._plain.encode_special_tokens = True
+        self._eos_token = eos_token
+        ids = set(backend.get_vocab(with_added_tokens=True).values())
+        self._vocab_size = max(ids, default=-1) + 1
+        #: Ids that have a token; None if every id below `vocab_size` has one.
+        self._ids = None if len(ids) == self._vocab_size else np.array(sorted(ids), np.int64)
+
+    # ------------------------------------------------------------------ making one
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        special_tokens: Sequence[str] = (END_OF_TEXT,),
+        progress: bool = False,
+    ) -> Tokenizer:
+        """Learn a byte-level BPE vocabulary.
+
+        Parameters
+        ----------
+        texts : iterable of str
+            Read one by one; memory grows with the number of distinct words.
+        vocab_size : int
+            Tokens wanted, at most 2**24: special tokens, 256 bytes and merges. Little text may yield fewer.
+        special_tokens : sequence of str
+            They get the first ids. The first special token separates documents.
+        progress : bool
+            Show the library's progress bar.
+
+        Raises
+        ------
+        DataError
+            If `vocab_size` is too small or too large, or `texts` yields something else than text.
+        """
+        special_tokens = list(special_tokens)
+        if isinstance(texts, (str, bytes)):
+            raise DataError("texts: a single string; expected an iterable of strings")
+        if not special_tokens or len(set(special_tokens)) != len(special_tokens):
+            raise DataError(f"special_tokens: expected one or more distinct tokens, got {special_tokens!r}")
+        least = 256 + len(special_tokens)
+        if vocab_size < least:
+            raise DataError(f"vocab_size: {vocab_size} is less than {least} (256 bytes and the special tokens)")
+        if vocab_size > MAX_VOCAB_SIZE:
+            raise DataError(f"vocab_size: {vocab_size} is larger than the supported maximum {MAX_VOCAB_SIZE}")
+        from tokenizers import models, trainers
+
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special_tokens,
+            initial_alphabet=sorted(_alphabet()),
+            show_progress=progress,
+        )
+        backend.train_from_iterator(map(_checked_text, texts), trainer=trainer)
+        return cls(backend, eos_token=special_tokens[0])
+
+    @classmethod
+    def load(cls, path: PathLike, eos_token: str = END_OF_TEXT) -> Tokenizer:
+        """Read a tokenizer.
+
+        Parameters
+        ----------
+        path : path
+            A ``tokenizer.json``; or a folder with ``tokenizer.json``, with ``vocab.json`` and
+            ``merges.txt``, or with ``encoder.json`` and ``vocab.bpe``; or one file of such a pair.
+        eos_token : str
+            The token that separates documents; `eos_id` is None if the vocabulary lacks it.
+
+        Raises
+        ------
+        DataError
+            If a file is missing, truncated, malformed, not UTF-8 or larger than `MAX_FILE_BYTES`.
+        """
+        path = Path(path)
+        if path.is_dir():
+            for names in (("tokenizer.json",), *_FILE_PAIRS):
+                if (path / names[0]).is_file():
+                    return cls.load(path / names[0], eos_token)
+            wanted = "tokenizer.json, vocab.json + merges.txt or encoder.json + vocab.bpe"
+            raise DataError(f"{path}: holds no tokenizer ({wanted})")
+        for vocabulary, merges in _FILE_PAIRS:
+            if path.name in (vocabulary, merges):
+                return cls(_from_pair(path.with_name(vocabulary), path.with_name(merges)), eos_token)
+        backend = _from_json(path)
+        try:
+            return cls(backend, eos_token)
+        except Exception as error:
+            # The library reads some damaged files, but not what it writes from them.
+            raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+
+    # ------------------------------------------------------------------ use
+    def encode(self, text: str, special: bool = False) -> npt.NDArray[np.int32]:
+        """Token ids of a text.
+
+        Parameters
+        ----------
+        text : str
+            The text; nothing is added before or after.
+        special : bool
+            Whether special tokens written out in the text become those tokens (a prompt) or are
+            text like any other (a document).
+
+        Returns
+        -------
+        ndarray of int32, shape (T,)
+        """
+        return self.encode_batch([text], special)[0]
+
+    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[npt.NDArray[np.int32]]:
+        """Token ids of several texts, with the library's worker threads; see `encode`."""
+        if isinstance(texts, (str, bytes)):
+            raise DataError("texts: a single string; expected a sequence of strings")
+        backend = self._with_special if special else self._plain
+        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
+        encodings = encode([_checked_text(text) for text in texts], add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Text of token ids, with special tokens written out. The exact inverse of `encode`.
+
+        Parameters
+        ----------
+        ids : array_like of int, shape (T,)
+            Bytes that do not form whole characters become U+FFFD, for example after a cut in the middle of one.
+
+        Raises
+        ------
+        DataError
+            If `ids` is not one-dimensional or holds an id outside the vocabulary, or one of `unused_ids`.
+        """
+        array = np.asarray(ids)
+        if array.size == 0:
+            return ""
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise DataError(f"ids: {array.dtype} of shape {array.shape}, expected integers of shape (T,)")
+        outside = (array < 0) | (array >= self._vocab_size)
+        if self._ids is not None:
+            outside |= ~np.isin(array, self._ids)
+        wrong = np.flatnonzero(outside)
+        if wrong.size:
+            raise DataError(
+                f"ids: {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of {self._vocab_size}"
+            )
+        return self._with_special.decode(array.tolist(), skip_special_tokens=False)
+
+    def token(self, id: int) -> str | None:
+        """The token of an id, as the vocabulary writes it; None if the id has no token."""
+        return self._with_special.id_to_token(id)
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id plus one. A model's ``vocab_size`` must be at least this."""
+        return self._vocab_size
+
+    def unused_ids(self, below: int) -> npt.NDArray[np.int32]:
+        """Ids below `below` and `vocab_size` that have no token, in rising order. Most vocabularies have none."""
+        if self._ids is None:
+            return np.zeros(0, np.int32)
+        unused = np.ones(min(below, self._vocab_size), np.bool_)
+        unused[self._ids[self._ids < len(unused)]] = False
+        return np.flatnonzero(unused).astype(np.int32)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that separates documents, None if the vocabulary has none."""
+        return self._with_special.token_to_id(self._eos_token)
+
+    # ------------------------------------------------------------------ files
+    def to_json(self) -> str:
+        """Contents of a ``tokenizer.json``."""
+        return self._with_special.to_str(pretty=False)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `to_json`: equal for equal tokenizers."""
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def save(self, folder: PathLike) -> Path:
+        """Write ``tokenizer.json`` into `folder` (made when missing), atomically; gives its path."""
+        path = Path(folder) / "tokenizer.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, self.to_json())
+        return path
+
+    def __len__(self) -> int:
+        return self._vocab_size
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self._vocab_size}, eos_id={self.eos_id})"
+
+
+def _alphabet() -> set[str]:
+    """The characters that stand for the 256 bytes."""
+    from tokenizers import pre_tokenizers
+
+    return set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
+
+
+def _checked_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"texts: expected str, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"texts: lone surrogate at position {error.start}, not valid text") from None
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise DataError(f"{path}: {size} bytes, more than the limit of {MAX_FILE_BYTES} for a tokenizer file")
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, expected a file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def _read_object(path: Path) -> tuple[dict[str, Any], str]:
+    text = _read_text(path)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: truncated or not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected a JSON object, got a {type(values).__name__}")
+    return values, text
+
+
+def _from_json(path: Path) -> tokenizers.Tokenizer:
+    values, text = _read_object(path)
+    if not isinstance(values.get("model"), dict):
+        raise DataError(f"{path}: not a tokenizer.json (no 'model')")
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+    if not backend.get_vocab_size():
+        raise DataError(f"{path}: not a usable tokenizer (its vocabulary is empty)")
+    if "ByteLevel" in json.dumps(values.get("pre_tokenizer")):
+        _check_alphabet(backend.get_vocab(), path)
+    return backend
+
+
+def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer:
+    vocabulary, _ = _read_object(vocabulary_path)
+    for token, id in vocabulary.items():
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < 2**31:
+            raise DataError(f"{vocabulary_path}: token {token!r} has id {id!r}, expected an integer in [0, 2**31)")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise DataError(f"{vocabulary_path}: two tokens share one id")
+    _check_alphabet(vocabulary, vocabulary_path)
+    merges = []
+    for number, line in enumerate(_read_text(merges_path).split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, _, right = line.removesuffix("\r").partition(" ")
+        if not left or not right or " " in right:
+            raise DataError(f"{merges_path}: line {number}: {line[:80]!r} is not a pair of tokens")
+        for token in (left, right, left + right):
+            if token not in vocabulary:
+                raise DataError(f"{merges_path}: line {number}: {token!r} is not in {vocabulary_path.name}")
+        merges.append((left, right))
+    # Every ordinary token is a byte or the result of a merge. All other tokens must be special.
+    reachable = {left + right for left, right in merges} | _alphabet()
+    unreachable = [token for token in vocabulary if token not in reachable and not _looks_special(token)]
+    if unreachable:
+        raise DataError(
+            f"{merges_path}: no merge makes {unreachable[0]!r} of {vocabulary_path.name} "
+            f"({len(unreachable)} such tokens); truncated?"
+        )
+    from tokenizers import models
+
+    try:
+        backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{vocabulary_path}: not a usable vocabulary ({error})") from None
+    special = sorted(vocabulary.keys() - reachable, key=vocabulary.__getitem__)
+    backend.add_special_tokens(special)
+    return backend
+
+
+def _looks_special(token: str) -> bool:
+    return len(token) > 2 and token.startswith("<") and token.endswith(">")
+
+
+def _check_alphabet(vocabulary: dict[str, int], path: Path) -> None:
+    """Raise if a byte has no token: byte-level BPE would drop the byte in silence."""
+    missing = _alphabet() - vocabulary.keys()
+    if missing:
+        raise DataError(f"{path}: {len(missing)} of the 256 byte tokens are missing; truncated or not byte-level BPE")

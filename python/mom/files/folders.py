@@ -1,0 +1,473 @@
+"""Folders that are either complete or not there at all.
+
+`write_folder` writes every file of a checkpoint into a temporary folder beside the final one and flushes each to the
+disk. It adds ``manifest.json`` with sizes and SHA-256 sums, and renames the folder into place. A crash or a full disk
+at any moment leaves the earlier folder as it was. `verify_folder` checks a folder against its manifest. `latest_valid`
+finds the newest valid checkpoint of a training run and reports the ones it passed over. `rotate` removes old ones.
+
+While a writer is at work, the folder beside ``X`` is called ``.X.<kind>-<process id>-<random>``. If the writer was
+interrupted, `clean_leftovers` deals with what is left, unless another living process owns it:
+
+``tmp``   a new version being written; a leftover is deleted
+``old``   the version being replaced; a leftover is renamed back to ``X`` if ``X`` is missing, as the process then died
+          between two renames; otherwise it is deleted
+``drop``  an outdated folder being deleted; a leftover is deleted
+
+Hashing costs about as much as writing. Files are written and read once, in pieces, and never held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .._json import to_json
+from ..errors import CheckpointError
+
+__all__ = [
+    "MODEL_FILES",
+    "MANIFEST",
+    "check_replaceable",
+    "clean_leftovers",
+    "latest_valid",
+    "naming_file",
+    "read_manifest",
+    "rotate",
+    "sync_folder",
+    "verify_folder",
+    "write_file",
+    "write_folder",
+    "write_json",
+]
+
+PathLike = str | os.PathLike[str]
+Content = bytes | str | Callable[[BinaryIO], object]
+
+MANIFEST = "manifest.json"
+#: Files of a saved model.
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_FORMAT = 1
+_CHUNK = 1 << 20
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|drop)-(?P<pid>\d+)-[0-9a-f]{8}")
+#: Temporary folders that this process works on. After a restart in a container another process can have had its id.
+_active: set[Path] = set()
+
+
+class _HashingWriter(io.RawIOBase):
+    """A write-only stream that counts and hashes what goes to the file behind it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._hash.update(view)
+        self._size += view.nbytes
+        return view.nbytes
+
+    def summary(self) -> dict[str, Any]:
+        return {"size": self._size, "sha256": self._hash.hexdigest()}
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
+    """Write one file through to the disk, and return its size and hash."""
+    with naming_file(path), open(path, "wb") as file:
+        writer = _HashingWriter(file)
+        if callable(content):
+            content(writer)  # type: ignore[arg-type]
+        else:
+            writer.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+        return writer.summary()
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable, if the system can; Windows cannot open folders."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _sibling(path: Path, kind: str) -> Iterator[Path]:
+    """An unused name beside `path`, marked as in use by this process until the block ends."""
+    sibling = Path(os.path.abspath(path.parent)) / f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+    _active.add(sibling)
+    try:
+        yield sibling
+    finally:
+        _active.discard(sibling)
+
+
+def write_file(path: PathLike, content: Content) -> dict[str, Any]:
+    """Write or replace one file so that a crash leaves the old or the new one, never a mixture.
+
+    Parameters
+    ----------
+    path : path
+        The file; its folder must exist.
+    content : bytes, str or callable
+        What to write. A callable gets a write-only binary stream.
+
+    Returns
+    -------
+    dict
+        ``size`` in bytes and ``sha256``.
+    """
+    path = Path(path)
+    with _sibling(path, "tmp") as temporary:
+        try:
+            summary = _write_and_sync(temporary, content)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+    return summary
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write or replace a JSON file; see `write_file`."""
+    write_file(path, to_json(value))
+
+
+def write_folder(
+    path: PathLike, files: Mapping[str, Content], *, keep_last: int | None = None, prefix: str = "step-"
+) -> dict[str, Any]:
+    """Write a folder atomically: an earlier one of the same name is replaced only after everything has been written.
+
+    Parameters
+    ----------
+    path : path
+        The folder; missing parents are made.
+    files : mapping of str to bytes, str or callable
+        File name (no sub-folders) to content. A callable gets a write-only binary stream, so large files need not be
+        held in memory.
+    keep_last : int, optional
+        Afterwards keep only this many folders ``<prefix><number>`` beside this one, see `rotate`.
+    prefix : str
+        See `keep_last`.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    CheckpointError
+        If a file name is not allowed, or if `path` is not a folder or is the current folder. Also if the folder holds a
+        file that is neither about to be written nor listed in the folder's manifest: replacing the folder would lose
+        that file.
+    OSError
+        If writing fails, with the file's name; the earlier folder is then intact.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "step-10"
+    >>> manifest = write_folder(folder, {"note.txt": "hello"})
+    >>> manifest["files"]["note.txt"]["size"], verify_folder(folder) == manifest
+    (5, True)
+    """
+    path = Path(os.path.realpath(path))  # a link stays; the folder behind it is written
+    for name in files:
+        if not _is_plain_name(name) or name == MANIFEST:
+            raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
+    if keep_last is not None and keep_last < 1:
+        raise CheckpointError(f"keep_last: {keep_last} is less than 1")
+    check_replaceable(path, files)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _sibling(path, "tmp") as temporary:
+        try:
+            temporary.mkdir()
+            manifest = {
+                "format": _FORMAT,
+                "files": {name: _write_and_sync(temporary / name, content) for name, content in files.items()},
+            }
+            _write_and_sync(temporary / MANIFEST, to_json(manifest))
+            sync_folder(temporary)
+            _put_in_place(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    if keep_last is not None:
+        rotate(path.parent, keep_last, prefix=prefix, protect=path)
+    return manifest
+
+
+def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
+    """Raise unless a folder can be written at `path` without losing anything but an earlier version of it.
+
+    Parameters
+    ----------
+    path : path
+        Where `write_folder` will write; it need not exist.
+    names : iterable of str
+        Files about to be written.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds other files, is the current folder, or is a file; or if its parent is a file or cannot be
+        written to.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path}: exists and is not a folder")
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir():
+        raise CheckpointError(f"{path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{path}: {parent} cannot be written to")
+    if not path.exists():
+        return
+    own = {MANIFEST, *names}
+    with contextlib.suppress(CheckpointError):
+        own |= set(read_manifest(path)["files"])
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
+    if foreign:
+        raise CheckpointError(f"{path}: holds {foreign[0]!r}, which saving there would delete; choose another folder")
+    if path == Path.cwd().resolve():
+        raise CheckpointError(f"{path}: is the current folder, which saving there would replace; choose another one")
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    with _sibling(path, "old") as old:
+        try:
+            if path.exists():
+                os.rename(path, old)
+            os.rename(new, path)
+            sync_folder(path.parent)
+        except BaseException:
+            if not new.exists():
+                os.rename(path, new)
+            if old.exists():
+                os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
+
+
+def read_manifest(path: PathLike) -> dict[str, Any]:
+    """The manifest of a folder, checked for its form.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, not JSON, or not a manifest.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{file}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise CheckpointError(f"{file}: not a manifest of format {_FORMAT}")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{file}: 'files' is not an object")
+    for name, entry in files.items():
+        if not _is_plain_name(name):
+            raise CheckpointError(f"{file}: {name!r} is not the name of a file in the same folder")
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
+            raise CheckpointError(f"{file}: entry of {name!r} lacks size or sha256")
+    return manifest
+
+
+def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
+    """Check a folder against its manifest.
+
+    Parameters
+    ----------
+    path : path
+        The folder. Files that the manifest does not list are let be.
+    hashes : bool
+        Also read every file and compare SHA-256; False compares sizes only.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first file that is missing, of another size or of other content.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if (size := file.stat().st_size) != entry["size"]:
+            raise CheckpointError(f"{file}: {size} bytes, expected {entry['size']}")
+        if hashes and _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{file}: content differs from its SHA-256 in {MANIFEST}")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _numbered(run_dir: Path, prefix: str) -> list[Path]:
+    """Folders ``<prefix><number>`` of a run, newest (largest number) first."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)", re.ASCII)
+    found = [
+        (int(m[1]), entry) for entry in run_dir.iterdir() if (m := pattern.fullmatch(entry.name)) and entry.is_dir()
+    ]
+    return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def latest_valid(run_dir: PathLike, prefix: str = "step-") -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest valid checkpoint of a run.
+
+    Leftovers of interrupted writers are cleaned up first.
+
+    Parameters
+    ----------
+    run_dir : path
+        Folder that holds folders ``<prefix><number>``; need not exist.
+    prefix : str
+        See `run_dir`.
+
+    Returns
+    -------
+    path : Path or None
+        The valid folder with the largest number, if any.
+    passed_over : list of (Path, str)
+        Newer folders that are not valid, and why.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        return None, []
+    clean_leftovers(run_dir)
+    passed_over: list[tuple[Path, str]] = []
+    for folder in _numbered(run_dir, prefix):
+        try:
+            verify_folder(folder)
+        except (CheckpointError, OSError) as error:
+            passed_over.append((folder, str(error)))
+        else:
+            return folder, passed_over
+    return None, passed_over
+
+
+def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect: PathLike | None = None) -> list[Path]:
+    """Delete all but the newest checkpoints of a run.
+
+    Only complete folders, by the sizes in their manifest, count as kept. So a damaged newer folder never pushes out a
+    good older one.
+
+    Parameters
+    ----------
+    run_dir, prefix
+        As in `latest_valid`.
+    keep_last : int
+        How many to keep, at least 1.
+    protect : path, optional
+        A folder that is kept in any case.
+
+    Returns
+    -------
+    list of Path
+        What was deleted, newest first.
+    """
+    if keep_last < 1:
+        raise CheckpointError(f"keep_last: {keep_last} is less than 1")
+    run_dir = Path(run_dir)
+    protected = None if protect is None else Path(protect).name
+    kept, dropped = 0, []
+    for folder in _numbered(run_dir, prefix):
+        if kept < keep_last or folder.name == protected:
+            with contextlib.suppress(CheckpointError):
+                verify_folder(folder, hashes=False)
+                kept += 1
+            continue
+        # The folder is renamed first: while it is deleted, it must not look like a damaged checkpoint.
+        with _sibling(folder, "drop") as doomed:
+            os.rename(folder, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        dropped.append(folder)
+    return dropped
+
+
+def clean_leftovers(folder: PathLike) -> list[Path]:
+    """Remove or restore what interrupted writers left in `folder`; see the module's description.
+
+    Returns
+    -------
+    list of Path
+        The leftovers that were removed or restored.
+    """
+    done = []
+    for entry in sorted(Path(folder).iterdir()):
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match is None or Path(os.path.abspath(entry)) in _active or _is_alive(int(match["pid"])):
+            continue
+        target = entry.parent / match["name"]
+        if match["kind"] == "old" and not target.exists():
+            os.rename(entry, target)
+            sync_folder(entry.parent)
+        elif entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        done.append(entry)
+    return done
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether another process has this id. True on systems where asking would do harm."""
+    if pid == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,68 @@
+"""Models by their name on the Hugging Face Hub, through the package `huggingface_hub`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .weights import is_pickle_name, pickle_error
+
+__all__ = ["model_folder"]
+
+#: Files that a model may need. Pickled weights are not downloaded.
+_PATTERNS = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt",
+    "encoder.json", "vocab.bpe",
+)  # fmt: skip
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model: `name` itself, or the folder with the Hub's files of that name, downloaded or cached.
+
+    Parameters
+    ----------
+    name : path or str
+        A folder; ``"owner/name"`` on the Hub, if there is no such folder; or ``"hub:name"`` for any name on the Hub.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder and the Hub cannot help: `name` is no name on the Hub, `huggingface_hub` is not
+        installed, or the files are not in its cache and the Hub cannot be reached.
+    """
+    text = os.fspath(name)
+    prefixed = text.startswith("hub:")
+    if not prefixed:
+        folder = Path(name)
+        parent_is_there = folder.parent != Path(".") and folder.parent.exists()
+        if folder.is_dir():
+            return folder
+        if folder.is_file():
+            if is_pickle_name(folder):
+                raise pickle_error(folder)
+            raise CheckpointError(f"folder: {text} is a file; give the folder that holds it and its config.json")
+        if not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+            raise CheckpointError(f"folder: {text} is not a folder")
+    repository = text.removeprefix("hub:")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"folder: {text} is not a folder; for names on the Hub: pip install huggingface_hub"
+        ) from None
+    try:
+        found = Path(snapshot_download(repository, allow_patterns=list(_PATTERNS)))
+    except Exception as error:  # the library and the network raise all kinds
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"folder: {text} is not a folder, and the Hub did not give it ({type(error).__name__}: {reason}); "
+            "without a connection, name a folder with config.json and model.safetensors"
+        ) from None
+    if not any(found.glob("*.safetensors")):
+        raise CheckpointError(
+            f"folder: {repository} on the Hub holds no .safetensors; pickled weights are not read here. Convert them "
+            "where PyTorch is installed: load the model with transformers and save it with safe_serialization=True"
+        )
+    return found

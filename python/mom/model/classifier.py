@@ -1,0 +1,151 @@
+"""The sequence classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments import LARGEST, as_array
+from ..config import MoMConfig
+from ..errors import ConfigError
+from .network import Network
+from .output import ModelOutput
+
+__all__ = ["MoMForSequenceClassification"]
+
+
+class MoMForSequenceClassification(Network):
+    """A Mixture-of-Modules (or plain GPT-2) with a linear head on the last real token.
+
+    Parameters
+    ----------
+    config : MoMConfig
+        With ``num_labels`` set. If ``problem_type`` is None, one label means regression; with more labels, integers
+        mean single-label and floats multi-label classification.
+    seed : int
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products; see `MoM`.
+    """
+
+    is_classifier = True
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        return config.replace(num_labels=2) if config.num_labels is None else config
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        if "score.weight" in tensors:
+            return config.replace(num_labels=int(np.shape(tensors["score.weight"])[0]))
+        return config
+
+    def pooled_positions(
+        self, tokens: NDArray[np.int32], attention_mask: NDArray[np.uint8] | None
+    ) -> NDArray[np.int32]:
+        """Position of the token whose state is classified, (B,) int32; see ``MoMConfig.pooling``."""
+        batch, length = tokens.shape
+        if self.config.pooling == "mask" and attention_mask is not None:
+            if not attention_mask.any(axis=1).all():
+                row = int(np.flatnonzero(~attention_mask.any(axis=1))[0])
+                raise ValueError(f"attention_mask: row {row} masks every token")
+            last: NDArray[np.int32] = (length - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=1)).astype(np.int32)
+            return last
+        pad = self.config.pad_token_id
+        if pad is None:
+            if batch > 1:
+                raise ValueError(
+                    "tokens: more than one row needs an attention_mask or, in the configuration, a pad_token_id"
+                )
+            return np.full(batch, length - 1, dtype=np.int32)
+        # The reference takes the position before the first pad. Without a pad, or with one in front, that is the last.
+        before: NDArray[np.int32] = ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
+        return before
+
+    def _targets(self, labels: ArrayLike, batch: int) -> dict[str, Any]:
+        count = self.config.num_labels or 1
+        array = as_array(labels, "labels")
+        integer = np.issubdtype(array.dtype, np.integer)
+        if not integer and not np.issubdtype(array.dtype, np.floating):
+            raise TypeError(f"labels: dtype {array.dtype}, expected integer or float")
+        problem = self.config.problem_type
+        if problem is None:
+            problem = "regression" if count == 1 else "single_label_classification"
+            if count > 1 and not integer:
+                problem = "multi_label_classification"
+        if problem == "single_label_classification":
+            if not integer:
+                raise TypeError(f"labels: dtype {array.dtype}, expected an integer dtype for classification")
+            if array.shape != (batch,):
+                raise ValueError(f"labels: shape {array.shape}, expected ({batch},)")
+            bad = (array != -100) & ((array < 0) | (array >= count))
+            if bad.any():
+                raise ValueError(f"labels: {int(array[bad][0])} is not in [0, {count})")
+            return {"classes": np.array(array, dtype=np.int32), "label_loss": 1}
+        if array.shape not in ((batch, count), *(((batch,),) if count == 1 else ())):
+            raise ValueError(f"labels: shape {array.shape}, expected ({batch}, {count})")
+        if not (np.abs(array) <= LARGEST).all():
+            raise ValueError("labels: not all are finite float32 numbers")
+        values = np.array(array.reshape(batch, count), dtype=np.float32, order="C")
+        return {"values": values, "label_loss": 0 if problem == "regression" else 2}
+
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        return_logits: bool = True,
+        return_routes: bool = False,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        keep: bool | None = None,
+    ) -> ModelOutput:
+        """Forward pass.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B, T), or (N,) with `lengths`
+        labels : array, optional
+            (B,) of int for classification; (B,) or (B, num_labels) of float for regression; (B, num_labels) of
+            float for multi-label classification.
+        attention_mask : array of 0/1, shape (B, T), optional
+        return_logits, return_routes : bool
+        lengths : array of int, shape (B,), optional
+            The tokens are packed: B sequences of these lengths, one after the other; see `MoM`. Each is classified at
+            its last token. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for
+            padding.
+        positions : array of int, as `tokens`, optional
+            Position ids; by default 0, 1, 2, ... in every sequence. With ``pooling = "mask"`` they begin at the first
+            token that is not masked, so that masked padding on either side does not change a prediction. With
+            ``"reference"``, padding on the left takes up positions, as in the published code.
+        keep : bool, optional
+            Keep what `backward` needs; by default exactly when there are labels.
+
+        Returns
+        -------
+        ModelOutput
+            With logits (B, num_labels) at the pooled position and the loss as ``lm_loss`` and ``loss``.
+        """
+        given = self.inputs(tokens, lengths, attention_mask, positions)
+        ids = given["tokens"]
+        if lengths is None:
+            mask = given.get("mask")
+            given["pooled"] = self.pooled_positions(ids, mask)
+            if positions is None and mask is not None and self.config.pooling == "mask" and not mask[:, 0].all():
+                first = np.argmax(mask, axis=1)[:, None]
+                given["positions"] = np.maximum(np.arange(ids.shape[1]) - first, 0).astype(np.int32)
+        elif self.config.pooling != "mask":
+            raise ConfigError(f"pooling: {self.config.pooling!r} looks for padding; packed rows need 'mask'")
+        targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))
+        losses, labelled = self._core.forward(
+            **given,
+            keep=bool(labels is not None if keep is None else keep),
+            training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
+            **targets,
+        )
+        logits = self._core.pooled_logits() if return_logits else None
+        routes = self.routes(given) if return_routes else None
+        return ModelOutput(self.joint_loss(losses), losses, logits, routes, labelled)

@@ -1,0 +1,241 @@
+"""Generating text token by token, with keys and values cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _core
+from .._arguments import as_ids, count, prompts, sampling
+from .network import Network
+
+if TYPE_CHECKING:
+    from .language_model import MoM
+
+__all__ = ["Decoder"]
+
+_WEIGHTS = ("float32", "bfloat16", "int8")
+#: New tokens per call of the core; between calls Ctrl-C is heard.
+_CHUNK = 16
+
+
+class Decoder:
+    """A batch of sequences that a model continues, each token at the cost of one token.
+
+    Keys and values of earlier tokens are kept for every place and round. So a new token only reads the weights of its
+    own modules, once. For tokens that chose no module nothing is stored but their number.
+
+    Parameters
+    ----------
+    model : MoM
+        The decoder keeps it alive. It is in use while a method of the decoder runs.
+    weights : {"float32", "bfloat16", "int8"}, optional
+        Number format in which single tokens read the modules' matrices and the head; by default the model's dtype.
+        Routers, biases, LayerNorms, embeddings, activations and the cache are always float32.
+    capacity : int, optional
+        Tokens per sequence to allocate for at once; the cache grows when needed.
+
+    Attributes
+    ----------
+    lengths : ndarray of int32, shape (B,)
+        How many tokens each sequence has.
+    logits : ndarray of float32, shape (B, V)
+        After the last token of each sequence that the model has read. The last token that `generate` chose is read by
+        the next call.
+    bytes : int
+        Memory of copied weights, cache and workspace.
+
+    Raises
+    ------
+    TypeError
+        For a classifier, which has no next token.
+
+    Notes
+    ----- With ``"float32"`` the model's weights are read in place. If an optimizer step or a write to
+    ``model.parameters`` changes them, the next token sees the change, but keys and values in the cache stay those of
+    the old weights (use `clear`). With the other formats the decoder copies the weights when it is made, and goes on
+    with these. int8 has one scale per output channel.
+
+    The model's own forward pass reads a long first prompt, in the model's dtype. Shorter additions and single tokens go
+    through steps. In float32, results do not depend on how a text is cut into calls, up to rounding.
+
+    Routers of a ``random`` type draw noise for each token once, when it is added, from ``model.random_state``.
+
+    Examples
+    --------
+    >>> import mom, numpy as np
+    >>> model = mom.MoM(mom.MoMConfig.preset("demo", vocab_size=300, n_positions=32), seed=0)
+    >>> decoder = mom.Decoder(model)
+    >>> logits = decoder.prefill([[1, 2, 3], [4]])  # prompts of unequal length
+    >>> logits = decoder.step(logits.argmax(-1))
+    >>> decoder.lengths.tolist()
+    [4, 2]
+    >>> decoder.reorder([1, 1, 0])  # as a beam search does
+    >>> [len(row) for row in decoder.generate(5)]
+    [5, 5, 5]
+    """
+
+    def __init__(self, model: MoM, weights: str | None = None, capacity: int = 0) -> None:
+        if not isinstance(model, Network) or model.is_classifier:
+            raise TypeError(f"model: expected MoM, got {type(model).__name__}")
+        weights = model.dtype if weights is None else weights
+        if weights not in _WEIGHTS:
+            raise ValueError(f"weights: {weights!r} is not one of {', '.join(map(repr, _WEIGHTS))}")
+        self._capacity = count(capacity, "capacity")
+        if self._capacity > model.config.n_positions:
+            raise ValueError(f"capacity: {capacity} tokens, n_positions is {model.config.n_positions}")
+        self._model = model
+        self._core = _core.Decoder(model.core, weights)
+        self._draws = 0  # sampled tokens per sequence: later calls of generate draw other numbers
+
+    @property
+    def model(self) -> MoM:
+        """The model."""
+        return self._model
+
+    @property
+    def weights(self) -> str:
+        """Number format of the weights."""
+        return self._core.weights
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:  # noqa: D102
+        return self._core.lengths
+
+    @property
+    def logits(self) -> NDArray[np.float32]:  # noqa: D102
+        return self._core.logits
+
+    @property
+    def bytes(self) -> int:  # noqa: D102
+        return self._core.bytes
+
+    def prefill(self, tokens: ArrayLike | Sequence[ArrayLike]) -> NDArray[np.float32]:
+        """Begin with prompts, or append several tokens to every sequence.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B, T), or a list of B 1-D arrays
+            Of any length of at least 1; a single 1-D array is one sequence.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, V)
+            Logits after the last token of each sequence.
+
+        Raises
+        ------
+        ValueError
+            If a sequence would have more than ``n_positions`` tokens; nothing is appended then.
+        """
+        rows, _ = prompts(tokens, "tokens")
+        lengths = np.array([len(row) for row in rows], dtype=np.int32)
+        padded = np.zeros((len(rows), int(lengths.max())), dtype=np.int32)
+        for b, row in enumerate(rows):
+            padded[b, : len(row)] = row
+        logits = self._core.prefill(padded, lengths)
+        if self._capacity:
+            self._core.reserve(self._capacity)
+        return logits
+
+    def step(self, tokens: ArrayLike) -> NDArray[np.float32]:
+        """Append one token to every sequence.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B,)
+
+        Returns
+        -------
+        ndarray of float32, shape (B, V)
+            Logits after these tokens.
+        """
+        ids = as_ids(tokens, "tokens")
+        if ids.shape[0] != 1:
+            raise ValueError(f"tokens: shape {np.shape(tokens)}, expected (B,)")
+        return self._core.step(ids[0])
+
+    def generate(
+        self,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_token: int | None = None,
+    ) -> list[NDArray[np.int32]]:
+        """Choose and append tokens; see `MoM.generate` for the parameters and which ids can be chosen.
+
+        Returns
+        -------
+        list of ndarray of int32
+            The new tokens of each sequence, a stop token included.
+        """
+        lengths = self.lengths
+        if not lengths.size:
+            raise RuntimeError("generate: there are no sequences yet; begin with prefill")
+        longest = int(lengths.max())
+        new, temperature, kept, mass, seed, stop = sampling(
+            self._model.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest
+        )
+        self._core.reserve(longest + new)
+        finished = np.zeros(lengths.size, dtype=np.uint8)
+        tokenizer = self._model.tokenizer
+        choices = 0 if tokenizer is None else tokenizer.vocab_size
+        unused = None if tokenizer is None else tokenizer.unused_ids(self._model.config.vocab_size)
+        banned = unused if unused is not None and len(unused) else None
+        chunks = [np.zeros((0, lengths.size), np.int32)]
+        made = 0
+        while made < new and not finished.all():
+            chunk = self._core.generate(
+                min(_CHUNK, new - made), temperature, kept, mass, seed, self._draws, stop, finished, choices,
+                banned,
+            )  # fmt: skip
+            chunks.append(chunk)
+            made += len(chunk)
+            self._draws += len(chunk)
+        rows = np.concatenate(chunks).T
+        if stop < 0:
+            return [row.copy() for row in rows]
+        ends = [np.flatnonzero(row == stop) for row in rows]
+        return [row[: end[0] + 1 if end.size else None].copy() for row, end in zip(rows, ends, strict=True)]
+
+    def reorder(self, rows: ArrayLike) -> None:
+        """Make sequence i what sequence ``rows[i]`` was, as a beam search needs.
+
+        Parameters
+        ----------
+        rows : array of int, shape (B',)
+            A row may occur more than once; its cache is then copied. The cache of a row that does not occur is freed.
+        """
+        self._core.reorder(as_ids(rows, "rows").reshape(-1))
+
+    def clear(self) -> None:
+        """Forget all sequences; the next `prefill` begins a new batch."""
+        self._core.clear()
+        self._draws = 0
+
+    def route(self, place: int, round: int = 0, half: str = "attn") -> dict[str, NDArray[Any]] | None:
+        """How the last token of every sequence was routed.
+
+        Parameters
+        ----------
+        place : int
+            Entry of ``transformer.h``, as ``model.blocks[i].place``.
+        round : int
+        half : {"attn", "ffn"}
+
+        Returns
+        -------
+        dict of ndarray, or None for a half without a router
+            ``scores`` (B, S), ``index`` (B, K) and ``weight`` (B, K), as in `Routes`.
+        """
+        if half not in ("attn", "ffn"):
+            raise ValueError(f"half: expected 'attn' or 'ffn', got {half!r}")
+        return self._core.route(place, round, ("attn", "ffn").index(half))
+
+    def __repr__(self) -> str:
+        return f"<Decoder: {self.lengths.size} sequences, {self.weights} weights>"

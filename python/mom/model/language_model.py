@@ -1,0 +1,310 @@
+"""The language model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments import as_ids, as_packed, like, prompts, sampling
+from ..config import MoMConfig
+from ..errors import ConfigError, DataError
+from ..files import names
+from .decoder import Decoder
+from .network import Network
+from .output import ModelOutput
+
+__all__ = ["MoM"]
+
+
+class MoM(Network):
+    """A Mixture-of-Modules (or plain GPT-2) language model.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    seed : int
+        Of the initial weights and of the random streams.
+    dtype : {"float32", "bfloat16"}
+        Number format of stored activations and of the factors of products. All else is float32: weights, gradients,
+        optimizer state, sums, the residual stream, router scores, softmaxes, LayerNorm statistics and losses.
+
+    Examples
+    --------
+    >>> import mom
+    >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+    >>> out = model([[1, 2, 3, 4]], labels=[[1, 2, 3, 4]])
+    >>> model.backward()
+    >>> out.num_labelled
+    3
+    """
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        if config.num_labels is not None:
+            raise ConfigError("num_labels: a language model has none; use MoMForSequenceClassification")
+        return config
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        return config.replace(num_labels=None, problem_type=None)
+
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        return_logits: bool = False,
+        return_routes: bool = False,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        keep: bool | None = None,
+    ) -> ModelOutput:
+        """Forward pass.
+
+        Parameters
+        ----------
+        tokens : array of int, shape (B, T), or (N,) with `lengths`
+            Ids below ``vocab_size``; T at most ``n_positions``.
+        labels : array of int, as `tokens`, optional
+            Usually the tokens themselves. Position t is scored against label t + 1 of the same sequence; -100 is
+            ignored.
+        attention_mask : array of 0/1, shape (B, T), optional
+            0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore the
+            mask. The embedding of a hidden token may be NaN, unless hidden tokens of its row are scored.
+        return_logits, return_routes : bool
+            Also return logits (B, T, V) or (N, V), or how the tokens were routed.
+        lengths : array of int, shape (B,), optional
+            The tokens are packed: B sequences of these lengths, one after the other, N tokens without padding. Not
+            together with `attention_mask`.
+        positions : array of int, as `tokens`, optional
+            Position ids; by default 0, 1, 2, ... in every sequence.
+        keep : bool, optional
+            Keep what `backward` needs; by default exactly when there are labels.
+
+        Returns
+        -------
+        ModelOutput
+
+        Raises
+        ------
+        ValueError, TypeError
+            The message names the argument, what came and what was expected. The model stays usable.
+        MemoryError
+            If the batch needs more than `memory_limit`. The message has both figures, and nothing has changed.
+
+        Notes
+        -----
+        Packed rows cost no more than their own tokens. Compare them with the same rows in a padded batch with an
+        `attention_mask`, where padding has label -100 and positions count real tokens. Losses, gradients, logits and
+        routes are the same, and the balance loss is a mean over real tokens in both. Two things do depend on padding.
+        Padding is routed, so a module that only padding has chosen counts in `has_gradient`. And random numbers (of
+        dropout and ``random`` routers) are drawn by place in the batch.
+
+        If less than three quarters of the tokens have labels, the other tokens cost less in the last round, unless
+        that round is routed or `return_logits` asks for all logits. Results are the same up to rounding.
+        """
+        given = self.inputs(tokens, lengths, attention_mask, positions)
+        shape = given["tokens"].shape
+        as_labels = as_ids if lengths is None else as_packed
+        losses, labelled = self._core.forward(
+            **given,
+            labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
+            keep=bool(labels is not None if keep is None else keep),
+            training=self.training,
+            checkpoint=bool(self.activation_checkpointing),
+            all_rows=bool(return_logits),
+        )
+        logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
+        routes = self.routes(given) if return_routes else None
+        return ModelOutput(self.joint_loss(losses), losses, logits, routes, labelled)
+
+    def logits_at(
+        self,
+        tokens: ArrayLike,
+        rows: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits at some tokens only, which costs less than logits at all of them.
+
+        Parameters
+        ----------
+        tokens, attention_mask, lengths, positions
+            As for a forward pass.
+        rows : array of int, shape (R,)
+            Numbers of tokens, counted through the batch row by row.
+
+        Returns
+        -------
+        ndarray of float32, shape (R, V)
+        """
+        wanted = as_packed(rows, "rows", "R")
+        self._core.forward(
+            **self.inputs(tokens, lengths, attention_mask, positions), training=self.training, rows=wanted
+        )
+        return self._core.logits(wanted)
+
+    def generate(
+        self,
+        prompt: ArrayLike | Sequence[ArrayLike],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_token: int | None = None,
+        weights: str | None = None,
+    ) -> Any:
+        """Continue one prompt or a batch of prompts of possibly unequal length.
+
+        Parameters
+        ----------
+        prompt : array of int, shape (T,) or (B, T), or a list of 1-D arrays
+            Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``.
+        max_new_tokens : int
+        temperature : float
+            0 is greedy. Otherwise logits are divided by the temperature before sampling.
+        top_k, top_p : optional
+            Sample among the `top_k` most probable tokens, or among the fewest tokens that together reach probability
+            `top_p`.
+        seed : int
+            Of the sampling.
+        stop_token : int, optional
+            A row ends after producing this token.
+        weights : {"float32", "bfloat16", "int8"}, optional
+            Number format in which single tokens read the weights, see `Decoder`; by default the model's dtype.
+
+        Returns
+        -------
+        ndarray of int32 or list of them
+            Prompt and continuation: 1-D for one prompt, (B, T + new) for an array of prompts without
+            `stop_token`, else a list.
+
+        Notes
+        -----
+        Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
+
+        A model can have more ids than its tokenizer has tokens, as vocabularies are often rounded up and some have
+        holes. Such ids are never chosen. Sampling is among the other ids, as if these did not exist.
+        """
+        rows, single = prompts(prompt)
+        longest = max(len(row) for row in rows)
+        sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
+        added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
+        if max_new_tokens:
+            decoder = Decoder(self, weights)
+            decoder.prefill(rows)
+            added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+        result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
+        if single:
+            return result[0]
+        return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
+
+    def generate_text(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> str:
+        """Continue a text with the model's tokenizer.
+
+        Parameters
+        ----------
+        prompt : str
+            An empty one begins a document.
+        max_new_tokens : int, optional
+            By default 100, or fewer if no more fit. The end-of-text token ends the text.
+        **sampling
+            As for `generate`.
+
+        Returns
+        -------
+        str
+            Prompt and continuation.
+
+        Raises
+        ------
+        DataError
+            If there is no tokenizer, or the prompt is empty and the tokenizer has no end-of-text token to begin with.
+        """
+        if self.tokenizer is None:
+            raise DataError("tokenizer: the model has none")
+        end = self.tokenizer.eos_id
+        ids = self.tokenizer.encode(prompt, special=True)
+        begun = len(ids)
+        if begun == 0:
+            if end is None:
+                raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
+            ids = np.array([end], np.int32)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(100, self.config.n_positions - len(ids)))
+        tokens = self.generate(ids, max_new_tokens, stop_token=end, **sampling)
+        text: str = self.tokenizer.decode(tokens[len(ids) - begun :])
+        return text
+
+    @classmethod
+    def from_vanilla(
+        cls,
+        gpt2: MoM | str | os.PathLike[str],
+        config: MoMConfig,
+        seed: int = 0,
+        copy_final_norm: bool | None = None,
+        copy_single_modules: bool | None = None,
+        dtype: str | None = None,
+    ) -> MoM:
+        """Phase two of the recipe: a plain GPT-2's layers become modules and anchor layers.
+
+        Layer j of a chunk becomes attention module j and feed-forward module j, as far as the pools go. Embeddings and
+        anchor layers are copied. Routers start fresh from `seed`. A warning says if the plain model does not have
+        ``config.vanilla_layers()`` layers; surplus layers are left out, and missing ones start fresh.
+
+        Parameters
+        ----------
+        gpt2 : MoM or path
+            A plain GPT-2 (model or folder) of the same width.
+        config : MoMConfig
+            Of the new model.
+        copy_final_norm, copy_single_modules : bool, optional
+            Whether to copy the final LayerNorm, and whether to fill halves that have a single module. By default
+            `config` decides; its own default is True. The reference does neither.
+        dtype : str, optional
+            As for a new model; by default that of `gpt2`.
+
+        Raises
+        ------
+        ConfigError
+            If the two do not fit together.
+        """
+        if not isinstance(config, MoMConfig):
+            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
+        source = MoM.resolve(gpt2, name="gpt2")
+        if not source.config.is_vanilla:
+            raise ConfigError("gpt2: expected a plain GPT-2 (chunks = 0)")
+        for name in ("vocab_size", "n_positions", "n_embd", "n_head", "inner_size"):
+            if getattr(source.config, name) != getattr(config, name):
+                raise ConfigError(
+                    f"config: {name} = {getattr(config, name)}, the plain model has {getattr(source.config, name)}"
+                )
+        model = cls(config, seed=seed, dtype=source.dtype if dtype is None else dtype)
+        mapping = names.vanilla_mapping(
+            config,
+            config.copy_final_norm if copy_final_norm is None else copy_final_norm,
+            config.copy_single_modules if copy_single_modules is None else copy_single_modules,
+        )
+        if source.config.n_layer != config.vanilla_layers():
+            warnings.warn(
+                f"gpt2: has {source.config.n_layer} layers, the model has places for {config.vanilla_layers()}; "
+                + (
+                    "surplus layers are left out"
+                    if source.config.n_layer > config.vanilla_layers()
+                    else "the rest is fresh"
+                ),
+                stacklevel=2,
+            )
+        for target, name in mapping:
+            if name in source.parameters:
+                model.parameters[target] = source.parameters[name]
+        model.tokenizer = source.tokenizer
+        return model

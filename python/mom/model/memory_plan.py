@@ -1,0 +1,139 @@
+"""How much memory a model needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from ..config import MoMConfig
+from .core_config import core_config
+
+__all__ = ["MemoryPlan", "plan", "plan_for"]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a model needs for batches of a shape; made by `MoM.memory_plan`.
+
+    Activations, packed weights and workspace share one block of memory, the arena. Their sizes change during a pass;
+    the plan has them at the moment when the arena is fullest.
+
+    Attributes
+    ----------
+    batch, length : int
+        Sequences, and tokens per sequence (for packed rows, of the longest).
+    tokens : int
+        Tokens of the whole batch.
+    training : bool
+        Whether it is a training step, or a forward pass alone.
+    activation_checkpointing : bool
+    parameters, gradients, moments : int
+        Weights, their gradients and AdamW's two moments, each float32. If only some parameters are trained, the
+        gradients are those that are computed, and the moments are those of the trained parameters and of others for
+        which an optimizer has some. The moments of all the model's optimizers count; without an optimizer, those of
+        one.
+    activations : int
+        What backward needs if every module is in use; without training, what the pass itself holds.
+    packed : int
+        Weights packed for several rounds. They exist only while their block is computed. So this is 0 if the arena is
+        fullest at another moment, which in training is mostly that of the output head.
+    workspace : int
+        Temporaries.
+    """
+
+    batch: int
+    length: int
+    tokens: int
+    training: bool
+    activation_checkpointing: bool
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+    packed: int
+    workspace: int
+
+    @property
+    def arena(self) -> int:
+        """Bytes of the block that is allocated before the first pass."""
+        return self.activations + self.packed + self.workspace
+
+    @property
+    def total(self) -> int:
+        """Bytes of everything. The interpreter and its libraries (some 40 MB) are not counted."""
+        return self.parameters + self.gradients + self.moments + self.arena
+
+    def rows(self) -> list[tuple[str, int]]:
+        """Names and bytes of the parts, then of the total."""
+        parts = ("parameters", "gradients", "moments", "activations", "packed", "workspace", "total")
+        return [(name, getattr(self, name)) for name in parts]
+
+    def __str__(self) -> str:
+        kind = "training" if self.training else "forward pass"
+        if self.activation_checkpointing:
+            kind += ", activation checkpointing"
+        shape = f"{self.batch} x {self.length} tokens"
+        if self.tokens != self.batch * self.length:
+            shape = f"{self.tokens} tokens in {self.batch} sequences of up to {self.length}"
+        lines = [f"{kind}, {shape}"]
+        return "\n".join(lines + [f"  {name:12}{1e-6 * size:12,.1f} MB" for name, size in self.rows()])
+
+
+def plan(
+    core: _core.Network,
+    config: MoMConfig,
+    batch: int,
+    length: int,
+    *,
+    tokens: int | None = None,
+    training: bool = True,
+    activation_checkpointing: bool = False,
+) -> MemoryPlan:
+    """The plan of a network of the core with this configuration; see `MoM.memory_plan`."""
+    counts = {"batch": batch, "length": length} | ({} if tokens is None else {"tokens": tokens})
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name}: {value} is less than 1")
+    if length > config.n_positions:
+        raise ValueError(f"length: {length}, n_positions is {config.n_positions}")
+    if batch * length >= 2**31:
+        raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
+    tokens = int(batch) * int(length) if tokens is None else int(tokens)
+    if not length + batch - 1 <= tokens <= batch * length:
+        raise ValueError(
+            f"tokens: {tokens}, expected {length + batch - 1} to {batch * length} "
+            f"in {batch} sequences, the longest of {length}"
+        )
+    checkpoint = bool(activation_checkpointing and training)
+    try:
+        sizes = core.plan(int(batch), int(length), tokens, training, checkpoint, training)
+    except ValueError as error:  # sizes are all that can be wrong
+        raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
+    return MemoryPlan(int(batch), int(length), tokens, training, checkpoint, **sizes)
+
+
+def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float32", **options: Any) -> MemoryPlan:
+    """The memory plan of a model that need not exist; see `MoM.memory_plan`.
+
+    Parameters
+    ----------
+    config : MoMConfig
+    batch, length : int
+    dtype : {"float32", "bfloat16"}
+    **options
+        As for `MoM.memory_plan`.
+
+    Examples
+    --------
+    >>> import mom
+    >>> plan = mom.model.plan_for(mom.MoMConfig.preset("mini"), 8, 256)
+    >>> plan.moments == 2 * plan.parameters
+    True
+    """
+    core = _core.Network(core_config(config, dtype))
+    return plan(core, config, batch, length, **options)

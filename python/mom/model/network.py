@@ -1,0 +1,511 @@
+"""The base of the language model and the classifier: a thin object over a network of the C core.
+
+Every forward, backward and sampling step is one call into C. This module checks arguments, names tensors, and reads and
+writes files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import html
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _core, runtime
+from .._arguments import LARGEST, as_array, as_ids, as_mask, as_packed, like, number
+from .._arguments import seed as seed_of
+from .._json import to_json
+from ..config import MoMConfig
+from ..errors import CheckpointError
+from ..files import folders, names, weights
+from ..files.hub import model_folder
+from .core_config import check_dtype, core_config
+from .memory_plan import MemoryPlan, plan
+from .routes import Routes, of_rounds, read_routes
+from .tensors import Block, TensorMap, blocks_of
+
+__all__ = ["Network"]
+
+Self = TypeVar("Self", bound="Network")
+
+
+class Network:
+    """What the language model and the classifier share."""
+
+    #: Whether the model answers with labels instead of next tokens.
+    is_classifier = False
+
+    def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
+        if not isinstance(config, MoMConfig):
+            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
+        self._set_up(self._check_config(config), seed_of(seed), dtype, fresh=True)
+
+    def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
+        """Allocate the network. Without `fresh`, its weights are zero until the caller fills them."""
+        #: The model's configuration.
+        self.config = config
+        #: Number format of activations and of the factors of products. Weights are always float32.
+        self.dtype = dtype
+        #: Whether dropout is active in forward passes; see `train` and `eval`.
+        self.training = False
+        #: Whether a forward pass keeps only the input of every round; an anchor layer counts as a round. `backward`
+        #: then computes the rest again. This takes less memory and more time, and gives the same gradients.
+        self.activation_checkpointing = False
+        #: The tokenizer read with the model, or None; saved with it.
+        self.tokenizer: Any = None
+        #: The task that the model was fine-tuned for, or None; saved with it.
+        self.finetuning_task: str | None = None
+        #: Lengths in tokens that the model was fine-tuned with, by argument of `mom.glue` or `mom.xsum`; saved with it.
+        self.finetuning_lengths: dict[str, int] = {}
+        self._core = _core.Network(core_config(config, dtype))
+        self._core.random_state = (seed, 0)
+        self.memory_limit = None
+        if fresh:
+            self._core.randomize(seed)
+        table = self._core.parameter_table()
+        self._parameters = TensorMap("parameters", {row[0]: self._core.parameter(i) for i, row in enumerate(table)})
+        self._gradients: TensorMap | None = None
+        self._trained = np.ones(len(table), np.uint8)
+
+    def _check_config(self, config: MoMConfig) -> MoMConfig:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ tensors
+    @property
+    def core(self) -> _core.Network:
+        """The network in the C core, which optimizers and decoders work on."""
+        return self._core
+
+    @property
+    def parameters(self) -> TensorMap:
+        """State-dict name to writable view of the weights (float32). The tied head is ``transformer.wte.weight``."""
+        return self._parameters
+
+    @property
+    def gradients(self) -> TensorMap:
+        """State-dict name to writable view of the gradients; allocated on first use."""
+        if self._gradients is None:
+            arrays = {name: self._core.gradient(i) for i, name in enumerate(self._parameters)}
+            self._gradients = TensorMap("gradients", arrays)
+        return self._gradients
+
+    @property
+    def has_gradient(self) -> dict[str, bool]:
+        """Which parameters took part in a backward pass since `zero_grad`.
+
+        A module that no token reached has no gradient. The optimizer then leaves the module's parameters, moments and
+        step count alone, as the reference does.
+        """
+        return dict(zip(self._parameters, (bool(u) for u in self._core.used), strict=True))
+
+    def mark_gradient(self, name: str, has: bool = True) -> None:
+        """Say whether a gradient counts in the next optimizer step, for gradients that are written by hand."""
+        names = list(self._parameters)
+        if name not in self._parameters:
+            raise KeyError(f"name: no parameter {name!r}")
+        used = self._core.used
+        used[names.index(name)] = has
+        self._core.used = used
+
+    @property
+    def any_gradient(self) -> bool:
+        """Whether a parameter took part in a backward pass since `zero_grad`."""
+        return bool(self._core.used.any())
+
+    @property
+    def trainable(self) -> dict[str, bool]:
+        """Which parameters get gradients; see `train_only`."""
+        return dict(zip(self._parameters, (bool(t) for t in self._trained), strict=True))
+
+    def train_only(self, *patterns: str) -> None:
+        """Choose the parameters that get gradients; the others are frozen.
+
+        Gradients of frozen parameters are not computed where that saves work, and do not count in `has_gradient`, so
+        that clipping and the optimizer pass over them.
+
+        Parameters
+        ----------
+        *patterns : str
+            Names of parameters, or shell patterns such as ``"*.router.*"``; ``"*"`` chooses all of them.
+
+        Raises
+        ------
+        ValueError
+            If a pattern fits no parameter.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"))
+        >>> model.train_only("*.router.*")
+        >>> model.trainable["transformer.wte.weight"]
+        False
+        """
+        for pattern in patterns:
+            if not fnmatch.filter(self._parameters, pattern):
+                raise ValueError(f"patterns: {pattern!r} fits no parameter of this model")
+        chosen = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in self._parameters]
+        trained = np.array(chosen, np.uint8)
+        self._core.set_trained(trained)
+        self._trained = trained
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all parameters, the tied head counted once."""
+        return sum(a.size for a in self._parameters.values())
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The MoM blocks with their pools and routers (empty for a plain GPT-2)."""
+        return blocks_of(self, self.config)
+
+    # ------------------------------------------------------------------ memory
+    @property
+    def memory_limit(self) -> int | None:
+        """Largest number of bytes that a forward pass may plan for; None if the machine's limit is not known.
+
+        Parameters, gradients and the optimizer's moments count. A pass that would need more raises `MemoryError` before
+        anything is allocated. Setting None takes the machine's limit, `mom.runtime.memory_limit`.
+        """
+        return self._core.memory_limit or None
+
+    @memory_limit.setter
+    def memory_limit(self, value: int | None) -> None:
+        limit = (runtime.memory_limit() or 0) if value is None else seed_of(value, "memory_limit")
+        if value is not None and limit < 1:
+            raise ValueError(f"memory_limit: {value} is not positive")
+        self._core.memory_limit = limit
+
+    def memory_plan(
+        self,
+        batch: int,
+        length: int,
+        *,
+        tokens: int | None = None,
+        training: bool = True,
+        activation_checkpointing: bool | None = None,
+    ) -> MemoryPlan:
+        """How many bytes batches of this shape need. The code that allocates them works it out; nothing is computed.
+
+        Parameters
+        ----------
+        batch, length : int
+            Sequences and tokens per sequence; all of them labelled, with a mask.
+        tokens : int, optional
+            For packed rows: the sum of their lengths. `length` is then the greatest of them.
+        training : bool
+            A training step with AdamW; otherwise a forward pass that keeps nothing.
+        activation_checkpointing : bool, optional
+            By default, the model's attribute decides.
+
+        Returns
+        -------
+        MemoryPlan
+            For the number of threads that calls use now.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"))
+        >>> plan = model.memory_plan(8, 64)
+        >>> plan.parameters <= plan.total
+        True
+        """
+        checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
+        return plan(
+            self._core, self.config, batch, length, tokens=tokens, training=training,
+            activation_checkpointing=checkpoint,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ modes and random numbers
+    def train(self) -> None:
+        """Switch dropout on (where the configuration has any)."""
+        self.training = True
+
+    def eval(self) -> None:
+        """Switch dropout off."""
+        self.training = False
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout off within the block; afterwards training mode and `random_state` are as before."""
+        training, random_state = self.training, self.random_state
+        self.eval()
+        try:
+            yield
+        finally:
+            self.training, self.random_state = training, random_state
+
+    @property
+    def random_state(self) -> tuple[int, int]:
+        """(seed, counter) of the random streams of dropout and of the ``random`` routers' noise.
+
+        The counter rises by one with every forward pass that draws; set both to repeat a pass.
+        """
+        seed, counter = self._core.random_state
+        return int(seed), int(counter)
+
+    @random_state.setter
+    def random_state(self, value: tuple[int, int]) -> None:
+        if not isinstance(value, Sequence) or len(value) != 2:
+            raise ValueError(f"random_state: expected (seed, counter), got {value!r}")
+        self._core.random_state = (seed_of(value[0], "random_state"), seed_of(value[1], "random_state"))
+
+    # ------------------------------------------------------------------ gradients
+    def zero_grad(self) -> None:
+        """Set all gradients to zero and forget which parameters had one."""
+        self._core.zero_grad()
+
+    def joint_loss(self, losses: Mapping[str, float]) -> float | None:
+        """Sum of the terms of a pass, each times its weight; None without labels."""
+        if "lm" not in losses:
+            return None
+        weights = self.config.loss_weights
+        return sum(weights[name] * value for name, value in losses.items())
+
+    def backward(
+        self,
+        lm_scale: float = 1.0,
+        balance_scale: float | None = None,
+        *,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add the gradients of the last forward pass: those of the sum of its loss terms, each times a scale.
+
+        Parameters
+        ----------
+        lm_scale : float
+            With gradient accumulation: this micro-batch's share of the step's labelled positions.
+        balance_scale : float, optional
+            By default the weight of the balance loss (`MoMConfig.loss_weights`).
+        scales : mapping of str to float, optional
+            A scale for each term by name, instead of the two above. Terms that it does not name get 0.
+
+        Raises
+        ------
+        RuntimeError
+            Without a forward pass that had labels, or when called twice for one forward pass.
+        MemoryError
+            The gradients then hold only a part of the sum. Call `zero_grad` and repeat the forward pass.
+        """
+        if scales is None:
+            given = {"lm": lm_scale} if balance_scale is None else {"lm": lm_scale, "balance": balance_scale}
+            scales = {**self.config.loss_weights, **given}
+        self._core.backward(
+            {name: number(scale, f"{name}_scale", -LARGEST, "a finite float32") for name, scale in scales.items()}
+        )
+        if not self._trained.all():
+            self._core.used = self._core.used & self._trained
+
+    def inputs(
+        self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
+    ) -> dict[str, Any]:
+        """Arguments of the core for these tokens, which are (B, T), or (N,) with `lengths`."""
+        as_tokens = as_ids if lengths is None else as_packed
+        ids = as_tokens(tokens, "tokens")
+        given: dict[str, Any] = {"tokens": ids}
+        if lengths is not None:
+            given["lengths"] = as_packed(lengths, "lengths", "B")
+        if mask is not None:
+            if lengths is not None:
+                raise ValueError("attention_mask: packed rows have no padding to hide; give it or lengths, not both")
+            given["mask"] = as_mask(mask, ids.shape)
+        if positions is not None:
+            given["positions"] = like(as_tokens(positions, "positions"), ids.shape, "positions")
+        return given
+
+    def routes(self, given: Mapping[str, Any]) -> Routes:
+        """How the last forward pass, which had these `inputs`, routed its tokens."""
+        return read_routes(self._core, self.config, given["tokens"].shape, given.get("lengths"))
+
+    def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
+        """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.
+
+        The entry of a half without a router is None.
+        """
+        return of_rounds(self.config, self._core.route_counts)
+
+    # ------------------------------------------------------------------ copies
+    def __getstate__(self) -> dict[str, Any]:
+        """Configuration, weights, modes and tokenizer, for `copy.deepcopy` and for other processes (joblib).
+
+        Gradients and the activations that `backward` needs are not copied. To keep a model, use `save_pretrained`.
+        """
+        return {
+            "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
+            "finetuning_task": self.finetuning_task, "finetuning_lengths": dict(self.finetuning_lengths),
+            "activation_checkpointing": self.activation_checkpointing,
+            "memory_limit": self.memory_limit, "random_state": self.random_state,
+            "weights": {n: v.copy() for n, v in self._parameters.items()},
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(state["config"], 0, state["dtype"], fresh=False)
+        for name, value in state["weights"].items():
+            self._parameters[name] = value
+        self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
+        self.finetuning_task, self.finetuning_lengths = state["finetuning_task"], state["finetuning_lengths"]
+        self.activation_checkpointing, self.memory_limit = state["activation_checkpointing"], state["memory_limit"]
+
+    # ------------------------------------------------------------------ files
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], naming: str = "canonical", dtype: str | None = None
+    ) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
+
+        The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
+        An existing folder is replaced only after that. `transformers` can read the folder of a plain GPT-2 with
+        canonical or Hugging Face names.
+
+        Parameters
+        ----------
+        folder : path
+        naming : {"canonical", "reference", "huggingface", "bare"}
+            Names of the tensors; see `mom.files.names`.
+        dtype : {"float32", "bfloat16", "float16"}, optional
+            What the file holds; float32 by default.
+        """
+        folders.write_folder(folder, self.pretrained_files(naming, dtype))
+
+    def pretrained_files(self, naming: str = "canonical", dtype: str | None = None) -> dict[str, folders.Content]:
+        """What `save_pretrained` writes: file names and contents, for `mom.files.folders.write_folder`."""
+        tensors = names.rename(dict(self._parameters), self.config, to=naming)
+        fields = self.config.to_dict()
+        if self.config.is_vanilla:  # for transformers
+            kind = "GPT2ForSequenceClassification" if self.is_classifier else "GPT2LMHeadModel"
+            fields |= {"architectures": [kind], "torch_dtype": dtype or "float32"}
+            if self.is_classifier:
+                fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(self.config.num_labels or 0)}
+            else:
+                del fields["num_labels"]
+        if self.finetuning_task is not None:  # under transformers' name
+            fields["finetuning_task"] = self.finetuning_task
+        if self.finetuning_lengths:
+            fields["finetuning_lengths"] = self.finetuning_lengths
+        files: dict[str, folders.Content] = {
+            "config.json": to_json(fields),
+            "model.safetensors": lambda file: weights.write_safetensors(file, tensors, {"format": "pt"}, dtype=dtype),
+        }
+        if self.tokenizer is not None:
+            files["tokenizer.json"] = self.tokenizer.to_json()
+        return files
+
+    def load_state(self, tensors: Mapping[str, ArrayLike], source: str = "tensors") -> None:
+        """Copy a complete set of weights, under any of the known namings, into the model.
+
+        Raises
+        ------
+        CheckpointError
+            Listing missing, unexpected and wrongly shaped names; the model is then unchanged.
+        """
+        arrays = {name: as_array(tensor, name) for name, tensor in tensors.items()}
+        canonical = names.detect_and_canonicalise(arrays, self.config, source)
+        for name, target in self._parameters.items():
+            target[...] = canonical[name]
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self], folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any
+    ) -> Self:
+        """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
+
+        Parameters
+        ----------
+        folder : path or str
+            Holds ``config.json`` and ``model.safetensors`` (or a sharded index), and perhaps a tokenizer. A language
+            model does not read a classifier's head. A classifier gets a fresh head if the folder has none. A name on
+            the Hugging Face Hub, ``"owner/name"`` or ``"hub:name"``, needs the package huggingface_hub.
+        dtype : {"float32", "bfloat16"}
+            As for a new model, whatever the format of the file.
+        **config_changes
+            Configuration fields to override.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing, truncated, corrupted or does not fit the configuration.
+        """
+        check_dtype(dtype)
+        folder = model_folder(folder)
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json")
+        if (folder / folders.MANIFEST).is_file():
+            folders.verify_folder(folder)
+        config = MoMConfig.from_json(folder)
+        tensors = weights.read_weights(folder)
+        config = cls._adapt_config(config, tensors).replace(**config_changes)
+        # This check comes before any memory is allocated: a configuration can promise tensors of any size.
+        head = () if cls.is_classifier else ("score.weight",)
+        own = {name: tensor for name, tensor in tensors.items() if name not in head}
+        canonical = names.detect_and_canonicalise(own, config, str(folder), allow_missing=("score.weight",))
+        model = cls.__new__(cls)
+        model._set_up(
+            model._check_config(config), 0, dtype, fresh=cls.is_classifier and "score.weight" not in canonical
+        )
+        for name, tensor in canonical.items():
+            model._parameters[name] = tensor
+        model.tokenizer = _load_tokenizer(folder)
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        task, lengths = fields.get("finetuning_task"), fields.get("finetuning_lengths")
+        model.finetuning_task = task if isinstance(task, str) else None
+        if isinstance(lengths, dict):
+            model.finetuning_lengths = {name: n for name, n in lengths.items() if type(n) is int and n > 0}
+        return model
+
+    @classmethod
+    def resolve(
+        cls: type[Self], model: Network | str | os.PathLike[str], dtype: str = "float32", *, name: str = "model"
+    ) -> Self:
+        """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
+        found = cls.from_pretrained(model, dtype) if isinstance(model, (str, os.PathLike)) else model
+        if not isinstance(found, cls):
+            raise TypeError(f"{name}: expected {cls.__name__} or a path, got {type(found).__name__}")
+        return found
+
+    @classmethod
+    def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ display
+    def _summary(self) -> list[tuple[str, str]]:
+        c = self.config
+        rows = [
+            ("parameters", f"{self.num_parameters:,} {self.dtype}"),
+            ("width, heads, inner", f"{c.n_embd}, {c.n_head}, {c.inner_size}"),
+            ("vocabulary, positions", f"{c.vocab_size}, {c.n_positions}"),
+        ]
+        if c.is_vanilla:
+            rows.append(("layers", str(c.n_layer)))
+        else:
+            rows += [
+                ("body", " - ".join(c.places())),
+                ("pool", f"{c.num_attn} attention + {c.num_ffn} feed-forward" + (" + SKIP" if c.enable_pause else "")),
+                ("rounds per block", str(c.rounds)),
+                ("router", f"{c.router_type}, width {c.router_dim}, top-{c.routing_top_k}"),
+            ]
+        return rows
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: " + "; ".join(f"{k} {v}" for k, v in self._summary()) + ">"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(k)}</td>"
+            f"<td style='text-align:left'>{html.escape(v)}</td></tr>"
+            for k, v in self._summary()
+        )
+        return f"<b>{type(self).__name__}</b><table>{rows}</table>"
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from ..data.tokenizer import Tokenizer
+
+    names = ("tokenizer.json", "vocab.json", "encoder.json")
+    return Tokenizer.load(folder) if any((folder / n).is_file() for n in names) else None

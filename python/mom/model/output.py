@@ -1,0 +1,47 @@
+"""What a forward pass returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .routes import Routes
+
+__all__ = ["ModelOutput"]
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a forward pass returns; absent values are None.
+
+    Attributes
+    ----------
+    loss : float or None
+        Sum of all terms, each times its weight (`MoMConfig.loss_weights`); None without labels.
+    losses : dict of str to float
+        The terms that the pass has, by name: ``"lm"`` and ``"balance"``.
+    lm_loss : float or None
+        Mean cross entropy over the labelled positions (for a classifier: its own loss).
+    balance_loss : float or None
+    logits : ndarray of float32 or None
+        (B, T, V), or (N, V) for packed rows; for a classifier (B, num_labels).
+    routes : Routes or None
+    num_labelled : int
+        How many positions were scored.
+    """
+
+    loss: float | None
+    losses: dict[str, float]
+    logits: NDArray[np.float32] | None
+    routes: Routes | None
+    num_labelled: int
+
+    @property
+    def lm_loss(self) -> float | None:
+        return self.losses.get("lm")
+
+    @property
+    def balance_loss(self) -> float | None:
+        return self.losses.get("balance")

@@ -1,0 +1,191 @@
+"""Tensors of a model by name: the whole model as a mapping, and parts of it (modules, pools, routers, blocks)."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments import as_array
+from ..config import MoMConfig
+
+__all__ = ["Block", "Module", "Pool", "Router", "TensorMap", "blocks_of"]
+
+
+def _rms(a: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
+
+
+class TensorMap(Mapping[str, NDArray[np.float32]]):
+    """Read-only mapping from names to writable ndarray views of C memory.
+
+    The arrays are views: the core computes with the numbers that are written into them. A view keeps the memory alive.
+    Assigning to a key copies into the memory.
+    """
+
+    def __init__(self, title: str, arrays: dict[str, NDArray[np.float32]]) -> None:
+        self._title = title
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise KeyError(f"{self._title}: no tensor {name!r}") from None
+
+    def __setitem__(self, name: str, value: ArrayLike) -> None:
+        target = self[name]
+        array = as_array(value, name)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name}: dtype {array.dtype}, expected real numbers")
+        if array.shape != target.shape:
+            raise ValueError(f"{name}: shape {array.shape}, expected {target.shape}")
+        target[...] = array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        count = sum(a.size for a in self._arrays.values())
+        return f"<{self._title}: {len(self)} tensors, {count:,} numbers>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td>"
+            f"<td>{'x'.join(map(str, a.shape))}</td><td>{_rms(a):.4g}</td></tr>"
+            for name, a in self._arrays.items()
+        )
+        return (
+            f"<b>{html.escape(self._title)}</b><table><tr><th>tensor</th><th>shape</th><th>rms</th></tr>{rows}</table>"
+        )
+
+
+class HasTensors(Protocol):
+    """What parts of a model need of the model."""
+
+    @property
+    def parameters(self) -> TensorMap: ...
+    @property
+    def gradients(self) -> TensorMap: ...
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Named tensors of one part of a model, with the gradients beside them."""
+
+    name: str
+    _model: HasTensors
+    _names: dict[str, str]  # short name -> state-dict name
+
+    @property
+    def parameters(self) -> TensorMap:
+        """Short names to writable views, shapes as in the state dict."""
+        return TensorMap(self.name, {k: self._model.parameters[v] for k, v in self._names.items()})
+
+    @property
+    def gradients(self) -> TensorMap:
+        """The gradients, with names and shapes as in `parameters`."""
+        return TensorMap(f"{self.name} gradients", {k: self._model.gradients[v] for k, v in self._names.items()})
+
+    def __getattr__(self, key: str) -> NDArray[np.float32]:
+        names: dict[str, str] = object.__getattribute__(self, "_names")
+        attribute = key.replace("__", ".")
+        if attribute in names:
+            return self._model.parameters[names[attribute]]
+        raise AttributeError(f"{self.name} has no tensor {key!r}; it has {', '.join(names)}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(k.replace(".", "__") for k in self._names)]
+
+    def _repr_html_(self) -> str:
+        return self.parameters._repr_html_()
+
+
+class Module(_Tensors):
+    """One attention or feed-forward module.
+
+    Its tensors are ``ln.weight``, ``ln.bias``, ``c_attn.*`` (attention) or ``c_fc.*``, and ``c_proj.*``. In the names
+    of attributes, a dot is written as two underscores: ``module.c_proj__weight``.
+    """
+
+
+class Router(_Tensors):
+    """A router's tensors under the reference's names (``router.0.weight``, ``x2h.weight``, ...), [out, in]."""
+
+
+class Pool(Sequence[Module]):
+    """The modules of one half of a block, ``pool[j]`` is a `Module`."""
+
+    def __init__(self, name: str, kind: str, modules: list[Module]) -> None:
+        self.name = name
+        #: ``"attn"`` or ``"ffn"``
+        self.kind = kind
+        self._modules = modules
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._modules[index]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {len(self)} {self.kind} modules>"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(n)}</th>" for n in self._modules[0].parameters)
+        rows = "".join(
+            f"<tr><td>{j}</td>"
+            + "".join(
+                f"<td>{'x'.join(map(str, a.shape))}<br>rms {_rms(a):.3g}</td>"
+                for a in module.parameters.values()
+            )
+            + "</tr>"
+            for j, module in enumerate(self._modules)
+        )
+        return f"<b>{html.escape(self.name)}</b><table><tr><th>module</th>{head}</tr>{rows}</table>"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One MoM block: its place in ``transformer.h``, pools, and routers (None for a half with a single module)."""
+
+    place: int
+    attention_pool: Pool
+    ffn_pool: Pool
+    attention_router: Router | None
+    ffn_router: Router | None
+
+
+def blocks_of(model: HasTensors, config: MoMConfig) -> list[Block]:
+    """The MoM blocks with their pools and routers (empty for a plain GPT-2)."""
+    return [_block(model, config, place) for place, kind in enumerate(config.places()) if kind == "block"]
+
+
+def _block(model: HasTensors, config: MoMConfig, place: int) -> Block:
+    parts: dict[str, Any] = {}
+    for half, norm, first, count in (
+        ("attn", "attention_layernorm", "c_attn", config.num_attn),
+        ("ffn", "ffn_layernorm", "c_fc", config.num_ffn),
+    ):
+        prefix = f"transformer.h.{place}.mot_{half}"
+        modules = []
+        for j in range(count):
+            index = f".{j}" if count > 1 else ""
+            names = {
+                f"{short}.{kind}": f"{prefix}.{long}{index}.{kind}"
+                for short, long in (("ln", norm), (first, first), ("c_proj", "c_proj"))
+                for kind in ("weight", "bias")
+            }
+            modules.append(Module(f"block {place} {half} module {j}", model, names))
+        parts[half] = Pool(f"block {place} {half} pool", half, modules)
+        router_prefix = f"{prefix}.router."
+        names = {n[len(router_prefix) :]: n for n in model.parameters if n.startswith(router_prefix)}
+        parts[f"{half}_router"] = Router(f"block {place} {half} router", model, names) if names else None
+    return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])

@@ -1,0 +1,115 @@
+"""Causal attention."""
+
+from __future__ import annotations
+
+from numpy.typing import ArrayLike
+
+from .. import _core
+from .shared import Float, is_bfloat16
+
+__all__ = ["attention_backward", "attention_forward"]
+
+
+def attention_forward(
+    qkv: Float,
+    num_heads: int,
+    mask: ArrayLike | None = None,
+    scale: float | None = None,
+    masked_query: str = "causal",
+    *,
+    active: ArrayLike | None = None,
+    queries: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
+    dropout: float = 0.0,
+    seed: int = 0,
+    counter: int = 0,
+    site: int = 0,
+) -> tuple[Float, Float]:
+    """Causal multi-head self-attention over mixed queries, keys and values.
+
+    Parameters
+    ----------
+    qkv : ndarray of float32, shape (B, T, 3C), or (N, 3C) with `lengths`
+        Queries, keys and values side by side; heads side by side in each.
+    num_heads : int
+        H, a divisor of C.
+    mask : array, shape (B, T) or (N,), optional
+        Nonzero where a key is real.
+    scale : float, optional
+        Multiplies the products of queries and keys; ``1 / sqrt(C / H)`` by default.
+    masked_query : {"causal", "reference"}
+        What a query attends to (evenly) when its whole past is masked: that past, or also the real
+        keys of its future, as the published reference does.
+    active : array, shape (B, T) or (N,), optional
+        Nonzero where a token has a module. The others have ``q = k = v = 0`` whatever `qkv` holds: they keep their
+        share of every softmax, as keys of score 0 and value 0, but are not computed as queries.
+    queries : array, shape (B, T) or (N,), optional
+        Nonzero where the output of a token is wanted. The others are keys like any other; their q is not read.
+    lengths : array of int, shape (B,), optional
+        Sequences of these lengths, one after the other without padding, are the rows of `qkv`. T is the longest.
+    precision : {"float32", "bfloat16"}
+        Format in which arrays are stored while computing: with "bfloat16" inputs are rounded first and so are the
+        factors of products and the results. Softmax and sums are float32.
+    dropout, seed, counter, site
+        Dropout of the attention weights; weight (b, h, i, j) is element
+        ``((b * H + h) * T + i) * T + j`` of the stream, see `random_uniform`.
+
+    Returns
+    -------
+    out : ndarray of float32, shape (B, T, C) or (N, C)
+        Zero where a token is not active or not among `queries`.
+    lse : ndarray of float32, shape (B, T, H) or (N, H)
+        Logarithm of each softmax's denominator, saved for `attention_backward`.
+    """
+    how, bf16 = _masked_query(masked_query), is_bfloat16(precision)
+    return _core.attention_forward(
+        qkv, num_heads, mask, active, queries, lengths, scale, how, bf16, dropout, seed, counter, site
+    )
+
+
+def attention_backward(
+    dout: Float,
+    qkv: Float,
+    out: Float,
+    lse: Float,
+    num_heads: int,
+    mask: ArrayLike | None = None,
+    scale: float | None = None,
+    masked_query: str = "causal",
+    *,
+    active: ArrayLike | None = None,
+    queries: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
+    dropout: float = 0.0,
+    seed: int = 0,
+    counter: int = 0,
+    site: int = 0,
+) -> Float:
+    """Gradient of `attention_forward` with respect to `qkv`.
+
+    Parameters
+    ----------
+    dout, out : ndarray of float32, shape (B, T, C) or (N, C)
+    qkv : ndarray of float32, shape (B, T, 3C) or (N, 3C)
+    lse : ndarray of float32, shape (B, T, H) or (N, H)
+        From `attention_forward`.
+    num_heads, mask, scale, masked_query, active, queries, lengths, precision, dropout, seed, counter, site
+        As in `attention_forward`. `dout` is not read where a token is not among `queries`.
+
+    Returns
+    -------
+    ndarray of float32, shape (B, T, 3C) or (N, 3C)
+        Zero where a token is not active; zero for q where it is not among `queries`.
+    """
+    how, bf16 = _masked_query(masked_query), is_bfloat16(precision)
+    return _core.attention_backward(
+        dout, qkv, out, lse, num_heads, mask, active, queries, lengths, scale, how, bf16, dropout, seed, counter, site
+    )
+
+
+def _masked_query(value: str) -> bool:
+    if value not in ("causal", "reference"):
+        raise ValueError(f"masked_query: {value!r}, expected 'causal' or 'reference'")
+    return value == "reference"

@@ -1,0 +1,260 @@
+"""Routers, their scores, and the choice of modules."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _core
+from .shared import Float, Partial
+
+__all__ = [
+    "RouterSaved", "RouterTensors", "router_backward", "router_forward", "router_scores_backward",
+    "router_scores_forward", "ste_backward", "ste_forward", "topk_backward", "topk_forward",
+]  # fmt: skip
+
+
+class RouterTensors(NamedTuple):
+    """Parameters of a router (or their gradients), stored [out, in].
+
+    G gates: 3 (reset, update, new), or 4 with the noise gate. A linear router has no state.
+    """
+
+    in_weight: Float  #: (R, C) linear, (G * R, C) recurrent
+    in_bias: Float  #: (R,) or (G * R,)
+    out_weight: Float  #: (S, R)
+    out_bias: Float  #: (S,)
+    state_weight: Float | None = None  #: (G * R, R), recurrent only
+    state_bias: Float | None = None  #: (G * R,), recurrent only
+
+
+class RouterSaved(NamedTuple):
+    """What `router_forward` saves for `router_backward`."""
+
+    hidden: Float  #: (N, R) linear: after the ReLU; recurrent: the new state
+    gates: Float | None  #: (N, G * R) activated gates, recurrent only
+    h_n: Float | None  #: (N, R) the state's part of the new gate, recurrent only
+
+
+_ROUTERS = ("naive", "gru", "gru-dev")
+
+
+def router_forward(
+    inp: Float,
+    weights: RouterTensors,
+    kind: str,
+    state: Float | None = None,
+    *,
+    random: bool = False,
+    seed: int = 0,
+    counter: int = 0,
+    site: int = 0,
+) -> tuple[Float, RouterSaved]:
+    """One round of a router: logits of all choices for every token.
+
+    Parameters
+    ----------
+    inp : ndarray of float32, shape (N, C)
+    weights : RouterTensors
+    kind : {"naive", "gru", "gru-dev"}
+        Two linear layers with a ReLU between, a recurrent cell over rounds, or that cell without its
+        reset gate.
+    state : ndarray of float32, shape (N, R), optional
+        Recurrent state of the round before (``saved.hidden``); zero by default.
+    random : bool
+        Recurrent routers: the fourth gate mixes in uniform noise.
+    seed, counter, site : int
+        Stream of the noise; component j of token t is element ``t * R + j``, see `random_uniform`.
+
+    Returns
+    -------
+    logits : ndarray of float32, shape (N, S)
+    saved : RouterSaved
+
+    Notes
+    -----
+    Recurrent, with ``x = inp @ in_weight.T + in_bias`` and ``h = state @ state_weight.T + state_bias`` cut
+    into gates: ``r = sigmoid(x_r + h_r)``, ``i = sigmoid(x_i + h_i)``, ``n = tanh(x_n + r * h_n)``
+    (``gru-dev``: ``tanh(x_n)``), ``new = n + i * (state - n)``; with noise u,
+    ``p = sigmoid(x_p + h_p)`` and ``new = p * (new - u) + u``.
+    """
+    logits, hidden, gates, h_n = _core.router_forward(
+        inp, _router_tensors(weights), _router_kind(kind), random, state, seed, counter, site
+    )
+    return logits, RouterSaved(hidden, gates, h_n)
+
+
+def router_backward(
+    dlogits: Float,
+    inp: Float,
+    saved: RouterSaved,
+    weights: RouterTensors,
+    kind: str,
+    state: Float | None = None,
+    dstate: Float | None = None,
+    *,
+    random: bool = False,
+    seed: int = 0,
+    counter: int = 0,
+    site: int = 0,
+    add_to: tuple[Float | None, RouterTensors | None] | None = None,
+) -> tuple[Float, Float | None, RouterTensors]:
+    """Gradients of `router_forward`.
+
+    Parameters
+    ----------
+    dlogits : ndarray of float32, shape (N, S)
+    inp : ndarray of float32, shape (N, C)
+    saved : RouterSaved
+    weights, kind, state, random, seed, counter, site
+        As in `router_forward`.
+    dstate : ndarray of float32, shape (N, R), optional
+        Gradient of ``saved.hidden`` from the next round; zero by default.
+    add_to : tuple (dinp, dweights), optional
+        Gradients so far.
+
+    Returns
+    -------
+    dinp : ndarray of float32, shape (N, C)
+    dstate : ndarray of float32, shape (N, R), or None
+        Gradient of `state`; None if that was not given or the router has none.
+    dweights : RouterTensors
+    """
+    so_far: Partial | None = None
+    if add_to is not None:
+        so_far = (add_to[0], *((None,) * 6 if add_to[1] is None else _router_tensors(add_to[1])))
+    dinp, dbefore, *gradients = _core.router_backward(
+        dlogits, inp, tuple(saved), dstate, _router_tensors(weights), _router_kind(kind), random, state, seed, counter,
+        site, so_far,
+    )  # fmt: skip
+    in_weight, in_bias, state_weight, state_bias, out_weight, out_bias = gradients
+    return dinp, dbefore, RouterTensors(in_weight, in_bias, out_weight, out_bias, state_weight, state_bias)
+
+
+def _router_tensors(t: RouterTensors) -> tuple[Float | None, ...]:
+    return (t.in_weight, t.in_bias, t.state_weight, t.state_bias, t.out_weight, t.out_bias)
+
+
+def _router_kind(kind: str) -> int:
+    if kind not in _ROUTERS:
+        raise ValueError(f"kind: {kind!r}, expected one of {', '.join(map(repr, _ROUTERS))}")
+    return _ROUTERS.index(kind)
+
+
+def router_scores_forward(logits: Float, temperature: float | None = None) -> Float:
+    """``softmax(logits / temperature)``, or the logits themselves without a temperature.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (N, S)
+    temperature : float, optional
+        Positive.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, S)
+    """
+    softmax = temperature is not None
+    return _core.router_scores_forward(logits, softmax, 1.0 if temperature is None else temperature)
+
+
+def router_scores_backward(dscores: Float, scores: Float, temperature: float | None = None) -> Float:
+    """Gradient of `router_scores_forward` with respect to the logits.
+
+    Parameters
+    ----------
+    dscores, scores : ndarray of float32, shape (N, S)
+        `scores` as returned by forward.
+    temperature : float, optional
+
+    Returns
+    -------
+    ndarray of float32, shape (N, S)
+    """
+    softmax = temperature is not None
+    return _core.router_scores_backward(dscores, scores, softmax, 1.0 if temperature is None else temperature)
+
+
+def topk_forward(scores: Float, k: int, renormalise: bool = False) -> tuple[NDArray[np.int16], Float]:
+    """The k largest scores of every token.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (N, S)
+    k : int
+        0 to S.
+    renormalise : bool
+        Divide the kept scores by their sum.
+
+    Returns
+    -------
+    index : ndarray of int16, shape (N, k)
+        In falling order of the scores; NaN counts as larger than every number.
+    weight : ndarray of float32, shape (N, k)
+        The kept scores.
+
+    Notes
+    -----
+    Which of equal scores are kept follows, for S up to 64, the steps of C++'s ``std::nth_element``
+    (as PyTorch does); above that, the lower index is kept.
+    """
+    return _core.topk_forward(scores, k, renormalise)
+
+
+def topk_backward(
+    dweight: Float,
+    index: ArrayLike,
+    weight: Float,
+    scores: Float,
+    renormalise: bool = False,
+    *,
+    add_to: Float | None = None,
+) -> Float:
+    """Gradient of the kept scores with respect to all; the selection is a constant.
+
+    Parameters
+    ----------
+    dweight, weight : ndarray of float32, shape (N, K)
+    index : array of int, shape (N, K)
+    scores : ndarray of float32, shape (N, S)
+    renormalise : bool
+        As in `topk_forward`.
+    add_to : ndarray of float32, shape (N, S), optional
+        Gradient so far.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, S)
+    """
+    so_far = None if add_to is None else (add_to,)
+    return _core.topk_backward(dweight, index, weight, scores, renormalise, so_far)
+
+
+def ste_forward(weight: Float) -> Float:
+    """Straight-through estimator: the sign, 0 for 0.
+
+    Parameters
+    ----------
+    weight : ndarray of float32
+
+    Returns
+    -------
+    ndarray of float32, shape of `weight`
+    """
+    return _core.ste_forward(weight)
+
+
+def ste_backward(dout: Float) -> Float:
+    """Gradient of `ste_forward`: the incoming one, clamped to [-1, 1].
+
+    Parameters
+    ----------
+    dout : ndarray of float32
+
+    Returns
+    -------
+    ndarray of float32, shape of `dout`
+    """
+    return _core.ste_backward(dout)

@@ -1,0 +1,191 @@
+"""The base of all settings: frozen dataclasses that check their fields and are read from mappings, TOML and flags.
+
+A field is declared once, with its type, its default and the rule for its values::
+
+    steps: int = setting(5000, at_least(1))
+    schedule: str = setting("cosine", one_of("cosine", "linear", "constant"))
+
+The command line takes names, types and defaults from the same declaration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Settings", "at_least", "between", "kinds_of", "one_of", "positive", "read_toml", "setting"]
+
+Self = TypeVar("Self", bound="Settings")
+#: Gives what is wrong with a value, or None.
+Rule = Callable[[Any], "str | None"]
+
+#: What a value of each type of field may be. Searches over arrays give numbers of NumPy's types.
+_ACCEPTED: dict[str, tuple[type, ...]] = {
+    "int": (int, np.integer), "float": (int, float, np.integer, np.floating), "bool": (bool, np.bool_), "str": (str,),
+}  # fmt: skip
+
+
+def setting(default: Any, rule: Rule | None = None) -> Any:
+    """A field of a `Settings` class: its default and the rule that its values obey."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def at_least(low: int, most: float = math.inf) -> Rule:
+    """Numbers from `low` up to the largest that is supported."""
+
+    def problem(value: Any) -> str | None:
+        if value < low:
+            return f"is less than {low}"
+        return f"is larger than the supported maximum {most}" if value > most else None
+
+    return problem
+
+
+def between(low: float, high: float, words: str = "", open_end: bool = False) -> Rule:
+    """Numbers from `low` to `high`, without `high` itself if `open_end`; `words` describe them in the message."""
+    words = words or f"in [{low}, {high}{')' if open_end else ']'}"
+
+    def problem(value: Any) -> str | None:
+        inside = low <= value < high if open_end else low <= value <= high  # NaN is in no range
+        return None if inside else f"is not {words}"
+
+    return problem
+
+
+def positive(value: Any) -> str | None:
+    """Numbers above zero, infinity included."""
+    return None if value > 0 else "is not positive"
+
+
+def one_of(*choices: str) -> Rule:
+    """Some words."""
+    return lambda value: None if value in choices else f"is not one of {', '.join(map(repr, choices))}"
+
+
+def kinds_of(field: dataclasses.Field[Any]) -> list[str]:
+    """Types that a field may have, ``"None"`` among them if the field is optional."""
+    return str(field.type).split(" | ")
+
+
+class Settings:
+    """Base of frozen dataclasses whose fields are declared with `setting`."""
+
+    #: What the fields are called in messages, and the table that holds them in a TOML file.
+    noun: ClassVar[str] = "settings"
+    table: ClassVar[str] = "settings"
+
+    def __post_init__(self) -> None:
+        for field in self.fields():
+            value = _plain(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            rule = field.metadata.get("rule")
+            problem = None if value is None or rule is None else rule(value)
+            if problem is not None:
+                raise ConfigError(f"{field.name}: {value!r} {problem}")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise if fields contradict each other."""
+
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """Declarations of all fields."""
+        return dataclasses.fields(cls)  # type: ignore[arg-type]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all fields."""
+        return [field.name for field in cls.fields()]
+
+    @classmethod
+    def _check_known(cls, values: Mapping[str, Any]) -> None:
+        unknown = sorted(set(values) - set(cls.names()), key=str)
+        if unknown:
+            close = difflib.get_close_matches(str(unknown[0]), cls.names(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{unknown[0]}: unknown {cls.noun} field{hint}")
+
+    def replace(self: Self, **changes: Any) -> Self:
+        """A copy with some fields changed (and checked)."""
+        self._check_known(changes)
+        copy: Self = dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return copy
+
+    @classmethod
+    def from_dict(cls: type[Self], values: Mapping[str, Any], source: str = "configuration") -> Self:
+        """Build from a mapping of field names to values.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown field or an invalid value; the message begins with `source`.
+        """
+        return cls._build(values, source)
+
+    @classmethod
+    def _build(cls: type[Self], values: Mapping[str, Any], source: str) -> Self:
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{source}: expected a mapping of fields, got {type(values).__name__}")
+        try:
+            cls._check_known(values)
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_toml(cls: type[Self], path: str | os.PathLike[str]) -> Self:
+        """Read a TOML file: the fields at top level or in the table of these settings."""
+        return cls._build(read_toml(path, cls.table), str(path))
+
+    def to_toml(self) -> str:
+        """All fields as TOML text, in a table; fields that are None are left out."""
+        lines = [f"[{self.table}]"]
+        for name in self.names():
+            value = getattr(self, name)
+            if value is not None:
+                lines.append(f"{name} = {'inf' if value == math.inf else json.dumps(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value, checked against the field's type; numbers of NumPy's types become Python's."""
+    for kind in kinds_of(field):
+        if kind == "None":
+            if value is None:
+                return None
+        elif isinstance(value, _ACCEPTED[kind]) and (kind == "bool" or not isinstance(value, bool)):
+            return value.item() if isinstance(value, np.generic) else value
+    raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {value!r}")
+
+
+def read_toml(path: str | os.PathLike[str], table: str) -> dict[str, Any]:
+    """Fields that a TOML file sets, in the given table or else at top level; names are not checked."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    section = values.get(table, values)
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: {table} is not a table")
+    return section

@@ -1,0 +1,172 @@
+"""A model made ready for fine-tuning: copies with a fresh head, what of it is trained, and what it answers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import MoMConfig
+from ..data.batches import iter_batches
+from ..errors import ConfigError, DataError
+from ..model import MoM, MoMForSequenceClassification
+
+__all__ = [
+    "classifier_from", "classify", "copy_of", "finite_logits", "routers_are_idle", "trainable", "warn_of_idle_routers",
+]  # fmt: skip
+
+Network = MoM | MoMForSequenceClassification
+Made = TypeVar("Made", MoM, MoMForSequenceClassification)
+
+
+def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
+    """Which parameters `FinetuneConfig.train` selects, in the model's order.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such parameters.
+    """
+    names = list(model.parameters)
+    head = [name.startswith("score.") for name in names]
+    routers = [".router." in name for name in names]
+    if train == "routers" and not any(routers):
+        raise ConfigError("train: 'routers', but the model has none")
+    if train == "head" and not any(head):
+        raise ConfigError("train: 'head', but a language model has no head of its own")
+    chosen = {
+        "all": [True] * len(names), "head": head, "routers": [a or b for a, b in zip(head, routers, strict=True)],
+    }[train]  # fmt: skip
+    return np.array(chosen, np.uint8)
+
+
+def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
+    """Whether the loss gives a model's routers no gradient.
+
+    Probabilities of the choices that are kept are divided by their sum. Of a single choice that makes 1, whatever the
+    router says, and so does its straight-through sign. What remains is the balance loss, which a classifier does not
+    have.
+    """
+    if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
+        return False
+    if language_model and config.output_router_logits and config.router_aux_loss_coef > 0.0:
+        return False
+    return config.routing_top_k == 0 or (config.routing_top_k == 1 and config.router_softmax)
+
+
+def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, stacklevel: int = 2) -> None:
+    """Say before the first step that routers which are to be trained will learn nothing; see `routers_are_idle`."""
+    if train == "head" or not routers_are_idle(config, language_model):
+        return
+    what = {"all": "everything but the routers", "routers": "nothing" if language_model else "the head alone"}[train]
+    warnings.warn(
+        f"train: {train!r} trains {what}: with routing_top_k = {config.routing_top_k} and router_type = "
+        f"{config.router_type!r} the loss does not depend on what the routers say (a single choice has the weight 1, "
+        "with use_ste as well), so they get no gradient. Begin with a model that keeps two choices, as "
+        "from_pretrained(folder, routing_top_k=2) does, or that was trained with a router_type without softmax.",
+        stacklevel=stacklevel + 1,
+    )
+
+
+def copy_of(
+    model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
+) -> Made:
+    """A network of a kind with the body and the tokenizer of a model, and its limits; a classifier's head is fresh.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+        Its body is copied; a head it has is left behind.
+    kind : type
+        `MoM` or `MoMForSequenceClassification`.
+    seed : int
+        Of the head and of dropout.
+    dropout : float, optional
+        Replaces the configuration's three dropout probabilities.
+    **changes
+        Other fields of the configuration.
+
+    Raises
+    ------
+    DataError
+        If the tokenizer has ids that the model does not know.
+    """
+    tokenizer, known = model.tokenizer, model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > known:
+        raise DataError(f"tokenizer: its {tokenizer.vocab_size} ids are more than the model's vocab_size = {known}")
+    if dropout is not None:
+        changes |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    made = kind(model.config.replace(**changes), seed=seed, dtype=model.dtype)
+    for name, value in model.parameters.items():
+        if not name.startswith("score."):
+            made.parameters[name] = value
+    made.tokenizer = tokenizer
+    made.activation_checkpointing, made.memory_limit = model.activation_checkpointing, model.memory_limit
+    return made
+
+
+def classifier_from(
+    model: Network, num_labels: int, problem_type: str, seed: int = 0, dropout: float | None = None
+) -> MoMForSequenceClassification:
+    """A classifier with the body of a model and a fresh head.
+
+    Parameters
+    ----------
+    model, seed, dropout
+        See `copy_of`.
+    num_labels : int
+    problem_type : str
+        See `MoMConfig`.
+    """
+    return copy_of(
+        model, MoMForSequenceClassification, seed, dropout, num_labels=num_labels, problem_type=problem_type,
+        pooling="mask",
+    )  # fmt: skip
+
+
+def classify(
+    model: MoMForSequenceClassification,
+    rows: Sequence[npt.NDArray[np.int32]],
+    batch_size: int = 32,
+) -> npt.NDArray[np.float32]:
+    """Logits of token rows.
+
+    Parameters
+    ----------
+    model : MoMForSequenceClassification
+    rows : sequence of ndarray of int32, shape (T_i,)
+    batch_size : int
+        Rows computed together, packed; without effect on a prediction.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, num_labels)
+        In the order of `rows`. Training mode and random state of the model are as before.
+    """
+    if model.config.pooling != "mask":
+        raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
+    logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
+    with model.evaluating():
+        for batch in iter_batches(rows, batch_size):
+            out = model(batch.tokens, lengths=batch.lengths)
+            logits[batch.rows] = out.logits
+    return logits
+
+
+def finite_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The logits themselves, for answers to be read off; those of a broken model are an error.
+
+    Raises
+    ------
+    ValueError
+        If one is not finite.
+    """
+    bad = np.argwhere(~np.isfinite(logits))
+    if len(bad):
+        row, label = bad[0]
+        what = "not a number" if np.isnan(logits[row, label]) else "infinite"
+        raise ValueError(f"logits: {what} at row {row}, label {label}")
+    return logits

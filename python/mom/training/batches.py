@@ -1,0 +1,125 @@
+"""Where a run's batches come from: windows of a token file, or rows of unequal length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.batches import bucketed
+from ..data.token_files import WindowSampler
+from ..errors import DataError
+
+__all__ = ["MicroBatch", "Rows", "Windows"]
+
+
+class MicroBatch(NamedTuple):
+    """What goes through the model at once; a step has one or more of them.
+
+    Attributes
+    ----------
+    inputs : dict
+        Arguments of the model's call, labels included.
+    terms : int
+        The loss is a mean over so many terms. Its weight in the step's loss is its share of the step's terms.
+    examples, tokens : int
+        What is counted for the records.
+    """
+
+    inputs: dict[str, Any]
+    terms: int
+    examples: int
+    tokens: int
+
+
+class Windows:
+    """Windows of a token file; every token is predicted from those before it."""
+
+    def __init__(self, sampler: WindowSampler, accumulation: int) -> None:
+        self._sampler, self._accumulation = sampler, accumulation
+        self.state_dict, self.load_state_dict = sampler.state_dict, sampler.load_state_dict
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the data so far."""
+        return self._sampler.epoch
+
+    def next_step(self) -> list[MicroBatch]:
+        """The micro-batches of the next step."""
+        return [_window_batch(self._sampler.next_batch()) for _ in range(self._accumulation)]
+
+
+def _window_batch(ids: npt.NDArray[np.int32]) -> MicroBatch:
+    rows, length = ids.shape
+    # Position t is scored against token t + 1, so a row of T tokens has T - 1 terms.
+    return MicroBatch({"tokens": ids, "labels": ids}, rows * (length - 1), rows, ids.size)
+
+
+class Rows:
+    """Rows of unequal length, in an order of its own for each epoch; rows of similar length go together.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each row.
+    batch_size, accumulation : int
+        Rows of a micro-batch; micro-batches of a step.
+    seed : int
+        Of the order.
+    make : callable
+        Makes a micro-batch of row numbers.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        make: Callable[[npt.NDArray[np.int64]], MicroBatch],
+    ) -> None:
+        self._lengths, self._batch_size, self._make = lengths, batch_size, make
+        self._step_size = batch_size * accumulation
+        self._rng = np.random.default_rng([seed, 0x6D6F6D])
+        self._begun = self._rng.bit_generator.state  # before the order of this epoch was drawn
+        self._steps: list[npt.NDArray[np.int64]] = []
+        self._done, self._epochs = 0, 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the rows."""
+        return -(-len(self._lengths) // self._step_size)
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the rows before this one."""
+        return max(0, self._epochs - 1)
+
+    def next_step(self) -> list[MicroBatch]:
+        """The micro-batches of the next step."""
+        if self._done == len(self._steps):
+            self._begin_epoch()
+        rows = self._steps[self._done]
+        self._done += 1
+        return [self._make(rows[i : i + self._batch_size]) for i in range(0, len(rows), self._batch_size)]
+
+    def _begin_epoch(self) -> None:
+        self._begun = self._rng.bit_generator.state
+        self._steps = bucketed(self._lengths, self._step_size, self._rng)
+        self._done = 0
+        self._epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on exactly here, fit for JSON."""
+        return {"rows": len(self._lengths), "epochs": self._epochs, "done": self._done, "random": self._begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where others were with the same rows."""
+        if state["rows"] != len(self._lengths):
+            raise DataError(f"state: rows is {state['rows']}, but there are {len(self._lengths)}")
+        self._rng.bit_generator.state = state["random"]
+        if state["epochs"]:
+            self._begin_epoch()
+        self._epochs, self._done = state["epochs"], state["done"]

@@ -1,0 +1,399 @@
+"""The training engine: batches in, updates, records and checkpoints out. All work on tensors is done by the C core.
+
+`mom.train` and all fine-tuning run on it. What differs between them is in a `Plan`, a source of batches and a function
+that evaluates.
+
+Order of things: a step; an evaluation, if one is due; a checkpoint, if one is due. A checkpoint holds what is needed to
+go on to the same bits, and says whether its step has been evaluated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, TrainingError
+from ..files import folders
+from ..model import Network
+from .batches import MicroBatch, Rows, Windows
+from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
+from .config import FinetuneConfig, TrainingConfig
+from .optimizer import AdamW
+from .records import module_use, peak_memory_bytes
+from .state import PREFIX, State, load_state, save_state
+
+__all__ = ["Engine", "Plan", "refuse_used"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, and when.
+
+    Attributes
+    ----------
+    steps : int
+        Optimizer steps in all.
+    factor : callable
+        Factor of the learning rate at a step, counted from 0.
+    is_evaluated, is_saved : callable
+        Whether an evaluation and a checkpoint are due after so many steps; after the last step both are.
+    measure : str
+        Value of an evaluation that goes into the history, and that decides which weights are the best.
+    trained : ndarray of uint8 or None
+        Which parameters are trained, in the model's order; None: all.
+    keep_best : bool
+        Keep a copy of the weights whose evaluation was the best.
+    patience : int
+        With `keep_best`: evaluations in a row without a better one after which the run ends; 0: never.
+    log_every, max_bad_steps, keep_last : int
+        See `TrainingConfig`.
+    means_apart : bool
+        Which of two sums the records call ``loss``. They differ in rounding only, and recorded runs of pre-training
+        and of fine-tuning hold one each: the step's means of both losses, or the losses of its micro-batches.
+    """
+
+    steps: int
+    factor: Callable[[int], float]
+    is_evaluated: Callable[[int], bool]
+    is_saved: Callable[[int], bool]
+    measure: str
+    trained: NDArray[np.uint8] | None = None
+    keep_best: bool = False
+    patience: int = 0
+    log_every: int = 1
+    max_bad_steps: int = 5
+    keep_last: int = 1
+    means_apart: bool = False
+
+
+def refuse_used(run_dir: Path) -> None:
+    """Raise if a folder holds a run already; it need not exist."""
+    log = run_dir / "log.jsonl"
+    for what, there in (("checkpoints", any(run_dir.glob(f"{PREFIX}*"))),
+                        ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
+        if there:
+            raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
+
+
+class _Losses(NamedTuple):
+    """Losses of a step: the sum that is trained on, and the mean of each term over the micro-batches."""
+
+    joint: float
+    terms: dict[str, float]
+
+
+class Engine:
+    """One run.
+
+    Parameters
+    ----------
+    model : Network
+        Trained in place.
+    source : Windows or Rows
+    config : TrainingConfig or FinetuneConfig
+        Settings of the optimizer.
+    plan : Plan
+    evaluate : callable, optional
+        Measures the model; gives values for a record, the plan's measure among them.
+    run_dir : path, optional
+        Where checkpoints go.
+    label : str
+        Begins messages.
+    seed : int, optional
+        Of the run, for records that must say so.
+
+    Attributes
+    ----------
+    state : State
+    records : list of dict
+        All records of this call, without ``module_use``.
+    best : dict of str to ndarray
+        With the plan's `keep_best`: the trained parameters at the best evaluation.
+    checkpoint : Path or None
+        The newest one.
+    passed_over : list of (Path, str)
+        Checkpoints that a resume found unusable, with the reasons.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        source: Windows | Rows,
+        config: TrainingConfig | FinetuneConfig,
+        plan: Plan,
+        evaluate: Callable[[], Mapping[str, Any]] | None = None,
+        run_dir: Path | None = None,
+        label: str = "train",
+        seed: int | None = None,
+    ) -> None:
+        self.model, self.source, self.config, self.plan = model, source, config, plan
+        self.evaluate, self.dir, self.label, self.seed = evaluate, run_dir, label, seed
+        self.optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
+        self.state = State()
+        self.records: list[dict[str, Any]] = []
+        self.best: dict[str, NDArray[np.float32]] = {}
+        self.checkpoint: Path | None = None
+        self.passed_over: list[tuple[Path, str]] = []
+        self._callbacks: Sequence[Callback] = ()
+        self._saved = (0, 0)  # step, and evaluated step, of the newest checkpoint
+        self._save_is_due = self._stop_asked = False
+
+    # ------------------------------------------------------------------ beginning
+    def _prepare(self, resume: bool) -> None:
+        """Make sure of an empty run folder, or read the newest valid state in it."""
+        if self.dir is None:
+            if resume:
+                raise ConfigError("resume: needs a run_dir")
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._resume(self.dir)
+        else:
+            refuse_used(self.dir)
+
+    def _resume(self, run_dir: Path) -> None:
+        latest, self.passed_over = folders.latest_valid(run_dir, prefix=PREFIX)
+        for path, reason in self.passed_over:
+            print(f"resume: passed over {path}: {reason}", file=sys.stderr)
+        if latest is None:
+            return
+        found, self.best = load_state(latest, self.model, self.optimizer)
+        before = {**found["config"], "dtype": found.get("dtype", "float32")}
+        for name, new in {**self.config.to_dict(), "dtype": self.model.dtype}.items():
+            if before.get(name, new) != new:
+                print(f"resume: {name} was {before[name]} and is now {new}", file=sys.stderr)
+        self.source.load_state_dict(found["sampler"])
+        found.setdefault("evaluated_step", found["step"])
+        self.state = State(**{entry.name: found[entry.name] for entry in fields(State) if entry.name in found})
+        self.state.history = [(step, measure) for step, measure in self.state.history]
+        self._saved = (self.state.step, self.state.evaluated_step)
+        self.checkpoint = latest
+
+    # ------------------------------------------------------------------ the loop
+    @property
+    def stopped_early(self) -> bool:
+        """Whether patience or a callback has ended the run before its last step."""
+        return self.is_over and self.state.step < self.plan.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are no more steps to do."""
+        patience_is_over = 0 < self.plan.patience <= self.state.waited
+        return self.state.step >= self.plan.steps or patience_is_over or self._stop_asked
+
+    def run(
+        self, callbacks: Sequence[Callback], signals: Sequence[str], resume: bool = False, progress: bool = True
+    ) -> str | None:
+        """Train to the end of the plan.
+
+        Parameters
+        ----------
+        callbacks : sequence of Callback
+            Receive every record. When one returns True from ``record``, the run ends as after its last step.
+        signals : sequence of str
+            When the name of a signal appears in it, the run ends after the step at hand.
+        resume : bool
+            Go on from the newest valid checkpoint.
+        progress : bool
+            Show progress on standard error.
+
+        Returns
+        -------
+        str or None
+            Name of the signal that ended the run before it was over; a checkpoint has been saved then.
+
+        Raises
+        ------
+        TrainingError
+            After too many steps in a row that were not finite.
+        KeyboardInterrupt
+            As raised by callbacks, and by an evaluation that is broken off; then a checkpoint has been saved.
+        """
+        self._prepare(resume)
+        with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+            self._callbacks = [*callbacks, *own]
+            if self.state.step:
+                self._between_steps()  # what the interrupted run had still to do
+            while not self.is_over and not signals:
+                self._one_step()
+                self._between_steps()
+            if self.is_over:
+                self._between_steps()  # for a callback that asked to stop when it heard of an evaluation
+                return None
+            self._save()
+            return signals[0]
+
+    def _own_callbacks(self, resume: bool, progress: bool) -> Iterator[Callback]:
+        if self.dir is not None:
+            yield JsonLines(self.dir / "log.jsonl", self.state.step if resume else None)
+            if getattr(self.config, "tensorboard", False):
+                yield TensorBoard(self.dir)
+        if progress:
+            display = Evaluations if self.plan.keep_best else Progress
+            yield display(self.plan.steps, self.state.step, self.label)
+
+    @contextlib.contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        model, trained = self.model, self.plan.trained
+        before = model.training, model.activation_checkpointing
+        try:
+            model.train()
+            model.activation_checkpointing = self.config.activation_checkpointing or before[1]
+            model.zero_grad()
+            if trained is not None:
+                model.core.set_trained(trained)
+            yield
+        finally:
+            model.training, model.activation_checkpointing = before
+            if trained is not None:
+                model.core.set_trained(np.ones_like(trained))
+                model.zero_grad()  # gradients that parameters got which are not trained
+
+    def _between_steps(self) -> None:
+        state, plan = self.state, self.plan
+        if self.evaluate is not None and state.evaluated_step != state.step:
+            if self.is_over or plan.is_evaluated(state.step):
+                self._evaluate(self.evaluate)
+        self._save_is_due |= self.is_over or plan.is_saved(state.step)
+        # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step, and at
+        # the end of the run nothing is removed for it.
+        if self._save_is_due and (self.is_over or not state.bad_in_a_row):
+            self._save()
+            self._save_is_due = False
+
+    # ------------------------------------------------------------------ a step
+    def _one_step(self) -> None:
+        started, state = time.perf_counter(), self.state
+        batches = self.source.next_step()
+        self.optimizer.lr = self.config.lr * self.plan.factor(state.step)
+        if self.model.core.used.any():  # the step before was left out, or a callback has run a backward pass
+            self.model.zero_grad()
+        losses, norm, problem = self._passes(batches), math.nan, None
+        if not all(map(math.isfinite, losses.terms.values())):
+            problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
+        elif not math.isfinite(norm := self._update()):
+            problem = f"gradient norm is {norm}"
+        seconds = time.perf_counter() - started
+        state.step += 1
+        state.seconds += seconds
+        state.examples += sum(batch.examples for batch in batches)
+        if problem is not None:
+            self._skip(problem)
+            return
+        state.bad_in_a_row = 0
+        state.lm_loss = losses.terms["lm"]
+        state.losses.append(losses.joint)
+        if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
+            self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
+
+    def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
+        """Forward and backward passes, in which gradients add up.
+
+        The language-model loss is a mean over labelled positions, so a micro-batch has its share of the step's. Other
+        terms are means over the micro-batches.
+        """
+        weights, total = self.model.config.loss_weights, sum(batch.terms for batch in batches)
+        joint, terms = 0.0, dict[str, float]()
+        for batch in batches:
+            out = self.model(**batch.inputs)  # type: ignore[operator]
+            scales = {name: weight / len(batches) for name, weight in weights.items()} | {"lm": batch.terms / total}
+            joint += sum(scales[name] * value for name, value in out.losses.items())
+            for name, value in out.losses.items():
+                share = value * batch.terms / total if name == "lm" else value / len(batches)
+                terms[name] = terms.get(name, 0.0) + share
+            if math.isfinite(out.lm_loss):
+                self.model.backward(scales=scales)
+        apart = sum(weights[name] * value for name, value in terms.items())
+        return _Losses(apart if self.plan.means_apart else joint, terms)
+
+    def _update(self) -> float:
+        """Clip and step; gives the norm of the gradients. If that is not finite, nothing changes."""
+        if self.plan.trained is not None:
+            # Parameters without a gradient are passed over by clipping and optimizer alike.
+            used = self.model.core.used
+            used[self.plan.trained == 0] = 0
+            self.model.core.used = used
+        return self.optimizer.step(self.config.clip, zero_grad=True)
+
+    def _skip(self, reason: str) -> None:
+        state = self.state
+        state.skipped += 1
+        state.bad_in_a_row += 1
+        self.model.zero_grad()
+        self._record("skip", reason=reason, skipped_steps=state.skipped)
+        if state.bad_in_a_row >= self.plan.max_bad_steps:
+            raise TrainingError(
+                f"{self.label}: {state.bad_in_a_row} steps in a row were not finite (the last: {reason}); "
+                f"stopped at step {state.step}"
+            )
+
+    # ------------------------------------------------------------------ evaluations, checkpoints, records
+    def _evaluate(self, evaluate: Callable[[], Mapping[str, Any]]) -> None:
+        state = self.state
+        try:
+            with self.model.evaluating():
+                values = dict(evaluate())
+        except KeyboardInterrupt:  # a resumed run begins with this evaluation
+            self._save()
+            raise
+        measure = float(values[self.plan.measure])
+        state.evaluated_step, state.val_loss = state.step, values.get("val_loss")
+        state.history.append((state.step, measure))
+        if self.plan.keep_best:
+            values = {**values, "best": self._keep_best(measure, values)}
+        self._record("eval", **values)
+
+    def _keep_best(self, measure: float, values: dict[str, Any]) -> bool:
+        """Copy the weights if the evaluation is better than all before; gives whether it is. NaN is never better."""
+        state = self.state
+        before = -math.inf if state.best_score is None else state.best_score
+        better = measure > before or (math.isnan(before) and not math.isnan(measure))
+        state.waited = 0 if better else state.waited + 1
+        if better or state.best_score is None:
+            state.best_step, state.best_score, state.best_values = state.step, measure, values
+            names = list(self.model.parameters)
+            if self.plan.trained is not None:
+                names = [name for name, trained in zip(names, self.plan.trained, strict=True) if trained]
+            self.best = {name: self.model.parameters[name].copy() for name in names}
+        return better
+
+    def restore_best(self) -> None:
+        """Put the best weights, if there are any, into the model."""
+        for name, value in self.best.items():
+            self.model.parameters[name] = value
+
+    def _save(self) -> None:
+        state = self.state
+        if self.dir is None or self._saved == (state.step, state.evaluated_step):
+            return
+        progress = {"config": self.config.to_dict(), "sampler": self.source.state_dict(), **vars(state)}
+        keep_last = self.plan.keep_last if not state.bad_in_a_row else sys.maxsize
+        self.checkpoint = save_state(self.dir, self.model, self.optimizer, progress, self.best, keep_last)
+        self._saved = (state.step, state.evaluated_step)
+        self._record("checkpoint", path=str(self.checkpoint))
+
+    def _record_step(self, losses: _Losses, norm: float, tokens: int, seconds: float) -> None:
+        use, skip_share = module_use(self.model)
+        self._record(
+            "train", loss=losses.joint, **{f"{name}_loss": losses.terms.get(name) for name in self.model.config.loss_weights},
+            grad_norm=norm, lr=self.optimizer.lr, tokens_per_second=tokens / seconds,
+            seconds=seconds, epoch=self.source.epoch, skip_share=skip_share, module_use=use,
+            peak_memory_bytes=peak_memory_bytes(), skipped_steps=self.state.skipped,
+        )  # fmt: skip
+
+    def _record(self, kind: str, **values: Any) -> None:
+        whose = {} if self.seed is None else {"seed": self.seed}
+        record = {"kind": kind, "step": self.state.step, "time": time.time(), **whose, **values}
+        self.records.append({name: value for name, value in record.items() if name != "module_use"})
+        for callback in self._callbacks:
+            if callback.record(record) is True:
+                self._stop_asked = True

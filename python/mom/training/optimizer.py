@@ -1,0 +1,209 @@
+"""AdamW and gradient clipping (the steps are C), and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from .._arguments import number as _number
+from ..model import Network
+
+__all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule", "schedule"]
+
+_NON_NEGATIVE = "a non-negative finite number"
+_POSITIVE = "a positive finite number of type float32"
+#: Smallest normal float32; the steps count less as zero.
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class AdamW:
+    """AdamW with the reference's parameter groups, over all parameters of a model.
+
+    Weight decay applies to every tensor but LayerNorms and biases (embeddings and routers are
+    decayed). A parameter without a gradient since ``zero_grad`` (a module that no token reached) is
+    left alone entirely: no decay, no change of its moments, no step counted.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+    lr : float
+        Learning rate; set ``optimizer.lr`` before a step to follow a schedule.
+    betas : tuple of float
+        Decay of the two moments, in [0, 1).
+    eps : float
+        Added to the square root of the second moment; at least 1.2e-38, the smallest normal float32.
+    weight_decay : float
+        Decoupled: ``param -= lr * weight_decay * param``.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument that is out of range.
+
+    Notes
+    -----
+    Source: Loshchilov and Hutter, arXiv:1711.05101; defaults of the published recipe.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-5,
+        weight_decay: float = 0.1,
+    ) -> None:
+        if not isinstance(model, Network):
+            raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
+        self.model = model
+        self.lr = _number(lr, "lr", 0.0, _NON_NEGATIVE)
+        self.betas = _checked_betas(betas)
+        self.eps = _number(eps, "eps", _TINY, _POSITIVE)
+        self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
+        self._core = _core.AdamW(model.core)
+
+    @overload
+    def step(self, max_norm: None = None, *, zero_grad: bool = False) -> None: ...
+    @overload
+    def step(self, max_norm: float, *, zero_grad: bool = False) -> float: ...
+    def step(self, max_norm: float | None = None, *, zero_grad: bool = False) -> float | None:
+        """Update every parameter that has a gradient; on request clip before and zero the gradients after.
+
+        ``optimizer.step(1.0, zero_grad=True)`` leaves parameters and moments with the bits that ``clip_grad_norm(model,
+        1.0)``, ``optimizer.step()`` and ``model.zero_grad()`` give them, but goes over the memory less often: the
+        clipping factor is applied where the update reads a gradient, which is then zeroed while it is in a cache.
+
+        Parameters
+        ----------
+        max_norm : float, optional
+            Clip all gradients together to this norm, as `clip_grad_norm` does; positive. The gradients themselves
+            are not rewritten. If their norm is not finite, nothing at all changes: no parameter, moment, step count
+            or gradient.
+        zero_grad : bool
+            Also do what the model's ``zero_grad`` does. Otherwise gradients are left as they are.
+
+        Returns
+        -------
+        float or None
+            Norm over all gradients before clipping; None without `max_norm`.
+        """
+        lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
+        limit = None if max_norm is None else _max_norm(max_norm)
+        return self._core.step(
+            lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, bool(zero_grad)
+        )
+
+    @property
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Writable views: ``exp_avg.NAME``, ``exp_avg_sq.NAME`` (float32), ``steps`` (float64, one per parameter)."""
+        views: dict[str, NDArray[Any]] = {"steps": self._core.steps}
+        for i, name in enumerate(self.model.parameters):
+            views[f"exp_avg.{name}"] = self._core.exp_avg(i)
+            views[f"exp_avg_sq.{name}"] = self._core.exp_avg_sq(i)
+        return views
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Copy a complete `state` back; nothing changes if a name or shape does not fit."""
+        own = self.state
+        for name, view in own.items():
+            if name not in state:
+                raise ValueError(f"state: {name!r} is missing")
+            given = np.asarray(state[name])
+            if given.shape != view.shape:
+                raise ValueError(f"state: {name!r} has shape {given.shape}, expected {view.shape}")
+            if given.dtype.kind != "f":
+                raise ValueError(f"state: {name!r} has dtype {given.dtype}, expected a floating one")
+        for name, view in own.items():
+            view[...] = state[name]
+
+
+def _checked_betas(betas: Any) -> tuple[float, float]:
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
+    first, second = (_number(beta, "betas", 0.0, "in [0, 1)") for beta in betas)
+    # The steps are float32: what rounds to 1 there would never take in a gradient.
+    if np.float32(first) >= 1.0 or np.float32(second) >= 1.0:
+        raise ValueError(f"betas: {betas!r} are not two numbers of type float32 in [0, 1)")
+    return first, second
+
+
+def clip_grad_norm(model: Network, max_norm: float) -> float:
+    """Scale all gradients by ``max_norm / (norm + 1e-6)`` if that is below 1.
+
+    Parameters without a gradient (`has_gradient` of the model) do not count.
+
+    Parameters
+    ----------
+    model : MoM or MoMForSequenceClassification
+    max_norm : float
+        Positive; infinity only measures.
+
+    Returns
+    -------
+    float
+        Norm over all gradients before clipping. Gradients are left alone when it is not finite.
+
+    See Also
+    --------
+    AdamW.step : clips on the way when the scaled gradients themselves are not needed.
+    """
+    if not isinstance(model, Network):
+        raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
+    return float(_core.clip_grad_norm(model.core, _max_norm(max_norm)))
+
+
+def _max_norm(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"max_norm: expected a number, got {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"max_norm: {value} is not positive")
+    return float(value)
+
+
+def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int = 0) -> Callable[[int], float]:
+    """Factor of the learning rate at each step, counted from 0.
+
+    Parameters
+    ----------
+    kind : {"cosine", "linear", "constant"}
+        After the warm-up: half a cosine or a straight line to `final` at step `total`; or 1.
+    warmup, total : int
+        Steps of linear warm-up, and steps in all.
+    final : float
+        In [0, 1].
+    ahead : int
+        Take the learning rate of so many steps later during the warm-up. With 1, no step of a short run has a
+        learning rate of 0.
+    """
+    if warmup < 0 or total < 1 or warmup > total:
+        raise ValueError(f"warmup: {warmup} of {total} steps in all")
+    if not 0.0 <= final <= 1.0:
+        raise ValueError(f"final: {final} is not in [0, 1]")
+    constant = kind == "constant"
+    rise = warmup + (ahead if constant else 0)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + ahead) / rise
+        if constant:
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        shape = 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0 - progress
+        return final + (1.0 - final) * shape
+
+    return factor
+
+
+def cosine_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
+    """Factor of the learning rate at step s (from 0): s/warmup, then half a cosine down to `final` at `total`."""
+    return schedule("cosine", warmup, total, final)
+
+
+def linear_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
+    """Factor of the learning rate at step s (from 0): s/warmup, then a straight line down to `final` at `total`."""
+    return schedule("linear", warmup, total, final)

@@ -1,0 +1,217 @@
+"""Training a language model on token files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.token_files import TokenFile, WindowSampler
+from ..errors import ConfigError, DataError
+from ..model import MoM
+from .batches import Windows
+from .callbacks import Callback, closing
+from .config import TrainingConfig
+from .engine import Engine, Plan
+from .optimizer import schedule
+from .records import perplexity_of
+from .signals import stop_signals
+
+__all__ = ["TrainingResult", "evaluate_loss", "train"]
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps done in all (resumed ones included).
+    lm_loss : float or None
+        Of the last step.
+    val_loss : float or None
+        Of the last evaluation.
+    skipped : int
+        Steps left out because of non-finite numbers.
+    interrupted : str or None
+        Name of the signal that ended the run early.
+    checkpoint : Path or None
+        The newest checkpoint of the run.
+    passed_over : list of (Path, str)
+        Checkpoints that a resume found unusable, with the reasons.
+    stopped_early : bool
+        Whether a callback ended the run before its last step.
+    history : list of (int, float)
+        Step and validation loss of every evaluation (resumed ones included).
+    records : list of dict
+        The records of this call, without ``module_use``: rows for a table.
+    """
+
+    step: int
+    lm_loss: float | None
+    val_loss: float | None
+    skipped: int
+    interrupted: str | None
+    checkpoint: Path | None
+    passed_over: list[tuple[Path, str]]
+    stopped_early: bool = False
+    history: list[tuple[int, float]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+
+def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_length: int, batches: int) -> float:
+    """Mean language-model loss over the first windows of a token file.
+
+    Parameters
+    ----------
+    model : MoM
+    tokens : TokenFile
+    batch_size, sequence_length, batches : int
+        At most `batches` batches of consecutive windows; fewer where the file ends.
+
+    Returns
+    -------
+    float
+        Nats per predicted token. Training mode and random state of the model are as before.
+    """
+    windows = min(batches * batch_size, len(tokens) // sequence_length)
+    if windows < 1:
+        raise DataError(f"tokens: {tokens.path} holds no window of {sequence_length} tokens")
+    total, count = 0.0, 0
+    with model.evaluating():
+        for begin in range(0, windows, batch_size):
+            rows = min(batch_size, windows - begin)
+            ids = tokens.windows(np.arange(begin, begin + rows) * sequence_length, sequence_length)
+            out = model(ids, labels=ids, keep=False)
+            assert out.lm_loss is not None
+            total += out.lm_loss * out.num_labelled
+            count += out.num_labelled
+    return total / count
+
+
+def train(
+    model: MoM,
+    data: PathLike | TokenFile,
+    config: TrainingConfig | None = None,
+    *,
+    run_dir: PathLike | None = None,
+    val_data: PathLike | TokenFile | None = None,
+    resume: bool = False,
+    callbacks: Iterable[Callback] = (),
+    progress: bool | None = None,
+    description: str = "train",
+    **changes: Any,
+) -> TrainingResult:
+    """Train a language model.
+
+    Parameters
+    ----------
+    model : MoM
+        Trained in place.
+    data : path or TokenFile
+        A folder made by ``mom prepare`` (``train.bin``, ``val.bin``) or one token file.
+    config : TrainingConfig, optional
+    run_dir : path, optional
+        Where checkpoints and ``log.jsonl`` go; without it nothing is written.
+    val_data : path or TokenFile, optional
+        Validation tokens; by default ``val.bin`` beside ``train.bin``, if it is there.
+    resume : bool
+        Go on from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
+        Without any checkpoint the run starts from the beginning.
+    callbacks : iterable of Callback
+        Receive every record; one that returns True from ``record`` ends the run after the step at hand.
+    progress : bool, optional
+        Show progress on standard error (default True).
+    description : str
+        Label of the progress display.
+    **changes
+        Fields of `config` to override.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    TrainingError
+        After ``max_bad_steps`` non-finite steps in a row; or if `run_dir` holds a run and `resume` is False.
+    ConfigError, DataError
+        If settings, model and data do not fit together.
+    TypeError
+        If `model` is no language model or `config` no `TrainingConfig`.
+
+    Notes
+    -----
+    SIGTERM and Ctrl-C finish the step, save a checkpoint and return.
+    """
+    config = _checked(model, config, run_dir, changes)
+    tokens, validation = _open_data(data, val_data, model, config.sequence_length)
+    sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
+
+    def evaluate() -> dict[str, float]:
+        assert validation is not None
+        loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
+        return {"val_loss": loss, "perplexity": perplexity_of(loss)}
+
+    plan = Plan(
+        config.steps, schedule(config.schedule, config.warmup_steps, config.steps, config.final_lr),
+        config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
+        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, means_apart=True,
+    )  # fmt: skip
+    engine = Engine(
+        model, Windows(sampler, config.accumulation), config, plan, None if validation is None else evaluate,
+        None if run_dir is None else Path(run_dir), description,
+    )  # fmt: skip
+    with closing(callbacks) as listeners, stop_signals() as signals:
+        interrupted = engine.run(listeners, signals, resume, progress is not False)
+        signals.handled = True  # one that came at the very end changes nothing any more
+    state = engine.state
+    return TrainingResult(
+        state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,
+        engine.stopped_early, state.history, engine.records,
+    )  # fmt: skip
+
+
+def _checked(
+    model: MoM, config: TrainingConfig | None, run_dir: PathLike | None, changes: dict[str, Any]
+) -> TrainingConfig:
+    if not isinstance(model, MoM):
+        raise TypeError(f"model: expected MoM, got {type(model).__name__}")
+    if config is not None and not isinstance(config, TrainingConfig):
+        raise TypeError(f"config: expected TrainingConfig, got {type(config).__name__}")
+    config = (config or TrainingConfig()).replace(**changes)
+    if config.sequence_length > model.config.n_positions:
+        raise ConfigError(
+            f"sequence_length: {config.sequence_length} is more than "
+            f"the model's n_positions = {model.config.n_positions}"
+        )
+    if config.tensorboard and run_dir is None:
+        raise ConfigError("tensorboard: needs a run_dir")
+    return config
+
+
+def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tuple[TokenFile, TokenFile | None]:
+    def open_one(source: Any) -> TokenFile:
+        return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
+
+    found = False
+    if not isinstance(data, TokenFile) and Path(data).is_dir():
+        beside = Path(data) / "val.bin"
+        if val_data is None and beside.is_file() and beside.stat().st_size:
+            val_data, found = beside, True
+    validation = None if val_data is None else open_one(val_data)
+    if validation is not None and len(validation) < sequence_length:
+        problem = f"{validation.path} holds {len(validation)} tokens, fewer than sequence_length = {sequence_length}"
+        if not found:
+            raise DataError(f"val_data: {problem}")
+        print(f"no validation: {problem}", file=sys.stderr)
+        validation = None
+    return open_one(data), validation

@@ -1,0 +1,181 @@
+"""Summaries of a fine-tuned model, and their scores beside the LEAD baselines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.batches import bucketed
+from ..errors import ConfigError, DataError
+from ..glue.tasks import TASKS
+from ..model import Decoder, MoM, beam_search
+from .metrics import ROUGE, lead, rouge
+from .reader import read_xsum
+from .rows import lengths_of, make_rows, prompts_of, rows_loss, tokenizer_of
+
+__all__ = ["XsumScores", "evaluate", "format_examples", "summarize"]
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class XsumScores:
+    """Summaries of a set, scored.
+
+    Attributes
+    ----------
+    rouge : dict of str to float
+        Of the model, in percent.
+    lead : dict of str to dict
+        The same of ``"LEAD-1"`` and ``"LEAD-3"``.
+    documents, references, summaries : list of str
+    loss : float
+        Nats per token of the references.
+    """
+
+    rouge: dict[str, float]
+    lead: dict[str, dict[str, float]]
+    documents: list[str]
+    references: list[str]
+    summaries: list[str]
+    loss: float
+
+    def table(self) -> str:
+        """The model's ROUGE beside the baselines'."""
+        rows = {"model": self.rouge, **self.lead}
+        lines = [f"{'':8}{'ROUGE-1':>10}{'ROUGE-2':>10}{'ROUGE-L':>10}"]
+        lines += [f"{name:8}" + "".join(f"{values[key]:10.2f}" for key in ROUGE) for name, values in rows.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, fit for JSON."""
+        return {"rouge": self.rouge, **self.lead, "loss": self.loss, "rows": len(self.documents)}
+
+
+def summarize(
+    model: MoM,
+    documents: Sequence[str],
+    *,
+    max_summary: int | None = None,
+    max_length: int | None = None,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    batch_size: int = 8,
+) -> list[str]:
+    """Summaries of documents.
+
+    Parameters
+    ----------
+    model : MoM
+        Fine-tuned by `finetune`.
+    documents : sequence of str
+    max_summary, max_length : int, optional
+        By default those of fine-tuning; of a model that does not know them 64 and its ``n_positions``.
+    num_beams : int
+        1 is greedy.
+    length_penalty, no_repeat_ngram_size
+        See `mom.model.beam_search`.
+    batch_size : int
+        Documents decoded together; without effect on the result, but for rounding.
+
+    Returns
+    -------
+    list of str
+        Without the end-of-text token and surrounding white space.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} is less than 1")
+    if isinstance(documents, (str, bytes, Mapping)):
+        raise DataError(f"documents: expected texts, got a {type(documents).__name__}")
+    documents = list(documents)
+    for i, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise DataError(f"documents: item {i}: expected a string, got {type(document).__name__}")
+    tokenizer = tokenizer_of(model)
+    length, max_summary = lengths_of(model, max_length, max_summary)
+    prompts, _ = prompts_of(model, documents, length, max_summary)
+    summaries = [""] * len(prompts)
+    with model.evaluating():
+        decoder = Decoder(model)
+        for chosen in bucketed([len(prompt) for prompt in prompts], batch_size):
+            decoder.clear()
+            found = beam_search(
+                decoder, [prompts[i] for i in chosen], max_summary, num_beams=num_beams,
+                length_penalty=length_penalty, no_repeat_ngram_size=no_repeat_ngram_size, stop_token=tokenizer.eos_id,
+                vocab_size=tokenizer.vocab_size, excluded=tokenizer.unused_ids(model.config.vocab_size),
+            )  # fmt: skip
+            for i, hypothesis in zip(chosen, found, strict=True):
+                summaries[i] = tokenizer.decode(hypothesis.tokens).strip()
+    return summaries
+
+
+def evaluate(
+    model: MoM | PathLike,
+    data: Any,
+    split: str = "test",
+    *,
+    rows: int | None = None,
+    on_error: str = "raise",
+    **generation: Any,
+) -> XsumScores:
+    """ROUGE of a model's summaries beside LEAD-1 and LEAD-3, and the loss on the references.
+
+    Parameters
+    ----------
+    model : MoM or path
+    data, on_error
+        See `read_xsum`.
+    split : {"test", "validation", "train"}
+    rows : int, optional
+        Use the first so many rows.
+    **generation
+        See `summarize`.
+
+    Returns
+    -------
+    XsumScores
+
+    Raises
+    ------
+    ConfigError
+        If the model was fine-tuned for another task.
+    """
+    found = MoM.resolve(model)
+    if found.finetuning_task in TASKS:
+        raise ConfigError(f"model: was fine-tuned for {TASKS[found.finetuning_task].title}, not for XSUM")
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows: {rows} is less than 1")
+    read = read_xsum(data, split, on_error=on_error)[:rows]
+    summaries = summarize(found, read.documents, **generation)
+    lengths = lengths_of(found, generation.get("max_length"), generation.get("max_summary"))
+    scored, _, _ = make_rows(found, read, *lengths)
+    baselines = {f"LEAD-{n}": rouge([lead(document, n) for document in read.documents], read.summaries) for n in (1, 3)}
+    loss = rows_loss(found, scored)
+    return XsumScores(rouge(summaries, read.summaries), baselines, read.documents, read.summaries, summaries, loss)
+
+
+def format_examples(scores: XsumScores, count: int = 3, width: int = 100) -> str:
+    """The first summaries one under the other with reference, LEAD-1 and the beginning of the document.
+
+    Parameters
+    ----------
+    scores : XsumScores
+    count : int
+        How many documents.
+    width : int
+        Characters of a line.
+    """
+    blocks = []
+    for document, reference, summary in list(zip(scores.documents, scores.references, scores.summaries, strict=True))[
+        :count
+    ]:
+        rows = (("document", document), ("reference", reference), ("model", summary), ("LEAD-1", lead(document, 1)))
+        lines = []
+        for name, text in rows:
+            shown = " ".join(text.split())
+            lines.append(f"{name:10}{shown if len(shown) <= width - 10 else shown[: width - 13] + '...'}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
