@@ -45,4 +45,8 @@ typedef struct {
     float *values, *pooled_logits, *pooled_hidden;   /* (B, num_labels), (B, num_labels), (B, C) */
 } mom_activations;
 
+static inline mom_half_saved *mom_saved_half(const mom_activations *a, size_t place, size_t round, int half) {
+    return &a->halves[place][2 * round + (size_t)half];
+}
+
 #endif

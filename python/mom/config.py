@@ -252,7 +252,7 @@ class MoMConfig(Settings):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each term of the loss by name. A classifier is trained on its own loss alone, as in the reference."""
+        """Weight of each term of the loss, by name. As in the reference, a classifier has only its own loss."""
         return {"lm": 1.0, "balance": self.router_aux_loss_coef if self.num_labels is None else 0.0}
 
     @property

@@ -310,7 +310,8 @@ class Model:
             raise RuntimeError("backward: needs a preceding call with labels")
         config, batch, store = self.config, tape.batch, self._store
         store.gradients.clear()
-        dscores = self._balance_backward(config.loss_weights["balance"] if balance_scale is None else balance_scale, tape)
+        scale = config.loss_weights["balance"] if balance_scale is None else balance_scale
+        dscores = self._balance_backward(scale, tape)
 
         dlogits = self._task_backward(lm_scale, tape)
         dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)

@@ -383,10 +383,10 @@ class Engine:
 
     def _record_step(self, losses: _Losses, norm: float, tokens: int, seconds: float) -> None:
         use, skip_share = module_use(self.model)
+        terms = {f"{name}_loss": losses.terms.get(name) for name in self.model.config.loss_weights}
         self._record(
-            "train", loss=losses.joint, **{f"{name}_loss": losses.terms.get(name) for name in self.model.config.loss_weights},
-            grad_norm=norm, lr=self.optimizer.lr, tokens_per_second=tokens / seconds,
-            seconds=seconds, epoch=self.source.epoch, skip_share=skip_share, module_use=use,
+            "train", loss=losses.joint, **terms, grad_norm=norm, lr=self.optimizer.lr, seconds=seconds,
+            tokens_per_second=tokens / seconds, epoch=self.source.epoch, skip_share=skip_share, module_use=use,
             peak_memory_bytes=peak_memory_bytes(), skipped_steps=self.state.skipped,
         )  # fmt: skip
 

@@ -1,0 +1,395 @@
+/* Forward and backward of one pass, in the memory that is there. Reading order: forward (embedding, places, head), then
+ * backward in reverse.
+ *
+ * `saved` holds what backward and the routes need, and is emptied by the next forward; `workspace` holds temporaries.
+ * Without `keep` the residual stream is updated in place, and a half's activations are released as soon as the half is
+ * done, except for the routes (scores, choices, weights).
+ */
+#include <math.h>
+#include <string.h>
+
+#include "model/gpt.h"
+#include "model/head.h"
+#include "ops/embedding.h"
+#include "ops/layernorm.h"
+
+/* ------------------------------------------------------------------ forward */
+
+typedef struct {
+    const mom_activations *a;
+    const mom_batch *batch;
+} padding_job;
+
+static int is_finite(const float *row, size_t n) {
+    uint32_t any = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, row + i, sizeof bits);
+        any |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !any;
+}
+
+/* One sequence. */
+static void clear_padding_task(void *context, size_t b, int thread) {
+    const padding_job *job = context;
+    const mom_activations *a = job->a;
+    const mom_rows *r = &a->rows;
+    const int32_t *labels = r->pooled ? NULL : job->batch->labels;
+    const size_t C = a->pass.config->C, begin = (size_t)r->offsets[b], end = (size_t)r->offsets[b + 1];
+    (void)thread;
+    for (size_t i = begin; i < end; i++) {
+        const int scored = labels && i + 1 < end && labels[i + 1] != MOM_IGNORED_LABEL;
+        const int classified = r->pooled && (size_t)r->pooled[b] == i;
+        if (!r->mask[i] && (scored || classified))
+            return;
+    }
+    for (size_t i = begin; i < end; i++)
+        if (!r->mask[i] && !is_finite(a->embedded + i * C, C))
+            memset(a->embedded + i * C, 0, C * sizeof(float));
+}
+
+/* Padding whose embedding is not finite counts as zeros. No real token sees it, and its gradient is zero unless padding of
+ * its sequence is scored. But backward multiplies that zero with what forward kept of the token. */
+static void clear_padding(const mom_activations *a, const mom_batch *batch) {
+    padding_job job = {a, batch};
+    if (a->rows.mask)
+        mom_parallel_for(a->pass.exec, a->pass.B, clear_padding_task, &job);
+}
+
+static mom_status embed(mom_gpt *gpt, const mom_batch *batch) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    const mom_params *p = &gpt->params;
+    const size_t N = pass->N, C = gpt->config.C;
+    const mom_dropout dropout =
+        mom_pass_dropout(pass, gpt->config.embd_pdrop, mom_pass_key(pass, MOM_STREAM_EMBEDDING));
+    MOM_ARENA_NEW(a->embedded, pass->saved, N * C, pass->err);
+    mom_embedding_forward(pass->exec, a->embedded, a->rows.tokens, a->rows.positions, mom_param_value(p, p->wte),
+                          mom_param_value(p, p->wpe), dropout, N, C);
+    clear_padding(a, batch);
+    return MOM_OK;
+}
+
+/* Allocates what the caller may ask for after backward, too: it lies below everything that backward gives back. */
+static mom_status allocate_halves(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    const size_t places = gpt->params.num_places;
+    MOM_ARENA_NEW(a->halves, pass->saved, places, pass->err);
+    MOM_ARENA_NEW(a->inputs, pass->saved, places, pass->err);
+    for (size_t i = 0; i < places; i++) {
+        const mom_place *place = &gpt->params.places[i];
+        const size_t n = 2 * place->rounds;
+        MOM_ARENA_NEW(a->halves[i], pass->saved, n, pass->err);
+        MOM_ARENA_NEW(a->inputs[i], pass->saved, place->rounds, pass->err);
+        memset(a->halves[i], 0, n * sizeof(mom_half_saved));
+        for (size_t h = 0; h < n; h++) {
+            const mom_pool *pool = mom_place_pool(place, (int)(h % 2));
+            if (pool->routed)
+                MOM_TRY(mom_route_allocate(pass, pool, &a->halves[i][h].route));
+        }
+    }
+    return MOM_OK;
+}
+
+static mom_half_round half_round(const mom_gpt *gpt, size_t i, size_t round, int half) {
+    const mom_params *p = &gpt->params;
+    const mom_place *place = &p->places[i];
+    const int last = i + 1 == p->num_places && round + 1 == place->rounds && !place->ffn.routed;
+    return (mom_half_round){place, round, half, &gpt->last.packed[half], last ? gpt->last.rows.unneeded : NULL};
+}
+
+static int has_state(const mom_pool *pool) { return pool->routed && pool->spec.kind != MOM_ROUTER_NAIVE; }
+
+/* How a round treats what it computes. */
+typedef struct {
+    int keep;       /* all of it stays for backward */
+    int new_stream; /* without keep: the stream after the round gets an array of its own */
+    float *held[2]; /* without keep: where the recurrent states go, which outlive the round */
+} round_memory;
+
+/* One round of place i. *x becomes the stream after it, states (of the round before, by half) the new ones. */
+static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const round_memory *memory, float **x,
+                                const float *states[2]) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    for (int half = 0; half < 2; half++) {
+        const mom_half_round at = half_round(gpt, i, round, half);
+        mom_half_saved *saved = mom_saved_half(&gpt->last, i, round, half);
+        float *next = memory->keep ? NULL : *x;
+        saved->start = mom_arena_get_mark(pass->saved);
+        if (memory->new_stream && !half)
+            MOM_ARENA_NEW(next, pass->saved, pass->N * gpt->config.C, pass->err);
+        const mom_arena_mark mark = mom_arena_get_mark(pass->saved);
+        MOM_TRY((half ? mom_ffn_pool_forward : mom_attention_pool_forward)(pass, &at, saved, &next, *x, states[half]));
+        *x = next;
+        if (a->observer)
+            a->observer->half_done(a->observer->context, pass, i, round, half, saved);
+        const int recurrent = has_state(mom_half_round_pool(&at));
+        if (recurrent)
+            states[half] = saved->route.router.hidden;
+        if (memory->keep)
+            continue;
+        if (recurrent) {
+            mom_copy(pass->exec, memory->held[half], states[half], pass->N * gpt->config.R * sizeof(float));
+            states[half] = memory->held[half];
+        }
+        mom_arena_release(pass->saved, mark);
+    }
+    return MOM_OK;
+}
+
+static mom_status new_states(mom_gpt *gpt, const mom_place *place, float *states[2]) {
+    const mom_pass *pass = &gpt->last.pass;
+    for (int half = 0; half < 2; half++)
+        if (has_state(mom_place_pool(place, half)))
+            MOM_ARENA_NEW(states[half], pass->saved, pass->N * gpt->config.R, pass->err);
+    return MOM_OK;
+}
+
+static mom_status forward_place(mom_gpt *gpt, size_t i, float **x) {
+    mom_activations *a = &gpt->last;
+    const mom_place *place = &gpt->params.places[i];
+    const int needed = a->keep && i >= gpt->gradients.lowest_place, checkpoint = needed && a->checkpoint;
+    round_memory memory = {.keep = needed && !checkpoint, .new_stream = checkpoint};
+    const float *states[2] = {NULL, NULL};
+    for (size_t round = 0; round < place->rounds; round++) {
+        if (checkpoint)
+            a->inputs[i][round] = (mom_round_input){*x, {states[0], states[1]}};
+        if (checkpoint || (!memory.keep && round == 0))
+            MOM_TRY(new_states(gpt, place, memory.held));
+        MOM_TRY(forward_round(gpt, i, round, &memory, x, states));
+    }
+    return MOM_OK;
+}
+
+/* Packs a pool's weights for `rounds` rounds. Their memory is counted apart: see mom_memory_plan.packed. */
+static mom_status pack_pool(mom_gpt *gpt, const mom_place *place, int half, size_t rounds, int transposed) {
+    mom_arena *workspace = gpt->last.pass.exec->workspace;
+    const size_t before = workspace->live;
+    MOM_TRY(mom_pool_pack(&gpt->last.pass, mom_place_pool(place, half), rounds, transposed, &gpt->last.packed[half]));
+    workspace->region->tagged += workspace->live - before;
+    return MOM_OK;
+}
+
+/* What a place shares over its rounds lies in the workspace between these two. */
+static mom_arena_mark begin_place(mom_gpt *gpt) { return mom_arena_get_mark(gpt->last.pass.exec->workspace); }
+
+static void end_place(mom_gpt *gpt, mom_arena_mark mark) {
+    mom_arena *workspace = gpt->last.pass.exec->workspace;
+    memset(gpt->last.packed, 0, sizeof gpt->last.packed);
+    workspace->region->tagged = 0;
+    mom_arena_release(workspace, mark);
+}
+
+static mom_status forward_places(mom_gpt *gpt) {
+    float *x = gpt->last.embedded;
+    for (size_t i = 0; i < gpt->params.num_places; i++) {
+        const mom_place *place = &gpt->params.places[i];
+        const mom_arena_mark mark = begin_place(gpt);
+        mom_status status = MOM_OK;
+        for (int half = 0; half < 2 && status == MOM_OK; half++)
+            status = pack_pool(gpt, place, half, place->rounds, 0);
+        if (status == MOM_OK)
+            status = forward_place(gpt, i, &x);
+        end_place(gpt, mark);
+        MOM_TRY(status);
+    }
+    gpt->last.x = x;
+    return MOM_OK;
+}
+
+static mom_status balance_loss(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    mom_balance_groups groups;
+    MOM_TRY(mom_balance_collect(&groups, &a->pass, &gpt->params, a->halves, &gpt->step, 0, a->pass.exec->workspace));
+    a->losses.value[MOM_TERM_BALANCE] = mom_balance_total(&groups, &a->losses.has[MOM_TERM_BALANCE]);
+    return MOM_OK;
+}
+
+static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
+    mom_activations *a = &gpt->last;
+    mom_pass *pass = &a->pass;
+    MOM_TRY(mom_rows_init(&a->rows, pass->exec, &gpt->config, batch, pass->saved, pass->err));
+    pass->tokens = a->rows.tokens;
+    pass->mask = a->rows.mask;
+    pass->offsets = a->rows.offsets;
+    MOM_TRY(allocate_halves(gpt));
+    MOM_TRY(embed(gpt, batch));
+    MOM_TRY(forward_places(gpt));
+    a->has_routes = 1;
+    MOM_TRY(mom_head_forward(a, &gpt->params, batch, !gpt->gradients.lowest_place));
+    return gpt->config.num_labels ? MOM_OK : balance_loss(gpt);
+}
+
+/* Empties the arenas and begins a pass. */
+static void begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
+    mom_activations *a = &gpt->last;
+    mom_arena_clear(&gpt->memory.saved);
+    mom_arena_clear(&gpt->memory.workspace);
+    *a = (mom_activations){.keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint, .observer = batch->observer};
+    a->exec = *exec;
+    a->exec.workspace = &gpt->memory.workspace;
+    a->exec.precision = gpt->config.dtype;
+    a->pass = (mom_pass){.exec = &a->exec, .config = &gpt->config, .saved = &gpt->memory.saved, .B = batch->B, .T = batch->T,
+                         .N = mom_batch_tokens(batch), .training = batch->training, .seed = gpt->seed,
+                         .counter = gpt->counter, .err = err};
+    for (int term = 0; term < MOM_TERMS; term++)
+        a->losses.value[term] = NAN;
+}
+
+mom_status mom_gpt_forward_pass(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
+    mom_activations *a = &gpt->last;
+    begin(gpt, exec, batch, err);
+    const mom_arena_mark mark = mom_arena_get_mark(&gpt->memory.workspace);
+    const mom_status status = forward(gpt, batch);
+    a->observer = NULL; /* the caller's, for this call only */
+    if (status != MOM_OK) {
+        a->has_routes = 0;
+        a->dwte = NULL;
+        mom_arena_clear(&gpt->memory.saved);
+    }
+    mom_arena_release(&gpt->memory.workspace, a->dwte ? a->head_end : mark);
+    a->can_backward = status == MOM_OK && a->keep && a->losses.has[MOM_TERM_LM];
+    return status;
+}
+
+/* ------------------------------------------------------------------ backward */
+
+/* What backward carries from round to round. */
+typedef struct {
+    float *dx;         /* (N, C) gradient of the residual stream */
+    float *dstates[2]; /* (N, R) of the recurrent states, by half; or NULL */
+    mom_balance_groups balance;
+    float balance_scale;
+} backward_state;
+
+/* What the rounds of a place share in the workspace is allocated with the first half that uses it, since the first halves
+ * of backward are the moment when most is kept. Weights are packed for all rounds but the last. */
+static mom_status share_over_rounds(mom_gpt *gpt, const mom_place *place, int half, size_t round, backward_state *b) {
+    const mom_pass *pass = &gpt->last.pass;
+    if (has_state(mom_place_pool(place, half)) && round + 1 == place->rounds)
+        MOM_ARENA_NEW(b->dstates[half], pass->exec->workspace, pass->N * gpt->config.R, pass->err);
+    return round + 2 == place->rounds && !gpt->last.checkpoint ? pack_pool(gpt, place, half, round + 1, 1) : MOM_OK;
+}
+
+static mom_status backward_half(mom_gpt *gpt, size_t i, size_t block, size_t round, int half, const float *state,
+                                backward_state *b) {
+    const mom_place *place = &gpt->params.places[i];
+    const mom_pass *pass = &gpt->last.pass;
+    const mom_half_saved *saved = mom_saved_half(&gpt->last, i, round, half);
+    const mom_half_round at = half_round(gpt, i, round, half);
+    mom_arena_release(pass->saved, saved->end);
+    MOM_TRY(share_over_rounds(gpt, place, half, round, b));
+    float *dstate = b->dstates[half];
+    mom_half_backward args = {.dx = b->dx, .pool = &gpt->gradients.pools[i][half], .state = dstate ? state : NULL,
+                              .dstate = dstate, .has_dstate = dstate && round + 1 < place->rounds};
+    if (mom_half_round_pool(&at)->routed && saved->route.counts)
+        args.balance = mom_balance_terms_of(&b->balance, &gpt->config, block, round, half, b->balance_scale);
+    MOM_TRY((half ? mom_ffn_pool_backward : mom_attention_pool_backward)(pass, &at, saved, &args));
+    mom_arena_release(pass->saved, saved->start);
+    return MOM_OK;
+}
+
+static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t round, backward_state *b) {
+    const mom_pass *pass = &gpt->last.pass;
+    const mom_arena_mark start = mom_arena_get_mark(pass->saved);
+    const float *states[2] = {NULL, NULL};
+    for (int half = 0; half < 2 && round > 0; half++)
+        states[half] = mom_saved_half(&gpt->last, i, round - 1, half)->route.router.hidden;
+    if (gpt->last.checkpoint) {
+        const mom_round_input *input = &gpt->last.inputs[i][round];
+        const round_memory memory = {.keep = 1};
+        const float *next[2] = {states[0] = input->states[0], states[1] = input->states[1]};
+        float *x = (float *)(uintptr_t)input->x; /* only read, since activations are kept now */
+        MOM_TRY(forward_round(gpt, i, round, &memory, &x, next));
+    }
+    for (int half = 1; half >= 0; half--)
+        MOM_TRY(backward_half(gpt, i, block, round, half, states[half], b));
+    if (gpt->last.checkpoint)
+        mom_arena_release(pass->saved, start);
+    return MOM_OK;
+}
+
+static mom_status backward_places(mom_gpt *gpt, backward_state *b) {
+    const mom_params *p = &gpt->params;
+    size_t block = gpt->config.chunks;
+    for (size_t i = p->num_places; i-- > gpt->gradients.lowest_place;) {
+        if (p->places[i].block)
+            block--;
+        const mom_arena_mark mark = begin_place(gpt);
+        mom_status status = MOM_OK;
+        b->dstates[0] = b->dstates[1] = NULL;
+        for (size_t round = p->places[i].rounds; round-- > 0 && status == MOM_OK;)
+            status = backward_round(gpt, i, block, round, b);
+        end_place(gpt, mark);
+        MOM_TRY(status);
+    }
+    return MOM_OK;
+}
+
+/* dx of the stream before the final LayerNorm, and the gradients of the head. */
+static mom_status backward_head(mom_gpt *gpt, const float *scales, backward_state *b) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    const mom_exec *x = pass->exec;
+    const mom_params *p = &gpt->params;
+    mom_gradients *g = &gpt->gradients;
+    const size_t N = pass->N, C = gpt->config.C;
+    if (!a->dhidden) {
+        MOM_ARENA_NEW(a->dhidden, pass->saved, N * C, pass->err);
+        mom_zero(x, a->dhidden, N * C * sizeof *a->dhidden);
+    }
+    MOM_TRY(mom_head_backward(a, p, g, a->dhidden, scales[MOM_TERM_LM]));
+    if (a->dwte)
+        mom_arena_clear(x->workspace);
+    a->dwte = NULL;
+    MOM_TRY(mom_balance_collect(&b->balance, pass, p, a->halves, &gpt->step, 1, x->workspace));
+    MOM_ARENA_NEW(b->dx, x->workspace, N * C, pass->err);
+    mom_zero(x, b->dx, N * C * sizeof *b->dx);
+    MOM_TRY(mom_layernorm_backward(x, b->dx, mom_param_grad(g, p, p->lnf_weight), mom_param_grad(g, p, p->lnf_bias),
+                                   a->dhidden, a->x, mom_param_value(p, p->lnf_weight), a->mean, a->rstd, N, C, pass->err));
+    a->hidden = a->dhidden = NULL;
+    mom_arena_release(pass->saved, a->head_start);
+    return MOM_OK;
+}
+
+static void backward_embedding(mom_gpt *gpt, const float *dx) {
+    const mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    const mom_params *p = &gpt->params;
+    mom_gradients *g = &gpt->gradients;
+    const mom_dropout dropout =
+        mom_pass_dropout(pass, gpt->config.embd_pdrop, mom_pass_key(pass, MOM_STREAM_EMBEDDING));
+    mom_embedding_backward(pass->exec, mom_param_grad(g, p, p->wte), mom_param_grad(g, p, p->wpe), dx, a->rows.tokens,
+                           a->rows.positions, dropout, pass->N, gpt->config.C);
+    if (pass->exec->dry_run)
+        return;
+    mom_gradient_touch(g, p, p->wte, a->rows.tokens, pass->N);
+    mom_gradient_touch(g, p, p->wpe, a->rows.positions, pass->N);
+}
+
+static mom_status backward(mom_gpt *gpt, const float *scales) {
+    const size_t lowest = gpt->gradients.lowest_place;
+    backward_state b = {.balance_scale = scales[MOM_TERM_BALANCE]};
+    if (lowest > gpt->params.num_places) /* only a classifier's own parameters are trained */
+        return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
+    MOM_TRY(backward_head(gpt, scales, &b));
+    MOM_TRY(backward_places(gpt, &b));
+    if (!lowest)
+        backward_embedding(gpt, b.dx);
+    return MOM_OK;
+}
+
+mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float scales[MOM_TERMS], mom_error *err) {
+    mom_activations *a = &gpt->last;
+    a->exec.k = exec->k;
+    a->exec.threads = exec->threads;
+    a->pass.err = err;
+    const mom_status status = backward(gpt, scales);
+    a->dwte = a->dhidden = NULL;
+    a->can_backward = 0;
+    mom_arena_clear(&gpt->memory.workspace);
+    return status;
+}
