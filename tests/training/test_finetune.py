@@ -664,7 +664,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 
 def test_what_is_no_model_is_named() -> None:
-    with pytest.raises(TypeError, match="model: expected MoM or MoMForSequenceClassification, got int"):
+    with pytest.raises(TypeError, match="model: expected MoM or a path, got int"):
         mom.glue.finetune(3, "sst2", {})  # type: ignore[arg-type]
 
 
