@@ -14,7 +14,7 @@ import pytest
 
 import mom
 from mom import _core
-from mom.model import _core_config
+from mom.model.core_config import core_config
 
 CONFIG = mom.MoMConfig(
     vocab_size=17, n_positions=10, n_embd=8, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -492,7 +492,7 @@ def test_core_refuses_what_python_would_not_send() -> None:
         core.route(9, 0, 0)
     with pytest.raises(RuntimeError, match="pooled_logits"):
         core.pooled_logits()
-    fields = _core_config(CONFIG) | {"bf16": False}
+    fields = core_config(CONFIG) | {"bf16": False}
     assert sorted(fields) == sorted(_core.config_fields())  # both sides know the same fields
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),
