@@ -30,7 +30,7 @@ static const config_field fields[] = {
     FIELD("choices_attn", SIZE, choices_attn),
     FIELD("choices_ffn", SIZE, choices_ffn),
     FIELD("top_k", SIZE, top_k),
-    FIELD_OF("router_kind", router_kind, MOM_ROUTER_GRU_DEV + 1),
+    FIELD_OF("router_kind", router_kind, MOM_ROUTER_KINDS),
     FIELD("router_softmax", FLAG, router_softmax),
     FIELD("router_random", FLAG, router_random),
     FIELD("R", SIZE, R),

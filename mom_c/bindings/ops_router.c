@@ -27,7 +27,7 @@ static const char *const tensor_shapes[6] = {"G C", "G", "G R", "G", "S R", "S"}
 /* The letter G stands for the rows of in_weight: R for the naive router, gates * R for the others. */
 static router_inputs read_router(mom_call *call, const router_args *a) {
     router_inputs in = {.noise_key = mom_rng_key(a->seed, a->counter, a->site)};
-    if (a->kind < MOM_ROUTER_NAIVE || a->kind > MOM_ROUTER_GRU_DEV)
+    if (a->kind < MOM_ROUTER_NAIVE || a->kind >= MOM_ROUTER_KINDS)
         mom_call_fail(call, PyExc_ValueError, "kind: %d is unknown", a->kind);
     const int naive = a->kind == MOM_ROUTER_NAIVE;
     in.inp = mom_arg_f32(call, "inp", a->inp, "N C");

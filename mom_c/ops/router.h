@@ -9,7 +9,7 @@
 
 #include "gemm/gemm.h"
 
-typedef enum { MOM_ROUTER_NAIVE, MOM_ROUTER_GRU, MOM_ROUTER_GRU_DEV } mom_router_kind;
+typedef enum { MOM_ROUTER_NAIVE, MOM_ROUTER_GRU_DEV, MOM_ROUTER_GRU, MOM_ROUTER_KINDS } mom_router_kind;
 
 typedef struct {
     mom_router_kind kind;

@@ -16,6 +16,7 @@ from typing import Any
 
 from ._json import to_json
 from .errors import ConfigError
+from .routers import KINDS, router_kind
 from .settings import Settings, at_least, between, one_of, setting
 
 __all__ = ["BEHAVIOUR_FIELDS", "MoMConfig", "PRESETS"]
@@ -220,8 +221,9 @@ class MoMConfig(Settings):
             self._check_routing()
 
     def _check_routing(self) -> None:
-        if not any(word in self.router_type for word in ("naive", "gru")):
-            raise ConfigError(f"router_type: {self.router_type!r} contains neither 'naive' nor 'gru'")
+        if router_kind(self.router_type) is None:
+            names = ", ".join(map(repr, KINDS))
+            raise ConfigError(f"router_type: {self.router_type!r} names no kind of router, expected one of {names}")
         if self.bind_ffn_attn and self.num_attn != self.num_ffn:
             raise ConfigError(f"bind_ffn_attn: needs num_attn == num_ffn, got {self.num_attn} and {self.num_ffn}")
         if self.rounds > _MOST_ROUNDS:
@@ -231,7 +233,7 @@ class MoMConfig(Settings):
         modules = self.chunks * (self.num_attn + self.num_ffn)
         if modules > _MOST_MODULES:
             raise ConfigError(f"chunks: {modules} modules in all are more than the supported maximum {_MOST_MODULES}")
-        if self.router_choices == "reference" and self.router_kind != "gru":
+        if self.router_choices == "reference" and KINDS[self.router_kind].sized_by_ffn:
             have = self.num_ffn + self.enable_pause
             if self.num_attn > 1 and self.num_attn > have:
                 raise ConfigError(
@@ -262,10 +264,9 @@ class MoMConfig(Settings):
 
     @property
     def router_kind(self) -> str:
-        """``"naive"``, ``"gru-dev"`` or ``"gru"``, as the reference reads `router_type`."""
-        if "naive" in self.router_type:
-            return "naive"
-        return "gru-dev" if "dev" in self.router_type else "gru"
+        """Name of the kind of router, a key of `mom.routers.KINDS`; ``"naive"`` without blocks."""
+        kind = router_kind(self.router_type)
+        return "naive" if kind is None else kind.name
 
     @property
     def router_softmax(self) -> bool:
@@ -274,8 +275,8 @@ class MoMConfig(Settings):
 
     @property
     def router_random(self) -> bool:
-        """Whether the recurrent router has the noise gate (no effect on ``naive``)."""
-        return "random" in self.router_type and self.router_kind != "naive"
+        """Whether the router has the noise gate; only recurrent routers have one."""
+        return "random" in self.router_type and KINDS[self.router_kind].recurrent
 
     def num_choices(self, half: str) -> int:
         """Outputs S of the router of ``half`` (``"attn"`` or ``"ffn"``), SKIP and surplus included."""
@@ -284,7 +285,7 @@ class MoMConfig(Settings):
         own = self.num_attn if half == "attn" else self.num_ffn
         if self.router_choices == "own":
             modules = own
-        elif self.router_choices == "reference" and self.router_kind != "gru":
+        elif self.router_choices == "reference" and KINDS[self.router_kind].sized_by_ffn:
             modules = self.num_ffn
         else:
             modules = max(self.num_attn, self.num_ffn)

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..config import MoMConfig
 from ..errors import CheckpointError
+from ..routers import parameter_shapes
 
 __all__ = ["canonical_names", "detect_and_canonicalise", "rename", "vanilla_mapping"]
 
@@ -75,8 +76,8 @@ def canonical_names(config: MoMConfig) -> dict[str, tuple[int, ...]]:
                     shapes[f"{base}{module}.weight"] = shape or (width,)
                     shapes[f"{base}{module}.bias"] = shape[1:] if shape else (width,)
             if modules > 1:
-                router = _router_shapes(config, half)
-                shapes.update({f"transformer.h.{place}.mot_{half}.router.{k}": v for k, v in router.items()})
+                prefix = f"transformer.h.{place}.mot_{half}.router."
+                shapes.update({prefix + name: shape for name, shape in parameter_shapes(config, half).items()})
     shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (width,)
     if config.num_labels is not None:
         shapes["score.weight"] = (config.num_labels, width)
@@ -87,21 +88,6 @@ def _modules(config: MoMConfig, kind: str, half: str) -> int:
     if kind == "anchor":
         return 1
     return config.num_attn if half == "attn" else config.num_ffn
-
-
-def _router_shapes(config: MoMConfig, half: str) -> dict[str, tuple[int, ...]]:
-    choices, hidden, width = config.num_choices(half), config.router_dim, config.n_embd
-    if config.router_kind == "naive":
-        return {
-            "router.0.weight": (hidden, width), "router.0.bias": (hidden,),
-            "router.2.weight": (choices, hidden), "router.2.bias": (choices,),
-        }  # fmt: skip
-    gates = 4 if config.router_random else 3
-    return {
-        "router.weight": (choices, hidden), "router.bias": (choices,),
-        "h2h.weight": (gates * hidden, hidden), "h2h.bias": (gates * hidden,),
-        "x2h.weight": (gates * hidden, width), "x2h.bias": (gates * hidden,),
-    }  # fmt: skip
 
 
 def _gpt2_to_reference(name: str) -> str:

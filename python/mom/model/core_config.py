@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..config import MoMConfig
+from ..routers import KINDS
 
 __all__ = ["check_dtype", "core_config"]
 
@@ -31,7 +32,7 @@ def core_config(c: MoMConfig, dtype: str) -> dict[str, Any]:
         "num_attn": c.num_attn, "num_ffn": c.num_ffn, "rounds": c.rounds if c.chunks else 0,
         "choices_attn": c.num_choices("attn"), "choices_ffn": c.num_choices("ffn"),
         "top_k": min(c.routing_top_k, max(c.num_choices("attn"), c.num_choices("ffn"))),
-        "router_kind": ("naive", "gru", "gru-dev").index(c.router_kind) if c.chunks else 0,
+        "router_kind": list(KINDS).index(c.router_kind),
         "router_softmax": c.router_softmax, "router_random": c.router_random, "R": c.router_dim,
         "temperature": float(c.router_softmax_temperature),
         "use_ste": c.use_ste, "weighted_qkv": c.weighted_qkv, "all_paths": c.routing_all_possible_path,

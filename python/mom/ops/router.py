@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
+from ..routers import KINDS
 from .shared import Float, Partial
 
 __all__ = [
@@ -36,9 +37,6 @@ class RouterSaved(NamedTuple):
     hidden: Float  #: (N, R) linear: after the ReLU; recurrent: the new state
     gates: Float | None  #: (N, G * R) activated gates, recurrent only
     h_n: Float | None  #: (N, R) the state's part of the new gate, recurrent only
-
-
-_ROUTERS = ("naive", "gru", "gru-dev")
 
 
 def router_forward(
@@ -138,9 +136,9 @@ def _router_tensors(t: RouterTensors) -> tuple[Float | None, ...]:
 
 
 def _router_kind(kind: str) -> int:
-    if kind not in _ROUTERS:
-        raise ValueError(f"kind: {kind!r}, expected one of {', '.join(map(repr, _ROUTERS))}")
-    return _ROUTERS.index(kind)
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
+    return list(KINDS).index(kind)
 
 
 def router_scores_forward(logits: Float, temperature: float | None = None) -> Float:

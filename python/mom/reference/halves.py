@@ -6,7 +6,6 @@ normalisation. See docs/derivations/router.md for the gradient through rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from . import router, routing_plan
 from ._checks import Float, Int, as_float
 from .parameters import is_routed, num_modules
 from .pools import AttentionPool, Batch, FfnPool, Store
+from .router_cells import CELLS, CellInputs
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,8 @@ class Route:
 class RouterRecord:
     """What the router of a half saves in one round."""
 
-    inp: Float
-    state: Float | None
-    cell: Any  # hidden activations (N, R) of a linear router, `GruGates` of a recurrent one
-    noise: Float | None
+    inputs: CellInputs
+    cell: Any  # what `Cell.forward` saves
     scores: Float
     index: Int
     weight: Float
@@ -78,7 +76,7 @@ class Half:
         self.modules = num_modules(config, place, name)
         self.routed = is_routed(config, place, name)
         self.prefix = f"transformer.h.{place}.mot_{name}.router."
-        self.dev = config.router_kind == "gru-dev"
+        self.cell = CELLS[config.router_kind]
         self.temperature = config.router_softmax_temperature if config.router_softmax else None
 
     # -------------------------------------------------------------- forward
@@ -130,21 +128,17 @@ class Half:
     def _router_forward(
         self, x: Float, state: Float | None, batch: Batch, site: str
     ) -> tuple[Float, Float | None, RouterRecord]:
-        config, before, new, noise = self.config, None, None, None
-        cell: Any
-        if config.router_kind == "naive":
-            logits, cell = router.naive_forward(x, *self._naive_weights())
-        else:
+        config, noise = self.config, None
+        if config.router_random:
+            if batch.noise is None:
+                raise ValueError("noise: a source is needed, the router type is 'random'")
             shape = (len(x), config.router_dim)
-            before = np.zeros(shape) if state is None else state
-            if config.router_random:
-                if batch.noise is None:
-                    raise ValueError("noise: a source is needed, the router type is 'random'")
-                noise = as_float("noise", batch.noise(site, shape), shape)
-            logits, new, cell = router.gru_forward(x, before, self._gru_weights(), self.dev, noise)
+            noise = as_float("noise", batch.noise(site, shape), shape)
+        given = CellInputs(x, state, noise)
+        logits, new, saved = self.cell.forward(self._weights(), given)
         scores = router.scores_forward(logits, self.temperature)
         index, weight = router.top_k_forward(scores, config.routing_top_k, config.router_softmax)
-        return logits, new, RouterRecord(x, before, cell, noise, scores, index, weight)
+        return logits, new, RouterRecord(given, saved, scores, index, weight)
 
     # -------------------------------------------------------------- backward
     def backward(
@@ -195,27 +189,10 @@ class Half:
         return router.top_k_backward(dweight, rec.scores, rec.index, rec.weight, self.config.router_softmax)
 
     def _router_backward(self, dlogits: Float, dstate: Float | None, rec: RouterRecord) -> tuple[Float, Float | None]:
-        if rec.state is None:
-            w0, _, w2, _ = self._naive_weights()
-            dinp, *gradients = router.naive_backward(dlogits, rec.inp, rec.cell, w0, w2)
-            self._add_gradients(self._NAIVE, gradients)
-            return dinp, None
-        dstate = np.zeros_like(rec.state) if dstate is None else dstate
-        dinp, dstate, dweights = router.gru_backward(
-            dlogits, dstate, rec.inp, rec.state, rec.cell, self._gru_weights(), self.dev, rec.noise
-        )
-        self._add_gradients(self._GRU, dweights)
+        dinp, dstate, gradients = self.cell.backward(dlogits, dstate, self._weights(), rec.inputs, rec.cell)
+        for name, gradient in zip(self.cell.names, gradients, strict=True):
+            self.store.add(self.prefix + name, gradient)
         return dinp, dstate
 
-    def _add_gradients(self, names: Iterable[str], gradients: Iterable[Float]) -> None:
-        for name, gradient in zip(names, gradients, strict=True):
-            self.store.add(self.prefix + name, gradient)
-
-    _NAIVE = ("router.0.weight", "router.0.bias", "router.2.weight", "router.2.bias")
-    _GRU = ("x2h.weight", "x2h.bias", "h2h.weight", "h2h.bias", "router.weight", "router.bias")
-
-    def _naive_weights(self) -> list[Float]:
-        return [self.store.parameters[self.prefix + name] for name in self._NAIVE]
-
-    def _gru_weights(self) -> router.GruWeights:
-        return router.GruWeights(*(self.store.parameters[self.prefix + name] for name in self._GRU))
+    def _weights(self) -> list[Float]:
+        return [self.store.parameters[self.prefix + name] for name in self.cell.names]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .. import routers
 from ..config import MoMConfig
 from ._checks import Float, as_float
 
@@ -77,22 +78,11 @@ def parameter_shapes(config: MoMConfig) -> dict[str, tuple[int, ...]]:
                     shapes[f"{name}.bias"] = shape[-1:]
             if is_routed(config, place, half):
                 prefix = f"transformer.h.{place}.mot_{half}.router."
-                shapes.update({prefix + name: shape for name, shape in _router_shapes(config, half).items()})
+                shapes.update({prefix + name: shape for name, shape in routers.parameter_shapes(config, half).items()})
     shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (c,)
     if config.num_labels is not None:
         shapes["score.weight"] = (config.num_labels, c)
     return shapes
-
-
-def _router_shapes(config: MoMConfig, half: str) -> dict[str, tuple[int, ...]]:
-    c, r, s = config.n_embd, config.router_dim, config.num_choices(half)
-    if config.router_kind == "naive":
-        return {"router.0.weight": (r, c), "router.0.bias": (r,), "router.2.weight": (s, r), "router.2.bias": (s,)}
-    rows = (4 if config.router_random else 3) * r
-    return {
-        "router.weight": (s, r), "router.bias": (s,), "h2h.weight": (rows, r), "h2h.bias": (rows,),
-        "x2h.weight": (rows, c), "x2h.bias": (rows,),
-    }  # fmt: skip
 
 
 def vanilla_sources(

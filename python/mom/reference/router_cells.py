@@ -1,0 +1,90 @@
+"""What a half has to know of each kind of router: the twin's part of the table in `mom.routers`.
+
+A cell turns a token, and the state of a recurrent router, into logits. Its functions take the router's parameters as
+a list, in the order of `Cell.names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from . import router
+from ._checks import Float
+
+__all__ = ["CELLS", "Cell", "CellInputs"]
+
+
+@dataclass(frozen=True)
+class CellInputs:
+    """What a cell reads in one round: (N, C), (N, R) or None in the first round, (N, R) or None without noise."""
+
+    inp: Float
+    state: Float | None
+    noise: Float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Parameters, after ``router.``.
+    forward : callable
+        From parameters and `CellInputs` to logits (N, S), the new state (N, R) or None, and what backward needs.
+    backward : callable
+        From dlogits, the new state's gradient or None, parameters, `CellInputs` and what forward saved, to dinp, the
+        old state's gradient or None, and the gradients of the parameters.
+    """
+
+    names: tuple[str, ...]
+    forward: Callable[[list[Float], CellInputs], tuple[Float, Float | None, Any]]
+    backward: Callable[
+        [Float, Float | None, list[Float], CellInputs, Any], tuple[Float, Float | None, Iterable[Float]]
+    ]
+
+
+def _naive_forward(weights: list[Float], given: CellInputs) -> tuple[Float, None, Float]:
+    logits, hidden = router.naive_forward(given.inp, *weights)
+    return logits, None, hidden
+
+
+def _naive_backward(
+    dlogits: Float, dstate: Float | None, weights: list[Float], given: CellInputs, hidden: Float
+) -> tuple[Float, None, Iterable[Float]]:
+    dinp, *gradients = router.naive_backward(dlogits, given.inp, hidden, weights[0], weights[2])
+    return dinp, None, gradients
+
+
+def _zeros_for(given: CellInputs, weights: list[Float]) -> Float:
+    return np.zeros((len(given.inp), weights[4].shape[1]))
+
+
+def _gru_forward(dev: bool, weights: list[Float], given: CellInputs) -> tuple[Float, Float, router.GruGates]:
+    state = _zeros_for(given, weights) if given.state is None else given.state
+    return router.gru_forward(given.inp, state, router.GruWeights(*weights), dev, given.noise)
+
+
+def _gru_backward(
+    dev: bool, dlogits: Float, dstate: Float | None, weights: list[Float], given: CellInputs, gates: router.GruGates
+) -> tuple[Float, Float, Iterable[Float]]:
+    zeros = _zeros_for(given, weights)
+    state, dstate = (zeros if array is None else array for array in (given.state, dstate))
+    return router.gru_backward(dlogits, dstate, given.inp, state, gates, router.GruWeights(*weights), dev, given.noise)
+
+
+_GRU = ("x2h.weight", "x2h.bias", "h2h.weight", "h2h.bias", "router.weight", "router.bias")
+#: By the names in `mom.routers.KINDS`.
+CELLS = {
+    "naive": Cell(
+        ("router.0.weight", "router.0.bias", "router.2.weight", "router.2.bias"), _naive_forward, _naive_backward
+    ),
+    "gru-dev": Cell(_GRU, partial(_gru_forward, True), partial(_gru_backward, True)),
+    "gru": Cell(_GRU, partial(_gru_forward, False), partial(_gru_backward, False)),
+}
