@@ -455,3 +455,83 @@ def test_core_refuses_what_python_would_not_send() -> None:
         _core.Network(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         _core.AdamW(None)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- parts that are trained
+def test_frozen_parameters_have_no_gradient_and_stay() -> None:
+    model, whole = mom.MoM(CONFIG, seed=1), mom.MoM(CONFIG, seed=1)
+    assert all(model.trainable.values()) and not model.any_gradient
+    model.train_only("*.router.*", "transformer.ln_f.weight")
+    chosen = {name for name, trained in model.trainable.items() if trained}
+    assert chosen == {name for name in model.parameters if ".router." in name} | {"transformer.ln_f.weight"}
+    for each in (model, whole):
+        each(TOKENS, TOKENS)
+        each.backward()
+    assert model.any_gradient and {name for name, has in model.has_gradient.items() if has} <= chosen
+    for name in chosen:
+        assert model.gradients[name] == pytest.approx(whole.gradients[name], rel=1e-5, abs=1e-7)
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    mom.AdamW(model, lr=0.1, weight_decay=0.5).step(1.0, zero_grad=True)
+    moved = {name for name, value in model.parameters.items() if not np.array_equal(value, before[name])}
+    assert moved and moved <= chosen
+    model.train_only("*")
+    assert all(model.trainable.values())
+    model(TOKENS, TOKENS)
+    model.backward()
+    assert model.has_gradient["transformer.wte.weight"]
+
+
+def test_a_pattern_that_fits_nothing_changes_nothing() -> None:
+    model = mom.MoM(PLAIN)
+    with pytest.raises(ValueError, match=r"patterns: '\*\.router\.\*' fits no parameter of this model"):
+        model.train_only("transformer.ln_f.*", "*.router.*")
+    assert all(model.trainable.values())
+
+
+# ---------------------------------------------------------------------- parts of what a pass knows
+@pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["mom", "plain"])
+def test_logits_at_some_tokens_are_those_of_all(config: mom.MoMConfig) -> None:
+    model = mom.MoM(config, seed=2)
+    wanted = model(TOKENS, return_logits=True).logits.reshape(-1, 17)[[20, 0, 5]]  # type: ignore[union-attr]
+    assert model.logits_at(TOKENS, [20, 0, 5]) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    packed = model.logits_at(TOKENS.ravel(), [20, 0, 5], lengths=[7, 7, 7])
+    assert packed == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    with pytest.raises(ValueError, match="rows: "):
+        model.logits_at(TOKENS, [21])
+
+
+def test_route_counts_are_those_of_the_routes() -> None:
+    model = mom.MoM(CONFIG.replace(num_attn=1))
+    routes = model(TOKENS, return_routes=True).routes
+    counts = model.route_counts()
+    assert routes is not None and counts["attn"] == [[None, None], [None, None]]
+    for rounds, entries in zip(counts["ffn"], routes["ffn"], strict=True):
+        for count, entry in zip(rounds, entries, strict=True):
+            assert entry is not None
+            np.testing.assert_array_equal(count, np.bincount(np.minimum(entry["index"], 3).ravel(), minlength=4))
+
+
+# ---------------------------------------------------------------------- a model or where it is
+def test_a_model_or_a_folder_resolves_to_a_model(tmp_path: Any) -> None:
+    model = mom.MoM(CONFIG)
+    assert mom.MoM.resolve(model) is model
+    model.save_pretrained(tmp_path / "m")
+    read = mom.MoM.resolve(tmp_path / "m", "bfloat16")
+    assert read.dtype == "bfloat16" and all(np.array_equal(read.parameters[n], v) for n, v in model.parameters.items())
+    with pytest.raises(TypeError, match="^gpt2: expected MoM or a path, got MoMForSequenceClassification$"):
+        mom.MoM.resolve(mom.MoMForSequenceClassification(CONFIG), name="gpt2")
+    with pytest.raises(mom.CheckpointError):
+        mom.MoM.resolve(str(tmp_path / "none"))
+
+
+def test_text_is_continued_as_its_tokens_are() -> None:
+    model = mom.MoM(mom.MoMConfig.preset("demo", vocab_size=280, n_positions=32, n_embd=32), seed=4)
+    with pytest.raises(mom.DataError, match="tokenizer: the model has none"):
+        model.generate_text("a")
+    model.tokenizer = tokenizer = mom.Tokenizer.train(["a b c " * 9], 280)
+    ids = tokenizer.encode("a b")
+    made = model.generate(ids, 5, stop_token=tokenizer.eos_id, temperature=1.0, seed=3)
+    assert model.generate_text("a b", 5, temperature=1.0, seed=3) == tokenizer.decode(made)
+    begun = model.generate([tokenizer.eos_id], 4, stop_token=tokenizer.eos_id)
+    assert model.generate_text("", 4) == tokenizer.decode(begun[1:])
+    assert model.generate_text("a b") == model.generate_text("a b", 32 - len(ids)), "as many tokens as fit"

@@ -12,9 +12,9 @@ import pytest
 
 import mom
 from mom import cli
-from mom.data import TextDocuments
-from mom.errors import DataError
-from mom.evaluate import text_losses
+from mom.data import TextDocuments, TokenFile
+from mom.errors import ConfigError, DataError
+from mom.evaluate import text_losses, token_file_loss
 from mom.evaluate.perplexity import windows_of
 
 TEXTS = ["A first text, which is longer than a window of the model. " * 2, "b", "Ein kürzerer Text: 東京 🦊."]
@@ -115,3 +115,22 @@ def test_the_command_prints_a_table_or_json(model: Any, tmp_path: Path, capsys: 
     assert cli.main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[1]["name"] == "total" and rows[0]["perplexity"] == pytest.approx(expected.perplexity)
+
+
+def test_loss_of_a_token_file(model: Any, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 100).astype("<u2")
+    ids.tofile(tmp_path / "train.bin")
+    found = token_file_loss(model, tmp_path)
+    assert found.path == tmp_path / "train.bin" and found.sequence_length == 16 and found.tokens == 96
+    windows = TokenFile(tmp_path / "train.bin").windows(np.arange(6) * 16, 16)
+    assert found.loss == pytest.approx(model(windows, labels=windows).lm_loss, rel=1e-6)
+    assert found.perplexity == pytest.approx(math.exp(found.loss)) and found.seconds > 0
+    ids[:50].tofile(tmp_path / "val.bin")
+    part = token_file_loss(model, tmp_path, sequence_length=8, batch_size=2, batches=2)
+    assert part.path == tmp_path / "val.bin" and part.tokens == 32
+    for argument, message in (
+        ({"sequence_length": 17}, r"sequence_length: 17 is not in \[2, 16\]"),
+        ({"batch_size": 0}, "batch_size: 0 is less"), ({"batches": 0}, "batches: 0 is less"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            token_file_loss(model, tmp_path, **argument)

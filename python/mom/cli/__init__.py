@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 128 + signal.Signals[name]
     except BrokenPipeError:
-        # The reader of our output has gone; nothing is left to be said to it, not even when Python exits.
+        # The program that read our output has ended. Python would write to it once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except _EXPECTED as error:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Shown(logging.Handler):
-    """One line on standard error for each message, however often it comes."""
+    """Prints every message once, as a line on standard error."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -82,7 +82,7 @@ class _Shown(logging.Handler):
 
 @contextlib.contextmanager
 def _reports_shown() -> Iterator[None]:
-    """What readers say of the files they read goes to standard error."""
+    """Print the summaries of the files that are read to standard error."""
     logger, handler = logging.getLogger("mom.data"), _Shown()
     level = logger.level
     logger.addHandler(handler)
@@ -95,7 +95,7 @@ def _reports_shown() -> Iterator[None]:
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:
-    """Long flags with underscores for dashes; values and everything after a bare ``--`` stay as they are."""
+    """Write the dashes in long flags as underscores. Values, and everything after a bare ``--``, stay as they are."""
     result = list(argv)
     if result[:1] == ["lm_eval"] and len(result) > 1 and not result[1].startswith("-"):
         return result  # another program's flags
@@ -109,6 +109,7 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     root = argparse.ArgumentParser(
         prog="mom",
         description="Mixture-of-Modules language models on a CPU.",

@@ -10,6 +10,7 @@ from .flags import add_threads, command
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "demo", _run, "train a small model on the spot and look at its routes",
         "Without --text it reads the source code of Python's standard library.",

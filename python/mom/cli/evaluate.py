@@ -15,6 +15,7 @@ from .results import print_json, show_summaries
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "evaluate", _run, "measure a model",
         "With --data: loss and perplexity on token files. With --text: perplexity and bits per byte of text files. "

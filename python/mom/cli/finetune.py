@@ -16,6 +16,7 @@ from .results import show_summaries
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "finetune", _run, "fine-tune a model on GLUE tasks or on XSUM",
         "GLUE: prints a table of dev metrics: median, lowest and highest over the seeds, beside the majority-class "

@@ -13,13 +13,14 @@ from ..settings import Settings, read_toml
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where they say something."""
+    """Shows a default only if it tells something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def command(commands: Any, name: str, run: Any, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Add a command that calls `run` with the parsed arguments."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -32,22 +33,26 @@ def command(commands: Any, name: str, run: Any, summary: str, details: str = "")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all CPUs)")
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
+    """``--progress``."""
     parser.add_argument(
         "--progress", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
     )
 
 
 def add_on_error(parser: argparse.ArgumentParser) -> None:
+    """``--on_error``."""
     parser.add_argument(
         "--on_error", choices=("raise", "skip"), default="raise", help="what to do about records that cannot be used"
     )
 
 
 def add_changes(group: Any) -> None:
+    """``--set``; see `changes_of`."""
     group.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
         help="change a field of the model's configuration; may be repeated",
@@ -55,7 +60,7 @@ def add_changes(group: Any) -> None:
 
 
 def add_dtype(group: Any, resumed: bool) -> None:
-    """The number format; None, if a run that may be resumed decides."""
+    """``--dtype``. For a run that may be `resumed` the default is None, and the checkpoint decides."""
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default=None if resumed else "float32",
         help="number format" + (" (default: float32, or that of the checkpoint)" if resumed else ""),
@@ -63,13 +68,14 @@ def add_dtype(group: Any, resumed: bool) -> None:
 
 
 def truth(text: str) -> bool:
+    """The value of a flag that is true or false."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     raise argparse.ArgumentTypeError(f"{text!r} is not 'true' or 'false'")
 
 
 def field_help(documented: type) -> dict[str, str]:
-    """Help text of every field, out of the ``Parameters`` section of a class's docstring."""
+    """Help text of every field, from the ``Parameters`` section of the class's docstring."""
     found: dict[str, str] = {}
     section = re.search(r"Parameters\n\s*-+\n(.*?)(?:\n\n|\Z)", documented.__doc__ or "", re.DOTALL)
     entries = re.findall(
@@ -140,6 +146,7 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def add_generation(group: Any) -> None:
+    """Flags for writing summaries."""
     group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
     group.add_argument(
         "--max_summary", type=int, help="tokens kept free for a summary and its end (as in fine-tuning; there 64)"

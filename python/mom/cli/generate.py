@@ -12,6 +12,7 @@ from .flags import add_threads, command
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(commands, "generate", _run, "continue a text")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue ('' begins a document)")

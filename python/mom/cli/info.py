@@ -16,6 +16,7 @@ from .flags import add_threads, command
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "info", _run, "versions, processor and active kernels; or the memory that a model needs",
         "With --preset or --model: bytes of a training step, and of a forward pass alone, for a batch of that shape.",

@@ -13,6 +13,7 @@ from .flags import add_on_error, command, truth
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "prepare", _run, "turn text into token files",
         "Writes train.bin, val.bin, meta.json and tokenizer.json.",

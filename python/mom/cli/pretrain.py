@@ -14,6 +14,7 @@ from .results import interrupted, print_losses
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "pretrain", _run, "one phase of the published recipe, scaled to a budget",
         "Phase 'vanilla' trains the plain GPT-2 whose layers will be the modules of the preset's model; phase 'mom' "

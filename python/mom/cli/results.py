@@ -14,7 +14,7 @@ from ..training import TrainingResult
 
 
 def interrupted(result: TrainingResult) -> int:
-    """What is said of a run that a signal ended; the exit status."""
+    """Say that a signal ended a run. Returns the exit status."""
     assert result.interrupted is not None
     print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
     return 128 + signal.Signals[result.interrupted].value
@@ -26,12 +26,14 @@ def print_json(value: Any) -> None:
 
 
 def print_losses(result: TrainingResult) -> None:
+    """The last losses of a run."""
     for name, loss in (("loss", result.lm_loss), ("validation loss", result.val_loss)):
         if loss is not None:
             print(f"{name} {loss:.4f}")
 
 
 def show_summaries(a: argparse.Namespace, model: MoM, split: str, max_length: int | None, batch_size: int) -> None:
+    """Summarise documents, and print scores and examples."""
     scores = xsum.evaluate(
         model, a.data, split, rows=a.rows, on_error=a.on_error, max_summary=a.max_summary, max_length=max_length,
         num_beams=a.num_beams, length_penalty=a.length_penalty, no_repeat_ngram_size=a.no_repeat_ngram_size,

@@ -20,6 +20,7 @@ from .results import interrupted, print_losses
 
 
 def add(commands: Any) -> None:
+    """Add the command."""
     parser = command(
         commands, "train", _run, "train a language model",
         "The run's folder gets checkpoints, log.jsonl and, at the end, the trained model in the folder 'model'. "

@@ -17,7 +17,7 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .. import ops
 from ..data.batches import bucketed, pack_rows
