@@ -16,7 +16,8 @@ import numpy.typing as npt
 from ..data import TokenFile
 from ..data.sources import Documents, Piece, TextDocuments
 from ..errors import ConfigError, DataError
-from ..model import MoM, token_loss
+from ..model import MoM
+from ..model.token_loss import token_loss
 from ..training import evaluate_loss
 
 __all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]

@@ -9,9 +9,8 @@ from .network import Network
 from .output import ModelOutput
 from .routes import Routes
 from .tensors import Block, Module, Pool, Router, TensorMap
-from .token_loss import token_loss
 
 __all__ = [
     "Block", "Decoder", "Hypothesis", "MemoryPlan", "MoM", "MoMForSequenceClassification", "ModelOutput", "Module",
-    "Network", "Pool", "Router", "Routes", "TensorMap", "TokenDecoder", "beam_search", "plan_for", "token_loss",
+    "Network", "Pool", "Router", "Routes", "TensorMap", "TokenDecoder", "beam_search", "plan_for",
 ]  # fmt: skip

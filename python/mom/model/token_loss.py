@@ -20,7 +20,10 @@ _POOL = 256
 
 
 def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]], batch_size: int) -> tuple[float, int]:
-    """Sum of negative log probabilities, and number, of the scored tokens of windows (see `windows_of`)."""
+    """Sum of the negative log probabilities of the scored tokens, and their number.
+
+    Every window comes with the number of tokens at its beginning that are not scored.
+    """
     nats, tokens = 0.0, 0
     with model.evaluating():
         for pool in _pools(windows, _POOL * max(1, batch_size // 8)):

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from ..model import MoM, token_loss
+from ..model import MoM
+from ..model.token_loss import token_loss
 from ..training.config import FinetuneConfig
 from .reader import XsumData
 
