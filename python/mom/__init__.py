@@ -1,8 +1,13 @@
 """Mixture-of-Modules language models with a C core.
 
-The public names are imported here and nowhere defined; see `mom.MoM`, `mom.MoMConfig`, `mom.train` and the
-submodules ``glue`` and ``xsum`` (fine-tuning), ``evaluate`` (metrics), ``ops`` (every operator on plain arrays),
-``reference`` (the NumPy twin), ``routing``, ``data``. A submodule is loaded when it is first used.
+Begin with `mom.MoM`, `mom.MoMConfig` and `mom.train`. Submodules are loaded when they are first used:
+
+``data``            tokenizer, reading text, token files
+``glue``, ``xsum``  fine-tuning on these tasks
+``evaluate``        metrics, perplexity of texts
+``routing``         which modules were used, which path each token took
+``ops``             every operator on plain arrays
+``reference``       the same maths in readable NumPy
 """
 
 import importlib

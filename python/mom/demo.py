@@ -1,4 +1,4 @@
-"""The demonstration behind ``mom demo``: both phases of the recipe on real text in a few minutes, then the routes."""
+"""The demonstration ``mom demo``: both phases of the recipe on real text in a few minutes, then the routes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["run_demo"]
 
 PathLike = str | os.PathLike[str]
 
-#: Characters of text that are used; more would not be seen in the time.
+#: Characters of text that are used. The time is too short to train on more.
 _MAX_CHARS = 4_000_000
 _BATCH_SIZE = 8
 _EVAL_BATCHES = 16
