@@ -123,17 +123,17 @@ static mom_status forward(const mom_exec *x, mom_attention_job *job, mom_error *
     mom_attention_query_tasks(job, job->tasks, x->k->gemm.nr, x->threads);
     mom_attention_sort_tasks(job->tasks, n);
     mom_parallel_for(x, n, forward_task, job);
-    if (job->mask || job->active)
+    if (job->spec->mask || job->spec->active)
         mom_parallel_for(x, job->spec->B * job->spec->H, mom_attention_forward_rest_task, job);
     return MOM_OK;
 }
 
-mom_status mom_attention_forward(const mom_exec *x, void *out, float *lse, const void *qkv, const uint8_t *mask,
-                                 const uint8_t *active, const mom_attention_spec *spec, mom_error *err) {
+mom_status mom_attention_forward(const mom_exec *x, void *out, float *lse, const void *qkv, const mom_attention_spec *spec,
+                                 mom_error *err) {
     if (spec->B == 0 || spec->H == 0 || spec->T == 0 || spec->C == 0)
         return MOM_OK;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    mom_attention_job job = mom_attention_job_init(x, spec, qkv, mask, active);
+    mom_attention_job job = mom_attention_job_init(x, spec, qkv);
     job.out = out;
     job.lse = lse;
     const mom_status status = forward(x, &job, err);

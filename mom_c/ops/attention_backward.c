@@ -105,8 +105,9 @@ static void multiply_rows(const mom_attention_job *job, size_t n, const float *t
         gemm->f32.a_rows(n, rows, b, c, ldc, 1, b);
 }
 
-/* sums (n keys from key j on, ldd) += tile * channels, summed over the queries of a block. For each panel of keys the sum begins
- * with the first query that sees one of them. tile: as mom_transpose_tile leaves it or, if reads_tile, (keys, words(nr)). */
+/* sums (n keys from key j on, ldd) += tile * channels, summed over the queries of a block. For each panel of keys the sum
+ * begins with the first query that sees one of them. tile: as mom_transpose_tile leaves it or, if reads_tile, (keys,
+ * words(nr)). */
 static void add_to_keys(const mom_attention_job *job, const mom_head *v, const query_block *block, float *sums,
                         const float *tile, const float *channels, size_t j, size_t n) {
     const size_t mr = job->k->gemm.mr, nr = job->k->gemm.nr, ldd = mom_round_up(job->D, nr), rows = block->rows;
@@ -132,8 +133,8 @@ typedef struct {
 
 /* ---- a block of queries */
 
-/* Weights and gradients of scores of the block's queries p .. p + lanes - 1 with keys j .. j + n - 1, n rounded up to whole
- * panels. */
+/* Weights and gradients of scores of the block's queries p .. p + lanes - 1 with keys j .. j + n - 1, n rounded up to
+ * whole panels. */
 static void backward_tile(const mom_attention_job *job, const mom_head *v, const backward_scratch *s, size_t q, size_t p,
                           size_t lanes, size_t j, size_t n) {
     const mom_kernels *k = job->k;
@@ -253,8 +254,8 @@ static void backward_task(void *context, size_t number, int thread) {
 
 /* ---- tasks */
 
-/* A task per head computes all three gradients from the same weights. If there are too few heads to keep the threads busy, the
- * gradients of queries and of keys are computed by separate tasks, in parts, and the weights twice. */
+/* A task per head computes all three gradients from the same weights. If there are too few heads to keep the threads
+ * busy, the gradients of queries and of keys are computed by separate tasks, in parts, and the weights twice. */
 static mom_status list_tasks(mom_attention_job *job, const mom_exec *x, size_t *number, mom_error *err) {
     const size_t heads = job->spec->B * job->spec->H;
     mom_attention_task *whole, *cut;
@@ -295,18 +296,17 @@ static mom_status backward(const mom_exec *x, mom_attention_job *job, mom_error 
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
     MOM_TRY(list_tasks(job, x, &n, err));
     mom_parallel_for(x, n, backward_task, job);
-    if (job->mask || job->active)
+    if (job->spec->mask || job->spec->active)
         mom_parallel_for(x, job->spec->B * job->spec->H, mom_attention_backward_rest_task, job);
     return MOM_OK;
 }
 
 mom_status mom_attention_backward(const mom_exec *x, void *dqkv, const void *dout, const void *qkv, const void *out,
-                                  const float *lse, const uint8_t *mask, const uint8_t *active,
-                                  const mom_attention_spec *spec, mom_error *err) {
+                                  const float *lse, const mom_attention_spec *spec, mom_error *err) {
     if (spec->B == 0 || spec->H == 0 || spec->T == 0 || spec->C == 0)
         return MOM_OK;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    mom_attention_job job = mom_attention_job_init(x, spec, qkv, mask, active);
+    mom_attention_job job = mom_attention_job_init(x, spec, qkv);
     job.dqkv = dqkv;
     job.dout = dout;
     job.saved_out = out;

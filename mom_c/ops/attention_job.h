@@ -1,10 +1,10 @@
-/* What the files of attention share: the lists of keys and queries, tasks, a thread's scratch memory. Public functions are in
- * attention.h.
+/* What the files of attention share: the lists of keys and queries, tasks, a thread's scratch memory. Public functions
+ * are in attention.h.
  *
- * DESIGN  Each sequence has a list of keys (real, active tokens) and a list of queries (active tokens that see a real key).
- *         What is masked or skipped is in neither list: it is left out when rows are packed, is never read afterwards
- *         and costs nothing. Query i sees the first count[i] keys, with or without a mask. It also sees skipped[i]
- *         tokens with score 0 and value 0; its softmax starts from them: maximum 0, sum skipped[i].
+ * DESIGN  Each sequence has a list of keys (real, active tokens) and a list of queries (active tokens that see a real
+ *         key). What is masked or skipped is in neither list: it is left out when rows are packed, is never read
+ *         afterwards and costs nothing. Query i sees the first count[i] keys, with or without a mask. It also sees
+ *         skipped[i] tokens with score 0 and value 0; its softmax starts from them: maximum 0, sum skipped[i].
  *         Scores are computed transposed, in tiles (keys, nr queries). This is the layout of a packed factor b, so
  *         exponentials go into the product with the values as they are, and softmax needs no sum across a vector.
  *         The tile can also be the factor a of that product, read by columns. Then results come by query, as they are
@@ -16,9 +16,9 @@
  *         in a word of 32 bits. Packed panels have words where float32 has floats. Sums and softmax are float32.
  * BLIND   Rows that see no real key are the rows before the first real one. They have even weights and take a path of
  *         their own (attention_rest.c).
- * COST    Forward 2, backward 5 products of D multiplications per visible pair of active tokens; backward 7 where there are
- *         too few heads for the threads. Scratch memory per thread: forward 2 T D floats, backward 5 T D, and tiles of
- *         constant size.
+ * COST    Forward 2, backward 5 products of D multiplications per visible pair of active tokens; backward 7 where there
+ *         are too few heads for the threads. Scratch memory per thread: forward 2 T D floats, backward 5 T D, and tiles
+ *         of constant size.
  * BITS    Tiles and blocks depend on sizes only. Forward queries do not depend on each other. Gradients of keys are sums
  *         over blocks of queries in order, gradients of queries are sums over tiles of keys in order, however heads are
  *         cut into tasks.
@@ -53,7 +53,6 @@ typedef struct {
     const mom_attention_spec *spec;
     int bf16;
     float scale; /* of scores, not 0 */
-    const uint8_t *mask, *active;
     size_t D, tile, block;         /* channels of a head; keys per tile; queries per block */
     const mom_sequence *sequences; /* (B) */
     double work;                   /* visible pairs of all heads */
@@ -79,22 +78,25 @@ typedef struct {
     uint64_t dropout_index; /* of query 0, key 0 */
 } mom_head;
 
-static inline int mom_is_real(const mom_attention_job *job, size_t row) { return !job->mask || job->mask[row]; }
-static inline int mom_is_active(const mom_attention_job *job, size_t row) { return !job->active || job->active[row]; }
-static inline int mom_is_wanted(const mom_attention_job *job, size_t row) { return !job->spec->queries || job->spec->queries[row]; }
+static inline int mom_is_real(const mom_attention_job *job, size_t row) { return !job->spec->mask || job->spec->mask[row]; }
+static inline int mom_is_active(const mom_attention_job *job, size_t row) {
+    return !job->spec->active || job->spec->active[row];
+}
+static inline int mom_is_wanted(const mom_attention_job *job, size_t row) {
+    return !job->spec->queries || job->spec->queries[row];
+}
 static inline int mom_has_output(const mom_attention_job *job, size_t row) {
     return mom_is_active(job, row) && mom_is_wanted(job, row);
 }
 
 /* ---- lists and tasks (attention_lists.c) */
 
-mom_attention_job mom_attention_job_init(const mom_exec *x, const mom_attention_spec *spec, const void *qkv,
-                                         const uint8_t *mask, const uint8_t *active);
+mom_attention_job mom_attention_job_init(const mom_exec *x, const mom_attention_spec *spec, const void *qkv);
 /* Fills in the lists; they come from the workspace. */
 mom_status mom_attention_lists(mom_attention_job *job, const mom_exec *x, mom_error *err);
 mom_head mom_attention_head(const mom_attention_job *job, size_t head);
-/* Cut the queries, or the keys, of every head into parts of about equal work: whole units of queries, whole tiles of keys.
- * With tasks NULL the tasks are only counted. */
+/* Cut the queries, or the keys, of every head into parts of about equal work: whole units of queries, whole tiles of
+ * keys. With tasks NULL the tasks are only counted. */
 size_t mom_attention_query_tasks(const mom_attention_job *job, mom_attention_task *tasks, size_t unit, int threads);
 size_t mom_attention_key_tasks(const mom_attention_job *job, mom_attention_task *tasks, int threads);
 /* Largest first, so that the last tasks to finish are small. */
@@ -148,14 +150,14 @@ void mom_head_store(const mom_attention_job *job, const mom_head *v, mom_head_ro
                     float factor, size_t n);
 void mom_head_clear(const mom_attention_job *job, const mom_head *v, mom_head_rows dst, size_t position);
 
-/* Packs the rows at n positions into panels of `width` rows, for sums over channels; or into panels of `width` channels, for
- * sums over rows. */
+/* Packs the rows at n positions into panels of `width` rows, for sums over channels; or into panels of `width` channels,
+ * for sums over rows. */
 void mom_head_pack_rows(const mom_attention_job *job, const mom_head *v, float *dst, size_t width, mom_head_rows src,
                         const int32_t *positions, size_t n, mom_staging room);
 void mom_head_pack_channels(const mom_attention_job *job, const mom_head *v, float *dst, size_t width, mom_head_rows src,
                             const int32_t *positions, size_t n, mom_staging room);
-/* Packs keys (part 1) or values (2) [begin, end), tile by tile, in panels of mr keys, or of `width` channels if that is not
- * 0. */
+/* Packs keys (part 1) or values (2) [begin, end), tile by tile, in panels of mr keys, or of `width` channels if that is
+ * not 0. */
 void mom_head_pack_keys(const mom_attention_job *job, const mom_head *v, float *dst, size_t part, size_t width,
                         mom_staging room, size_t begin, size_t end);
 /* Floats of mom_staging.pairs for so many rows. */
@@ -180,8 +182,8 @@ void mom_pack_words(const mom_attention_job *job, float *dst, size_t width, mom_
 /* c (mr, nr) = or += product of packed panels, n steps. */
 void mom_multiply_panels(const mom_attention_job *job, size_t n, const float *a, const float *b, float *c, size_t ldc,
                          int accumulate);
-/* tile (n, nr) = product of n packed keys (panels of mr rows) with packed queries (a panel of nr); n is rounded up to whole
- * micro-tiles. */
+/* tile (n, nr) = product of n packed keys (panels of mr rows) with packed queries (a panel of nr); n is rounded up to
+ * whole micro-tiles. */
 void mom_score_tile(const mom_attention_job *job, float *tile, const float *keys, const float *queries, size_t n);
 /* A tile of n keys as the factor b of a product, or as rows of a factor a: itself, or rounded to bfloat16 in `copy`. */
 const float *mom_tile_as_factor(const mom_attention_job *job, const float *tile, size_t n, float *copy);
@@ -201,8 +203,8 @@ typedef struct {
 } mom_packed_tile;
 /* out = or += values times a tile of n keys and `lanes` queries (mom_tile_as_factor).
  * By channel: out (D rounded up to mr, nr), values in panels of mr channels.
- * By query: out (lanes rounded up to mr, D rounded up to nr), values in panels of nr channels. Up to mr - 1 words behind the
- * tile are read. */
+ * By query: out (lanes rounded up to mr, D rounded up to nr), values in panels of nr channels. Up to mr - 1 words behind
+ * the tile are read. */
 void mom_mix(const mom_attention_job *job, float *out, int by_query, mom_packed_tile values, const float *tile, size_t n,
              size_t lanes, int accumulate);
 /* Hides keys j .. j + n - 1, the rows of the tile, from those of the queries q .. q + lanes - 1 that do not see them. */

@@ -8,15 +8,12 @@
 #define TINY_SCALE 1e-30f  /* replaces a scale of 0, which would turn the -inf of hidden keys into NaN */
 #define TASKS_PER_THREAD 4 /* heads are cut into about that many tasks */
 
-mom_attention_job mom_attention_job_init(const mom_exec *x, const mom_attention_spec *spec, const void *qkv,
-                                         const uint8_t *mask, const uint8_t *active) {
+mom_attention_job mom_attention_job_init(const mom_exec *x, const mom_attention_spec *spec, const void *qkv) {
     const mom_kernels *k = x->k;
     return (mom_attention_job){.k = k,
                                .spec = spec,
                                .bf16 = spec->dtype == MOM_BF16,
                                .scale = spec->scale != 0.0f ? spec->scale : TINY_SCALE,
-                               .mask = mask,
-                               .active = active,
                                .D = spec->C / spec->H,
                                .tile = mom_max(KEY_TILE / k->gemm.mr, 1) * k->gemm.mr,
                                .block = mom_max(QUERY_BLOCK / k->gemm.nr, 1) * k->gemm.nr,

@@ -1,8 +1,8 @@
 /* Rows that no task of attention writes.
  *
  * Inactive tokens get zeros. Blind tokens, which see no real key, attend evenly to the tokens up to their own; in
- * MOM_MASKED_QUERY_REFERENCE also to the real keys of their future. Only there do their scores get gradients: the reference
- * lets a huge constant swallow these scores, which rounding hides and differentiation does not.
+ * MOM_MASKED_QUERY_REFERENCE also to the real keys of their future. Only there do their scores get gradients: the
+ * reference lets a huge constant swallow these scores, which rounding hides and differentiation does not.
  */
 #include "ops/attention_job.h"
 
