@@ -16,7 +16,6 @@ typedef struct {
 
 typedef struct {
     mom_attention_spec spec;
-    const uint8_t *mask, *active;
     const void *qkv;
     size_t size; /* N * C */
 } attention_call;
@@ -78,7 +77,7 @@ static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const
         return c;
     mom_set_size(call, 'H', spec->H);
     if (a->scale == Py_None) {
-        spec->scale = spec->C ? 1.0f / sqrtf((float)(spec->C / spec->H)) : 1.0f;
+        spec->scale = spec->C ? mom_attention_scale(spec->C / spec->H) : 1.0f;
     } else {
         const double scale = PyFloat_AsDouble(a->scale);
         if (scale == -1.0 && PyErr_Occurred())
@@ -94,8 +93,8 @@ static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const
     call->leading_ndim = packed ? 1 : 2;
     call->leading[0] = (npy_intp)mom_size(call, packed ? 'N' : 'B');
     call->leading[1] = (npy_intp)mom_size(call, 'T');
-    c.mask = mom_arg_mask(call, "mask", a->mask, "...");
-    c.active = mom_arg_mask(call, "active", a->active, "...");
+    spec->mask = mom_arg_mask(call, "mask", a->mask, "...");
+    spec->active = mom_arg_mask(call, "active", a->active, "...");
     spec->queries = mom_arg_mask(call, "queries", a->queries, "...");
     c.size = mom_leading(call) * spec->C;
     c.qkv = in_dtype(call, qkv, 3 * c.size, spec->dtype);
@@ -119,8 +118,7 @@ static PyObject *attention_forward(PyObject *module, PyObject *args) {
         memset(result, 0, c.size * mom_dtype_size(c.spec.dtype));
         memset(lse, 0, mom_leading(&call) * c.spec.H * sizeof *lse);
     }
-    MOM_RUN(&call, call.status = mom_attention_forward(&call.exec, result, lse, c.qkv, c.mask, c.active, &c.spec,
-                                                       &call.error));
+    MOM_RUN(&call, call.status = mom_attention_forward(&call.exec, result, lse, c.qkv, &c.spec, &call.error));
     widen_result(&call, out, result, c.size, c.spec.dtype);
     return mom_call_end(&call);
 }
@@ -143,8 +141,7 @@ static PyObject *attention_backward(PyObject *module, PyObject *args) {
     void *result = result_in_dtype(&call, dqkv, 3 * c.size, dtype);
     if (c.spec.queries && !call.failed)
         memset(result, 0, 3 * c.size * mom_dtype_size(dtype));
-    MOM_RUN(&call, call.status = mom_attention_backward(&call.exec, result, dout, c.qkv, out, lse, c.mask, c.active,
-                                                        &c.spec, &call.error));
+    MOM_RUN(&call, call.status = mom_attention_backward(&call.exec, result, dout, c.qkv, out, lse, &c.spec, &call.error));
     widen_result(&call, dqkv, result, 3 * c.size, dtype);
     return mom_call_end(&call);
 }

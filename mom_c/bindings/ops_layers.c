@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "bindings/call.h"
+#include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/gelu.h"
 #include "ops/layernorm.h"
@@ -30,7 +31,8 @@ static PyObject *layernorm_forward(PyObject *module, PyObject *args) {
     float *mean = mom_new_f32(&call, "...");
     float *rstd = mom_new_f32(&call, "...");
     const size_t N = mom_leading(&call), C = mom_size(&call, 'C');
-    MOM_RUN(&call, mom_layernorm_forward(&call.exec, out, mean, rstd, inp, weight, bias, eps, N, C));
+    const mom_layernorm norm = {weight, bias, eps};
+    MOM_RUN(&call, mom_layernorm_forward(&call.exec, out, mean, rstd, inp, &norm, N, C));
     return mom_call_end(&call);
 }
 
@@ -64,9 +66,8 @@ static PyObject *layernorm_backward(PyObject *module, PyObject *args) {
     float *dinp = mom_new_sum(&call, "dinp", add_to, 0, 3, "... C");
     float *dweight = mom_new_sum(&call, "dweight", add_to, 1, 3, "C");
     float *dbias = mom_new_sum(&call, "dbias", add_to, 2, 3, "C");
-    const size_t N = mom_leading(&call), C = mom_size(&call, 'C');
-    MOM_RUN(&call, call.status = mom_layernorm_backward(&call.exec, dinp, dweight, dbias, dout, inp, weight, mean, rstd,
-                                                        N, C, &call.error));
+    const mom_normed_rows rows = {inp, mean, rstd, mom_leading(&call), mom_size(&call, 'C')};
+    MOM_RUN(&call, call.status = mom_layernorm_backward(&call.exec, dinp, dweight, dbias, dout, weight, &rows, &call.error));
     return mom_call_end(&call);
 }
 

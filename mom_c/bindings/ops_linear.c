@@ -23,8 +23,8 @@ static PyObject *linear_forward(PyObject *module, PyObject *args) {
     float *out = accumulate ? mom_new_sum(&call, "out", add_to, 0, 1, "... O") : mom_new_f32(&call, "... O");
     const size_t N = mom_leading(&call), In = mom_size(&call, 'I'), Out = mom_size(&call, 'O');
     const mom_weight_layout layout = out_in ? MOM_WEIGHT_OUT_IN : MOM_WEIGHT_IN_OUT;
-    MOM_RUN(&call, call.status = mom_linear_forward(&call.exec, out, inp, weight, bias, layout, accumulate, N, In, Out,
-                                                    &call.error));
+    const mom_linear_shape linear = {layout, N, In, Out};
+    MOM_RUN(&call, call.status = mom_linear_forward(&call.exec, out, inp, weight, bias, accumulate, &linear, &call.error));
     return mom_call_end(&call);
 }
 
@@ -45,12 +45,11 @@ static PyObject *linear_backward(PyObject *module, PyObject *args) {
     float *dbias = mom_new_sum(&call, "dbias", add_to, 2, 3, "O");
     const size_t N = mom_leading(&call), In = mom_size(&call, 'I'), Out = mom_size(&call, 'O');
     const mom_weight_layout layout = out_in ? MOM_WEIGHT_OUT_IN : MOM_WEIGHT_IN_OUT;
+    const mom_linear_shape linear = {layout, N, In, Out};
     MOM_RUN(&call, {
-        call.status = mom_linear_backward_input(&call.exec, dinp, dout, weight, layout, accumulate, N, In, Out,
-                                                &call.error);
+        call.status = mom_linear_backward_input(&call.exec, dinp, dout, weight, accumulate, &linear, &call.error);
         if (call.status == MOM_OK)
-            call.status = mom_linear_backward_weight(&call.exec, dweight, dbias, inp, dout, layout, N, In, Out,
-                                                     &call.error);
+            call.status = mom_linear_backward_weight(&call.exec, dweight, dbias, inp, dout, &linear, &call.error);
     });
     return mom_call_end(&call);
 }

@@ -40,41 +40,26 @@ static PyObject *cross_entropy_backward(PyObject *module, PyObject *args) {
 
 /* ------------------------------------------------------------------ the tied head */
 
-/* The labelled rows and their labels, from the workspace. */
-typedef struct {
-    int32_t *rows, *labels;
-    size_t n;
-} labelled_rows;
-
-static labelled_rows find_labelled(mom_call *call, const int32_t *labels, size_t N) {
-    labelled_rows found = {0};
-    found.rows = mom_call_alloc(call, N, sizeof *found.rows);
-    found.labels = mom_call_alloc(call, N, sizeof *found.labels);
-    if (!found.labels)
-        return found;
-    for (size_t i = 0; i < N; i++) {
+/* Lists the labelled rows and their labels, in the workspace. */
+static void find_labelled(mom_call *call, mom_lm_head *head, const int32_t *labels, size_t N) {
+    int32_t *rows = mom_call_alloc(call, N, sizeof *rows), *found = mom_call_alloc(call, N, sizeof *found);
+    head->rows = rows;
+    head->labels = found;
+    for (size_t i = 0; found && i < N; i++) {
         if (labels[i] == MOM_IGNORED_LABEL)
             continue;
-        found.rows[found.n] = (int32_t)i;
-        found.labels[found.n++] = labels[i];
+        rows[head->n] = (int32_t)i;
+        found[head->n++] = labels[i];
     }
-    return found;
 }
 
-typedef struct {
-    const float *hidden, *wte; /* (N, C), (V, C) */
-    size_t N, V, C;
-    labelled_rows at;
-} head_inputs;
-
-static head_inputs read_head(mom_call *call, PyObject *hidden, PyObject *wte, PyObject *labels) {
-    head_inputs in;
-    in.hidden = mom_arg_f32(call, "hidden", hidden, "N C+");
+static mom_lm_head read_head(mom_call *call, PyObject *hidden, PyObject *wte, PyObject *labels) {
+    mom_lm_head in = {.hidden = mom_arg_f32(call, "hidden", hidden, "N C+")};
     in.wte = mom_arg_f32(call, "wte", wte, "V C");
-    in.N = mom_size(call, 'N');
     in.V = mom_size(call, 'V');
     in.C = mom_size(call, 'C');
-    in.at = find_labelled(call, mom_arg_i32(call, "labels", labels, "N", 0, (int64_t)in.V, MOM_IGNORED_LABEL), in.N);
+    find_labelled(call, &in, mom_arg_i32(call, "labels", labels, "N", 0, (int64_t)in.V, MOM_IGNORED_LABEL),
+                  mom_size(call, 'N'));
     return in;
 }
 
@@ -84,12 +69,11 @@ static PyObject *lm_head_forward(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const head_inputs in = read_head(&call, hidden_o, wte_o, labels_o);
-    mom_set_size(&call, 'L', in.at.n);
+    const mom_lm_head in = read_head(&call, hidden_o, wte_o, labels_o);
+    mom_set_size(&call, 'L', in.n);
     double total = 0.0;
     float *lse = mom_new_f32(&call, "L");
-    MOM_RUN(&call, call.status = mom_lm_head_forward(&call.exec, &total, lse, in.hidden, in.wte, in.at.rows, in.at.labels,
-                                                     in.at.n, in.V, in.C, &call.error));
+    MOM_RUN(&call, call.status = mom_lm_head_forward(&call.exec, &total, lse, &in, &call.error));
     mom_new_number(&call, total);
     return mom_call_end(&call);
 }
@@ -101,13 +85,12 @@ static PyObject *lm_head_backward(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const head_inputs in = read_head(&call, hidden_o, wte_o, labels_o);
-    mom_set_size(&call, 'L', in.at.n);
+    const mom_lm_head in = read_head(&call, hidden_o, wte_o, labels_o);
+    mom_set_size(&call, 'L', in.n);
     const float *lse = mom_arg_f32(&call, "lse", lse_o, "L");
     float *dhidden = mom_new_sum(&call, "dhidden", add_to, 0, 2, "N C");
     float *dwte = mom_new_sum(&call, "dwte", add_to, 1, 2, "V C");
-    MOM_RUN(&call, call.status = mom_lm_head_backward(&call.exec, dhidden, dwte, in.hidden, in.wte, lse, in.at.rows,
-                                                      in.at.labels, scale, in.at.n, in.V, in.C, &call.error));
+    MOM_RUN(&call, call.status = mom_lm_head_backward(&call.exec, dhidden, dwte, &in, lse, scale, &call.error));
     return mom_call_end(&call);
 }
 
@@ -119,13 +102,12 @@ static PyObject *lm_head_gradient(PyObject *module, PyObject *args) {
         return NULL;
     mom_call call;
     mom_call_begin(&call, module);
-    const head_inputs in = read_head(&call, hidden_o, wte_o, labels_o);
+    const mom_lm_head in = read_head(&call, hidden_o, wte_o, labels_o);
     float *dhidden = loss_only ? NULL : mom_new_sum(&call, "dhidden", Py_None, 0, 2, "N C");
     float *dwte = loss_only ? NULL : mom_new_sum(&call, "dwte", Py_None, 1, 2, "V C");
     double total = 0.0;
     call.exec.precision = bf16 ? MOM_BF16 : MOM_F32;
-    MOM_RUN(&call, call.status = mom_lm_head_gradient(&call.exec, &total, dhidden, dwte, in.hidden, in.wte, in.at.rows,
-                                                      in.at.labels, in.at.n, in.V, in.C, &call.error));
+    MOM_RUN(&call, call.status = mom_lm_head_gradient(&call.exec, &total, dhidden, dwte, &in, &call.error));
     mom_new_number(&call, total);
     return mom_call_end(&call);
 }
@@ -174,8 +156,8 @@ static PyObject *balance_counts(PyObject *module, PyObject *args) {
     double *counts = mom_new_f64(&call, "S"), *prob_sums = mom_new_f64(&call, "S"), tokens = 0.0;
     for (size_t i = 0; i < S && !call.failed; i++)
         counts[i] = prob_sums[i] = 0.0;
-    MOM_RUN(&call, call.status = mom_balance_accumulate(&call.exec, counts, prob_sums, &tokens, scores, mask, softmax,
-                                                        N, S, &call.error));
+    const mom_balance_scores in = {scores, mask, softmax, N, S};
+    MOM_RUN(&call, call.status = mom_balance_accumulate(&call.exec, counts, prob_sums, &tokens, &in, &call.error));
     mom_new_number(&call, tokens);
     return mom_call_end(&call);
 }
@@ -209,8 +191,8 @@ static PyObject *balance_backward(PyObject *module, PyObject *args) {
     const double *counts = mom_arg_f64(&call, "counts", counts_o, "S+");
     float *dscores = mom_new_sum(&call, "dscores", add_to, 0, 1, "N S");
     const size_t N = mom_size(&call, 'N'), S = mom_size(&call, 'S');
-    MOM_RUN(&call, mom_balance_backward(&call.exec, dscores, scores, mask, counts, count_tokens, tokens, scale, softmax,
-                                        N, S));
+    const mom_balance_scores in = {scores, mask, softmax, N, S};
+    MOM_RUN(&call, mom_balance_backward(&call.exec, dscores, &in, counts, count_tokens, tokens, scale));
     return mom_call_end(&call);
 }
 

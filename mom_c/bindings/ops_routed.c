@@ -6,6 +6,7 @@
 #include "bindings/call.h"
 #include "bindings/plan_type.h"
 #include "ops/routed_linear.h"
+#include "ops/routed_rows.h"
 
 /* ------------------------------------------------------------------ routing plans */
 
@@ -76,8 +77,9 @@ static PyObject *routed_linear_forward(PyObject *module, PyObject *args) {
     float *out = mom_new_f32(&call, "P O");
     const size_t In = mom_size(&call, 'I'), Out = mom_size(&call, 'O');
     const float *const *weight = modules(&call, weights, In * Out), *const *bias = modules(&call, biases, Out);
-    MOM_RUN(&call, call.status = mom_routed_linear_forward(&call.exec, out, inp, gathered, weight, bias, plan, In, Out,
-                                                           &call.error));
+    const mom_routed_layer layer = {weight, bias, In, Out};
+    const mom_routed_rows rows = {inp, gathered};
+    MOM_RUN(&call, call.status = mom_routed_linear_forward(&call.exec, out, rows, &layer, plan, &call.error));
     return mom_call_end(&call);
 }
 
@@ -101,12 +103,13 @@ static PyObject *routed_linear_backward(PyObject *module, PyObject *args) {
     const float *const *weight = modules(&call, weights, In * Out);
     float *const *dweight = mom_module_pointers(&call, dweights, In * Out);
     float *const *dbias = mom_module_pointers(&call, dbiases, Out);
+    const mom_routed_layer layer = {weight, NULL, In, Out};
+    const mom_routed_gradient gradient = {dweight, dbias, In, Out};
+    const mom_routed_rows rows = {inp, gathered}, drows = {dout, dout_gathered};
     MOM_RUN(&call, {
-        call.status = mom_routed_linear_backward_input(&call.exec, dinp, dout, dout_gathered, weight, plan, In, Out,
-                                                       &call.error);
+        call.status = mom_routed_linear_backward_input(&call.exec, dinp, drows, &layer, plan, &call.error);
         if (call.status == MOM_OK)
-            call.status = mom_routed_linear_backward_weight(&call.exec, dweight, dbias, inp, gathered, dout,
-                                                            dout_gathered, scale, plan, In, Out, &call.error);
+            call.status = mom_routed_linear_backward_weight(&call.exec, &gradient, rows, drows, scale, plan, &call.error);
     });
     return mom_call_end(&call);
 }
@@ -176,8 +179,9 @@ static PyObject *routed_score_backward(PyObject *module, PyObject *args) {
     float *dh = dh_in ? mom_new_sum(&call, "dh", copied ? copied : Py_None, 0, 1, "P I") : NULL;
     Py_XDECREF(copied);
     const size_t In = mom_size(&call, 'I'), Out = mom_size(&call, 'O');
-    const float *const *bias = modules(&call, biases, Out);
-    MOM_RUN(&call, mom_routed_score_backward(&call.exec, dweight, dh, h, gathered, dout, bias, weight, plan, In, Out));
+    const mom_routed_layer layer = {NULL, modules(&call, biases, Out), In, Out};
+    const mom_routed_rows rows = {h, gathered};
+    MOM_RUN(&call, mom_routed_score_backward(&call.exec, dweight, dh, rows, dout, &layer, weight, plan));
     return mom_call_end(&call);
 }
 
@@ -196,7 +200,8 @@ static PyObject *routed_layernorm_forward(PyObject *module, PyObject *args) {
     float *out = mom_new_f32(&call, "P C");
     const size_t C = mom_size(&call, 'C');
     const float *const *weight = modules(&call, weights, C), *const *bias = modules(&call, biases, C);
-    MOM_RUN(&call, mom_routed_layernorm_forward(&call.exec, out, inp, mean, rstd, weight, bias, plan, C));
+    const mom_normed_rows rows = {inp, mean, rstd, mom_size(&call, 'N'), C};
+    MOM_RUN(&call, mom_routed_layernorm_forward(&call.exec, out, &rows, weight, bias, plan));
     return mom_call_end(&call);
 }
 
@@ -221,8 +226,8 @@ static PyObject *routed_layernorm_backward(PyObject *module, PyObject *args) {
     float *scratch = mom_call_alloc(&call, slots * C, sizeof *scratch);
     if (scratch)
         memcpy(scratch, dout, slots * C * sizeof *scratch);
-    MOM_RUN(&call, call.status = mom_routed_layernorm_backward(&call.exec, dinp, dweight, dbias, scratch, inp, mean,
-                                                               rstd, weight, plan, C, &call.error));
+    const mom_normed_rows rows = {inp, mean, rstd, mom_size(&call, 'N'), C};
+    MOM_RUN(&call, mom_routed_layernorm_backward(&call.exec, dinp, dweight, dbias, scratch, &rows, weight, plan));
     return mom_call_end(&call);
 }
 

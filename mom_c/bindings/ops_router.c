@@ -76,9 +76,8 @@ static PyObject *router_forward(PyObject *module, PyObject *args) {
         saved.gates = mom_new_f32(&call, "N G");
         saved.h_n = mom_new_f32(&call, "N R");
     }
-    const size_t N = mom_size(&call, 'N');
-    MOM_RUN(&call, call.status = mom_router_forward(&call.exec, logits, &saved, in.inp, in.state, &in.weights,
-                                                    in.noise_key, &in.spec, N, &call.error));
+    const mom_router_inputs inputs = {&in.weights, in.inp, in.state, in.noise_key, mom_size(&call, 'N')};
+    MOM_RUN(&call, call.status = mom_router_forward(&call.exec, logits, &saved, &inputs, &in.spec, &call.error));
     return mom_call_end(&call);
 }
 
@@ -116,9 +115,9 @@ static PyObject *router_backward(PyObject *module, PyObject *args) {
     }
     mom_router_tensors dweights = {.in_weight = dtensors[0], .in_bias = dtensors[1], .state_weight = dtensors[2],
                                    .state_bias = dtensors[3], .out_weight = dtensors[4], .out_bias = dtensors[5]};
-    const size_t N = mom_size(&call, 'N');
-    MOM_RUN(&call, call.status = mom_router_backward(&call.exec, dinp, dstate_in, &dweights, dlogits, dstate_out,
-                                                     in.inp, in.state, &saved, &in.weights, in.noise_key, &in.spec, N,
+    const mom_router_inputs inputs = {&in.weights, in.inp, in.state, in.noise_key, mom_size(&call, 'N')};
+    const mom_router_gradients gradients = {dinp, dstate_in, &dweights};
+    MOM_RUN(&call, call.status = mom_router_backward(&call.exec, &gradients, dlogits, dstate_out, &inputs, &saved, &in.spec,
                                                      &call.error));
     return mom_call_end(&call);
 }
@@ -180,7 +179,8 @@ static PyObject *topk_forward(PyObject *module, PyObject *args) {
     mom_set_size(&call, 'K', call.failed ? 0 : (size_t)k);
     int16_t *index = mom_new_i16(&call, "N K");
     float *weight = mom_new_f32(&call, "N K");
-    MOM_RUN(&call, mom_router_topk_forward(&call.exec, index, weight, scores, renormalise, N, S, (size_t)k));
+    const mom_topk_spec spec = {N, S, (size_t)k, renormalise};
+    MOM_RUN(&call, mom_router_topk_forward(&call.exec, index, weight, scores, &spec));
     return mom_call_end(&call);
 }
 
@@ -201,7 +201,8 @@ static PyObject *topk_backward(PyObject *module, PyObject *args) {
         if ((size_t)index[i] >= S)
             mom_call_fail(&call, PyExc_ValueError, "index: value %d, expected [0, %zu)", (int)index[i], S);
     float *dscores = mom_new_sum(&call, "dscores", add_to, 0, 1, "N S");
-    MOM_RUN(&call, mom_router_topk_backward(&call.exec, dscores, dweight, index, weight, scores, renormalise, N, S, K));
+    const mom_topk_spec spec = {N, S, K, renormalise};
+    MOM_RUN(&call, mom_router_topk_backward(&call.exec, dscores, dweight, index, weight, scores, &spec));
     return mom_call_end(&call);
 }
 

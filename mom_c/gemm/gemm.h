@@ -5,8 +5,8 @@
  *             with a[i][p] = a.data[row(i) * a.rs + col(p) * a.cs], row(i) = a.row_index ? a.row_index[i] : i, and
  *             likewise for b. k_scale (k) multiplies row p of b. A factor with a norm is normalised first; a factor with
  *             gelu set goes through GELU. Precision MOM_BF16 rounds both factors to bfloat16; sums are float32.
- * FINISH      A product with `finish` has no c. Its finished sums, bias added, are handed to `finish` block by block while
- *             they are in cache, to be transformed and stored.
+ * FINISH      A product with `finish` has no c. Its finished sums, bias added, are handed to `finish` block by block
+ *             while they are in cache, to be transformed and stored.
  * OCCURS      m, n, k from 1 to some ten thousand; a or b transposed (by their strides); groups of products with very
  *             unequal m (routed layers) or k (gradients of weights).
  * BITS        Within a block of k, each element of c is one chain of multiply-adds over p; the blocks' sums are added in
@@ -26,8 +26,8 @@ typedef struct mom_gemm mom_gemm;
 #define MOM_FINISH_COLUMNS ((size_t)512)
 _Static_assert(MOM_FINISH_COLUMNS % MOM_COLUMN_UNIT == 0, "blocks for `finish` are whole panels at every level");
 
-/* Takes rows [i0, i0 + m), columns [j0, j0 + n) of the product: sums (m, n) with row stride ld, which it may overwrite. Runs on
- * any thread, once for each block. */
+/* Takes rows [i0, i0 + m), columns [j0, j0 + n) of the product: sums (m, n) with row stride ld, which it may overwrite.
+ * Runs on any thread, once for each block. */
 typedef void (*mom_gemm_finish)(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m,
                                 size_t j0, size_t n);
 
@@ -45,8 +45,8 @@ struct mom_gemm {
     mom_dtype precision;
     const void *packed_b; /* NULL, or b as mom_gemm_pack left it (with k_scale) */
     mom_gemm_finish finish;
-    /* All blocks that `finish` gets begin at multiples of MOM_FINISH_COLUMNS and end there or with the row. So a sum over a row
-     * can be kept as one number per block, whatever the number of threads. */
+    /* All blocks that `finish` gets begin at multiples of MOM_FINISH_COLUMNS and end there or with the row. So a sum over
+     * a row can be kept as one number per block, whatever the number of threads. */
     int whole_blocks;
     const void *context;  /* for finish */
 };
@@ -73,8 +73,8 @@ typedef struct {
     mom_dtype precision;
 } mom_gemm_packing;
 
-/* From how many rows of a on packing b beforehand pays, when the products are those of a few modules out of many. With fewer
- * rows most modules have none, and a b that is read once is best read where it lies. */
+/* From how many rows of a on packing b beforehand pays, when the products are those of a few modules out of many. With
+ * fewer rows most modules have none, and a b that is read once is best read where it lies. */
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision);
 size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk);
 mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err);

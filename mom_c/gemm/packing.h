@@ -1,6 +1,7 @@
 /* Packing a factor b, cut into tasks. For the files of gemm/ only.
  *
- * A packed b is block after block of k. A block holds panels of nr columns (mom_pack_kernels.factor), `columns` columns in all.
+ * A packed b is block after block of k. A block holds panels of nr columns (mom_pack_kernels.factor), `columns` columns
+ * in all.
  */
 #ifndef MOM_GEMM_PACKING_H
 #define MOM_GEMM_PACKING_H
@@ -23,8 +24,8 @@ typedef struct {
 
 /* How many tasks pack n columns of a b with kk steps. */
 size_t mom_count_packs(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk);
-/* Writes the tasks that pack n columns of a b with kk steps, and returns how many they are. `shared` holds what all of them have
- * in common: dst, b, k_scale, precision and first_column. */
+/* Writes the tasks that pack n columns of a b with kk steps, and returns how many they are. `shared` holds what all of
+ * them have in common: dst, b, k_scale, precision and first_column. */
 size_t mom_list_packs(const mom_kernels *k, mom_pack_task *tasks, const mom_pack_task *shared, size_t n, size_t kk);
 /* Runs one task. */
 void mom_pack_columns(const mom_kernels *k, const mom_pack_task *task);

@@ -1,8 +1,8 @@
 /* Running a group of products. Contract and definition: gemm.h.
  *
- * DESIGN  The columns of all products are taken slab by slab. Within a slab, all threads first pack b, unless it was packed
- *         before. Then tasks run independently: each has some rows and a part of the slab's columns. A task packs its
- *         block of a, one block of k at a time, into its thread's scratch memory and sweeps over the panels of b.
+ * DESIGN  The columns of all products are taken slab by slab. Within a slab, all threads first pack b, unless it was
+ *         packed before. Then tasks run independently: each has some rows and a part of the slab's columns. A task packs
+ *         its block of a, one block of k at a time, into its thread's scratch memory and sweeps over the panels of b.
  *         Three cases do without packing. An a that is plain float32 is read where it lies, which saves a tenth of
  *         narrow products. In a product of few rows each task takes its panels of b from memory once, where they lie
  *         or packed just before, which saves a third of short forward passes. If a has to be packed anyway and b is
@@ -108,8 +108,8 @@ static mom_status run_slab(const mom_slab *all, mom_error *err) {
     return MOM_OK;
 }
 
-/* Columns of a slab: as many as the level likes, and fewer where long sums (gradients of weights) would make a packed slab
- * large. Has no effect on the bits. */
+/* Columns of a slab: as many as the level likes, and fewer where long sums (gradients of weights) would make a packed
+ * slab large. Has no effect on the bits. */
 static size_t slab_width(const mom_kernels *k, const mom_gemm *products, size_t count) {
     mom_slab slab = {.width = k->gemm.nc};
     for (; slab.width % (2 * MOM_FINISH_COLUMNS) == 0; slab.width /= 2) {

@@ -10,8 +10,8 @@ static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t column
     return mom_has_few_rows(k, g) && g->m <= k->gemm.mr ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
 }
 
-/* No more columns of c than stay in the second cache from one block of k to the next, and fewer if there would not be enough
- * tasks for the threads. Narrow tasks pack much for few products, so they need a better reason. */
+/* No more columns of c than stay in the second cache from one block of k to the next, and fewer if there would not be
+ * enough tasks for the threads. Narrow tasks pack much for few products, so they need a better reason. */
 size_t mom_slab_task_columns(const mom_slab *s) {
     const mom_kernels *k = s->x->k;
     const size_t nr = k->gemm.nr, threads = (size_t)s->x->threads, wanted = threads > 1 ? 4 * threads : 1;
@@ -27,8 +27,8 @@ size_t mom_slab_task_columns(const mom_slab *s) {
     return columns;
 }
 
-/* Rows of the next task of a product, which has `rest` rows left: at most mc, and less when little work is left, so that no
- * thread waits long for another's last task. `left` is the work of all tasks to come, `per_row` that of a row, in
+/* Rows of the next task of a product, which has `rest` rows left: at most mc, and less when little work is left, so that
+ * no thread waits long for another's last task. `left` is the work of all tasks to come, `per_row` that of a row, in
  * multiplications. */
 static size_t task_rows(const mom_slab *s, const mom_gemm *g, size_t rest, double left, double per_row) {
     const mom_kernels *k = s->x->k;

@@ -37,8 +37,8 @@ typedef struct {
     mom_slab_product **packed; /* the product of each pack */
     size_t pack_count;
     const mom_block_task *blocks;
-    /* Scratch memory per thread, and its size in items: a packed block of a; a panel of b, for products of few rows; a block of
-     * sums, for products with `finish`. */
+    /* Scratch memory per thread, and its size in items: a packed block of a; a panel of b, for products of few rows; a
+     * block of sums, for products with `finish`. */
     mom_item *a, *panel;
     float *sums;
     size_t a_size, panel_size, sums_size;
@@ -61,8 +61,8 @@ typedef struct {
 
 #define MOM_MOST_PACKED ((size_t)16 << 20) /* bytes of b that are packed at a time, unless even the narrowest slab has more */
 
-/* In a dry run with MOM_DRY_ANY_ROUTES the memory must also do if rows, or steps of k, are distributed over the products of the
- * group in any other way. */
+/* In a dry run with MOM_DRY_ANY_ROUTES the memory must also do if rows, or steps of k, are distributed over the products
+ * of the group in any other way. */
 mom_slab_sizes mom_slab_measure(const mom_slab *s);
 
 /* Runs one task of a slab; context is a mom_slab_job (gemm/compute.c). */

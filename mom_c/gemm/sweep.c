@@ -1,5 +1,5 @@
-/* A sweep takes panel after panel of b, and for each of them panel after panel of a. Panels at the edges of c are computed in a
- * buffer. While a panel of a is computed, a part of the next panel of b is fetched. */
+/* A sweep takes panel after panel of b, and for each of them panel after panel of a. Panels at the edges of c are
+ * computed in a buffer. While a panel of a is computed, a part of the next panel of b is fetched. */
 #include "gemm/sweep.h"
 
 /* c (mr, nr) = or += the panel of a that begins at row i, times the panel b. At least the first `rows` rows are computed.
@@ -61,8 +61,8 @@ static size_t fetched_part(const mom_gemm_sweep *s) {
     return mom_div_up(s->k->gemm.nr * s->depth / line, mom_div_up(s->m, s->k->gemm.mr)) * line;
 }
 
-/* A sweep on tiles takes two panels of a at a time where there are two. Sums begin with what is in c, at the edges too, so the
- * bits do not depend on where the edges are. */
+/* A sweep on tiles takes two panels of a at a time where there are two. Sums begin with what is in c, at the edges too,
+ * so the bits do not depend on where the edges are. */
 static void sweep_on_tiles(const mom_gemm_sweep *s, const mom_item *b, const mom_item *after) {
     const mom_gemm_tile_kernels *tiles = &s->k->gemm.tiles;
     const size_t mr = s->k->gemm.mr, nr = s->k->gemm.nr, depth = s->depth, part = fetched_part(s);

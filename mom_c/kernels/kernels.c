@@ -33,8 +33,8 @@ static size_t collect(const mom_kernels **tables) {
 }
 
 const char *const *mom_kernels_available(void) {
-    /* Every caller writes the same values (unless the system has refused tiles before and allows them now), so a race between
-     * first calls is harmless. */
+    /* Every caller writes the same values (unless the system has refused tiles before and allows them now), so a race
+     * between first calls is harmless. */
     static const char *names[MAX_LEVELS + 1];
     const mom_kernels *tables[MAX_LEVELS];
     const size_t n = collect(tables);

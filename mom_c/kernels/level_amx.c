@@ -1,8 +1,8 @@
 /* As avx512bf16, but products of bfloat16 run on the tile registers of AMX.
  *
- * Their blocks of k are short: a panel of b (24 KB) has to stay in a first cache of 48 KB while two panels of a (18 KB) stream
- * by, since the second cache cannot deliver both in time. The length has no effect on the bits. Attention multiplies single
- * panels and does not use tiles. */
+ * Their blocks of k are short: a panel of b (24 KB) has to stay in a first cache of 48 KB while two panels of a (18 KB)
+ * stream by, since the second cache cannot deliver both in time. The length has no effect on the bits. Attention
+ * multiplies single panels and does not use tiles. */
 #define MOM_LEVEL_NAME "amx"
 #define MOM_LEVEL_TABLE mom_kernels_amx
 #include "kernels/level_avx512.inc"

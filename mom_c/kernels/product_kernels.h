@@ -47,13 +47,13 @@ typedef struct {
 #define MOM_MOST_MC 256     /* largest mc */
 #define MOM_COLUMN_UNIT 128 /* a multiple of every nr */
 
-/* All entries give the same bits. With accumulate 1 the product is added to c, with 0 c is overwritten and not read. `next` is
- * any address; the first kc / 4 cache lines there may be fetched, since the caller will read them soon. */
+/* All entries give the same bits. With accumulate 1 the product is added to c, with 0 c is overwritten and not read.
+ * `next` is any address; the first kc / 4 cache lines there may be fetched, since the caller will read them soon. */
 typedef struct {
     /* a and b are packed. */
     void (*packed)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate, const void *next);
-    /* As `packed`, for the first `rows` <= MOM_FEW_ROWS rows of a. c has room for MOM_FEW_ROWS rows. NULL if `packed` is as
-     * fast. */
+    /* As `packed`, for the first `rows` <= MOM_FEW_ROWS rows of a. c has room for MOM_FEW_ROWS rows. NULL if `packed` is
+     * as fast. */
     void (*packed_few)(size_t kc, size_t rows, const float *a, const float *b, float *c, size_t ldc, int accumulate);
     /* a is read where it lies: row i is rows[i] (kc). NULL if packing is faster. */
     void (*a_rows)(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc, int accumulate,
@@ -86,16 +86,16 @@ typedef struct {
  * A tile takes `items` pairs of steps at a time: a chunk. Both factors are padded with zeros to whole chunks. */
 typedef struct {
     size_t items;
-    /* c (panels * mr, nr) = or += a * b for 1 or 2 panels of a, one behind the other, as `pack` leaves them; b is packed as for
-     * the other kernels. The sum begins with c or zero and goes on chunk by chunk, whatever the number of panels. The first
-     * 4 * panels cache lines per chunk at `next` may be fetched. */
+    /* c (panels * mr, nr) = or += a * b for 1 or 2 panels of a, one behind the other, as `pack` leaves them; b is packed
+     * as for the other kernels. The sum begins with c or zero and goes on chunk by chunk, whatever the number of panels.
+     * The first 4 * panels cache lines per chunk at `next` may be fetched. */
     void (*multiply)(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                      int accumulate, const void *next);
     /* A thread calls `multiply` between these two. They set up its tile registers and give them back. */
     void (*begin)(void);
     void (*end)(void);
-    /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels (chunks, mr, items, 2), rounded to nearest. Rows past m and
-     * steps past k are zero. */
+    /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels (chunks, mr, items, 2), rounded to nearest. Rows
+     * past m and steps past k are zero. */
     void (*pack)(mom_bf16 *dst, const mom_matrix *src, size_t i0, size_t m, size_t p0, size_t k);
 } mom_gemm_tile_kernels;
 
@@ -112,10 +112,10 @@ typedef struct {
 /* ---- packing */
 
 typedef struct {
-    /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one item of
-     * 32 bits for each of its rows. In MOM_F32 an item is the element of step p. In MOM_BF16 it is the pair of steps 2p and
-     * 2p + 1, rounded to nearest; k is padded with zeros to whole pairs, at a level with tiles to whole chunks. Rows past m are
-     * zero. k_scale (all steps of src) or NULL multiplies step p. */
+    /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
+     * item of 32 bits for each of its rows. In MOM_F32 an item is the element of step p. In MOM_BF16 it is the pair of
+     * steps 2p and 2p + 1, rounded to nearest; k is padded with zeros to whole pairs, at a level with tiles to whole
+     * chunks. Rows past m are zero. k_scale (all steps of src) or NULL multiplies step p. */
     void (*factor)(void *dst, mom_dtype precision, size_t width, const mom_matrix *src, const float *k_scale, size_t i0,
                    size_t m, size_t p0, size_t k);
     /* out (n) += the sums over k of a panel (items, nr) of packed b; n <= nr */
@@ -126,9 +126,9 @@ typedef struct {
 
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
-/* x (rows, k) has row stride ldx, out (rows, n) has row stride ldo. A row's result has the same bits whatever the other rows
- * are. Panels hold MOM_PANEL outputs for every step of k; the last panel of a matrix is padded with zeros. n <= MOM_PANEL
- * outputs of a panel are written. */
+/* x (rows, k) has row stride ldx, out (rows, n) has row stride ldo. A row's result has the same bits whatever the other
+ * rows are. Panels hold MOM_PANEL outputs for every step of k; the last panel of a matrix is padded with zeros. n <=
+ * MOM_PANEL outputs of a panel are written. */
 typedef struct {
     /* w (k, MOM_PANEL) */
     void (*panel_f32)(float *out, size_t ldo, const float *x, size_t ldx, const float *w, size_t rows, size_t k, size_t n);

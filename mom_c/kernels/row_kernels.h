@@ -1,4 +1,5 @@
-/* Contracts of the kernels that work on rows and tiles of numbers: element-wise functions, sums, normalisation, attention. */
+/* Contracts of the kernels that work on rows and tiles of numbers: element-wise functions, sums, normalisation,
+ * attention. */
 #ifndef MOM_KERNELS_ROW_KERNELS_H
 #define MOM_KERNELS_ROW_KERNELS_H
 
@@ -32,8 +33,8 @@ typedef struct {
     float (*sum)(const float *in, size_t n);
     double (*sum_squares)(const float *in, size_t n); /* accumulated in float64 */
     float (*max)(const float *in, size_t n);          /* -inf for n = 0 */
-    /* out = exp(in * factor - offset), returns the sum of out; in place allowed. Exponents must not exceed 88, and do not when
-     * the offset is the maximum. Results below the smallest normal number are 0. */
+    /* out = exp(in * factor - offset), returns the sum of out; in place allowed. Exponents must not exceed 88, and do not
+     * when the offset is the maximum. Results below the smallest normal number are 0. */
     float (*exp_sum)(float *out, const float *in, float factor, float offset, size_t n);
 } mom_vec_kernels;
 
@@ -56,33 +57,33 @@ typedef struct {
     const float *noise;    /* (n) or NULL */
 } mom_gru_saved;
 
-/* The cell of the recurrent router for one token of width n. Gates are rows of n numbers: r, i, n and, with noise, p. With dev
- * not 0 the reset gate r is left out of n. */
+/* The cell of the recurrent router for one token of width n. Gates are rows of n numbers: r, i, n and, with noise, p.
+ * With dev not 0 the reset gate r is left out of n. */
 typedef struct {
     /* x and h hold the pre-activations x2h(x) and h2h(state), row by row of gates. Written: gates (activated values) and
      * state_out. noise is NULL or (n). */
     void (*forward)(float *gates, float *state_out, const float *x, const float *h, const float *state_in,
                     const float *noise, int dev, size_t n);
-    /* dx, dh: gradients of the pre-activations, overwritten. dstate_in is overwritten with the direct path only; the caller adds
-     * the path through h2h. */
+    /* dx, dh: gradients of the pre-activations, overwritten. dstate_in is overwritten with the direct path only; the
+     * caller adds the path through h2h. */
     void (*backward)(float *dx, float *dh, float *dstate_in, const float *dstate_out, const mom_gru_saved *saved, int dev,
                      size_t n);
 } mom_gru_kernels;
 
-/* Positions of the queries in the columns of a tile, and of the keys in its rows; dropout indices of a head begin at `first`,
- * and a query has `keys_apart` of them. */
+/* Positions of the queries in the columns of a tile, and of the keys in its rows; dropout indices of a head begin at
+ * `first`, and a query has `keys_apart` of them. */
 typedef struct {
     const int32_t *query, *key;
     size_t queries, keys; /* queries <= nr */
     uint64_t first, keys_apart;
 } mom_tile_places;
 
-/* Attention on a tile (rows, nr). Rows are keys. Columns are queries, each of which has a softmax of its own over the keys of
- * all tiles. Scores are `scale` times the tile; a score of -inf hides a key from a query. */
+/* Attention on a tile (rows, nr). Rows are keys. Columns are queries, each of which has a softmax of its own over the
+ * keys of all tiles. Scores are `scale` times the tile; a score of -inf hides a key from a query. */
 typedef struct {
-    /* The next tile of an online softmax. max (nr) rises to the largest score so far, which is finite by then. The tile becomes
-     * exp(score - max), and sum (nr) the sum of all these so far. factor (nr) is what the products with earlier tiles must
-     * still be multiplied by; returns 0 if that is 1 in every column. Rows are summed in order. */
+    /* The next tile of an online softmax. max (nr) rises to the largest score so far, which is finite by then. The tile
+     * becomes exp(score - max), and sum (nr) the sum of all these so far. factor (nr) is what the products with earlier
+     * tiles must still be multiplied by; returns 0 if that is 1 in every column. Rows are summed in order. */
     int (*softmax)(float *tile, float *max, float *sum, float *factor, float scale, size_t rows);
     /* With p = exp(score - lse): dscores becomes p * (keep * dscores - delta), weights (the tile) becomes p * keep.
      * lse, delta (nr); keep (rows, nr), or NULL for 1. */
@@ -107,9 +108,9 @@ typedef struct {
     void (*adamw)(float *param, float *grad, float *exp_avg, float *exp_avg_sq, const mom_adamw_factors *factors, size_t n);
 } mom_optimizer_kernels;
 
-/* What a core can do at most; used by benchmarks. The peaks run multiply-adds on registers only, of float32 and of bfloat16
- * pairs (as float32 where the level has no instruction for pairs). *flop is the number of operations executed, 2 per
- * product. The returned sums keep the compiler from leaving the work out. */
+/* What a core can do at most; used by benchmarks. The peaks run multiply-adds on registers only, of float32 and of
+ * bfloat16 pairs (as float32 where the level has no instruction for pairs). *flop is the number of operations executed, 2
+ * per product. The returned sums keep the compiler from leaving the work out. */
 typedef struct {
     float (*peak_f32)(size_t rounds, double *flop);
     float (*peak_bf16)(size_t rounds, double *flop);

@@ -11,7 +11,7 @@
 
 #include "model/pool.h"
 #include "ops/attention.h"
-#include "ops/embedding.h"
+#include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/routed_half.h"
 
@@ -24,6 +24,8 @@ static mom_attention_spec attention_spec(const mom_pass *pass, const mom_half_ro
         .dropout = mom_pass_dropout(pass, c->attn_pdrop, mom_half_round_key(pass, at, MOM_STREAM_ATTENTION)),
         .offsets = pass->offsets,
         .dtype = c->dtype,
+        .mask = pass->mask,
+        .active = saved->active,
         .queries = saved->queries,
     };
 }
@@ -125,8 +127,7 @@ static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_ha
     const mom_half_output output = output_of(pass, at, saved);
     const mom_attention_spec spec = attention_spec(pass, at, saved);
     MOM_TRY(mix_qkv(pass, at, saved, &half));
-    MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, pass->mask, saved->active, &spec,
-                                  pass->err));
+    MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, &spec, pass->err));
     return mom_half_leave(&last, *x_out, &output, &out);
 }
 
@@ -167,7 +168,6 @@ static mom_status project_backward(const mom_pass *pass, const mom_half_round *a
 /* Adds to dx and to the gradients of the first projection and of the LayerNorms. */
 static mom_status mix_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                                const mom_half_backward *b, const void *dqkv, float *dused_qkv) {
-    const mom_pool_tensors *d = &b->pool->tensors;
     const mom_half_layer in = mom_half_in_layer(mom_half_round_pool(at), at->packed);
     const mom_half_gradient gradient = mom_half_in_gradient(b->pool);
     mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved);
@@ -177,12 +177,10 @@ static mom_status mix_backward(const mom_pass *pass, const mom_half_round *at, c
     in_its_place.workspace = pass->saved;
     half.exec = &in_its_place;
     if (saved->queries)
-        MOM_TRY(mom_half_enter_split_backward(&half, &saved->needed, pass->config->C, &gradient, d->ln_weight, d->ln_bias,
-                                              b->dx, dqkv, &in));
+        MOM_TRY(mom_half_enter_split_backward(&half, &saved->needed, pass->config->C, &gradient, b->dx, dqkv, &in));
     if (saved->queries && !pass->exec->dry_run)
         return MOM_OK;
-    return mom_half_enter_backward(&half, &gradient, d->ln_weight, d->ln_bias, b->dx, dused_qkv, dqkv, 1,
-                                   qkv_weight(pass, at, saved), &in);
+    return mom_half_enter_backward(&half, &gradient, b->dx, dused_qkv, dqkv, 1, qkv_weight(pass, at, saved), &in);
 }
 
 static mom_status backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
@@ -203,8 +201,7 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
     MOM_TRY(project_backward(pass, at, saved, b, dheads, dused));
     if (!(dqkv = mom_arena_alloc(x->workspace, 3 * n, size, pass->err)))
         return MOM_ERR_MEMORY;
-    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, pass->mask, saved->active,
-                                   &spec, pass->err));
+    MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, &spec, pass->err));
     MOM_TRY(mix_backward(pass, at, saved, b, dqkv, dused_qkv));
     return routed ? mom_route_backward(pass, at, saved, b, dused, dused_qkv) : MOM_OK;
 }

@@ -8,7 +8,7 @@
 
 #include "base/status.h"
 #include "ops/attention.h"
-#include "ops/cross_entropy.h"
+#include "ops/label_loss.h"
 #include "ops/router.h"
 
 typedef struct {
@@ -44,7 +44,7 @@ static inline int mom_config_draws(const mom_config *c) {
 
 /* What scores of attention are multiplied with. */
 static inline float mom_config_attention_scale(const mom_config *c) {
-    return c->scale_attention ? 1.0f / sqrtf((float)(c->C / c->H)) : 1.0f;
+    return c->scale_attention ? mom_attention_scale(c->C / c->H) : 1.0f;
 }
 
 mom_status mom_config_check(const mom_config *config, mom_error *err);

@@ -12,7 +12,7 @@
 #include "model/decoder_internal.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
-#include "ops/routed_linear.h"
+#include "ops/routed_rows.h"
 
 #define BLOCK_ROWS ((size_t)32)
 
@@ -59,12 +59,13 @@ static void normalise(const half_step *h, float *xn) {
     const mom_half_saved *s = h->saved;
     const size_t N = h->pass->N, C = h->pass->config->C;
     if (!h->pool->routed) {
-        mom_layernorm_forward(x, xn, s->mean, s->rstd, h->x, w->ln_weight[0], w->ln_bias[0], h->pass->config->ln_eps, N, C);
+        const mom_layernorm norm = {w->ln_weight[0], w->ln_bias[0], h->pass->config->ln_eps};
+        mom_layernorm_forward(x, xn, s->mean, s->rstd, h->x, &norm, N, C);
         return;
     }
     mom_layernorm_stats(x, s->mean, s->rstd, h->x, h->pass->config->ln_eps, N, C);
-    mom_routed_layernorm_forward(x, xn, h->x, s->mean, s->rstd, CONST_ARRAY(w->ln_weight), CONST_ARRAY(w->ln_bias),
-                                 &s->route.plan, C);
+    const mom_normed_rows rows = {h->x, s->mean, s->rstd, N, C};
+    mom_routed_layernorm_forward(x, xn, &rows, CONST_ARRAY(w->ln_weight), CONST_ARRAY(w->ln_bias), &s->route.plan);
 }
 
 /* x += outputs y (slots, C), weighted */
@@ -218,11 +219,11 @@ static mom_status step_head(mom_decoder *d, const mom_pass *pass, const mom_deco
     MOM_ARENA_NEW(mean, exec->workspace, pass->N, pass->err);
     MOM_ARENA_NEW(rstd, exec->workspace, pass->N, pass->err);
     MOM_ARENA_NEW(targets, exec->workspace, pass->N, pass->err);
+    const mom_layernorm norm = {mom_param_value(p, p->lnf_weight), mom_param_value(p, p->lnf_bias), pass->config->ln_eps};
     for (size_t i = 0; i < pass->N; i++) {
         if (!rows[i].last)
             continue;
-        mom_layernorm_forward(exec, hidden + count * C, mean, rstd, x + i * C, mom_param_value(p, p->lnf_weight),
-                              mom_param_value(p, p->lnf_bias), pass->config->ln_eps, 1, C);
+        mom_layernorm_forward(exec, hidden + count * C, mean, rstd, x + i * C, &norm, 1, C);
         targets[count++] = rows[i].sequence;
     }
     return count ? mom_decoder_head(d, exec, hidden, targets, count, pass->err) : MOM_OK;

@@ -6,7 +6,7 @@
  * Kept for backward: the inputs of GELU, which backward replaces by their gradient.
  */
 #include "model/pool.h"
-#include "ops/embedding.h"
+#include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/routed_half.h"
 
@@ -50,7 +50,6 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
                            const mom_half_backward *b) {
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_exec *x = pass->exec;
-    const mom_pool_tensors *d = &b->pool->tensors;
     const size_t n = pass->N * pass->config->C, scores = pass->N * saved->route.plan.K;
     const mom_half half = mom_half_of(pass, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
@@ -67,8 +66,7 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
     }
     MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output,
                                     masked ? masked : b->dx, &out));
-    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, d->ln_weight, d->ln_bias, b->dx, NULL, saved->inner, 0, NULL,
-                                    &in));
+    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
     return pool->routed ? mom_route_backward(pass, at, saved, b, dused, NULL) : MOM_OK;
 }
 

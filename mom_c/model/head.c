@@ -1,7 +1,9 @@
 #include "model/head.h"
 
+#include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
+#include "ops/lm_head.h"
 
 static const float *value(const mom_params *p, size_t i) { return mom_param_value(p, i); }
 
@@ -12,8 +14,8 @@ static mom_status final_layernorm(mom_activations *a, const mom_params *p) {
     MOM_ARENA_NEW(a->mean, pass->saved, N, pass->err);
     MOM_ARENA_NEW(a->rstd, pass->saved, N, pass->err);
     MOM_ARENA_NEW(a->hidden, pass->saved, N * C, pass->err);
-    mom_layernorm_forward(pass->exec, a->hidden, a->mean, a->rstd, a->x, value(p, p->lnf_weight), value(p, p->lnf_bias),
-                          pass->config->ln_eps, N, C);
+    const mom_layernorm norm = {value(p, p->lnf_weight), value(p, p->lnf_bias), pass->config->ln_eps};
+    mom_layernorm_forward(pass->exec, a->hidden, a->mean, a->rstd, a->x, &norm, N, C);
     return MOM_OK;
 }
 
@@ -29,8 +31,8 @@ static mom_status lm_loss(mom_activations *a, const mom_params *p, int embedding
             MOM_ARENA_NEW(a->dwte, pass->exec->workspace, V * C, pass->err);
     }
     a->head_end = mom_arena_get_mark(pass->exec->workspace);
-    MOM_TRY(mom_lm_head_gradient(pass->exec, &sum, a->dhidden, a->dwte, a->hidden, value(p, p->wte), r->scored, r->labels, n,
-                                 V, C, pass->err));
+    const mom_lm_head head = {a->hidden, value(p, p->wte), r->scored, r->labels, n, V, C};
+    MOM_TRY(mom_lm_head_gradient(pass->exec, &sum, a->dhidden, a->dwte, &head, pass->err));
     a->losses.labelled = n;
     a->losses.has[MOM_TERM_LM] = 1;
     a->losses.value[MOM_TERM_LM] = sum / (double)n; /* NaN when nothing is labelled, as a mean of nothing */
@@ -58,8 +60,8 @@ static mom_status classify(mom_activations *a, const mom_params *p, const mom_ba
     MOM_ARENA_NEW(a->pooled_logits, pass->saved, B * L, pass->err);
     for (size_t b = 0; b < B && !x->dry_run; b++)
         mom_copy(x, a->pooled_hidden + b * C, a->hidden + (size_t)a->rows.pooled[b] * C, C * sizeof(float));
-    MOM_TRY(mom_linear_forward(x, a->pooled_logits, a->pooled_hidden, value(p, p->score), NULL, MOM_WEIGHT_OUT_IN, 0, B, C, L,
-                               pass->err));
+    const mom_linear_shape shape = {MOM_WEIGHT_OUT_IN, B, C, L};
+    MOM_TRY(mom_linear_forward(x, a->pooled_logits, a->pooled_hidden, value(p, p->score), NULL, 0, &shape, pass->err));
     MOM_TRY(keep_labels(a, &classes, batch->classes, B, sizeof *a->classes));
     MOM_TRY(keep_labels(a, &values, classes ? NULL : batch->values, B * L, sizeof *a->values));
     a->classes = classes;
@@ -109,12 +111,12 @@ static mom_status classifier_backward(mom_activations *a, const mom_params *p, m
     float *dlogits, *dpooled;
     MOM_ARENA_NEW(dlogits, x->workspace, B * L, pass->err);
     mom_label_loss_compute(x, dlogits, a->pooled_logits, a->classes, a->values, a->label_loss, scale, B, L);
-    MOM_TRY(mom_linear_backward_weight(x, mom_param_grad(g, p, p->score), NULL, a->pooled_hidden, dlogits, MOM_WEIGHT_OUT_IN,
-                                       B, C, L, pass->err));
+    const mom_linear_shape shape = {MOM_WEIGHT_OUT_IN, B, C, L};
+    MOM_TRY(mom_linear_backward_weight(x, mom_param_grad(g, p, p->score), NULL, a->pooled_hidden, dlogits, &shape, pass->err));
     if (!dhidden)
         return MOM_OK;
     MOM_ARENA_NEW(dpooled, x->workspace, B * C, pass->err);
-    MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, value(p, p->score), MOM_WEIGHT_OUT_IN, 0, B, C, L, pass->err));
+    MOM_TRY(mom_linear_backward_input(x, dpooled, dlogits, value(p, p->score), 0, &shape, pass->err));
     for (size_t b = 0; b < B && !x->dry_run; b++)
         mom_copy(x, dhidden + (size_t)a->rows.pooled[b] * C, dpooled + b * C, C * sizeof(float));
     return MOM_OK;

@@ -348,8 +348,9 @@ static mom_status backward_head(mom_gpt *gpt, const float *scales, backward_stat
     MOM_TRY(mom_balance_collect(&b->balance, pass, p, a->halves, &gpt->step, 1, x->workspace));
     MOM_ARENA_NEW(b->dx, x->workspace, N * C, pass->err);
     mom_zero(x, b->dx, N * C * sizeof *b->dx);
+    const mom_normed_rows rows = {a->x, a->mean, a->rstd, N, C};
     MOM_TRY(mom_layernorm_backward(x, b->dx, mom_param_grad(g, p, p->lnf_weight), mom_param_grad(g, p, p->lnf_bias),
-                                   a->dhidden, a->x, mom_param_value(p, p->lnf_weight), a->mean, a->rstd, N, C, pass->err));
+                                   a->dhidden, mom_param_value(p, p->lnf_weight), &rows, pass->err));
     a->hidden = a->dhidden = NULL;
     mom_arena_release(pass->saved, a->head_start);
     return MOM_OK;

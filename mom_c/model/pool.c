@@ -33,13 +33,19 @@ mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *p
 }
 
 mom_half_gradient mom_half_in_gradient(const mom_pool_gradients *g) {
-    return g->frozen ? (mom_half_gradient){0}
-                     : (mom_half_gradient){g->tensors.in_weight, g->tensors.in_bias, g->in_overwrite};
+    mom_half_gradient gradient = {.ln_weight = g->tensors.ln_weight, .ln_bias = g->tensors.ln_bias};
+    if (!g->frozen) {
+        gradient.weight = g->tensors.in_weight;
+        gradient.bias = g->tensors.in_bias;
+        gradient.overwrite = g->in_overwrite;
+    }
+    return gradient;
 }
 
 mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *g) {
     return g->frozen ? (mom_half_gradient){0}
-                     : (mom_half_gradient){g->tensors.out_weight, g->tensors.out_bias, g->out_overwrite};
+                     : (mom_half_gradient){.weight = g->tensors.out_weight, .bias = g->tensors.out_bias,
+                                           .overwrite = g->out_overwrite};
 }
 
 mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_routing_plan *plan) {
@@ -166,10 +172,11 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     mom_router_spec spec = pool->spec;
     spec.few_rows = pass->few_rows;
     const mom_router_tensors weights = router_weights(at);
-    MOM_TRY(mom_router_forward(x, r->outputs, &r->router, saved->input, state, &weights,
-                               mom_half_round_key(pass, at, MOM_STREAM_NOISE), &spec, N, pass->err));
+    const mom_router_inputs inputs = {&weights, saved->input, state, mom_half_round_key(pass, at, MOM_STREAM_NOISE), N};
+    MOM_TRY(mom_router_forward(x, r->outputs, &r->router, &inputs, &spec, pass->err));
     mom_router_scores_forward(x, r->scores, r->outputs, c->router_softmax, c->temperature, N, S);
-    mom_router_topk_forward(x, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);
+    const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
+    mom_router_topk_forward(x, r->index, r->kept, r->scores, &topk);
     return MOM_OK;
 }
 
@@ -211,8 +218,8 @@ mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom
         return MOM_OK;
     memset(r->counts, 0, S * sizeof *r->counts);
     memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
-    return mom_balance_accumulate(pass->exec, r->counts, r->prob_sums, &r->tokens, r->scores, pass->mask,
-                                  balance_softmax(pass->config), pass->N, S, pass->err);
+    const mom_balance_scores scores = {r->scores, pass->mask, balance_softmax(pass->config), pass->N, S};
+    return mom_balance_accumulate(pass->exec, r->counts, r->prob_sums, &r->tokens, &scores, pass->err);
 }
 
 /* dused (n): the gradients of both uses of a weight, each clamped first by the straight-through sign. dused2 may be NULL. */
@@ -237,20 +244,22 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     if (!x->dry_run)
         join_uses(x, dused, dused2, c->use_ste, N * r->plan.K);
 
+    const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
     float *dscores;
     MOM_ARENA_NEW(dscores, x->workspace, N * S, pass->err);
     mom_zero(x, dscores, N * S * sizeof *dscores);
     if (c->all_paths)
         mom_copy_rows(x, dscores, S * sizeof *dscores, dused, width, N, width);
     else
-        mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, c->router_softmax, N, S, pool->K);
+        mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, &topk);
+    const mom_balance_scores scores = {r->scores, pass->mask, balance_softmax(c), N, S};
     if (balance->active)
-        mom_balance_backward(x, dscores, r->scores, pass->mask, balance->counts, balance->count_tokens, balance->tokens,
-                             balance->scale, balance_softmax(c), N, S);
+        mom_balance_backward(x, dscores, &scores, balance->counts, balance->count_tokens, balance->tokens, balance->scale);
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
 
     const mom_router_tensors weights = router_weights(at);
-    return mom_router_backward(x, b->dx, b->state ? b->dstate : NULL, &b->pool->router, dscores,
-                               b->has_dstate ? b->dstate : NULL, saved->input, b->state, &r->router, &weights,
-                               mom_half_round_key(pass, at, MOM_STREAM_NOISE), &pool->spec, N, pass->err);
+    const mom_router_inputs inputs = {&weights, saved->input, b->state, mom_half_round_key(pass, at, MOM_STREAM_NOISE), N};
+    const mom_router_gradients gradients = {b->dx, b->state ? b->dstate : NULL, &b->pool->router};
+    return mom_router_backward(x, &gradients, dscores, b->has_dstate ? b->dstate : NULL, &inputs, &r->router, &pool->spec,
+                               pass->err);
 }

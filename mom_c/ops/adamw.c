@@ -1,23 +1,24 @@
-/* Passes over all tensors, cut into chunks of fixed size: a task is a chunk, found by bisection in the list. */
+/* Passes over all tensors, cut into chunks of fixed size. A task is a chunk, and finds its tensor by bisection. */
 #include "ops/adamw.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "base/sizes.h"
 
-#define CHUNK ((size_t)16384) /* elements per task; of an embedding as many whole rows, at least one */
+#define CHUNK ((size_t)16384) /* most elements per task; of an embedding whole rows, at least one */
 
 static size_t chunk_of(const mom_adamw_tensor *tensor) {
     return tensor->width ? (tensor->width < CHUNK ? CHUNK / tensor->width : 1) * tensor->width : CHUNK;
 }
 
-/* Numbers the chunks of the used tensors, with zero_grad also of others that it writes; returns how many there are. */
+/* Numbers the chunks of the used tensors, and with zero_grad those of other tensors that it writes. Returns their number. */
 static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int zero_grad) {
     size_t total = 0;
     for (size_t i = 0; i < count; i++) {
         tensors[i].first_chunk = total;
         if (tensors[i].used || (zero_grad && !tensors[i].leave_grad))
-            total += (tensors[i].n + chunk_of(&tensors[i]) - 1) / chunk_of(&tensors[i]);
+            total += mom_div_up(tensors[i].n, chunk_of(&tensors[i]));
     }
     return total;
 }
@@ -31,8 +32,8 @@ typedef struct {
     double *partial;
 } tensors_job;
 
-/* The tensor of a chunk: the last one that begins at it or before, as those without chunks begin where the next one
- * does. *begin and *n are the chunk's range of elements. */
+/* The tensor of a chunk is the last one that begins at the chunk or before; a tensor without chunks begins where the next one
+ * does. *begin and *n become the chunk's range of elements. */
 static const mom_adamw_tensor *find_chunk(const tensors_job *job, size_t chunk, size_t *begin, size_t *n) {
     size_t low = 0, high = job->count;
     while (high - low > 1) {
@@ -57,7 +58,7 @@ static int kind_of(const mom_adamw_tensor *tensor, size_t row) {
     return tensor->fresh && tensor->fresh[row] ? FRESH : 0;
 }
 
-/* The first `n` elements at `begin` that are of one kind; *n becomes how many these are. */
+/* Shortens *n to the elements from `begin` on that are of one kind, and returns the kind. */
 static int next_run(const mom_adamw_tensor *tensor, size_t begin, size_t *n) {
     if (!tensor->width)
         return TOUCHED;
@@ -95,7 +96,7 @@ static void step_run(const tensors_job *job, const mom_adamw_tensor *tensor, con
     }
 }
 
-/* From the last chunk to the first: the norm was summed from the first to the last, so that the gradients read last
+/* Goes from the last chunk to the first. The norm was summed from the first to the last, so the gradients that were read last
  * are still in the caches. */
 static void step_task(void *context, size_t task, int thread) {
     const tensors_job *job = context;
@@ -143,7 +144,7 @@ static void norm_task(void *context, size_t task, int thread) {
         job->partial[task] = job->k->vec.sum_squares(tensor->grad + begin, n);
         return;
     }
-    double sum = 0.0; /* row by row, so that those of zeros make no difference */
+    double sum = 0.0; /* row by row, so that rows of zeros make no difference */
     for (size_t end = begin + n; begin < end; begin += tensor->width)
         if (kind_of(tensor, begin / tensor->width) == TOUCHED)
             sum += job->k->vec.sum_squares(tensor->grad + begin, tensor->width);

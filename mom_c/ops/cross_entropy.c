@@ -1,6 +1,6 @@
-/* The tied head never holds all logits: it walks over tiles of ROWS x COLUMNS of them, which stay in cache
- * between the product that makes them and the passes that use them. Forward keeps a running maximum and sum
- * per row; backward needs no such order, since the log-sum-exp is known, and computes the logits again. */
+/* The tied head never holds all logits. It goes over tiles of ROWS x COLUMNS of them, which stay in cache between the
+ * product that computes them and the passes that use them. Forward keeps a running maximum and sum per row. Backward
+ * knows the log-sum-exp and computes the logits again. */
 #include "ops/cross_entropy.h"
 
 #include <math.h>
@@ -12,7 +12,7 @@
 #define COLUMNS ((size_t)2048) /* of a tile of logits */
 #define TASK_ROWS ((size_t)8)  /* rows of a row-wise task */
 
-static size_t tasks_of_rows(size_t n) { return (n + TASK_ROWS - 1) / TASK_ROWS; }
+static size_t tasks_of_rows(size_t n) { return mom_div_up(n, TASK_ROWS); }
 
 /* ---- cross entropy of given logits */
 
@@ -123,30 +123,34 @@ static void head_forward_task(void *context, size_t task, int thread) {
     }
 }
 
-mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, const float *hidden, const float *wte,
-                               const int32_t *rows, const int32_t *labels, size_t n, size_t V, size_t C,
-                               mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t most_rows = mom_min(n, ROWS);
-    head_job job = {.k = x->k, .precision = x->precision, .C = C};
-    mom_status status = MOM_ERR_MEMORY;
+/* Columns [first_column, ...) of the logits of the job's rows. */
+static mom_status compute_logits(const mom_exec *x, head_job *job, const mom_lm_head *head, mom_error *err) {
+    job->columns = mom_min(head->V - job->first_column, COLUMNS);
+    const mom_gemm product = logits_product(job, head->hidden, head->wte);
+    return mom_gemm_run(x, &product, 1, err);
+}
+
+/* The rows [r, r + ROWS) at most. */
+static void take_rows(head_job *job, const mom_lm_head *head, size_t r) {
+    job->rows = mom_min(head->n - r, ROWS);
+    job->index = head->rows + r;
+    job->labels = head->labels + r;
+}
+
+static mom_status head_forward(const mom_exec *x, double *loss_sum, float *lse, const mom_lm_head *head, mom_error *err) {
+    const size_t most_rows = mom_min(head->n, ROWS);
+    head_job job = {.k = x->k, .precision = x->precision, .C = head->C};
     double sum = 0.0;
-    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * mom_min(V, COLUMNS), sizeof *job.logits, err)) ||
-        !(job.max = mom_arena_alloc(x->workspace, most_rows, sizeof *job.max, err)) ||
-        !(job.total = mom_arena_alloc(x->workspace, most_rows, sizeof *job.total, err)) ||
-        !(job.label = mom_arena_alloc(x->workspace, most_rows, sizeof *job.label, err)))
-        goto done;
-    for (size_t r = 0; r < n; r += ROWS) {
-        job.rows = mom_min(n - r, ROWS);
-        job.index = rows + r;
-        job.labels = labels + r;
+    MOM_ARENA_NEW(job.logits, x->workspace, most_rows * mom_min(head->V, COLUMNS), err);
+    MOM_ARENA_NEW(job.max, x->workspace, most_rows, err);
+    MOM_ARENA_NEW(job.total, x->workspace, most_rows, err);
+    MOM_ARENA_NEW(job.label, x->workspace, most_rows, err);
+    for (size_t r = 0; r < head->n; r += ROWS) {
+        take_rows(&job, head, r);
         for (size_t i = 0; i < job.rows; i++)
             job.max[i] = -INFINITY;
-        for (job.first_column = 0; job.first_column < V; job.first_column += COLUMNS) {
-            job.columns = mom_min(V - job.first_column, COLUMNS);
-            const mom_gemm product = logits_product(&job, hidden, wte);
-            if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
-                goto done;
+        for (job.first_column = 0; job.first_column < head->V; job.first_column += COLUMNS) {
+            MOM_TRY(compute_logits(x, &job, head, err));
             mom_parallel_for(x, tasks_of_rows(job.rows), head_forward_task, &job);
         }
         for (size_t i = 0; i < job.rows; i++) {
@@ -156,8 +160,12 @@ mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, 
         }
     }
     *loss_sum = sum;
-    status = MOM_OK;
-done:
+    return MOM_OK;
+}
+
+mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, const mom_lm_head *head, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const mom_status status = head_forward(x, loss_sum, lse, head, err);
     mom_arena_release(x->workspace, mark);
     return status;
 }
@@ -182,104 +190,52 @@ static void add_to_rows_task(void *context, size_t task, int thread) {
         job->k->vec.axpy(job->dhidden + (size_t)job->index[i] * job->C, job->scale, job->dselected + i * job->C, job->C);
 }
 
-mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, const float *hidden, const float *wte,
-                                const float *lse, const int32_t *rows, const int32_t *labels, float scale, size_t n,
-                                size_t V, size_t C, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t most_rows = mom_min(n, ROWS);
+/* dselected = or += dlogits * wte and dwte += dlogits^T * (scale * hidden), for the columns of the tile. One call runs
+ * both, since their outputs are separate. The logits' gradient itself is not scaled: that would be one more pass over the
+ * tile, and small probabilities times a small scale are slow, denormal numbers. */
+static mom_status add_gradients(const mom_exec *x, const head_job *job, float *dselected, float *dwte, const float *scales,
+                                const mom_lm_head *head, mom_error *err) {
+    const size_t C = job->C, columns = job->columns, wte_begin = job->first_column * C;
+    mom_matrix inputs = mom_matrix_rows(head->hidden, C);
+    inputs.row_index = job->index;
+    const mom_gemm gradients[2] = {
+        {.m = job->rows, .n = C, .k = columns, .a = mom_matrix_rows(job->logits, columns),
+         .b = mom_matrix_rows(head->wte + wte_begin, C), .c = dselected, .ldc = C, .accumulate = job->first_column > 0,
+         .precision = x->precision},
+        {.m = columns, .n = C, .k = job->rows, .a = mom_matrix_transposed(job->logits, columns), .b = inputs,
+         .c = dwte + wte_begin, .ldc = C, .k_scale = scales, .accumulate = 1, .precision = x->precision}};
+    return mom_gemm_run(x, gradients, 2, err);
+}
+
+static mom_status head_backward(const mom_exec *x, float *dhidden, float *dwte, const mom_lm_head *head, const float *lse,
+                                float scale, mom_error *err) {
+    const size_t most_rows = mom_min(head->n, ROWS), C = head->C;
     head_job job = {.k = x->k, .precision = x->precision, .scale = scale, .dhidden = dhidden, .C = C};
-    mom_status status = MOM_ERR_MEMORY;
-    float *dselected = NULL; /* (rows, C): gradient of the chunk's rows of hidden, without `scale` */
-    float *scales = NULL;    /* (rows): all `scale` */
-    if (!(job.logits = mom_arena_alloc(x->workspace, most_rows * mom_min(V, COLUMNS), sizeof *job.logits, err)) ||
-        !(dselected = mom_arena_alloc(x->workspace, most_rows * C, sizeof *dselected, err)) ||
-        !(scales = mom_arena_alloc(x->workspace, most_rows, sizeof *scales, err)))
-        goto done;
+    float *dselected; /* (rows, C): gradient of the chunk's rows of hidden, without `scale` */
+    float *scales;    /* (rows): all `scale` */
+    MOM_ARENA_NEW(job.logits, x->workspace, most_rows * mom_min(head->V, COLUMNS), err);
+    MOM_ARENA_NEW(dselected, x->workspace, most_rows * C, err);
+    MOM_ARENA_NEW(scales, x->workspace, most_rows, err);
     for (size_t i = 0; i < most_rows; i++)
         scales[i] = scale;
     job.dselected = dselected;
-    for (size_t r = 0; r < n; r += ROWS) {
-        job.rows = mom_min(n - r, ROWS);
-        job.index = rows + r;
-        job.labels = labels + r;
+    for (size_t r = 0; r < head->n; r += ROWS) {
+        take_rows(&job, head, r);
         job.lse = lse + r;
-        for (job.first_column = 0; job.first_column < V; job.first_column += COLUMNS) {
-            job.columns = mom_min(V - job.first_column, COLUMNS);
-            const mom_gemm product = logits_product(&job, hidden, wte);
-            if ((status = mom_gemm_run(x, &product, 1, err)) != MOM_OK)
-                goto done;
+        for (job.first_column = 0; job.first_column < head->V; job.first_column += COLUMNS) {
+            MOM_TRY(compute_logits(x, &job, head, err));
             mom_parallel_for(x, tasks_of_rows(job.rows), head_backward_task, &job);
-
-            /* dselected = or += dlogits * wte;  dwte += dlogits^T * (scale * hidden). One call for both: their
-             * outputs are separate. The logits' gradient itself is not scaled: that would be one more pass
-             * over the tile, and small probabilities times a small scale are slow, denormal numbers. */
-            const size_t wte_begin = job.first_column * C;
-            mom_gemm gradients[2] = {
-                {.m = job.rows, .n = C, .k = job.columns, .c = dselected, .ldc = C, .accumulate = job.first_column > 0},
-                {.m = job.columns, .n = C, .k = job.rows, .c = dwte + wte_begin, .ldc = C, .k_scale = scales,
-                 .accumulate = 1}};
-            gradients[0].precision = gradients[1].precision = x->precision;
-            gradients[0].a = mom_matrix_rows(job.logits, job.columns);
-            gradients[0].b = mom_matrix_rows(wte + wte_begin, C);
-            gradients[1].a = mom_matrix_transposed(job.logits, job.columns);
-            gradients[1].b = mom_matrix_rows(hidden, C);
-            gradients[1].b.row_index = job.index;
-            if ((status = mom_gemm_run(x, gradients, 2, err)) != MOM_OK)
-                goto done;
+            MOM_TRY(add_gradients(x, &job, dselected, dwte, scales, head, err));
         }
         mom_parallel_for(x, tasks_of_rows(job.rows), add_to_rows_task, &job);
     }
-    status = MOM_OK;
-done:
+    return MOM_OK;
+}
+
+mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, const mom_lm_head *head, const float *lse,
+                                float scale, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const mom_status status = head_backward(x, dhidden, dwte, head, lse, scale, err);
     mom_arena_release(x->workspace, mark);
     return status;
-}
-
-/* ---- losses of sequence classification */
-
-static double class_loss(const mom_kernels *k, float *dlogits, const float *logits, const int32_t *classes,
-                         double scale, size_t B, size_t L) {
-    size_t used = 0;
-    for (size_t b = 0; b < B; b++)
-        used += classes[b] != MOM_IGNORED_LABEL;
-    double sum = 0.0;
-    for (size_t b = 0; b < B; b++) {
-        const float *row = logits + b * L;
-        const int ignored = classes[b] == MOM_IGNORED_LABEL;
-        const double max = (double)k->vec.max(row, L);
-        double total = 0.0;
-        for (size_t i = 0; i < L; i++)
-            total += exp((double)row[i] - max);
-        if (!ignored)
-            sum += log(total) - ((double)row[classes[b]] - max);
-        for (size_t i = 0; dlogits && i < L; i++) {
-            const double error = exp((double)row[i] - max) / total - ((size_t)classes[b] == i ? 1.0 : 0.0);
-            dlogits[b * L + i] = ignored ? 0.0f : (float)(scale * error / (double)used);
-        }
-    }
-    return used ? sum / (double)used : 0.0;
-}
-
-double mom_label_loss_compute(const mom_exec *x, float *dlogits, const float *logits, const int32_t *classes,
-                              const float *values, mom_label_loss kind, float scale, size_t B, size_t L) {
-    if (x->dry_run)
-        return 0.0;
-    if (kind == MOM_LOSS_CROSS_ENTROPY)
-        return class_loss(x->k, dlogits, logits, classes, (double)scale, B, L);
-    const size_t n = B * L;
-    double sum = 0.0;
-    for (size_t i = 0; i < n; i++) {
-        const double z = (double)logits[i], y = (double)values[i];
-        double gradient;
-        if (kind == MOM_LOSS_MSE) {
-            sum += (z - y) * (z - y);
-            gradient = 2.0 * (z - y);
-        } else {
-            sum += (z > 0.0 ? z : 0.0) + log1p(exp(-fabs(z))) - y * z;
-            gradient = 1.0 / (1.0 + exp(-z)) - y;
-        }
-        if (dlogits)
-            dlogits[i] = (float)((double)scale * gradient / (double)n);
-    }
-    return n ? sum / (double)n : 0.0;
 }

@@ -4,14 +4,9 @@
 
 #define ROWS ((size_t)32)     /* tokens per task, forward */
 #define COLUMNS ((size_t)32)  /* channels per task, backward */
-#define CHUNK ((size_t)16384) /* elements per task, dropout */
-
-static void dropout_range(float *out, const float *inp, mom_dropout dropout, size_t first_index, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        out[i] = inp[i] * mom_dropout_scale(dropout, first_index + i);
-}
 
 typedef struct {
+    const mom_kernels *k;
     float *out;
     const int32_t *tokens, *positions;
     const float *wte, *wpe;
@@ -30,14 +25,14 @@ static void forward_task(void *context, size_t task, int thread) {
         for (size_t c = 0; c < C; c++)
             out[c] = token[c] + position[c];
         if (job->dropout.p > 0.0f)
-            dropout_range(out, out, job->dropout, t * C, C);
+            job->k->vec.dropout(out, out, job->dropout, t * C, C);
     }
 }
 
 void mom_embedding_forward(const mom_exec *x, float *out, const int32_t *tokens, const int32_t *positions,
                            const float *wte, const float *wpe, mom_dropout dropout, size_t N, size_t C) {
-    forward_job job = {out, tokens, positions, wte, wpe, dropout, N, C};
-    mom_parallel_for(x, (N + ROWS - 1) / ROWS, forward_task, &job);
+    forward_job job = {x->k, out, tokens, positions, wte, wpe, dropout, N, C};
+    mom_parallel_for(x, mom_div_up(N, ROWS), forward_task, &job);
 }
 
 typedef struct {
@@ -57,7 +52,7 @@ static void backward_task(void *context, size_t task, int thread) {
     for (size_t t = 0; t < job->N; t++) {
         const float *dout = job->dout + t * C + begin;
         if (job->dropout.p > 0.0f) {
-            dropout_range(kept, dout, job->dropout, t * C + begin, width);
+            job->k->vec.dropout(kept, dout, job->dropout, t * C + begin, width);
             dout = kept;
         }
         job->k->vec.add(job->dwte + (size_t)job->tokens[t] * C + begin, dout, width);
@@ -68,24 +63,5 @@ static void backward_task(void *context, size_t task, int thread) {
 void mom_embedding_backward(const mom_exec *x, float *dwte, float *dwpe, const float *dout, const int32_t *tokens,
                             const int32_t *positions, mom_dropout dropout, size_t N, size_t C) {
     backward_job job = {x->k, dwte, dwpe, dout, tokens, positions, dropout, N, C};
-    mom_parallel_for(x, (C + COLUMNS - 1) / COLUMNS, backward_task, &job);
-}
-
-typedef struct {
-    float *out;
-    const float *inp;
-    mom_dropout dropout;
-    size_t n;
-} dropout_job;
-
-static void dropout_task(void *context, size_t task, int thread) {
-    const dropout_job *job = context;
-    const size_t begin = task * CHUNK;
-    (void)thread;
-    dropout_range(job->out + begin, job->inp + begin, job->dropout, begin, mom_min(job->n - begin, CHUNK));
-}
-
-void mom_dropout_apply(const mom_exec *x, float *out, const float *inp, mom_dropout dropout, size_t n) {
-    dropout_job job = {out, inp, dropout, n};
-    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, dropout_task, &job);
+    mom_parallel_for(x, mom_div_up(C, COLUMNS), backward_task, &job);
 }

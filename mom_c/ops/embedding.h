@@ -13,7 +13,4 @@ void mom_embedding_forward(const mom_exec *x, float *out, const int32_t *tokens,
 void mom_embedding_backward(const mom_exec *x, float *dwte, float *dwpe, const float *dout, const int32_t *tokens,
                             const int32_t *positions, mom_dropout dropout, size_t N, size_t C);
 
-/* Element-wise dropout: out = inp * keep / (1 - p), in place allowed. Backward is the same function on gradients. */
-void mom_dropout_apply(const mom_exec *x, float *out, const float *inp, mom_dropout dropout, size_t n);
-
 #endif

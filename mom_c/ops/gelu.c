@@ -1,5 +1,6 @@
 #include "ops/gelu.h"
 
+#include "base/sizes.h"
 
 #define CHUNK ((size_t)16384) /* elements per task */
 
@@ -21,7 +22,7 @@ static void forward_task(void *context, size_t task, int thread) {
 
 void mom_gelu_forward(const mom_exec *x, float *out, const float *inp, size_t n) {
     gelu_job job = {x->k, out, NULL, inp, n};
-    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, forward_task, &job);
+    mom_parallel_for(x, mom_div_up(n, CHUNK), forward_task, &job);
 }
 
 static void backward_task(void *context, size_t task, int thread) {
@@ -33,5 +34,5 @@ static void backward_task(void *context, size_t task, int thread) {
 
 void mom_gelu_backward(const mom_exec *x, float *dinp, const float *dout, const float *inp, size_t n) {
     gelu_job job = {x->k, dinp, dout, inp, n};
-    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, backward_task, &job);
+    mom_parallel_for(x, mom_div_up(n, CHUNK), backward_task, &job);
 }

@@ -1,5 +1,7 @@
 /* GELU in its tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
- * Source: Hendrycks and Gimpel, arXiv:1606.08415. */
+ *
+ * A plain definition: mom.ops exposes it. The network applies GELU while factors are packed and to blocks of results
+ * (ops/routed_half.h). Source: Hendrycks and Gimpel, arXiv:1606.08415. */
 #ifndef MOM_OPS_GELU_H
 #define MOM_OPS_GELU_H
 

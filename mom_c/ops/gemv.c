@@ -1,7 +1,7 @@
-/* DESIGN  Work is cut by the matrix alone. Panels and rows of [out, in] own their outputs; bias and GELU follow in the
- *         same task. An [in, out] matrix is cut along k as well, so that each task reads long runs of memory; the parts'
- *         sums are then added in order, with bias and GELU.
- * COST    the bytes of the matrix; beside them PARTS * rows * n floats for [in, out].
+/* DESIGN  Work is cut by the matrix alone. Panels, and rows of [out, in], have outputs of their own; bias and GELU follow in
+ *         the same task. An [in, out] matrix is cut along k as well, so that each task reads long runs of memory. Then the
+ *         parts' sums are added in order, with bias and GELU.
+ * COST    Reads the matrix once; for [in, out] also PARTS * rows * n floats.
  */
 #include "ops/gemv.h"
 
@@ -11,14 +11,12 @@
 #include "base/sizes.h"
 
 #define PARTS ((size_t)8)      /* of an [in, out] matrix along k, if it is large enough */
-#define COLUMNS ((size_t)8192) /* at most so many in a task of [in, out]: long runs of memory, sums in cache */
+#define COLUMNS ((size_t)8192) /* most columns in a task of [in, out]: long runs of memory, but sums stay in cache */
 #define LEAST_STEPS ((size_t)16)
 #define TASK_BYTES ((size_t)1 << 17) /* of panels or rows */
 #define REDUCE_COLUMNS ((size_t)512)
 #define GELU_COLUMNS ((size_t)256)
 #define REDUCE_ALONE ((size_t)1 << 16) /* floats that one thread adds up faster than several */
-
-static size_t parts_of(size_t n, size_t step) { return (n + step - 1) / step; }
 
 static size_t element_size(mom_gemv_format format) {
     return format == MOM_GEMV_F32 ? sizeof(float) : format == MOM_GEMV_BF16 ? sizeof(mom_bf16) : 1;
@@ -26,7 +24,7 @@ static size_t element_size(mom_gemv_format format) {
 
 static int in_out(const mom_gemv_matrix *m) { return m->format == MOM_GEMV_F32 && m->layout == MOM_WEIGHT_IN_OUT; }
 
-/* How one matrix is cut: depends on its size only. */
+/* How one matrix is cut. Depends on its size only. */
 typedef struct {
     size_t columns, column_parts; /* outputs per task */
     size_t steps, step_parts;     /* of k per task; 1 part but for [in, out] */
@@ -35,17 +33,17 @@ typedef struct {
 static cut cut_matrix(const mom_gemv_matrix *m) {
     cut c = {.steps = m->k, .step_parts = 1};
     if (in_out(m)) {
-        c.column_parts = mom_max(parts_of(m->n, COLUMNS), 1);
-        c.columns = mom_max(parts_of(parts_of(m->n, c.column_parts), 16) * 16, 16);
-        c.column_parts = parts_of(m->n, c.columns);
-        c.steps = mom_max(parts_of(m->k, PARTS), LEAST_STEPS);
-        c.step_parts = mom_max(parts_of(m->k, c.steps), 1);
+        c.column_parts = mom_max(mom_div_up(m->n, COLUMNS), 1);
+        c.columns = mom_max(mom_round_up(mom_div_up(m->n, c.column_parts), 16), 16);
+        c.column_parts = mom_div_up(m->n, c.columns);
+        c.steps = mom_max(mom_div_up(m->k, PARTS), LEAST_STEPS);
+        c.step_parts = mom_max(mom_div_up(m->k, c.steps), 1);
         return c;
     }
     const size_t unit = m->format == MOM_GEMV_F32 ? 1 : MOM_PANEL;
     const size_t units = mom_max(TASK_BYTES / mom_max(unit * m->k * element_size(m->format), 1), 1);
     c.columns = units * unit;
-    c.column_parts = parts_of(m->n, c.columns);
+    c.column_parts = mom_div_up(m->n, c.columns);
     return c;
 }
 
@@ -85,7 +83,7 @@ static void finish(const mom_kernels *k, const mom_gemv *p, size_t begin, size_t
     }
 }
 
-static void run_in_out(const mom_kernels *k, const gemv_piece *piece, size_t part, size_t begin, size_t end) {
+static void multiply_in_out(const mom_kernels *k, const gemv_piece *piece, size_t part, size_t begin, size_t end) {
     const mom_gemv *p = piece->product;
     const mom_gemv_matrix *m = p->matrix;
     const size_t first = part * piece->cut.steps, steps = mom_min(piece->cut.steps, m->k - first);
@@ -96,9 +94,9 @@ static void run_in_out(const mom_kernels *k, const gemv_piece *piece, size_t par
                   end - begin);
 }
 
-static void run_task(void *context, size_t task, int thread) {
-    (void)thread;
+static void product_task(void *context, size_t task, int thread) {
     const gemv_job *job = context;
+    (void)thread;
     const mom_kernels *k = job->k;
     const gemv_piece *piece = find_piece(job, task);
     const mom_gemv *p = piece->product;
@@ -106,7 +104,7 @@ static void run_task(void *context, size_t task, int thread) {
     const size_t local = task - piece->first_task, column = local % piece->cut.column_parts;
     const size_t begin = column * piece->cut.columns, end = mom_min(begin + piece->cut.columns, m->n);
     if (in_out(m)) {
-        run_in_out(k, piece, local / piece->cut.column_parts, begin, end);
+        multiply_in_out(k, piece, local / piece->cut.column_parts, begin, end);
         return;
     }
     if (m->format == MOM_GEMV_F32) {
@@ -126,9 +124,9 @@ static void run_task(void *context, size_t task, int thread) {
 }
 
 /* Adds up the parts of [in, out] products, columns [begin, end) of all rows. */
-static void run_reduction(void *context, size_t task, int thread) {
-    (void)thread;
+static void reduction_task(void *context, size_t task, int thread) {
     const gemv_job *job = context;
+    (void)thread;
     size_t i = job->count - 1;
     while (job->pieces[i].first_reduction > task || !in_out(job->pieces[i].product->matrix))
         i--;
@@ -146,7 +144,7 @@ static void run_reduction(void *context, size_t task, int thread) {
     finish(job->k, p, begin, end);
 }
 
-static mom_status run(const mom_exec *x, const mom_gemv *products, size_t count, mom_error *err) {
+static mom_status run_products(const mom_exec *x, const mom_gemv *products, size_t count, mom_error *err) {
     gemv_job job = {.k = x->k};
     size_t tasks = 0, reductions = 0, floats = 0;
     MOM_ARENA_NEW(job.pieces, x->workspace, count, err);
@@ -161,19 +159,19 @@ static mom_status run(const mom_exec *x, const mom_gemv *products, size_t count,
             continue;
         const size_t n = piece->cut.step_parts * p->rows * p->matrix->n;
         MOM_ARENA_NEW(piece->sums, x->workspace, n, err);
-        reductions += parts_of(p->matrix->n, REDUCE_COLUMNS);
+        reductions += mom_div_up(p->matrix->n, REDUCE_COLUMNS);
         floats += n;
     }
     if (!tasks)
         return MOM_OK;
-    mom_parallel_for(x, tasks, run_task, &job);
-    mom_parallel_run(floats < REDUCE_ALONE ? 1 : x->threads, reductions, run_reduction, &job);
+    mom_parallel_for(x, tasks, product_task, &job);
+    mom_parallel_run(floats < REDUCE_ALONE ? 1 : x->threads, reductions, reduction_task, &job);
     return MOM_OK;
 }
 
 mom_status mom_gemv_run(const mom_exec *x, const mom_gemv *products, size_t count, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = run(x, products, count, err);
+    const mom_status status = run_products(x, products, count, err);
     mom_arena_release(x->workspace, mark);
     return status;
 }
@@ -183,11 +181,11 @@ mom_status mom_gemv_run(const mom_exec *x, const mom_gemv *products, size_t coun
 static size_t panel_bytes(mom_gemv_format format, size_t k) { return MOM_PANEL * k * element_size(format); }
 
 static size_t scale_bytes(mom_gemv_format format, size_t n) {
-    return format == MOM_GEMV_INT8 ? parts_of(n, MOM_PANEL) * MOM_PANEL * sizeof(float) : 0;
+    return format == MOM_GEMV_INT8 ? mom_round_up(n, MOM_PANEL) * sizeof(float) : 0;
 }
 
 size_t mom_gemv_packed_bytes(mom_gemv_format format, size_t k, size_t n) {
-    return parts_of(n, MOM_PANEL) * panel_bytes(format, k) + scale_bytes(format, n);
+    return mom_div_up(n, MOM_PANEL) * panel_bytes(format, k) + scale_bytes(format, n);
 }
 
 typedef struct {
@@ -208,15 +206,15 @@ static float column_scale(const pack_job *job, size_t j) {
     return largest / 127.0f;
 }
 
-/* To nearest; a column without a finite scale becomes zeros times that scale, hence NaN where it is used. */
+/* Rounds to nearest. A column without a finite scale becomes zeros; times that scale they give NaN where they are used. */
 static int8_t quantise(float v, float scale) {
     const float q = scale > 0.0f && scale < INFINITY ? rintf(v / scale) : 0.0f;
     return (int8_t)(q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q);
 }
 
-static void run_pack(void *context, size_t task, int thread) {
-    (void)thread;
+static void pack_task(void *context, size_t task, int thread) {
     const pack_job *job = context;
+    (void)thread;
     const size_t begin = task * MOM_PANEL, width = mom_min(MOM_PANEL, job->n - begin);
     unsigned char *panel = job->panels + task * panel_bytes(job->format, job->k);
     memset(panel, 0, panel_bytes(job->format, job->k));
@@ -243,7 +241,7 @@ void mom_gemv_pack(const mom_exec *x, mom_gemv_matrix *matrix, void *data, mom_g
     pack_job job = {.panels = data, .format = format, .weight = weight, .output_stride = out_in ? k : 1,
                     .step_stride = out_in ? 1 : n, .k = k, .n = n};
     if (format == MOM_GEMV_INT8)
-        job.scale = (float *)(void *)(job.panels + parts_of(n, MOM_PANEL) * panel_bytes(format, k));
-    mom_parallel_for(x, parts_of(n, MOM_PANEL), run_pack, &job);
+        job.scale = (float *)(void *)(job.panels + mom_div_up(n, MOM_PANEL) * panel_bytes(format, k));
+    mom_parallel_for(x, mom_div_up(n, MOM_PANEL), pack_task, &job);
     *matrix = (mom_gemv_matrix){format, layout, data, job.scale, k, n};
 }

@@ -1,16 +1,15 @@
 /* DESIGN  A task is one head of one query: scores panel by panel, softmax, sum of the values. Short contexts stay on the
- *         calling thread, as waking others would cost more.
- * COST    2 keys D multiplications per head; reads 2 keys C floats.
+ *         calling thread, because waking other threads would cost more.
+ * COST    2 keys D multiplications per head. Reads 2 keys C floats.
  */
 #include "ops/kv_cache.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "base/sizes.h"
 
 #define ALONE ((size_t)1 << 15) /* multiplications that are not worth several threads */
-
-static size_t round_up(size_t n) { return (n + MOM_PANEL - 1) / MOM_PANEL * MOM_PANEL; }
 
 /* First float of head h's keys, and of its panel `panel`. */
 static float *key_panel(const mom_kv *kv, size_t h, size_t panel, size_t D) {
@@ -32,7 +31,7 @@ void mom_kv_write(const mom_kv *kv, size_t slot, const void *key, const void *va
 
 void mom_kv_copy(const mom_kv *to, const mom_kv *from, size_t count, size_t H, size_t D) {
     for (size_t h = 0; h < H; h++) {
-        memcpy(key_panel(to, h, 0, D), key_panel(from, h, 0, D), round_up(count) * D * sizeof(float));
+        memcpy(key_panel(to, h, 0, D), key_panel(from, h, 0, D), mom_round_up(count, MOM_PANEL) * D * sizeof(float));
         memcpy(to->values + h * to->capacity * D, from->values + h * from->capacity * D, count * D * sizeof(float));
     }
 }
@@ -45,7 +44,7 @@ typedef struct {
     float scale;
 } attention_job;
 
-static void run_head(void *context, size_t task, int thread) {
+static void head_task(void *context, size_t task, int thread) {
     const attention_job *job = context;
     const mom_kernels *k = job->k;
     const size_t D = job->D, h = task % job->H;
@@ -58,7 +57,7 @@ static void run_head(void *context, size_t task, int thread) {
         return;
     for (size_t j = 0; j < n; j += MOM_PANEL)
         k->gemv.panel_f32(scores + j, 0, query->q + h * D, 0, key_panel(kv, h, j / MOM_PANEL, D), 1, D,
-                          n - j < MOM_PANEL ? n - j : MOM_PANEL);
+                          mom_min(n - j, MOM_PANEL));
     float largest = k->vec.max(scores, n) * job->scale;
     if (query->skipped && !(largest > 0.0f))
         largest = 0.0f;
@@ -75,12 +74,12 @@ mom_status mom_kv_attention(const mom_exec *x, const mom_kv_query *queries, size
     size_t work = 0;
     for (size_t i = 0; i < count; i++) {
         work += 2 * queries[i].keys * H * D;
-        job.longest = queries[i].keys > job.longest ? queries[i].keys : job.longest;
+        job.longest = mom_max(job.longest, queries[i].keys);
     }
-    job.longest = round_up(job.longest);
+    job.longest = mom_round_up(job.longest, MOM_PANEL);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     MOM_ARENA_NEW(job.scores, x->workspace, (size_t)x->threads * job.longest, err);
-    mom_parallel_run(work < ALONE ? 1 : x->threads, count * H, run_head, &job);
+    mom_parallel_run(work < ALONE ? 1 : x->threads, count * H, head_task, &job);
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }

@@ -1,4 +1,4 @@
-/* Tied head, loss and gradients in one pass: contract in cross_entropy.h.
+/* Contract: lm_head.h.
  *
  * DESIGN  Rows are taken in chunks whose logits fit a bounded tile. While a block of logits is in cache it is replaced
  *         by exp(logit - its own maximum), and maximum and sum are kept; when the row is complete, one factor per block
@@ -6,15 +6,16 @@
  *         the head again: it scales what is here.
  * COST    6 n V C FLOP; a tile of TILE numbers at most (but at least LEAST_ROWS rows), so the logits of a batch of up to
  *         MOST_ROWS labels may exist at once, in 32 MB at most. Each chunk packs wte twice and goes over dwte once: with
- *         half the tile the head takes 3 % longer in float32 (preset mini) and 6 to 11 % in bfloat16 (mini, base), 1 to 2 %
- *         of a step; with a quarter of it 15 and 25 to 36 %.
+ *         half the tile the head takes 3 % longer in float32 (preset mini) and 6 to 11 % in bfloat16 (mini, base), 1 to 2
+ *         % of a step; with a quarter of it 15 and 25 to 36 %.
  * BITS    blocks of columns, slices and chunks of rows depend on V, C and the type only; they are added in order.
  */
+#include "ops/lm_head.h"
+
 #include <math.h>
 #include <string.h>
 
 #include "base/sizes.h"
-#include "ops/cross_entropy.h"
 
 #define TILE ((size_t)1 << 23)
 #define SLICE ((size_t)1 << 21)    /* numbers of wte packed at a time for the gradient of the inputs */
@@ -23,7 +24,7 @@
 #define MOST_ROWS ((size_t)1024)
 #define TASK_ROWS ((size_t)8)
 
-static size_t column_blocks(size_t V) { return (V + MOM_FINISH_COLUMNS - 1) / MOM_FINISH_COLUMNS; }
+static size_t column_blocks(size_t V) { return mom_div_up(V, MOM_FINISH_COLUMNS); }
 
 typedef struct {
     const mom_kernels *k;
@@ -104,15 +105,31 @@ static void scatter_task(void *context, size_t task, int thread) {
     memcpy(job->dhidden + (size_t)job->index[task] * job->C, job->selected + task * job->C, job->C * sizeof(float));
 }
 
-static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
-                      const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V, size_t C,
+/* dselected (rows, C) = dlogits * wte and dwte = or += dlogits^T * hidden, slice by slice of the columns, so that wte is
+ * never packed as a whole. dwte may be NULL. */
+static mom_status multiply_gradients(const mom_exec *x, const tile_job *job, float *selected, float *dwte,
+                                     const mom_matrix *inputs, const mom_lm_head *head, int accumulate, mom_error *err) {
+    const size_t C = head->C, slice = mom_max(SLICE / C / SLICE_UNIT, 1) * SLICE_UNIT;
+    for (size_t v = 0; v < head->V; v += slice) {
+        const size_t columns = mom_min(slice, head->V - v);
+        const mom_matrix dlogits = mom_matrix_of(tile_at(job, 0, v), x->precision, job->ld);
+        const mom_gemm gradients[2] = {
+            {.m = job->rows, .n = C, .k = columns, .a = dlogits, .b = mom_matrix_rows(head->wte + v * C, C), .c = selected,
+             .ldc = C, .precision = x->precision, .accumulate = v > 0},
+            {.m = columns, .n = C, .k = job->rows, .a = mom_matrix_flip(dlogits), .b = *inputs,
+             .c = dwte ? dwte + v * C : NULL, .ldc = C, .precision = x->precision, .accumulate = accumulate}};
+        MOM_TRY(mom_gemm_run(x, gradients, dwte ? 2 : 1, err));
+    }
+    return MOM_OK;
+}
+
+static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const mom_lm_head *head,
                       mom_error *err) {
+    const size_t n = head->n, V = head->V, C = head->C;
     *loss_sum = 0.0;
     if (!n)
         return MOM_OK;
-    const size_t blocks = column_blocks(V), fitting = TILE / V;
-    const size_t most = mom_min(n, mom_min(MOST_ROWS, fitting > LEAST_ROWS ? fitting : LEAST_ROWS));
-    const size_t slice = SLICE / C > SLICE_UNIT ? SLICE / C / SLICE_UNIT * SLICE_UNIT : SLICE_UNIT;
+    const size_t blocks = column_blocks(V), most = mom_min(n, mom_min(MOST_ROWS, mom_max(TILE / V, LEAST_ROWS)));
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
     if (dhidden) {
@@ -127,74 +144,28 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     MOM_ARENA_NEW(job.loss, x->workspace, most, err);
     for (size_t r = 0; r < n && !(r && x->dry_run); r += most) {
         job.rows = mom_min(most, n - r);
-        job.labels = labels + r;
-        mom_matrix inputs = mom_matrix_rows(hidden, C);
-        inputs.row_index = rows + r;
-        const mom_gemm logits = {.m = job.rows, .n = V, .k = C, .a = inputs, .b = mom_matrix_transposed(wte, C),
+        job.labels = head->labels + r;
+        mom_matrix inputs = mom_matrix_rows(head->hidden, C);
+        inputs.row_index = head->rows + r;
+        const mom_gemm logits = {.m = job.rows, .n = V, .k = C, .a = inputs, .b = mom_matrix_transposed(head->wte, C),
                                  .precision = x->precision, .finish = finish_exp, .whole_blocks = 1, .context = &job};
         MOM_TRY(mom_gemm_run(x, &logits, 1, err));
-        mom_parallel_for(x, (job.rows + TASK_ROWS - 1) / TASK_ROWS, softmax_task, &job);
-        for (size_t i = 0; i < job.rows; i++)
+        mom_parallel_for(x, mom_div_up(job.rows, TASK_ROWS), softmax_task, &job);
+        for (size_t i = 0; i < job.rows && !x->dry_run; i++)
             *loss_sum += job.loss[i];
         if (!dhidden)
             continue;
-        for (size_t v = 0; v < V; v += slice) { /* so that never all of wte is packed */
-            const size_t columns = mom_min(slice, V - v);
-            const mom_matrix dlogits = mom_matrix_of(tile_at(&job, 0, v), x->precision, job.ld);
-            const mom_gemm gradients[2] = {
-                {.m = job.rows, .n = C, .k = columns, .a = dlogits, .b = mom_matrix_rows(wte + v * C, C), .c = selected,
-                 .ldc = C, .precision = x->precision, .accumulate = v > 0},
-                {.m = columns, .n = C, .k = job.rows, .a = mom_matrix_flip(dlogits), .b = inputs,
-                 .c = dwte ? dwte + v * C : NULL, .ldc = C, .precision = x->precision, .accumulate = r > 0}};
-            MOM_TRY(mom_gemm_run(x, gradients, dwte ? 2 : 1, err));
-        }
-        scatter_job scatter = {dhidden, selected, rows + r, C};
+        MOM_TRY(multiply_gradients(x, &job, selected, dwte, &inputs, head, r > 0, err));
+        scatter_job scatter = {dhidden, selected, head->rows + r, C};
         mom_parallel_for(x, job.rows, scatter_task, &scatter);
     }
     return MOM_OK;
 }
 
-mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const float *hidden,
-                                const float *wte, const int32_t *rows, const int32_t *labels, size_t n, size_t V,
-                                size_t C, mom_error *err) {
+mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const mom_lm_head *head,
+                                mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = run(x, loss_sum, dhidden, dwte, hidden, wte, rows, labels, n, V, C, err);
+    const mom_status status = run(x, loss_sum, dhidden, dwte, head, err);
     mom_arena_release(x->workspace, mark);
     return status;
-}
-
-/* ---- out += factor * in and out = factor * in, over all threads */
-
-#define CHUNK ((size_t)16384)
-
-typedef struct {
-    const mom_kernels *k;
-    float *out;
-    const float *in;
-    float factor;
-    size_t n;
-} axpy_job;
-
-static void axpy_task(void *context, size_t task, int thread) {
-    const axpy_job *job = context;
-    const size_t begin = task * CHUNK;
-    (void)thread;
-    job->k->vec.axpy(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
-}
-
-static void scale_task(void *context, size_t task, int thread) {
-    const axpy_job *job = context;
-    const size_t begin = task * CHUNK;
-    (void)thread;
-    job->k->vec.scale(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
-}
-
-void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
-    axpy_job job = {x->k, out, in, factor, n};
-    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, scale_task, &job);
-}
-
-void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
-    axpy_job job = {x->k, out, in, factor, n};
-    mom_parallel_for(x, (n + CHUNK - 1) / CHUNK, axpy_task, &job);
 }

@@ -1,4 +1,4 @@
-/* Each thread gets one task of equal work. Other programs can only slow a burst down, so the best one counts. */
+/* Each thread gets one task of equal work. Other programs can only slow a burst down, so the best burst counts. */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 199309L
 #endif
@@ -7,6 +7,7 @@
 
 #include <time.h>
 
+#include "base/sizes.h"
 
 double mom_machine_seconds(void) {
     struct timespec t;
@@ -109,7 +110,7 @@ static double best_rate(memory_job *job, mom_task run, double bytes, size_t repe
 
 mom_status mom_machine_bandwidth(const mom_exec *x, mom_bandwidth *best, size_t floats, size_t repeats,
                                  mom_error *err) {
-    memory_job job = {.k = x->k, .lines = (floats + LINE - 1) / LINE, .tasks = (size_t)x->threads};
+    memory_job job = {.k = x->k, .lines = mom_div_up(floats, LINE), .tasks = (size_t)x->threads};
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t n = job.lines * LINE;
     MOM_ARENA_NEW(job.out, x->workspace, n, err);

@@ -1,11 +1,11 @@
-/* The products of a half-round, fused with what surrounds them: tokens are gathered, normalised and put through GELU
- * while they are packed; scores, GELU's derivative and the residual sum are applied to blocks of results while they are
+/* The products of a half-round, fused with what surrounds them. Tokens are gathered, normalised and put through GELU
+ * while they are packed. Scores, GELU's derivative and the residual sum are applied to blocks of results while these are
  * in cache. The plain operators of routed_linear.h, layernorm.h and gelu.h define the same maths step by step.
  *
- * A half with a single module is a plan in which every token has one slot, as mom_routing_plan_init_dense makes it.
- * Stored activations have the type `dtype`, which is also that of the products' factors; sums, the residual stream and
- * all gradients of tokens in the stream are float32.
- * Shapes  x, mean, rstd (N, C), (N), (N); slots as in routing_plan.h; parameters by module; weight (N, K) or NULL for 1
+ * A half with a single module has a plan in which every token has one slot (mom_routing_plan_init_dense). Stored
+ * activations and the factors of products have the type `dtype`. Sums, the residual stream and the gradients of the
+ * stream are float32. Shapes  x, mean, rstd (N, C), (N), (N); slots as in routing_plan.h; parameters by module; weight
+ * (N, K) or NULL for 1
  */
 #ifndef MOM_OPS_ROUTED_HALF_H
 #define MOM_OPS_ROUTED_HALF_H
@@ -22,35 +22,37 @@ typedef struct {
     const float *x, *mean, *rstd;                /* residual stream before the half, its statistics */
     const float *const *ln_weight, *const *ln_bias;
     mom_error *err;
-    int apart; /* backward computes gradients of weights and of inputs one after the other: never both packed at once */
 } mom_half;
 
-/* A layer of the pool: weight[m] (In, Out) and bias[m] (Out), and, by module, the weight packed (mom_gemm_pack) as it
- * is or transposed; NULL where it is packed on the spot. */
+/* A layer of the pool: weight[m] (In, Out) and bias[m] (Out). packed[m] is the weight as mom_gemm_pack left it,
+ * transposed in backward; NULL if the product has to pack it. */
 typedef struct {
     size_t In, Out;
     const float *const *weight, *const *bias;
     const void *const *packed;
 } mom_half_layer;
 
-/* Where a layer's gradients are added to, by module; with weight NULL they are not computed. unset: NULL, or whether the
- * weight's gradient counts as zero whatever its memory holds; then it is overwritten, and the flag cleared. */
+/* Where gradients are added to, by module. */
 typedef struct {
-    float *const *weight, *const *bias; /* (In, Out), (Out) */
-    uint8_t *unset;
+    float *const *weight, *const *bias; /* of the layer: (In, Out), (Out); with weight NULL they are not computed */
+    /* NULL, or by module whether the weight's gradient counts as zero, whatever its memory holds. Then it is overwritten,
+     * and the flag cleared. */
+    uint8_t *overwrite;
+    float *const *ln_weight, *const *ln_bias; /* of LayerNorm, where a half is entered: (C), (C) */
 } mom_half_gradient;
 
-/* out (slots, Out) = LN_m(x) W + b by slot; by_token: (N, Out), row by row of tokens, each times its weight. by_token
- * needs a plan with at most one slot per token; rows of tokens without a slot are not written. */
+/* out (slots, Out) = LN_m(x) W + b by slot. With by_token out is (N, Out), and each row is multiplied by its weight; that
+ * needs a plan with at most one slot per token, and rows of tokens without a slot are not written. */
 mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer);
 
-/* The same in two parts, of a half with one module that every token of half->plan has, by token: the first `columns` columns
- * only for the tokens of the plan `some`, the others for all. */
+/* The same by token and in two parts, for a half with one module that every token of half->plan has: the first `columns`
+ * columns are computed for the tokens of the plan `some` only, the other columns for all. */
 mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
                                 mom_dtype out_dtype, const mom_half_layer *layer);
 
-/* What leaves a half. Inputs of the last product are rows of `inner`, by slot or by token, through GELU or not. */
+/* What leaves a half. The inputs of the last product are rows of `inner`, by slot or by token, through GELU if that is
+ * set. */
 typedef struct {
     const void *inner; /* of type dtype */
     int by_token, gelu;
@@ -66,23 +68,22 @@ mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_out
 mom_status mom_half_mix(const mom_half *half, void *out, mom_dtype out_dtype, const float *y, const float *weight,
                         size_t width);
 
-/* Backward of leave. dout (N, C): gradient of the output, dropout already applied. Adds to the layer's gradients and,
- * unless NULL, to dscore (N, K).
- * GELU: d(input of GELU) replaces inner, by slot. Otherwise: dinner (N, In) of type dtype is written, by token. */
+/* Backward of leave. dout (N, C): gradient of the output, with dropout already applied. Adds to the layer's gradients
+ * and, unless that is NULL, to dscore (N, K). With GELU, inner is replaced by the gradient of GELU's input, by slot.
+ * Without, dinner (N, In) of type dtype is written, by token. */
 mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
                                    void *dinner, const mom_half_output *output, const float *dout,
                                    const mom_half_layer *layer);
 
-/* Backward of enter. dout of type dtype, by slot or by token. Adds to the layer's gradients, dln_weight_m, dln_bias_m, dx
- * (N, C) and, if weight is given, to dscore. */
-mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *const *dln_weight,
-                                   float *const *dln_bias, float *dx, float *dscore, const void *dout, int by_token,
-                                   const float *weight, const mom_half_layer *layer);
+/* Backward of enter. dout of type dtype, by slot or by token. Adds to the gradients, to dx (N, C) and, if weight is
+ * given, to dscore (N, K). */
+mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
+                                   const void *dout, int by_token, const float *weight, const mom_half_layer *layer);
 
-/* Backward of enter_split: the first columns of dout are read only at the tokens of `some`, of which there must be one. */
+/* Backward of enter_split. The first columns of dout are read only at the tokens of `some`, of which there must be
+ * one. */
 mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
-                                         const mom_half_gradient *gradient, float *const *dln_weight,
-                                         float *const *dln_bias, float *dx, const void *dout,
+                                         const mom_half_gradient *gradient, float *dx, const void *dout,
                                          const mom_half_layer *layer);
 
 #endif

@@ -1,8 +1,7 @@
-/* Linear layers of a module pool: gather, grouped product, weighted combine; and their gradients.
+/* Linear layers of a module pool and their gradients, step by step.
  *
- * weight[m] (In, Out) and bias[m] (Out) are module m's own arrays. "gathered" arguments are per token
- * (N, width) and are read through plan->token; otherwise they are per slot (slots, width).
- * Derivation: docs/derivations/routed_linear.md.
+ * Plain definitions: mom.ops exposes them, and tests compare the fused half-round of the network (ops/routed_half.h) with
+ * them. The network does not use them. Derivation: docs/derivations/routed_linear.md.
  */
 #ifndef MOM_OPS_ROUTED_LINEAR_H
 #define MOM_OPS_ROUTED_LINEAR_H
@@ -10,53 +9,47 @@
 #include "gemm/gemm.h"
 #include "ops/routing_plan.h"
 
-/* out (slots, Out) = inp * weight[m] + bias[m]. Overwrites out. bias may be NULL. */
-mom_status mom_routed_linear_forward(const mom_exec *x, float *out, const float *inp, int inp_gathered,
-                                     const float *const *weight, const float *const *bias,
-                                     const mom_routing_plan *plan, size_t In, size_t Out, mom_error *err);
+/* Rows of some width, by slot (slots, width); or, if gathered, by token (N, width), read through plan->token. */
+typedef struct {
+    const float *data;
+    int gathered;
+} mom_routed_rows;
 
-/* dinp (slots, In) = dout * weight[m]^T. Overwrites dinp. */
-mom_status mom_routed_linear_backward_input(const mom_exec *x, float *dinp, const float *dout, int dout_gathered,
-                                            const float *const *weight, const mom_routing_plan *plan, size_t In,
-                                            size_t Out, mom_error *err);
+/* A layer of each module: weight[m] (In, Out), bias[m] (Out). bias may be NULL. */
+typedef struct {
+    const float *const *weight, *const *bias;
+    size_t In, Out;
+} mom_routed_layer;
 
-/* dweight[m] (In, Out) += inp^T * (slot_scale * dout); dbias[m] (Out) += sum of slot_scale * dout over the
- * module's slots. slot_scale (slots) or NULL. A module without slots is left alone. */
-mom_status mom_routed_linear_backward_weight(const mom_exec *x, float *const *dweight, float *const *dbias,
-                                             const float *inp, int inp_gathered, const float *dout, int dout_gathered,
-                                             const float *slot_scale, const mom_routing_plan *plan, size_t In,
-                                             size_t Out, mom_error *err);
+/* out (slots, Out) = inp * weight[m] + bias[m] */
+mom_status mom_routed_linear_forward(const mom_exec *x, float *out, mom_routed_rows inp, const mom_routed_layer *layer,
+                                     const mom_routing_plan *plan, mom_error *err);
 
-/* out (N, C) += or = sum over the token's slots of weight[t, k] * y[slot]; weight (N, K) or NULL for 1.
- * Tokens without slots get 0 when accumulate is 0. */
-void mom_routed_combine_forward(const mom_exec *x, float *out, const float *y, const float *weight,
-                                const mom_routing_plan *plan, size_t C, int accumulate);
+/* dinp (slots, In) = dout * weight[m]^T */
+mom_status mom_routed_linear_backward_input(const mom_exec *x, float *dinp, mom_routed_rows dout,
+                                            const mom_routed_layer *layer, const mom_routing_plan *plan, mom_error *err);
 
-/* dweight (N, K) = <dout[t], y[slot]>, 0 for SKIP (skipped when dweight is NULL); dy (slots, C) =
- * weight[t, k] * dout[t] (skipped when dy is NULL). Overwrites. */
+/* Where the gradients of a layer are added to: weight[m] (In, Out), bias[m] (Out). bias may be NULL. */
+typedef struct {
+    float *const *weight, *const *bias;
+    size_t In, Out;
+} mom_routed_gradient;
+
+/* dweight[m] += inp^T * (slot_scale * dout); dbias[m] += sum of slot_scale * dout over the module's slots. slot_scale
+ * (slots) or NULL for 1. A module without slots is left alone. */
+mom_status mom_routed_linear_backward_weight(const mom_exec *x, const mom_routed_gradient *gradient, mom_routed_rows inp,
+                                             mom_routed_rows dout, const float *slot_scale, const mom_routing_plan *plan,
+                                             mom_error *err);
+
+/* dweight (N, K) = <dout[t], y[slot]>, 0 for SKIP; left out if NULL. dy (slots, C) = weight[t, k] * dout[t]; left out if
+ * NULL. */
 void mom_routed_combine_backward(const mom_exec *x, float *dweight, float *dy, const float *dout, const float *y,
                                  const float *weight, const mom_routing_plan *plan, size_t C);
 
-/* slot_scale (slots) = weight (N, K) rearranged by slot. */
-void mom_routed_slot_scale(const mom_exec *x, float *slot_scale, const float *weight, const mom_routing_plan *plan);
-
-/* dweight[t, k] += <dh[slot], h> + <dout, bias[m]>: the gradient of a score without the module's
- * output (h is the product's input, dh = dout * W^T not yet multiplied by the score). h is read by slot
- * or gathered; dout (N, Out) is gathered. Afterwards dh[slot] *= weight[t, k] (weight NULL: left). */
-void mom_routed_score_backward(const mom_exec *x, float *dweight, float *dh, const float *h, int h_gathered,
-                               const float *dout, const float *const *bias, const float *weight,
-                               const mom_routing_plan *plan, size_t In, size_t Out);
-
-/* Layer normalisation of a pool: out (slots, C) = LN with module m's weight[m], bias[m] of inp[token], where
- * mean and rstd (N) are per token. */
-void mom_routed_layernorm_forward(const mom_exec *x, float *out, const float *inp, const float *mean,
-                                  const float *rstd, const float *const *weight, const float *const *bias,
-                                  const mom_routing_plan *plan, size_t C);
-
-/* dinp (N, C) added to; dweight[m], dbias[m] (C) added to. dout (slots, C) is overwritten (scratch). */
-mom_status mom_routed_layernorm_backward(const mom_exec *x, float *dinp, float *const *dweight, float *const *dbias,
-                                         float *dout, const float *inp, const float *mean, const float *rstd,
-                                         const float *const *weight, const mom_routing_plan *plan, size_t C,
-                                         mom_error *err);
+/* The gradient of a score without the module's output: dweight[t, k] += <dh[slot], h> + <dout, bias[m]>. h is the input
+ * of the layer, dout (N, Out), dh (slots, In) = dout * weight[m]^T, not yet multiplied by the score. Afterwards
+ * dh[slot] *= weight[t, k], unless weight (N, K) is NULL. Of the layer only bias and sizes are read. */
+void mom_routed_score_backward(const mom_exec *x, float *dweight, float *dh, mom_routed_rows h, const float *dout,
+                               const mom_routed_layer *layer, const float *weight, const mom_routing_plan *plan);
 
 #endif

@@ -1,7 +1,7 @@
 /* Routing plan: a stable counting sort of the choices by module. Contracts: routing_plan.h.
  *
- * Two passes over index (N, K) and one over M; serial, as it costs a few operations per choice beside
- * the products of a whole module row.
+ * Two passes over index (N, K) and one over M. They are serial, because a few operations per choice are little beside the
+ * products of a whole row of a module.
  */
 #include "ops/routing_plan.h"
 
@@ -22,8 +22,8 @@ static mom_status allocate(mom_routing_plan *plan, mom_arena *arena, mom_error *
     return MOM_OK;
 }
 
-/* Slots are dealt out in order of (token, choice), so they rise by token within each module; while that
- * goes on, offsets[m] is the next free slot of module m. */
+/* Slots are given out in order of (token, choice), so they rise by token within each module. Meanwhile offsets[m] is the next
+ * free slot of module m. */
 static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, mom_error *err) {
     const size_t choices = plan->N * plan->K, M = plan->M;
     MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
@@ -39,7 +39,7 @@ static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const i
     plan->slots = (size_t)offsets[M];
     MOM_TRY(allocate(plan, arena, err));
 
-    /* pass 2: deal out */
+    /* pass 2: give out slots */
     for (size_t t = 0; t < plan->N; t++) {
         for (size_t k = 0; k < plan->K; k++) {
             const size_t choice = t * plan->K + k, m = (size_t)index[choice];

@@ -17,6 +17,10 @@ typedef struct {
     int32_t *slot;    /* (N, K) slot of a choice, -1 for SKIP */
 } mom_routing_plan;
 
+static inline size_t mom_module_slots(const mom_routing_plan *plan, size_t m) {
+    return (size_t)(plan->offsets[m + 1] - plan->offsets[m]);
+}
+
 /* index (N, K), values >= 0; a token must not choose a module twice. Arrays come from `arena`.
  * Fails with MOM_ERR_VALUE when N * K does not fit 31 bits.
  * In a dry run the choices are unknown. The plan then has the most slots that N tokens with K choices can take, spread

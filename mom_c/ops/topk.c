@@ -53,8 +53,8 @@ static entry *partition(entry *first, entry *last) {
     }
 }
 
-/* Puts the element that a full sort would put at nth there, larger ones before it. The GNU library falls back to a heap
- * after 2 log2(n) unlucky partitions; for the sizes here that only bounds the cost, so it is left out. */
+/* Puts at nth the element that a full sort would put there, and larger ones before it. The GNU library changes to a heap after
+ * 2 log2(n) unlucky partitions. For the sizes here that only bounds the cost, so it is left out. */
 static void nth_element(entry *first, entry *nth, entry *last) {
     while (last - first > 3) {
         entry *cut = partition(first, last);

@@ -1,9 +1,9 @@
 /* Indices of the K largest of a few scores, in falling order.
  *
- * Scores just after initialisation lie so close together that exact ties between float32 numbers occur in every
- * batch. Which of two equal scores is kept is then a matter of the selection algorithm; to follow recorded runs, up to
- * MOM_TOPK_EXACT scores are selected with the steps of C++'s std::nth_element and std::sort as the GNU library does
- * them, which is what torch.topk uses for so few elements. Above that, ties go to the lower index.
+ * Just after initialisation scores lie so close together that exact ties between float32 numbers occur in every batch. Which
+ * of two equal scores is kept then depends on the selection algorithm. To follow recorded runs, up to MOM_TOPK_EXACT scores
+ * are selected with the same steps as std::nth_element and std::sort of the GNU C++ library, which torch.topk uses for so few
+ * elements. With more scores, ties go to the lower index.
  * NaN counts as larger than every number. The indices are always distinct.
  */
 #ifndef MOM_OPS_TOPK_H

@@ -1,0 +1,43 @@
+/* logits = relu(inp * in_weight^T + in_bias) * out_weight^T + out_bias; the hidden layer of it. */
+#include "ops/router_kinds.h"
+
+typedef struct {
+    float *values;       /* (N, R) */
+    const float *hidden; /* (N, R): values become 0 where it is not positive; NULL: values themselves decide */
+    size_t N, R;
+} relu_job;
+
+static void relu_task(void *context, size_t task, int thread) {
+    const relu_job *job = context;
+    float *values = job->values;
+    size_t begin, end;
+    (void)thread;
+    mom_range(job->N, mom_router_tasks(job->N), task, &begin, &end);
+    if (job->hidden) {
+        for (size_t i = begin * job->R; i < end * job->R; i++)
+            values[i] = job->hidden[i] > 0.0f ? values[i] : 0.0f;
+    } else {
+        for (size_t i = begin * job->R; i < end * job->R; i++)
+            values[i] = values[i] < 0.0f ? 0.0f : values[i]; /* keeps NaN */
+    }
+}
+
+mom_status mom_naive_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+                             const mom_router_spec *spec, mom_error *err) {
+    const mom_router_map to_hidden = {in->weights->in_weight, in->weights->in_bias, spec->C, spec->R};
+    MOM_TRY(mom_router_apply(x, saved->hidden, in->inp, &to_hidden, spec->few_rows, in->N, err));
+    relu_job job = {saved->hidden, NULL, in->N, spec->R};
+    mom_parallel_for(x, mom_router_tasks(in->N), relu_task, &job);
+    return MOM_OK;
+}
+
+mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+                              const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
+                              mom_error *err) {
+    const mom_linear_shape shape = {MOM_WEIGHT_OUT_IN, in->N, spec->C, spec->R};
+    mom_router_tensors *d = out->dweights;
+    relu_job job = {dhidden, saved->hidden, in->N, spec->R};
+    mom_parallel_for(x, mom_router_tasks(in->N), relu_task, &job);
+    MOM_TRY(mom_linear_backward_weight(x, d->in_weight, d->in_bias, in->inp, dhidden, &shape, err));
+    return mom_linear_backward_input(x, out->dinp, dhidden, in->weights->in_weight, 1, &shape, err);
+}

@@ -1,0 +1,161 @@
+/* SOURCE  Bengio et al. 2013, arXiv:1308.3432 (straight-through estimator). */
+#include "ops/scores.h"
+
+#include <math.h>
+
+#include "base/sizes.h"
+#include "ops/topk.h"
+
+#define TASK_ROWS 32 /* tokens per task */
+
+static size_t task_count(size_t N) { return mom_div_up(N, TASK_ROWS); }
+
+void mom_softmax_row(const mom_kernels *k, float *out, const float *logits, float temperature, size_t n) {
+    const float largest = k->vec.max(logits, n) / temperature;
+    float sum = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = expf(logits[i] / temperature - largest);
+        sum += out[i];
+    }
+    const float inverse = 1.0f / sum;
+    for (size_t i = 0; i < n; i++)
+        out[i] *= inverse;
+}
+
+typedef struct {
+    const mom_kernels *k;
+    float *out;          /* scores, or dlogits in backward */
+    const float *inp;    /* logits, or dscores in backward */
+    const float *scores; /* backward only */
+    float temperature;
+    size_t N, S;
+} scores_job;
+
+static void softmax_task(void *context, size_t task, int thread) {
+    const scores_job *job = context;
+    (void)thread;
+    const size_t S = job->S;
+    size_t begin, end;
+    mom_range(job->N, task_count(job->N), task, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        mom_softmax_row(job->k, job->out + t * S, job->inp + t * S, job->temperature, S);
+}
+
+/* dlogits = scores * (dscores - <dscores, scores>) / temperature */
+static void softmax_backward_task(void *context, size_t task, int thread) {
+    const scores_job *job = context;
+    (void)thread;
+    const size_t S = job->S;
+    size_t begin, end;
+    mom_range(job->N, task_count(job->N), task, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        float *dlogits = job->out + t * S;
+        const float *dscores = job->inp + t * S, *scores = job->scores + t * S;
+        const float mean = job->k->vec.dot(dscores, scores, S);
+        for (size_t m = 0; m < S; m++)
+            dlogits[m] = scores[m] * (dscores[m] - mean) / job->temperature;
+    }
+}
+
+void mom_router_scores_forward(const mom_exec *x, float *scores, const float *logits, int softmax, float temperature,
+                               size_t N, size_t S) {
+    if (!softmax) {
+        if (scores != logits)
+            mom_copy(x, scores, logits, N * S * sizeof *scores);
+        return;
+    }
+    scores_job job = {x->k, scores, logits, NULL, temperature, N, S};
+    mom_parallel_for(x, task_count(N), softmax_task, &job);
+}
+
+void mom_router_scores_backward(const mom_exec *x, float *dlogits, const float *dscores, const float *scores,
+                                int softmax, float temperature, size_t N, size_t S) {
+    if (!softmax) {
+        if (dlogits != dscores)
+            mom_copy(x, dlogits, dscores, N * S * sizeof *dlogits);
+        return;
+    }
+    scores_job job = {x->k, dlogits, dscores, scores, temperature, N, S};
+    mom_parallel_for(x, task_count(N), softmax_backward_task, &job);
+}
+
+/* ---- choices */
+
+typedef struct {
+    int16_t *index;
+    float *weight;
+    const float *scores;
+    const mom_topk_spec *spec;
+} topk_job;
+
+static void topk_task(void *context, size_t task, int thread) {
+    const topk_job *job = context;
+    const size_t N = job->spec->N, S = job->spec->S, K = job->spec->K;
+    size_t begin, end;
+    (void)thread;
+    mom_range(N, task_count(N), task, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        const float *scores = job->scores + t * S;
+        int16_t *index = job->index + t * K;
+        float *weight = job->weight + t * K;
+        float sum = 0.0f;
+        mom_topk(index, scores, S, K);
+        for (size_t k = 0; k < K; k++) {
+            weight[k] = scores[index[k]];
+            sum += weight[k];
+        }
+        for (size_t k = 0; job->spec->renormalise && k < K; k++)
+            weight[k] /= sum;
+    }
+}
+
+void mom_router_topk_forward(const mom_exec *x, int16_t *index, float *weight, const float *scores, const mom_topk_spec *spec) {
+    MOM_ASSERT(spec->K <= spec->S && spec->S <= INT16_MAX);
+    topk_job job = {index, weight, scores, spec};
+    mom_parallel_for(x, task_count(spec->N), topk_task, &job);
+}
+
+typedef struct {
+    float *dscores;
+    const float *dweight;
+    const int16_t *index;
+    const float *weight, *scores;
+    const mom_topk_spec *spec;
+} topk_backward_job;
+
+/* Kept scores only: dscore = dweight or, renormalised, (dweight - <dweight, weight>) / (sum of kept scores). */
+static void topk_backward_task(void *context, size_t task, int thread) {
+    const topk_backward_job *job = context;
+    const size_t N = job->spec->N, S = job->spec->S, K = job->spec->K;
+    size_t begin, end;
+    (void)thread;
+    mom_range(N, task_count(N), task, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        const float *scores = job->scores + t * S, *dweight = job->dweight + t * K, *weight = job->weight + t * K;
+        const int16_t *index = job->index + t * K;
+        float *dscores = job->dscores + t * S;
+        float sum = 0.0f, mean = 0.0f;
+        for (size_t k = 0; k < K; k++) {
+            sum += scores[index[k]];
+            mean += dweight[k] * weight[k];
+        }
+        for (size_t k = 0; k < K; k++)
+            dscores[index[k]] += job->spec->renormalise ? (dweight[k] - mean) / sum : dweight[k];
+    }
+}
+
+void mom_router_topk_backward(const mom_exec *x, float *dscores, const float *dweight, const int16_t *index,
+                              const float *weight, const float *scores, const mom_topk_spec *spec) {
+    topk_backward_job job = {dscores, dweight, index, weight, scores, spec};
+    mom_parallel_for(x, task_count(spec->N), topk_backward_task, &job);
+}
+
+void mom_router_ste_forward(float *out, const float *weight, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)((weight[i] > 0.0f) - (weight[i] < 0.0f));
+}
+
+void mom_router_ste_backward(float *out, const float *dweight, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = dweight[i] < -1.0f ? -1.0f : dweight[i] > 1.0f ? 1.0f : dweight[i];
+}
