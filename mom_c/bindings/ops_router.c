@@ -24,21 +24,21 @@ static const char *const tensor_names[6] = {"in_weight",    "in_bias",    "state
                                             "state_bias",   "out_weight", "out_bias"};
 static const char *const tensor_shapes[6] = {"G C", "G", "G R", "G", "S R", "S"};
 
-/* The letter G stands for the rows of in_weight: R for the naive router, gates * R for the others. */
+/* The letter G stands for the rows of in_weight: gates * R for recurrent routers, R for others. */
 static router_inputs read_router(mom_call *call, const router_args *a) {
     router_inputs in = {.noise_key = mom_rng_key(a->seed, a->counter, a->site)};
     if (a->kind < MOM_ROUTER_NAIVE || a->kind >= MOM_ROUTER_KINDS)
         mom_call_fail(call, PyExc_ValueError, "kind: %d is unknown", a->kind);
-    const int naive = a->kind == MOM_ROUTER_NAIVE;
+    const int recurrent = !call->failed && mom_router_types[a->kind].recurrent;
     in.inp = mom_arg_f32(call, "inp", a->inp, "N C");
     const float *out_weight = mom_arg_f32(call, tensor_names[4], a->tensors[4], tensor_shapes[4]);
-    in.spec = (mom_router_spec){.kind = (mom_router_kind)a->kind, .random = a->random && !naive,
+    in.spec = (mom_router_spec){.kind = (mom_router_kind)a->kind, .random = a->random && recurrent,
                                 .C = mom_size(call, 'C'), .R = mom_size(call, 'R'), .S = mom_size(call, 'S')};
-    mom_set_size(call, 'G', naive ? in.spec.R : mom_router_gates(&in.spec) * in.spec.R);
+    mom_set_size(call, 'G', recurrent ? mom_router_gates(&in.spec) * in.spec.R : in.spec.R);
     const float *pointers[6] = {NULL};
     for (int i = 0; i < 6; i++) {
         const int of_state = i == 2 || i == 3;
-        if (naive && of_state)
+        if (!recurrent && of_state)
             continue;
         pointers[i] = i == 4 ? out_weight : mom_arg_f32(call, tensor_names[i], a->tensors[i], tensor_shapes[i]);
     }
@@ -46,7 +46,7 @@ static router_inputs read_router(mom_call *call, const router_args *a) {
     in.weights = (mom_router_tensors){.in_weight = (float *)pointers[0], .in_bias = (float *)pointers[1],
                                       .state_weight = (float *)pointers[2], .state_bias = (float *)pointers[3],
                                       .out_weight = (float *)pointers[4], .out_bias = (float *)pointers[5]};
-    in.state = naive ? NULL : mom_arg_optional_f32(call, "state", a->state, "N R");
+    in.state = recurrent ? mom_arg_optional_f32(call, "state", a->state, "N R") : NULL;
     return in;
 }
 
@@ -66,17 +66,18 @@ static PyObject *router_forward(PyObject *module, PyObject *args) {
     mom_call call;
     mom_call_begin(&call, module);
     const router_inputs in = read_router(&call, &a);
-    const int naive = in.spec.kind == MOM_ROUTER_NAIVE;
+    const int recurrent = !call.failed && mom_router_type_of(&in.spec)->recurrent;
     float *logits = mom_new_f32(&call, "N S");
     mom_router_saved saved = {.hidden = mom_new_f32(&call, "N R")};
-    if (naive) {
-        mom_new_none(&call);
-        mom_new_none(&call);
-    } else {
+    if (recurrent) {
         saved.gates = mom_new_f32(&call, "N G");
         saved.h_n = mom_new_f32(&call, "N R");
+    } else {
+        mom_new_none(&call);
+        mom_new_none(&call);
     }
-    const mom_router_inputs inputs = {&in.weights, in.inp, in.state, in.noise_key, mom_size(&call, 'N')};
+    const mom_router_inputs inputs = {.weights = &in.weights, .inp = in.inp, .state = in.state,
+                                      .noise_key = in.noise_key, .N = mom_size(&call, 'N')};
     MOM_RUN(&call, call.status = mom_router_forward(&call.exec, logits, &saved, &inputs, &in.spec, &call.error));
     return mom_call_end(&call);
 }
@@ -92,11 +93,11 @@ static PyObject *router_backward(PyObject *module, PyObject *args) {
     mom_call call;
     mom_call_begin(&call, module);
     const router_inputs in = read_router(&call, &a);
-    const int naive = in.spec.kind == MOM_ROUTER_NAIVE;
+    const int recurrent = !call.failed && mom_router_type_of(&in.spec)->recurrent;
     const float *dlogits = mom_arg_f32(&call, "dlogits", dlogits_o, "N S");
     mom_router_saved saved = {.hidden = (float *)mom_arg_f32(&call, "hidden", hidden_o, "N R")};
     const float *dstate_out = NULL;
-    if (!naive) {
+    if (recurrent) {
         saved.gates = (float *)mom_arg_f32(&call, "gates", gates_o, "N G");
         saved.h_n = (float *)mom_arg_f32(&call, "h_n", h_n_o, "N R");
         dstate_out = mom_arg_optional_f32(&call, "dstate", dstate_o, "N R");
@@ -108,18 +109,39 @@ static PyObject *router_backward(PyObject *module, PyObject *args) {
         mom_new_none(&call);
     float *dtensors[6] = {NULL};
     for (int i = 0; i < 6; i++) {
-        if (naive && (i == 2 || i == 3))
+        if (!recurrent && (i == 2 || i == 3))
             mom_new_none(&call);
         else
             dtensors[i] = mom_new_sum(&call, tensor_names[i], add_to, i + 1, 7, tensor_shapes[i]);
     }
     mom_router_tensors dweights = {.in_weight = dtensors[0], .in_bias = dtensors[1], .state_weight = dtensors[2],
                                    .state_bias = dtensors[3], .out_weight = dtensors[4], .out_bias = dtensors[5]};
-    const mom_router_inputs inputs = {&in.weights, in.inp, in.state, in.noise_key, mom_size(&call, 'N')};
+    const mom_router_inputs inputs = {.weights = &in.weights, .inp = in.inp, .state = in.state,
+                                      .noise_key = in.noise_key, .N = mom_size(&call, 'N')};
     const mom_router_gradients gradients = {dinp, dstate_in, &dweights};
     MOM_RUN(&call, call.status = mom_router_backward(&call.exec, &gradients, dlogits, dstate_out, &inputs, &saved, &in.spec,
                                                      &call.error));
     return mom_call_end(&call);
+}
+
+static PyObject *router_kinds(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
+    PyObject *list = PyList_New(0); /* new reference */
+    for (int kind = 0; list && kind < MOM_ROUTER_KINDS; kind++) {
+        const mom_router_type *type = &mom_router_types[kind];
+        PyObject *names = PyTuple_New((Py_ssize_t)type->param_count); /* new reference */
+        for (size_t i = 0; names && i < type->param_count; i++) {
+            PyObject *name = PyUnicode_FromString(type->params[i].name); /* new reference */
+            if (!name)
+                Py_CLEAR(names);
+            else
+                PyTuple_SET_ITEM(names, (Py_ssize_t)i, name); /* steals */
+        }
+        PyObject *row = names ? Py_BuildValue("(sNN)", type->name, PyBool_FromLong(type->recurrent), names) : NULL; /* steals */
+        if (!row || PyList_Append(list, row) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
 }
 
 /* ------------------------------------------------------------------ scores and choices */
@@ -231,6 +253,8 @@ static PyObject *ste_backward(PyObject *module, PyObject *args) {
 }
 
 static PyMethodDef functions[] = {
+    {"router_kinds", router_kinds, METH_NOARGS,
+     "router_kinds($module, /)\n--\n\n(name, recurrent, names of parameters) of every kind, by number."},
     {"router_forward", router_forward, METH_VARARGS,
      "router_forward($module, inp, tensors, kind, random, state, seed, counter, site, /)\n--\n\n"
      "logits, hidden, gates, h_n"},

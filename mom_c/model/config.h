@@ -39,7 +39,7 @@ typedef struct {
 
 /* Whether a call without dropout uses random numbers. */
 static inline int mom_config_draws(const mom_config *c) {
-    return c->router_random && c->chunks && c->router_kind != MOM_ROUTER_NAIVE;
+    return c->router_random && c->chunks && mom_router_types[c->router_kind].recurrent;
 }
 
 /* What scores of attention are multiplied with. */

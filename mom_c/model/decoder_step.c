@@ -177,10 +177,9 @@ static void record_routes(const half_step *h, mom_decoder_route *to) {
 static mom_status step_place(mom_decoder *d, const mom_pass *pass, const mom_decoder_row *rows, size_t i, float *x) {
     static const mom_packed_pool none;
     const mom_place *place = &d->gpt->params.places[i];
-    const int recurrent = pass->config->router_kind != MOM_ROUTER_NAIVE;
     float *states[2] = {NULL, NULL};
     for (int half = 0; half < 2; half++)
-        if (recurrent && mom_place_pool(place, half)->routed)
+        if (mom_pool_has_state(mom_place_pool(place, half)))
             MOM_ARENA_NEW(states[half], pass->saved, pass->N * pass->config->R, pass->err);
     for (size_t round = 0; round < place->rounds; round++) {
         for (int half = 0; half < 2; half++) {
@@ -233,13 +232,13 @@ static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder
     mom_gpt *gpt = d->gpt;
     const mom_config *c = &gpt->config;
     const mom_params *p = &gpt->params;
-    const mom_pass pass = {.exec = x, .config = c, .saved = x->workspace, .B = n, .T = 1, .N = n, .seed = gpt->seed,
-                         .counter = gpt->counter, .few_rows = 1, .err = err};
     int32_t *tokens, *positions;
     float *stream;
     MOM_ARENA_NEW(tokens, x->workspace, n, err);
     MOM_ARENA_NEW(positions, x->workspace, n, err);
     MOM_ARENA_NEW(stream, x->workspace, n * c->C, err);
+    const mom_pass pass = {.exec = x, .config = c, .saved = x->workspace, .B = n, .T = 1, .N = n, .tokens = tokens,
+                           .seed = gpt->seed, .counter = gpt->counter, .few_rows = 1, .err = err};
     for (size_t i = 0; i < n; i++) {
         tokens[i] = rows[i].token;
         positions[i] = (int32_t)rows[i].position;

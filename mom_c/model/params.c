@@ -48,23 +48,15 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
 #define NORM_WEIGHT(d0, ...) add(b, 0, 0.0f, 1.0f, (d0), 0, __VA_ARGS__)
 
 static void add_router(builder *b, const mom_config *c, mom_pool *pool, const char *prefix) {
-    const size_t gates = mom_router_gates(&pool->spec), R = c->R;
-    const float std = c->init_range;
+    const mom_router_type *type = mom_router_type_of(&pool->spec);
     pool->first_router_param = b->count;
-    if (pool->spec.kind == MOM_ROUTER_NAIVE) {
-        WEIGHT(std, R, c->C, "%s.router.router.0.weight", prefix);
-        BIAS(R, "%s.router.router.0.bias", prefix);
-        WEIGHT(std, pool->S, R, "%s.router.router.2.weight", prefix);
-        BIAS(pool->S, "%s.router.router.2.bias", prefix);
-    } else {
-        WEIGHT(std, pool->S, R, "%s.router.router.weight", prefix);
-        BIAS(pool->S, "%s.router.router.bias", prefix);
-        WEIGHT(std, gates * R, R, "%s.router.h2h.weight", prefix);
-        BIAS(gates * R, "%s.router.h2h.bias", prefix);
-        WEIGHT(std, gates * R, c->C, "%s.router.x2h.weight", prefix);
-        BIAS(gates * R, "%s.router.x2h.bias", prefix);
+    for (size_t i = 0; i < type->param_count; i++) {
+        const mom_router_param *param = &type->params[i];
+        const size_t rows = mom_router_dim_size(&pool->spec, param->dims[0]);
+        const size_t columns = mom_router_dim_size(&pool->spec, param->dims[1]);
+        add(b, columns > 0, columns ? c->init_range : 0.0f, 0.0f, rows, columns, "%s.router.%s", prefix, param->name);
     }
-    pool->router_params = b->count - pool->first_router_param;
+    pool->router_params = type->param_count;
 }
 
 static void add_pool(builder *b, const mom_config *c, mom_place *place, mom_pool *pool, mom_pool_kind kind, size_t i) {
@@ -136,14 +128,10 @@ mom_status mom_pool_point(const mom_params *p, const mom_pool *pool, mom_pool_te
     }
     if (!pool->routed)
         return MOM_OK;
-    float *r[6] = {0};
-    for (size_t i = 0; i < pool->router_params; i++)
-        r[i] = block + p->table[pool->first_router_param + i].offset;
-    if (pool->spec.kind == MOM_ROUTER_NAIVE)
-        *router = (mom_router_tensors){.in_weight = r[0], .in_bias = r[1], .out_weight = r[2], .out_bias = r[3]};
-    else
-        *router = (mom_router_tensors){.in_weight = r[4], .in_bias = r[5], .state_weight = r[2], .state_bias = r[3],
-                                       .out_weight = r[0], .out_bias = r[1]};
+    const mom_router_type *type = mom_router_type_of(&pool->spec);
+    *router = (mom_router_tensors){0};
+    for (size_t i = 0; i < type->param_count; i++)
+        *mom_router_tensor(router, &type->params[i]) = block + p->table[pool->first_router_param + i].offset;
     return MOM_OK;
 }
 

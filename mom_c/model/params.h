@@ -83,6 +83,11 @@ static inline size_t mom_pool_param(const mom_pool *pool, size_t m, size_t t) {
 
 static inline const mom_pool *mom_place_pool(const mom_place *place, int half) { return half ? &place->ffn : &place->attn; }
 
+/* Whether a recurrent state goes from round to round. */
+static inline int mom_pool_has_state(const mom_pool *pool) {
+    return pool->routed && mom_router_type_of(&pool->spec)->recurrent;
+}
+
 /* Floats of the block that a parameter of `count` takes up: each begins on a cache line. */
 static inline size_t mom_param_floats(size_t count) { return mom_round_up(count, 16); }
 

@@ -100,8 +100,6 @@ static mom_half_round half_round(const mom_gpt *gpt, size_t i, size_t round, int
     return (mom_half_round){place, round, half, &gpt->last.packed[half], last ? gpt->last.rows.unneeded : NULL};
 }
 
-static int has_state(const mom_pool *pool) { return pool->routed && pool->spec.kind != MOM_ROUTER_NAIVE; }
-
 /* How a round treats what it computes. */
 typedef struct {
     int keep;       /* all of it stays for backward */
@@ -126,7 +124,7 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const roun
         *x = next;
         if (a->observer)
             a->observer->half_done(a->observer->context, pass, i, round, half, saved);
-        const int recurrent = has_state(mom_half_round_pool(&at));
+        const int recurrent = mom_pool_has_state(mom_half_round_pool(&at));
         if (recurrent)
             states[half] = saved->route.router.hidden;
         if (memory->keep)
@@ -143,7 +141,7 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const roun
 static mom_status new_states(mom_gpt *gpt, const mom_place *place, float *states[2]) {
     const mom_pass *pass = &gpt->last.pass;
     for (int half = 0; half < 2; half++)
-        if (has_state(mom_place_pool(place, half)))
+        if (mom_pool_has_state(mom_place_pool(place, half)))
             MOM_ARENA_NEW(states[half], pass->saved, pass->N * gpt->config.R, pass->err);
     return MOM_OK;
 }
@@ -269,7 +267,7 @@ typedef struct {
  * of backward are the moment when most is kept. Weights are packed for all rounds but the last. */
 static mom_status share_over_rounds(mom_gpt *gpt, const mom_place *place, int half, size_t round, backward_state *b) {
     const mom_pass *pass = &gpt->last.pass;
-    if (has_state(mom_place_pool(place, half)) && round + 1 == place->rounds)
+    if (mom_pool_has_state(mom_place_pool(place, half)) && round + 1 == place->rounds)
         MOM_ARENA_NEW(b->dstates[half], pass->exec->workspace, pass->N * gpt->config.R, pass->err);
     return round + 2 == place->rounds && !gpt->last.checkpoint ? pack_pool(gpt, place, half, round + 1, 1) : MOM_OK;
 }

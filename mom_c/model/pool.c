@@ -9,7 +9,7 @@
 static int balance_softmax(const mom_config *c) { return c->balance_reference || !c->router_softmax; }
 
 static int balance_wanted(const mom_config *c) {
-    return c->balance_enabled && !(c->balance_reference && c->num_attn == 1);
+    return c->balance_enabled && mom_router_types[c->router_kind].scored && !(c->balance_reference && c->num_attn == 1);
 }
 
 mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved) {
@@ -138,6 +138,12 @@ static mom_router_tensors router_weights(const mom_half_round *at) {
     return weights;
 }
 
+static mom_router_inputs router_inputs(const mom_pass *pass, const mom_half_round *at, const mom_router_tensors *weights,
+                                       const float *inp, const float *state) {
+    return (mom_router_inputs){.weights = weights, .inp = inp, .state = state, .tokens = pass->tokens, .round = at->round,
+                               .noise_key = mom_half_round_key(pass, at, MOM_STREAM_NOISE), .N = pass->N};
+}
+
 mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *r) {
     const size_t N = pass->N, S = pool->S, K = pool->K;
     *r = (mom_route){0};
@@ -172,7 +178,7 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     mom_router_spec spec = pool->spec;
     spec.few_rows = pass->few_rows;
     const mom_router_tensors weights = router_weights(at);
-    const mom_router_inputs inputs = {&weights, saved->input, state, mom_half_round_key(pass, at, MOM_STREAM_NOISE), N};
+    const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, state);
     MOM_TRY(mom_router_forward(x, r->outputs, &r->router, &inputs, &spec, pass->err));
     mom_router_scores_forward(x, r->scores, r->outputs, c->router_softmax, c->temperature, N, S);
     const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
@@ -258,7 +264,7 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
 
     const mom_router_tensors weights = router_weights(at);
-    const mom_router_inputs inputs = {&weights, saved->input, b->state, mom_half_round_key(pass, at, MOM_STREAM_NOISE), N};
+    const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, b->state);
     const mom_router_gradients gradients = {b->dx, b->state ? b->dstate : NULL, &b->pool->router};
     return mom_router_backward(x, &gradients, dscores, b->has_dstate ? b->dstate : NULL, &inputs, &r->router, &pool->spec,
                                pass->err);

@@ -1,4 +1,4 @@
-/* The map from hidden to logits, and the choice of the kind. Contract: router.h.
+/* The table of the kinds of routers, and the calls through it. Contract: router.h.
  *
  * SOURCE  Shazeer et al. 2017, arXiv:1701.06538 (top-k routing).
  */
@@ -6,36 +6,55 @@
 
 #include "ops/router_kinds.h"
 
+#define PARAM(name, d0, d1, field) {name, {MOM_DIM_##d0, MOM_DIM_##d1}, offsetof(mom_router_tensors, field)}
+
+static const mom_router_param naive_params[] = {
+    PARAM("router.0.weight", R, C, in_weight),
+    PARAM("router.0.bias", R, NONE, in_bias),
+    PARAM("router.2.weight", S, R, out_weight),
+    PARAM("router.2.bias", S, NONE, out_bias),
+};
+
+static const mom_router_param recurrent_params[] = {
+    PARAM("router.weight", S, R, out_weight),   PARAM("router.bias", S, NONE, out_bias),
+    PARAM("h2h.weight", GATES, R, state_weight), PARAM("h2h.bias", GATES, NONE, state_bias),
+    PARAM("x2h.weight", GATES, C, in_weight),    PARAM("x2h.bias", GATES, NONE, in_bias),
+};
+
+#define PARAMS(list) .params = list, .param_count = sizeof list / sizeof *list
+
+const mom_router_type mom_router_types[MOM_ROUTER_KINDS] = {
+    [MOM_ROUTER_NAIVE] = {.name = "naive", .scored = 1, PARAMS(naive_params), .forward = mom_naive_forward,
+                          .backward = mom_naive_backward},
+    [MOM_ROUTER_GRU_DEV] = {.name = "gru-dev", .recurrent = 1, .scored = 1, .gates = 3, PARAMS(recurrent_params),
+                            .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
+    [MOM_ROUTER_GRU] = {.name = "gru", .recurrent = 1, .scored = 1, .gates = 3, PARAMS(recurrent_params),
+                        .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
+};
+
+size_t mom_router_dim_size(const mom_router_spec *spec, mom_router_dim dim) {
+    const size_t sizes[] = {[MOM_DIM_NONE] = 0, [MOM_DIM_C] = spec->C, [MOM_DIM_R] = spec->R, [MOM_DIM_S] = spec->S,
+                            [MOM_DIM_GATES] = mom_router_gates(spec) * spec->R};
+    return sizes[dim];
+}
+
+float **mom_router_tensor(mom_router_tensors *tensors, const mom_router_param *param) {
+    return (float **)(void *)((unsigned char *)tensors + param->offset);
+}
+
 mom_status mom_router_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                               const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = spec->kind == MOM_ROUTER_NAIVE ? mom_naive_forward(x, saved, in, spec, err)
-                                                             : mom_recurrent_forward(x, saved, in, spec, err);
+    const mom_status status = mom_router_type_of(spec)->forward(x, logits, saved, in, spec, err);
     mom_arena_release(x->workspace, mark);
-    MOM_TRY(status);
-    const mom_router_map to_logits = {in->weights->out_weight, in->weights->out_bias, spec->R, spec->S};
-    return mom_router_apply(x, logits, saved->hidden, &to_logits, spec->few_rows, in->N, err);
-}
-
-static mom_status backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                           const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                           const mom_router_spec *spec, mom_error *err) {
-    const mom_linear_shape shape = {MOM_WEIGHT_OUT_IN, in->N, spec->R, spec->S};
-    mom_router_tensors *d = out->dweights;
-    float *dhidden;
-    MOM_ARENA_NEW(dhidden, x->workspace, in->N * spec->R, err);
-    MOM_TRY(mom_linear_backward_input(x, dhidden, dlogits, in->weights->out_weight, 0, &shape, err));
-    MOM_TRY(mom_linear_backward_weight(x, d->out_weight, d->out_bias, saved->hidden, dlogits, &shape, err));
-    if (spec->kind == MOM_ROUTER_NAIVE)
-        return mom_naive_backward(x, out, dhidden, in, saved, spec, err);
-    return mom_recurrent_backward(x, out, dhidden, dstate_out, in, saved, spec, err);
+    return status;
 }
 
 mom_status mom_router_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = backward(x, out, dlogits, dstate_out, in, saved, spec, err);
+    const mom_status status = mom_router_type_of(spec)->backward(x, out, dlogits, dstate_out, in, saved, spec, err);
     mom_arena_release(x->workspace, mark);
     return status;
 }

@@ -29,7 +29,6 @@ typedef struct {
     const void *packed_in, *packed_state;
 } mom_router_tensors;
 
-size_t mom_router_gates(const mom_router_spec *spec); /* G; 0 for naive */
 
 /* What to pack for the forward products or, transposed, for the gradients to the inputs; dst is left to the caller. */
 mom_gemm_packing mom_router_in_factor(const mom_router_tensors *weights, const mom_router_spec *spec, mom_dtype precision,
@@ -51,6 +50,8 @@ typedef struct {
     const mom_router_tensors *weights;
     const float *inp;   /* (N, C) */
     const float *state; /* (N, R): saved.hidden of the round before, or NULL for zero */
+    const int32_t *tokens; /* (N) ids, or NULL where single operators are called */
+    size_t round;       /* of the block */
     uint64_t noise_key; /* of this round's noise; component j of token t has index t * R + j */
     size_t N;
 } mom_router_inputs;
@@ -70,5 +71,44 @@ typedef struct {
 mom_status mom_router_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                const mom_router_spec *spec, mom_error *err);
+
+/* ---- the kinds: one entry each */
+
+/* What a dimension of a parameter is. */
+typedef enum { MOM_DIM_NONE, MOM_DIM_C, MOM_DIM_R, MOM_DIM_S, MOM_DIM_GATES } mom_router_dim;
+
+typedef struct {
+    const char *name;       /* after "router." in a state dict */
+    mom_router_dim dims[2]; /* the second is MOM_DIM_NONE for a bias */
+    size_t offset;          /* of the pointer in mom_router_tensors */
+} mom_router_param;
+
+/* Python has a counterpart of this table in python/mom/routers.py. */
+typedef struct {
+    const char *name;
+    int recurrent;          /* a state goes from round to round */
+    int scored;             /* outputs are scores, which the balance loss counts */
+    size_t gates;           /* of a recurrent cell, without the noise gate; 0: none */
+    size_t param_count;
+    const mom_router_param *params; /* in the order of the state dict */
+    mom_status (*forward)(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+                          const mom_router_spec *spec, mom_error *err);
+    mom_status (*backward)(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
+                           const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                           const mom_router_spec *spec, mom_error *err);
+} mom_router_type;
+
+extern const mom_router_type mom_router_types[MOM_ROUTER_KINDS];
+
+static inline const mom_router_type *mom_router_type_of(const mom_router_spec *spec) { return &mom_router_types[spec->kind]; }
+/* G, the noise gate included */
+static inline size_t mom_router_gates(const mom_router_spec *spec) {
+    const size_t gates = mom_router_type_of(spec)->gates;
+    return gates && spec->random ? gates + 1 : gates;
+}
+/* The size of a dimension; 0 for MOM_DIM_NONE. */
+size_t mom_router_dim_size(const mom_router_spec *spec, mom_router_dim dim);
+/* The pointer to parameter i of the kind. */
+float **mom_router_tensor(mom_router_tensors *tensors, const mom_router_param *param);
 
 #endif

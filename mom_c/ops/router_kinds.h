@@ -1,4 +1,4 @@
-/* The two kinds of routers, for router.c: from inputs to saved.hidden, and back. */
+/* The functions of the kinds of routers, for the table in router.c, and what they share. */
 #ifndef MOM_OPS_ROUTER_KINDS_H
 #define MOM_OPS_ROUTER_KINDS_H
 
@@ -20,17 +20,23 @@ typedef struct {
 mom_status mom_router_apply(const mom_exec *x, float *out, const float *inp, const mom_router_map *map, int few_rows,
                             size_t N, mom_error *err);
 
-mom_status mom_naive_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
-                             const mom_router_spec *spec, mom_error *err);
-/* dhidden (N, R) is overwritten. */
-mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
-                              const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
-                              mom_error *err);
+/* logits = saved->hidden * out_weight^T + out_bias */
+mom_status mom_router_to_logits(const mom_exec *x, float *logits, const mom_router_saved *saved, const mom_router_inputs *in,
+                                const mom_router_spec *spec, mom_error *err);
+/* *dhidden (N, R) comes from the workspace; adds to the gradients of out_weight and out_bias. */
+mom_status mom_router_to_logits_backward(const mom_exec *x, float **dhidden, mom_router_tensors *dweights, const float *dlogits,
+                                         const mom_router_saved *saved, const mom_router_inputs *in,
+                                         const mom_router_spec *spec, mom_error *err);
 
-mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+/* As mom_router_type.forward and .backward; the caller releases the workspace. */
+mom_status mom_naive_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+                             const mom_router_spec *spec, mom_error *err);
+mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
+                              const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                              const mom_router_spec *spec, mom_error *err);
+mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                                  const mom_router_spec *spec, mom_error *err);
-/* dhidden (N, R): gradient from the logits; dstate_out is added to it. */
-mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                   const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                   const mom_router_spec *spec, mom_error *err);
 

@@ -168,8 +168,8 @@ static mom_status run_products(const cell_products *p, const mom_exec *x, const 
     return state ? mom_router_apply(x, p->h_pre, state, &h2h, 1, rows, err) : MOM_OK;
 }
 
-mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
-                                 const mom_router_spec *spec, mom_error *err) {
+static mom_status run_cells(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+                            const mom_router_spec *spec, mom_error *err) {
     const size_t R = spec->R, G = mom_router_gates(spec), GR = G * R, most = block_rows(in->N, 0);
     cell_products products;
     MOM_TRY(products_init(&products, x, in, spec, err));
@@ -191,6 +191,15 @@ mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, con
         mom_parallel_for(x, mom_router_tasks(job.rows), cell_task, &job);
     }
     return MOM_OK;
+}
+
+mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+                                 const mom_router_spec *spec, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const mom_status status = run_cells(x, saved, in, spec, err);
+    mom_arena_release(x->workspace, mark);
+    MOM_TRY(status);
+    return mom_router_to_logits(x, logits, saved, in, spec, err);
 }
 
 /* ---- backward */
@@ -267,9 +276,10 @@ static mom_status allocate_backward(cell_backward_job *job, const mom_exec *x, c
     return MOM_OK;
 }
 
-mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
-                                  const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                                  const mom_router_spec *spec, mom_error *err) {
+/* dhidden (N, R): the gradient of the new state from the logits. */
+static mom_status backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden, const float *dstate_out,
+                           const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
+                           mom_error *err) {
     const size_t N = in->N, C = spec->C, R = spec->R, G = mom_router_gates(spec), GR = G * R, most = block_rows(N, 0);
     const mom_router_tensors *w = in->weights;
     mom_router_tensors *dw = out->dweights;
@@ -301,4 +311,12 @@ mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients 
     mom_column_sum(x, dw->in_bias, job.dx_sums, NULL, NULL, mom_router_tasks(N), GR);
     mom_column_sum(x, dw->state_bias, job.dh_sums, NULL, NULL, mom_router_tasks(N), GR);
     return MOM_OK;
+}
+
+mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
+                                  const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                                  const mom_router_spec *spec, mom_error *err) {
+    float *dhidden;
+    MOM_TRY(mom_router_to_logits_backward(x, &dhidden, out->dweights, dlogits, saved, in, spec, err));
+    return backward(x, out, dhidden, dstate_out, in, saved, spec, err);
 }

@@ -162,6 +162,7 @@ def adamw_step(
 def clip_gradients(grads: list[_Float], max_norm: float, /) -> float: ...
 
 # ---- routing
+def router_kinds() -> list[tuple[str, bool, tuple[str, ...]]]: ...
 def router_forward(
     inp: _Float,
     tensors: _Tensors,
