@@ -1,12 +1,12 @@
 /* 12 x 32 or 24 x 32 micro-kernel on tiles of bfloat16: 2 or 4 tiles of 12 x 16 sums. Contract: mom_gemm_tile_kernels in
  * product_kernels.h. a and b are packed and 64-byte aligned; c may be unaligned.
  *
- * DESIGN  A product of tiles takes a cycle per row of a, but the next one with the same sums has to wait for its end,
- *         some 50 cycles. So two panels of a are taken at a time: 4 products of 12 cycles each before sums occur again,
- *         and b's tiles, which are the larger ones, serve two products. Tiles are renamed like other registers, so loads
- *         for the next chunk run ahead though they name the same ones.
- * ORDER   Within a chunk the instruction sums even and odd steps each in a chain of fused multiply-adds that begins with
- *         zero, adds the two, and adds that to the sum so far.
+ * DESIGN  A product of tiles takes a cycle per row of a. The next product with the same sums has to wait for its end, some
+ *         50 cycles. So two panels of a are taken at a time: 4 products of 12 cycles each run before the same sums occur
+ *         again, and the tiles of b, which are larger, serve two products. The processor renames tiles like other
+ *         registers, so loads for the next chunk run ahead although they name the same tiles.
+ * ORDER   Within a chunk the instruction sums even steps and odd steps, each in a chain of fused multiply-adds that begins
+ *         with zero. It adds these two sums, and adds the result to the sum so far.
  * SOURCE  Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS; Intel 64 and IA-32 Architectures
  *         Optimization Reference Manual, chapter on AMX.
  */
@@ -43,8 +43,8 @@ void mom_tiles_end_amx(void) { _tile_release(); }
 #define A_TILE (2 * ROWS * PAIRS) /* bfloat16 numbers */
 #define B_TILES (2 * PAIRS * COLUMNS)
 
-/* Every chunk fetches two rows of c, if `left` is not yet 0, and for each panel 4 lines of what comes next: into the
- * second cache, since the first holds the panel of b in use. */
+/* Every chunk fetches two rows of c, while `left` is not 0, and 4 lines of `next` per panel. These lines go into the
+ * second cache, since the first one holds the panel of b in use. */
 #define FETCH(panels)                                       \
     for (int l = 0; l < 4 * (panels); l++, line += 64)      \
         _mm_prefetch(line, _MM_HINT_T1);                    \

@@ -1,14 +1,13 @@
 /* Contract: lm_head.h.
  *
- * DESIGN  Rows are taken in chunks whose logits fit a bounded tile. While a block of logits is in cache it is replaced
- *         by exp(logit - its own maximum), and maximum and sum are kept; when the row is complete, one factor per block
- *         turns it into probabilities. So every logit is computed once and put through exp once, and backward never sees
- *         the head again: it scales what is here.
- * COST    6 n V C FLOP; a tile of TILE numbers at most (but at least LEAST_ROWS rows), so the logits of a batch of up to
- *         MOST_ROWS labels may exist at once, in 32 MB at most. Each chunk packs wte twice and goes over dwte once: with
- *         half the tile the head takes 3 % longer in float32 (preset mini) and 6 to 11 % in bfloat16 (mini, base), 1 to 2
- *         % of a step; with a quarter of it 15 and 25 to 36 %.
- * BITS    blocks of columns, slices and chunks of rows depend on V, C and the type only; they are added in order.
+ * DESIGN  Rows are taken in chunks whose logits fit a bounded tile. While a block of logits is in cache, it is replaced by
+ *         exp(logit - maximum of the block), and its maximum and sum are kept. When the row is complete, one factor per
+ *         block turns it into probabilities. So every logit is computed once and put through exp once. Backward only scales
+ *         what is computed here.
+ * COST    6 n V C FLOP. A tile has at most TILE numbers (32 MB), but at least LEAST_ROWS rows. Each chunk packs wte twice and
+ *         goes over dwte once. With half the tile the head takes 3 % longer in float32 (preset mini) and 6 to 11 % in
+ *         bfloat16 (mini, base), which is 1 to 2 % of a step; with a quarter of it 15 % and 25 to 36 %.
+ * BITS    Blocks of columns, slices and chunks of rows depend on V, C and the type only. They are added in order.
  */
 #include "ops/lm_head.h"
 
@@ -39,7 +38,7 @@ typedef struct {
     size_t rows, V, blocks;
 } tile_job;
 
-/* Rows a multiple of 2 KB apart would share few sets of a cache. */
+/* Rows that lie a multiple of 2 KB apart would share few sets of a cache. */
 static size_t row_stride(size_t V) { return V % 512 ? V : V + 16; }
 
 static void *tile_at(const tile_job *job, size_t row, size_t column) {
