@@ -14,7 +14,7 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: ## install into .venv and train a small model on the spot (TEXT=path: on y
 dev: ## editable install into .venv with everything that tests need, warnings as errors
 	$(PYTHON) -m venv $(VENV)
 	MOM_WERROR=1 $(VENV)/bin/python -m pip install $(PIP_FLAGS) -e '.[test]'
+
+core: ## build the C core with a C compiler alone and test it, under sanitizers too; train its example (no Python)
+	$(MAKE) -C mom_c
 
 test: ## install into a fresh .venv-test and run all tests
 	$(call build_in,$(TEST_VENV))

@@ -1,7 +1,7 @@
 """Builds the extension mom._core; everything else about the package is in pyproject.toml.
 
-The C files of mom_c/ become one extension. Files of one instruction-set level get that level's flags and no other
-file does, so that the check of the processor runs on any machine. Environment variables change the build:
+The C files of mom_c/ become one extension, with the compiler flags of mom_c/flags.mk. Environment variables change the
+build:
 
 MOM_OPENMP=0        no OpenMP, even where the compiler has it
 MOM_DEBUG=1         assertions, debug information, all warnings as errors
@@ -11,6 +11,7 @@ MOM_AMX_EMULATED=1  level amx on any processor with AVX-512, its instructions in
 """
 
 import os
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,24 +21,20 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path("mom_c")
-LEVEL_FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
-        "-mprefer-vector-width=512",
-    ],
-}
-LEVEL_FLAGS["avx512bf16"] = [*LEVEL_FLAGS["avx512"], "-mavx512bf16"]
-LEVEL_FLAGS["amx"] = [*LEVEL_FLAGS["avx512bf16"], "-mamx-tile", "-mamx-bf16"]
-# What a compiler must translate for the levels that not every one knows; its assembler may be older than itself.
-LEVEL_PROBES = {
-    "avx512bf16": "int x;\n",
-    "amx": "#include <immintrin.h>\nvoid f(void);\nvoid f(void) { _tile_zero(0); _tile_dpbf16ps(0, 1, 2); }\n",
-}
-OPTIMISE = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Werror"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+
+
+def read_flags() -> dict[str, str]:
+    """The variables of mom_c/flags.mk, with references replaced."""
+    flags: dict[str, str] = {}
+    for line in (ROOT / "flags.mk").read_text().splitlines():
+        assignment = re.fullmatch(r"(\w+) :=(.*)", line)
+        if assignment:
+            name, value = assignment.groups()
+            flags[name] = re.sub(r"\$\((\w+)\)", lambda reference: flags[reference[1]], value).strip()
+    return flags
+
+
+FLAGS = read_flags()
 
 
 def enabled(name: str, default: bool = False) -> bool:
@@ -45,7 +42,12 @@ def enabled(name: str, default: bool = False) -> bool:
 
 
 def files(pattern: str) -> list[str]:
-    return sorted(path.as_posix() for path in ROOT.glob(pattern))
+    """Files of the core; its examples and tests are programs of their own."""
+    return sorted(path.as_posix() for path in ROOT.glob(pattern) if path.parent.name not in ("examples", "tests"))
+
+
+def words(name: str) -> list[str]:
+    return FLAGS.get(name, "").split()
 
 
 def level_of(source: str) -> str | None:
@@ -57,10 +59,12 @@ def level_of(source: str) -> str | None:
 class BuildCore(build_ext):
     """Compiles every file with its own flags, several at a time."""
 
-    def compiles(self, code: str, flags: list[str], link: bool = False) -> bool:
+    def has(self, feature: str, link: bool = False) -> bool:
+        """Whether the compiler translates a feature's probe."""
+        flags = words(f"PROBE_FLAGS_{feature}")
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "probe.c"
-            source.write_text(code)
+            source.write_text(FLAGS[f"PROBE_{feature}"] + "\n")
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
                 if link:
@@ -70,13 +74,9 @@ class BuildCore(build_ext):
         return True
 
     def common_flags(self) -> list[str]:
-        flags = ["-std=c11", "-fvisibility=hidden", "-fopenmp-simd", f"-I{ROOT}"]
-        if enabled("MOM_DEBUG"):
-            flags += ["-O1", "-g", "-UNDEBUG", "-DMOM_DEBUG", "-ffp-contract=fast"]
-        else:
-            flags += OPTIMISE
+        flags = [*words("STANDARD"), f"-I{ROOT}", *words("DEBUG" if enabled("MOM_DEBUG") else "OPTIMISE")]
         if enabled("MOM_DEBUG") or enabled("MOM_WERROR"):
-            flags += WARNINGS
+            flags += words("WARNINGS")
         return flags
 
     def rebuild_if_changed(self, settings: str) -> None:
@@ -93,25 +93,22 @@ class BuildCore(build_ext):
         flags = self.common_flags()
         link_flags = ["-lm"]
         if enabled("MOM_SANITIZE"):
-            flags += SANITIZE
-            link_flags += SANITIZE
-        if enabled("MOM_OPENMP", default=True):
-            probe = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
-            if self.compiles(probe, ["-fopenmp"], link=True):
-                flags.append("-fopenmp")
-                link_flags.append("-fopenmp")
-        level_flags, probes = dict(LEVEL_FLAGS), dict(LEVEL_PROBES)
-        if not self.compiles("#ifndef __x86_64__\n#error other architecture\n#endif\nint x;\n", []):
+            flags += words("SANITIZE")
+            link_flags += words("SANITIZE")
+        if enabled("MOM_OPENMP", default=True) and self.has("openmp", link=True):
+            flags.append("-fopenmp")
+            link_flags.append("-fopenmp")
+        level_flags = {level: words(f"LEVEL_{level}") for level in words("LEVELS")}
+        if not self.has("x86"):
             flags.append("-DMOM_NO_X86_LEVELS")
             ext.sources = [source for source in ext.sources if level_of(source) in (None, "baseline")]
         else:
-            if enabled("MOM_AMX_EMULATED"):
+            emulated = enabled("MOM_AMX_EMULATED")
+            if emulated:
                 flags.append("-DMOM_AMX_EMULATED")
                 level_flags["amx"] = level_flags["avx512"]
-                del probes["amx"]
-            # GCC before 10 and Clang before 9 lack the first, GCC and Clang before 11 the second.
-            for level, code in probes.items():
-                if not self.compiles(code, level_flags[level]):
+            for level in ("avx512bf16", "amx"):
+                if not self.has(level) and not (emulated and level == "amx"):
                     flags.append(f"-DMOM_NO_{level.upper()}")
                     ext.sources = [source for source in ext.sources if level_of(source) != level]
         ext.extra_link_args = link_flags
@@ -141,7 +138,7 @@ setup(
         Extension(
             "mom._core",
             sources=files("*/*.c"),
-            depends=["setup.py", *files("*/*.h"), *files("*/*.inc")],
+            depends=["setup.py", "mom_c/flags.mk", *files("*/*.h"), *files("*/*.inc")],
             include_dirs=[np.get_include()],
         )
     ],

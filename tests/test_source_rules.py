@@ -15,8 +15,9 @@ from mom import _core, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "mom_c"
-LAYERS = ["base", "kernels", "gemm", "ops", "model", "bindings"]
+LAYERS = ["base", "kernels", "gemm", "ops", "model", "bindings", "examples", "tests"]
 SOURCES = sorted(path for path in CORE.rglob("*") if path.suffix in (".c", ".h", ".inc"))
+PROGRAMS = ("examples/", "tests/")  # with a main function; no part of the library or of the extension
 FORBIDDEN = re.compile(r"\b(printf|fprintf|puts|putchar|perror|exit|_exit|abort|quick_exit)\s*\(")
 ALLOCATES = re.compile(r"\b(malloc|calloc|realloc|free|aligned_alloc|posix_memalign|strdup|alloca)\s*\(")
 
@@ -37,6 +38,7 @@ def test_files_include_their_own_layer_and_those_above_only(path: Path) -> None:
     for included in includes(path):
         assert LAYERS.index(included.split("/")[0]) <= layer, included
         assert (CORE / included).is_file(), included
+        assert not (name(path).startswith(PROGRAMS) and included.startswith("bindings/")), included
 
 
 def includes(path: Path) -> list[str]:
@@ -49,7 +51,8 @@ def test_no_file_includes_itself_over_others() -> None:
 
 def test_no_two_sources_call_each_other() -> None:
     """Not over others either: whoever reads a file has to know only files that do not know it."""
-    code = {name(path): code_of(path) for path in SOURCES if path.suffix == ".c"}
+    library = [path for path in SOURCES if path.suffix == ".c" and not name(path).startswith(PROGRAMS)]
+    code = {name(path): code_of(path) for path in library}
     definition = re.compile(r"^(?!static|typedef|extern)\w[\w *]*?\b(mom_\w+)\([^;{}]*\)\s*\{", re.MULTILINE)
     home = {function: file for file, text in code.items() for function in definition.findall(text)}
     assert home["mom_call_begin"] == "bindings/call.c" and len(home) > 200
@@ -60,7 +63,7 @@ def test_no_two_sources_call_each_other() -> None:
     graphlib.TopologicalSorter(calls).prepare()
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if not name(p).startswith("bindings/")], ids=name)
+@pytest.mark.parametrize("path", [p for p in SOURCES if not name(p).startswith(("bindings/", *PROGRAMS))], ids=name)
 def test_core_knows_no_python_prints_nothing_and_never_exits(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"#\s*include\s+<(Python\.h|numpy/)", text)

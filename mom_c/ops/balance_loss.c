@@ -58,7 +58,7 @@ static mom_status accumulate(const mom_exec *x, double *counts, double *prob_sum
     MOM_ARENA_NEW(job.partials, x->workspace, chunks * (2 * S + 1), err);
     MOM_ARENA_NEW(job.rows, x->workspace, (size_t)x->threads * S, err);
     mom_parallel_for(x, chunks, accumulate_task, &job);
-    for (size_t chunk = 0; chunk < chunks; chunk++) {
+    for (size_t chunk = 0; chunk < chunks && !x->dry_run; chunk++) {
         const double *partial = job.partials + chunk * (2 * S + 1);
         for (size_t m = 0; m < S; m++) {
             counts[m] += partial[m];

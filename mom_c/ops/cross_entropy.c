@@ -153,7 +153,7 @@ static mom_status head_forward(const mom_exec *x, double *loss_sum, float *lse, 
             MOM_TRY(compute_logits(x, &job, head, err));
             mom_parallel_for(x, tasks_of_rows(job.rows), head_forward_task, &job);
         }
-        for (size_t i = 0; i < job.rows; i++) {
+        for (size_t i = 0; i < job.rows && !x->dry_run; i++) {
             const double log_total = log(job.total[i]);
             lse[r + i] = (float)((double)job.max[i] + log_total);
             sum += log_total - (job.label[i] - (double)job.max[i]);

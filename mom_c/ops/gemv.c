@@ -165,7 +165,9 @@ static mom_status run_products(const mom_exec *x, const mom_gemv *products, size
     if (!tasks)
         return MOM_OK;
     mom_parallel_for(x, tasks, product_task, &job);
-    mom_parallel_run(floats < REDUCE_ALONE ? 1 : x->threads, reductions, reduction_task, &job);
+    mom_exec reducing = *x;
+    reducing.threads = floats < REDUCE_ALONE ? 1 : x->threads;
+    mom_parallel_for(&reducing, reductions, reduction_task, &job);
     return MOM_OK;
 }
 

@@ -79,7 +79,9 @@ mom_status mom_kv_attention(const mom_exec *x, const mom_kv_query *queries, size
     job.longest = mom_round_up(job.longest, MOM_PANEL);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     MOM_ARENA_NEW(job.scores, x->workspace, (size_t)x->threads * job.longest, err);
-    mom_parallel_run(work < ALONE ? 1 : x->threads, count * H, head_task, &job);
+    mom_exec attending = *x;
+    attending.threads = work < ALONE ? 1 : x->threads;
+    mom_parallel_for(&attending, count * H, head_task, &job);
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }

@@ -1,0 +1,28 @@
+# The compiler flags of the C core, for mom_c/Makefile, which includes this file, and for setup.py, which reads it.
+# Lines have the form NAME := words; $(NAME) stands for the words of an earlier line.
+
+STANDARD := -std=c11 -fvisibility=hidden -fopenmp-simd
+OPTIMISE := -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
+DEBUG := -O1 -g -UNDEBUG -DMOM_DEBUG -ffp-contract=fast
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+
+# The files of one instruction-set level (kernels/level_<level>.c and kernels/gemm_ukr_<level>.c) get the flags of that
+# level. No other file gets them, so that the check of the processor runs on any machine.
+LEVELS := baseline avx2 avx512 avx512bf16 amx
+LEVEL_baseline :=
+LEVEL_avx2 := -mavx2 -mfma
+LEVEL_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512
+LEVEL_avx512bf16 := $(LEVEL_avx512) -mavx512bf16
+LEVEL_amx := $(LEVEL_avx512bf16) -mamx-tile -mamx-bf16
+
+# A feature is there if the compiler translates its probe with the feature's flags. OpenMP's probe must link, too. Some
+# compilers know an instruction set that their assembler does not know, so probes use the instructions.
+# GCC before 10 and Clang before 9 lack avx512bf16, GCC and Clang before 11 lack amx.
+PROBE_x86 := int probe = __x86_64__;
+PROBE_avx512bf16 := int probe;
+PROBE_amx := void probe(void); void probe(void) { _tile_zero(0); _tile_dpbf16ps(0, 1, 2); }
+PROBE_openmp := int main(void) { return omp_get_max_threads() < 1; }
+PROBE_FLAGS_avx512bf16 := $(LEVEL_avx512bf16)
+PROBE_FLAGS_amx := $(LEVEL_amx) -include immintrin.h
+PROBE_FLAGS_openmp := -fopenmp -include omp.h

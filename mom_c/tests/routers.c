@@ -1,0 +1,287 @@
+/* Router cells, scores, choices and the straight-through sign against their definitions. */
+#include "ops/router.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "tests/check.h"
+
+/* ------------------------------------------------------------------ cells: N, C, R, S */
+
+/* Options. */
+#define NAIVE 2u /* two linear layers; otherwise a recurrent cell */
+#define DEV 4u
+#define RANDOM 8u
+#define FIRST 16u /* first round: no state comes in */
+
+#define NOISE_KEY 9u
+
+enum { INP, STATE, DLOGITS, DSTATE_OUT, WEIGHTS, LOGITS = WEIGHTS + 6, HIDDEN, DINP, DSTATE_IN, GRADIENTS };
+/* Order of the weights and of the gradients: */
+enum { IN_WEIGHT, IN_BIAS, STATE_WEIGHT, STATE_BIAS, OUT_WEIGHT, OUT_BIAS };
+
+static mom_router_spec spec_of(const check_case *c) {
+    const mom_router_kind recurrent = c->options & DEV ? MOM_ROUTER_GRU_DEV : MOM_ROUTER_GRU;
+    return (mom_router_spec){.kind = c->options & NAIVE ? MOM_ROUTER_NAIVE : recurrent,
+                             .random = !!(c->options & RANDOM), .C = c->size[1], .R = c->size[2], .S = c->size[3]};
+}
+
+static size_t gates_of(const check_case *c) { return c->options & NAIVE ? 1 : c->options & RANDOM ? 4 : 3; }
+
+static void cell_setup(check_case *c) {
+    static const char *const names[] = {"in_weight", "in_bias", "state_weight", "state_bias", "out_weight", "out_bias"};
+    static const char *const gradients[] = {"din_weight", "din_bias", "dstate_weight", "dstate_bias", "dout_weight",
+                                            "dout_bias"};
+    const size_t N = c->size[0], C = c->size[1], R = c->size[2], S = c->size[3], GR = gates_of(c) * R;
+    const size_t counts[] = {GR * C, GR, c->options & NAIVE ? 0 : GR * R, c->options & NAIVE ? 0 : GR, S * R, S};
+    check_floats(c, INP, "inp", N * C, 1.0);
+    check_floats(c, STATE, "state", N * R, c->options & FIRST ? 0.0 : 1.0);
+    check_floats(c, DLOGITS, "dlogits", N * S, 1.0);
+    check_floats(c, DSTATE_OUT, "dstate_out", N * R, 1.0);
+    for (size_t i = 0; i < 6; i++) {
+        check_floats(c, WEIGHTS + i, names[i], counts[i], 0.7);
+        check_result(c, GRADIENTS + i, gradients[i], CHECK_F32, counts[i]);
+    }
+    check_result(c, LOGITS, "logits", CHECK_F32, N * S);
+    check_result(c, HIDDEN, "hidden", CHECK_F32, N * R);
+    check_result(c, DINP, "dinp", CHECK_F32, N * C);
+    check_result(c, DSTATE_IN, "dstate_in", CHECK_F32, N * R);
+}
+
+static double weight(const check_case *c, size_t which, size_t i) { return (double)check_f32(c, WEIGHTS + which)[i]; }
+
+static double linear_row(const check_case *c, size_t which, size_t row, const float *x, size_t n) {
+    double sum = weight(c, which + 1, row);
+    for (size_t i = 0; i < n; i++)
+        sum += weight(c, which, row * n + i) * (double)x[i];
+    return sum;
+}
+
+/* Gradients of a linear layer's row whose output has gradient d. */
+static void linear_row_backward(check_case *c, size_t which, size_t row, double d, const float *x, double *dx, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        check_expected(c, GRADIENTS + which)[row * n + i] += d * (double)x[i];
+        dx[i] += d * weight(c, which, row * n + i);
+    }
+    check_expected(c, GRADIENTS + which + 1)[row] += d;
+}
+
+/* What the cell computes for component j of token t. */
+typedef struct {
+    double r, i, n, p, h_n, cell, state, noise, hidden;
+} cell_values;
+
+static double sigmoid(double v) { return 1.0 / (1.0 + exp(-v)); }
+
+static cell_values cell_of(const check_case *c, size_t t, size_t j) {
+    const size_t C = c->size[1], R = c->size[2];
+    const float *x = check_f32(c, INP) + t * C, *state = check_f32(c, STATE) + t * R;
+    cell_values v = {.state = (double)state[j]};
+    if (c->options & NAIVE) {
+        v.hidden = fmax(linear_row(c, IN_WEIGHT, j, x, C), 0.0);
+        return v;
+    }
+    double from_x[4], from_state[4];
+    for (size_t g = 0; g < gates_of(c); g++) {
+        from_x[g] = linear_row(c, IN_WEIGHT, g * R + j, x, C);
+        from_state[g] = linear_row(c, STATE_WEIGHT, g * R + j, state, R);
+    }
+    v.r = sigmoid(from_x[0] + from_state[0]);
+    v.i = sigmoid(from_x[1] + from_state[1]);
+    v.h_n = from_state[2];
+    v.n = tanh(from_x[2] + (c->options & DEV ? 0.0 : v.r * v.h_n));
+    v.hidden = v.cell = v.n + v.i * (v.state - v.n);
+    if (c->options & RANDOM) {
+        v.p = sigmoid(from_x[3] + from_state[3]);
+        v.noise = (double)mom_rng_uniform(NOISE_KEY, t * R + j);
+        v.hidden = v.p * (v.cell - v.noise) + v.noise;
+    }
+    return v;
+}
+
+static void cell_backward(check_case *c, size_t t, size_t j, double dhidden) {
+    const size_t C = c->size[1], R = c->size[2];
+    const float *x = check_f32(c, INP) + t * C, *state = check_f32(c, STATE) + t * R;
+    double *dx = check_expected(c, DINP) + t * C, *dstate = check_expected(c, DSTATE_IN) + t * R;
+    const cell_values v = cell_of(c, t, j);
+    if (c->options & NAIVE) {
+        linear_row_backward(c, IN_WEIGHT, j, v.hidden > 0.0 ? dhidden : 0.0, x, dx, C);
+        return;
+    }
+    const double dcell = c->options & RANDOM ? dhidden * v.p : dhidden, dn = dcell * (1.0 - v.i) * (1.0 - v.n * v.n);
+    const double dr = c->options & DEV ? 0.0 : dn * v.h_n * v.r * (1.0 - v.r);
+    const double di = dcell * (v.state - v.n) * v.i * (1.0 - v.i);
+    const double dp = dhidden * (v.cell - v.noise) * v.p * (1.0 - v.p);
+    const double by_x[4] = {dr, di, dn, dp}, by_state[4] = {dr, di, c->options & DEV ? 0.0 : dn * v.r, dp};
+    for (size_t g = 0; g < gates_of(c); g++) {
+        linear_row_backward(c, IN_WEIGHT, g * R + j, by_x[g], x, dx, C);
+        linear_row_backward(c, STATE_WEIGHT, g * R + j, by_state[g], state, dstate, R);
+    }
+    dstate[j] += dcell * v.i;
+}
+
+static void cell_define(check_case *c) {
+    const size_t N = c->size[0], R = c->size[2], S = c->size[3];
+    const float *dlogits = check_f32(c, DLOGITS);
+    if (!(c->options & (NAIVE | FIRST)))
+        memset(check_expected(c, DSTATE_IN), 0, N * R * sizeof(double)); /* overwritten */
+    for (size_t t = 0; t < N; t++) {
+        for (size_t s = 0; s < S; s++)
+            check_expected(c, LOGITS)[t * S + s] = weight(c, OUT_BIAS, s);
+        for (size_t j = 0; j < R; j++) {
+            const cell_values v = cell_of(c, t, j);
+            double dhidden = c->options & NAIVE ? 0.0 : (double)check_f32(c, DSTATE_OUT)[t * R + j];
+            check_expected(c, HIDDEN)[t * R + j] = v.hidden;
+            for (size_t s = 0; s < S; s++) {
+                check_expected(c, LOGITS)[t * S + s] += weight(c, OUT_WEIGHT, s * R + j) * v.hidden;
+                check_expected(c, GRADIENTS + OUT_WEIGHT)[s * R + j] += (double)dlogits[t * S + s] * v.hidden;
+                dhidden += (double)dlogits[t * S + s] * weight(c, OUT_WEIGHT, s * R + j);
+            }
+            cell_backward(c, t, j, dhidden);
+        }
+        for (size_t s = 0; s < S; s++)
+            check_expected(c, GRADIENTS + OUT_BIAS)[s] += (double)dlogits[t * S + s];
+    }
+    for (size_t i = 0; i < N * R && c->options & FIRST; i++) /* nobody wants it, but the definition has added to it */
+        check_expected(c, DSTATE_IN)[i] = check_input(c, DSTATE_IN, i);
+}
+
+static mom_router_tensors tensors_of(const check_case *c, size_t slot) {
+    const int naive = c->options & NAIVE;
+    return (mom_router_tensors){.in_weight = check_f32(c, slot + IN_WEIGHT), .in_bias = check_f32(c, slot + IN_BIAS),
+                                .state_weight = naive ? NULL : check_f32(c, slot + STATE_WEIGHT),
+                                .state_bias = naive ? NULL : check_f32(c, slot + STATE_BIAS),
+                                .out_weight = check_f32(c, slot + OUT_WEIGHT), .out_bias = check_f32(c, slot + OUT_BIAS)};
+}
+
+static mom_status cell_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const size_t N = c->size[0], R = c->size[2];
+    const mom_router_spec spec = spec_of(c);
+    const mom_router_tensors weights = tensors_of(c, WEIGHTS);
+    mom_router_tensors gradients = tensors_of(c, GRADIENTS);
+    mom_router_saved saved = {.hidden = check_f32(c, HIDDEN)};
+    float *gates, *h_n;
+    MOM_ARENA_NEW(gates, x->workspace, N * gates_of(c) * R, err);
+    MOM_ARENA_NEW(h_n, x->workspace, N * R, err);
+    saved.gates = gates;
+    saved.h_n = h_n;
+    const int has_state = !(c->options & (NAIVE | FIRST));
+    const float *state = has_state ? check_f32(c, STATE) : NULL;
+    float *dstate_in = has_state ? check_f32(c, DSTATE_IN) : NULL;
+    const float *dstate_out = c->options & NAIVE ? NULL : check_f32(c, DSTATE_OUT);
+    const mom_router_inputs in = {&weights, check_f32(c, INP), state, NOISE_KEY, N};
+    const mom_router_gradients out = {check_f32(c, DINP), dstate_in, &gradients};
+    MOM_TRY(mom_router_forward(x, check_f32(c, LOGITS), &saved, &in, &spec, err));
+    return mom_router_backward(x, &out, check_f32(c, DLOGITS), dstate_out, &in, &saved, &spec, err);
+}
+
+static const check_sizes cell_cases[] = {
+    {{0, 3, 2, 2}, 0},      {{1, 1, 1, 1}, NAIVE},       {{1, 1, 1, 1}, 0},
+    {{37, 19, 21, 5}, NAIVE}, {{37, 19, 21, 5}, 0},      {{37, 19, 21, 5}, FIRST},
+    {{37, 19, 21, 5}, DEV}, {{37, 19, 21, 5}, RANDOM},   {{37, 19, 21, 5}, DEV | RANDOM},
+    {{90, 64, 32, 5}, 0},
+};
+
+/* ------------------------------------------------------------------ scores: N, S, K */
+
+/* Options. */
+#define NO_SOFTMAX 2u
+#define RENORMALISE 4u
+
+enum { OUTPUTS, DSCORES, DWEIGHT, SCORES, DOUTPUTS, INDEX, KEPT, DCHOSEN, SIGN, DSIGN };
+
+#define TEMPERATURE 0.5
+
+static void scores_setup(check_case *c) {
+    const size_t N = c->size[0], S = c->size[1], K = c->size[2];
+    check_floats(c, OUTPUTS, "logits", N * S, 2.0);
+    check_floats(c, DSCORES, "dscores", N * S, 1.0);
+    check_floats(c, DWEIGHT, "dweight", N * K, 3.0);
+    check_result(c, SCORES, "scores", CHECK_F32, N * S);
+    check_result(c, DOUTPUTS, "dlogits", CHECK_F32, N * S);
+    check_result(c, INDEX, "index", CHECK_I16, N * K);
+    check_result(c, KEPT, "weight", CHECK_F32, N * K);
+    check_result(c, DCHOSEN, "dscores of the choices", CHECK_F32, N * S);
+    check_result(c, SIGN, "sign", CHECK_F32, N * K);
+    check_result(c, DSIGN, "gradient through the sign", CHECK_F32, N * K);
+}
+
+static void softmax_row(check_case *c, size_t t) {
+    const size_t S = c->size[1];
+    const float *logits = check_f32(c, OUTPUTS) + t * S, *dscores = check_f32(c, DSCORES) + t * S;
+    double *scores = check_expected(c, SCORES) + t * S, sum = 0.0, mean = 0.0;
+    for (size_t s = 0; s < S; s++)
+        sum += scores[s] = exp((double)logits[s] / TEMPERATURE);
+    for (size_t s = 0; s < S; s++) {
+        scores[s] = c->options & NO_SOFTMAX ? (double)logits[s] : scores[s] / sum;
+        mean += scores[s] * (double)dscores[s];
+    }
+    for (size_t s = 0; s < S; s++)
+        check_expected(c, DOUTPUTS)[t * S + s] =
+            c->options & NO_SOFTMAX ? (double)dscores[s] : scores[s] * ((double)dscores[s] - mean) / TEMPERATURE;
+}
+
+static void choose_row(check_case *c, size_t t) {
+    const size_t S = c->size[1], K = c->size[2];
+    const float *dweight = check_f32(c, DWEIGHT) + t * K;
+    const double *scores = check_expected(c, SCORES) + t * S;
+    double *index = check_expected(c, INDEX) + t * K, *kept = check_expected(c, KEPT) + t * K, sum = 0.0, mean = 0.0;
+    for (size_t k = 0; k < K; k++) {
+        double best = -INFINITY;
+        for (size_t s = 0; s < S; s++) {
+            const int below = !k || scores[s] < scores[(size_t)index[k - 1]];
+            if (below && scores[s] > best) {
+                best = scores[s];
+                index[k] = (double)s;
+            }
+        }
+        sum += kept[k] = best;
+    }
+    const double divisor = c->options & RENORMALISE ? sum : 1.0;
+    for (size_t k = 0; k < K; k++)
+        mean += (kept[k] /= divisor) * (double)dweight[k];
+    for (size_t k = 0; k < K; k++) {
+        const double d = (double)dweight[k];
+        check_expected(c, DCHOSEN)[t * S + (size_t)index[k]] += (d - (c->options & RENORMALISE ? mean : 0.0)) / divisor;
+        check_expected(c, SIGN)[t * K + k] = (double)((d > 0.0) - (d < 0.0));
+        check_expected(c, DSIGN)[t * K + k] = fmin(fmax(d, -1.0), 1.0);
+    }
+}
+
+static void scores_define(check_case *c) {
+    for (size_t t = 0; t < c->size[0]; t++) {
+        softmax_row(c, t);
+        choose_row(c, t);
+    }
+}
+
+static mom_status scores_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const size_t N = c->size[0], S = c->size[1], K = c->size[2];
+    const int softmax = !(c->options & NO_SOFTMAX);
+    const mom_topk_spec spec = {N, S, K, !!(c->options & RENORMALISE)};
+    (void)err;
+    mom_router_scores_forward(x, check_f32(c, SCORES), check_f32(c, OUTPUTS), softmax, (float)TEMPERATURE, N, S);
+    mom_router_scores_backward(x, check_f32(c, DOUTPUTS), check_f32(c, DSCORES), check_f32(c, SCORES), softmax,
+                               (float)TEMPERATURE, N, S);
+    mom_router_topk_forward(x, check_i16(c, INDEX), check_f32(c, KEPT), check_f32(c, SCORES), &spec);
+    mom_router_topk_backward(x, check_f32(c, DCHOSEN), check_f32(c, DWEIGHT), check_i16(c, INDEX), check_f32(c, KEPT),
+                             check_f32(c, SCORES), &spec);
+    if (x->dry_run)
+        return MOM_OK; /* the sign is a plain loop of its caller's */
+    mom_router_ste_forward(check_f32(c, SIGN), check_f32(c, DWEIGHT), N * K);
+    mom_router_ste_backward(check_f32(c, DSIGN), check_f32(c, DWEIGHT), N * K);
+    return MOM_OK;
+}
+
+static const check_sizes scores_cases[] = {
+    {{0, 2, 1}, 0}, {{3, 1, 1}, 0}, {{3, 4, 0}, 0}, {{4, 3, 3}, RENORMALISE},
+    {{71, 9, 2}, 0}, {{71, 9, 2}, RENORMALISE}, {{71, 9, 2}, NO_SOFTMAX}, {{500, 70, 3}, RENORMALISE},
+};
+
+static const check_operator operators[] = {
+    {"router", cell_setup, cell_define, cell_run, 1e-5, cell_cases, CHECK_LENGTH(cell_cases)},
+    {"scores", scores_setup, scores_define, scores_run, 1e-5, scores_cases, CHECK_LENGTH(scores_cases)},
+};
+
+void check_routers(void) { check_operators(operators, CHECK_LENGTH(operators)); }

@@ -1,0 +1,31 @@
+/* A small network with random weights, and a batch for it. */
+#ifndef MOM_TESTS_SMALL_H
+#define MOM_TESTS_SMALL_H
+
+#include "model/gpt.h"
+
+/* Options. */
+#define SMALL_PLAIN 1u      /* a plain GPT-2 */
+#define SMALL_NAIVE 2u      /* routers without state */
+#define SMALL_ALL_PATHS 4u  /* every token goes to every module */
+#define SMALL_WEIGHTED 8u   /* weighted_qkv */
+#define SMALL_BFLOAT16 16u
+#define SMALL_DROPOUT 32u
+#define SMALL_CHECKPOINT 64u
+#define SMALL_RANDOM 128u   /* noise in the routers */
+
+#define SMALL_B 3
+#define SMALL_T 12
+#define SMALL_V 37
+
+typedef struct {
+    int32_t tokens[SMALL_B * SMALL_T], labels[SMALL_B * SMALL_T];
+    uint8_t mask[SMALL_B * SMALL_T];
+    mom_batch batch; /* with labels and a mask, for training */
+} small_batch;
+
+mom_config small_config(unsigned options);
+void small_batch_init(small_batch *b, unsigned options);
+mom_status small_init(mom_gpt *gpt, unsigned options, mom_error *err);
+
+#endif
