@@ -74,8 +74,9 @@ def test_masked_queries_of_the_reference_look_ahead() -> None:
     assert relative_error(as_reference.logits, case.expected["logits"]) < CLOSE
     causal = Model(case.config.replace(masked_query_attention="causal"), case.parameters)(**case.call_inputs)
     real = case.inputs["attention_mask"] != 0
-    assert np.array_equal(causal.logits[real], as_reference.logits[real])
-    assert causal.loss == as_reference.loss
+    # Not to the bit: a BLAS may round a row of a product otherwise when other rows differ.
+    assert relative_error(causal.logits[real], as_reference.logits[real]) < 1e-13
+    assert causal.loss == pytest.approx(as_reference.loss, rel=1e-13)
     assert not np.allclose(causal.logits[~real], as_reference.logits[~real])
 
 
