@@ -371,7 +371,8 @@ static void backward_embedding(mom_gpt *gpt, const float *dx) {
 
 static mom_status backward(mom_gpt *gpt, const float *scales) {
     const size_t lowest = gpt->gradients.lowest_place;
-    backward_state b = {.balance_scale = scales[MOM_TERM_BALANCE]};
+    const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE]; /* a classifier's routers are not balanced */
+    backward_state b = {.balance_scale = balanced ? scales[MOM_TERM_BALANCE] : 0.0f};
     if (lowest > gpt->params.num_places) /* only a classifier's own parameters are trained */
         return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
     MOM_TRY(backward_head(gpt, scales, &b));

@@ -492,7 +492,7 @@ def test_core_refuses_what_python_would_not_send() -> None:
         core.route(9, 0, 0)
     with pytest.raises(RuntimeError, match="pooled_logits"):
         core.pooled_logits()
-    fields = core_config(CONFIG) | {"bf16": False}
+    fields = core_config(CONFIG, "float32") | {"bf16": False}
     assert sorted(fields) == sorted(_core.config_fields())  # both sides know the same fields
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),

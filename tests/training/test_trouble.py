@@ -52,7 +52,7 @@ def test_bad_steps_are_skipped_counted_and_change_nothing(data: Any, tmp_path: P
     assert (result.step, result.skipped) == (20, 3)
     skips = records(tmp_path / "run", "skip")
     assert [(r["step"], r["skipped_steps"]) for r in skips] == [(7, 1), (8, 2), (9, 3)]
-    assert all(r["reason"].startswith("loss is nan") for r in skips)
+    assert all(r["reason"].startswith("lm loss is nan") for r in skips)
     assert [r["step"] for r in records(tmp_path / "run", "train")] == [*range(1, 7), *range(10, 21)]
     # The save of step 8 waits for the next good step.
     assert [r["step"] for r in records(tmp_path / "run", "checkpoint")] == [4, 10, 12, 16, 20]
@@ -64,7 +64,7 @@ def test_run_stops_after_several_bad_steps_and_keeps_good_checkpoints(data: Any,
     model = small_run.model()
     settings = {**SETTINGS, "save_every": 1, "keep_last": 1, "max_bad_steps": 4}
     with pytest.raises(
-        mom.TrainingError, match=r"4 steps in a row were not finite \(the last: loss is nan.*at step 11"
+        mom.TrainingError, match=r"4 steps in a row were not finite \(the last: lm loss is nan.*at step 11"
     ):
         mom.train(
             model, data, run_dir=tmp_path, callbacks=[Poison(model, 7)], progress=False, **{**settings, "save_every": 6}
