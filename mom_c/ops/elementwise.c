@@ -13,18 +13,6 @@ typedef struct {
     size_t n;
 } elements_job;
 
-static void scale_task(void *context, size_t task, int thread) {
-    const elements_job *job = context;
-    const size_t begin = task * CHUNK;
-    (void)thread;
-    job->vec->scale(job->out + begin, job->factor, job->in + begin, mom_min(CHUNK, job->n - begin));
-}
-
-void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n) {
-    elements_job job = {.vec = &x->k->vec, .out = out, .in = in, .factor = factor, .n = n};
-    mom_parallel_for(x, mom_div_up(n, CHUNK), scale_task, &job);
-}
-
 static void axpy_task(void *context, size_t task, int thread) {
     const elements_job *job = context;
     const size_t begin = task * CHUNK;

@@ -5,8 +5,6 @@
 #include "base/dropout.h"
 #include "kernels/kernels.h"
 
-/* out (n) = factor * in; out may be in. */
-void mom_scaled(const mom_exec *x, float *out, float factor, const float *in, size_t n);
 /* out (n) += factor * in */
 void mom_scaled_add(const mom_exec *x, float *out, float factor, const float *in, size_t n);
 /* out (n) = inp * keep / (1 - p), in place allowed. Backward is the same function on gradients. */

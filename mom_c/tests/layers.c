@@ -57,7 +57,7 @@ static const check_sizes embedding_cases[] = {
 
 /* ------------------------------------------------------------------ element-wise: N */
 
-enum { INPUT, DOUT, GELU, DGELU, DROPPED, SCALED, ADDED };
+enum { INPUT, DOUT, GELU, DGELU, DROPPED, ADDED };
 
 static void elements_setup(check_case *c) {
     const size_t N = c->size[0];
@@ -66,7 +66,6 @@ static void elements_setup(check_case *c) {
     check_result(c, GELU, "gelu", CHECK_F32, N);
     check_result(c, DGELU, "gelu's gradient", CHECK_F32, N);
     check_result(c, DROPPED, "dropout", CHECK_F32, N);
-    check_result(c, SCALED, "scaled", CHECK_F32, N);
     check_result(c, ADDED, "scaled and added", CHECK_F32, N);
 }
 
@@ -78,7 +77,6 @@ static void elements_define(check_case *c) {
         check_expected(c, GELU)[i] = 0.5 * v * (1.0 + t);
         check_expected(c, DGELU)[i] = (double)check_f32(c, DOUT)[i] * slope;
         check_expected(c, DROPPED)[i] = v * (double)mom_dropout_scale((mom_dropout){0.25f, 5}, i);
-        check_expected(c, SCALED)[i] = 0.5 * v;
         check_expected(c, ADDED)[i] += 0.5 * v;
     }
 }
@@ -89,7 +87,6 @@ static mom_status elements_run(check_case *c, const mom_exec *x, mom_error *err)
     mom_gelu_forward(x, check_f32(c, GELU), check_f32(c, INPUT), N);
     mom_gelu_backward(x, check_f32(c, DGELU), check_f32(c, DOUT), check_f32(c, INPUT), N);
     mom_dropout_apply(x, check_f32(c, DROPPED), check_f32(c, INPUT), (mom_dropout){0.25f, 5}, N);
-    mom_scaled(x, check_f32(c, SCALED), 0.5f, check_f32(c, INPUT), N);
     mom_scaled_add(x, check_f32(c, ADDED), 0.5f, check_f32(c, INPUT), N);
     return MOM_OK;
 }
