@@ -51,7 +51,7 @@ void mom_gpt_zero_grad(mom_gpt *gpt);
 /* The same if the gradients' memory has been zeroed already, as far as it needs to be: see mom_gradients_forget. */
 void mom_gpt_forget_grad(mom_gpt *gpt);
 
-/* ---- pass.c: forward and backward in the memory that is there, as dry runs need them */
+/* ---- network.c: forward and backward in the memory that is there, as dry runs need them */
 
 mom_status mom_gpt_forward_pass(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err);
 mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float scales[MOM_TERMS], mom_error *err);
