@@ -1,4 +1,4 @@
-"""Matrix products of real models, timed beside the machine's peak and NumPy's products.
+"""Speed of the matrix products of real models, compared with the machine's peak and with NumPy's products.
 
     python benchmarks/bench_gemm.py --presets mini,base --precision float32
 """
@@ -157,8 +157,8 @@ def gemm_products(preset: str) -> list[Product]:
     Returns
     -------
     list of Product
-        Plain ones of anchors, routers and head; those of the pools with tokens dealt out evenly among modules and
-        SKIP.
+        Plain products of anchors, routers and head, and grouped products of the pools. There the tokens are divided
+        evenly among modules and SKIP.
     """
     config, tokens = MoMConfig.preset(preset), _TOKENS[preset]
     width, inner, router = config.n_embd, config.inner_size, config.router_dim

@@ -13,7 +13,7 @@ from ..settings import Settings, read_toml
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only if it tells something."""
+    """Shows a default only if it is informative."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -91,14 +91,14 @@ def field_help(documented: type) -> dict[str, str]:
 
 
 def number(text: str) -> int | float:
-    """An integer if it is written as one."""
+    """Read a number; one that is written as an integer becomes an int."""
     try:
         return int(text)
     except ValueError:
         return float(text)
 
 
-#: What argparse is told about fields of each type.
+#: Arguments of ``add_argument`` for fields of each type.
 _KINDS: dict[str, dict[str, Any]] = {
     "int": {"type": int, "metavar": "N"},
     "float": {"type": float, "metavar": "X"},
@@ -109,7 +109,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> None:
-    """A flag per field, and one for a file of them; without the flag, a field is not in the namespace."""
+    """Add a flag per field, and one for a file of fields. A field without its flag is not in the namespace."""
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     help_texts = field_help(settings)
     for field in settings.fields():
@@ -121,7 +121,7 @@ def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> N
 
 
 def given_fields(a: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
-    """The fields that the file and the flags set; flags win."""
+    """The fields that the file and the flags set. Flags override the file."""
     values: dict[str, Any] = {}
     if a.config is not None:
         values = read_toml(a.config, settings.table)
@@ -130,7 +130,7 @@ def given_fields(a: argparse.Namespace, settings: type[Settings]) -> dict[str, A
 
 
 def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; values are JSON, or else strings."""
+    """Read ``NAME=VALUE`` pairs. A value that is not valid JSON is a string."""
     words = {"none": None, "true": True, "false": False}
     changes: dict[str, Any] = {}
     for pair in pairs:
@@ -149,11 +149,11 @@ def add_generation(group: Any) -> None:
     """Flags for writing summaries."""
     group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
     group.add_argument(
-        "--max_summary", type=int, help="tokens kept free for a summary and its end (as in fine-tuning; there 64)"
+        "--max_summary", type=int, help="tokens kept free for a summary and its end (default: as in fine-tuning, or 64)"
     )
     group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
     group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
     group.add_argument(
-        "--no_repeat_ngram_size", type=int, default=0, help="never repeat so many tokens of a summary; 0: allowed"
+        "--no_repeat_ngram_size", type=int, default=0, help="a summary never repeats so many tokens; 0: it may"
     )
-    group.add_argument("--examples", type=int, default=3, help="summaries to show beside reference and LEAD-1")
+    group.add_argument("--examples", type=int, default=3, help="summaries to show, each with reference and LEAD-1")
