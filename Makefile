@@ -77,11 +77,11 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
 		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
-lint: ## check formatting, names and types
+lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py
 	$(VENV)/bin/python -m mypy
 
-stubs: ## compare the extension's stubs with the compiled module
+stubs: ## compare the extension's stubs with the compiled module (VENV as for lint)
 	$(VENV)/bin/python -m mypy.stubtest mom._core
 
 bench: ## measure train steps and operators

@@ -51,7 +51,7 @@ def words(name: str) -> list[str]:
 
 
 def level_of(source: str) -> str | None:
-    """The instruction-set level a file belongs to, by its name (level_avx2.c, gemm_ukr_avx2.c)."""
+    """The instruction-set level a file belongs to, by its name: ``level_<level>.c`` and ``gemm_ukr_<level>.c``."""
     stem = Path(source).stem
     return stem.rsplit("_", 1)[1] if stem.startswith(("level_", "gemm_ukr_")) else None
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from mom.routers import KINDS
+
 __all__ = ["CASES", "Case", "cases_of", "parameters"]
 
 
@@ -48,9 +50,10 @@ class Case:
         if self.operator == "routed_linear":
             return 6 * s["N"] * s["K"] * s["I"] * s["O"]
         if self.operator == "router":
-            gates = {"naive": 1}.get(self.options["kind"], 4 if self.options.get("random") else 3)
-            state = 0 if self.options["kind"] == "naive" else s["R"]
-            return 6 * s["N"] * s["R"] * (gates * (s["C"] + state) + s["S"])
+            inputs = s["C"]
+            if KINDS[self.options["kind"]].recurrent:
+                inputs = (4 if self.options.get("random") else 3) * (s["C"] + s["R"])
+            return 6 * s["N"] * s["R"] * (inputs + s["S"])
         return 0
 
 
@@ -189,12 +192,12 @@ CASES: dict[str, list[Case]] = {
         ("edge", {"N": 1, "C": 1, "R": 1, "S": 1}, {"kind": "naive"}),
         ("edge", {"N": 1, "C": 1, "R": 1, "S": 1}, {"kind": "gru"}),
         ("small", {"N": 3, "C": 4, "R": 2, "S": 3}, {"kind": "naive"}),
-        ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": "naive"}),
-        ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": "gru"}),
-        ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": "gru", "first": True}),
-        ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": "gru", "random": True}),
-        ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": "gru-dev"}),
-        ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": "gru-dev", "random": True}),
+        *(
+            ("odd", {"N": 37, "C": 19, "R": 21, "S": 5}, {"kind": kind.name, **option})
+            for kind in KINDS.values()
+            for option in ({}, {"first": True}, {"random": True})
+            if kind.recurrent or not option
+        ),
         ("realistic", {"N": 256, "C": 128, "R": 128, "S": 5}, {"kind": "gru"}),
     ),
     "scores": _cases(

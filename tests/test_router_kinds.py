@@ -36,7 +36,10 @@ def test_parameters_have_the_same_names_and_shapes(
 
 @pytest.mark.parametrize(
     ("router_type", "kind"),
-    [("naive", "naive"), ("naive-softmax", "naive"), ("gru", "gru"), ("gru-dev", "gru-dev"), ("dev-gru-random", "gru-dev")],
+    [
+        *((kind, kind) for kind in KINDS), *((f"{kind}-softmax", kind) for kind in KINDS),
+        ("dev-gru-random", "gru-dev"),
+    ],
 )
 def test_a_router_type_is_read_as_the_reference_reads_it(router_type: str, kind: str) -> None:
     assert mom.MoMConfig.preset("demo", router_type=router_type).router_kind == kind

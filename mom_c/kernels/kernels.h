@@ -1,7 +1,7 @@
 /* The kernels of one instruction-set level: a table of small tables.
  *
- * There is one table per level (baseline, avx2, avx512, avx512bf16, amx). The bodies in *.inc are compiled once per level
- * by level_<name>.c. The matrix micro-kernels are written by hand in gemm_ukr_<name>.c. kernels.c chooses a table.
+ * There is one table per level. The bodies in *.inc are compiled once per level by level_<name>.c. The matrix
+ * micro-kernels are written by hand in gemm_ukr_<name>.c. kernels.c chooses a table.
  *
  * Kernels are serial, allocate nothing, keep no state and know no model; operators split the work over threads. Unless a
  * contract says otherwise, arrays are contiguous float32, may be unaligned and of any length (0 included), and no two
@@ -15,7 +15,7 @@
 #include "kernels/row_kernels.h"
 
 struct mom_kernels {
-    const char *name; /* "baseline", "avx2", "avx512", "avx512bf16", "amx" */
+    const char *name; /* of the level */
     mom_gemm_kernels gemm;
     mom_pack_kernels pack;
     mom_gemv_kernels gemv;

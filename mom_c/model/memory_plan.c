@@ -43,7 +43,7 @@ static mom_status typical_lengths(int32_t **out, const mom_memory_key *key, mom_
 static mom_status run_dry(mom_gpt *dry, const mom_memory_key *key, const int32_t *lengths, mom_error *err) {
     static const int32_t label;
     static const float value;
-    static const float scales[MOM_TERMS] = {1.0f, 1.0f};
+    float scales[MOM_TERMS];
     const mom_config *c = &dry->config;
     const mom_exec exec = {.k = key->k, .threads = key->threads,
                            .dry_run = c->chunks && !c->all_paths ? MOM_DRY_ANY_ROUTES : MOM_DRY};
@@ -51,6 +51,8 @@ static mom_status run_dry(mom_gpt *dry, const mom_memory_key *key, const int32_t
                              .checkpoint = key->checkpoint, .training = key->training,
                              .labels = key->labels && !c->num_labels ? &label : NULL,
                              .values = key->labels && c->num_labels ? &value : NULL, .label_loss = MOM_LOSS_MSE};
+    for (int term = 0; term < MOM_TERMS; term++)
+        scales[term] = 1.0f;
     MOM_TRY(mom_gpt_forward_pass(dry, &exec, &batch, err));
     return key->keep && key->labels ? mom_gpt_backward_pass(dry, &exec, scales, err) : MOM_OK;
 }

@@ -1,6 +1,6 @@
 """Kinds of routers: all that the package needs to know about each, in one place.
 
-`KINDS` is the counterpart of the table in ``mom_c/ops/router_kinds.c``, in the same order. Its NumPy twin is
+`KINDS` is the counterpart of the table in ``mom_c/ops/router.c``, in the same order. Its NumPy twin is
 `mom.reference.router_cells`. A test compares all three.
 """
 

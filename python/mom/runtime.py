@@ -56,7 +56,7 @@ def set_cpu_level(level: str) -> str:
     Parameters
     ----------
     level : str
-        One of ``cpu_info()["levels"]``: ``"baseline"``, ``"avx2"``, ``"avx512"``, ``"avx512bf16"``, ``"amx"``.
+        One of ``cpu_info()["levels"]``.
 
     Returns
     -------

@@ -266,7 +266,7 @@ _LOSS = _MODEL(TOKENS, TOKENS).loss
         ({"masked_query_attention": "x"}, "masked_query_attention: 'x'"),
         ({"pooling": "first"}, "pooling: 'first'"),
         ({"problem_type": "x"}, "problem_type: 'x'"),
-        ({"router_type": "linear"}, "router_type: 'linear' contains neither 'naive' nor 'gru'"),
+        ({"router_type": "linear"}, "router_type: 'linear' names no kind of router, expected one of 'naive', "),
         ({"router_type": "softmax"}, "router_type: 'softmax'"),
         ({"router_type": "dev"}, "router_type: 'dev'"),
         ({"bind_ffn_attn": True}, "bind_ffn_attn: needs num_attn == num_ffn, got 2 and 3"),

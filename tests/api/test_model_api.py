@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mom
+from kinds import LOSSES
 from mom import _core
 from mom.model.core_config import core_config
 
@@ -186,15 +187,22 @@ def test_logits_and_generation_between_forward_and_backward() -> None:
 
 def test_scales_of_backward() -> None:
     model = mom.MoM(CONFIG)
-    parts = {}
-    for name, scales in {"lm": (1.0, 0.0), "balance": (0.0, 1.0), "both": (0.3, 0.7), "default": (1.0, None)}.items():
+
+    def of(*scales: Any, **named: Any) -> dict[str, np.ndarray]:
         model.zero_grad()
         model(TOKENS, TOKENS)
-        model.backward(*scales)
-        parts[name] = gradients(model)
-    both = {n: 0.3 * parts["lm"][n] + 0.7 * parts["balance"][n] for n in parts["lm"]}
-    default = {n: parts["lm"][n] + 0.1 * parts["balance"][n] for n in parts["lm"]}
-    assert apart(both, parts["both"]) < 1e-6 and apart(default, parts["default"]) < 1e-6
+        model.backward(*scales, **named)
+        return gradients(model)
+
+    parts = {term: of(scales={term: 1.0}) for term in LOSSES}
+
+    def added(scales: dict[str, float]) -> dict[str, np.ndarray]:
+        return {n: sum(scale * parts[term][n] for term, scale in scales.items()) for n in parts["lm"]}
+
+    mixed = {term: 0.3 + 0.4 * number for number, term in enumerate(LOSSES)}
+    assert apart(added(mixed), of(scales=mixed)) < 1e-6
+    assert apart(added({**CONFIG.loss_weights, "lm": 0.3, "balance": 0.7}), of(0.3, 0.7)) < 1e-6
+    assert apart(added(CONFIG.loss_weights), of()) < 1e-6
 
 
 @pytest.mark.parametrize("counts", ["micro", "step"])

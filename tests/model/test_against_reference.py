@@ -14,20 +14,18 @@ import pytest
 from twin import Case, Comparison
 
 import mom
+from kinds import NOISELESS_ROUTERS, ROUTERS
 from mom.errors import ConfigError
 
-ROUTERS = [
-    f"{kind}{noise}{softmax}"
-    for kind in ("naive", "gru", "gru-dev")
-    for noise in ("", "-random")
-    for softmax in ("", "-softmax")
-]
 ALL = 9
 
 FIXED: dict[str, Case] = {
     **{f"{router} top-{k}": Case({"router_type": router, "routing_top_k": k}) for router in ROUTERS for k in (1, 2)},
     **{f"{router} weighted qkv": Case({"router_type": router, "weighted_qkv": True}) for router in ROUTERS[::2]},
-    **{f"{router} sign": Case({"router_type": router, "use_ste": True}, lm_scale=30.0) for router in ROUTERS[::4]},
+    **{
+        f"{router} sign": Case({"router_type": router, "use_ste": True}, lm_scale=30.0)
+        for router in NOISELESS_ROUTERS[::2]
+    },
     **{
         f"{router} all paths{' weighted' * weighted}{' sign' * sign}": Case(
             {

@@ -12,6 +12,7 @@ import pytest
 from test_memory_failures import every_failure
 
 import mom
+from kinds import NOISELESS_ROUTERS as ROUTERS
 from mom import _core, reference
 from parity_cases import case_names, load_case
 
@@ -21,7 +22,6 @@ SMALL: dict[str, Any] = {
     "require_anchor_layer": False, "router_dim": 13, "router_type": "gru-softmax", "routing_top_k": 2,
     "initializer_range": 0.25,
 }  # fmt: skip
-ROUTERS = ("naive", "naive-softmax", "gru", "gru-softmax", "gru-dev", "gru-dev-softmax")
 ALL = 9
 
 CASES: dict[str, dict[str, Any]] = {

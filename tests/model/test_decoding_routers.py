@@ -15,14 +15,9 @@ from test_decoding import ALL, SMALL, error, halves
 from twin import Draws
 
 import mom
+from kinds import ROUTERS
 from mom import ops, reference
 
-ROUTERS = [
-    f"{kind}{noise}{softmax}"
-    for kind, noises in (("naive", ("",)), ("gru", ("", "-random")), ("gru-dev", ("", "-random")))
-    for noise in noises
-    for softmax in ("", "-softmax")
-]
 NEW = 5  # tokens generated after each text
 BLOCK, FEW = 32, 16  # rows of a block of steps; most tokens with which a decoder begins by steps
 MARGIN = 1e-5

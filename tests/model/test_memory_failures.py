@@ -91,7 +91,7 @@ def same(a: Any, b: Any) -> bool:
     routes = [[r for half in x.routes.values() for rounds in half for r in rounds if r is not None] for x in (a, b)]
     return bool(
         a.loss == b.loss
-        and a.balance_loss == b.balance_loss
+        and a.losses == b.losses
         and np.array_equal(a.logits, b.logits)
         and all(np.array_equal(r[k], s[k]) for r, s in zip(*routes, strict=True) for k in r)
     )

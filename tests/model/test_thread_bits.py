@@ -58,7 +58,7 @@ def training_run(changes: dict[str, Any], batch: int, steps: int, masked: bool) 
                 mask[-1, 2 * steps // 3 :] = 0
             out = model(tokens, tokens, mask, return_logits=True, return_routes=True)
             where = f"step {step} batch {micro}"
-            result[f"{where}: losses"] = (out.lm_loss, out.balance_loss, out.loss)
+            result[f"{where}: losses"] = (out.losses, out.loss)
             result[f"{where}: logits"] = digest(out.logits)
             routes = [r for half in out.routes.values() for rounds in half for r in rounds if r is not None]
             result[f"{where}: routes"] = digest(*(a for r in routes for a in r.values()))
@@ -123,7 +123,7 @@ def test_forward_without_keeping_gives_the_same_bits(rng: np.random.Generator) -
             outputs.append(
                 (
                     repr(out.loss),
-                    repr(out.balance_loss),
+                    repr(out.losses),
                     digest(out.logits),
                     digest(*(a for r in routes for a in r.values())),
                 )

@@ -209,9 +209,9 @@ class Expected:
         named = {}
         for i, out in enumerate(self.outputs):
             named[f"batch {i} logits"] = out.logits
-            for loss in ("lm_loss", "balance_loss", "loss"):
-                if getattr(out, loss) is not None:
-                    named[f"batch {i} {loss}"] = np.array(getattr(out, loss))
+            for name, loss in {**out.losses, "joint": out.loss}.items():
+                if loss is not None:
+                    named[f"batch {i} {name} loss"] = np.array(loss)
             for half, places in out.routes.items():
                 for place, rounds in places.items():
                     for r, route in enumerate(rounds):
@@ -343,7 +343,9 @@ class Comparison:
             self.check_output(out.logits, want.logits, "logits")
             if call["labels"] is None:
                 continue
-            for loss in ("lm_loss", "balance_loss", "loss"):
-                self.check_output(getattr(out, loss), getattr(want, loss), loss)
+            assert set(out.losses) == set(want.losses)
+            for name in want.losses:
+                self.check_output(out.losses[name], want.losses[name], f"{name} loss")
+            self.check_output(out.loss, want.loss, "loss")
             model.backward(self.case.lm_scale, self.case.balance_scale)
         return self.check_gradients(model) if self.batches[0]["labels"] is not None else 0.0

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from cases import Case
 from mom import ops, reference
+from mom.reference.router_cells import CELLS, CellInputs
+from mom.routers import KINDS
 
 Array = NDArray[Any]
 Results = dict[str, Any]
@@ -378,8 +380,10 @@ def _gemm(case: Case, rng: np.random.Generator) -> Operator:
 def _router(case: Case, rng: np.random.Generator) -> Operator:
     n, c, r, s = (case[letter] for letter in "NCRS")
     kind, random = case.options["kind"], case.options.get("random", False)
-    naive, first = kind == "naive", case.options.get("first", False)
-    rows = r if naive else (4 if random else 3) * r
+    recurrent, first = KINDS[kind].recurrent, case.options.get("first", False)
+    rows = (4 if random else 3) * r if recurrent else r
+    of_state = ("state_weight", "state_bias") if recurrent else ()
+    names, cell = ("in_weight", "in_bias", *of_state, "out_weight", "out_bias"), CELLS[kind]
     inputs = {
         "inp": _normal(rng, n, c),
         "in_weight": 0.5 * _normal(rng, rows, c),
@@ -395,13 +399,12 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
     streams: dict[str, Any] = {"random": random, "seed": 8, "counter": 9, "site": 10}
 
     def tensors(a: dict[str, Array]) -> ops.RouterTensors:
-        recurrent = () if naive else (a["state_weight"], a["state_bias"])
-        return ops.RouterTensors(a["in_weight"], a["in_bias"], a["out_weight"], a["out_bias"], *recurrent)
+        return ops.RouterTensors(**{name: a[name] for name in names})
 
     def run(**a: Array) -> Results:
-        weights, state = tensors(a), None if naive or first else a["state"]
+        weights, state = tensors(a), a["state"] if recurrent and not first else None
         logits, saved = ops.router_forward(a["inp"], weights, kind, state, **streams)
-        dstate = None if naive else a["dstate"]
+        dstate = a["dstate"] if recurrent else None
         dinp, dbefore, d = ops.router_backward(a["dlogits"], a["inp"], saved, weights, kind, state, dstate, **streams)
         assert (dbefore is None) == (state is None)
         return {
@@ -413,36 +416,19 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
         }
 
     def expected(**a: Array) -> Results:
-        if naive:
-            weights = (a["in_weight"], a["in_bias"], a["out_weight"], a["out_bias"])
-            logits, hidden = reference.router.naive_forward(a["inp"], *weights)
-            dinp, dw0, db0, dw2, db2 = reference.router.naive_backward(
-                a["dlogits"], a["inp"], hidden, a["in_weight"], a["out_weight"]
-            )
-            names = ("dinp", "din_weight", "din_bias", "dout_weight", "dout_bias")
-            results = dict(zip(names, (dinp, dw0, db0, dw2, db2), strict=True))
-            return {"logits": logits, "hidden": hidden, **results}
-        gru = reference.router.GruWeights(
-            a["in_weight"], a["in_bias"], a["state_weight"], a["state_bias"], a["out_weight"], a["out_bias"]
-        )
-        state = np.zeros((n, r)) if first else a["state"]
+        weights = [a[name] for name in names]
         noise = ops.random_uniform(8, 9, 10, n * r).reshape(n, r).astype(np.float64) if random else None
-        dev = kind == "gru-dev"
-        logits, new, gates = reference.router.gru_forward(a["inp"], state, gru, dev, noise)
-        dinp, dbefore, d = reference.router.gru_backward(
-            a["dlogits"], a["dstate"], a["inp"], state, gates, gru, dev, noise
+        given = CellInputs(a["inp"], a["state"] if recurrent and not first else None, noise)
+        logits, state, saved = cell.forward(weights, given)
+        dinp, dstate, gradients = cell.backward(
+            a["dlogits"], a["dstate"] if recurrent else None, weights, given, saved
         )
         return {
             "logits": logits,
-            "hidden": new,
+            "hidden": state if recurrent else saved,
             "dinp": dinp,
-            "dstate": None if first else dbefore,
-            "din_weight": d.x2h_weight,
-            "din_bias": d.x2h_bias,
-            "dstate_weight": d.h2h_weight,
-            "dstate_bias": d.h2h_bias,
-            "dout_weight": d.router_weight,
-            "dout_bias": d.router_bias,
+            "dstate": None if given.state is None else dstate,
+            **{f"d{name}": gradient for name, gradient in zip(names, gradients, strict=True)},
         }
 
     def add(add_to: Any, **a: Array) -> tuple[Any, ...]:

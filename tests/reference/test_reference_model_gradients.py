@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from finite_differences import directional_derivative
 
+from kinds import NOISELESS_ROUTERS, ROUTERS
 from mom.config import MoMConfig
 from mom.reference import Model, Output, parameter_shapes
 
@@ -18,20 +19,9 @@ BASE: dict[str, Any] = {
     "router_aux_loss_coef": 0.5,
 }  # fmt: skip
 
-_KINDS = (
-    "naive",
-    "gru",
-    "gru-dev",
-    "naive-softmax",
-    "gru-softmax",
-    "gru-dev-softmax",
-    "gru-random",
-    "gru-dev-random-softmax",
-)
-
 CASES: dict[str, dict[str, Any]] = {
-    **{f"{kind} top-{k}": {"router_type": kind, "routing_top_k": k} for kind in _KINDS for k in (1, 2)},
-    **{f"{kind} weighted qkv": {"router_type": kind, "weighted_qkv": True} for kind in _KINDS[:6]},
+    **{f"{kind} top-{k}": {"router_type": kind, "routing_top_k": k} for kind in ROUTERS for k in (1, 2)},
+    **{f"{kind} weighted qkv": {"router_type": kind, "weighted_qkv": True} for kind in NOISELESS_ROUTERS},
     **{f"{kind} no SKIP": {"router_type": kind, "enable_pause": False} for kind in ("naive-softmax", "gru")},
     **{
         f"{kind} all paths": {"router_type": kind, "routing_all_possible_path": True, "weighted_qkv": kind != "naive"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mom
+from kinds import ROUTERS
 from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
 from mom.glue.finetuning import _checked_seeds
@@ -252,7 +253,7 @@ def test_choices_that_a_model_does_not_have() -> None:
 
 IDLE = [
     {"router_type": kind, "routing_top_k": k, "use_ste": ste, "routing_all_possible_path": dense}
-    for kind in ("naive", "naive-softmax", "gru", "gru-softmax", "gru-random-softmax")
+    for kind in ROUTERS
     for k in (0, 1, 2)
     for ste in (False, True)
     for dense in (False, True)

@@ -14,6 +14,7 @@ import pytest
 import small_run
 
 import mom
+from kinds import LOSSES
 from mom.training.callbacks import JsonLines, Progress
 
 
@@ -31,8 +32,9 @@ def test_log_tells_each_step(tmp_path: Path) -> None:
     log = lines(run_dir / "log.jsonl")
     steps = [entry for entry in log if entry["kind"] == "train"]
     assert [entry["step"] for entry in steps] == list(range(1, 21))
+    weights = small_run.config().loss_weights
     for entry in steps:
-        assert entry["loss"] == pytest.approx(entry["lm_loss"] + 0.01 * entry["balance_loss"])
+        assert entry["loss"] == pytest.approx(sum(weights[term] * entry[f"{term}_loss"] for term in LOSSES))
         assert entry["grad_norm"] > 0 and entry["tokens_per_second"] > 0 and entry["seconds"] > 0
         assert entry["peak_memory_bytes"] > 10_000_000
         assert 0 <= entry["skip_share"] <= 1

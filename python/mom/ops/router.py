@@ -56,9 +56,8 @@ def router_forward(
     ----------
     inp : ndarray of float32, shape (N, C)
     weights : RouterTensors
-    kind : {"naive", "gru", "gru-dev"}
-        Two linear layers with a ReLU between them, a recurrent cell over rounds, or the same cell without its reset
-        gate.
+    kind : str
+        A key of `mom.routers.KINDS`.
     state : ndarray of float32, shape (N, R), optional
         Recurrent state of the round before (``saved.hidden``); zero by default.
     random : bool

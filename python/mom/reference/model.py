@@ -26,11 +26,11 @@ class Output:
     Parameters
     ----------
     loss : float or None
-        ``lm_loss + router_aux_loss_coef * balance_loss``; None without labels.
-    lm_loss : float or None
-        Mean cross entropy (of a classifier: its loss).
-    balance_loss : float or None
-        None without labels and where the model has none.
+        Sum of all terms, each times its weight (`MoMConfig.loss_weights`); None without labels.
+    losses : dict of str to float
+        The terms by name; empty without labels. ``"lm"`` is the mean cross entropy (of a classifier: its loss).
+    lm_loss, balance_loss : float or None
+        These terms; None where there is none.
     logits : ndarray of float64, shape (B, T, V), (N, V) of packed rows, or (B, num_labels) of a classifier
     routes : dict
         ``routes[half][place][round]`` is a `Route`, for routed halves.
@@ -41,11 +41,18 @@ class Output:
     """
 
     loss: float | None
-    lm_loss: float | None
-    balance_loss: float | None
+    losses: dict[str, float]
     logits: Float
     routes: dict[str, dict[int, list[Route]]]
     trace: dict[str, Array]
+
+    @property
+    def lm_loss(self) -> float | None:
+        return self.losses.get("lm")
+
+    @property
+    def balance_loss(self) -> float | None:
+        return self.losses.get("balance")
 
 
 class Gradients(dict[str, Float]):
@@ -198,13 +205,13 @@ class Model:
             tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows, unset, None, unset, {}
         )
         shape = tokens.shape if config.num_labels is None else (size,)
-        lm_loss = balance = loss = None
+        losses: dict[str, float] = {}
         if labels is not None:
-            lm_loss = self._task_loss(labels, tape)
-            balance = self._balance_forward(tape)
-            loss = lm_loss + (0.0 if balance is None else config.loss_weights["balance"] * balance)
+            terms = {"lm": self._task_loss(labels, tape), "balance": self._balance_forward(tape)}
+            losses = {name: value for name, value in terms.items() if value is not None}
+        loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
-        return Output(loss, lm_loss, balance, logits.reshape(*shape, -1), routes, batch.trace)
+        return Output(loss, losses, logits.reshape(*shape, -1), routes, batch.trace)
 
     def _place_forward(
         self, x: Float, i: int, place: _Place, batch: Batch, routes: dict[str, dict[int, list[Route]]]

@@ -5,9 +5,10 @@ True, the run finishes the current step, makes its last evaluation and checkpoin
 
 Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed``. The kinds and their other fields:
 
-``train``       ``loss``, ``lm_loss``, ``balance_loss``, ``grad_norm``, ``lr``, ``tokens_per_second``, ``seconds``,
-                ``epoch``, ``skip_share``, ``module_use``, ``peak_memory_bytes``, ``skipped_steps``
-``skip``        ``reason``, ``skipped_steps``: a step was skipped because its numbers were not finite
+``train``       ``loss``, ``lm_loss`` and so on for every term (`MoMConfig.loss_weights`), ``grad_norm``, ``lr``,
+                ``tokens_per_second``, ``seconds``, ``epoch``, ``skip_share``, ``module_use``, ``peak_memory_bytes``,
+                ``skipped_steps``
+``skip``        ``reason``, ``skipped_steps``: a step was left out, because its numbers were not finite
 ``eval``        ``val_loss`` and ``perplexity``; in fine-tuning ``score``, ``best`` and the task's metrics
 ``checkpoint``  ``path``
 """
@@ -103,8 +104,9 @@ class Progress:
         if record["kind"] != "train":
             return
         shown = {"loss": f"{record['lm_loss']:.4f}"}
-        if record.get("balance_loss") is not None:
-            shown["balance"] = f"{record['balance_loss']:.3f}"
+        for name, value in record.items():
+            if name.endswith("_loss") and name != "lm_loss" and value is not None:
+                shown[name.removesuffix("_loss")] = f"{value:.3f}"
         if self._last_eval is not None:
             shown["val"] = f"{self._last_eval:.4f}"
         shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"

@@ -1,0 +1,22 @@
+"""What a test means by all routers and all terms of the loss."""
+
+from __future__ import annotations
+
+import mom
+from mom.routers import KINDS
+
+__all__ = ["LOSSES", "NOISELESS_ROUTERS", "NOISY_ROUTERS", "ROUTERS"]
+
+
+def _router_types(kinds: list[str], noise: str) -> list[str]:
+    return [f"{kind}{noise}{softmax}" for kind in kinds for softmax in ("", "-softmax")]
+
+
+#: Values of `MoMConfig.router_type`: every kind, with raw scores and with probabilities.
+NOISELESS_ROUTERS = _router_types(list(KINDS), "")
+#: Every kind that has a noise gate.
+NOISY_ROUTERS = _router_types([kind.name for kind in KINDS.values() if kind.recurrent], "-random")
+ROUTERS = NOISELESS_ROUTERS + NOISY_ROUTERS
+
+#: Names of the terms of the loss.
+LOSSES = list(mom.MoMConfig().loss_weights)
