@@ -162,8 +162,8 @@ static mom_status cell_run(check_case *c, const mom_exec *x, mom_error *err) {
     mom_router_tensors gradients = tensors_of(c, GRADIENTS);
     mom_router_saved saved = {.hidden = check_f32(c, HIDDEN)};
     float *gates, *h_n;
-    MOM_ARENA_NEW(gates, x->workspace, N * gates_of(c) * R, err);
-    MOM_ARENA_NEW(h_n, x->workspace, N * R, err);
+    MOM_ARENA_NEW(gates, &c->scratch, N * gates_of(c) * R, err);
+    MOM_ARENA_NEW(h_n, &c->scratch, N * R, err);
     saved.gates = gates;
     saved.h_n = h_n;
     const int has_state = !(c->options & (NAIVE | FIRST));
