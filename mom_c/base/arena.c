@@ -5,10 +5,31 @@
 #define MIN_BLOCK ((size_t)1 << 20)
 #define MAX_GROWTH ((size_t)1 << 25)
 
+/* Under AddressSanitizer the parts of a block that are not handed out count as freed. So it finds accesses past the end of
+ * an array, and to arrays that have been released. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+static void forbid(const void *data, size_t bytes) { ASAN_POISON_MEMORY_REGION(data, bytes); }
+static void permit(const void *data, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(data, bytes); }
+#else
+static void forbid(const void *data, size_t bytes) { (void)data, (void)bytes; }
+static void permit(const void *data, size_t bytes) { (void)data, (void)bytes; }
+#endif
+
 void mom_arena_init(mom_arena *arena, const char *name) { *arena = (mom_arena){.name = name}; }
+
+/* Takes back what one side has beyond `used` bytes. */
+static void shrink(mom_region *region, mom_region_side side, size_t used) {
+    if (region->data) {
+        const size_t had = region->used[side], begin = side == MOM_UPPER ? region->capacity - had : used;
+        forbid(region->data + begin, had - used);
+    }
+    region->used[side] = used;
+}
 
 static void free_block(mom_arena_block *block) {
     if (block) {
+        permit(block->data, block->capacity);
         mom_memory_free(block->data);
         mom_memory_free(block);
     }
@@ -24,7 +45,7 @@ void mom_arena_free(mom_arena *arena) {
     arena->spare = NULL;
     arena->live = arena->peak = 0;
     if (arena->region)
-        arena->region->used[arena->side] = 0;
+        shrink(arena->region, arena->side, 0);
 }
 
 static mom_arena_block *new_block(const mom_arena *arena, size_t capacity, mom_error *err) {
@@ -36,6 +57,7 @@ static mom_arena_block *new_block(const mom_arena *arena, size_t capacity, mom_e
         mom_memory_free(block);
         return NULL;
     }
+    forbid(block->data, capacity);
     block->capacity = capacity;
     block->used = 0;
     block->previous = NULL;
@@ -45,13 +67,16 @@ static mom_arena_block *new_block(const mom_arena *arena, size_t capacity, mom_e
 mom_status mom_region_init(mom_region *region, size_t capacity, const char *name, mom_error *err) {
     *region = (mom_region){.capacity = capacity / MOM_ALIGNMENT * MOM_ALIGNMENT};
     region->data = mom_memory_alloc(capacity, 1, name, err);
-    if (region->data)
-        return MOM_OK;
-    *region = (mom_region){0};
-    return MOM_ERR_MEMORY;
+    if (!region->data) {
+        *region = (mom_region){0};
+        return MOM_ERR_MEMORY;
+    }
+    forbid(region->data, region->capacity);
+    return MOM_OK;
 }
 
 void mom_region_free(mom_region *region) {
+    permit(region->data, region->capacity);
     mom_memory_free(region->data);
     *region = (mom_region){0};
 }
@@ -91,6 +116,7 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
         void *shared = take(arena->region, arena->side, bytes);
         if (shared) {
             arena->live += bytes;
+            permit(shared, count * size);
             return shared;
         }
     }
@@ -112,6 +138,7 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
         arena->top = top = block;
     }
     void *data = top->data + top->used;
+    permit(data, count * size);
     top->used += bytes;
     arena->live += bytes;
     if (arena->live > arena->peak)
@@ -127,6 +154,7 @@ mom_arena_mark mom_arena_get_mark(const mom_arena *arena) {
 static void drop_top(mom_arena *arena) {
     mom_arena_block *block = arena->top;
     arena->top = block->previous;
+    forbid(block->data, block->used);
     block->used = 0;
     if (!arena->spare || arena->spare->capacity < block->capacity) {
         mom_arena_block *smaller = arena->spare;
@@ -141,8 +169,9 @@ void mom_arena_release(mom_arena *arena, mom_arena_mark mark) {
         drop_top(arena);
     arena->live = mark.live;
     if (arena->region)
-        arena->region->used[arena->side] = mark.shared;
+        shrink(arena->region, arena->side, mark.shared);
     if (arena->top) {
+        forbid(arena->top->data + mark.used, arena->top->used - mark.used);
         arena->top->used = mark.used;
         return;
     }

@@ -223,8 +223,8 @@ static mom_status cache_run(check_case *c, const mom_exec *x, mom_error *err) {
     const size_t queries = c->size[0], keys = c->size[1], H = c->size[3], D = c->size[4], C = H * D;
     mom_kv kv = {.capacity = (keys + MOM_PANEL - 1) / MOM_PANEL * MOM_PANEL};
     mom_kv_query *list;
-    MOM_ARENA_NEW(kv.keys, x->workspace, mom_kv_floats(kv.capacity, C), err);
-    MOM_ARENA_NEW(list, x->workspace, queries, err);
+    MOM_ARENA_NEW(kv.keys, &c->scratch, mom_kv_floats(kv.capacity, C), err);
+    MOM_ARENA_NEW(list, &c->scratch, queries, err);
     kv.values = kv.keys + kv.capacity * C;
     mom_zero(x, kv.keys, kv.capacity * C * sizeof(float));
     for (size_t j = 0; j < keys && !x->dry_run; j++)

@@ -235,12 +235,15 @@ static mom_status run(check_case *c, mom_exec x, size_t *bytes, mom_error *err) 
     mom_region region = {0}; /* just counts */
     mom_arena_init(&workspace, "workspace of a test");
     mom_arena_attach(&workspace, &region, MOM_LOWER);
-    workspace.dry = x.dry_run != MOM_COMPUTE;
+    mom_arena_init(&c->scratch, "scratch memory of a test");
+    workspace.dry = c->scratch.dry = x.dry_run != MOM_COMPUTE;
     x.workspace = &workspace;
     x.precision = c->options & CHECK_BFLOAT16 ? MOM_BF16 : MOM_F32;
     const mom_status status = c->op->run(c, &x, err);
     *bytes = region.peak;
+    check_that(workspace.live == 0, "%s: %zu bytes of the workspace were not released", case_name(c), workspace.live);
     mom_arena_free(&workspace);
+    mom_arena_free(&c->scratch);
     return status;
 }
 

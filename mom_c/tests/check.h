@@ -8,6 +8,7 @@
  *   inputs    are unchanged
  *   dry run   writes nothing and allocates what the real run allocates
  *   failures  of each allocation end in MOM_ERR_MEMORY and leave no memory behind
+ *   workspace is empty after every call, also after one that failed
  */
 #ifndef MOM_TESTS_CHECK_H
 #define MOM_TESTS_CHECK_H
@@ -42,6 +43,7 @@ typedef struct {
     unsigned options;         /* CHECK_BFLOAT16, and others of the operator */
     check_array array[CHECK_ARRAYS];
     uint64_t key; /* of the case's random numbers */
+    mom_arena scratch; /* for what `run` itself needs: the workspace is the operators', and must be empty afterwards */
 } check_case;
 
 #define CHECK_BFLOAT16 1u       /* products in bfloat16; all float32 inputs are exact in bfloat16 */

@@ -167,19 +167,19 @@ static void copy_plan(const check_case *c, const mom_exec *x, const mom_routing_
 static mom_status run_linear(check_case *c, const mom_exec *x, const mom_routing_plan *plan, mom_error *err) {
     const size_t I = c->size[3], O = c->size[4];
     const float *score = c->options == UNWEIGHTED ? NULL : check_f32(c, SCORE);
-    float **weight = by_module(c, WEIGHT, I * O, x->workspace, err), **bias = by_module(c, BIAS, O, x->workspace, err);
-    float **dweight = by_module(c, DWEIGHT, I * O, x->workspace, err), **dbias = by_module(c, DBIAS, O, x->workspace, err);
+    float **weight = by_module(c, WEIGHT, I * O, &c->scratch, err), **bias = by_module(c, BIAS, O, &c->scratch, err);
+    float **dweight = by_module(c, DWEIGHT, I * O, &c->scratch, err), **dbias = by_module(c, DBIAS, O, &c->scratch, err);
     float *scale = NULL, *dscore;
     if (!weight || !bias || !dweight || !dbias)
         return MOM_ERR_MEMORY;
     if (score) {
-        MOM_ARENA_NEW(scale, x->workspace, plan->slots, err);
+        MOM_ARENA_NEW(scale, &c->scratch, plan->slots, err);
         mom_routed_slot_scale(x, scale, score, plan);
     }
     const mom_routed_layer layer = {(const float *const *)weight, (const float *const *)bias, I, O};
     const mom_routed_gradient gradient = {dweight, dbias, I, O};
     const mom_routed_rows inp = {check_f32(c, INP), 1}, dout = {check_f32(c, DOUT), 1};
-    MOM_ARENA_NEW(dscore, x->workspace, c->size[0] * c->size[1], err);
+    MOM_ARENA_NEW(dscore, &c->scratch, c->size[0] * c->size[1], err);
     mom_zero(x, dscore, c->size[0] * c->size[1] * sizeof *dscore);
     MOM_TRY(mom_routed_linear_forward(x, check_f32(c, OUT), inp, &layer, plan, err));
     mom_routed_combine_forward(x, check_f32(c, COMBINED), check_f32(c, OUT), score, plan, O, 0);
@@ -196,14 +196,14 @@ static mom_status run_linear(check_case *c, const mom_exec *x, const mom_routing
 
 static mom_status run_layernorm(check_case *c, const mom_exec *x, const mom_routing_plan *plan, mom_error *err) {
     const size_t N = c->size[0], I = c->size[3];
-    float **weight = by_module(c, LN_WEIGHT, I, x->workspace, err), **bias = by_module(c, LN_BIAS, I, x->workspace, err);
-    float **dweight = by_module(c, DLN_WEIGHT, I, x->workspace, err);
-    float **dbias = by_module(c, DLN_BIAS, I, x->workspace, err);
+    float **weight = by_module(c, LN_WEIGHT, I, &c->scratch, err), **bias = by_module(c, LN_BIAS, I, &c->scratch, err);
+    float **dweight = by_module(c, DLN_WEIGHT, I, &c->scratch, err);
+    float **dbias = by_module(c, DLN_BIAS, I, &c->scratch, err);
     float *mean, *rstd;
     if (!weight || !bias || !dweight || !dbias)
         return MOM_ERR_MEMORY;
-    MOM_ARENA_NEW(mean, x->workspace, N, err);
-    MOM_ARENA_NEW(rstd, x->workspace, N, err);
+    MOM_ARENA_NEW(mean, &c->scratch, N, err);
+    MOM_ARENA_NEW(rstd, &c->scratch, N, err);
     const mom_normed_rows rows = {check_f32(c, INP), mean, rstd, N, I};
     mom_layernorm_stats(x, mean, rstd, check_f32(c, INP), EPS, N, I);
     mom_routed_layernorm_forward(x, check_f32(c, NORMAL), &rows, (const float *const *)weight, (const float *const *)bias,
@@ -215,7 +215,7 @@ static mom_status run_layernorm(check_case *c, const mom_exec *x, const mom_rout
 
 static mom_status run(check_case *c, const mom_exec *x, mom_error *err) {
     mom_routing_plan plan;
-    MOM_TRY(mom_routing_plan_init(x, &plan, x->workspace, check_i16(c, INDEX), c->size[0], c->size[1], c->size[2], err));
+    MOM_TRY(mom_routing_plan_init(x, &plan, &c->scratch, check_i16(c, INDEX), c->size[0], c->size[1], c->size[2], err));
     copy_plan(c, x, &plan);
     MOM_TRY(run_linear(c, x, &plan, err));
     return run_layernorm(c, x, &plan, err);

@@ -168,7 +168,7 @@ static mom_status gemv_run(check_case *c, const mom_exec *x, mom_error *err) {
         mom_gemv_matrix matrix = {MOM_GEMV_F32, layout_of(c), check_f32(c, MATRIX), NULL, k, n};
         if (format != MOM_GEMV_F32) {
             unsigned char *copy;
-            MOM_ARENA_NEW(copy, x->workspace, mom_gemv_packed_bytes(format, k, n), err);
+            MOM_ARENA_NEW(copy, &c->scratch, mom_gemv_packed_bytes(format, k, n), err);
             mom_gemv_pack(x, &matrix, copy, format, check_f32(c, MATRIX), layout_of(c), k, n);
         }
         const mom_gemv product = {check_f32(c, BY_FORMAT + format), check_f32(c, X), &matrix, check_f32(c, ADD), rows, 0};

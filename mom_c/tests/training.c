@@ -80,6 +80,7 @@ static mom_status run(check_case *c, const mom_exec *x, mom_error *err) {
     MOM_TRY(mom_grad_norm(x, &norm, tensors, 3, err));
     mom_copy(x, check_f64(c, NORM), &norm, sizeof norm);
     mom_adamw_step(x, tensors, 3, &spec);
+    check_that(tensors[0].step == 3.0 && tensors[1].step == 2.0 && tensors[2].step == 3.0, "adamw: wrong numbers of steps");
     mom_grad_scale(x, &scaled, 1, 0.5f);
     return MOM_OK;
 }
