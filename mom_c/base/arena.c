@@ -62,7 +62,7 @@ void mom_arena_attach(mom_arena *arena, mom_region *region, mom_region_side side
     arena->side = side;
 }
 
-/* Memory of the region, or NULL if it is full or just counts. */
+/* Takes memory from the region. Returns NULL if the region is full or only counts. */
 static void *take(mom_region *region, mom_region_side side, size_t bytes) {
     const size_t sum = region->used[0] + region->used[1];
     if (region->data && region->capacity - sum < bytes) {
@@ -146,14 +146,15 @@ void mom_arena_release(mom_arena *arena, mom_arena_mark mark) {
         arena->top->used = mark.used;
         return;
     }
-    if (arena->region && arena->region->data) { /* whoever made the region makes a larger one */
+    if (arena->region && arena->region->data) { /* the region's owner replaces it by a larger one */
         free_block(arena->spare);
         arena->spare = NULL;
         arena->grown = 0;
         return;
     }
-    /* A block as large as everything that was in use at once ends the growth. The old spare goes
-     * first, so that both never exist together; if memory is refused, growth just starts anew. */
+    /* The new spare block is as large as the memory that was in use at once, so the next use needs no second block. The
+     * old spare is freed first, so that the two never exist together. If memory is refused, the arena just grows
+     * again. */
     if (arena->grown && (!arena->spare || arena->spare->capacity < arena->peak)) {
         free_block(arena->spare);
         arena->spare = new_block(arena, arena->peak, NULL);

@@ -1,4 +1,4 @@
-/* What is asked of the operating system is not in C's standard library. */
+/* The functions that ask the operating system are not part of C's standard library. */
 #if defined(__linux__)
 #define _GNU_SOURCE
 #include <sched.h>
@@ -20,7 +20,7 @@
 #endif
 
 #ifdef X86_64
-/* Bits of leaf 7, register EDX, and of XCR0: states that the system saves. */
+/* Bits of CPUID leaf 7, register EDX, and of register XCR0, which lists the registers that the system saves. */
 #define AMX_BF16 (1u << 22)
 #define AMX_TILE (1u << 24)
 #define TILE_STATES (3u << 17)
@@ -41,7 +41,7 @@ static int detect_amx(void) {
 mom_cpu_features mom_cpu_detect(void) {
     mom_cpu_features f = {0, 0, 0, 0};
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-    /* The compiler's run-time support reads CPUID and XGETBV, i.e. it asks the system as well. */
+    /* The compiler's run-time support reads CPUID and XGETBV, so it also checks what the system saves. */
     __builtin_cpu_init();
     f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -57,7 +57,7 @@ mom_cpu_features mom_cpu_detect(void) {
 }
 
 #if defined(X86_64) && defined(__linux__)
-/* From asm/prctl.h, which older systems have without these. */
+/* Copied from asm/prctl.h, since older systems have that header without these constants. */
 #define REQUEST_STATE 0x1023 /* ARCH_REQ_XCOMP_PERM */
 #define TILE_DATA 18
 
@@ -88,7 +88,7 @@ static void read_line(const char *path, char *line, int size) {
     line[strcspn(line, "\n")] = 0;
 }
 
-/* The limit of the group in `folder`; 0 if it has none. */
+/* The limit of the control group in `folder`, or 0 if the group has none. */
 static int group_cpus(const char *folder, int version) {
     char path[LONGEST_PATH + 32], quota[64], period[64], limit[2 * sizeof quota];
     if (version == 2) {
@@ -106,8 +106,8 @@ static int group_cpus(const char *folder, int version) {
 
 static int smaller_limit(int a, int b) { return !a || (b && b < a) ? b : a; }
 
-/* The least limit of a group and of all above it, up to `mount`. In a container the group's name is often one that only
- * exists outside; then its own limit stands in `mount`. */
+/* The smallest limit of a control group and of its parents, up to `mount`. In a container the group's name often exists
+ * only outside the container. Then the group's own limit is found in `mount`. */
 static int least_limit(const char *mount, const char *group, int version) {
     char folder[LONGEST_PATH];
     int least = 0;
@@ -123,7 +123,7 @@ static int least_limit(const char *mount, const char *group, int version) {
     }
 }
 
-/* Whether `name` is one of a list with commas. */
+/* Whether a comma-separated list contains `name`. */
 static int is_listed(const char *list, const char *name) {
     const size_t length = strlen(name);
     for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
@@ -146,7 +146,7 @@ int mom_cgroup_cpus(const char *root) {
         if (!*controllers) {
             snprintf(mount, sizeof mount, "%s/sys/fs/cgroup", root);
             least = smaller_limit(least, least_limit(mount, group, 2));
-        } else if (is_listed(controllers, "cpu")) { /* the folder has the name of the controller or of their list */
+        } else if (is_listed(controllers, "cpu")) { /* the folder is named after the controller or the whole list */
             snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/cpu", root);
             least = smaller_limit(least, least_limit(mount, group, 1));
             snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/%.64s", root, controllers);
@@ -161,7 +161,7 @@ int mom_cgroup_cpus(const char *root) {
 /* CPUs that the scheduler may run this process on; at least 1. */
 static int scheduled_cpus(void) {
 #if defined(__linux__)
-    cpu_set_t sets[16]; /* one has room for 1,024 CPUs, and the call fails if there is not enough for all */
+    cpu_set_t sets[16]; /* each holds 1,024 CPUs, and the call fails if not all CPUs fit */
     if (sched_getaffinity(0, sizeof sets, sets) == 0 && CPU_COUNT_S(sizeof sets, sets) > 0)
         return CPU_COUNT_S(sizeof sets, sets);
 #endif

@@ -13,16 +13,18 @@ typedef struct {
 /* Also looks at whether the operating system saves the wide registers. */
 mom_cpu_features mom_cpu_detect(void);
 
-/* Asks the operating system to let this process use tile registers, where mom_cpu_detect has found them: 1 if it may.
- * The permission holds for all threads, even those that run already, and for children made by fork. With it, stacks for
- * signal handlers must be large enough for these registers (sysconf(_SC_MINSIGSTKSZ)). Asking again changes nothing. */
+/* Asks the operating system for permission to use tile registers, if mom_cpu_detect has found them. Returns 1 if it is
+ * granted. The permission holds for all threads, even those that run already, and for children made by fork. From then
+ * on, stacks for signal handlers must be large enough for these registers (sysconf(_SC_MINSIGSTKSZ)). Asking again
+ * changes nothing. */
 int mom_cpu_allow_amx(void);
 
-/* CPUs that this process can use, at least 1: those it may run on, but no more than its control groups grant. */
+/* Number of CPUs that this process can use, at least 1: the CPUs it may run on, but no more than its control groups
+ * grant. */
 int mom_available_cpus(void);
 
 /* How many CPUs the control groups (cgroups, version 1 or 2) of this process grant, rounded up; 0 if there is no limit.
- * Files are looked up below `root`, which is "" but in tests. */
+ * Files are read below `root`, which is "" except in tests. */
 int mom_cgroup_cpus(const char *root);
 /* The same from one limit, "QUOTA PERIOD" as in cpu.max: 0 for "max", for a negative quota and for anything else. */
 int mom_quota_cpus(const char *limit);

@@ -16,11 +16,11 @@
 static _Atomic size_t live_bytes, peak_bytes;
 static _Atomic long fail_countdown;
 
-/* Stands in the 64 bytes before the data of every block. */
+/* Stored in the 64 bytes before the data of every block. */
 typedef struct {
     void *base;
     size_t bytes;
-    size_t mapped; /* bytes of the mapping that begins at base; 0: base is from malloc */
+    size_t mapped; /* bytes of the mapping that begins at base; 0: base comes from malloc */
     int reserved;  /* does not count as live */
 } block_header;
 
@@ -35,8 +35,8 @@ static int told_to_fail(void) {
     return 0;
 }
 
-/* Large blocks begin at a huge page and ask for such pages: products walk through memory in strides of whole rows, and
- * with pages of 4 KB a good part of their time goes into address translation. */
+/* Large blocks begin at a huge page, and the system is asked to use huge pages for them. Matrix products walk through
+ * memory in strides of whole rows. With pages of 4 KB, much of their time would go into address translation. */
 #define HUGE_PAGE ((size_t)1 << 21)
 #define HUGE_BLOCK ((size_t)1 << 22)
 
@@ -51,7 +51,7 @@ static size_t page_size(void) {
     return size > 0 ? (size_t)size : 4096;
 }
 
-/* A mapping of zeros whose data begin at a huge page; NULL if the system refuses. */
+/* A mapping filled with zeros. Its data begin at a huge page. NULL if the system refuses. */
 static void *map_block(size_t bytes, int reserved) {
     const size_t room = bytes + 2 * HUGE_PAGE, page = page_size(); /* a page in front of the data holds the header */
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (reserved ? MAP_NORESERVE : 0);
@@ -68,7 +68,7 @@ static void *map_block(size_t bytes, int reserved) {
     *header_of(data) = (block_header){data - page, bytes, page + end - before, reserved};
 #if defined(MADV_HUGEPAGE)
     if (!reserved)
-        (void)madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
+        (void)madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* only advice: a refusal does no harm */
 #endif
     return data;
 }

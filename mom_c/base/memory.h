@@ -1,8 +1,8 @@
-/* The only door to malloc.
+/* The only place where the core calls malloc.
  *
- * Blocks begin at multiples of 64 bytes, sizes are checked for overflow, live and peak bytes are counted. Tests can make
- * the n-th allocation fail, so that they reach every failure path. Large blocks are mappings of their own: their pages
- * exist once they are touched, and go back to the system when the block is freed.
+ * Blocks begin at multiples of 64 bytes. Sizes are checked for overflow, and live and peak bytes are counted. Tests can
+ * make the n-th allocation fail, so that they reach every failure path. Large blocks are mappings of their own: a page
+ * takes up memory once it is touched, and all pages go back to the system when the block is freed.
  */
 #ifndef MOM_BASE_MEMORY_H
 #define MOM_BASE_MEMORY_H
@@ -19,10 +19,10 @@
  * they are touched. */
 void *mom_memory_alloc(size_t count, size_t size, const char *what, mom_error *err);
 void *mom_memory_calloc(size_t count, size_t size, const char *what, mom_error *err);
-/* Addresses for a dry run (base/exec.h): hardly any of them are ever touched, so the block does not count as live. */
+/* Reserves addresses for a dry run (base/exec.h). They are hardly ever touched, so the block does not count as live. */
 void *mom_memory_reserve(size_t count, size_t size, const char *what, mom_error *err);
-void mom_memory_free(void *block); /* of any of the three; NULL is allowed */
-/* Gives back to the system what the heap holds of freed memory. */
+void mom_memory_free(void *block); /* a block from any of the three; NULL is allowed */
+/* Returns freed memory that the heap still holds to the system. */
 void mom_memory_trim(void);
 
 /* The n-th allocation from now (1 = the next) fails, once; 0 switches this off. */

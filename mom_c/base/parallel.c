@@ -7,8 +7,9 @@
 #include <omp.h>
 #endif
 
-/* Denormal numbers cost a hundred times what others do and carry nothing here (the tails of softmaxes, moments of
- * rows long unused): while tasks run they count as zero. The caller's mode is restored afterwards. */
+/* While tasks run, denormal numbers count as zero. They cost a hundred times as much as normal numbers and do not
+ * matter here: they occur in the tails of softmaxes and in the moments of rows that have long been unused. The caller's
+ * mode is restored afterwards. */
 #if defined(__SSE2__)
 #include <immintrin.h>
 #define FLUSH_AND_ZERO 0x8040u
@@ -41,7 +42,7 @@ static void run_tasks(task_loop *loop, int thread) {
 void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context) {
     task_loop loop = {.tasks = tasks, .run = run, .context = context};
 #ifdef _OPENMP
-    if (threads > 1 && tasks > 1) { /* all, even for fewer tasks: libgomp ends threads that a smaller team has no use for */
+    if (threads > 1 && tasks > 1) { /* always the same team: libgomp ends threads that a smaller team does not need */
 #pragma omp parallel num_threads(threads)
         run_tasks(&loop, omp_get_thread_num());
         return;

@@ -1,8 +1,8 @@
-/* Threads: one primitive, a loop over tasks that begin in order.
+/* Threads: one primitive, a loop over tasks that are started in order.
  *
- * Tasks own disjoint outputs (one that reads what earlier ones write waits for them) and every reduction inside a task
- * has a fixed order, so results do not depend on which thread runs a task or on how many there are. Without OpenMP the
- * loop is serial.
+ * Results do not depend on the number of threads or on which thread runs a task: no two tasks write the same output,
+ * and every reduction inside a task has a fixed order. A task that reads the output of earlier tasks waits for them.
+ * Without OpenMP the loop is serial.
  */
 #ifndef MOM_BASE_PARALLEL_H
 #define MOM_BASE_PARALLEL_H
@@ -15,8 +15,8 @@
 /* task < tasks; thread < threads tells which per-thread scratch may be used. */
 typedef void (*mom_task)(void *context, size_t task, int thread);
 
-/* Runs all tasks on at most `threads` threads. Tasks begin in order, so a task may wait for earlier tasks, never for later
- * ones. Operators use mom_parallel_for (base/exec.h). */
+/* Runs all tasks on at most `threads` threads. Tasks are started in order, so a task may wait for earlier tasks, but
+ * never for later ones. Operators use mom_parallel_for (base/exec.h). */
 void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context);
 /* Waits until other tasks have counted down to 0 (with memory_order_release). */
 void mom_wait_until_zero(const atomic_size_t *count);

@@ -1,8 +1,8 @@
 /* Error codes of the core.
  *
- * A function that can fail returns mom_status and, when it fails, fills a mom_error with a message
- * that names the argument, what came and what was wanted. Nothing in the core prints or exits;
- * bindings/errors.c turns a mom_error into a Python exception.
+ * A function that can fail returns a mom_status. When it fails, it fills a mom_error. The message names the argument,
+ * what was passed and what was expected. Nothing in the core prints or exits; bindings/errors.c turns a mom_error into
+ * a Python exception.
  */
 #ifndef MOM_BASE_STATUS_H
 #define MOM_BASE_STATUS_H
