@@ -1,5 +1,5 @@
-/* What the last forward pass left: for backward, for logits and for those who read routes. All arrays come from the
- * arena `saved` and last until the next forward pass; backward gives most of them back on its way. */
+/* What the last forward pass keeps for backward, for logits and for callers that read routes. All arrays come from the
+ * arena `saved` and last until the next forward pass, but backward releases most of them as it goes. */
 #ifndef MOM_MODEL_ACTIVATIONS_H
 #define MOM_MODEL_ACTIVATIONS_H
 
@@ -13,10 +13,10 @@ extern const char *const mom_term_names[MOM_TERMS];
 typedef struct {
     int has[MOM_TERMS];      /* the pass has this term */
     double value[MOM_TERMS]; /* lm: mean over labelled positions (or the classification loss), NaN without any */
-    size_t labelled;         /* positions that were scored */
+    size_t labelled;         /* number of positions with a label */
 } mom_losses;
 
-/* With checkpoints, what forward keeps of a round; backward computes the rest from it. */
+/* With checkpoints, what forward keeps of a round. Backward computes the rest again from it. */
 typedef struct {
     const float *x;         /* (N, C) residual stream before the round */
     const float *states[2]; /* (N, R) of the round before, by half; or NULL */
@@ -32,7 +32,7 @@ typedef struct {
     const mom_observer *observer; /* while forward runs */
     mom_half_saved **halves;  /* by place: rounds * 2 entries, attention then feed-forward */
     mom_round_input **inputs; /* by place and round, with checkpoint */
-    mom_packed_pool packed[2]; /* of the place at hand, by half */
+    mom_packed_pool packed[2]; /* of the current place, by half */
     float *embedded;            /* (N, C) */
     float *x;                   /* (N, C) before the final LayerNorm */
     float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm; hidden is NULL once backward has used it */

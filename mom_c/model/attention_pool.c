@@ -1,11 +1,12 @@
-/* Attention half: route, mix q, k, v of the chosen modules, one attention over the whole sequence, project the heads
- * by the chosen modules, add to the residual stream.
+/* The attention half of a round: the router chooses modules for each token, the q, k, v of the chosen modules are
+ * mixed, one attention runs over the whole sequence, the chosen modules project the heads, and the result is added to
+ * the residual stream.
  *
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   qkv[t] = sum over chosen m of (w_tm if weighted_qkv) (LN_m(x_t) W_m + b_m)
  *         x[t]  += sum over chosen m of w_tm (heads_t P_m + p_m)
- * If only some rows of the stream are needed after a half that is not routed, the other rows have no query and no
- * projection, and their rows of the stream stay as they were.
+ * After a half that is not routed, only some rows of the stream may be needed. The other rows then have no query and no
+ * projection, and they keep their values in the stream.
  */
 #include <string.h>
 
@@ -41,8 +42,8 @@ static mom_half_output output_of(const mom_pass *pass, const mom_half_round *at,
     };
 }
 
-/* Marks the tokens that have a module. The others take part in attention only as keys with score 0. In a dry run all
- * tokens have one, which makes the most work. */
+/* Marks the tokens that have a module. Other tokens take part in attention only as keys with score 0. In a dry run
+ * every token has a module, because that needs the most memory. */
 static mom_status find_active(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved) {
     const mom_routing_plan *plan = &saved->route.plan;
     uint8_t *active;
@@ -59,7 +60,7 @@ static mom_status find_active(const mom_pass *pass, const mom_half_round *at, mo
     return MOM_OK;
 }
 
-/* Marks the rows that are needed, if some are not. */
+/* Marks the rows that are needed, if not all are. */
 static mom_status find_queries(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved) {
     uint8_t *queries;
     saved->queries = NULL;
@@ -73,7 +74,7 @@ static mom_status find_queries(const mom_pass *pass, const mom_half_round *at, m
     return MOM_OK;
 }
 
-/* The half's last layer: of all rows, or of those that are needed. */
+/* The half's last layer, for all rows or only for the needed ones. */
 static mom_half leaving(const mom_half *half, const mom_half_saved *saved) {
     mom_half own = *half;
     if (saved->queries)
@@ -81,7 +82,7 @@ static mom_half leaving(const mom_half *half, const mom_half_saved *saved) {
     return own;
 }
 
-/* Mixed q, k, v (N, 3C) of the chosen modules. Rows of tokens without a module are left alone. */
+/* Mixed q, k, v (N, 3C) of the chosen modules. Rows of tokens without a module are not written. */
 static mom_status mix_qkv(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const mom_half *half) {
     const mom_routing_plan *plan = &saved->route.plan;
     const mom_half_layer in = mom_half_in_layer(mom_half_round_pool(at), at->packed);
@@ -89,7 +90,7 @@ static mom_status mix_qkv(const mom_pass *pass, const mom_half_round *at, mom_ha
     float *y;
     if (saved->queries)
         MOM_TRY(mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
-    if (saved->queries && !pass->exec->dry_run) /* a dry run makes room for either way */
+    if (saved->queries && !pass->exec->dry_run) /* a dry run allocates for both cases */
         return MOM_OK;
     if (plan->K <= 1)
         return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
@@ -171,7 +172,7 @@ static mom_status mix_backward(const mom_pass *pass, const mom_half_round *at, c
     const mom_half_layer in = mom_half_in_layer(mom_half_round_pool(at), at->packed);
     const mom_half_gradient gradient = mom_half_in_gradient(b->pool);
     mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved);
-    /* q, k, v and heads have served: the temporaries of what follows take their place. */
+    /* q, k, v and heads are not needed any more, so the temporaries of the next steps reuse their memory. */
     mom_arena_release(pass->saved, saved->before_inner);
     mom_exec in_its_place = *pass->exec;
     in_its_place.workspace = pass->saved;

@@ -4,7 +4,7 @@
 
 #include "ops/balance_loss.h"
 
-/* Counts of both halves are kept with this stride. */
+/* Stride of the counts, for both halves. */
 static size_t widest_router(const mom_config *c) { return mom_max(c->choices_attn, c->choices_ffn); }
 
 static size_t group_count(const mom_config *c) { return c->balance_depthwise ? c->chunks * c->rounds * 2 : 2; }

@@ -1,4 +1,4 @@
-/* What the caller hands to a pass, and what the pass makes of it: its own copies and lists of rows.
+/* The caller's batch, and the copies and lists of rows that a pass makes of it.
  *
  * A row is one token of one sequence. The N rows are the tokens of B sequences one after the other.
  */
@@ -12,13 +12,14 @@ typedef struct mom_observer mom_observer; /* model/gpt.h */
 /* The caller's arrays; they need not outlive the call. */
 typedef struct {
     size_t B, T;              /* T: tokens of the longest sequence */
-    const int32_t *lengths;   /* (B) at least 1, or NULL: T each */
+    const int32_t *lengths;   /* (B) each at least 1; NULL: all are T */
     const int32_t *tokens;    /* (N) ids below V */
     const int32_t *labels;    /* (N) or NULL: position t is scored against label t + 1; MOM_IGNORED_LABEL */
     const uint8_t *mask;      /* (N) of 0/1 or NULL */
     const int32_t *positions; /* (N) below P, or NULL: 0, 1, 2, ... in every sequence */
-    /* Which final states the caller wants: all; or these rows and those with a label. If neither `rows` nor `all_rows` is
-     * given, those with a label; without labels all. For other rows, what nothing else depends on may be left out. */
+    /* Which final states the caller wants: all of them, or `rows` and the rows with a label. If neither `rows` nor
+     * `all_rows` is given, the rows with a label are wanted, or all rows if there are no labels. Work on other rows is
+     * skipped where no wanted row depends on it. */
     int all_rows;
     const int32_t *rows; /* (row_count) or NULL */
     size_t row_count;
@@ -28,7 +29,7 @@ typedef struct {
     const float *values;      /* (B, num_labels) or NULL */
     mom_label_loss label_loss;
     int keep;       /* keep activations for backward */
-    int checkpoint; /* with keep: of every round just its input, backward computes the rest again */
+    int checkpoint; /* with keep: keep only the input of every round; backward computes the rest again */
     int training;   /* dropout */
     const mom_observer *observer; /* or NULL */
 } mom_batch;
@@ -42,12 +43,12 @@ typedef struct {
     int32_t *scored, *labels;    /* (scored_count) rows with a label, and their labels */
     size_t scored_count;
     int32_t *pooled;             /* (B) rows that are classified; NULL for a language model */
-    int16_t *unneeded;           /* (N) 1 for rows whose final states nobody wants, else 0; NULL: all are wanted */
+    int16_t *unneeded;           /* (N) 1 for rows with final states that are not wanted, else 0; or NULL: none */
 } mom_rows;
 
 size_t mom_batch_tokens(const mom_batch *batch); /* N */
 
-/* In a dry run the rows are those that make the most work: all are seen, scored and wanted. */
+/* In a dry run all rows are seen, scored and wanted, because that needs the most memory. */
 mom_status mom_rows_init(mom_rows *rows, const mom_exec *x, const mom_config *config, const mom_batch *batch,
                          mom_arena *arena, mom_error *err);
 

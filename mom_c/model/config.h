@@ -1,5 +1,5 @@
-/* Shape and behaviour of a network, as the core needs it. The fields are those of mom.MoMConfig (Python),
- * with derived sizes already worked out; mom_config_check guards every size the core relies on. */
+/* Shape and behaviour of a network, as the core needs them. The fields are those of mom.MoMConfig (Python), with
+ * derived sizes already worked out. mom_config_check checks every size that the core relies on. */
 #ifndef MOM_MODEL_CONFIG_H
 #define MOM_MODEL_CONFIG_H
 
@@ -27,7 +27,7 @@ typedef struct {
     int balance_enabled;   /* output_router_logits */
     int balance_reference; /* definition: 1 "reference", 0 "switch" */
     int balance_depthwise;
-    int balance_step_counts; /* counts gathered since gradients were last zeroed */
+    int balance_step_counts; /* counts are added up since gradients were last zeroed */
     mom_masked_query masked_query;
     float embd_pdrop, attn_pdrop, resid_pdrop;
     float ln_eps;
@@ -37,12 +37,12 @@ typedef struct {
     size_t num_labels; /* 0: language model */
 } mom_config;
 
-/* Whether a call without dropout uses random numbers. */
+/* Whether a call without dropout draws random numbers. */
 static inline int mom_config_draws(const mom_config *c) {
     return c->router_random && c->chunks && mom_router_types[c->router_kind].recurrent;
 }
 
-/* What scores of attention are multiplied with. */
+/* The factor of the attention scores. */
 static inline float mom_config_attention_scale(const mom_config *c) {
     return c->scale_attention ? mom_attention_scale(c->C / c->H) : 1.0f;
 }

@@ -19,7 +19,7 @@ typedef struct {
     size_t bytes;        /* of all copies */
 } weight_copier;
 
-/* With exec NULL the copies are only measured. */
+/* With exec NULL the sizes of the copies are only added up. */
 static void take_matrix(weight_copier *w, mom_gemv_matrix *matrix, const float *weight, mom_weight_layout layout, size_t k,
                         size_t n) {
     if (w->format == MOM_GEMV_F32) {
@@ -228,7 +228,7 @@ mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count
         return mom_error_set(err, MOM_ERR_VALUE, "rows: is empty");
     mom_decoder_batch batch;
     MOM_TRY(mom_decoder_batch_init(d, &batch, count, err));
-    /* pass 1: copies for the second and later uses of a sequence; the first takes over the cache as it is */
+    /* pass 1: the first use of a sequence takes over its cache as it is; later uses get copies */
     for (size_t i = 0; i < count; i++) {
         size_t first = 0;
         while (rows[first] != rows[i])
@@ -244,7 +244,7 @@ mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count
         }
         copy_cache(d, &batch.sequences[i], old);
     }
-    /* pass 2: what cannot fail */
+    /* pass 2: the part that cannot fail */
     for (size_t i = 0; i < count; i++) {
         mom_sequence *old = &d->batch.sequences[rows[i]];
         if (batch.sequences[i].kv)

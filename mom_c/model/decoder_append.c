@@ -3,8 +3,8 @@
 
 #include "model/decoder_internal.h"
 
-/* An empty cache is filled by a forward pass if there are more tokens than this: it packs every matrix, which costs
- * reading them three times. */
+/* An empty cache is filled by a forward pass if there are more tokens than this. A forward pass packs every matrix,
+ * which costs as much as reading all matrices three times. */
 #define FEW_TOKENS ((size_t)16)
 
 /* ------------------------------------------------------------------ the first tokens, by a forward pass */
@@ -90,9 +90,10 @@ static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *
 
 /* ------------------------------------------------------------------ append */
 
-/* What a call that fails puts back: what it has added to the caches lies beyond their counts. */
+/* The state that a failed call restores. Entries that it has added to the caches need no removal: they lie beyond the
+ * restored counts. */
 typedef struct {
-    mom_decoder_batch batch; /* without caches, in the workspace */
+    mom_decoder_batch batch; /* a copy in the workspace, without caches */
     uint64_t counter;
 } snapshot;
 
@@ -110,7 +111,7 @@ static void put_back(mom_decoder *d, const snapshot *s) {
     d->gpt->counter = s->counter;
 }
 
-/* Tokens to be added per sequence, its pending one included, after checking that they fit. */
+/* Counts the tokens to add to each sequence, its pending token included, and checks that they fit. */
 static mom_status count_tokens(const mom_decoder *d, const int32_t *lengths, size_t *total, mom_error *err) {
     *total = 0;
     for (size_t b = 0; b < d->batch.B; b++) {
@@ -124,7 +125,8 @@ static mom_status count_tokens(const mom_decoder *d, const int32_t *lengths, siz
     return MOM_OK;
 }
 
-/* The cache holds them: it grows by half, so that adding token after token copies each only a few times. */
+/* Makes the caches large enough for the new tokens. A cache grows by half, so that each entry is copied only a few
+ * times. */
 static mom_status grow(mom_decoder *d, const int32_t *lengths, mom_error *err) {
     for (size_t b = 0; b < d->batch.B; b++) {
         mom_sequence *s = &d->batch.sequences[b];
@@ -153,7 +155,7 @@ static mom_status append_rows(mom_decoder *d, const mom_exec *x, const int32_t *
     return mom_decoder_run_rows(d, x, rows, n, err);
 }
 
-/* To sequences that are there. */
+/* Appends to sequences that exist already. */
 static mom_status append(mom_decoder *d, const mom_exec *x, const int32_t *tokens, const int32_t *lengths, size_t T,
                          mom_error *err) {
     size_t total;
@@ -172,7 +174,7 @@ static mom_status append(mom_decoder *d, const mom_exec *x, const int32_t *token
     return status;
 }
 
-/* Pending tokens of the sequences that are not finished. */
+/* Appends the pending tokens of the sequences that are not finished. */
 static mom_status append_pending(mom_decoder *d, const mom_exec *x, const uint8_t *finished, mom_error *err) {
     mom_decoder_row *rows;
     int32_t *none;

@@ -9,18 +9,18 @@ static inline size_t mom_head_size(const mom_config *c) { return c->C / c->H; }
 
 /* ---- sequences (decoder.c) */
 
-/* Everything of a batch but its caches, from `arena`. */
+/* Allocates the arrays of a batch, except its caches, from `arena`. */
 mom_status mom_decoder_batch_allocate(const mom_decoder *d, mom_decoder_batch *batch, mom_arena *arena, size_t B,
                                       mom_error *err);
 mom_status mom_decoder_batch_init(const mom_decoder *d, mom_decoder_batch *batch, size_t B, mom_error *err);
 void mom_decoder_batch_free(mom_decoder_batch *batch);
-/* Sequence `row` of one batch becomes sequence b of another, except for its cache. */
+/* Copies sequence `row` of one batch to sequence b of another, except for its cache. */
 void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, const mom_decoder_batch *from, size_t row);
-/* Makes room for `capacity` tokens in the cache. */
+/* Makes the cache large enough for `capacity` tokens. */
 mom_status mom_sequence_reserve(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err);
 /* Keys and values of one attention half-round. */
 mom_kv mom_decoder_cache(const mom_decoder *d, const mom_sequence *s, size_t entry);
-/* Row `row` of `from` becomes row b of `to`. */
+/* Copies row `row` of `from` to row b of `to`. */
 void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, const mom_pool *pool);
 
 /* ---- steps (decoder_step.c) */
@@ -29,12 +29,12 @@ void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_r
 typedef struct {
     size_t sequence, position;
     int32_t token;
-    int last; /* of its sequence in this call: its logits and routes are wanted */
+    int last; /* last of its sequence in this call, so its logits and routes are wanted */
 } mom_decoder_row;
 
-/* Appends rows to their sequences. Rows of one sequence stand in order. */
+/* Appends rows to their sequences. The rows of a sequence are in the order of its tokens. */
 mom_status mom_decoder_run_rows(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t count, mom_error *err);
-/* Logits of the sequences `targets` from their hidden rows (count, C), after the final LayerNorm. */
+/* Computes the logits of the sequences `targets` from their hidden rows (count, C) after the final LayerNorm. */
 mom_status mom_decoder_head(mom_decoder *d, const mom_exec *x, const float *hidden, const size_t *targets, size_t count,
                             mom_error *err);
 /* Whether a token chose a module. */

@@ -1,11 +1,11 @@
 /* One step of a decoder.
  *
- * DESIGN  A step takes a block of rows; a row is one token of one sequence. Rows of one sequence stand in order and see
- *         each other. Every product of a step (ops/gemv.h) reads each matrix it needs once for the whole block, of pools
- *         only the chosen modules. Routing is that of the forward pass (pool.c). A token that only skips has no query, no
- *         key and no value, and its key counts in the softmax of later tokens (ops/kv_cache.h).
- *         What a step computes for a row does not depend on the other rows of its block.
- * COST    per token the weights of the chosen modules, of routers and head, and the keys and values it sees.
+ * DESIGN  A step takes a block of rows; a row is one token of one sequence. The rows of a sequence are in order, and
+ *         each sees the rows before it. Every product of a step (ops/gemv.h) reads each matrix once for the whole
+ *         block. Of a pool only the matrices of chosen modules are read. Routing is that of the forward pass (pool.c).
+ *         A token that only skips has no query, key or value. Later tokens still count a key with score 0 for it in
+ *         their softmax (ops/kv_cache.h). The result for a row does not depend on the other rows of its block.
+ * COST    Each token reads the weights of its chosen modules, the routers, the head, and the keys and values it sees.
  */
 #include <string.h>
 
@@ -29,7 +29,8 @@ typedef struct {
     float *x; /* (n, C) residual stream */
 } half_step;
 
-/* out (slots, n) of the modules' first or second matrices, inp (slots, k) sorted by module as the plan is. */
+/* out (slots, n): products with the modules' first or second matrices. inp (slots, k) is sorted by module, as in the
+ * plan. */
 static mom_status pool_products(const half_step *h, float *out, const float *inp, const mom_gemv_matrix *matrices,
                                 float *const *bias, int gelu) {
     const mom_exec *x = h->pass->exec;
@@ -86,7 +87,7 @@ int mom_route_is_active(const mom_route *route, size_t token) {
     return 0;
 }
 
-/* Puts keys and values into the cache and attends: heads (n, C) of the rows that chose a module. */
+/* Appends keys and values to the cache and computes attention: heads (n, C) of the rows that chose a module. */
 static mom_status attend(const half_step *h, float *heads, const float *qkv) {
     const mom_config *c = h->pass->config;
     const size_t N = h->pass->N, C = c->C, D = mom_head_size(c);
@@ -151,8 +152,8 @@ static mom_status ffn_step(const half_step *h) {
     return MOM_OK;
 }
 
-/* One half of one round. state (n, R): the recurrent state of the round before, NULL for zero; the new one is copied to
- * next_state. */
+/* One half of one round. state (n, R) is the recurrent state after the round before, or NULL for zero. The new state is
+ * copied to next_state. */
 static mom_status step_half(const half_step *h, const float *state, float *next_state) {
     const mom_pass *pass = h->pass;
     const size_t N = pass->N;

@@ -1,5 +1,5 @@
-/* Feed-forward half: route, then per chosen module LayerNorm, c_fc, GELU, c_proj, weighted and added to the residual
- * stream.
+/* The feed-forward half of a round: the router chooses modules for each token. Each chosen module applies LayerNorm,
+ * c_fc, GELU and c_proj. The weighted results are added to the residual stream.
  *
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   x[t] += sum over chosen m of w_tm (gelu(LN_m(x_t) W_m + b_m) P_m + p_m)
@@ -13,7 +13,7 @@
 static mom_half_output output_of(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved) {
     const int routed = mom_half_round_pool(at)->routed;
     mom_half_output output = {.inner = saved->inner, .gelu = 1, .weight = routed ? saved->route.used : NULL};
-    if (!routed) /* as the reference: routed feed-forward outputs have no dropout */
+    if (!routed) /* as in the reference, routed feed-forward outputs have no dropout */
         output.dropout =
             mom_pass_dropout(pass, pass->config->resid_pdrop, mom_half_round_key(pass, at, MOM_STREAM_OUTPUT));
     return output;

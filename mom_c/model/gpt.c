@@ -58,8 +58,8 @@ static void mark_used(mom_gradients *g, size_t first, size_t count) {
         g->table[first + i].used = 1;
 }
 
-/* A module has a gradient if a token reached it in any round. A router has one if it took part in a weight or in the
- * balance loss (whatever the balance loss is weighted by: a product with zero depends on it too). */
+/* A module has a gradient if a token reached it in any round. A router has a gradient if a weight or the balance loss
+ * depends on it. A weight of zero on the balance loss makes no difference. */
 static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
     mom_gradients *g = &gpt->gradients;
     const mom_place *place = &gpt->params.places[i];

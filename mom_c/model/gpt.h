@@ -1,8 +1,8 @@
 /* The whole network: forward, backward and losses in one call each.
  *
- * Order of calls: init; any number of { forward; backward }; free. backward belongs to the last forward made with `keep`
- * and may follow it once. Parameters and gradients are plain memory that the caller may read and write between calls.
- * One thread at a time may use a network; the calls themselves use several.
+ * Order of calls: init; any number of { forward; backward }; free. backward belongs to the last forward with `keep` and
+ * may be called once for it. Parameters and gradients are plain memory that the caller may read and write between
+ * calls. One thread at a time may use a network; the calls themselves use several.
  */
 #ifndef MOM_MODEL_GPT_H
 #define MOM_MODEL_GPT_H
@@ -12,7 +12,7 @@
 #include "model/gradients.h"
 #include "model/memory_plan.h"
 
-/* Called after every half of a forward pass, in order, while the half's activations are there. */
+/* Called after every half of a forward pass, in order, while the half's activations still exist. */
 struct mom_observer {
     void (*half_done)(void *context, const mom_pass *pass, size_t place, size_t round, int half,
                       const mom_half_saved *saved);
@@ -32,26 +32,26 @@ struct mom_gpt {
 mom_status mom_gpt_init(mom_gpt *gpt, const mom_config *config, mom_error *err);
 void mom_gpt_free(mom_gpt *gpt);
 
-/* Losses into *losses. On an error nothing that a caller can see has changed except that backward needs a new forward.
- * exec supplies kernels and threads; the network's own workspace is used. */
+/* Runs a forward pass and fills *losses. After an error nothing that a caller can see has changed, except that backward
+ * needs a new forward. `exec` supplies kernels and threads; the network uses its own workspace. */
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err);
 
-/* Adds to the gradients those of the sum of scales[term] * losses.value[term]. After an error the gradients hold a part
- * of that sum: zero them and run forward again. */
+/* Adds the gradients of the sum of scales[term] * losses.value[term]. After an error only a part of them has been
+ * added: zero the gradients and run forward again. */
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, const float scales[MOM_TERMS], mom_error *err);
 
-/* Logits of the last forward at the given rows of the N, or with rows NULL at all: out (count, V). An error for rows that
- * the batch did not want. */
+/* Logits of the last forward pass: out (count, V). `rows` names count of the N rows; NULL means all N. Rows that the
+ * batch did not ask for are an error. */
 mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const int32_t *rows, size_t count, mom_error *err);
 
-/* See mom_gradients_set_trained. A forward pass before this call has no backward. */
+/* See mom_gradients_set_trained. After this call, backward needs a new forward pass. */
 void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained);
 
 void mom_gpt_zero_grad(mom_gpt *gpt);
-/* The same if the gradients' memory has been zeroed already, as far as it needs to be: see mom_gradients_forget. */
+/* The same for gradients with memory that has been zeroed already: see mom_gradients_forget. */
 void mom_gpt_forget_grad(mom_gpt *gpt);
 
-/* ---- pass.c: forward and backward in the memory that is there, as dry runs need them */
+/* ---- pass.c: forward and backward in memory that exists already; dry runs use these, too */
 
 mom_status mom_gpt_forward_pass(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err);
 mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float scales[MOM_TERMS], mom_error *err);

@@ -60,7 +60,7 @@ static mom_status point_pools(mom_gradients *g, const mom_params *p, float *bloc
     return MOM_OK;
 }
 
-/* Without effect once gradients are shown. */
+/* Has no effect once a caller has seen the gradients. */
 static void mark_overwrite(mom_gradients *g, const mom_params *p) {
     for (size_t i = 0; i < p->count && g->values && !g->shown; i++)
         if (g->table[i].overwrite)
@@ -100,7 +100,7 @@ mom_status mom_gradients_show(mom_gradients *g, const mom_params *p, mom_error *
     return MOM_OK;
 }
 
-/* Of an embedding that nobody has seen. */
+/* Zeroes the touched rows of an embedding's gradient that no caller has seen. */
 static void zero_touched(float *values, const mom_param *param, const uint8_t *touched) {
     const size_t rows = param->dims[0], width = param->dims[1];
     for (size_t r = 0; r < rows; r++)
@@ -161,8 +161,8 @@ static int any_router_trained(const mom_pool *pool, const uint8_t *trained) {
     return any;
 }
 
-/* Backward computes the gradients of LayerNorms and routers in every half that it goes through; those of matrices and
- * their biases only in halves that are not frozen. */
+/* Backward computes the gradients of LayerNorms and routers in every half that it goes through. It computes those of
+ * matrices and their biases only in halves that are not frozen. */
 static void mark_computed(mom_gradients *g, const mom_params *p) {
     for (size_t i = 0; i < p->num_places; i++)
         for (int half = 0; half < 2; half++) {

@@ -35,7 +35,7 @@ static mom_status lm_loss(mom_activations *a, const mom_params *p, int embedding
     MOM_TRY(mom_lm_head_gradient(pass->exec, &sum, a->dhidden, a->dwte, &head, pass->err));
     a->losses.labelled = n;
     a->losses.has[MOM_TERM_LM] = 1;
-    a->losses.value[MOM_TERM_LM] = sum / (double)n; /* NaN when nothing is labelled, as a mean of nothing */
+    a->losses.value[MOM_TERM_LM] = sum / (double)n; /* NaN if no row has a label: the mean of an empty set */
     return MOM_OK;
 }
 

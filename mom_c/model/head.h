@@ -4,17 +4,19 @@
 
 #include "model/activations.h"
 
-/* hidden from x; then, for labels in the batch, the loss. With `keep` the gradients of a language model's head are
- * computed along with the loss, so that no logit is computed twice. Those of wte stay at the bottom of the workspace
- * until backward adds them, unless `embeddings` is 0: nobody wants them. */
+/* Computes `hidden` from x and then, if the batch has labels, the loss. With `keep` the gradients of a language model's
+ * head are computed along with the loss, so that no logit is computed twice. The gradient of wte stays at the bottom of
+ * the workspace until backward adds it. If `embeddings` is 0, it is not computed. */
 mom_status mom_head_forward(mom_activations *a, const mom_params *params, const mom_batch *batch, int embeddings);
 
-/* Adds the head's gradients, times `scale`, to those of the parameters. dhidden (N, C) gets that of hidden; NULL if only a
- * classifier's own parameters are trained. A language model's is the one that forward computed. */
+/* Adds the head's gradients, times `scale`, to the gradients of the parameters. dhidden (N, C) gets the gradient of
+ * `hidden`; it is NULL if only a classifier's own parameters are trained. For a language model, forward has computed it
+ * already. */
 mom_status mom_head_backward(mom_activations *a, const mom_params *params, mom_gradients *gradients, float *dhidden,
                              float scale);
 
-/* Logits at the given rows of the N, or with rows NULL at all: out (count, V). An error for rows that nobody wanted. */
+/* Logits: out (count, V). `rows` names count of the N rows; NULL means all N. Rows that were not asked for are an
+ * error. */
 mom_status mom_head_logits(const mom_activations *a, const mom_exec *x, const mom_params *params, float *out,
                            const int32_t *rows, size_t count, mom_error *err);
 

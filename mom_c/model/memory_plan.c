@@ -25,7 +25,7 @@ void mom_memory_release(mom_memory *memory) {
 
 /* ------------------------------------------------------------------ dry run */
 
-/* Lengths of a batch of this kind: one sequence of the greatest length, the others as even as can be. */
+/* Lengths of a batch of this kind: one sequence has the greatest length, the others are as equal as possible. */
 static mom_status typical_lengths(int32_t **out, const mom_memory_key *key, mom_arena *arena, mom_error *err) {
     *out = NULL;
     if (key->N == key->B * key->T)
@@ -55,7 +55,8 @@ static mom_status run_dry(mom_gpt *dry, const mom_memory_key *key, const int32_t
     return key->keep && key->labels ? mom_gpt_backward_pass(dry, &exec, scales, err) : MOM_OK;
 }
 
-/* A copy of the network that shares its parameters and has arenas and gradients without memory behind them. */
+/* Makes a dry run on a copy of the network. The copy shares the parameters, and its arenas and gradients have no memory
+ * behind them. */
 static mom_status plan_region(const mom_gpt *gpt, const mom_memory_key *key, mom_region *region, mom_error *err) {
     mom_gpt dry = *gpt;
     mom_arena tables;
@@ -78,7 +79,7 @@ static mom_status plan_region(const mom_gpt *gpt, const mom_memory_key *key, mom
     return status;
 }
 
-/* Room for what the sizes of temporaries depend on beside the key: how evenly the tokens spread over the modules. */
+/* A margin, because the sizes of temporaries also depend on how evenly the tokens are distributed over the modules. */
 static size_t spare_room(size_t bytes) { return (bytes / 256 + ((size_t)1 << 16)) / MOM_ALIGNMENT * MOM_ALIGNMENT; }
 
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err) {

@@ -1,8 +1,8 @@
-/* The memory of a network's passes, and how much a pass will need.
+/* The memory of a network's passes, and the plan of how much a pass needs.
  *
- * One block, the region, holds what a pass keeps (`saved`, from the bottom) and its temporaries (`workspace`, from the
- * top). Before a pass of a new kind a dry run of forward and backward finds out how large the region must be. So a plan
- * is exact without a list of arrays anywhere: what a new operator allocates is planned by itself.
+ * One block, the region, holds the arrays that a pass keeps (`saved`, from the bottom) and its temporaries
+ * (`workspace`, from the top). Before the first pass of a kind, a dry run of forward and backward measures how large
+ * the region must be. So no list of arrays has to be maintained: a plan includes what a new operator allocates.
  */
 #ifndef MOM_MODEL_MEMORY_PLAN_H
 #define MOM_MODEL_MEMORY_PLAN_H
@@ -13,15 +13,15 @@ typedef struct mom_gpt mom_gpt; /* model/gpt.h */
 
 /* What a plan depends on. */
 typedef struct {
-    size_t B, T, N; /* N tokens in all: B * T unless the sequences differ in length; T is the longest's */
+    size_t B, T, N; /* N tokens in all, B * T unless the sequences differ in length; T is the greatest length */
     int labels, keep, checkpoint, training, threads;
     const mom_kernels *k;
 } mom_memory_key;
 
-/* Bytes of a network in use. The last three are parts of the region at its fullest moment. */
+/* Bytes that a network uses. The last three are parts of the region at the moment of its largest use. */
 typedef struct {
     size_t parameters, gradients, moments;
-    size_t activations; /* what backward and the caller can still ask for */
+    size_t activations; /* kept for backward and for the caller's questions */
     size_t packed;      /* weights packed for the rounds of a block */
     size_t workspace;   /* temporaries */
 } mom_memory_plan;
@@ -38,12 +38,12 @@ static inline size_t mom_memory_plan_region(const mom_memory_plan *p) { return p
 void mom_memory_init(mom_memory *memory);
 void mom_memory_release(mom_memory *memory); /* frees everything */
 
-/* Bytes that passes of this kind take. */
+/* Bytes that passes of this kind need. */
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err);
-/* Makes the region large enough for a forward pass and the backward pass that may follow. If that would be more than
- * the limit, it is an error and nothing has changed. */
+/* Makes the region large enough for a forward pass and the backward pass that may follow. If that would exceed the
+ * limit, nothing changes and an error is returned. */
 mom_status mom_gpt_prepare_memory(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err);
-/* The next pass is planned anew, whatever fitted before. */
+/* Forgets all plans, so that the next pass is planned anew. */
 void mom_gpt_forget_plans(mom_gpt *gpt);
 
 #endif

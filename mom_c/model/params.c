@@ -8,7 +8,7 @@
 
 #include "base/rng.h"
 
-/* Pass 1 counts the parameters, pass 2 writes them: both run the same code (table NULL in pass 1). */
+/* Pass 1 counts the parameters and pass 2 writes them. Both run the same code; `table` is NULL in pass 1. */
 typedef struct {
     mom_param *table;
     size_t count, total;
@@ -35,7 +35,7 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->init_value = value;
         p->decay = decay;
     }
-    /* A single tensor is bounded by mom_config_check, their sum is not. */
+    /* mom_config_check bounds the size of each tensor, but not their sum. */
     const size_t rounded = mom_param_floats(count);
     if (rounded > SIZE_MAX - b->total)
         b->overflow = 1;

@@ -1,7 +1,7 @@
 /* The parameters of a network: one block of memory, a table of names, and pointers grouped by pool.
  *
- * Names and shapes are the reference's state-dict names (Hugging Face's for a plain GPT-2), so checkpoints and papers
- * read alike. Weights of modules are stored [in, out], of routers and heads [out, in].
+ * Names and shapes are those of the reference's state dict, or Hugging Face's for a plain GPT-2, so its checkpoints can
+ * be read as they are. Weights of modules are stored [in, out], weights of routers and heads [out, in].
  */
 #ifndef MOM_MODEL_PARAMS_H
 #define MOM_MODEL_PARAMS_H
@@ -17,7 +17,7 @@ typedef struct {
     int ndim;
     size_t offset;    /* floats from the start of the block */
     size_t count;     /* floats */
-    float init_std;   /* of fresh values; 0: constant init_value */
+    float init_std;   /* standard deviation of initial values; 0: all are init_value */
     float init_value;
     int decay;        /* weight decay applies: neither a LayerNorm nor a bias */
 } mom_param;
@@ -66,29 +66,29 @@ typedef struct {
 mom_status mom_params_init(mom_params *params, const mom_config *config, mom_error *err);
 void mom_params_free(mom_params *params);
 
-/* Fresh values: normal with each tensor's own standard deviation, LayerNorm weights 1, biases 0. They depend on the seed
- * and on the tensor's position in the table only. */
+/* Fills the parameters with initial values: normal with each tensor's own standard deviation, LayerNorm weights 1,
+ * biases 0. They depend only on the seed and on the tensor's position in the table. */
 void mom_params_randomize(mom_params *params, uint64_t seed);
 
-/* Points the arrays of `tensors` and, if the pool is routed, of `router` into `block`, which is laid out like the
- * parameters. The arrays come from `arena`. */
+/* Allocates the pointer arrays of `tensors` from `arena` and points them into `block`, which is laid out like the
+ * parameters. Does the same for `router` if the pool is routed. */
 mom_status mom_pool_point(const mom_params *params, const mom_pool *pool, mom_pool_tensors *tensors,
                           mom_router_tensors *router, float *block, mom_arena *arena, mom_error *err);
 
-/* Index in the table of tensor t (0..5 in the order of mom_pool_tensors) of module m: the reference's order,
- * all LayerNorms (weight, bias), all first projections, all second projections. */
+/* Index in the table of tensor t of module m; t is 0..5 in the order of mom_pool_tensors. The table has the reference's
+ * order: first the LayerNorms of all modules (weight, bias), then all first projections, then all second ones. */
 static inline size_t mom_pool_param(const mom_pool *pool, size_t m, size_t t) {
     return pool->first_param + t / 2 * 2 * pool->M + 2 * m + t % 2;
 }
 
 static inline const mom_pool *mom_place_pool(const mom_place *place, int half) { return half ? &place->ffn : &place->attn; }
 
-/* Whether a recurrent state goes from round to round. */
+/* Whether the pool's router passes a recurrent state from round to round. */
 static inline int mom_pool_has_state(const mom_pool *pool) {
     return pool->routed && mom_router_type_of(&pool->spec)->recurrent;
 }
 
-/* Floats of the block that a parameter of `count` takes up: each begins on a cache line. */
+/* Floats that a parameter of `count` elements takes up in the block. Each parameter begins on a cache line. */
 static inline size_t mom_param_floats(size_t count) { return mom_round_up(count, 16); }
 
 static inline float *mom_param_value(const mom_params *p, size_t i) { return p->values + p->table[i].offset; }

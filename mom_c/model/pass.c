@@ -1,9 +1,9 @@
-/* Forward and backward of one pass, in the memory that is there. Reading order: forward (embedding, places, head), then
- * backward in reverse.
+/* Forward and backward of one pass, in memory that is already allocated. Reading order: forward (embedding, places,
+ * head), then backward in reverse.
  *
- * `saved` holds what backward and the routes need, and is emptied by the next forward; `workspace` holds temporaries.
- * Without `keep` the residual stream is updated in place, and a half's activations are released as soon as the half is
- * done, except for the routes (scores, choices, weights).
+ * `saved` holds what backward and the readers of routes need, and the next forward empties it; `workspace` holds
+ * temporaries. Without `keep` the residual stream is updated in place. A half's activations are then released as soon
+ * as the half is done, except for its route (scores, choices, weights).
  */
 #include <math.h>
 #include <string.h>
@@ -49,8 +49,9 @@ static void clear_padding_task(void *context, size_t b, int thread) {
             memset(a->embedded + i * C, 0, C * sizeof(float));
 }
 
-/* Padding whose embedding is not finite counts as zeros. No real token sees it, and its gradient is zero unless padding of
- * its sequence is scored. But backward multiplies that zero with what forward kept of the token. */
+/* Padding with an embedding that is not finite is replaced by zeros. No real token sees padding, and its gradient is
+ * zero unless padding of its sequence is scored. But backward multiplies this zero gradient by the token's activations,
+ * and zero times infinity would be NaN. */
 static void clear_padding(const mom_activations *a, const mom_batch *batch) {
     padding_job job = {a, batch};
     if (a->rows.mask)
@@ -71,7 +72,8 @@ static mom_status embed(mom_gpt *gpt, const mom_batch *batch) {
     return MOM_OK;
 }
 
-/* Allocates what the caller may ask for after backward, too: it lies below everything that backward gives back. */
+/* Allocates the arrays that the caller may read even after backward. They lie below everything that backward
+ * releases. */
 static mom_status allocate_halves(mom_gpt *gpt) {
     mom_activations *a = &gpt->last;
     const mom_pass *pass = &a->pass;
@@ -100,14 +102,15 @@ static mom_half_round half_round(const mom_gpt *gpt, size_t i, size_t round, int
     return (mom_half_round){place, round, half, &gpt->last.packed[half], last ? gpt->last.rows.unneeded : NULL};
 }
 
-/* How a round treats what it computes. */
+/* Where a round puts its results. */
 typedef struct {
-    int keep;       /* all of it stays for backward */
+    int keep;       /* everything stays for backward */
     int new_stream; /* without keep: the stream after the round gets an array of its own */
-    float *held[2]; /* without keep: where the recurrent states go, which outlive the round */
+    float *held[2]; /* without keep: memory for the recurrent states, which outlive the round */
 } round_memory;
 
-/* One round of place i. *x becomes the stream after it, states (of the round before, by half) the new ones. */
+/* One round of place i. Replaces *x by the stream after the round, and the recurrent states (by half) by the new
+ * ones. */
 static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const round_memory *memory, float **x,
                                 const float *states[2]) {
     mom_activations *a = &gpt->last;
@@ -162,7 +165,7 @@ static mom_status forward_place(mom_gpt *gpt, size_t i, float **x) {
     return MOM_OK;
 }
 
-/* Packs a pool's weights for `rounds` rounds. Their memory is counted apart: see mom_memory_plan.packed. */
+/* Packs a pool's weights for `rounds` rounds. Their memory is counted separately: see mom_memory_plan.packed. */
 static mom_status pack_pool(mom_gpt *gpt, const mom_place *place, int half, size_t rounds, int transposed) {
     mom_arena *workspace = gpt->last.pass.exec->workspace;
     const size_t before = workspace->live;
@@ -171,7 +174,7 @@ static mom_status pack_pool(mom_gpt *gpt, const mom_place *place, int half, size
     return MOM_OK;
 }
 
-/* What a place shares over its rounds lies in the workspace between these two. */
+/* Arrays that the rounds of a place share are in the workspace between begin_place and end_place. */
 static mom_arena_mark begin_place(mom_gpt *gpt) { return mom_arena_get_mark(gpt->last.pass.exec->workspace); }
 
 static void end_place(mom_gpt *gpt, mom_arena_mark mark) {
@@ -263,8 +266,8 @@ typedef struct {
     float balance_scale;
 } backward_state;
 
-/* What the rounds of a place share in the workspace is allocated with the first half that uses it, since the first halves
- * of backward are the moment when most is kept. Weights are packed for all rounds but the last. */
+/* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them, since
+ * memory use is largest during the first halves of backward. Weights are packed for all rounds but the last. */
 static mom_status share_over_rounds(mom_gpt *gpt, const mom_place *place, int half, size_t round, backward_state *b) {
     const mom_pass *pass = &gpt->last.pass;
     if (mom_pool_has_state(mom_place_pool(place, half)) && round + 1 == place->rounds)
@@ -300,7 +303,7 @@ static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t ro
         const mom_round_input *input = &gpt->last.inputs[i][round];
         const round_memory memory = {.keep = 1};
         const float *next[2] = {states[0] = input->states[0], states[1] = input->states[1]};
-        float *x = (float *)(uintptr_t)input->x; /* only read, since activations are kept now */
+        float *x = (float *)(uintptr_t)input->x; /* only read, since activations are kept from here on */
         MOM_TRY(forward_round(gpt, i, round, &memory, &x, next));
     }
     for (int half = 1; half >= 0; half--)
@@ -327,7 +330,7 @@ static mom_status backward_places(mom_gpt *gpt, backward_state *b) {
     return MOM_OK;
 }
 
-/* dx of the stream before the final LayerNorm, and the gradients of the head. */
+/* Computes dx before the final LayerNorm, and the gradients of the head. */
 static mom_status backward_head(mom_gpt *gpt, const float *scales, backward_state *b) {
     mom_activations *a = &gpt->last;
     const mom_pass *pass = &a->pass;

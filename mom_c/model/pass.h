@@ -1,7 +1,7 @@
-/* One pass of tokens through the network, and one half-round of it, as a pool sees them.
+/* What a pool needs to know about a pass of tokens through the network, and about one half-round of the pass.
  *
- * The random streams of dropout and router noise derive from the pass (seed, counter) and from where the half-round
- * stands (place, round, half), so backward draws the same numbers as forward.
+ * The random streams of dropout and router noise derive from the pass (seed, counter) and from the half-round's
+ * position (place, round, half). So backward draws the same numbers as forward.
  */
 #ifndef MOM_MODEL_PASS_H
 #define MOM_MODEL_PASS_H
@@ -19,11 +19,11 @@ typedef struct {
     const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
     int training;           /* dropout is active */
     uint64_t seed, counter; /* of the random streams */
-    int few_rows;           /* a step of generation: routers read their weights once, balance loss is left out */
+    int few_rows;           /* a step of generation: routers read their weights once, and there is no balance loss */
     mom_error *err;
 } mom_pass;
 
-/* A pool's weights packed for all rounds of a block; all NULL where packing does not pay. */
+/* A pool's weights, packed once for all rounds of a block. All NULL if packing does not pay. */
 typedef struct {
     const void **in, **out; /* by module */
     const void *router_in, *router_state;
@@ -34,14 +34,14 @@ typedef struct {
     size_t round;
     int half; /* 0: attention, 1: feed-forward */
     const mom_packed_pool *packed;
-    const int16_t *unneeded; /* (N) 1 for rows whose output nothing depends on, else 0, if the half is not routed; or NULL */
+    const int16_t *unneeded; /* half not routed: (N) 1 for rows with output that is not needed, else 0; or NULL */
 } mom_half_round;
 
 static inline const mom_pool *mom_half_round_pool(const mom_half_round *at) { return mom_place_pool(at->place, at->half); }
 
 /* Streams of one half-round. */
 enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
-/* Streams of the network itself; those of half-rounds come after them. */
+/* Streams of the network itself. The streams of half-rounds come after them. */
 enum { MOM_STREAM_EMBEDDING = 1, MOM_STREAM_FIRST_HALF = 16 };
 
 static inline uint64_t mom_pass_key(const mom_pass *pass, uint64_t stream) {

@@ -1,11 +1,11 @@
-/* What attention and feed-forward pools share: layers, packing, the router's part of a half. */
+/* Code that attention and feed-forward pools share: layers, packing, the router's part of a half. */
 #include "model/pool.h"
 
 #include <string.h>
 
 #include "ops/balance_loss.h"
 
-/* Whether the balance loss takes probabilities from the softmax of the scores. */
+/* Whether the balance loss applies a softmax to the scores to get probabilities. */
 static int balance_softmax(const mom_config *c) { return c->balance_reference || !c->router_softmax; }
 
 static int balance_wanted(const mom_config *c) {
@@ -51,7 +51,7 @@ mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *g) {
 mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_routing_plan *plan) {
     if (!at->unneeded)
         return mom_routing_plan_init_dense(pass->exec, plan, pass->saved, pass->N, 1, pass->err);
-    /* Choice 1 comes after the only module, so it means SKIP. */
+    /* There is one module, number 0, so choice 1 means SKIP. */
     return mom_routing_plan_init(pass->exec, plan, pass->saved, at->unneeded, pass->N, 1, 1, pass->err);
 }
 
@@ -186,7 +186,7 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     return MOM_OK;
 }
 
-/* Sends tokens to their modules, and what multiplies the modules' outputs. */
+/* Makes the plan that sends tokens to their modules, and the weights that multiply the modules' outputs. */
 static mom_status dispatch(const mom_pass *pass, const mom_pool *pool, mom_route *r) {
     const mom_config *c = pass->config;
     const mom_exec *x = pass->exec;
@@ -228,7 +228,8 @@ mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom
     return mom_balance_accumulate(pass->exec, r->counts, r->prob_sums, &r->tokens, &scores, pass->err);
 }
 
-/* dused (n): the gradients of both uses of a weight, each clamped first by the straight-through sign. dused2 may be NULL. */
+/* dused (n): adds up the gradients of the two uses of a weight. With straight-through each is first clamped. dused2 may
+ * be NULL. */
 static void join_uses(const mom_exec *x, float *dused, float *dused2, int straight_through, size_t n) {
     if (straight_through) {
         mom_router_ste_backward(dused, dused, n);

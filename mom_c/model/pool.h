@@ -14,8 +14,8 @@
 
 /* Routing of one half-round. mom_route_allocate allocates the first part, which may outlive the rest. */
 typedef struct {
-    float *outputs;  /* (N, S) what the router computes; with softmax in memory of their own, else the same as scores */
-    float *scores;   /* (N, S) after the softmax, if there is one */
+    float *outputs;  /* (N, S) what the router computes; without a softmax the same array as `scores` */
+    float *scores;   /* (N, S) outputs after the softmax, if there is one */
     int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP */
     float *kept;     /* (N, K) kept scores (renormalised with softmax), before any straight-through sign */
     uint8_t *reached; /* (M) whether a token goes there */
@@ -31,15 +31,15 @@ typedef struct {
 typedef struct {
     const float *input;        /* (N, C) residual stream before this half */
     float *mean, *rstd;        /* (N) */
-    mom_route route;           /* of a half that is not routed: just the plan */
-    mom_routing_plan needed;   /* attention with unneeded rows: the plan of the others, which alone are queries */
+    mom_route route;           /* if the half is not routed, only the plan is set */
+    mom_routing_plan needed;   /* attention with unneeded rows: the plan of the needed rows; only they have queries */
     void *inner;               /* attention: mixed q, k, v (N, 3C); FFN: before GELU (slots, F); of the config's dtype */
     void *heads;               /* attention: (N, C), as inner */
     float *lse;                /* attention: (N, H) */
     const uint8_t *active;     /* attention: (N) tokens with a module, or NULL: all */
     const uint8_t *queries;    /* attention: (N) tokens that are needed, or NULL: all */
-    mom_arena_mark start, end; /* of `saved`, around what this half's backward needs: above it lies the stream after it */
-    mom_arena_mark before_inner; /* attention: above it lies what backward has no use for once it has dqkv */
+    mom_arena_mark start, end; /* of `saved`: around what backward needs; the stream after the half is above `end` */
+    mom_arena_mark before_inner; /* attention: backward needs nothing above it once it has dqkv */
 } mom_half_saved;
 
 /* x_in (N, C): residual stream. If *x_out is x_in, the stream is updated in place; else *x_out = x_in + output. If *x_out
@@ -49,7 +49,7 @@ mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round
 mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
                                 const float *x_in, const float *state);
 
-/* What backward needs to know about the balance loss of this half: the totals it is computed from. */
+/* What backward needs to know about the balance loss of this half: the totals from which the loss is computed. */
 typedef struct {
     int active;
     const double *counts; /* (S) */
@@ -59,11 +59,11 @@ typedef struct {
 
 /* Gradients that backward of a half-round reads and writes. */
 typedef struct {
-    float *dx; /* (N, C) of the residual stream: after the half on entry, before the half on return */
+    float *dx; /* (N, C) gradient of the residual stream: after the half on entry, before the half on return */
     mom_pool_gradients *pool;
-    const float *state; /* (N, R) recurrent state of the round before, or NULL */
-    float *dstate;      /* (N, R) of this round's state on entry, of the state before on return; NULL without a state */
-    int has_dstate;     /* the next round has written dstate; else it counts as zero on entry */
+    const float *state; /* (N, R) recurrent state after the round before, or NULL */
+    float *dstate;      /* (N, R) gradient of this round's state on entry, of the earlier state on return; or NULL */
+    int has_dstate;     /* the next round has written dstate; otherwise it counts as zero on entry */
     mom_balance_terms balance;
 } mom_half_backward;
 
@@ -76,10 +76,10 @@ mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at,
 
 /* The plan that sends every needed token to the only module. */
 mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_routing_plan *plan);
-/* Allocates the LayerNorm's statistics and makes the plan: of a routed half by its router; else every token (of a
- * feed-forward half every needed token) goes to the only module. */
+/* Allocates the LayerNorm's statistics and makes the plan. In a routed half the router makes it. Otherwise every token
+ * goes to the only module; in a feed-forward half, every needed token. */
 mom_status mom_half_start(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
-/* Ends what backward needs; see x_out above. */
+/* Marks the end of what backward needs and provides the output array; see x_out above. */
 mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_out);
 mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool, const mom_packed_pool *packed);
@@ -87,16 +87,16 @@ mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *p
 mom_half_gradient mom_half_in_gradient(const mom_pool_gradients *gradients);
 mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *gradients);
 
-/* Packs the weights that all rounds of a place use into the workspace: forward as they are, backward transposed. Leaves
- * *packed alone where that would not pay. */
+/* Packs the weights that all rounds of a place use into the workspace, for forward as they are and for backward
+ * transposed. Leaves *packed as it is if packing does not pay. */
 mom_status mom_pool_pack(const mom_pass *pass, const mom_pool *pool, size_t rounds, int transposed, mom_packed_pool *packed);
 
 mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *route);
-/* Allocates the route unless that has been done. */
+/* Computes the route. Allocates it first, unless that has been done. */
 mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 
-/* dused (N, plan.K): gradient of the used weights, one array per use (the straight-through clamp acts on each); dused2
- * may be NULL. */
+/* dused, dused2 (N, plan.K): gradients of the used weights, one array per use, since the straight-through clamp acts on
+ * each. dused2 may be NULL. */
 mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                               const mom_half_backward *b, float *dused, float *dused2);
 

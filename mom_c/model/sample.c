@@ -1,5 +1,6 @@
-/* DESIGN  Only what has to be in order is sorted: with top-k the k largest, kept in a heap while passing over the logits;
- *         with top-p the tokens that can be among the smallest sufficient set at all; without either nothing.
+/* DESIGN  Only tokens that must be in order are sorted. With top-k these are the k largest, kept in a heap during one
+ *         pass over the logits. With top-p they are the tokens that can belong to the smallest sufficient set. Without
+ *         either, nothing is sorted.
  */
 #include "model/sample.h"
 
@@ -15,7 +16,8 @@ typedef struct {
     int32_t token;
 } candidate;
 
-/* Falling logits; equal ones by rising token, so that the order does not depend on the sort. */
+/* Orders by falling logit, and equal logits by rising token, so that the order does not depend on the sorting
+ * algorithm. */
 static int compare(const void *a, const void *b) {
     const candidate *x = a, *y = b;
     if (x->logit != y->logit)
@@ -53,14 +55,14 @@ static void sift_down(candidate *c, size_t i, size_t n) {
     c[i] = moved;
 }
 
-/* The `count` first of all tokens, in order; count <= V. */
+/* The first `count` of all tokens in the order of `compare`; count <= V. */
 static void take_largest(candidate *c, size_t count, const float *logits, size_t V) {
     for (size_t v = 0; v < count; v++)
         c[v] = (candidate){logits[v], (int32_t)v};
     for (size_t i = count / 2; i-- > 0;)
         sift_down(c, i, count);
     for (size_t v = count; v < V; v++) {
-        if (logits[v] <= c[0].logit) /* an equal one of a higher token comes after it */
+        if (logits[v] <= c[0].logit) /* among equal logits, the higher token comes later */
             continue;
         c[0] = (candidate){logits[v], (int32_t)v};
         sift_down(c, 0, count);
@@ -68,7 +70,7 @@ static void take_largest(candidate *c, size_t count, const float *logits, size_t
     qsort(c, count, sizeof *c, compare);
 }
 
-/* Probability of a token up to the common factor: its distance to the largest logit decides. */
+/* Probability of a token up to a common factor, from its distance to the largest logit. */
 static double weight_of(float logit, float largest, const mom_sampling *s) {
     return exp(((double)logit - (double)largest) / (double)s->temperature);
 }
@@ -89,8 +91,9 @@ static size_t nucleus(const candidate *c, size_t n, double mass, const mom_sampl
     return keep;
 }
 
-/* Candidates in order for top-p over all tokens, and their total weight including those left out. The ones of less than
- * (1 - top_p) / V of the total have less than 1 - top_p together, so the set is found among the others. */
+/* Candidates for top-p over all tokens, in order, and the total weight of all tokens. Tokens of less than (1 - top_p) /
+ * V of the total weight are left out. Together they have less than 1 - top_p of it, so the set is found among the
+ * others. */
 static size_t take_probable(const mom_exec *x, candidate *c, float *weights, const float *logits, const mom_sampling *s,
                             size_t V, double *total) {
     const float largest = x->k->vec.max(logits, V);
@@ -114,7 +117,7 @@ static double uniform(const mom_sampling *s, size_t row) {
 
 static int32_t draw_candidate(const candidate *c, size_t n, double total, const mom_sampling *s, size_t row) {
     double left = uniform(s, row) * total;
-    size_t last = 0; /* rounding may leave a rest after the last candidate of any weight */
+    size_t last = 0; /* if rounding leaves a rest, the last candidate with a weight is chosen */
     for (size_t i = 0; i < n && left >= 0.0; i++) {
         const double weight = weight_of(c[i].logit, c[0].logit, s);
         if (weight > 0.0)
@@ -124,7 +127,7 @@ static int32_t draw_candidate(const candidate *c, size_t n, double total, const 
     return c[last].token;
 }
 
-/* Among all tokens, in order of their ids. */
+/* Draws from all tokens, in the order of their ids. */
 static int32_t draw_any(const mom_exec *x, float *weights, const float *logits, const mom_sampling *s, size_t row, size_t V) {
     const float largest = x->k->vec.max(logits, V), factor = 1.0f / s->temperature;
     for (size_t v = 0; v < V; v++)
@@ -164,9 +167,9 @@ static int32_t draw(const mom_exec *x, candidate *c, float *weights, const float
     return draw_candidate(c, n, total, s, row);
 }
 
-/* Logits that no choice can be made from. */
+/* Fails for logits from which no choice can be made. */
 static mom_status check_row(const float *logits, size_t row, size_t V, mom_error *err) {
-    int any = 0, bad = 0; /* a token that can be chosen; single ones may be ruled out by -inf */
+    int any = 0, bad = 0; /* any: some token can be chosen, since -inf rules out single tokens only */
     for (size_t v = 0; v < V; v++) {
         bad |= !(logits[v] < INFINITY);
         any |= logits[v] > -INFINITY;
@@ -180,7 +183,7 @@ static mom_status check_row(const float *logits, size_t row, size_t V, mom_error
     return MOM_OK;
 }
 
-/* The row with -inf for what is banned, in `copy` (n); the row itself when nothing is. */
+/* A copy of the row in `copy` (n) with -inf for banned tokens. If no token is banned, the row itself. */
 static const float *allowed_logits(float *copy, const float *logits, const mom_sampling *s, size_t n) {
     if (!s->num_banned)
         return logits;
@@ -195,7 +198,7 @@ mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, c
                       const uint8_t *skip, size_t B, size_t V, mom_error *err) {
     mom_sampling s = *sampling;
     const size_t n = s.choices && s.choices < V ? s.choices : V;
-    if (s.temperature > FLT_MAX) /* infinity times the -inf of a token that is ruled out would be no number */
+    if (s.temperature > FLT_MAX) /* infinity times the -inf of a token that is ruled out would be NaN */
         s.temperature = FLT_MAX;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     candidate *c = mom_arena_alloc(x->workspace, n, sizeof *c, err);
