@@ -42,7 +42,7 @@ void mom_call_fail(mom_call *call, PyObject *exception, const char *format, ...)
     va_end(args);
 }
 
-/* Appends to a list made on first use; steals the item, which may be NULL when an exception is set. */
+/* Appends to a list, which is made on first use. Steals the item. The item is NULL if an exception is set. */
 static int keep(mom_call *call, PyObject **list, PyObject *item) {
     if (item && !*list)
         *list = PyList_New(0);
@@ -126,7 +126,8 @@ static void describe(const mom_call *call, const shape_spec *spec, char *text, s
     snprintf(text + n, size - n, spec->count == 1 && !spec->leading ? ",)" : ")");
 }
 
-/* Compares and, when all fits, gives unknown letters their sizes. *empty becomes the letter that must not be 0 and is. */
+/* Compares an array's shape with its spec and, if they agree, gives unknown letters their sizes. If a letter marked
+ * with '+' is 0, *empty becomes that letter. */
 static int match(mom_call *call, const shape_spec *spec, const PyArrayObject *array, char *empty) {
     const int ndim = PyArray_NDIM(array), leading = ndim - spec->count;
     const npy_intp *dims = PyArray_DIMS((PyArrayObject *)array);
@@ -190,7 +191,7 @@ static int resolve(const mom_call *call, const char *shape, npy_intp *dims) {
 static const void *checked(mom_call *call, const char *name, PyObject *value, int type, const char *shape) {
     if (call->failed)
         return NULL;
-    PyArrayObject *array = mom_check_storage(value, name, type, 0); /* borrowed: the caller's arguments hold it */
+    PyArrayObject *array = mom_check_storage(value, name, type, 0); /* borrowed: the caller's arguments keep it alive */
     if (!array) {
         call->failed = 1;
         return NULL;
@@ -268,7 +269,7 @@ PyObject *mom_arg_list(mom_call *call, PyObject *list) {
 
 mom_dropout mom_arg_dropout(mom_call *call, mom_dropout_args args) {
     if (!(args.p >= 0.0f && args.p < 1.0f)) {
-        PyObject *p = PyFloat_FromDouble((double)args.p); /* PyErr_Format has no format for a float */
+        PyObject *p = PyFloat_FromDouble((double)args.p); /* PyErr_Format cannot format a double */
         mom_call_fail(call, PyExc_ValueError, "dropout: %S, expected [0, 1)", p ? p : Py_None);
         Py_XDECREF(p);
     }

@@ -1,4 +1,4 @@
-/* One call of an operator on plain arrays: arguments in, results out, one place that cleans up.
+/* One call of an operator on plain arrays: reads arguments, makes results, and cleans up in one place.
  *
  * The order of calls is: begin; arguments; results; MOM_RUN; end. After the first failure all later functions do nothing
  * and return NULL, and end returns NULL with the exception set. So a binding needs no error paths of its own.
@@ -26,21 +26,22 @@ typedef struct {
     int failed; /* an exception is set */
 
     mom_arena workspace;
-    PyObject *held;    /* list of what the call keeps alive until it ends, or NULL */
+    PyObject *held;    /* list of objects that the call keeps alive until it ends, or NULL */
     PyObject *results; /* list, or NULL */
     npy_intp sizes[26]; /* by letter; -1 when not yet known */
     npy_intp leading[8]; /* sizes of "..." */
-    int leading_ndim;    /* -1 when not yet known */
+    int leading_ndim;    /* -1 while unknown */
 } mom_call;
 
 void mom_call_begin(mom_call *call, PyObject *module);
-/* Releases what the call holds. Returns its only result or a tuple of all; NULL with an exception set if anything failed. */
+/* Releases everything the call holds. Returns the result, or a tuple if there are several; NULL with an exception set
+ * if anything failed. */
 PyObject *mom_call_end(mom_call *call);
 
-/* Sets an exception, unless one is set already. */
+/* Makes the call fail. Sets the exception, unless one is set already. */
 void mom_call_fail(mom_call *call, PyObject *exception, const char *format, ...);
 
-/* Sizes of letters ('C'), and of "..." as a product; 0 while unknown. */
+/* Size of a letter such as 'C', or the product of the sizes of "..."; 0 while unknown. */
 size_t mom_size(const mom_call *call, char letter);
 size_t mom_leading(const mom_call *call);
 void mom_set_size(mom_call *call, char letter, size_t size);
@@ -59,28 +60,28 @@ const float *mom_arg_optional_f32(mom_call *call, const char *name, PyObject *va
  * converted or while the operator runs without the GIL, so no operator reads the list itself. */
 PyObject *mom_arg_list(mom_call *call, PyObject *list);
 
-/* Four arguments as PyArg_ParseTuple reads them with "fKKK". */
+/* The four arguments of dropout, in the order in which PyArg_ParseTuple reads them with "fKKK". */
 typedef struct {
     float p;
     unsigned long long seed, counter, site;
 } mom_dropout_args;
 mom_dropout mom_arg_dropout(mom_call *call, mom_dropout_args args);
 
-/* n items of the given size from the workspace; they last until the call ends. */
+/* Allocates n items of the given size in the workspace. They last until the call ends. */
 void *mom_call_alloc(mom_call *call, size_t n, size_t size);
-/* Pointers to the M parts of an (M, ...) array, `stride` floats each. The pointers are in the workspace. */
+/* Pointers to the M parts of an (M, ...) array. Each part has `stride` floats. The pointers are in the workspace. */
 float **mom_module_pointers(mom_call *call, const float *data, size_t stride);
 
 /* ---- results, in the order in which end returns them */
 float *mom_new_f32(mom_call *call, const char *shape);
 int16_t *mom_new_i16(mom_call *call, const char *shape);
 double *mom_new_f64(mom_call *call, const char *shape);
-/* A result that the operator adds to. It begins as a copy of entry i of the tuple add_to, which has n entries. It begins
- * as zeros if the entry or add_to itself is None. */
+/* A result that the operator adds to. Initially it is a copy of entry i of the tuple add_to, which has n entries, or
+ * zeros if the entry or add_to itself is None. */
 float *mom_new_sum(mom_call *call, const char *name, PyObject *add_to, int i, int n, const char *shape);
 void mom_new_number(mom_call *call, double value);
 void mom_new_none(mom_call *call);
-void mom_new_object(mom_call *call, PyObject *object); /* steals; NULL: an exception is set */
+void mom_new_object(mom_call *call, PyObject *object); /* steals `object`; NULL means that an exception is set */
 
 /* Runs a statement without the GIL, unless an argument was wrong. */
 #define MOM_RUN(call, ...)         \

@@ -65,7 +65,8 @@ PyArrayObject *mom_check_array(PyObject *object, const char *name, int type, int
     return NULL;
 }
 
-/* An ndarray of any kind from an array or nested sequences, or NULL with the exception's text naming the argument. */
+/* Makes an ndarray of any kind from an array or nested sequences. On failure returns NULL, and the exception names the
+ * argument. */
 static PyArrayObject *as_array(PyObject *object, const char *name, const char *wanted) {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object); /* new reference */
     if (!array && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
@@ -80,7 +81,7 @@ static PyArrayObject *cast(PyArrayObject *array, int type) {
                                                                           NPY_ARRAY_FORCECAST | NPY_ARRAY_NOTSWAPPED);
 }
 
-/* Unsigned values from 2^63 up are negative here. None of them is allowed, not even where `also` is negative. */
+/* As int64, unsigned values from 2^63 up look negative. They are never in range, not even if `also` is negative. */
 static int in_range(const int64_t *values, npy_intp n, int is_unsigned, const char *name, int64_t low, int64_t high,
                     int64_t also) {
     for (npy_intp i = 0; i < n; i++) {

@@ -1,7 +1,7 @@
 /* _core.Decoder: a batch of sequences that a network continues token by token; see mom.Decoder.
  *
- * A decoder keeps its network alive and claims the network for the length of every call, so that only one thread at a
- * time uses the two. The GIL is released while the core computes. Arrays that leave here are copies.
+ * A decoder keeps its network alive. Every call claims the network until it returns, so only one thread at a time uses
+ * the decoder and its network. The GIL is released while the core computes. Arrays that are returned are copies.
  */
 #include "bindings/decoder_type.h"
 
@@ -19,7 +19,7 @@ typedef struct {
     PyObject_HEAD
     mom_network *network; /* strong reference */
     mom_decoder decoder;
-    int ready; /* decoder is initialised */
+    int ready; /* the member `decoder` is initialised */
 } decoder_object;
 
 static const char *const format_names[] = {"float32", "bfloat16", "int8"};
@@ -192,7 +192,7 @@ static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
         Py_XDECREF(out);
         return NULL;
     }
-    if ((npy_intp)self->decoder.batch.B != rows[0]) { /* another thread was quicker */
+    if ((npy_intp)self->decoder.batch.B != rows[0]) { /* another thread has changed the batch */
         mom_network_leave(self->network);
         Py_DECREF(out);
         PyErr_SetString(PyExc_RuntimeError, "generate: the sequences were changed by another thread");

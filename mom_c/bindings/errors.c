@@ -1,9 +1,9 @@
-/* Codes of the core become built-in exceptions: shape or value ValueError, dtype TypeError, memory MemoryError, wrong
- * order of calls RuntimeError. */
+/* Translates the core's error codes to built-in exceptions: ValueError for shapes and values, TypeError for dtypes,
+ * MemoryError for memory, RuntimeError for a wrong order of calls. */
 #include "bindings/errors.h"
 
 void mom_init_exceptions(mom_state *state) {
-    state->exceptions[MOM_OK] = Py_NewRef(PyExc_SystemError); /* an error without a code is a bug of ours */
+    state->exceptions[MOM_OK] = Py_NewRef(PyExc_SystemError); /* an error without a code is a bug in the core */
     state->exceptions[MOM_ERR_VALUE] = Py_NewRef(PyExc_ValueError);
     state->exceptions[MOM_ERR_TYPE] = Py_NewRef(PyExc_TypeError);
     state->exceptions[MOM_ERR_MEMORY] = Py_NewRef(PyExc_MemoryError);

@@ -1,4 +1,4 @@
-/* From the core's errors to Python's exceptions. */
+/* Translates the core's errors to Python exceptions. */
 #ifndef MOM_BINDINGS_ERRORS_H
 #define MOM_BINDINGS_ERRORS_H
 

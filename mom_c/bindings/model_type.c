@@ -1,12 +1,12 @@
 /* _core.Network: one network with its parameters, gradients and activations.
  *
- * Arrays that leave here are views whose base is the network (parameters, gradients) or copies (everything else).
- * Arguments are arrays of exactly the type that a function names, C-contiguous; the Python layer makes them. Shapes,
- * ids and row numbers are checked here before any work; mom_gpt_forward and the others trust them. Errors that the core
- * finds while it works (memory, calls in the wrong order) become exceptions, too.
+ * Parameters and gradients are returned as views that keep the network alive; all other arrays are copies. Arguments
+ * must be C-contiguous arrays of exactly the type that a function names; the Python layer converts them. Shapes, ids
+ * and row numbers are checked here before any work, since mom_gpt_forward and the other functions of the core trust
+ * them. Errors that the core finds later (memory, calls in the wrong order) become exceptions, too.
  *
  * The GIL is released while the core computes. Every function that runs the network, reads its results or changes its
- * state claims the network for the time of the call. A second thread that tries gets a RuntimeError.
+ * state claims the network until it returns. A second thread that tries gets a RuntimeError.
  */
 #include "bindings/model_type.h"
 
@@ -59,7 +59,7 @@ int mom_network_enter(mom_network *self) {
         PyErr_SetString(PyExc_RuntimeError, "model: in use by another thread; a model is used by one thread at a time");
         return -1;
     }
-    if (owner) /* this process was forked while a thread used the network; that thread exists in the parent only */
+    if (owner) /* a thread of the parent was using the network when this process was forked; here it does not exist */
         self->gpt.last.can_backward = self->gpt.last.has_routes = 0;
     return 0;
 }
@@ -99,7 +99,7 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
     return Py_BuildValue("(Nn)", loss_terms(&losses), (Py_ssize_t)losses.labelled); /* steals; NULL if the dict is NULL */
 }
 
-/* A factor for each term by name; terms that are left out get 0. */
+/* Reads a factor for each term by name. Terms that are left out get 0. */
 static int read_scales(PyObject *dict, float scales[MOM_TERMS]) {
     Py_ssize_t known = 0;
     for (int term = 0; term < MOM_TERMS; term++) {
@@ -165,7 +165,7 @@ static PyObject *network_plan(mom_network *self, PyObject *args) {
     mom_memory_plan plan;
     mom_error err;
     const mom_status status = mom_gpt_plan(&self->gpt, &key, &plan, &err);
-    /* Training has an optimizer, even if it is not made yet. */
+    /* Training needs an optimizer, so one is counted even if none exists yet. */
     const mom_gradients *g = &self->gpt.gradients;
     plan.moments = key.keep ? mom_gradients_moment_bytes(g, &self->gpt.params, g->optimizers ? g->optimizers : 1) : 0;
     mom_network_leave(self);
@@ -247,10 +247,10 @@ static PyObject *network_pooled_logits(mom_network *self, PyObject *Py_UNUSED(ig
     return out;
 }
 
-/* What a reader of routes returns for a half-round that has a router. */
+/* Makes what a reader of routes returns for a half-round with a router. */
 typedef PyObject *(*route_reader)(const mom_gpt *gpt, const mom_pool *pool, const mom_route *r);
 
-/* Calls `read` for the half-round that args name; None for one without a router. */
+/* Calls `read` for the half-round that args name. Returns None if the half-round has no router. */
 static PyObject *read_route(mom_network *self, PyObject *args, route_reader read) {
     Py_ssize_t place, round;
     int half;
@@ -374,7 +374,7 @@ static int network_set_used(mom_network *self, PyObject *value, void *Py_UNUSED(
     int any = 0;
     for (size_t i = 0; i < p->count; i++)
         any |= ((const uint8_t *)PyArray_DATA(array))[i];
-    if (any) { /* marked by hand, perhaps before there is any: zero, then */
+    if (any) { /* the caller marks gradients that may not exist yet: allocate them as zeros */
         mom_error err = {0};
         if (mom_gradients_allocate(g, p, 0, &err) != MOM_OK) {
             mom_network_leave(self);
@@ -441,7 +441,7 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
     return 0;
 }
 
-/* (bytes of the arena, most of them in use so far, bytes allocated beside it, whether it was too small) */
+/* (bytes of the region, most bytes of it in use so far, bytes in other blocks, whether the region was too small) */
 static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self) < 0)
         return NULL;
@@ -457,7 +457,7 @@ static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) 
     return out;
 }
 
-/* (activations, packed, workspace): bytes of the arena in use at its fullest moment so far */
+/* (activations, packed, workspace): bytes of the region in use when its use was largest */
 static PyObject *network_get_arena_parts(mom_network *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self) < 0)
         return NULL;

@@ -9,17 +9,17 @@
 typedef struct {
     PyObject_HEAD
     mom_gpt gpt;
-    _Atomic int owner; /* process whose thread has claimed the network, 0: none */
+    _Atomic int owner; /* id of the process with the thread that has claimed the network, 0: none */
 } mom_network;
 
 int mom_add_network(PyObject *module);
 
-/* Claims the network for the calling thread: -1 with a RuntimeError set if another thread has it. After a fork the claims
- * of the parent's threads do not count. */
+/* Claims the network for the calling thread. Returns -1 with a RuntimeError set if another thread has claimed it. After
+ * a fork the claims of the parent's threads do not count. */
 int mom_network_enter(mom_network *self);
 void mom_network_leave(mom_network *self);
 
-/* View of parameter i's place in `block` (an array laid out like the parameters); `owner` is kept alive. */
+/* A view of parameter i in `block`, an array laid out like the parameters. The view keeps `owner` alive. */
 PyObject *mom_network_view(mom_network *self, PyObject *owner, Py_ssize_t i, float *block);
 
 #endif

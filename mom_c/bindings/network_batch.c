@@ -6,7 +6,7 @@ typedef struct {
     PyObject *tokens, *lengths, *labels, *mask, *positions, *pooled, *classes, *values, *rows; /* borrowed */
 } batch_objects;
 
-/* Ids from 0 below `high`, or MOM_IGNORED_LABEL where that is allowed. */
+/* Checks that ids are in [0, high), or MOM_IGNORED_LABEL where that is allowed. */
 static int check_ids(const int32_t *values, size_t n, size_t high, int ignored, const char *name, const char *limit) {
     for (size_t i = 0; values && i < n; i++) {
         if ((values[i] < 0 || (size_t)values[i] >= high) && !(ignored && values[i] == MOM_IGNORED_LABEL)) {
@@ -28,7 +28,8 @@ int mom_read_rows(PyObject *object, size_t N, const int32_t **rows, size_t *coun
     return check_ids(*rows, *count, N, 0, "rows", "rows of the batch");
 }
 
-/* Lengths of the sequences that make up N packed tokens, each at most `longest`; fills B, T and lengths of the batch. */
+/* Reads the lengths of the sequences that make up N packed tokens. Each is at most `longest`. Fills B, T and lengths of
+ * the batch. */
 static int read_lengths(PyObject *object, size_t N, size_t longest, const char *limit, mom_batch *batch) {
     const npy_intp any[1] = {-1};
     PyArrayObject *array = mom_check_array(object, "lengths", NPY_INT32, 1, any, 0); /* borrowed */
@@ -85,7 +86,7 @@ static PyArrayObject *read_tokens(const batch_objects *in, const mom_config *c, 
     return tokens;
 }
 
-/* None -> NULL; else the data of a C-contiguous array of exactly this type and shape (borrowed). */
+/* NULL for None. Otherwise the data (borrowed) of a C-contiguous array of exactly this type and shape. */
 static int optional_array(PyObject *object, const char *name, int type, int ndim, const npy_intp *shape, const void **data) {
     *data = NULL;
     if (object == Py_None)
@@ -97,7 +98,7 @@ static int optional_array(PyObject *object, const char *name, int type, int ndim
     return 0;
 }
 
-/* Arrays like the tokens, and those with an entry per sequence. */
+/* Reads the arrays with an entry per token and those with an entry per sequence. */
 static int read_arrays(const batch_objects *in, const mom_config *c, PyArrayObject *tokens, mom_batch *batch) {
     const int ndim = PyArray_NDIM(tokens);
     const npy_intp *shape = PyArray_DIMS(tokens);

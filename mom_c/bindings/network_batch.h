@@ -5,11 +5,12 @@
 #include "bindings/numpy_api.h"
 #include "model/gpt.h"
 
-/* Fills *batch, which borrows the arrays' memory from args and kwargs. Every shape, every id and every combination of
- * arguments is checked: -1 and an exception if one is wrong. */
+/* Fills *batch, which borrows the arrays' memory from args and kwargs. Checks every shape, every id and every
+ * combination of arguments. Returns -1 with an exception set if one is wrong. */
 int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_config *config, mom_batch *batch);
 
-/* Row numbers below N from a one-dimensional int32 array (borrowed): -1 and an exception otherwise. */
+/* Reads row numbers below N from a one-dimensional int32 array (borrowed). Returns -1 with an exception set on
+ * failure. */
 int mom_read_rows(PyObject *object, size_t N, const int32_t **rows, size_t *count);
 
 #endif

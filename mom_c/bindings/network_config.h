@@ -5,8 +5,9 @@
 #include "bindings/numpy_api.h"
 #include "model/config.h"
 
-/* Fills *config from a dict with exactly the keys of mom_config_fields. -1 and an exception for a missing or unknown key
- * and for a value that does not fit its field; mom_config_check looks at what the values mean. */
+/* Fills *config from a dict with exactly the keys of mom_config_fields. Returns -1 with an exception set for a missing
+ * or unknown key and for a value that does not fit its field. mom_config_check then checks that the values make sense
+ * together. */
 int mom_read_config(PyObject *dict, mom_config *config);
 
 /* The keys as a list (new reference). */

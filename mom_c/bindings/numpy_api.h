@@ -1,7 +1,7 @@
 /* The one place that configures the Python and NumPy C APIs. Every file of bindings/ includes this first.
  *
- * module.c defines MOM_IMPORT_NUMPY before it and calls import_array; the others share its table. The extension is
- * built against NumPy 2 and runs on every NumPy from 1.24 on. */
+ * module.c defines MOM_IMPORT_NUMPY before including it and calls import_array; the other files share module.c's table.
+ * The extension is built against NumPy 2 and runs on every NumPy from 1.24 on. */
 #ifndef MOM_BINDINGS_NUMPY_API_H
 #define MOM_BINDINGS_NUMPY_API_H
 

@@ -1,13 +1,13 @@
-/* Functions of the extension on plain arrays, by family. Their arguments are positional and complete; mom.ops gives them
+/* Functions of the extension on plain arrays, by family. All their arguments are positional and required; mom.ops adds
  * names and defaults. Inputs are never written: an operator that adds to an array copies the array first (`add_to`).
- * Shapes and letters are those of the operator's header. Tensors of several modules come as one array with the module
- * first, for instance weights (M, In, Out). */
+ * Shapes and letters are those of the operator's header. Tensors of several modules are passed as one array, with the
+ * module as first dimension, for instance weights (M, In, Out). */
 #ifndef MOM_BINDINGS_OPERATORS_H
 #define MOM_BINDINGS_OPERATORS_H
 
 #include "bindings/numpy_api.h"
 
-/* Each adds the functions of the file of that name to the module: -1 with an exception set on failure. */
+/* Each adds the functions of its file to the module. Returns -1 with an exception set on failure. */
 int mom_add_layer_functions(PyObject *module);     /* ops_layers.c */
 int mom_add_linear_functions(PyObject *module);    /* ops_linear.c */
 int mom_add_attention_functions(PyObject *module); /* ops_attention.c */

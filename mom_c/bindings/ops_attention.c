@@ -20,7 +20,7 @@ typedef struct {
     size_t size; /* N * C */
 } attention_call;
 
-/* The data in the operator's number format: float32 data itself, or a copy rounded to bfloat16. */
+/* The data in the operator's number format: the float32 array itself, or a copy rounded to bfloat16. */
 static const void *in_dtype(mom_call *call, const float *data, size_t n, mom_dtype dtype) {
     if (call->failed || dtype == MOM_F32)
         return data;
@@ -30,7 +30,8 @@ static const void *in_dtype(mom_call *call, const float *data, size_t n, mom_dty
     return copy;
 }
 
-/* Where the operator writes a result: the float32 array itself, or memory for bfloat16 that widen_result copies from. */
+/* The memory that the operator writes a result to: the float32 array itself, or bfloat16 memory that widen_result later
+ * copies to the array. */
 static void *result_in_dtype(mom_call *call, float *data, size_t n, mom_dtype dtype) {
     return call->failed || dtype == MOM_F32 ? data : mom_call_alloc(call, n, sizeof(mom_bf16));
 }
@@ -40,7 +41,8 @@ static void widen_result(mom_call *call, float *data, const void *result, size_t
         call->exec.k->vec.from_bf16(data, result, n);
 }
 
-/* For packed rows: sets B, T and offsets from the lengths of the sequences. Their sum must be N, the rows of qkv. */
+/* For packed rows: sets B, T and offsets from the lengths of the sequences. The lengths must add up to N, the rows of
+ * qkv. */
 static void set_lengths(mom_call *call, mom_attention_spec *spec, PyObject *lengths) {
     const size_t N = mom_size(call, 'N');
     const int32_t *length = mom_arg_i32(call, "lengths", lengths, "B", 0, (int64_t)INT32_MAX + 1, 0);

@@ -81,15 +81,15 @@ typedef struct {
     int transpose_a, transpose_b;
 } gemm_args;
 
-/* Stored rows `rows` of a matrix, then transposed if asked for. */
+/* A factor of a product: the rows `rows` of the stored matrix, transposed if asked for. */
 static mom_matrix operand(const float *data, size_t columns, const int32_t *rows, int transpose) {
     mom_matrix m = transpose ? mom_matrix_transposed(data, columns) : mom_matrix_rows(data, columns);
     *(transpose ? &m.col_index : &m.row_index) = rows;
     return m;
 }
 
-/* One product of a call: (M, N) out of (M, K) and (K, N). R and Q are the rows and columns that `a` has in memory, S the
- * rows of `b`. The products of a group differ in all sizes, so the letters are unknown again for each product. The result
+/* One product of a call: (M, N) out of (M, K) and (K, N). R and Q are the rows and columns of `a` in memory, S the rows
+ * of `b`. The products of a group may differ in all sizes, so for each product the letters start as unknown. The result
  * is appended to the call's results. */
 static mom_gemm read_product(mom_call *call, const gemm_args *in) {
     for (const char *letter = "MNKRSQ"; *letter; letter++)
@@ -131,7 +131,7 @@ static int parse_product(PyObject *args, gemm_args *in) {
                                : (PyErr_SetString(PyExc_TypeError, "products: expected tuples"), 0);
 }
 
-/* Packs every b in a pass of its own, as layers do with weights that serve several products. */
+/* Packs every b in a separate pass, as layers do with weights that several products use. */
 static mom_status prepack_factors(mom_call *call, mom_gemm *problems, size_t count) {
     mom_gemm_packing *packings;
     MOM_ARENA_NEW(packings, &call->workspace, count, &call->error);
@@ -147,7 +147,7 @@ static mom_status prepack_factors(mom_call *call, mom_gemm *problems, size_t cou
     return mom_gemm_pack(&call->exec, packings, count, &call->error);
 }
 
-/* All products of a call, their results made; NULL with the call failed. */
+/* Reads all products of a call and allocates their results. Returns NULL if the call has failed. */
 static mom_gemm *read_products(mom_call *call, PyObject *list, int bf16, int prepack, size_t *count) {
     PyObject *products = mom_arg_list(call, list); /* borrowed */
     *count = products ? (size_t)PyTuple_GET_SIZE(products) : 0;
@@ -184,8 +184,8 @@ static PyObject *gemm(PyObject *module, PyObject *args) {
     return results;
 }
 
-/* For benchmarks: computes the same products `repeats` times into the same memory, after once to warm up, and returns the
- * seconds of each time. */
+/* For benchmarks: computes the same products once to warm up, then `repeats` times, always into the same memory.
+ * Returns the seconds of each repeat. */
 static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
     PyObject *products;
     int bf16, prepack;
@@ -198,11 +198,11 @@ static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
         mom_call_fail(&call, PyExc_ValueError, "repeats: %zd is less than 1", repeats);
     size_t count;
     mom_gemm *problems = read_products(&call, products, bf16, prepack, &count);
-    PyObject *results = call.results; /* taken out of the call, which returns the times only */
+    PyObject *results = call.results; /* removed from the call, so that it returns only the times */
     call.results = NULL;
     mom_set_size(&call, 'Z', call.failed ? 0 : (size_t)repeats);
     double *seconds = mom_new_f64(&call, "Z");
-    mom_arena workspace; /* apart from the call's: it is empty after each repeat and keeps its memory for the next */
+    mom_arena workspace; /* not the call's: it is empty after each repeat and keeps its memory */
     mom_arena_init(&workspace, "workspace");
     mom_exec exec = call.exec;
     exec.workspace = &workspace;

@@ -40,7 +40,7 @@ static PyObject *cross_entropy_backward(PyObject *module, PyObject *args) {
 
 /* ------------------------------------------------------------------ the tied head */
 
-/* Lists the labelled rows and their labels, in the workspace. */
+/* Collects the labelled rows and their labels in arrays in the workspace. */
 static void find_labelled(mom_call *call, mom_lm_head *head, const int32_t *labels, size_t N) {
     int32_t *rows = mom_call_alloc(call, N, sizeof *rows), *found = mom_call_alloc(call, N, sizeof *found);
     head->rows = rows;

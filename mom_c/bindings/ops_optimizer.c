@@ -8,7 +8,7 @@
 #include "bindings/call.h"
 #include "ops/adamw.h"
 
-/* Data of entry i of a list. Its shape must be that of *like; if *like is NULL, the entry becomes *like. */
+/* The data of entry i of a list. The entry must have the shape of *like; if *like is NULL, the entry becomes *like. */
 static float *list_entry(mom_call *call, const char *name, PyObject *items, Py_ssize_t i, int writable,
                          PyArrayObject **like) {
     if (call->failed)
@@ -29,7 +29,7 @@ static float *list_entry(mom_call *call, const char *name, PyObject *items, Py_s
     return PyArray_DATA(array);
 }
 
-/* The entries of a list (borrowed), which must be `count`. */
+/* The entries of a list (borrowed). The list must have `count` entries. */
 static PyObject *entries(mom_call *call, const char *name, PyObject *list, Py_ssize_t count) {
     PyObject *items = mom_arg_list(call, list);
     if (items && PyTuple_GET_SIZE(items) != count)
@@ -95,8 +95,8 @@ static PyObject *adamw_step(PyObject *module, PyObject *args) {
     return mom_call_end(&call);
 }
 
-/* Scales the gradients in place so that their norm is at most max_norm, and returns the norm before. A norm that is
- * infinite or NaN changes nothing. */
+/* Scales the gradients in place so that their norm is at most max_norm. Returns the norm before scaling. If the norm is
+ * infinite or NaN, nothing is changed. */
 static PyObject *clip_gradients(PyObject *module, PyObject *args) {
     PyObject *grads;
     double max_norm, norm = 0.0;

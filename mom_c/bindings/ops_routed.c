@@ -58,7 +58,7 @@ static PyObject *routing_plan_dense(PyObject *module, PyObject *args) {
 
 /* ------------------------------------------------------------------ routed layers */
 
-/* Pointers per module as the operators want them. */
+/* The pointer to each module's part of an array, as operators expect them. */
 static const float *const *modules(mom_call *call, const float *data, size_t stride) {
     return (const float *const *)mom_module_pointers(call, data, stride);
 }

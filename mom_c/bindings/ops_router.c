@@ -42,7 +42,7 @@ static router_inputs read_router(mom_call *call, const router_args *a) {
             continue;
         pointers[i] = i == 4 ? out_weight : mom_arg_f32(call, tensor_names[i], a->tensors[i], tensor_shapes[i]);
     }
-    /* The struct is for weights and for gradients, hence the casts; operators only read weights. */
+    /* The casts drop const because the same struct holds weights or gradients. Operators only read the weights. */
     in.weights = (mom_router_tensors){.in_weight = (float *)pointers[0], .in_bias = (float *)pointers[1],
                                       .state_weight = (float *)pointers[2], .state_bias = (float *)pointers[3],
                                       .out_weight = (float *)pointers[4], .out_bias = (float *)pointers[5]};
@@ -50,7 +50,7 @@ static router_inputs read_router(mom_call *call, const router_args *a) {
     return in;
 }
 
-/* Of a tuple, which keeps its items alive. */
+/* Reads the tensors from a tuple, which keeps them alive. */
 static int read_tensors(PyObject *tuple, router_args *a) {
     return PyArg_ParseTuple(tuple, "OOOOOO:router", &a->tensors[0], &a->tensors[1], &a->tensors[2], &a->tensors[3],
                             &a->tensors[4], &a->tensors[5]);

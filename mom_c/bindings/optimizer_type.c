@@ -1,4 +1,5 @@
-/* _core.AdamW: moments and step counts for the parameters of one network; and gradient clipping, sampling. */
+/* _core.AdamW: moments and step counts for the parameters of one network. Also the functions clip_grad_norm and
+ * sample. */
 #include "bindings/optimizer_type.h"
 
 #include <math.h>
@@ -17,16 +18,17 @@ typedef struct {
     mom_network *network; /* strong reference */
     float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
     double *steps;               /* one per parameter */
-    uint8_t *held;               /* by parameter: counted in its mom_gradient.held */
-    uint8_t *fresh;              /* by row of wte, then of wpe: no gradient has been there, and nobody has seen moments */
+    uint8_t *held;               /* by parameter: this optimizer is counted in its mom_gradient.held */
+    uint8_t *fresh;              /* by row of wte, then wpe: no gradient so far, and no caller has seen the moments */
 } mom_optimizer;
 
-/* Of an embedding. */
+/* The part of `fresh` that belongs to embedding i, which is wte or wpe. */
 static uint8_t *fresh_rows(const mom_params *p, const mom_optimizer *o, size_t i) {
     return o->fresh + (i == p->wte ? 0 : p->table[p->wte].dims[0]);
 }
 
-/* Pages of moments come with a parameter's first step or the first look at them: what is not trained costs nothing. */
+/* Counts the moments of parameter i as memory in use. Their pages take up memory from the parameter's first step, or
+ * from the moment a caller looks at them. Moments of parameters that are not trained cost nothing. */
 static void hold(mom_optimizer *self, size_t i) {
     mom_gradient *gradient = &self->network->gpt.gradients.table[i];
     if (self->held[i])
@@ -37,7 +39,7 @@ static void hold(mom_optimizer *self, size_t i) {
         mom_gpt_forget_plans(&self->network->gpt);
 }
 
-/* One entry per parameter; moments NULL when only gradients matter. */
+/* Makes a list with one entry per parameter. Without an optimizer, the moments are NULL. */
 static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_error *err) {
     const mom_params *p = &gpt->params;
     const mom_gradients *g = &gpt->gradients;
@@ -101,11 +103,11 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     return NULL;
 }
 
-/* Cannot claim the network, since it cannot fail: another thread may be computing. What it changes of the network are
- * atomic counts, from which plans are made. */
+/* Deallocation must not fail, so it cannot claim the network, and another thread may be computing. It changes only
+ * atomic counts of the network, which memory plans read. */
 static void optimizer_dealloc(mom_optimizer *self) {
     PyTypeObject *type = Py_TYPE(self);
-    if (self->fresh) { /* the last that was allocated */
+    if (self->fresh) { /* `fresh` is allocated last, so the optimizer is complete */
         mom_gpt *gpt = &self->network->gpt;
         for (size_t i = 0; i < gpt->params.count; i++)
             gpt->gradients.table[i].held -= self->held[i];
@@ -121,8 +123,9 @@ static void optimizer_dealloc(mom_optimizer *self) {
     Py_DECREF(type);
 }
 
-/* With a max_norm, what clip_grad_norm, step and, if asked for, zero_grad do, but gradients are clipped where the step
- * reads them and zeroed while they are in a cache. Nothing at all happens if the norm is not finite. */
+/* Makes a step. With a max_norm it also clips: the step multiplies each gradient by the clipping factor as it reads the
+ * gradient. If asked for, it zeroes each gradient while it is still in a cache. If the norm is not finite, nothing
+ * changes. */
 static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_adamw_tensor *list, mom_adamw_spec *spec,
                                const double *max_norm, double *norm, mom_error *err) {
     mom_gpt *gpt = &self->network->gpt;
@@ -162,7 +165,7 @@ static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
     if (mom_network_enter(self->network) < 0)
         return NULL;
     mom_status status = MOM_OK;
-    if (gpt->gradients.values) { /* else nothing has a gradient yet */
+    if (gpt->gradients.values) { /* otherwise no parameter has a gradient yet */
         mom_adamw_tensor *list = list_tensors(gpt, self, &err);
         status = list ? MOM_OK : MOM_ERR_MEMORY;
         if (list) {

@@ -1,4 +1,4 @@
-/* The Python type of the optimizer's state, and functions on networks. */
+/* The Python type of the optimizer's state, and the functions clip_grad_norm and sample. */
 #ifndef MOM_BINDINGS_OPTIMIZER_TYPE_H
 #define MOM_BINDINGS_OPTIMIZER_TYPE_H
 

@@ -1,5 +1,5 @@
-/* _core.RoutingPlan: immutable; made by _core.routing_plan and _core.routing_plan_dense. Its arrays are read-only views
- * whose base is the plan. */
+/* _core.RoutingPlan: immutable, made by _core.routing_plan and _core.routing_plan_dense. Its arrays are read-only views
+ * that keep the plan alive. */
 #include "bindings/plan_type.h"
 
 #include "bindings/state.h"

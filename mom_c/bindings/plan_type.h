@@ -8,7 +8,8 @@
 
 int mom_add_plan_type(PyObject *module);
 
-/* A new plan object of state->plan_type, empty; init_* of ops/routing_plan.h fills plan from arena. */
+/* A new, empty plan object of state->plan_type. The mom_routing_plan_init functions of ops/routing_plan.h fill `plan`
+ * with arrays from `arena`. */
 typedef struct {
     PyObject_HEAD
     mom_routing_plan plan;

@@ -1,11 +1,11 @@
-/* What both a network and a decoder give of a half-round's route. */
+/* How a network and a decoder return the route of a half-round. */
 #ifndef MOM_BINDINGS_ROUTES_H
 #define MOM_BINDINGS_ROUTES_H
 
 #include "bindings/numpy_api.h"
 #include "model/params.h"
 
-/* The pool of a half-round; NULL and IndexError if there is no such place, round or half. */
+/* The pool of a half-round. NULL with IndexError set if there is no such place, round or half. */
 const mom_pool *mom_find_pool(const mom_params *params, Py_ssize_t place, Py_ssize_t round, int half);
 
 /* Copies of rows of {"scores": (rows, S), "index": (rows, K), "weight": (rows, K)}. */

@@ -6,10 +6,10 @@
 #include "base/cpu.h"
 #include "base/parallel.h"
 
-/* Written with the GIL held only. */
+/* Only written while the GIL is held. */
 static const mom_kernels *active_kernels;
 static int active_threads;
-static pid_t home_process; /* a child made by fork has none of the OpenMP run time's threads */
+static pid_t home_process; /* to notice a fork: the child has none of the OpenMP runtime's threads */
 
 static int is_forked(void) { return home_process != getpid() && mom_have_openmp(); }
 
@@ -18,7 +18,7 @@ mom_exec mom_current_exec(mom_arena *workspace) {
                       .precision = MOM_F32, .dry_run = MOM_COMPUTE};
 }
 
-/* OMP_NUM_THREADS, else the CPUs the process may use. */
+/* OMP_NUM_THREADS if it is set, otherwise the number of CPUs that the process may use. */
 static int default_threads(void) {
     const char *text = getenv("OMP_NUM_THREADS");
     const long asked = text ? strtol(text, NULL, 10) : 0; /* the first number of a list */
@@ -37,7 +37,7 @@ static PyObject *level_names(void) {
     return list;
 }
 
-/* Finds a level's kernels; the exception lists the choices. `what` names the setting. */
+/* Finds a level's kernels. On failure the exception lists the choices; `what` names the setting in its message. */
 static const mom_kernels *find_level(const char *name, const char *what, PyObject *exception) {
     const mom_kernels *kernels = mom_kernels_get(name);
     if (!kernels) {

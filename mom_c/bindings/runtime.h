@@ -8,10 +8,10 @@
 /* The active level's kernels and the number of threads, with the caller's workspace (NULL if the callee brings its own).
  * Needs the GIL. */
 mom_exec mom_current_exec(mom_arena *workspace);
-/* -1 and an exception if so many threads are not possible; `what` names the argument. */
+/* Returns -1 with an exception set if `n` threads are not possible; `what` names the argument. */
 int mom_check_threads(Py_ssize_t n, const char *what);
 
-/* Reads MOM_CPU and OMP_NUM_THREADS, once per process, and adds the functions that change and show both settings. */
+/* Reads MOM_CPU and OMP_NUM_THREADS, once per process. Adds the functions that change and show both settings. */
 int mom_add_runtime(PyObject *module);
 
 #endif

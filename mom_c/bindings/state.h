@@ -1,4 +1,4 @@
-/* What the module keeps: its types and exceptions. */
+/* The module's state: its types and exceptions. */
 #ifndef MOM_BINDINGS_STATE_H
 #define MOM_BINDINGS_STATE_H
 
