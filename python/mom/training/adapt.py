@@ -1,4 +1,5 @@
-"""A model made ready for fine-tuning: copies with a fresh head, what of it is trained, and what it answers."""
+"""Prepares models for fine-tuning: copies a model with a fresh head, selects the parameters to train, and computes a
+classifier's answers."""
 
 from __future__ import annotations
 
@@ -46,9 +47,9 @@ def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
 def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
     """Whether the loss gives a model's routers no gradient.
 
-    Probabilities of the choices that are kept are divided by their sum. Of a single choice that makes 1, whatever the
-    router says, and so does its straight-through sign. What remains is the balance loss, which a classifier does not
-    have.
+    The probabilities of the kept choices are divided by their sum. For a single choice the quotient is always 1,
+    whatever the router computes, and its straight-through sign is 1, too. Then only the balance loss can give a
+    gradient, and a classifier has no balance loss.
     """
     if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
         return False
@@ -58,7 +59,7 @@ def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
 
 
 def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, stacklevel: int = 2) -> None:
-    """Say before the first step that routers which are to be trained will learn nothing; see `routers_are_idle`."""
+    """Warn before the first step if routers are to be trained but would learn nothing; see `routers_are_idle`."""
     if train == "head" or not routers_are_idle(config, language_model):
         return
     what = {"all": "everything but the routers", "routers": "nothing" if language_model else "the head alone"}[train]
@@ -74,12 +75,12 @@ def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, st
 def copy_of(
     model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
 ) -> Made:
-    """A network of a kind with the body and the tokenizer of a model, and its limits; a classifier's head is fresh.
+    """Make a network of a given kind with a model's body and tokenizer. A classifier gets a fresh head.
 
     Parameters
     ----------
     model : MoM or MoMForSequenceClassification
-        Its body is copied; a head it has is left behind.
+        Its body is copied, but not its head.
     kind : type
         `MoM` or `MoMForSequenceClassification`.
     seed : int
@@ -132,14 +133,14 @@ def classify(
     rows: Sequence[npt.NDArray[np.int32]],
     batch_size: int = 32,
 ) -> npt.NDArray[np.float32]:
-    """Logits of token rows.
+    """Compute the logits of token rows.
 
     Parameters
     ----------
     model : MoMForSequenceClassification
     rows : sequence of ndarray of int32, shape (T_i,)
     batch_size : int
-        Rows computed together, packed; without effect on a prediction.
+        Rows computed together, packed. It has no effect on a prediction.
 
     Returns
     -------
@@ -157,7 +158,7 @@ def classify(
 
 
 def finite_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The logits themselves, for answers to be read off; those of a broken model are an error.
+    """Return the logits unchanged, but raise if the model is broken and they cannot give answers.
 
     Raises
     ------

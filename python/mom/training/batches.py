@@ -1,4 +1,4 @@
-"""Where a run's batches come from: windows of a token file, or rows of unequal length."""
+"""Sources of a run's batches: windows of a token file, or rows of unequal length."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ __all__ = ["MicroBatch", "Rows", "Windows"]
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the model at once; a step has one or more of them.
+    """A batch that goes through the model at once. A step has one or more of them.
 
     Attributes
     ----------
     inputs : dict
         Arguments of the model's call, labels included.
     terms : int
-        The loss is a mean over so many terms. Its weight in the step's loss is its share of the step's terms.
+        Number of terms of which the loss is the mean. The micro-batch's weight in the step's loss is its share of the
+        step's terms.
     examples, tokens : int
-        What is counted for the records.
+        Counts for the records.
     """
 
     inputs: dict[str, Any]
@@ -58,7 +59,7 @@ def _window_batch(ids: npt.NDArray[np.int32]) -> MicroBatch:
 
 
 class Rows:
-    """Rows of unequal length, in an order of its own for each epoch; rows of similar length go together.
+    """Rows of unequal length. Each epoch has a new order, in which rows of similar length form a batch.
 
     Parameters
     ----------
@@ -67,9 +68,9 @@ class Rows:
     batch_size, accumulation : int
         Rows of a micro-batch; micro-batches of a step.
     seed : int
-        Of the order.
+        Determines the order.
     make : callable
-        Makes a micro-batch of row numbers.
+        Takes row numbers and makes a micro-batch of these rows.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Rows:
         self._lengths, self._batch_size, self._make = lengths, batch_size, make
         self._step_size = batch_size * accumulation
         self._rng = np.random.default_rng([seed, 0x6D6F6D])
-        self._begun = self._rng.bit_generator.state  # before the order of this epoch was drawn
+        self._begun = self._rng.bit_generator.state  # the state before the order of this epoch was drawn
         self._steps: list[npt.NDArray[np.int64]] = []
         self._done, self._epochs = 0, 0
 
@@ -112,11 +113,11 @@ class Rows:
         self._epochs += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly here, fit for JSON."""
+        """The position in the data as JSON values. `load_state_dict` continues from it exactly."""
         return {"rows": len(self._lengths), "epochs": self._epochs, "done": self._done, "random": self._begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where others were with the same rows."""
+        """Continue from the position of another source of the same rows."""
         if state["rows"] != len(self._lengths):
             raise DataError(f"state: rows is {state['rows']}, but there are {len(self._lengths)}")
         self._rng.bit_generator.state = state["random"]

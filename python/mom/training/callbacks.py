@@ -1,13 +1,13 @@
-"""What happens with a run's records: the JSON-lines log, the progress bar, TensorBoard.
+"""Receivers of a run's records: the JSON-lines log, the progress bar, TensorBoard.
 
 A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. When ``record`` returns
-True, the run ends after the step at hand, with its last evaluation and checkpoint.
+True, the run finishes the current step, makes its last evaluation and checkpoint, and ends.
 
-Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed``. The kinds, and what else they have:
+Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed``. The kinds and their other fields:
 
 ``train``       ``loss``, ``lm_loss``, ``balance_loss``, ``grad_norm``, ``lr``, ``tokens_per_second``, ``seconds``,
                 ``epoch``, ``skip_share``, ``module_use``, ``peak_memory_bytes``, ``skipped_steps``
-``skip``        ``reason``, ``skipped_steps``: a step was left out, because its numbers were not finite
+``skip``        ``reason``, ``skipped_steps``: a step was skipped because its numbers were not finite
 ``eval``        ``val_loss`` and ``perplexity``; in fine-tuning ``score``, ``best`` and the task's metrics
 ``checkpoint``  ``path``
 """
@@ -43,7 +43,7 @@ class Callback(Protocol):
 
 @contextlib.contextmanager
 def closing(callbacks: Iterable[Callback]) -> Iterator[list[Callback]]:
-    """The callbacks of a run, closed after the block, however it ends."""
+    """Yield the callbacks of a run, and close them after the block, even if it raises."""
     with contextlib.ExitStack() as stack:
         found = list(callbacks)
         for callback in found:
@@ -53,7 +53,7 @@ def closing(callbacks: Iterable[Callback]) -> Iterator[list[Callback]]:
 
 
 class JsonLines:
-    """One JSON object a line in ``log.jsonl``; a resumed run drops the lines of steps it will do again."""
+    """Writes one JSON object per line to ``log.jsonl``. A resumed run drops the lines of steps that it will repeat."""
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         self._path = path
@@ -63,7 +63,7 @@ class JsonLines:
                 try:
                     entry = json.loads(line)
                 except ValueError:
-                    continue  # the last line of a killed run may be cut
+                    continue  # a killed run may have left its last line incomplete
                 if entry.get("step", 0) <= resume_step:
                     kept.append(line)
         temporary = path.with_name(path.name + ".tmp")
@@ -83,13 +83,13 @@ class JsonLines:
 
 
 class Progress:
-    """A progress bar on standard error; without a terminal, a plain line every tenth of the run."""
+    """Shows a progress bar on standard error. Without a terminal, it prints a line after every tenth of the run."""
 
     def __init__(self, steps: int, done: int, description: str = "train") -> None:
         self._steps, self._description = steps, description
         self._bar = None
         if sys.stderr.isatty():
-            from tqdm import tqdm  # here, as it takes a sixth of the time to import this package
+            from tqdm import tqdm  # imported here, since it takes a sixth of the time to import this package
 
             self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
         self._next_line = done
@@ -130,7 +130,7 @@ class Progress:
 
 
 class Evaluations:
-    """A line on standard error for every evaluation of fine-tuning."""
+    """Writes a line to standard error for every evaluation of fine-tuning."""
 
     def __init__(self, steps: int, done: int, label: str) -> None:
         self._steps, self._label = steps, label
@@ -152,7 +152,7 @@ class Evaluations:
 
 
 class TensorBoard:
-    """Scalars of every record as TensorBoard events in ``run_dir/tensorboard``.
+    """Writes the scalars of every record as TensorBoard events to ``run_dir/tensorboard``.
 
     Raises
     ------

@@ -22,7 +22,8 @@ def _steps_or_share(value: int | float) -> str | None:
 
 
 def warmup_steps(warmup: int | float | None, total: int) -> int:
-    """Steps of linear warm-up: an integer as it is, a float as a share of all steps, None as a tenth rounded down."""
+    """Steps of linear warm-up: an integer is steps, a float is a share of all steps, None is a tenth of all steps,
+    rounded down."""
     if warmup is None:
         return total // 10
     if isinstance(warmup, float):
@@ -34,7 +35,7 @@ def warmup_steps(warmup: int | float | None, total: int) -> int:
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """Settings of a training run; the defaults are the published recipe, but for its length and batch.
+    """Settings of a training run. The defaults are the published recipe, except for its length and batch size.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ class TrainingConfig(Settings):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of warm-up, with the default worked out."""
+        """Steps of warm-up, also where `warmup` is None or a share."""
         return warmup_steps(self.warmup, self.steps)
 
     @property
@@ -126,11 +127,11 @@ class TrainingConfig(Settings):
         return self.batch_size * self.sequence_length * self.accumulation
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether the validation loss is measured after that many steps, apart from the last step of all."""
+        """Whether the validation loss is measured after `step` steps. After the last step it always is."""
         return bool(self.eval_every) and step % self.eval_every == 0
 
     def is_saved(self, step: int) -> bool:
-        """Whether a checkpoint is due after that many steps, apart from the last step of all."""
+        """Whether a checkpoint is saved after `step` steps. After the last step it always is."""
         return bool(self.save_every) and step % self.save_every == 0
 
 
@@ -143,12 +144,12 @@ class FinetuneConfig(Settings):
     epochs : int
         Passes over the training data, unless `max_steps` or `patience` ends them.
     max_steps : int or None
-        At most so many optimizer steps.
+        Largest number of optimizer steps.
     batch_size : int
         Examples that go through the model at once.
     accumulation : int
-        Batches per step. The step is that of one batch so many times as large, but for rounding, dropout, and the
-        balance loss of a language model, which is the mean of its batches'.
+        Batches per step. The step is the same as with one larger batch of all their examples, except for rounding,
+        dropout and the balance loss: in a language model that loss is the mean over the batches.
     lr : float
         Highest learning rate.
     schedule : {"linear", "cosine", "constant"}
@@ -164,15 +165,15 @@ class FinetuneConfig(Settings):
     max_length : int or None
         Tokens per example; longer ones are cut. None: the model's ``n_positions``.
     evals_per_epoch : int
-        Evaluations on the dev set per epoch, at even distances, the last one at its end.
+        Evaluations on the dev set per epoch, evenly spaced, the last one at its end.
     eval_every : int or None
-        Steps between evaluations instead, counted through all epochs. The last step is evaluated in any case.
+        If given, evaluate after so many steps instead, counted through all epochs. The last step is always evaluated.
     patience : int
-        Evaluations in a row without a better dev score after which training stops; 0: never. The defaults stop
-        after one and a half epochs in vain.
+        Training stops after so many evaluations in a row without a better dev score; 0: never. With the defaults these
+        take one and a half epochs.
     train : {"all", "routers", "head"}
-        What is trained: everything; the routers (and a classifier's head); a classifier's head only. No other
-        gradients are computed, and nothing is kept for them.
+        What is trained: everything; the routers (and a classifier's head); or only a classifier's head. Gradients that
+        are not needed are not computed and take no memory.
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
 
@@ -211,7 +212,7 @@ class FinetuneConfig(Settings):
         return total if self.max_steps is None else min(total, self.max_steps)
 
     def is_evaluated(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether the dev set is looked at after that many steps (1, 2, ...), apart from the last step of all."""
+        """Whether the dev set is evaluated after `step` steps (1, 2, ...). After the last step it always is."""
         if self.eval_every is not None:
             return step % self.eval_every == 0
         done = (step - 1) % steps_per_epoch + 1  # of this epoch

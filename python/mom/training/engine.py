@@ -1,10 +1,10 @@
-"""The training engine: batches in, updates, records and checkpoints out. All work on tensors is done by the C core.
+"""The training engine: it takes batches, updates the model, and writes records and checkpoints. The C core does all
+work on tensors.
 
-`mom.train` and all fine-tuning run on it. What differs between them is in a `Plan`, a source of batches and a function
-that evaluates.
+`mom.train` and all fine-tuning run on it. They differ in a `Plan`, a source of batches and a function that evaluates.
 
-Order of things: a step; an evaluation, if one is due; a checkpoint, if one is due. A checkpoint holds what is needed to
-go on to the same bits, and says whether its step has been evaluated.
+The order is: a step; an evaluation, if one is due; a checkpoint, if one is due. A resumed run continues from a
+checkpoint to the same bits. The checkpoint also records whether its step has been evaluated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Engine", "Plan", "refuse_used"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does, and when.
+    """The plan of a run: what it does, and when.
 
     Attributes
     ----------
@@ -45,20 +45,21 @@ class Plan:
     factor : callable
         Factor of the learning rate at a step, counted from 0.
     is_evaluated, is_saved : callable
-        Whether an evaluation and a checkpoint are due after so many steps; after the last step both are.
+        Whether an evaluation and a checkpoint are due after so many steps. After the last step both always are.
     measure : str
-        Value of an evaluation that goes into the history, and that decides which weights are the best.
+        Name of the value that goes into the history and decides which evaluation is the best.
     trained : ndarray of uint8 or None
         Which parameters are trained, in the model's order; None: all.
     keep_best : bool
         Keep a copy of the weights whose evaluation was the best.
     patience : int
-        With `keep_best`: evaluations in a row without a better one after which the run ends; 0: never.
+        With `keep_best`: the run ends after so many evaluations in a row without a better one; 0: never.
     log_every, max_bad_steps, keep_last : int
         See `TrainingConfig`.
     means_apart : bool
-        Which of two sums the records call ``loss``. They differ in rounding only, and recorded runs of pre-training
-        and of fine-tuning hold one each: the step's means of both losses, or the losses of its micro-batches.
+        How the ``loss`` of the records is added up: from the step's means of both losses, as in recorded runs of
+        pre-training, or from the losses of its micro-batches, as in recorded runs of fine-tuning. The two differ in
+        rounding only.
     """
 
     steps: int
@@ -76,7 +77,7 @@ class Plan:
 
 
 def refuse_used(run_dir: Path) -> None:
-    """Raise if a folder holds a run already; it need not exist."""
+    """Raise if a folder already holds a run. The folder need not exist."""
     log = run_dir / "log.jsonl"
     for what, there in (("checkpoints", any(run_dir.glob(f"{PREFIX}*"))),
                         ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
@@ -85,7 +86,7 @@ def refuse_used(run_dir: Path) -> None:
 
 
 class _Losses(NamedTuple):
-    """Losses of a step: the sum that is trained on, and the mean of each term over the micro-batches."""
+    """Losses of a step: their weighted sum, which is trained on, and the mean of each term over the micro-batches."""
 
     joint: float
     terms: dict[str, float]
@@ -103,13 +104,13 @@ class Engine:
         Settings of the optimizer.
     plan : Plan
     evaluate : callable, optional
-        Measures the model; gives values for a record, the plan's measure among them.
+        Measures the model. Returns values for a record; one of them is the plan's `measure`.
     run_dir : path, optional
         Where checkpoints go.
     label : str
         Begins messages.
     seed : int, optional
-        Of the run, for records that must say so.
+        The run's seed, if its records must name it.
 
     Attributes
     ----------
@@ -144,12 +145,12 @@ class Engine:
         self.checkpoint: Path | None = None
         self.passed_over: list[tuple[Path, str]] = []
         self._callbacks: Sequence[Callback] = ()
-        self._saved = (0, 0)  # step, and evaluated step, of the newest checkpoint
+        self._saved = (0, 0)  # `step` and `evaluated_step` of the newest checkpoint
         self._save_is_due = self._stop_asked = False
 
     # ------------------------------------------------------------------ beginning
     def _prepare(self, resume: bool) -> None:
-        """Make sure of an empty run folder, or read the newest valid state in it."""
+        """Check that the run folder is empty, or with `resume` read the newest valid state in it."""
         if self.dir is None:
             if resume:
                 raise ConfigError("resume: needs a run_dir")
@@ -186,7 +187,7 @@ class Engine:
 
     @property
     def is_over(self) -> bool:
-        """Whether there are no more steps to do."""
+        """Whether no steps are left."""
         patience_is_over = 0 < self.plan.patience <= self.state.waited
         return self.state.step >= self.plan.steps or patience_is_over or self._stop_asked
 
@@ -198,11 +199,11 @@ class Engine:
         Parameters
         ----------
         callbacks : sequence of Callback
-            Receive every record. When one returns True from ``record``, the run ends as after its last step.
+            Receive every record. When one returns True from ``record``, the run ends as it would after its last step.
         signals : sequence of str
             When the name of a signal appears in it, the run ends after the step at hand.
         resume : bool
-            Go on from the newest valid checkpoint.
+            Continue from the newest valid checkpoint.
         progress : bool
             Show progress on standard error.
 
@@ -216,18 +217,18 @@ class Engine:
         TrainingError
             After too many steps in a row that were not finite.
         KeyboardInterrupt
-            As raised by callbacks, and by an evaluation that is broken off; then a checkpoint has been saved.
+            If a callback raises it, or if an evaluation is interrupted. A checkpoint has been saved then.
         """
         self._prepare(resume)
         with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
             self._callbacks = [*callbacks, *own]
             if self.state.step:
-                self._between_steps()  # what the interrupted run had still to do
+                self._between_steps()  # the evaluation that the interrupted run did not finish
             while not self.is_over and not signals:
                 self._one_step()
                 self._between_steps()
             if self.is_over:
-                self._between_steps()  # for a callback that asked to stop when it heard of an evaluation
+                self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
                 return None
             self._save()
             return signals[0]
@@ -256,7 +257,7 @@ class Engine:
             model.training, model.activation_checkpointing = before
             if trained is not None:
                 model.core.set_trained(np.ones_like(trained))
-                model.zero_grad()  # gradients that parameters got which are not trained
+                model.zero_grad()  # gradients of parameters that are not trained
 
     def _between_steps(self) -> None:
         state, plan = self.state, self.plan
@@ -264,8 +265,8 @@ class Engine:
             if self.is_over or plan.is_evaluated(state.step):
                 self._evaluate(self.evaluate)
         self._save_is_due |= self.is_over or plan.is_saved(state.step)
-        # Weights that may be ruined must not push good checkpoints out: a save waits for the next good step, and at
-        # the end of the run nothing is removed for it.
+        # After a skipped step the weights may be ruined, and saving them must not remove good checkpoints. So the save
+        # waits for the next good step. At the end of the run it removes nothing.
         if self._save_is_due and (self.is_over or not state.bad_in_a_row):
             self._save()
             self._save_is_due = False
@@ -275,7 +276,7 @@ class Engine:
         started, state = time.perf_counter(), self.state
         batches = self.source.next_step()
         self.optimizer.lr = self.config.lr * self.plan.factor(state.step)
-        if self.model.core.used.any():  # the step before was left out, or a callback has run a backward pass
+        if self.model.core.used.any():  # the last step was skipped, or a callback has run a backward pass
             self.model.zero_grad()
         losses, norm, problem = self._passes(batches), math.nan, None
         if not all(map(math.isfinite, losses.terms.values())):
@@ -296,10 +297,10 @@ class Engine:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
-        """Forward and backward passes, in which gradients add up.
+        """Run the forward and backward passes of a step. Their gradients add up.
 
-        The language-model loss is a mean over labelled positions, so a micro-batch has its share of the step's. Other
-        terms are means over the micro-batches.
+        The language-model loss of a step is the mean over its labelled positions, so each micro-batch is weighted by
+        its share of them. Other terms are means over the micro-batches.
         """
         weights, total = self.model.config.loss_weights, sum(batch.terms for batch in batches)
         joint, terms = 0.0, dict[str, float]()
@@ -316,9 +317,9 @@ class Engine:
         return _Losses(apart if self.plan.means_apart else joint, terms)
 
     def _update(self) -> float:
-        """Clip and step; gives the norm of the gradients. If that is not finite, nothing changes."""
+        """Clip and step. Returns the norm of the gradients. If the norm is not finite, nothing changes."""
         if self.plan.trained is not None:
-            # Parameters without a gradient are passed over by clipping and optimizer alike.
+            # Clipping and the optimizer both skip parameters without a gradient.
             used = self.model.core.used
             used[self.plan.trained == 0] = 0
             self.model.core.used = used
@@ -353,7 +354,7 @@ class Engine:
         self._record("eval", **values)
 
     def _keep_best(self, measure: float, values: dict[str, Any]) -> bool:
-        """Copy the weights if the evaluation is better than all before; gives whether it is. NaN is never better."""
+        """Copy the weights if the evaluation is better than all before. Returns whether it is. NaN is never better."""
         state = self.state
         before = -math.inf if state.best_score is None else state.best_score
         better = measure > before or (math.isnan(before) and not math.isnan(measure))

@@ -1,4 +1,5 @@
-"""Fine-tuning on the training engine: one seed after the other, the best weights kept, interruptions included."""
+"""Fine-tuning on the training engine: it trains one seed after the other, keeps the best weights and handles
+interruptions."""
 
 from __future__ import annotations
 
@@ -41,23 +42,23 @@ class LoopResult:
     Attributes
     ----------
     steps, best_step : int
-        Steps done; step of the best evaluation, whose weights the model has now.
+        Steps done, and the step of the best evaluation. The model has the weights of that step.
     best_score : float or None
-        Its score; None without a dev set.
+        The best evaluation's score; None without a dev set.
     loss : float
         Mean loss of the last tenth of the steps.
     skipped : int
-        Steps left out because of non-finite numbers.
+        Steps skipped because of non-finite numbers.
     stopped_early : bool
         Whether `patience` or a callback ended the run.
     seconds : float
         Time of the training steps alone.
     examples : int
-        Examples they went through.
+        Number of examples in these steps.
     history : list of (int, float)
         Step and score of every evaluation.
     best_values : dict
-        All that the best evaluation gave.
+        All values of the best evaluation.
     interrupted : bool
         Whether SIGTERM or Ctrl-C ended the run.
     records : list of dict
@@ -81,12 +82,12 @@ class LoopResult:
 class FinetuneInterrupted(KeyboardInterrupt):
     """SIGTERM or Ctrl-C during fine-tuning.
 
-    The model has the weights of the best evaluation so far; before the first one, those of the last step.
+    The model has the weights of the best evaluation so far, or of the last step if there was no evaluation.
 
     Attributes
     ----------
     loop : LoopResult
-        How far it came.
+        How far the run came.
     signal : str
         Name of the signal.
     """
@@ -98,7 +99,7 @@ class FinetuneInterrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is watched, stopped and kept.
+    """How a run is observed, stopped and saved.
 
     Attributes
     ----------
@@ -109,7 +110,7 @@ class RunOptions:
     callbacks : iterable of Callback
         Receive a record per step and per evaluation; one that returns True from ``record`` ends the run.
     signals : StopSignals or None
-        Of a caller that has more to do than this run and collects signals itself.
+        Given by a caller that does more than this run and collects signals itself.
     dir : Path or None
         Gets ``log.jsonl``, and a checkpoint after every evaluation and when a signal ends the run.
     resume : bool
@@ -140,16 +141,16 @@ def fit_rows(
     source : Rows
     config : FinetuneConfig
     seed : int
-        What the records say; the order of the data is that of `source`.
+        Only named in the records. The order of the data is determined by `source`.
     evaluate : callable, optional
-        Measures the model on the dev set: a score, larger is better, or a mapping of values with a ``"score"``.
-        Without it the last weights stay.
+        Measures the model on the dev set. Returns a score (larger is better), or a mapping of values with the key
+        ``"score"``. Without it the model keeps the last weights.
     options : RunOptions, optional
 
     Raises
     ------
     FinetuneInterrupted
-        On SIGTERM and Ctrl-C, when the step is done; an evaluation is broken off.
+        On SIGTERM and Ctrl-C. The current step is finished first; an evaluation is broken off.
     TrainingError
         If several steps in a row are not finite.
     """
@@ -190,7 +191,7 @@ def _plan(model: Network, source: Rows, config: FinetuneConfig) -> Plan:
 
 
 def _breakable(evaluate: Evaluate, signals: StopSignals) -> Callable[[], Mapping[str, Any]]:
-    """An evaluation that a signal breaks off."""
+    """Wrap an evaluation so that a signal breaks it off."""
 
     def measure() -> Mapping[str, Any]:
         with signals.at_once():
@@ -230,7 +231,7 @@ def fit_classifier(
         Integers for classes, floats for scores.
     config : FinetuneConfig
     seed : int
-        Of the order of the data.
+        Determines the order of the data.
     evaluate : callable, optional
         Score on the dev set.
     options : RunOptions, optional
@@ -249,18 +250,18 @@ def fit_classifier(
 
 @dataclass
 class SeedRuns(Generic[Made]):
-    """Runs that differ in their seed, and the model with the best score.
+    """Runs that differ only in their seed, and the model with the best score.
 
     Attributes
     ----------
     loops : dict of int to LoopResult
-        How the run of each seed went, in their order. A run that was interrupted before its first evaluation is not
-        among them.
+        How the run of each seed went, in the order of the seeds. A run that was interrupted before its first evaluation
+        is missing.
     best : model or None
-        Saved in the folder, if there is one, as soon as it was the best.
+        If there is a folder, the model is saved in it whenever it becomes the best.
     best_seed : int
     interrupted : FinetuneInterrupted or None
-        What ended the runs before the last one was done.
+        The interruption that ended the runs early.
     """
 
     loops: dict[int, LoopResult] = field(default_factory=dict)
@@ -276,7 +277,7 @@ class SeedRuns(Generic[Made]):
             write_json(folder.parent / "results.json", values)
 
     def raise_interruption(self, kept: str) -> None:
-        """If the runs were interrupted, raise that with a message that also says what is kept."""
+        """If the runs were interrupted, raise the interruption. Its message also says what was kept."""
         if (stop := self.interrupted) is not None:
             raise FinetuneInterrupted(f"{stop}{kept}", stop.loop, stop.signal)
 
@@ -294,11 +295,11 @@ def train_seeds(
     ----------
     seeds : iterable of int
     make : callable
-        The model to begin with, for a seed.
+        Makes the initial model for a seed.
     fit : callable
         Trains the model.
     options : RunOptions
-        With the signals; each seed has a folder of its own in ``options.dir``.
+        With `signals` set. Each seed has a folder of its own in ``options.dir``.
     folder : Path or None
         Where the best model is saved.
 
@@ -311,7 +312,7 @@ def train_seeds(
     own = {seed: None if options.dir is None else options.dir / f"seed-{seed}" for seed in seeds}
     for path in own.values():
         if path is not None and not options.resume:
-            refuse_used(path)  # now rather than after the seeds before
+            refuse_used(path)  # checked now, before any seed is trained
     for seed, path in own.items():
         model = make(seed)
         try:

@@ -1,4 +1,4 @@
-"""AdamW and gradient clipping (the steps are C), and learning-rate schedules."""
+"""AdamW and gradient clipping, both computed by the C core, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule", "sch
 
 _NON_NEGATIVE = "a non-negative finite number"
 _POSITIVE = "a positive finite number of type float32"
-#: Smallest normal float32; the steps count less as zero.
+#: Smallest normal float32. The core treats smaller numbers as zero.
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -25,8 +25,8 @@ class AdamW:
     """AdamW with the reference's parameter groups, over all parameters of a model.
 
     Weight decay applies to every tensor but LayerNorms and biases (embeddings and routers are
-    decayed). A parameter without a gradient since ``zero_grad`` (a module that no token reached) is
-    left alone entirely: no decay, no change of its moments, no step counted.
+    decayed). A parameter without a gradient since ``zero_grad`` (such as a module that no token reached) does not
+    change at all: no decay, no change of its moments, no step counted.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ class AdamW:
     def step(self, max_norm: float | None = None, *, zero_grad: bool = False) -> float | None:
         """Update every parameter that has a gradient; on request clip before and zero the gradients after.
 
-        ``optimizer.step(1.0, zero_grad=True)`` leaves parameters and moments with the bits that ``clip_grad_norm(model,
-        1.0)``, ``optimizer.step()`` and ``model.zero_grad()`` give them, but goes over the memory less often: the
-        clipping factor is applied where the update reads a gradient, which is then zeroed while it is in a cache.
+        ``optimizer.step(1.0, zero_grad=True)`` gives parameters and moments the same bits as ``clip_grad_norm(model,
+        1.0)``, ``optimizer.step()`` and ``model.zero_grad()``, but reads memory less often. The update multiplies each
+        gradient by the clipping factor as it reads the gradient, and zeroes it while it is in a cache.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class AdamW:
         return views
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        """Copy a complete `state` back; nothing changes if a name or shape does not fit."""
+        """Copy a complete `state` back. If a name or shape does not fit, nothing changes."""
         own = self.state
         for name, view in own.items():
             if name not in state:
@@ -126,7 +126,7 @@ def _checked_betas(betas: Any) -> tuple[float, float]:
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"betas: {betas!r} are not two numbers in [0, 1)")
     first, second = (_number(beta, "betas", 0.0, "in [0, 1)") for beta in betas)
-    # The steps are float32: what rounds to 1 there would never take in a gradient.
+    # The core computes in float32. A value that rounds to 1 there would never take in a gradient.
     if np.float32(first) >= 1.0 or np.float32(second) >= 1.0:
         raise ValueError(f"betas: {betas!r} are not two numbers of type float32 in [0, 1)")
     return first, second
@@ -146,11 +146,11 @@ def clip_grad_norm(model: Network, max_norm: float) -> float:
     Returns
     -------
     float
-        Norm over all gradients before clipping. Gradients are left alone when it is not finite.
+        Norm over all gradients before clipping. If it is not finite, the gradients do not change.
 
     See Also
     --------
-    AdamW.step : clips on the way when the scaled gradients themselves are not needed.
+    AdamW.step : clips during the update, if you do not need the scaled gradients.
     """
     if not isinstance(model, Network):
         raise TypeError(f"model: expected a mom model, got {type(model).__name__}")
@@ -177,8 +177,7 @@ def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int 
     final : float
         In [0, 1].
     ahead : int
-        Take the learning rate of so many steps later during the warm-up. With 1, no step of a short run has a
-        learning rate of 0.
+        During the warm-up, use the learning rate of so many steps later. With 1, no step has a learning rate of 0.
     """
     if warmup < 0 or total < 1 or warmup > total:
         raise ValueError(f"warmup: {warmup} of {total} steps in all")

@@ -40,7 +40,7 @@ class TrainingResult:
     val_loss : float or None
         Of the last evaluation.
     skipped : int
-        Steps left out because of non-finite numbers.
+        Steps skipped because of non-finite numbers.
     interrupted : str or None
         Name of the signal that ended the run early.
     checkpoint : Path or None
@@ -124,8 +124,8 @@ def train(
     val_data : path or TokenFile, optional
         Validation tokens; by default ``val.bin`` beside ``train.bin``, if it is there.
     resume : bool
-        Go on from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
-        Without any checkpoint the run starts from the beginning.
+        Continue from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
+        Without a checkpoint the run starts from the beginning.
     callbacks : iterable of Callback
         Receive every record; one that returns True from ``record`` ends the run after the step at hand.
     progress : bool, optional
@@ -172,7 +172,7 @@ def train(
     )  # fmt: skip
     with closing(callbacks) as listeners, stop_signals() as signals:
         interrupted = engine.run(listeners, signals, resume, progress is not False)
-        signals.handled = True  # one that came at the very end changes nothing any more
+        signals.handled = True  # a signal at the very end has no effect on the run
     state = engine.state
     return TrainingResult(
         state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,

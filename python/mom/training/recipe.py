@@ -33,7 +33,7 @@ __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"
 
 PathLike = str | os.PathLike[str]
 
-#: Fewest tokens of a step, and tokens that go through the model at once.
+#: Smallest number of tokens of a step, and the number of tokens that go through the model at once.
 _LEAST_STEP, _MICRO_BATCH = 2048, 4096
 
 
@@ -62,15 +62,16 @@ class Recipe:
     def scaled(self, tokens: int, n_positions: int) -> TrainingConfig:
         """The same run for another budget.
 
-        The number of steps stays and a step shrinks (or grows), as long as it has 2,048 tokens; below that there are
-        fewer steps. Learning rate, warm-up (as a share), schedule and optimizer stay.
+        The number of steps stays the same, and a step gets smaller or larger. A step has at least 2,048 tokens; for
+        very small budgets the number of steps is reduced instead. Learning rate, warm-up (as a share), schedule and
+        optimizer stay the same.
 
         Parameters
         ----------
         tokens : int
             Budget.
         n_positions : int
-            Of the model; bounds the sequences.
+            The model's `n_positions`, the largest length of a sequence.
         """
         length = min(self.sequence_length, n_positions)
         if tokens < 2 * length:
@@ -105,9 +106,9 @@ class PretrainResult:
     model : MoM
     training : TrainingResult
     config : TrainingConfig
-        The recipe as scaled.
+        The scaled recipe.
     tokens : int
-        Tokens of the plan.
+        Planned number of training tokens.
     folder : Path
         The model's folder (written when the phase was not interrupted).
     """
@@ -141,17 +142,17 @@ def pretrain(
     Parameters
     ----------
     config : MoMConfig or str
-        The Mixture-of-Modules that is to come out in the end, or the name of a preset; in phase one the plain GPT-2
-        that fills its modules is trained. The vocabulary is that of the data.
+        Configuration of the final Mixture-of-Modules, or the name of a preset. Phase one trains the plain GPT-2 that
+        later fills its modules. The vocabulary size is taken from the data.
     data : path
         Folder made by `mom.data.prepare`.
     run_dir : path
         Gets checkpoints, ``log.jsonl``, ``recipe.json`` and, at the end, ``model``.
     phase : {"vanilla", "mom"}
     vanilla : MoM or path, optional
-        In phase two: the model of phase one. Without it phase two starts from scratch, which the recipe does not.
+        In phase two: the model of phase one. Without it phase two starts from scratch, unlike the published recipe.
     tokens, minutes : optional
-        The budget, one of the two: tokens to train on, or minutes, turned into tokens by a measurement of the speed.
+        The budget; give one of the two. Minutes are converted to tokens after a measurement of the speed.
     recipe : str
         One of `RECIPES`.
     dtype : {"float32", "bfloat16"}, optional
@@ -240,7 +241,7 @@ def _model(
 def seconds_per_step(
     config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0
 ) -> float:
-    """Median time of a training step of a new model; some steps are measured, for about `patience` seconds."""
+    """Median time of a training step of a new model, measured over some steps in about `patience` seconds."""
     model = MoM(config, dtype=dtype)
     optimizer = AdamW(model, lr=0.0)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(rows, length), dtype=np.int32)
@@ -251,11 +252,11 @@ def seconds_per_step(
         model.backward()
         optimizer.step(1.0, zero_grad=True)
         times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))  # the first one asks for memory and chooses kernels
+    return float(np.median(times[1:]))  # the first step allocates memory, so it is not measured
 
 
 def _tokens_in(model: MoM, recipe: Recipe, minutes: float) -> int:
-    """Tokens that some minutes of training take, by the speed of a few steps of a model of the same shape."""
+    """Tokens that can be trained on in some minutes, from the speed of a few steps of a model of the same shape."""
     if not 0.0 < minutes < math.inf:
         raise ConfigError(f"minutes: {minutes} is not a positive finite number")
     length = min(recipe.sequence_length, model.config.n_positions)

@@ -41,5 +41,5 @@ def module_use(model: Network) -> tuple[dict[str, Any], float | None]:
 
 
 def perplexity_of(loss: float) -> float:
-    """Of a loss in nats per token; finite for any loss."""
+    """Perplexity of a loss in nats per token. It is finite for every loss."""
     return math.exp(min(loss, 700.0))

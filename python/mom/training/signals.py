@@ -1,4 +1,4 @@
-"""Ending a run by SIGTERM or Ctrl-C between two steps rather than within one."""
+"""Lets SIGTERM or Ctrl-C end a run between two steps rather than within one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["StopSignals", "stop_signals"]
 
 
 class StopSignals(list[str]):
-    """Names of the signals that came, in order."""
+    """Names of the received signals, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.handled = False  #: whether somebody has acted on them: a run has been broken off, or was at its end
+        self.handled = False  #: whether the program has acted on them: a run was ended early, or was already at its end
         self._at_once = False
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block to be left anywhere: a signal is a `KeyboardInterrupt` in it, and so is one that came before."""
+        """A block that may be interrupted anywhere. In it a signal raises `KeyboardInterrupt`. A signal received
+        earlier raises it at once."""
         self._at_once = True
         try:
             if self:
@@ -38,9 +39,9 @@ class StopSignals(list[str]):
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Collects SIGTERM and SIGINT instead of dying, in the main thread; the next signal acts as usual.
+    """In the main thread, collect SIGTERM or SIGINT instead of ending the process. The next signal acts as usual.
 
-    One that nobody has acted on when the block ends (see ``handled``) is sent again.
+    If the program has not acted on a signal when the block ends (see ``handled``), the signal is sent again.
     """
     received = StopSignals()
     previous: dict[int, Any] = {}
@@ -54,10 +55,11 @@ def stop_signals() -> Iterator[StopSignals]:
         received._arrived(signal.Signals(number).name)
 
     try:
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
+        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             for number in (signal.SIGTERM, signal.SIGINT):
                 old = signal.getsignal(number)
-                # One that is ignored (as in a background job) stays ignored; None is a handler not set by Python.
+                # A signal that is ignored (as in a background job) stays ignored. None means a handler not set by
+                # Python.
                 if old not in (signal.SIG_IGN, None):
                     previous[number] = old
                     signal.signal(number, handler)

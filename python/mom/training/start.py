@@ -1,4 +1,4 @@
-"""Models at the beginning of a run."""
+"""Prepares models at the beginning of a run."""
 
 from __future__ import annotations
 

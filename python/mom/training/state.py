@@ -17,32 +17,33 @@ from .optimizer import AdamW
 
 __all__ = ["PREFIX", "State", "load_state", "read_progress", "save_state"]
 
-#: Begins the names of checkpoints.
+#: Prefix of the names of checkpoints.
 PREFIX = "step-"
 
 
 @dataclass
 class State:
-    """How far a run is: what a checkpoint holds beside tensors, random numbers and the place in the data.
+    """The progress of a run: what a checkpoint holds beside tensors, random state and the position in the data.
 
     Attributes
     ----------
     step, skipped : int
-        Steps done in all, and those of them that were left out because of numbers that are not finite.
+        Steps done in all, and how many of them were skipped because of non-finite numbers.
     bad_in_a_row : int
-        Steps left out since the last good one.
+        Steps skipped since the last good one.
     examples, seconds
-        What the steps went through, and the time they took.
+        Examples in these steps, and the time the steps took.
     lm_loss, val_loss : float or None
         Of the last step and of the last evaluation.
     losses : list of float
-        Of every step that was not left out.
+        Loss of every step that was not skipped.
     history : list of (int, float)
         Step and measure of every evaluation.
     evaluated_step : int
         The step that was evaluated last.
     best_step, best_score, best_values
-        The evaluation with the highest measure: its step, its measure (None before the first one) and all it gave.
+        The evaluation with the highest measure: its step, its measure (None before the first evaluation) and all its
+        values.
     waited : int
         Evaluations since the best one.
     """
@@ -71,9 +72,9 @@ def save_state(
     best: dict[str, NDArray[np.float32]],
     keep_last: int,
 ) -> Path:
-    """Write everything a run needs to go on; then remove all but the newest `keep_last` folders.
+    """Write everything a run needs to continue. Then remove all but the newest `keep_last` folders.
 
-    `progress` has the ``step``. `best` are the weights that the run will end with, if these are not the last ones.
+    `progress` holds the ``step``. `best` holds the best weights so far, if the run keeps them.
     """
     path = run_dir / f"{PREFIX}{progress['step']:08d}"
     files = model.pretrained_files()
@@ -82,7 +83,7 @@ def save_state(
     if best:
         files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
     progress = {"random_state": model.random_state, "dtype": model.dtype, **progress}
-    # A state may hold numbers that are not finite, which strict JSON does not have.
+    # A state may hold non-finite numbers, which strict JSON does not allow.
     files["training.json"] = json.dumps(progress) + "\n"
     folders.write_folder(path, files)
     folders.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
@@ -102,7 +103,7 @@ def read_progress(path: Path) -> dict[str, Any]:
 def load_state(
     path: Path, model: Network, optimizer: AdamW
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Read a folder written by `save_state` into model and optimizer; returns the progress and the best weights."""
+    """Read a folder written by `save_state` into model and optimizer. Returns the progress and the best weights."""
     progress = read_progress(path)
     random_state = progress["random_state"]
     # All files are read before anything changes.
