@@ -1,5 +1,4 @@
-"""Prepares models for fine-tuning: copies a model with a fresh head, selects the parameters to train, and computes a
-classifier's answers."""
+"""What fine-tuning does with models: copy them with a fresh head, choose what is trained, compute their answers."""
 
 from __future__ import annotations
 

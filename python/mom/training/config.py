@@ -22,8 +22,7 @@ def _steps_or_share(value: int | float) -> str | None:
 
 
 def warmup_steps(warmup: int | float | None, total: int) -> int:
-    """Steps of linear warm-up: an integer is steps, a float is a share of all steps, None is a tenth of all steps,
-    rounded down."""
+    """Steps of linear warm-up: an integer is steps, a float is a share of `total`, None is a tenth, rounded down."""
     if warmup is None:
         return total // 10
     if isinstance(warmup, float):

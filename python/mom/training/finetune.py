@@ -1,5 +1,4 @@
-"""Fine-tuning on the training engine: it trains one seed after the other, keeps the best weights and handles
-interruptions."""
+"""Fine-tuning on the training engine: trains seed after seed, keeps the best weights and handles interruptions."""
 
 from __future__ import annotations
 

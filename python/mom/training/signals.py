@@ -21,8 +21,7 @@ class StopSignals(list[str]):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that may be interrupted anywhere. In it a signal raises `KeyboardInterrupt`. A signal received
-        earlier raises it at once."""
+        """A block in which a signal raises `KeyboardInterrupt` at once; so does a signal that came before the block."""
         self._at_once = True
         try:
             if self:
