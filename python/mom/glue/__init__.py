@@ -1,4 +1,4 @@
-"""GLUE from end to end: read the tasks' files, fine-tune, evaluate, predict, and write what the GLUE site takes.
+"""GLUE from end to end: read the tasks' files, fine-tune, evaluate, predict, and write files for the GLUE site.
 
 Examples
 --------

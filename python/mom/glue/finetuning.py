@@ -1,4 +1,4 @@
-"""Fine-tuning on a GLUE task, and what a fine-tuned model answers."""
+"""Fine-tuning on a GLUE task, and the metrics and answers of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = ["evaluate", "finetune", "predict"]
 PathLike = str | os.PathLike[str]
 Network = MoM | MoMForSequenceClassification
 
-#: Sets beside its own that a model of a task can answer: for dev metrics and submissions.
+#: Further sets that a task's model can answer, for dev metrics and for submissions.
 _ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}
 _PREDICT_BATCH = 32
 
@@ -68,37 +68,37 @@ def finetune(
 ) -> GlueResult:
     """Fine-tune a model on a GLUE task.
 
-    For every seed, a classifier with the model's body and a fresh head learns from the train set; its score on the
+    For every seed, a classifier with the model's body and a fresh head is trained on the train set. Its score on the
     dev set decides which weights are kept and when to stop.
 
     Parameters
     ----------
     model : MoM, MoMForSequenceClassification or path
-        Left as it is. It needs a tokenizer.
+        It is not changed. It needs a tokenizer.
     task : str or GlueTask
     data : path, mapping of splits, or str
         See `read_glue`.
     config : FinetuneConfig, optional
     seeds : sequence of int
-        Of heads, dropout and order of the data.
+        Seeds of the heads, of dropout and of the order of the data.
     out_dir : path, optional
-        Gets ``<task>/model`` (the best seed's), ``<task>/results.json`` and, with `predict`, ``submission``.
+        Folder for ``<task>/model`` (of the best seed), ``<task>/results.json`` and, with `predict`, ``submission``.
     predict : bool
-        Answer the test set and write the file that the GLUE site takes; with MNLI also for its mismatched set and AX,
-        where they are there (a warning says which are not).
+        Answer the test set and write the file that the GLUE site takes. A model of MNLI also answers its mismatched set
+        and AX. If the data lack one of them, a warning says so.
     on_error : {"raise", "skip"}
-        About rows of train and dev set that cannot be used. Test sets must be whole.
+        What to do with rows of train and dev set that cannot be used. Test sets must be complete.
     progress : bool
         Write a line to standard error per evaluation.
     callbacks : iterable of Callback
         Receive a record per step and evaluation; one that returns True from ``record`` ends the seed's run. Closed at
         the end.
     run_dir : path, optional
-        Gets a folder ``<task>/seed-<number>`` per seed, with ``log.jsonl`` and the newest checkpoint. One is written
-        after every evaluation, and when a signal ends the run.
+        Folder for ``<task>/seed-<number>``, one per seed, with ``log.jsonl`` and the newest checkpoint. A checkpoint is
+        written after every evaluation, and when a signal ends the run.
     resume : bool
-        Go on from the checkpoints in `run_dir`, to the same bits as a run that was never stopped. Seeds that were
-        finished are not trained again.
+        Continue from the checkpoints in `run_dir`, to the same bits as a run that was never stopped. Finished seeds are
+        not trained again.
     **changes
         Fields of `config` to override.
 
@@ -111,8 +111,8 @@ def finetune(
     ConfigError, DataError
         If settings, model and data do not fit together.
     FinetuneInterrupted
-        On SIGTERM and Ctrl-C. The best model so far, also of the seed that was interrupted from its first evaluation,
-        and the results are in `out_dir`.
+        On SIGTERM and Ctrl-C. The best model so far and the results are in `out_dir`. The interrupted seed counts if it
+        had been evaluated at least once.
     """
     task = find_task(task)
     config = (config or FinetuneConfig()).replace(**changes)
@@ -124,7 +124,7 @@ def finetune(
     body = model if isinstance(model, MoMForSequenceClassification) else MoM.resolve(model)
     warn_of_idle_routers(body.config, config.train, language_model=False)
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
-    if folder is not None:  # now rather than after hours of training
+    if folder is not None:  # checked now rather than after hours of training
         check_replaceable(folder, MODEL_FILES)
     sets = _read_sets(data, task, predict, on_error)
     lesson = _Lesson(body, task, sets, config)
@@ -149,7 +149,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Sets:
-    """What is read for a task before training."""
+    """The data that are read for a task before training."""
 
     train: GlueData
     dev: GlueData
@@ -184,11 +184,11 @@ class _Lesson:
         self.dev_rows, _ = encode_texts(body.tokenizer, sets.dev.texts, self.length)
         assert sets.train.labels is not None and sets.dev.labels is not None
         self._labels, self._dev_labels = sets.train.labels, sets.dev.labels
-        # This says now which packages the metrics lack.
+        # If packages for the metrics are missing, this raises now.
         self.baseline = baseline_metrics(task, self._labels, self._dev_labels)
 
     def classifier(self, seed: int) -> MoMForSequenceClassification:
-        """The classifier that a seed begins with."""
+        """The initial classifier of a seed."""
         problem = "regression" if self._task.is_regression else "single_label_classification"
         made = classifier_from(self._body, self._task.num_labels, problem, seed, self._config.dropout)
         made.finetuning_task, made.finetuning_lengths = self._task.name, {"max_length": self.length}
@@ -219,7 +219,7 @@ def _answer_other_sets(
     signals: StopSignals,
     seeds: int,
 ) -> tuple[dict[str, dict[str, float]], list[Path]]:
-    """Metrics of the best model on further dev sets, and submission files, unless a signal comes."""
+    """Compute metrics of the best model on further dev sets and write submission files, unless a signal arrives."""
     metrics: dict[str, dict[str, float]] = {}
     submissions: list[Path] = []
     if runs.interrupted is not None:
@@ -251,9 +251,9 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def _other_sets(data: Any, task: GlueTask, split: str, on_error: str = "raise") -> list[GlueData]:
-    """Further sets that a task's model can answer, as far as the source has them under names of their own."""
+    """Further sets that a task's model can answer and that the source has under names of their own."""
     names = _ALSO.get(task.name, ())
-    if isinstance(data, Mapping):  # its "dev" is that of the task
+    if isinstance(data, Mapping):  # its "dev" is the dev set of the task itself
         also = (TASKS[name] for name in names)
         names = tuple(o.name for o in also if o.hub_config == task.hub_config and o.hub_splits.get(split) in data)
     elif not isinstance(data, (str, os.PathLike)) or Path(data).is_file():
@@ -287,14 +287,14 @@ def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) 
     model = MoMForSequenceClassification.resolve(model)
     if model.config.num_labels != task.num_labels:
         raise ConfigError(f"model: has {model.config.num_labels} labels, {task.title} has {task.num_labels}")
-    tuned = TASKS.get(model.finetuning_task or "")  # names of other programs' tasks say nothing here
+    tuned = TASKS.get(model.finetuning_task or "")  # names of other programs' tasks are ignored
     if tuned is not None and task.name not in (tuned.name, *_ALSO.get(tuned.name, ())):
         raise ConfigError(f"model: was fine-tuned for {tuned.title}, not for {task.title}")
     return model
 
 
 def _length(model: MoMForSequenceClassification, max_length: int | None) -> int:
-    """As given or as in fine-tuning."""
+    """The given length, or else the length of fine-tuning."""
     return FinetuneConfig(max_length=max_length or model.finetuning_lengths.get("max_length")).length_for(model.config)
 
 
@@ -318,7 +318,7 @@ def evaluate(
     split : {"dev", "train", "test"}
         The set must have labels.
     max_length : int, optional
-        By default that of fine-tuning, of a model that does not know it the model's ``n_positions``.
+        By default the length of fine-tuning, or ``n_positions`` if the model does not record it.
 
     Returns
     -------
@@ -338,7 +338,7 @@ def predict(
     *,
     max_length: int | None = None,
 ) -> npt.NDArray[Any]:
-    """Answers of a fine-tuned model: numbers of labels (N,) int64, or scores (N,) float32 for STS-B.
+    """Answers of a fine-tuned model: label numbers (N,) int64, or scores (N,) float32 for STS-B.
 
     Parameters
     ----------

@@ -37,12 +37,12 @@ def glue_metrics(task: str | GlueTask, predictions: npt.ArrayLike, labels: npt.A
         If the arrays are empty, of unequal length, not finite, or hold no labels of the task; for correlations, if
         there are fewer than two rows.
     ImportError
-        Without scikit-learn and SciPy; the message names the extra.
+        Without scikit-learn and SciPy. The message says what to install.
 
     Notes
     -----
-    If all predictions are the same, or all labels, the Matthews, Pearson and Spearman correlations are 0. If none of
-    them is positive, F1 is 0.
+    If all predictions are the same, or all labels, the Matthews, Pearson and Spearman correlations are 0. If no
+    prediction and no label is positive, F1 is 0.
     """
     task = find_task(task)
     predicted, wanted = _checked(predictions, "predictions", task), _checked(labels, "labels", task)
@@ -87,7 +87,7 @@ def _sklearn() -> Any:
 
 def _matthews(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     matthews = _sklearn().matthews_corrcoef
-    if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:  # scikit-learn would give the same, with a warning
+    if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:  # scikit-learn would return the same, with a warning
         return 0.0
     return float(matthews(wanted, predicted))
 

@@ -1,7 +1,8 @@
-"""Reading GLUE's files as they are found in the wild.
+"""Reads GLUE's files in the forms in which they are distributed.
 
-`read_glue` takes the original TSV folders, Parquet files, the name of a data set on the Hub, and anything that iterates
-over dicts, such as a list or a split of the library `datasets`. It also takes a mapping of split names to any of these.
+`read_glue` takes the original TSV folders, Parquet files, or the name of a data set on the Hub. It also takes anything
+that iterates over dicts, such as a list or a split of the library `datasets`, and a mapping from split names to any of
+these.
 
 The original TSV files have no quoting: a line is a row, a tab ends a column, and a quotation mark is a character
 like any other. CoLA's train and dev files have no header, MRPC's begins with a byte-order mark, and test files lack the
@@ -84,7 +85,7 @@ class GlueData:
         return f"<GlueData {self.task.title} {self.split}: {self.report.summary()}>"
 
     def __getitem__(self, item: slice) -> GlueData:
-        """A part of the split (of its rows in order)."""
+        """A part of the split, with its rows in order."""
         if not isinstance(item, slice):
             raise TypeError(f"item: expected a slice, got {type(item).__name__}")
         labels = None if self.labels is None else self.labels[item]
@@ -111,7 +112,7 @@ def read_glue(
         One of `TASKS`.
     split : {"train", "dev", "test"}
     on_error : {"raise", "skip"}
-        Whether a row that cannot be used is an error, or is left out with a warning.
+        A row that cannot be used is an error, or is skipped with a warning.
 
     Returns
     -------
@@ -158,7 +159,7 @@ def read_glue(
 
 
 def _resolve(source: Any, task: GlueTask, split: str) -> Any:
-    """A split out of a mapping of splits or from the Hub. Paths and iterables are returned as they are."""
+    """Take a split from a mapping of splits or from the Hub. Paths and iterables are returned as they are."""
     if isinstance(source, Mapping):
         for name in task.names_of(split):
             if name in source:
@@ -209,7 +210,7 @@ def _tsv_rows(path: Path, task: GlueTask, split: str, report: RecordReport) -> I
                 continue
             cells = line.split("\t")
             if header is None:
-                if report.problems and not _is_headerless(task, split):  # it is the header that cannot be read
+                if report.problems and not _is_headerless(task, split):  # the error is in the header
                     raise DataError(report.problems[0])
                 header = _header(path, cells, task, split)
                 if header is not _COLA_COLUMNS:
@@ -234,7 +235,7 @@ def _is_headerless(task: GlueTask, split: str) -> bool:
 
 
 def _header(path: Path, cells: list[str], task: GlueTask, split: str) -> list[str]:
-    """Column names of a file, from its first line; CoLA's where there is no header."""
+    """Column names of a file, from its first line. For CoLA's files without a header, the known names."""
     labelled = split != "test"
     missing = _missing_columns(cells, task, labelled)
     if _is_headerless(task, split):
@@ -319,12 +320,12 @@ class _Collector:
         return tuple(found)
 
     def _label(self, values: Mapping[str, Any]) -> tuple[Any, tuple[str, str] | None]:
-        """The label as a number; or None, the kind of error and what it is."""
+        """The label as a number; or None, the kind of error and its description."""
         column = next((c for c in self.label_columns if c in values), None)
         if column is None:
             return None, ("unlabelled", f"no column {self.label_columns[0]!r}; there are {listing(values)}")
         value = values[column]
-        if getattr(value, "shape", None) == () and hasattr(value, "item"):  # of NumPy, or a tensor of `datasets`
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):  # NumPy's scalar, or a tensor
             value = value.item()
         if getattr(value, "shape", ()):
             return None, ("unknown label", f"column {column!r}: an array of shape {value.shape} is no label")
@@ -344,7 +345,7 @@ class _Collector:
         return None, ("unknown label", f"column {column!r}: label {_shown(value)} is not one of {listing(labels)}")
 
     def _whose_labels(self) -> str:
-        """The task with the same columns that has these labels, in words; all of them are unknown here."""
+        """For a message: which task with the same columns has these labels, if this task knows none of them."""
         words = {match[1] for problem in self.report.problems if (match := re.search(r"label '([^']*)'", problem))}
         for other in TASKS.values():
             if words and other.texts == self.task.texts and words <= set(other.labels or ()):
@@ -366,13 +367,13 @@ def _shown(value: Any) -> str:
     """A value for a message; long values are cut."""
     try:
         text = repr(value)
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # an integer with thousands of digits
         return f"an {type(value).__name__} too long to print"
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _row_numbers(index: list[Any]) -> list[int]:
-    """The rows' own numbers if all have distinct ones, else 0, 1, 2, ..."""
+    """The rows' own numbers if all rows have one and they are distinct, else 0, 1, 2, ..."""
     try:
         numbers = [int(number) for number in index]
     except (TypeError, ValueError, OverflowError):

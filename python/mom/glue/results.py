@@ -1,4 +1,4 @@
-"""How fine-tuning on a GLUE task went, and a table of several tasks."""
+"""Results of fine-tuning on a GLUE task, and a table of several tasks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GlueResult:
     other_metrics : dict of str to dict
         Dev metrics of `model` on further sets (MNLI mismatched, AX), by task name.
     train_rows, dev_rows, cut_rows : int
-        Examples; train examples that were longer than ``max_length``.
+        Numbers of examples, and of train examples that were longer than ``max_length``.
     folder : Path or None
         Where the model was saved.
     submissions : list of Path
@@ -95,7 +95,7 @@ class GlueResult:
         return sum(s.loop.examples for s in self.seeds) / seconds if seconds else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, fit for JSON."""
+        """All numbers, as JSON values."""
         runs = [
             {"seed": s.seed, **s.metrics, "score": s.score, "steps": s.loop.steps, "best_step": s.loop.best_step,
              "loss": s.loop.loss, "seconds": s.loop.seconds, "interrupted": s.loop.interrupted}

@@ -27,7 +27,7 @@ def write_submission(
     predictions : array, shape (N,)
         Numbers of labels, or scores for STS-B (cut to 0 to 5).
     folder : path
-        Made when missing; gets the file with the site's name for the task, such as ``CoLA.tsv`` or ``MNLI-m.tsv``.
+        Created if missing. The file has the site's name for the task, such as ``CoLA.tsv`` or ``MNLI-m.tsv``.
     index : sequence of int, optional
         Numbers of the rows; 0, 1, 2, ... by default.
 
@@ -39,7 +39,7 @@ def write_submission(
     Warns
     -----
     UserWarning
-        If the official test set has another number of rows, which the site would refuse.
+        If the official test set has another number of rows. The site would refuse such a file.
     """
     task = find_task(task)
     answers = np.asarray(predictions)

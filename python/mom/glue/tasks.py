@@ -1,4 +1,4 @@
-"""The nine GLUE tasks, MNLI's mismatched sets and the diagnostic set AX: what there is to know about each.
+"""The nine GLUE tasks, MNLI's mismatched sets and the diagnostic set AX: the facts about each.
 
 References
 ----------
@@ -40,17 +40,17 @@ class GlueTask:
     metrics : tuple of str
         Official metrics; the task's score is their mean.
     files : mapping
-        Split to the original file's name.
+        From each split to the original file's name.
     hub_config : str
         Configuration of the data set ``glue`` on the Hub.
     hub_splits : mapping
-        Split to its name on the Hub. AX has no labels there, so it has no dev set.
+        From each split to its name on the Hub. AX has no labels there, so it has no dev set.
     submission : str
         Name of the file that the GLUE site takes.
     test_rows : int
         Rows of the official test set.
     synonyms : mapping
-        Other words for labels, each with its label word.
+        From other words for labels to the label words.
     """
 
     name: str
