@@ -1,4 +1,4 @@
-"""XSUM with a language model: fine-tune on "document TL;DR: summary", generate, and score beside the LEAD baselines.
+"""XSUM with a language model: fine-tune on "document TL;DR: summary", generate, and compare with the LEAD baselines.
 
 Examples
 --------

@@ -40,7 +40,7 @@ class XsumResult:
     model : MoM
         With the weights of the lowest validation loss.
     val_loss : float or None
-        Nats per token of the summaries of the validation set.
+        Loss on the summaries of the validation set, in nats per token.
     loop : LoopResult
         Steps, evaluations (scores are negative losses) and times.
     train_rows, val_rows : int
@@ -60,7 +60,7 @@ class XsumResult:
     folder: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, fit for JSON."""
+        """All numbers, as JSON values."""
         return {
             "val_loss": self.val_loss, "steps": self.loop.steps, "best_step": self.loop.best_step,
             "train_rows": self.train_rows, "val_rows": self.val_rows, "cut_documents": self.cut_documents,
@@ -90,25 +90,25 @@ def finetune(
 ) -> XsumResult:
     """Fine-tune a language model to summarise.
 
-    A row is the document, cut to fit, ``PROMPT``, the summary and the end-of-text token; only summary and end count in
-    the loss. The weights with the lowest loss on the validation set are kept.
+    A row is the document (cut to fit), ``PROMPT``, the summary and the end-of-text token. Only the summary and the
+    end-of-text token count in the loss. The weights with the lowest loss on the validation set are kept.
 
     Parameters
     ----------
     model : MoM or path
-        Left as it is. It needs a tokenizer.
+        It is not changed. It needs a tokenizer.
     data : path, mapping of splits, or str
         See `read_xsum`; with ``train`` and ``validation``.
     config : FinetuneConfig, optional
         ``max_length`` is the length of document, prompt and summary together.
     seed : int
-        Of the order of the data and of dropout.
+        Seed of the order of the data and of dropout.
     max_summary : int
         Tokens kept free for a summary and its end.
     val_rows : int, optional
         Use the first so many rows of the validation set, at least 1; None: all.
     out_dir : path, optional
-        Gets ``xsum/model`` and ``xsum/results.json``.
+        Folder for ``xsum/model`` and ``xsum/results.json``.
     on_error : {"raise", "skip"}
         See `read_xsum`.
     progress : bool
@@ -116,10 +116,10 @@ def finetune(
     callbacks : iterable of Callback
         Receive a record per step and evaluation; one that returns True from ``record`` ends the run. Closed at the end.
     run_dir : path, optional
-        Gets a folder ``xsum/seed-<number>`` with ``log.jsonl`` and the newest checkpoint. One is written after every
-        evaluation, and when a signal ends the run.
+        Folder for ``xsum/seed-<number>``, with ``log.jsonl`` and the newest checkpoint. A checkpoint is written after
+        every evaluation, and when a signal ends the run.
     resume : bool
-        Go on from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
+        Continue from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
     **changes
         Fields of `config` to override.
 
@@ -175,7 +175,7 @@ def finetune(
 
 
 def _batches(rows: list[Row], config: FinetuneConfig, seed: int) -> Rows:
-    """Rows for training; a batch's loss is the mean over the tokens of its summaries."""
+    """Rows for training. A batch's loss is the mean over the tokens of its summaries."""
 
     def make(chosen: npt.NDArray[np.int64]) -> MicroBatch:
         part = [rows[i] for i in chosen]

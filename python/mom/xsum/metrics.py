@@ -1,4 +1,4 @@
-"""Summaries against references: ROUGE by the package rouge-score, and the LEAD baselines."""
+"""Metrics of summaries: ROUGE, computed by the package rouge-score, and the LEAD baselines."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     Raises
     ------
     ValueError
-        If there are none, or not as many predictions as references.
+        If there are no predictions, or not as many predictions as references.
     ImportError
-        Without rouge-score; the message names the extra.
+        Without rouge-score. The message says what to install.
     """
     if isinstance(predictions, str) or isinstance(references, str):
         raise ValueError("predictions: expected sequences of strings, got a string")
@@ -53,7 +53,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text. Lines are cut after a full stop, exclamation mark or question mark before a capital letter.
+    """Split a text into sentences, at line ends and at full stops, exclamation and question marks before a capital.
 
     Examples
     --------

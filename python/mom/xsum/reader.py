@@ -1,4 +1,4 @@
-"""Reading XSUM, one-sentence summaries of news articles: JSON lines, Parquet, or anything that iterates over dicts.
+"""Reads XSUM, one-sentence summaries of news articles, from JSON lines, Parquet, or anything that iterates over dicts.
 
 References
 ----------
@@ -62,7 +62,7 @@ class XsumData:
         return f"<XsumData {self.split}: {self.report.summary()}>"
 
     def __getitem__(self, item: slice) -> XsumData:
-        """A part of the split (of its rows in order)."""
+        """A part of the split, with its rows in order."""
         if not isinstance(item, slice):
             raise TypeError(f"item: expected a slice, got {type(item).__name__}")
         return XsumData(self.split, self.documents[item], self.summaries[item], self.ids[item], self.report)
@@ -83,7 +83,7 @@ def read_xsum(
     split : {"train", "validation", "test"}
         ``"dev"`` is another name of ``"validation"``.
     on_error : {"raise", "skip"}
-        Whether a row that cannot be used is an error, or is left out with a warning.
+        A row that cannot be used is an error, or is skipped with a warning.
 
     Returns
     -------

@@ -16,9 +16,9 @@ from .reader import XsumData
 
 __all__ = ["PROMPT", "TASK", "Row", "lengths_of", "make_rows", "prompts_of", "rows_loss", "tokenizer_of"]
 
-#: What stands between a document and its summary.
+#: The text between a document and its summary.
 PROMPT = "\nTL;DR:"
-#: What a fine-tuned model's folder calls the task.
+#: Name of the task in a fine-tuned model's folder.
 TASK = "xsum"
 _EVAL_BATCH = 8
 
@@ -45,14 +45,14 @@ def tokenizer_of(model: MoM) -> Any:
 
 
 def lengths_of(model: MoM, max_length: int | None, max_summary: int | None) -> tuple[int, int]:
-    """Both as given or as in fine-tuning."""
+    """The given lengths, or else those of fine-tuning."""
     tuned = model.finetuning_lengths
     config = FinetuneConfig(max_length=max_length or tuned.get("max_length"))
     return config.length_for(model.config), tuned.get("max_summary", 64) if max_summary is None else max_summary
 
 
 def prompts_of(model: MoM, documents: Sequence[str], length: int, max_summary: int) -> tuple[list[Any], int]:
-    """Token rows of documents, cut so that prompt and summary fit; and how many were cut."""
+    """Make token rows of documents, cut so that prompt and summary fit. Also returns how many were cut."""
     tokenizer = tokenizer_of(model)
     end = tokenizer.encode(PROMPT)
     room = length - len(end) - max_summary
@@ -64,7 +64,7 @@ def prompts_of(model: MoM, documents: Sequence[str], length: int, max_summary: i
 
 
 def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[list[Row], int, int]:
-    """Rows with summaries; and how many documents and summaries were cut."""
+    """Make rows with summaries. Also returns how many documents and summaries were cut."""
     prompts, cut = prompts_of(model, data.documents, length, max_summary)
     tokenizer = tokenizer_of(model)
     rows, cut_summaries = [], 0
@@ -76,6 +76,6 @@ def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tupl
 
 
 def rows_loss(model: MoM, rows: Iterable[Row]) -> float:
-    """Nats per scored token."""
+    """Loss in nats per scored token."""
     nats, tokens = token_loss(model, iter(rows), _EVAL_BATCH)
     return nats / tokens

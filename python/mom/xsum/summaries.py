@@ -1,4 +1,4 @@
-"""Summaries of a fine-tuned model, and their scores beside the LEAD baselines."""
+"""Summaries of a fine-tuned model, and their scores compared with the LEAD baselines."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class XsumScores:
     Attributes
     ----------
     rouge : dict of str to float
-        Of the model, in percent.
+        ROUGE of the model, in percent.
     lead : dict of str to dict
-        The same of ``"LEAD-1"`` and ``"LEAD-3"``.
+        ROUGE of ``"LEAD-1"`` and ``"LEAD-3"``.
     documents, references, summaries : list of str
     loss : float
-        Nats per token of the references.
+        Loss on the references, in nats per token.
     """
 
     rouge: dict[str, float]
@@ -43,14 +43,14 @@ class XsumScores:
     loss: float
 
     def table(self) -> str:
-        """The model's ROUGE beside the baselines'."""
+        """The ROUGE scores of the model and of the baselines."""
         rows = {"model": self.rouge, **self.lead}
         lines = [f"{'':8}{'ROUGE-1':>10}{'ROUGE-2':>10}{'ROUGE-L':>10}"]
         lines += [f"{name:8}" + "".join(f"{values[key]:10.2f}" for key in ROUGE) for name, values in rows.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, fit for JSON."""
+        """All numbers, as JSON values."""
         return {"rouge": self.rouge, **self.lead, "loss": self.loss, "rows": len(self.documents)}
 
 
@@ -65,7 +65,7 @@ def summarize(
     no_repeat_ngram_size: int = 0,
     batch_size: int = 8,
 ) -> list[str]:
-    """Summaries of documents.
+    """Summarise documents.
 
     Parameters
     ----------
@@ -73,13 +73,13 @@ def summarize(
         Fine-tuned by `finetune`.
     documents : sequence of str
     max_summary, max_length : int, optional
-        By default those of fine-tuning; of a model that does not know them 64 and its ``n_positions``.
+        By default the lengths of fine-tuning, or 64 and ``n_positions`` if the model does not record them.
     num_beams : int
         1 is greedy.
     length_penalty, no_repeat_ngram_size
         See `mom.model.beam_search`.
     batch_size : int
-        Documents decoded together; without effect on the result, but for rounding.
+        Documents decoded together. It has no effect on the result except for rounding.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def evaluate(
     on_error: str = "raise",
     **generation: Any,
 ) -> XsumScores:
-    """ROUGE of a model's summaries beside LEAD-1 and LEAD-3, and the loss on the references.
+    """Compute ROUGE of a model's summaries and of LEAD-1 and LEAD-3, and the loss on the references.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def evaluate(
 
 
 def format_examples(scores: XsumScores, count: int = 3, width: int = 100) -> str:
-    """The first summaries one under the other with reference, LEAD-1 and the beginning of the document.
+    """Show the first summaries, each with its reference, LEAD-1 and the beginning of the document.
 
     Parameters
     ----------
