@@ -1,4 +1,4 @@
-"""The command ``mom``: each flag has the name of the Python argument it sets (dashes do as well as underscores).
+"""The command ``mom``. Each flag has the name of the Python argument that it sets, with dashes or underscores.
 
 Results go to standard output; progress and messages go to standard error. Exit status: 0 success, 1 an error (one line
 on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usage, 128 + number after a signal.
@@ -24,7 +24,7 @@ from . import bench, demo, evaluate, finetune, generate, info, lm_eval, prepare,
 
 __all__ = ["main", "parser"]
 
-#: What becomes one line on standard error instead of a traceback.
+#: Exceptions that are shown as one line on standard error instead of a traceback.
 _EXPECTED = (MomError, ValueError, OSError, ImportError, MemoryError)
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 128 + signal.Signals[name]
     except BrokenPipeError:
-        # The program that read our output has ended. Python would write to it once more when it exits.
+        # The program that read the output has ended. At exit, Python would try to write to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except _EXPECTED as error:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Shown(logging.Handler):
-    """Prints every message once, as a line on standard error."""
+    """Prints each message once, as a line on standard error."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -95,7 +95,7 @@ def _reports_shown() -> Iterator[None]:
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:
-    """Write the dashes in long flags as underscores. Values, and everything after a bare ``--``, stay as they are."""
+    """Replace dashes by underscores in the names of long flags, up to the argument ``--``. Values are not changed."""
     result = list(argv)
     if result[:1] == ["lm_eval"] and len(result) > 1 and not result[1].startswith("-"):
         return result  # another program's flags

@@ -62,7 +62,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
         raise ConfigError("task: xsum goes with no other task, with one seed, and without --predict")
     if a.rows is not None and a.rows < 1:
         raise ConfigError(f"rows: {a.rows} is less than 1")
-    # What is summarised afterwards, too, has to be there before hours of training.
+    # The documents to summarise afterwards must be readable before hours of training begin.
     xsum.read_xsum(a.data, "test", on_error=a.on_error)
     result = xsum.finetune(
         MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
@@ -80,7 +80,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
     found = [glue.find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
     tasks = list({task.name: task for task in found}.values())
     body: MoM = MoM.from_pretrained(a.model, dtype=a.dtype)
-    for task in tasks[1:]:  # a missing or broken file is said before hours of training; the first is read at once
+    for task in tasks[1:]:  # find a missing or broken file before hours of training; the first task is read first
         for split in ("train", "dev", *(("test",) if a.predict else ())):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -94,7 +94,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
             )  # fmt: skip
             results.append(result)
             print(f"{result!r}, {result.examples_per_second:.1f} examples/s: {result.folder}", file=sys.stderr)
-    finally:  # a task that fails or is interrupted takes nothing from those before it
+    finally:  # if a task fails or is interrupted, the results of the tasks before it are still printed
         if results:
             print(glue.format_table(results))
         for path in (path for result in results for path in result.submissions):

@@ -13,7 +13,7 @@ from ..settings import Settings, read_toml
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only if it tells something."""
+    """Shows a default only if it is informative."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -91,14 +91,14 @@ def field_help(documented: type) -> dict[str, str]:
 
 
 def number(text: str) -> int | float:
-    """An integer if it is written as one."""
+    """Read a number; one that is written as an integer becomes an int."""
     try:
         return int(text)
     except ValueError:
         return float(text)
 
 
-#: What argparse is told about fields of each type.
+#: Arguments of ``add_argument`` for fields of each type.
 _KINDS: dict[str, dict[str, Any]] = {
     "int": {"type": int, "metavar": "N"},
     "float": {"type": float, "metavar": "X"},
@@ -109,7 +109,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> None:
-    """A flag per field, and one for a file of them; without the flag, a field is not in the namespace."""
+    """Add a flag per field, and one for a file of fields. A field without its flag is not in the namespace."""
     group.add_argument("--config", metavar="FILE.toml", help="file with these settings; flags win over it")
     help_texts = field_help(settings)
     for field in settings.fields():
@@ -121,7 +121,7 @@ def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> N
 
 
 def given_fields(a: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
-    """The fields that the file and the flags set; flags win."""
+    """The fields that the file and the flags set. Flags override the file."""
     values: dict[str, Any] = {}
     if a.config is not None:
         values = read_toml(a.config, settings.table)
@@ -130,7 +130,7 @@ def given_fields(a: argparse.Namespace, settings: type[Settings]) -> dict[str, A
 
 
 def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; values are JSON, or else strings."""
+    """Read ``NAME=VALUE`` pairs. A value that is not valid JSON is a string."""
     words = {"none": None, "true": True, "false": False}
     changes: dict[str, Any] = {}
     for pair in pairs:

@@ -59,7 +59,7 @@ def _run(a: argparse.Namespace) -> int:
     if a.resume and latest is None and not (a.preset or a.model or a.init_from):
         why = f" ({passed_over[-1][0].name}: {passed_over[-1][1]})" if passed_over else ""
         raise ConfigError(f"resume: {a.run_dir} holds no valid checkpoint{why}")
-    # Now rather than after hours of training:
+    # Checked now rather than after hours of training:
     folders.check_replaceable(Path(a.run_dir) / "model", folders.MODEL_FILES)
     settings = _training_settings(a, latest)
     meta = read_meta(a.data)
@@ -83,7 +83,7 @@ def _run(a: argparse.Namespace) -> int:
 
 
 def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, Any]:
-    """Fields from the checkpoint to resume, else the file, then the flags; each wins over the one before."""
+    """Settings of the checkpoint to resume, if there is one, overridden by the file and then by the flags."""
     settings = {} if latest is None else read_progress(latest)["config"]
     return {**settings, **given_fields(a, TrainingConfig)}
 
