@@ -1,15 +1,15 @@
 """Every operator of the C core on plain NumPy arrays, forward and backward.
 
-For notebooks, tests and experiments: each function is one call into C with the active level and
+For notebooks, tests and experiments. Each function is one call of the core, at the active level and with the active
 number of threads (see `use_level` and `mom.set_num_threads`).
 
 Floating point arguments are ndarrays of float32, C-contiguous; nothing is converted silently.
 Integer arguments (tokens, labels, indices) may have any integer dtype. Inputs are never modified.
-Where the core *adds* a gradient, `add_to` takes the gradients so far (a tuple in the order of the
-results, None for zero) and the results are those plus the new ones, in new arrays.
+Where the core *adds* a gradient, `add_to` takes the gradients so far: a tuple in the order of the results, with None
+for zero. The results are new arrays with the sums.
 
-A wrong dtype raises ``TypeError``; a wrong shape, layout or value raises ``ValueError``; both name
-the argument, what came and what was wanted.
+A wrong dtype raises ``TypeError``. A wrong shape, layout or value raises ``ValueError``. The message names the
+argument, what was passed and what was expected.
 
 Dimension letters: B batch, T sequence, N tokens, C channels, H heads, V vocabulary, M modules,
 K choices per token, S router outputs (modules and SKIP), R router width, P slots of a routing plan

@@ -31,7 +31,7 @@ def attention_forward(
     Parameters
     ----------
     qkv : ndarray of float32, shape (B, T, 3C), or (N, 3C) with `lengths`
-        Queries, keys and values side by side; heads side by side in each.
+        Queries, keys and values side by side. In each of the three, the heads are side by side.
     num_heads : int
         H, a divisor of C.
     mask : array, shape (B, T) or (N,), optional
@@ -39,18 +39,19 @@ def attention_forward(
     scale : float, optional
         Multiplies the products of queries and keys; ``1 / sqrt(C / H)`` by default.
     masked_query : {"causal", "reference"}
-        What a query attends to (evenly) when its whole past is masked: that past, or also the real
-        keys of its future, as the published reference does.
+        What a query attends to, with equal weights, when its whole past is masked: ``"causal"``, its past;
+        ``"reference"``, also the real keys of its future, as in the published reference.
     active : array, shape (B, T) or (N,), optional
-        Nonzero where a token has a module. The others have ``q = k = v = 0`` whatever `qkv` holds: they keep their
-        share of every softmax, as keys of score 0 and value 0, but are not computed as queries.
+        Nonzero where a token has a module. Other tokens have ``q = k = v = 0``, whatever `qkv` holds. They count in
+        every softmax as keys with score 0 and value 0, but are not computed as queries.
     queries : array, shape (B, T) or (N,), optional
-        Nonzero where the output of a token is wanted. The others are keys like any other; their q is not read.
+        Nonzero where the output of a token is wanted. Other tokens are still keys, but their queries are not read.
     lengths : array of int, shape (B,), optional
-        Sequences of these lengths, one after the other without padding, are the rows of `qkv`. T is the longest.
+        Lengths of the sequences. The rows of `qkv` are then the tokens of all sequences, one after the other without
+        padding. T is the greatest length.
     precision : {"float32", "bfloat16"}
-        Format in which arrays are stored while computing: with "bfloat16" inputs are rounded first and so are the
-        factors of products and the results. Softmax and sums are float32.
+        Format of the arrays during the computation. With ``"bfloat16"`` inputs, factors of products and results are
+        rounded to it. Softmax and sums are float32.
     dropout, seed, counter, site
         Dropout of the attention weights; weight (b, h, i, j) is element
         ``((b * H + h) * T + i) * T + j`` of the stream, see `random_uniform`.

@@ -24,21 +24,22 @@ def balance_loss(
 ) -> float:
     """Load-balancing loss ``S * sum over choices of f * P`` over the score arrays of one half.
 
-    f is the share of tokens whose best choice it is (no gradient) and P its mean probability.
+    For each choice, f is the share of tokens with this choice as their best one (it has no gradient), and P is the
+    choice's mean probability.
 
     Parameters
     ----------
     scores : sequence of ndarray of float32, shape (N, S)
         One array per round.
     definition : {"switch", "reference"}
-        ``"switch"``: P is the mean of the scores if they are probabilities, else of their softmax;
-        ``"reference"``: of their softmax in any case, as the published model does.
+        ``"switch"``: P is the mean of the scores if they are probabilities, else of their softmax. ``"reference"``: P
+        is the mean of their softmax in either case, as in the published model.
     depthwise : bool
-        The loss of every round, averaged, instead of f and P over all rounds together.
+        Compute the loss of every round and average them, instead of taking f and P over all rounds together.
     probabilities : bool
         Whether the scores are probabilities (a softmax has been applied).
     mask : array, shape (N,), optional
-        Nonzero for real tokens; others are left out of both means.
+        Nonzero for real tokens. Other tokens are left out of both means.
 
     Returns
     -------

@@ -107,7 +107,7 @@ def gelu_backward(dout: Float, inp: Float) -> Float:
 def dropout(inp: Float, p: float, seed: int = 0, counter: int = 0, site: int = 0) -> Float:
     """Zero elements with probability `p` and scale the others by ``1 / (1 - p)``.
 
-    Applied to a gradient with the same numbers it is its own backward.
+    The same function, called with a gradient and the same random stream, is the backward pass.
 
     Parameters
     ----------

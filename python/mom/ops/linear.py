@@ -94,7 +94,7 @@ class GemmProduct:
         Two-dimensional; op is the transpose if `transpose_a` or `transpose_b` is set.
     transpose_a, transpose_b : bool
     a_rows, b_rows : array of int, optional
-        Stored rows to use, with repetition, before op.
+        Stored rows to use, possibly repeated, before op.
     bias : ndarray of float32, shape (n,), optional
         Left out when `c` is given.
     k_scale : ndarray of float32, shape (k,), optional
@@ -135,9 +135,9 @@ def gemm(a: Float, b: Float, *, precision: str = "float32", prepack: bool = Fals
     a, b : ndarray of float32
         Shapes (m, k) and (k, n) after transposing and choosing rows.
     precision : {"float32", "bfloat16"}
-        In ``"bfloat16"`` both factors are rounded to it first; sums are float32 all the same.
+        With ``"bfloat16"`` both factors are first rounded to it. Sums are float32 in either case.
     prepack : bool
-        Pack `b` in a pass of its own, as the layers do with weights that serve several products; the same bits.
+        Pack `b` in a separate pass, as layers do with weights that several products use. The result has the same bits.
 
     Returns
     -------

@@ -33,16 +33,16 @@ def adamw_step(
     Parameters
     ----------
     params, grads, exp_avg, exp_avg_sq : sequence of ndarray of float32
-        Entries at one place have one shape.
+        The i-th entries of all four have the same shape.
     steps : array, shape (number of tensors,)
         Updates each tensor has had before this one.
     lr, betas, eps, weight_decay : float
     decay : array of bool, shape (number of tensors,), optional
         Whether weight decay applies to a tensor; to all by default.
     used : array of bool, shape (number of tensors,), optional
-        A tensor that is not used has no gradient: nothing about it changes.
+        A tensor that is not used has no gradient and does not change.
     grad_scale : float
-        Gradients count times this, to the bits of gradients that were multiplied before.
+        Factor of the gradients. The result has the same bits as with gradients multiplied before the call.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def clip_grad_norm(grads: Sequence[Float], max_norm: float) -> tuple[list[Float]
     ----------
     grads : sequence of ndarray of float32
     max_norm : float
-        They are multiplied by ``min(1, max_norm / (norm + 1e-6))``, unless the norm is not finite.
+        The gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``, unless the norm is not finite.
 
     Returns
     -------

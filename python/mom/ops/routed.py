@@ -43,7 +43,7 @@ def routing_plan(index: ArrayLike, num_modules: int) -> RoutingPlan:
 
 
 def routing_plan_dense(num_tokens: int, num_modules: int) -> RoutingPlan:
-    """The plan by which every token uses every module; choice m of token t is slot ``m * N + t``.
+    """Make the plan in which every token uses every module. Choice m of token t is slot ``m * N + t``.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def routing_plan_dense(num_tokens: int, num_modules: int) -> RoutingPlan:
 def routed_linear_forward(
     inp: Float, weights: Float, biases: Float | None, plan: RoutingPlan, gathered: bool = True
 ) -> Float:
-    """Every slot times its module's weight, plus its bias.
+    """Multiply every slot by its module's weight and add the module's bias.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def routed_linear_forward(
     biases : ndarray of float32, shape (M, Out), or None
     plan : RoutingPlan
     gathered : bool
-        `inp` has a row for every token (N), which its slots share; else a row for every slot (P).
+        Whether `inp` has a row per token (N), shared by the token's slots, or a row per slot (P).
 
     Returns
     -------
@@ -105,7 +105,7 @@ def routed_linear_backward(
     Returns
     -------
     dinp : ndarray of float32, shape (P, In)
-        By slot in any case.
+        One row per slot in either case.
     dweights : ndarray of float32, shape (M, In, Out)
     dbiases : ndarray of float32, shape (M, Out)
     """
@@ -143,14 +143,14 @@ def routed_combine_backward(dout: Float, y: Float, weight: Float | None, plan: R
     Returns
     -------
     dweight : ndarray of float32, shape (N, K)
-        0 at SKIP. Also given when `weight` is None.
+        0 at SKIP. Also returned if `weight` is None.
     dy : ndarray of float32, shape (P, C)
     """
     return _core.routed_combine_backward(dout, y, weight, plan)
 
 
 def routed_slot_scale(weight: Float, plan: RoutingPlan) -> Float:
-    """The factors of choices, rearranged by slot.
+    """Rearrange the factors of choices by slot.
 
     Parameters
     ----------
@@ -175,9 +175,9 @@ def routed_score_backward(
     *,
     add_to: Float | None = None,
 ) -> tuple[Float, Float]:
-    """Gradient of the factors of ``combine(linear(h), weight)`` without that linear layer's output.
+    """Gradient of the factors of ``combine(linear(h), weight)``, computed without the output of the linear layer.
 
-    ``dout . (h @ W + b) = (dout @ W.T) . h + dout . b``, and ``dout @ W.T`` is computed anyway.
+    It uses ``dout . (h @ W + b) = (dout @ W.T) . h + dout . b``, since ``dout @ W.T`` is needed anyway.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def routed_layernorm_forward(
     ----------
     inp : ndarray of float32, shape (N, C)
     mean, rstd : ndarray of float32, shape (N,)
-        From `layernorm_stats`: modules share them.
+        From `layernorm_stats`. All modules share them.
     weights, biases : ndarray of float32, shape (M, C)
     plan : RoutingPlan
 

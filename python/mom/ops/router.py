@@ -57,8 +57,8 @@ def router_forward(
     inp : ndarray of float32, shape (N, C)
     weights : RouterTensors
     kind : {"naive", "gru", "gru-dev"}
-        Two linear layers with a ReLU between, a recurrent cell over rounds, or that cell without its
-        reset gate.
+        Two linear layers with a ReLU between them, a recurrent cell over rounds, or the same cell without its reset
+        gate.
     state : ndarray of float32, shape (N, R), optional
         Recurrent state of the round before (``saved.hidden``); zero by default.
     random : bool
@@ -117,7 +117,7 @@ def router_backward(
     -------
     dinp : ndarray of float32, shape (N, C)
     dstate : ndarray of float32, shape (N, R), or None
-        Gradient of `state`; None if that was not given or the router has none.
+        Gradient of `state`; None if `state` was not given or the router has no state.
     dweights : RouterTensors
     """
     so_far: Partial | None = None
@@ -195,8 +195,8 @@ def topk_forward(scores: Float, k: int, renormalise: bool = False) -> tuple[NDAr
 
     Notes
     -----
-    Which of equal scores are kept follows, for S up to 64, the steps of C++'s ``std::nth_element``
-    (as PyTorch does); above that, the lower index is kept.
+    Among equal scores, the choice follows the steps of C++'s ``std::nth_element`` for S up to 64, as in PyTorch. For
+    larger S the lower index is kept.
     """
     return _core.topk_forward(scores, k, renormalise)
 
@@ -210,7 +210,7 @@ def topk_backward(
     *,
     add_to: Float | None = None,
 ) -> Float:
-    """Gradient of the kept scores with respect to all; the selection is a constant.
+    """Gradient of `topk_forward` with respect to all scores. The selection counts as a constant.
 
     Parameters
     ----------

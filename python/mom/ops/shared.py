@@ -1,4 +1,4 @@
-"""What several families of operators share."""
+"""Code that several families of operators share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Partial = tuple["Float | None", ...]
 
 @contextmanager
 def use_level(level: str) -> Iterator[None]:
-    """Run the body of a ``with`` statement at an instruction-set level, then go back.
+    """Run the body of a ``with`` statement at an instruction-set level, then restore the level before.
 
     The level belongs to the process, not to the thread.
 
