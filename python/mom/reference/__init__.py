@@ -1,6 +1,6 @@
 """The readable NumPy float64 twin of the C core: every operator and the whole model, forward and backward.
 
-It is written for clarity and exactness and is the yardstick of the tests; it is slow. Operators are
+It is written for clarity and exactness, and tests compare the core with it. It is slow. Operators are
 submodules with ``forward`` and ``backward`` functions that take saved values as arguments;
 derivations are in ``docs/derivations``.
 

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators: every message names the argument, what came and what was wanted."""
+"""Argument checks shared by the operators: every message names the argument, what was passed and what was expected."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ class AdamW:
 
     Notes
     -----
-    A parameter in `unused` (no token reached its module) is left alone altogether: no decay, no
-    change of its moments, no step counted.
+    A parameter in `unused` (no token reached its module) does not change at all: no decay, no change of its moments, no
+    step counted.
     """
 
     lr: float = 1e-3

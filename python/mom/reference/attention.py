@@ -1,11 +1,11 @@
 """Causal multi-head attention with an optional key mask. See docs/derivations/attention.md.
 
-A masked key is invisible. A query whose whole past (itself included) is masked has nothing to look
-at; it then attends uniformly, and its output does not depend on any score:
+A masked key is invisible. If the whole past of a query (itself included) is masked, the query sees no key. It then
+attends with equal weights, and its output does not depend on any score. It attends:
 
 - ``masked_query="causal"``: to the positions up to its own;
-- ``masked_query="reference"``: to those and to every real position in its future, which is what
-  adding the most negative finite number twice amounts to in the published model.
+- ``masked_query="reference"``: to the positions up to its own and to every real position in its future. In the
+  published model this happens because the most negative finite number is added twice.
 
 Only the rows of masked tokens differ between the two.
 """
@@ -35,7 +35,7 @@ def visible(steps: int, key_mask: ArrayLike | None, masked_query: str = "causal"
     sees : ndarray of bool, shape (B or 1, T, T)
         ``sees[b, i, j]``: query i sees key j.
     blind : ndarray of bool, shape (B or 1, T)
-        Queries whose past is masked as a whole; they attend uniformly to what they see.
+        Queries with a fully masked past. They attend with equal weights to the keys in `sees`.
     """
     if masked_query not in ("causal", "reference"):
         raise ValueError(f"masked_query: {masked_query!r} is neither 'causal' nor 'reference'")
@@ -65,7 +65,7 @@ def forward(
     Parameters
     ----------
     qkv : ndarray of float64, shape (B, T, 3C), or (N, 3C) with `lengths`
-        Queries, keys and values side by side; a head is D = C/H neighbouring channels of each.
+        Queries, keys and values side by side. A head is D = C/H neighbouring channels of each.
     n_head : int
         H.
     key_mask : ndarray, shape (B, T) or (N,), optional
@@ -77,10 +77,10 @@ def forward(
     keep, p
         Dropout of the attention weights: mask of shape (B, H, T, T) and probability.
     active : ndarray, shape (B, T) or (N,), optional
-        Nonzero where the token has a module. The others have ``q = k = v = 0``, constants, and their output is not
-        needed: it is set to zero.
+        Nonzero where the token has a module. Other tokens have the constants ``q = k = v = 0``. Their output is not
+        needed and is set to zero.
     lengths : array of int, shape (B,), optional
-        Sequences of these lengths, N tokens together, one after the other; T is the longest.
+        Lengths of the sequences, N tokens in all, one sequence after the other. T is the greatest length.
 
     Returns
     -------
@@ -160,8 +160,8 @@ def backward(
     dv = dropout.forward(probs, keep, p).swapaxes(-1, -2) @ dheads
     dprobs = dropout.backward(dheads @ v.swapaxes(-1, -2), keep, p)
     dscores = probs * (dprobs - (dprobs * probs).sum(-1, keepdims=True))
-    # Blind queries: their weights do not depend on the scores. The reference's autograd does not know that: the
-    # constant that drowns a score is added to it, so the gradient still passes to the scores of the past.
+    # The weights of blind queries do not depend on the scores. In the reference, however, a huge constant is added to
+    # the scores of the past, so its autograd still passes a gradient to them.
     passes = np.tri(qkv.shape[1], dtype=bool) & (masked_query == "reference")
     dscores = np.where(blind[:, None, :, None] & ~passes, 0.0, dscores) * _scale(q, scaled)
     dqkv = np.concatenate([_merge(dscores @ k), _merge(dscores.swapaxes(-1, -2) @ q), _merge(dv)], axis=-1)

@@ -48,12 +48,12 @@ def forward(
         Put the scores through a softmax first. The published model always does
         (``balance_loss="reference"``); ``"switch"`` only when they are not probabilities already.
     depthwise : bool
-        The loss of every round, averaged, instead of f and P over all rounds together.
+        Compute the loss of every round and average them, instead of taking f and P over all rounds together.
     mask : ndarray, shape (N,), optional
-        Nonzero for real tokens; others are left out of both means.
+        Nonzero for real tokens. Other tokens are left out of both means.
     counts : ndarray, shape (S,), or (L, S) with `depthwise`, optional
-        Counts that define f instead of those of `scores` (``balance_counts="step"``: the sum over
-        the micro-batches of an optimizer step).
+        Counts that define f instead of the counts of `scores`. With ``balance_counts="step"`` they are the sums over
+        the micro-batches of an optimizer step.
 
     Returns
     -------

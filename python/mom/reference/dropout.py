@@ -1,4 +1,4 @@
-"""Inverted dropout with the mask given: ``out = inp * keep / (1 - p)``."""
+"""Inverted dropout with a given mask: ``out = inp * keep / (1 - p)``."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .router_cells import CELLS, CellInputs
 
 @dataclass(frozen=True)
 class Route:
-    """Routing decisions of one half in one round; of packed rows with one axis N instead of B, T.
+    """Routing decisions of one half in one round. For packed rows the arrays have one axis N instead of B, T.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Route:
     index : ndarray of int64, shape (B, T, K)
         Best choices in falling order; at least the number of modules means SKIP.
     weight : ndarray of float64, shape (B, T, K)
-        Kept scores, renormalised where they are probabilities, before any straight-through sign.
+        Kept scores before any straight-through sign. They are renormalised if they are probabilities.
     """
 
     scores: Float
@@ -169,7 +169,7 @@ class Half:
         if rec.pool.plan.num_slots:
             from_pool = self._scores_backward(uses, rec.router)
             dscores = from_pool if dscores is None else dscores + from_pool
-        if dscores is None and dstate is None:  # nothing that was computed depends on the router
+        if dscores is None and dstate is None:  # no computed value depends on the router
             return dx, None
         dlogits = np.zeros_like(rec.router.scores)
         if dscores is not None:

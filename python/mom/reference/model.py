@@ -54,8 +54,8 @@ class Gradients(dict[str, Float]):
     Attributes
     ----------
     unused : frozenset of str
-        Parameters the loss does not depend on because no token reached them; their entries are
-        zero and an optimizer leaves them alone.
+        Parameters that do not affect the loss because no token reached them. Their entries are zero, and an optimizer
+        does not change them.
     """
 
     unused: frozenset[str] = frozenset()
@@ -73,7 +73,7 @@ class _Place:
 
 @dataclass
 class _Tape:
-    """What the last forward pass with labels leaves for the backward pass."""
+    """What the last forward pass with labels saves for the backward pass."""
 
     tokens: Int
     positions: Int | None
@@ -92,7 +92,7 @@ class _Tape:
 
 
 def _ends(batch: Batch) -> Int:
-    """Flat index behind the last token of each sequence, (B,)."""
+    """Flat index one past the last token of each sequence, (B,)."""
     lengths = np.full(batch.size, batch.steps) if batch.lengths is None else batch.lengths
     return np.cumsum(lengths, dtype=np.int64)
 
@@ -111,7 +111,7 @@ class Model:
     parameters : dict of str to ndarray of float64
         May be replaced in place, as `AdamW.step` does.
     counts : dict of str to ndarray of float64
-        With ``balance_counts="step"``: best choices counted by half since `reset_counts`.
+        With ``balance_counts="step"``: counts of best choices by half since `reset_counts`.
     """
 
     def __init__(self, config: MoMConfig, parameters: Mapping[str, ArrayLike]) -> None:
@@ -153,12 +153,13 @@ class Model:
             Nonzero for real tokens. Restricts the keys of attention and the balance loss; a classifier with pooling
             ``"mask"`` counts positions from the first real token.
         lengths : ndarray of int, shape (B,), optional
-            The tokens are sequences of these lengths one after the other, each of them classified at its last token.
+            Lengths of the sequences, which follow one another in `tokens`. A classifier classifies each sequence at its
+            last token.
         dropout : callable (site, shape) -> ndarray of 0/1, optional
-            Keep masks, asked for at every site whose dropout probability is not 0; None means
+            Returns the keep mask of a site. It is called at every site with a dropout probability above 0. None means
             evaluation mode.
         noise : callable (site, shape) -> ndarray of float64, optional
-            Uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``.
+            Returns uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``.
         """
         config, values = self.config, self.parameters
         tokens = as_int("tokens", tokens, ("B", "T") if lengths is None else ("N",))

@@ -11,8 +11,8 @@ from .. import routers
 from ..config import MoMConfig
 from ._checks import Float, as_float
 
-#: Role of a tensor in a half, and its name in a plain GPT-2 (after ``transformer.h.{i}.``) and in the
-#: published model (likewise, before the module's index).
+#: From a tensor's role in a half to its name in a plain GPT-2 (after ``transformer.h.{i}.``) and in the published model
+#: (after the same prefix and before the module's index).
 _ROLES = {
     "attn": {"norm": ("ln_1", "mot_attn.attention_layernorm"), "c_attn": ("attn.c_attn", "mot_attn.c_attn"),
              "c_proj": ("attn.c_proj", "mot_attn.c_proj")},
@@ -88,10 +88,10 @@ def parameter_shapes(config: MoMConfig) -> dict[str, tuple[int, ...]]:
 def vanilla_sources(
     config: MoMConfig, copy_final_norm: bool | None = None, copy_single_modules: bool | None = None
 ) -> dict[str, str]:
-    """Which tensor of a plain GPT-2 each parameter starts from; parameters without a source are left out.
+    """From each parameter to the tensor of a plain GPT-2 that it starts from. Parameters without a source are left out.
 
-    Within a chunk, layer j of the plain model becomes attention module j and feed-forward module j,
-    as far as the pools go; the layer after the larger pool becomes the anchor layer.
+    Within a chunk, layer j of the plain model becomes attention module j and feed-forward module j, if the pools have
+    so many modules. The layer after the larger pool becomes the anchor layer.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def init_from_vanilla(
     vanilla_params : mapping of str to ndarray
         Tensors of the plain model, with or without the prefix ``transformer.``.
     fresh_params : mapping of str to ndarray
-        Values for what is not copied: routers always, and what the plain model lacks.
+        Values for parameters that are not copied: all routers, and whatever the plain model lacks.
     copy_final_norm, copy_single_modules : bool, optional
         Default: the configuration's fields of the same name.
 
@@ -163,7 +163,7 @@ def init_from_vanilla(
 
 
 def checked(config: MoMConfig, parameters: Mapping[str, ArrayLike]) -> dict[str, Float]:
-    """Float64 copies of all parameters, in order; names and shapes must be exactly those of `config`."""
+    """Float64 copies of all parameters, in order. Their names and shapes must be exactly those of `config`."""
     shapes = parameter_shapes(config)
     missing = [name for name in shapes if name not in parameters]
     surplus = [name for name in parameters if name not in shapes]

@@ -1,11 +1,11 @@
-"""Module pools: what the selected modules of one half add to the residual stream in one round.
+"""Module pools. They compute what the selected modules of one half add to the residual stream in one round.
 
-An anchor layer, and a half with a single module, is a pool of one module that every token selects
-with weight 1, so the same code serves all of them. See docs/derivations/routed_linear.md.
+An anchor layer, or a half with a single module, is treated as a pool of one module that every token selects with weight
+1. So one implementation is enough. See docs/derivations/routed_linear.md.
 
-Both pools have one interface. `forward` returns what the half adds and a record; `backward` takes
-the gradient of the former and the record, adds the gradients of the parameters to the `Store`, and
-returns the gradient of the input and, for each place where the weights are used, that of the weights.
+Both pools have the same interface. `forward` returns the output of the half, which is added to the stream, and a
+record. `backward` takes the gradient of the output and the record, and adds the gradients of the parameters to the
+`Store`. It returns the gradient of the input, and one gradient of the weights for each place where they are used.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Store:
 
 @dataclass
 class Batch:
-    """What all layers of one call share: sizes, key mask, sources of dropout masks and noise, trace.
+    """Data that all layers of one call share: sizes, key mask, sources of dropout masks and noise, trace.
 
     Attributes
     ----------
     size, steps : int
         Sequences, and tokens of the longest.
     lengths : ndarray of int64, shape (size,), or None
-        Of packed rows; None: all sequences have `steps` tokens.
+        Lengths of packed sequences; None: all sequences have `steps` tokens.
     """
 
     size: int
@@ -62,7 +62,7 @@ class Batch:
         return (self.size, self.steps) if self.lengths is None else (int(self.lengths.sum()),)
 
     def keep(self, site: str, shape: tuple[int, ...], p: float) -> Float | None:
-        """Dropout mask of a site, None where nothing is dropped."""
+        """Dropout mask of a site; None if nothing is dropped."""
         return None if self.dropout is None or p == 0.0 else self.dropout(site, shape)
 
     def record(self, name: str, rows: Float) -> None:
@@ -83,7 +83,7 @@ class Layers:
         return [values[f"{n}.weight"] for n in names], [values[f"{n}.bias"] for n in names]
 
     def add_gradients(self, role: str, dweight: list[Float], dbias: list[Float], plan: RoutingPlan) -> None:
-        """Add the gradients of the modules that have slots; the others stay unused."""
+        """Add the gradients of the modules that have slots. Other modules stay unused."""
         names = module_names(self.config, self.place, self.half, role)
         for m, _ in plan.modules():
             self.store.add(f"{names[m]}.weight", dweight[m])
@@ -160,7 +160,7 @@ class AttentionPool(Layers):
         return dropout.forward(out, keep_out, config.resid_pdrop), record
 
     def backward(self, dout: Float, rec: AttentionRecord, batch: Batch) -> tuple[Float, list[Float]]:
-        """Gradients of x (N, C), and of the weights (N, K) on the output and, if weighted, on q, k, v."""
+        """Gradients of x (N, C) and of the weights (N, K): in their use on the output and, if weighted, on q, k, v."""
         config, plan = self.config, rec.plan
         dout = dropout.backward(dout, rec.keep_out, config.resid_pdrop)
         slots = routed_linear.gather_forward(rec.heads, plan)

@@ -84,7 +84,7 @@ def gru_forward(
     ----------
     inp : ndarray of float64, shape (N, C)
     state : ndarray of float64, shape (N, R)
-        State after the previous round, zero in a block's first round.
+        State after the previous round; zero in a block's first round.
     weights : GruWeights
     dev : bool
         Leave the reset gate out of the candidate state.
@@ -139,7 +139,7 @@ def gru_backward(
     dstate : ndarray of float64, shape (N, R)
         Gradient of the new state from the next round, zero in the last one.
     inp, state, gates, weights, dev, noise
-        As in and from `gru_forward`; `state` is the one before the round.
+        As in and from `gru_forward`; `state` is the state before the round.
 
     Returns
     -------
@@ -220,7 +220,7 @@ def top_k_forward(scores: ArrayLike, top_k: int, renormalise: bool) -> tuple[Int
 
 
 def top_k_backward(dweight: Float, scores: Float, index: Int, weight: Float, renormalise: bool) -> Float:
-    """Gradient of the kept weights with respect to all scores, shape (N, S); the selection is a constant."""
+    """Gradient of the kept weights with respect to all scores (N, S). The selection counts as a constant."""
     if renormalise:
         total = np.take_along_axis(scores, index, -1).sum(-1, keepdims=True)
         dweight = (dweight - (dweight * weight).sum(-1, keepdims=True)) / total

@@ -1,4 +1,4 @@
-"""What a half has to know of each kind of router: the twin's part of the table in `mom.routers`.
+"""The kinds of routers in the twin: the counterpart of the table in `mom.routers`.
 
 A cell turns a token, and the state of a recurrent router, into logits. Its functions take the router's parameters as
 a list, in the order of `Cell.names`.
@@ -21,7 +21,7 @@ __all__ = ["CELLS", "Cell", "CellInputs"]
 
 @dataclass(frozen=True)
 class CellInputs:
-    """What a cell reads in one round: (N, C), (N, R) or None in the first round, (N, R) or None without noise."""
+    """What a cell reads in a round: tokens (N, C), state (N, R) or None in the first round, noise (N, R) or None."""
 
     inp: Float
     state: Float | None
@@ -37,10 +37,11 @@ class Cell:
     names : tuple of str
         Parameters, after ``router.``.
     forward : callable
-        From parameters and `CellInputs` to logits (N, S), the new state (N, R) or None, and what backward needs.
+        Takes the parameters and `CellInputs`. Returns logits (N, S), the new state (N, R) or None, and what backward
+        needs.
     backward : callable
-        From dlogits, the new state's gradient or None, parameters, `CellInputs` and what forward saved, to dinp, the
-        old state's gradient or None, and the gradients of the parameters.
+        Takes dlogits, the new state's gradient or None, the parameters, `CellInputs` and what forward saved. Returns
+        dinp, the old state's gradient or None, and the gradients of the parameters.
     """
 
     names: tuple[str, ...]
