@@ -13,7 +13,7 @@ Begin with `mom.MoM`, `mom.MoMConfig` and `mom.train`. Submodules are loaded whe
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _openmp as _openmp  # first: it loads the extension
+from . import _openmp as _openmp  # must come first: it loads the extension
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
@@ -54,8 +54,8 @@ __all__ = [
 _SUBMODULES = (
     "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "routing", "sklearn", "training", "xsum",
 )  # fmt: skip
-#: Names that are loaded when they are first used, and the submodule that defines them. `TextClassifier` and
-#: `TextRegressor` need scikit-learn. They are not in ``__all__``, so that ``from mom import *`` works without it.
+#: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
+#: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.
 _LATER = {
     "Tokenizer": "data.tokenizer",
     **dict.fromkeys(("AdamW", "FinetuneConfig", "TrainingConfig", "clip_grad_norm", "pretrain", "train"), "training"),

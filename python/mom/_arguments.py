@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share. A message names the argument, what came and what was expected."""
+"""Checks of arguments that several modules share. Messages name the argument, what was passed and what was expected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def number(value: Any, name: str, low: float, wanted: str) -> float:
     """A finite real number of at least `low` that float32 can hold."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value <= LARGEST:  # also refuses NaN
+    if not low <= value <= LARGEST:  # this also refuses NaN
         raise ValueError(f"{name}: {value} is not {wanted}")
     return float(value)
 
@@ -52,7 +52,10 @@ def _as_integers(value: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
-    """(B, T) int32; one row may come as (T,). A copy, as other threads may change the original while the core reads."""
+    """Token ids (B, T) as int32, from (B, T) or a single row (T,).
+
+    The result is a copy, as other threads may change the original while the core reads.
+    """
     array = _as_integers(value, name)
     if array.ndim == 1:
         array = array[None, :]

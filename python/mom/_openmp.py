@@ -1,8 +1,9 @@
 """Loads the extension with a short spin between parallel regions.
 
 GNU OpenMP lets a thread that waits for the next parallel region spin for milliseconds before it sleeps. Where another
-process wants the same core, that makes a step many times slower. The library reads its setting once, when it is loaded
-with the extension, so the variable is set for that moment only; the user's own setting is respected.
+process wants the same core, that makes a step many times slower. The library reads the environment variable once, when
+it is loaded with the extension. So the variable is set only while the extension is loaded. If the user has set it, it
+is not changed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 
 _NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-#: Turns of a loop around the processor's pause instruction: some tens of microseconds.
+#: Iterations of a loop around the processor's pause instruction, which take some tens of microseconds.
 _SPINS = "2000"
 
 _ask = not any(name in os.environ for name in _NAMES)

@@ -1,8 +1,8 @@
-"""Model configuration: field names of the published reference, plus named behaviours of our own.
+"""Model configuration: the field names of the published reference, plus fields that select behaviour of this package.
 
-`MoMConfig` is frozen and validated on construction. Files written by the reference (or by
-Hugging Face's GPT-2) select the reference's behaviour in every respect where the defaults here
-differ; see ``BEHAVIOUR_FIELDS``.
+`MoMConfig` is frozen and validated on construction. The defaults of some fields differ from the reference's behaviour;
+see ``BEHAVIOUR_FIELDS``. Files written by the reference (or by Hugging Face's GPT-2) select the reference's behaviour
+in all of them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ BEHAVIOUR_FIELDS: dict[str, Any] = {
     "copy_single_modules": False,
 }
 
-#: Keys of other programs' files that have no effect on what is computed here (or that the
-#: reference forces off itself); they are accepted and dropped when a file is read.
+#: Keys of other programs' files that have no effect here, or that the reference itself forces off. They are accepted
+#: and dropped when a file is read.
 _IGNORED_KEYS = frozenset(
     """summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
     use_cache scale_attn_by_inverse_layer_idx reorder_and_upcast_attn model_type architectures
@@ -47,10 +47,10 @@ _IGNORED_KEYS = frozenset(
 )
 
 
-#: A configuration with none of these is a plain GPT-2's.
+#: A configuration file with none of these fields describes a plain GPT-2.
 _MOM_KEYS = frozenset({"chunks", "num_attn", "num_ffn", "router_type", "depth_per_chunk"})
 
-#: What other programs' GPT-2 may have that would change the result, and the one value that is computed here.
+#: Fields of other programs' GPT-2 that would change the result, each with the only value that this package computes.
 _GPT2_FIXED: dict[str, Any] = {
     "add_cross_attention": False, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": False,
     "pruned_heads": {},
@@ -69,9 +69,9 @@ _NON_NEGATIVE = between(0.0, _LARGEST, "a non-negative finite number of type flo
 class MoMConfig(Settings):
     """Shape and behaviour of a Mixture-of-Modules or of a plain GPT-2.
 
-    The body of the network is ``num_bottom_layers`` ordinary ("anchor") layers, then ``chunks``
-    times one MoM block (followed by one anchor layer if ``require_anchor_layer``), then
-    ``num_top_layers`` anchor layers. ``chunks=0`` is a plain GPT-2.
+    The body of the network begins with ``num_bottom_layers`` ordinary ("anchor") layers and ends with
+    ``num_top_layers`` anchor layers. Between them are ``chunks`` MoM blocks, each followed by one anchor layer if
+    ``require_anchor_layer``. ``chunks=0`` is a plain GPT-2.
 
     Parameters
     ----------
@@ -117,15 +117,15 @@ class MoMConfig(Settings):
     router_aux_loss_coef : float
         Weight of the balance loss in ``loss = lm_loss + router_aux_loss_coef * balance_loss``; see `loss_weights`.
     output_router_logits : bool
-        False leaves the balance loss out altogether.
+        If False, there is no balance loss.
     depthwise_bal_loss : bool
-        Balance loss per round and block, averaged, instead of pooled over all of them.
+        The balance loss is the average over rounds and blocks, instead of one loss pooled over all of them.
     bind_ffn_attn : bool
-        Only asserts ``num_attn == num_ffn``, as in the reference.
+        Has no effect, but requires ``num_attn == num_ffn``, as in the reference.
     balance_loss : {"switch", "reference"}
-        ``"switch"`` (default): on probabilities once (scores that are probabilities already are
-        not put through a softmax again), for every routed half. ``"reference"``: softmax of the
-        scores in any case, and no balance loss at all when ``num_attn == 1``.
+        ``"switch"`` (default): a softmax is applied only to scores that are not probabilities already, and every routed
+        half counts. ``"reference"``: a softmax is applied in any case, and there is no balance loss at all when
+        ``num_attn == 1``.
     balance_counts : {"micro", "step"}
         Whether the share of tokens f_m is counted in each micro-batch (default; the reference) or
         over the micro-batches since the gradients were last zeroed (arXiv:2501.11873).
@@ -134,8 +134,8 @@ class MoMConfig(Settings):
         ``"own"`` each half's own pool, ``"reference"`` ``num_ffn`` for linear and ``dev`` routers
         and the larger pool for ``gru``. An index beyond the half's own pool means SKIP.
     masked_query_attention : {"causal", "reference"}
-        What a masked token attends to when everything before it is masked too: its own past
-        (default), or, as in the reference, also real tokens in its future.
+        What a masked token attends to when everything before it is masked, too. ``"causal"`` (default): its own past.
+        ``"reference"``: also real tokens in its future.
     pooling : {"mask", "reference"}
         Sequence classification pools at the last token whose mask is 1 (default; without a mask,
         as the reference), and positions count from the first such token; or, as in the reference, before the first

@@ -27,7 +27,7 @@ __all__ = ["run_demo"]
 
 PathLike = str | os.PathLike[str]
 
-#: Characters of text that are used. The time is too short to train on more.
+#: Characters of text to use. The time is too short to train on more.
 _MAX_CHARS = 4_000_000
 _BATCH_SIZE = 8
 _EVAL_BATCHES = 16
@@ -43,20 +43,20 @@ def run_demo(
     seed: int = 0,
     steps: int | None = None,
 ) -> dict[str, float]:
-    """Train a small Mixture-of-Modules on the spot and show what it learnt and how it routes.
+    """Train a small Mixture-of-Modules and show what it has learnt and how it routes.
 
     Parameters
     ----------
     text : path, optional
         File or folder of text; by default the source of Python's standard library.
     out_dir : path
-        Gets the token files (``data``), the two models (``vanilla``, ``model``) and ``module_use.png``.
+        Folder for the token files (``data``), the two models (``vanilla``, ``model``) and ``module_use.png``.
     minutes : float
         About how long both phases train together; the number of steps follows from the measured speed.
     seed : int
-        Of weights, data order and sampling.
+        Seed of weights, data order and sampling.
     steps : int, optional
-        Train each phase for this many steps, whatever time that takes; the results are then the same bits every time.
+        Train each phase for so many steps, however long it takes. The results then have the same bits every time.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def run_demo(
 
 
 def _prepare_text(text: PathLike | None, folder: Path, config: MoMConfig, seed: int) -> tuple[Tokenizer, MoMConfig]:
-    """Token files and a new tokenizer out of a bounded sample of the text."""
+    """Make token files and a new tokenizer from a bounded sample of the text."""
     documents = standard_library_text() if text is None else Documents(text, on_error="skip")
     texts = _sample(documents)
     name = documents.names[0]
@@ -170,7 +170,7 @@ def _sample(documents: Documents) -> list[str]:
 
 
 class _Deadline:
-    """A callback that ends training at a time, on a machine that has become much slower than when it was measured."""
+    """A callback that ends training at a deadline, in case the machine has become much slower than measured."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.perf_counter() + seconds
@@ -185,7 +185,7 @@ class _Deadline:
 def _train_phase(
     seconds: float, steps: int | None, model: MoM, data: Path, settings: TrainingConfig, description: str
 ) -> int:
-    """Train for so many steps or, if that is None, for about so long; gives the number of steps."""
+    """Train for `steps` steps or, if that is None, for about the given time. Returns the number of steps."""
     deadline = _Deadline(1.25 * seconds if steps is None else math.inf)
     if steps is None:
         steps = max(10, int(seconds / seconds_per_step(model.config, _BATCH_SIZE, model.config.n_positions)))

@@ -26,4 +26,4 @@ class DataError(MomError, ValueError):
 
 
 class TrainingError(MomError, RuntimeError):
-    """A training run cannot go on (for example after repeated non-finite losses)."""
+    """A training run cannot continue (for example after repeated non-finite losses)."""

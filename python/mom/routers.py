@@ -1,4 +1,4 @@
-"""Kinds of routers: what the package has to know of each, in one place.
+"""Kinds of routers: all that the package needs to know about each, in one place.
 
 `KINDS` is the counterpart of the table in ``mom_c/ops/router_kinds.c``, in the same order. Its NumPy twin is
 `mom.reference.router_cells`. A test compares all three.
@@ -24,13 +24,13 @@ class RouterKind:
     ----------
     name : str
     words : tuple of str
-        A `MoMConfig.router_type` that contains all of them is of this kind. The first kind in `KINDS` that fits
-        counts, as in the reference.
+        A `MoMConfig.router_type` that contains all of these words is of this kind. The first kind in `KINDS` that fits
+        is used, as in the reference.
     recurrent : bool
-        Whether a state goes from round to round. A recurrent router may have a fourth gate that mixes in noise.
+        Whether a state is passed from round to round. A recurrent router may have a fourth gate that mixes in noise.
     sized_by_ffn : bool
-        With ``router_choices = "reference"``: whether both halves have as many outputs as the feed-forward pool needs;
-        else as the larger pool.
+        With ``router_choices = "reference"``: if True, both halves have as many outputs as the feed-forward pool needs;
+        otherwise as many as the larger pool needs.
     parameters : callable
         Shapes by name, from the numbers of inputs C, of hidden units R, of outputs S and of gates G. The names follow
         ``router.`` in a state dict.

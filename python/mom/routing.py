@@ -1,4 +1,4 @@
-"""Reading routes: how often modules were used, and which path each token took."""
+"""Reads routes: how often modules were used, and which path each token took."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
     routes : Routes
         From ``model(tokens, return_routes=True).routes``.
     mask : array of 0/1, shape (B, T) or of packed rows (N,), optional
-        Which tokens to count; by default all.
+        Tokens to count; by default all.
 
     Returns
     -------

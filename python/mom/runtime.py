@@ -30,7 +30,7 @@ class CpuInfo(TypedDict):
 
 
 def cpu_info() -> CpuInfo:
-    """The active kernels, what else this machine could run, and the number of threads.
+    """The active kernels, the other levels this machine can run, and the number of threads.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def set_cpu_level(level: str) -> str:
     Returns
     -------
     str
-        The level before.
+        The level before the call.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def set_cpu_level(level: str) -> str:
 def set_num_threads(n: int) -> None:
     """Set the number of threads of all later calls in this process.
 
-    The default is the environment variable ``OMP_NUM_THREADS``, else the CPUs the process may use.
+    The default is the environment variable ``OMP_NUM_THREADS``, or else the number of CPUs that the process may use.
     It changes the speed only: results have the same bits for any number of threads.
 
     Parameters
@@ -99,14 +99,14 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Number of threads that a call made now would use."""
+    """The number of threads that a call would use now."""
     return _core.get_num_threads()
 
 
 def machine_peak(dtype: str = "float32", threads: int | None = None, seconds: float = 0.2) -> float:
-    """The speed that matrix products cannot exceed on this machine: multiply-adds between registers only.
+    """Measure the speed that matrix products cannot exceed on this machine, with multiply-adds between registers only.
 
-    Benchmarks use it for "share of peak". Measure it in the same run as the figures that are compared with it.
+    Benchmarks use it for "share of peak". Measure the peak in the same run as the speeds that you compare with it.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def machine_peak(dtype: str = "float32", threads: int | None = None, seconds: fl
     threads : int, optional
         1 to 256; `get_num_threads` by default.
     seconds : float
-        How long to measure, 0 to 60; the best of many bursts of a few milliseconds counts, since other programs
-        only ever slow one down.
+        How long to measure, 0 to 60. The fastest of many bursts of a few milliseconds counts, since other programs can
+        only slow a burst down.
 
     Returns
     -------
@@ -137,7 +137,7 @@ class Bandwidth(NamedTuple):
     """What `memory_bandwidth` returns, in GB/s (1e9 bytes per second)."""
 
     triad: float  #: ``a[i] = b[i] + s * c[i]`` with plain stores, 12 bytes per element, as STREAM counts
-    stream: float  #: the same with stores past the caches, where the processor has them
+    stream: float  #: the same with stores that bypass the caches, if the processor has them
     read: float  #: reading only
 
 
@@ -158,8 +158,8 @@ def memory_bandwidth(bytes: int = 1 << 27, threads: int | None = None, repeats: 
 
     Notes
     -----
-    With plain stores most processors read a line before they write it, which STREAM does not count: up to 16 bytes
-    per element move. Past the caches (x86) it is 12.
+    With plain stores most processors read a cache line before they write it, which STREAM does not count: up to 16
+    bytes per element move. With stores that bypass the caches (x86) it is 12.
 
     References
     ----------
@@ -175,7 +175,7 @@ def memory_bandwidth(bytes: int = 1 << 27, threads: int | None = None, repeats: 
 
 
 def memory_limit() -> int | None:
-    """The most bytes that this process can have: the machine's memory, or less if a control group limits it.
+    """Largest number of bytes that this process can use: the machine's memory, or less if a control group limits it.
 
     Returns
     -------

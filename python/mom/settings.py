@@ -32,10 +32,11 @@ else:
 __all__ = ["Settings", "at_least", "between", "kinds_of", "one_of", "positive", "read_toml", "setting"]
 
 Self = TypeVar("Self", bound="Settings")
-#: Gives what is wrong with a value, or None.
+#: Returns what is wrong with a value, or None.
 Rule = Callable[[Any], "str | None"]
 
-#: What a value of each type of field may be. Searches over arrays give numbers of NumPy's types.
+#: Accepted types of a value for each type of field. NumPy's types are included because searches over arrays produce
+#: them.
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "int": (int, np.integer), "float": (int, float, np.integer, np.floating), "bool": (bool, np.bool_), "str": (str,),
 }  # fmt: skip

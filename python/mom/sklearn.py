@@ -1,4 +1,4 @@
-"""Classifying and rating texts with scikit-learn: `TextClassifier` and `TextRegressor`.
+"""Classify and rate texts with scikit-learn's interface: `TextClassifier` and `TextRegressor`.
 
 This module needs the package scikit-learn; the rest of `mom` does not.
 """
@@ -38,7 +38,7 @@ _FRESH_VOCAB = 2048
 
 
 class _TextEstimator(BaseEstimator):  # type: ignore[misc]
-    """Parameters, preparation of texts and training; what both estimators share."""
+    """What both estimators share: parameters, preparation of texts and training."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         return FinetuneConfig(**shared, evals_per_epoch=1)
 
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
-        """The model to begin with: as given, or a new small one with a tokenizer trained on the texts."""
+        """The initial model: the given one, or a new small one with a tokenizer trained on the texts."""
         if isinstance(self.model, (str, os.PathLike)):
             loaded: MoM = MoM.from_pretrained(self.model)
             return loaded
@@ -102,7 +102,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     def _fit(
         self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str, **learnt: Any
     ) -> None:
-        """Train, then set all attributes at once: after an error the estimator answers as before."""
+        """Train, then set all attributes at once, so that after an error the estimator predicts as before."""
         _check_number(labels, texts)
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
