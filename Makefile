@@ -3,14 +3,14 @@ PYTHON ?= python3
 TEXT ?=
 TESTS ?= tests
 PIP_FLAGS ?= --quiet --disable-pip-version-check
-# Address of an index to take PyTorch from, say one of builds for processors alone; empty: the usual one.
+# Address of a package index to install PyTorch from, such as an index of CPU-only builds. Empty: the default index.
 TORCH_INDEX ?=
 
 VENV := .venv
 TEST_VENV := .venv-test
 ECOSYSTEM_VENV := .venv-ecosystem
 ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_benchmarks.py tests/evaluate tests/parity
-# Each differently built copy has an environment of its own, so that they never mix; the second argument changes the build.
+# Each kind of build has an environment of its own, so that builds never mix. The second argument changes the build.
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ test: ## install into a fresh .venv-test and run all tests
 	$(call build_in,$(TEST_VENV))
 	$(TEST_VENV)/bin/python -m pytest $(TESTS)
 
-# The packages are imported first: without them the tests would be skipped rather than fail.
+# The packages are imported first, because tests are skipped, and do not fail, if a package is missing.
 test-ecosystem: ## run the tests that need PyTorch, transformers, datasets and lm-eval (a large download)
 	$(PYTHON) -m venv --clear $(ECOSYSTEM_VENV)
 	$(ECOSYSTEM_VENV)/bin/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -53,7 +53,7 @@ test-no-openmp: ## run the tests of a build without threads
 	.venv-serial/bin/python -c 'import mom; assert not mom.cpu_info()["openmp"]'
 	.venv-serial/bin/python -m pytest $(TESTS)
 
-# Level amx is the best one there, so it is the default of tests that do not go through all levels.
+# Level amx is the best level of this build, so tests that do not run at all levels use it.
 test-amx-emulated: ## run the tests of a build whose level amx runs on any processor with AVX-512, its instructions in plain C
 	$(call build_in,.venv-amx,MOM_AMX_EMULATED=1)
 	.venv-amx/bin/python -c 'import mom; assert mom.cpu_info()["level"] == "amx" and "emulated" in mom.cpu_info()["gemm_bf16"]'
@@ -64,10 +64,10 @@ test-debug: ## run the tests of a build with assertions and all warnings as erro
 	grep -q __assert .venv-debug/lib/python*/site-packages/mom/_core*.so
 	.venv-debug/bin/python -m pytest $(TESTS)
 
-# The sanitizer's library has to be loaded before Python. Python itself keeps memory until it exits, so leaks are looked
-# for by the tests (live bytes, reference counts) and not by the sanitizer. Sizes that nobody has must give NULL, as the
-# C library does, and not end the process. OpenMP's threads are left out: the run-time library is not built with the
-# sanitizer. Reports go to files, because pytest would swallow them together with the process.
+# The sanitizer's library must be loaded before Python. Python keeps memory until it exits, so the tests look for leaks
+# (live bytes, reference counts) and the sanitizer does not. Allocations of impossible sizes must return NULL, as the C
+# library does, and not end the process. The build has no OpenMP, since the OpenMP runtime is not built with the
+# sanitizer. Reports go to files, because pytest captures the output and would lose it when the process ends.
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call build_in,.venv-asan,MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0)
 	grep -q __asan_init .venv-asan/lib/python*/site-packages/mom/_core*.so

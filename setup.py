@@ -24,7 +24,7 @@ ROOT = Path("mom_c")
 
 
 def read_flags() -> dict[str, str]:
-    """The variables of mom_c/flags.mk, with references replaced."""
+    """Read the variables of mom_c/flags.mk and replace references to other variables."""
     flags: dict[str, str] = {}
     for line in (ROOT / "flags.mk").read_text().splitlines():
         assignment = re.fullmatch(r"(\w+) :=(.*)", line)
@@ -42,7 +42,7 @@ def enabled(name: str, default: bool = False) -> bool:
 
 
 def files(pattern: str) -> list[str]:
-    """Files of the core; its examples and tests are programs of their own."""
+    """Source files of the core. Its examples and tests are left out, since they are separate programs."""
     return sorted(path.as_posix() for path in ROOT.glob(pattern) if path.parent.name not in ("examples", "tests"))
 
 
@@ -60,7 +60,7 @@ class BuildCore(build_ext):
     """Compiles every file with its own flags, several at a time."""
 
     def has(self, feature: str, link: bool = False) -> bool:
-        """Whether the compiler translates a feature's probe."""
+        """Whether the compiler can compile a feature's test program."""
         flags = words(f"PROBE_FLAGS_{feature}")
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "probe.c"
@@ -80,7 +80,7 @@ class BuildCore(build_ext):
         return flags
 
     def rebuild_if_changed(self, settings: str) -> None:
-        """Other flags than last time in this build folder: what is there does not count as up to date."""
+        """If the flags differ from those of the last build in this folder, build everything again."""
         stamp = Path(self.build_temp) / "settings.txt"
         if not stamp.is_file() or stamp.read_text() != settings:
             self.force = True
