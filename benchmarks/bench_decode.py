@@ -1,13 +1,13 @@
 """Tokens per second of cached decoding, beside the memory's bandwidth and Hugging Face's ``generate``.
 
-Generating reads every executed weight once per token, so the bound is bandwidth over bytes; bandwidth is that of a
-triad measured in the same rounds. Contestants take turns, round after round, in two processes that live as long as
-the benchmark (one per interpreter), so that a slow spell of the machine hits all of them alike.
+Generating reads every executed weight once per token, so the speed is bounded by bandwidth divided by bytes. The
+bandwidth is measured with a triad in the same rounds. Contestants take turns in every round, so a slow moment of the
+machine affects all of them. They run in two processes, one per interpreter, that live as long as the benchmark.
 
     python benchmarks/bench_decode.py --torch-python /path/to/venv/bin/python
 
-With ``--perplexity MODEL TOKENS`` it prints instead what bfloat16 and int8 weights cost a trained model in perplexity
-on a token file, every token through a step of the decoder.
+With ``--perplexity MODEL TOKENS`` it prints instead how much bfloat16 and int8 weights raise a trained model's
+perplexity on a token file. Every token then goes through a step of the decoder.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Examples per second of fine-tuning on GLUE sentences, beside Hugging Face's GPT-2 for sequence classification.
 
-Both sides go through the same batches of rows of similar length, from the same weights: this package packed, Hugging
-Face padded to the longest row of the batch. Contestants take turns, round after round, in two processes that live as
-long as the benchmark (one per interpreter), so that a slow spell of the machine hits all of them alike. See README.md
-in this folder for what is compared.
+Both sides train on the same batches of rows of similar length, from the same weights. This package packs the rows;
+Hugging Face pads them to the longest row of the batch. Contestants take turns in every round, so a slow moment of the
+machine affects all of them. They run in two processes, one per interpreter, that live as long as the benchmark.
+README.md in this folder says what is compared.
 
     python benchmarks/bench_finetune.py --data glue --torch-python /path/to/venv/bin/python
 
-With ``--share`` it measures instead how much of ``mom.glue.finetune`` goes to reading, tokenising and metrics, for this
-package's contestants.
+With ``--share`` it measures instead what share of the time of ``mom.glue.finetune`` is spent on reading, tokenising and
+metrics, for this package's contestants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Matrix products of real models, timed beside the machine's peak and NumPy's products.
+"""Speed of the matrix products of real models, compared with the machine's peak and with NumPy's products.
 
     python benchmarks/bench_gemm.py --presets mini,base --precision float32
 """

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_optimizer.py
 
-Bytes counted per parameter: the parameter and two moments read and written, the gradient read, 28 in all; 4 more if
-gradients are zeroed, 4 more for the norm, which reads the gradients before. Yardsticks are measured in every round:
-STREAM's triad with plain stores, and past the caches (what moves is counted in full; see
-`mom.runtime.memory_bandwidth`). Models whose tensors fit into the last cache can be faster than memory.
+It counts 28 bytes per parameter: the parameter and two moments are read and written, and the gradient is read. Zeroing
+the gradients adds 4 bytes, and the norm, which reads the gradients first, adds 4 more. Every round also measures
+STREAM's triad with plain stores and with stores that bypass the caches, where all bytes that move are counted; see
+`mom.runtime.memory_bandwidth`. Models whose tensors fit into the last cache can be faster than memory.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What is paid whatever the work: the import, a forward pass over one short sentence, Python in a step.
+"""Costs that do not depend on the amount of work: the import, a forward pass over one short sentence, Python in a step.
 
     python benchmarks/bench_overheads.py
 
-*import* is the time of the statement `import mom` in a fresh interpreter, NumPy included, whose own share is printed
-too. *sentence* is ``model(tokens)`` of the `mini` preset for a batch of one. *Python in a step* is the time of the
-calls of a train step of a tiny model that is not spent in the extension. There is no loop over tokens in it, but
-NumPy's check of the range of ids and labels, and after a long step the interpreter finds its own code out of the
-caches, so it is printed as a share of the step too.
+*import* is the time of the statement `import mom` in a fresh interpreter. It includes NumPy; NumPy's share is also
+printed. *sentence* is ``model(tokens)`` of the `mini` preset for a batch of one. *Python in a step* is the time of the
+calls of a train step of a tiny model that is not spent in the extension. There is no loop over tokens in it, but NumPy
+checks the range of ids and labels. After a long step the interpreter's own code is also no longer in the caches.
+Therefore the time is printed as a share of the step, too.
 """
 
 from __future__ import annotations

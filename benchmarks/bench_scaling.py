@@ -1,4 +1,4 @@
-"""What a train step costs as the sequence, the pool, the rounds, the share of SKIP or the threads grow.
+"""Cost of a train step as the sequence length, the pool, the rounds, the share of SKIP or the threads grow.
 
     python benchmarks/bench_scaling.py
     python benchmarks/plot_scaling.py bench_scaling.json
@@ -11,9 +11,9 @@ rounds   rounds of the block; products grow in proportion, but for anchors and h
 skip     share of choices that are SKIP, top-1, forced through the bias of the routers' SKIP output
 threads  1 to --threads, or --thread-counts
 
-A step is forward, backward, clipping, AdamW and zeroing; the learning rate is 0, so that routes stay where they are.
-GFLOP counts the multiplications that the routes ask for (see README.md), *of peak* divides by the machine's peak,
-measured before each point; the best of a sweep counts.
+A step is forward, backward, clipping, AdamW and zeroing. The learning rate is 0, so that the routes do not change.
+GFLOP counts the multiplications that the routes require (see README.md). *of peak* divides by the machine's peak. The
+peak is measured before each point, and the best of a sweep is used.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def set_skip_bias(model: Any, half: str, value: float) -> None:
 def force_skip(model: Any, tokens: Any, share: float) -> dict[str, float]:
     """Set biases so that about this share of choices is SKIP; gives what came out, by half.
 
-    Both halves are searched at once: a token's later routes depend on its earlier ones, so it is no more than nearly
-    monotonic, but near enough.
+    Both halves are searched at once. A token's later routes depend on its earlier ones, so the share is only nearly
+    monotonic, but that is enough.
     """
     if share in (0.0, 1.0):
         for half in ("attn", "ffn"):

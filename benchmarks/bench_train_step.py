@@ -1,9 +1,9 @@
 """Speed and memory of one train step, beside PyTorch and the machine's own matrix product.
 
 One step is forward, backward, clipping to norm 1 and AdamW with weight decay on all but LayerNorms
-and biases. Implementations take turns, round after round, and each measurement is a process of its
-own, so that the peak resident memory is that of the implementation alone and a slow spell of the
-machine hits all of them alike. See README.md in this folder for what the columns mean.
+and biases. Implementations take turns in every round, so a slow moment of the machine affects all of them. Each
+measurement runs in a process of its own, so its peak resident memory is that of one implementation. README.md in this
+folder says what the columns mean.
 
     python benchmarks/bench_train_step.py --torch-python /path/to/venv/bin/python
 """

@@ -1,4 +1,4 @@
-"""What several benchmarks share: facts of the machine, timing, arguments, writing results."""
+"""Code that several benchmarks share: facts about the machine, timing, arguments, writing results."""
 
 from __future__ import annotations
 

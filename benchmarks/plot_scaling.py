@@ -2,8 +2,8 @@
 
     python benchmarks/plot_scaling.py bench_scaling.json
 
-Lines are the time of a step per token, of the best step, and what it would be if it followed the multiplications from
-the first point on; areas are its parts (medians).
+One line is the time per token of the best step. The other is the time expected if the first point's time grew in
+proportion to the multiplications. Areas are the parts of the step (medians).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Tables of docs/results.md out of the files that the commands there leave behind.
+"""Makes the tables of docs/results.md from the files that the commands on that page write.
 
     python benchmarks/results_table.py runs/gpt2 runs/mom --output docs/results.md
 
-Each folder is one model's: ``*/log.jsonl`` and ``*/step-*`` of its phases of pre-training, ``valid.json``,
-``glue*/TASK/results.json`` (several such folders are for several seeds) and ``xsum/rouge.json``. What is not there yet
-is left out of the tables. With ``--output`` the tables replace what stands between the document's marks.
+Each folder belongs to one model: ``*/log.jsonl`` and ``*/step-*`` of its phases of pre-training, ``valid.json``,
+``glue*/TASK/results.json`` (several such folders are for several seeds) and ``xsum/rouge.json``. Missing results are
+left out of the tables. With ``--output`` the tables replace the text between the document's marks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Mixture-of-Modules in plain PyTorch, eager: the yardstick for the C core.
 
-Computes what the published model computes (Gong et al., arXiv:2407.06677), in the way such a model
-is usually written in PyTorch: a Python loop over the modules of a pool, rows gathered with
-``index_select`` and scattered back with ``index_add_``. State-dict names and layouts are the
-reference's (`c_attn`, `c_fc`, `c_proj` are [in, out], routers [out, in]), so parameters and
-gradients can be exchanged by name.
+Computes the same as the published model (Gong et al., arXiv:2407.06677), written as such a model usually is in PyTorch.
+A Python loop goes over the modules of a pool; rows are gathered with ``index_select`` and scattered back with
+``index_add_``. State-dict names and layouts are those of the reference, so parameters and gradients can be exchanged by
+name: `c_attn`, `c_fc`, `c_proj` are [in, out], routers [out, in].
 
 Left out, and refused by name: dropout, the noise gate of ``random`` routers, classification heads,
 balance counts over several micro-batches, the package's own treatment of masked queries.
