@@ -157,8 +157,8 @@ def gemm_products(preset: str) -> list[Product]:
     Returns
     -------
     list of Product
-        Plain ones of anchors, routers and head; those of the pools with tokens dealt out evenly among modules and
-        SKIP.
+        Plain products of anchors, routers and head, and grouped products of the pools. There the tokens are divided
+        evenly among modules and SKIP.
     """
     config, tokens = MoMConfig.preset(preset), _TOKENS[preset]
     width, inner, router = config.n_embd, config.inner_size, config.router_dim

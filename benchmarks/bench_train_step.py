@@ -2,7 +2,7 @@
 
 One step is forward, backward, clipping to norm 1 and AdamW with weight decay on all but LayerNorms
 and biases. Implementations take turns in every round, so a slow moment of the machine affects all of them. Each
-measurement runs in a process of its own, so its peak resident memory is that of one implementation. README.md in this
+measurement runs in a process of its own, so the peak resident memory belongs to one implementation. README.md in this
 folder says what the columns mean.
 
     python benchmarks/bench_train_step.py --torch-python /path/to/venv/bin/python
@@ -154,10 +154,10 @@ def multiplications(
 ) -> dict[str, float]:
     """Floating-point operations of one train step by part: 2 per multiplication, forward and 2x backward.
 
-    Counted is what the result needs, whether or not an implementation does more: modules by the
-    tokens routed to them, anchors, routers (without the product of the first round's zero state),
-    attention on and below the diagonal between tokens that chose a module, the head for scored
-    positions. Recomputation does not count.
+    Only work that the result needs is counted, even if an implementation does more. Modules count by the tokens routed
+    to them. Routers count without the product with the first round's zero state. Attention counts on and below the
+    diagonal, between tokens that chose a module. The head counts for scored positions. Anchors count in full, and
+    recomputation does not count.
 
     Parameters
     ----------

@@ -3,8 +3,8 @@
  * mom_arena
  *     To allocate is to add to a counter. A mark records how much is in use. Releasing to a mark gives back everything
  *     allocated since, and the arena keeps the memory for the next use. Blocks are never moved, so pointers stay valid
- *     until they are released. An arena that has grown replaces its blocks by a single one as soon as it is empty, so a
- *     loop soon stops calling malloc.
+ *     until they are released. When an arena with several blocks becomes empty, a single larger block replaces them. So
+ *     a loop soon stops calling malloc.
  * mom_region
  *     One block of a known size that two arenas share: the lower arena takes from the bottom, the upper one from the
  *     top. The block need only be large enough for what both use at the same time. An allocation that does not fit goes

@@ -25,9 +25,9 @@ static inline size_t mom_most_depth(const mom_kernels *k, mom_dtype precision) {
     return precision == MOM_BF16 ? k->gemm.kc_bf16 : k->gemm.kc;
 }
 
-/* Steps of a block of k when there are kk steps in all. The blocks are as few as the caches allow and of nearly equal
- * size. In items the size is an odd multiple of 4, like kc, so that neighbouring panels do not fall on the same sets of a
- * cache while rows are distributed over them. On tiles it is a number of whole chunks. */
+/* Steps of a block of k when there are kk steps in all. There are as few blocks as the caches allow, of nearly equal
+ * size. Counted in items, the size is an odd multiple of 4, like kc. Otherwise neighbouring panels would fall on the
+ * same sets of a cache while packing writes to several panels. On tiles the size is a number of whole chunks. */
 size_t mom_block_depth(const mom_kernels *k, mom_dtype precision, size_t kk);
 
 /* Items of n packed columns. The last block of k may end in half a pair, or in a part of a chunk. */

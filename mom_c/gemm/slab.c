@@ -10,8 +10,8 @@ static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t column
     return mom_has_few_rows(k, g) && g->m <= k->gemm.mr ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
 }
 
-/* No more columns of c than stay in the second cache from one block of k to the next, and fewer if there would not be
- * enough tasks for the threads. Narrow tasks pack much for few products, so they need a better reason. */
+/* Columns of c that a task computes: as many as stay in the second cache from one block of k to the next, or fewer if
+ * the threads would not have enough tasks. Narrow tasks pack much for few products, so they need a better reason. */
 size_t mom_slab_task_columns(const mom_slab *s) {
     const mom_kernels *k = s->x->k;
     const size_t nr = k->gemm.nr, threads = (size_t)s->x->threads, wanted = threads > 1 ? 4 * threads : 1;

@@ -61,8 +61,8 @@ typedef struct {
 
 #define MOM_MOST_PACKED ((size_t)16 << 20) /* bytes of b that are packed at a time, unless even the narrowest slab has more */
 
-/* In a dry run with MOM_DRY_ANY_ROUTES the memory must also do if rows, or steps of k, are distributed over the products
- * of the group in any other way. */
+/* Sizes of the memory that a slab needs. In a dry run with MOM_DRY_ANY_ROUTES it must also be enough for any other
+ * distribution of rows, or steps of k, over the products of the group. */
 mom_slab_sizes mom_slab_measure(const mom_slab *s);
 
 /* Runs one task of a slab; context is a mom_slab_job (gemm/compute.c). */

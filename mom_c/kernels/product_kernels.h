@@ -52,8 +52,8 @@ typedef struct {
 typedef struct {
     /* a and b are packed. */
     void (*packed)(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate, const void *next);
-    /* As `packed`, for the first `rows` <= MOM_FEW_ROWS rows of a. c has room for MOM_FEW_ROWS rows. NULL if `packed` is
-     * as fast. */
+    /* As `packed`, for the first `rows` <= MOM_FEW_ROWS rows of a. Memory for MOM_FEW_ROWS rows of c must exist. NULL
+     * if `packed` is as fast. */
     void (*packed_few)(size_t kc, size_t rows, const float *a, const float *b, float *c, size_t ldc, int accumulate);
     /* a is read where it lies: row i is rows[i] (kc). NULL if packing is faster. */
     void (*a_rows)(size_t kc, const float *const *rows, const float *b, float *c, size_t ldc, int accumulate,

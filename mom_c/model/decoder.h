@@ -11,8 +11,9 @@
  * after its last complete token.
  *
  * Weights: a float32 decoder reads the network's own weights in place. A bfloat16 or int8 decoder uses copies of the
- * modules' matrices and of the head, made by init, so it does not see later changes of these weights. Routers, biases,
- * LayerNorms and embeddings stay float32 and are read in place. A forward pass always uses the network's own weights.
+ * modules' matrices and of the head. They are made by init, so later changes of these weights have no effect. Routers,
+ * biases, LayerNorms and embeddings stay float32 and are read in place. A forward pass always uses the network's own
+ * weights.
  *
  * One thread at a time may use a decoder or its network.
  */

@@ -1,8 +1,8 @@
 /* The memory of a network's passes, and the plan of how much a pass needs.
  *
- * One block, the region, holds the arrays that a pass keeps (`saved`, from the bottom) and its temporaries
- * (`workspace`, from the top). Before the first pass of a kind, a dry run of forward and backward measures how large
- * the region must be. So no list of arrays has to be maintained: a plan includes what a new operator allocates.
+ * One block, the region, holds the arrays that a pass keeps (`saved`, from the bottom) and temporaries (`workspace`,
+ * from the top). Before the first pass of a kind, a dry run of forward and backward measures how large the region must
+ * be. So no list of arrays has to be maintained: a plan includes what a new operator allocates.
  */
 #ifndef MOM_MODEL_MEMORY_PLAN_H
 #define MOM_MODEL_MEMORY_PLAN_H

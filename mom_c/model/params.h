@@ -1,7 +1,7 @@
 /* The parameters of a network: one block of memory, a table of names, and pointers grouped by pool.
  *
- * Names and shapes are those of the reference's state dict, or Hugging Face's for a plain GPT-2, so its checkpoints can
- * be read as they are. Weights of modules are stored [in, out], weights of routers and heads [out, in].
+ * Names and shapes are those of the reference's state dict; for a plain GPT-2, those of Hugging Face. So published
+ * checkpoints can be read as they are. Weights of modules are stored [in, out], weights of routers and heads [out, in].
  */
 #ifndef MOM_MODEL_PARAMS_H
 #define MOM_MODEL_PARAMS_H

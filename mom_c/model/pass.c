@@ -266,8 +266,8 @@ typedef struct {
     float balance_scale;
 } backward_state;
 
-/* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them, since
- * memory use is largest during the first halves of backward. Weights are packed for all rounds but the last. */
+/* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them. During
+ * the first halves of backward, memory use is largest. Weights are packed for all rounds but the last. */
 static mom_status share_over_rounds(mom_gpt *gpt, const mom_place *place, int half, size_t round, backward_state *b) {
     const mom_pass *pass = &gpt->last.pass;
     if (mom_pool_has_state(mom_place_pool(place, half)) && round + 1 == place->rounds)

@@ -13,7 +13,7 @@ typedef struct {
     double step;  /* updates this tensor has had, before this one; written: + 1 when used */
     int decay;    /* weight decay applies */
     int used;     /* 0: no gradient in this step: nothing changes, not even the step count */
-    int leave_grad; /* zero_grad does not write this gradient: somebody else will */
+    int leave_grad; /* zero_grad skips this gradient: it is zero already, or the next product overwrites it */
     /* Of an embedding, else 0 and NULL: n = rows * width. */
     size_t width;
     const uint8_t *touched; /* by row: whether its gradient may differ from zero; NULL: all may */

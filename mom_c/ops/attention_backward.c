@@ -255,7 +255,7 @@ static void backward_task(void *context, size_t number, int thread) {
 /* ---- tasks */
 
 /* A task per head computes all three gradients from the same weights. If there are too few heads to keep the threads
- * busy, the gradients of queries and of keys are computed by separate tasks, in parts, and the weights twice. */
+ * busy, separate tasks compute the gradients of queries and of keys in parts, and the weights are computed twice. */
 static mom_status list_tasks(mom_attention_job *job, const mom_exec *x, size_t *number, mom_error *err) {
     const size_t heads = job->spec->B * job->spec->H;
     mom_attention_task *whole, *cut;

@@ -1,6 +1,6 @@
-/* The tied head never holds all logits. It goes over tiles of ROWS x COLUMNS of them, which stay in cache between the
- * product that computes them and the passes that use them. Forward keeps a running maximum and sum per row. Backward
- * knows the log-sum-exp and computes the logits again. */
+/* The tied head never holds all logits. It computes tiles of ROWS x COLUMNS logits and uses each tile while the tile is
+ * in cache. Forward keeps a running maximum and sum per row. Backward knows the log-sum-exp and computes the logits
+ * again. */
 #include "ops/cross_entropy.h"
 
 #include <math.h>

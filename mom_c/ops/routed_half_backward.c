@@ -119,7 +119,7 @@ mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient
 
 /* ---- enter */
 
-/* Arguments of mom_half_enter_backward, or of the split one, and what they compute from them. */
+/* Arguments of mom_half_enter_backward or its split variant, and values computed from the arguments. */
 typedef struct {
     const mom_layer_part *parts;
     size_t count;

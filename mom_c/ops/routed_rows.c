@@ -146,8 +146,8 @@ static void layernorm_parameters_task(void *context, size_t task, int thread) {
     }
 }
 
-/* Pass 2, by token. The gradients of xhat from all slots of a token are gathered in the row of its first slot, so that
- * the costlier part of the backward formula runs once per token. */
+/* Pass 2, by token. The gradients of xhat from all slots of a token are added up in the row of the token's first slot.
+ * So the costlier part of the backward formula runs once per token. */
 static void layernorm_input_task(void *context, size_t task, int thread) {
     const layernorm_backward_job *job = context;
     const mom_normed_rows *rows = job->rows;

@@ -53,8 +53,9 @@ static entry *partition(entry *first, entry *last) {
     }
 }
 
-/* Puts at nth the element that a full sort would put there, and larger ones before it. The GNU library changes to a heap after
- * 2 log2(n) unlucky partitions. For the sizes here that only bounds the cost, so it is left out. */
+/* Moves to `nth` the element that a full sort would put there, with no smaller element before it. The GNU library
+ * changes to a heap after 2 log2(n) unlucky partitions. For the sizes here that only bounds the cost, so it is left
+ * out. */
 static void nth_element(entry *first, entry *nth, entry *last) {
     while (last - first > 3) {
         entry *cut = partition(first, last);

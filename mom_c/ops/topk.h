@@ -1,10 +1,10 @@
 /* Indices of the K largest of a few scores, in falling order.
  *
  * Just after initialisation scores lie so close together that exact ties between float32 numbers occur in every batch. Which
- * of two equal scores is kept then depends on the selection algorithm. To follow recorded runs, up to MOM_TOPK_EXACT scores
- * are selected with the same steps as std::nth_element and std::sort of the GNU C++ library, which torch.topk uses for so few
- * elements. With more scores, ties go to the lower index.
- * NaN counts as larger than every number. The indices are always distinct.
+ * of two equal scores is kept then depends on the selection algorithm. torch.topk selects among few scores with
+ * std::nth_element and std::sort of the GNU C++ library. To reproduce recorded runs, up to MOM_TOPK_EXACT scores are
+ * selected here with the same steps. With more scores, ties go to the lower index. NaN counts as larger than every
+ * number. The indices are always distinct.
  */
 #ifndef MOM_OPS_TOPK_H
 #define MOM_OPS_TOPK_H

@@ -1,9 +1,10 @@
 /* A harness for the operators of the core.
  *
- * An operator is tested on a table of cases. For each case the harness fills arrays with random numbers, computes the
- * expected results in double precision by the operator's plain definition, and then checks, at every level of this machine:
+ * An operator is tested on a table of cases. For each case the harness fills arrays with random numbers. It computes
+ * the expected results in double precision, by the operator's plain definition. At every level of this machine it
+ * checks:
  *
- *   results   of 1, 2 and 3 threads have the same bits, are those of the definition, and those of the first level
+ *   results   of 1, 2 and 3 threads have the same bits and agree with the definition and the first level
  *   inputs    are unchanged
  *   dry run   writes nothing and allocates what the real run allocates
  *   failures  of each allocation end in MOM_ERR_MEMORY and leave no memory behind

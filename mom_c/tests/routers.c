@@ -143,7 +143,7 @@ static void cell_define(check_case *c) {
         for (size_t s = 0; s < S; s++)
             check_expected(c, GRADIENTS + OUT_BIAS)[s] += (double)dlogits[t * S + s];
     }
-    for (size_t i = 0; i < N * R && c->options & FIRST; i++) /* nobody wants it, but the definition has added to it */
+    for (size_t i = 0; i < N * R && c->options & FIRST; i++) /* not compared, but the definition has added to it */
         check_expected(c, DSTATE_IN)[i] = check_input(c, DSTATE_IN, i);
 }
 

@@ -6,8 +6,8 @@
 
 /* ------------------------------------------------------------------ sizes: n, rows, width
  *
- * Tensor 0 has n elements and weight decay, tensor 1 has n elements and no gradient in this step, tensor 2 is an
- * embedding of (rows, width) of which every third row is touched. */
+ * Tensor 0 has n elements and weight decay. Tensor 1 has n elements and no gradient in this step. Tensor 2 is an
+ * embedding (rows, width), with every third row touched. */
 
 enum { GRADIENT, PARAM, EXP_AVG, EXP_AVG_SQ, TENSORS_END = 12, TOUCHED = TENSORS_END, NORM, SCALED };
 

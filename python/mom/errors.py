@@ -1,9 +1,8 @@
 """Exceptions of the package.
 
-What concerns files, configurations and runs derives from `MomError` and from the built-in
-exception a caller would expect, so that both ``except mom.MomError`` and ``except ValueError``
-work. Wrong arguments of a call (a shape, a dtype, a range) raise the plain built-in exceptions,
-``ValueError``, ``TypeError``, ``RuntimeError`` or ``MemoryError``, that NumPy users know.
+Exceptions about files, configurations and runs derive from `MomError` and from a built-in exception. So both
+``except mom.MomError`` and, for example, ``except ValueError`` work. Wrong arguments of a call (a shape, a dtype, a
+range) raise only built-in exceptions, as in NumPy: ``ValueError``, ``TypeError``, ``RuntimeError``, ``MemoryError``.
 """
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "MomError", "TrainingError"]

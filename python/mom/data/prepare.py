@@ -126,7 +126,7 @@ def prepare(
 
 
 def read_meta(data: PathLike) -> dict[str, Any]:
-    """``meta.json`` of prepared data; empty for a bare token file."""
+    """``meta.json`` of prepared data; empty for a token file without one."""
     path = Path(data)
     file = (path if path.is_dir() else path.parent) / "meta.json"
     if not file.is_file():

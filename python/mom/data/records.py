@@ -1,10 +1,10 @@
-"""Records out of files and iterables: what the readers of texts, GLUE and XSUM share.
+"""Reads records from files and iterables: code that the readers of texts, GLUE and XSUM share.
 
-A reader books every record of a source in a report: kept, or left out for a reason that has a name and a count. Nothing
-is left out in silence. The readers of GLUE and XSUM go through all rows first. With ``on_error="raise"`` a source with
-any error then ends in a `RecordError`, which says how many rows have which error and where the first one is; with
-``"skip"`` these rows are left out, and a warning says the same. What was read goes, as one line, to the logger of this
-module; the command ``mom`` shows it.
+A reader counts every record of a source in a report: as kept, or as skipped for a named reason. No record is skipped
+silently. The readers of GLUE and XSUM first read all rows. If any row has an error, ``on_error="raise"`` raises a
+`RecordError`. Its message says how many rows have which error and where the first one is. With ``"skip"`` these rows
+are skipped, and a warning says the same. A summary in one line goes to the logger of this module; the command ``mom``
+shows it.
 """
 
 from __future__ import annotations

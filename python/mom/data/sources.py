@@ -41,7 +41,7 @@ PathLike = str | os.PathLike[str]
 
 #: Kinds of files that a folder is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-#: Kinds of files that are also read as text if they are named one by one.
+#: Kinds of files that are read as text if the caller names the file itself.
 _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
 _BLOCK = 1 << 18
 _LONGEST_UNBROKEN = 4 * _BLOCK
@@ -365,8 +365,9 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
 def _safe_cut(text: str, start: int, limit: int) -> int:
     """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
 
-    Tokens of the pre-tokenizer have white space only at their beginning, or consist of nothing else. So between another
-    character and the white space after it there is always a boundary, and no token depends on what is before it.
+    Tokens of the pre-tokenizer have white space only at their beginning, or consist only of white space. So a token
+    always ends before white space that follows another character. Later tokens do not depend on the text before this
+    boundary.
     """
     for mark in ("\n", " "):
         found = text.rfind(mark, start + 1, limit + 1)

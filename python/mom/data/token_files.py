@@ -6,8 +6,8 @@ there is a ``meta.json`` beside the file, as `mom.data.prepare` writes it, the f
 `WindowSampler` draws windows of T tokens. In ``"random"`` mode an epoch visits every one of the non-overlapping windows
 once. Their order is a keyed permutation of their numbers, a mixed-radix Feistel network. It needs no memory and is
 computed for a whole batch at once. The position in the epoch is a single number, so a run resumes exactly, at no cost.
-(A stored permutation of the 9 million windows of OpenWebText would take 72 MB and half a second per epoch.) Each epoch
-shifts all windows by a random offset, so over the epochs every token takes every place in a window.
+A stored permutation of the 9 million windows of OpenWebText would take 72 MB and half a second per epoch. Each epoch
+shifts all windows by a random offset, so over many epochs a token appears at every position of a window.
 
 References
 ----------
@@ -264,7 +264,7 @@ class WindowSampler:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly here, fit for JSON."""
+        """The position in the data as JSON values. `load_state_dict` continues from it exactly."""
         return {
             "mode": self.mode,
             "seed": self.seed,

@@ -130,7 +130,7 @@ def _sibling(path: Path, kind: str) -> Iterator[Path]:
 
 
 def write_file(path: PathLike, content: Content) -> dict[str, Any]:
-    """Write or replace one file so that a crash leaves the old or the new one, never a mixture.
+    """Write or replace one file. A crash leaves the old file or the new one, never a mixture.
 
     Parameters
     ----------

@@ -124,8 +124,8 @@ def beam_search(
 
     Notes
     -----
-    The search for a prompt ends when there are `num_beams` hypotheses and no running beam could overtake the worst of
-    them, even if all further tokens of the beam had probability 1.
+    The search for a prompt ends when there are `num_beams` hypotheses and no running beam could overtake the worst
+    hypothesis. For this test all further tokens of a beam are given probability 1.
     """
     rules = _checked(max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, stop_token)
     if isinstance(prompts, (list, tuple)) and not prompts:

@@ -117,9 +117,9 @@ class MoMForSequenceClassification(Network):
             its last token. Not together with `attention_mask`, nor with ``pooling = "reference"``, which looks for
             padding.
         positions : array of int, as `tokens`, optional
-            Position ids; by default 0, 1, 2, ... in every sequence. With ``pooling = "mask"`` they begin at the first
-            token that is not masked, so that masked padding on either side does not change a prediction. With
-            ``"reference"``, padding on the left takes up positions, as in the published code.
+            Position ids; by default 0, 1, 2, ... in every sequence. With ``pooling = "mask"`` positions count from the
+            first unmasked token, so masked padding on either side does not change a prediction. With ``"reference"``,
+            padding on the left takes up positions, as in the published code.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
 

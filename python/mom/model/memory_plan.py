@@ -31,10 +31,10 @@ class MemoryPlan:
         Whether it is a training step, or a forward pass alone.
     activation_checkpointing : bool
     parameters, gradients, moments : int
-        Weights, their gradients and AdamW's two moments, each float32. If only some parameters are trained, the
-        gradients are those that are computed, and the moments are those of the trained parameters and of others for
-        which an optimizer has some. The moments of all the model's optimizers count; without an optimizer, those of
-        one.
+        Weights, their gradients and AdamW's two moments, each float32. If only some parameters are trained, only
+        gradients that are computed count. The moments are those of trained parameters, and of other parameters if an
+        optimizer already has moments for them. The moments of all the model's optimizers count; without an optimizer,
+        those of one.
     activations : int
         What backward needs if every module is in use; without training, what the pass itself holds.
     packed : int

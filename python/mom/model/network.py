@@ -127,8 +127,8 @@ class Network:
     def train_only(self, *patterns: str) -> None:
         """Choose the parameters that get gradients; the others are frozen.
 
-        Gradients of frozen parameters are not computed where that saves work, and do not count in `has_gradient`, so
-        that clipping and the optimizer pass over them.
+        Gradients of frozen parameters are not computed where that saves work. They do not count in `has_gradient`, so
+        clipping and the optimizer skip them.
 
         Parameters
         ----------
