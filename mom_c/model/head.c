@@ -132,7 +132,7 @@ mom_status mom_head_logits(const mom_activations *a, const mom_exec *x, const mo
         return mom_error_set(err, MOM_ERR_STATE, "logits: there is no forward pass to take them from");
     for (size_t i = 0; i < count && a->rows.unneeded; i++)
         if (a->rows.unneeded[rows ? (size_t)rows[i] : i])
-            return mom_error_set(err, MOM_ERR_STATE, "logits: row %zu was not wanted of the forward pass",
+            return mom_error_set(err, MOM_ERR_STATE, "logits: row %zu was not asked for in the forward pass",
                                  rows ? (size_t)rows[i] : i);
     const size_t C = a->pass.config->C, V = a->pass.config->V;
     mom_gemm g = {.m = count, .n = V, .k = C, .c = out, .ldc = V};

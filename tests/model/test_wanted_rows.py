@@ -64,7 +64,7 @@ def computes_some(model: mom.MoM) -> bool:
     try:
         model._core.logits(None)
     except RuntimeError as error:
-        assert "not wanted" in str(error)
+        assert "not asked for" in str(error)
         return True
     return False
 
@@ -176,7 +176,7 @@ def test_what_counts_as_wanted() -> None:
     rows = np.array([7, 159, 80], np.int32)
     model._core.forward(**model.inputs(tokens, None, None, None), rows=rows)
     np.testing.assert_allclose(model._core.logits(rows), want[rows], rtol=1e-5, atol=1e-5)
-    with pytest.raises(RuntimeError, match="row 8 was not wanted"):
+    with pytest.raises(RuntimeError, match="row 8 was not asked for"):
         model._core.logits(np.array([7, 8], np.int32))
     with pytest.raises(ValueError, match="rows: 160 at position 0"):
         model._core.forward(**model.inputs(tokens, None, None, None), rows=np.array([160], np.int32))

@@ -104,7 +104,7 @@ def test_resuming_keeps_the_plan_and_the_dtype(dtype: str, data: Path, tmp_path:
     ("changes", "kind", "message"),
     [
         ({"phase": "three"}, ConfigError, "phase: 'three' is not one of 'vanilla', 'mom'"),
-        ({"vanilla": "x"}, ConfigError, "vanilla: is the result of phase 'vanilla'"),
+        ({"vanilla": "x"}, ConfigError, "vanilla: phase 'vanilla' makes this model"),
         ({"recipe": "soup"}, ConfigError, "recipe: 'soup' is not one of paper"),
         ({"tokens": None}, ConfigError, "tokens: expected one of tokens and minutes"),
         ({"minutes": 1.0}, ConfigError, "tokens: expected one of tokens and minutes"),

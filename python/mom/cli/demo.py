@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--out_dir", default="mom-demo", metavar="DIR", help="folder for the model and the picture")
     parser.add_argument("--minutes", type=float, default=2.0, help="about how long to train")
     parser.add_argument("--steps", type=int, help="steps of each phase, instead of --minutes")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and sampling")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, data order and sampling")
     add_threads(parser)
 
 

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
     parser.add_argument("--run_dir", metavar="DIR", help="folder for logs and checkpoints (default: none are written)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --run_dir")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --run_dir")
     add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")

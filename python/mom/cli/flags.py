@@ -149,11 +149,11 @@ def add_generation(group: Any) -> None:
     """Flags for writing summaries."""
     group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
     group.add_argument(
-        "--max_summary", type=int, help="tokens kept free for a summary and its end (as in fine-tuning; there 64)"
+        "--max_summary", type=int, help="tokens kept free for a summary and its end (default: as in fine-tuning, or 64)"
     )
     group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
     group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
     group.add_argument(
-        "--no_repeat_ngram_size", type=int, default=0, help="never repeat so many tokens of a summary; 0: allowed"
+        "--no_repeat_ngram_size", type=int, default=0, help="a summary never repeats so many tokens; 0: it may"
     )
-    group.add_argument("--examples", type=int, default=3, help="summaries to show beside reference and LEAD-1")
+    group.add_argument("--examples", type=int, default=3, help="summaries to show, each with reference and LEAD-1")

@@ -15,10 +15,10 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
         commands, "lm_eval", _run, "run lm-evaluation-harness with the model 'mom'",
-        "All that follows goes to the harness, for example: mom lm_eval run --model mom --model_args "
+        "All arguments are passed to the harness, for example: mom lm_eval run --model mom --model_args "
         "pretrained=FOLDER --tasks lambada_openai.",
     )  # fmt: skip
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the harness gets")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the harness")
 
 
 def _run(a: argparse.Namespace) -> int:

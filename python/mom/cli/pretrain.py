@@ -17,9 +17,9 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
         commands, "pretrain", _run, "one phase of the published recipe, scaled to a budget",
-        "Phase 'vanilla' trains the plain GPT-2 whose layers will be the modules of the preset's model; phase 'mom' "
-        "starts that model --from the first phase's and trains it. 'mom train' has every setting; this command has "
-        "the recipe's.",
+        "Phase 'vanilla' trains a plain GPT-2. Phase 'mom' makes its layers the modules of the preset's model (--from "
+        "names the folder of phase one) and trains that model. The settings are those of the recipe; 'mom train' "
+        "lets you choose all of them.",
     )  # fmt: skip
     parser.add_argument("--phase", required=True, choices=("vanilla", "mom"), help="which phase")
     parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare'")
@@ -28,13 +28,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
     add_changes(parser)
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens (5e6 will do)")
-    budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, by the speed of a few steps")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="whose settings")
-    parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="another highest learning rate")
+    budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens, such as 5e6")
+    budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, from the speed of a few steps")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="recipe with the settings")
+    parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="highest learning rate")
     add_dtype(parser, resumed=True)
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint, with its plan")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the data")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
     add_progress(parser)
     add_threads(parser)
 

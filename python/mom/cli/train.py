@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     parser = command(
         commands, "train", _run, "train a language model",
         "The run's folder gets checkpoints, log.jsonl and, at the end, the trained model in the folder 'model'. "
-        "SIGTERM and Ctrl-C save a checkpoint first; --resume goes on to the bits of a run that was never stopped.",
+        "SIGTERM and Ctrl-C save a checkpoint first. --resume continues from it, to the same bits as without the stop.",
     )  # fmt: skip
     parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare', or one token file")
     parser.add_argument(
@@ -34,14 +34,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest valid checkpoint, with the model and settings in it",
+        help="continue from the newest valid checkpoint, with its model and settings",
     )
     add_progress(parser)
     add_threads(parser)
     group = parser.add_argument_group("model", "one of --preset, --model or --init_from, unless a run is resumed")
     group.add_argument("--preset", metavar="NAME", help=f"a named configuration: {', '.join(PRESETS)}")
     group.add_argument("--model", metavar="FILE", help="a config.json")
-    group.add_argument("--init_from", metavar="FOLDER", help="go on training the model in this folder")
+    group.add_argument("--init_from", metavar="FOLDER", help="continue training the model in this folder")
     group.add_argument(
         "--from_vanilla", metavar="FOLDER", help="start the modules from the layers of this plain GPT-2 (phase two)"
     )

@@ -177,7 +177,7 @@ def pretrain(
     if phase not in ("vanilla", "mom"):
         raise ConfigError(f"phase: {phase!r} is not one of 'vanilla', 'mom'")
     if phase == "vanilla" and vanilla is not None:
-        raise ConfigError("vanilla: is the result of phase 'vanilla', not where it starts")
+        raise ConfigError("vanilla: phase 'vanilla' makes this model. Use phase 'mom' to continue with it")
     if recipe not in RECIPES:
         raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     run = Path(run_dir)
