@@ -105,7 +105,7 @@ class TorchGPT(nn.Module):
                 nn.init.normal_(value, 0.0, config.initializer_range / shrink, generator=generator)
 
     def load_parameters(self, values: Mapping[str, object]) -> None:
-        """Copy arrays or tensors under GPT-2's names and layouts; every name must match."""
+        """Copy arrays or tensors with GPT-2's names and layouts into the parameters. Every name must match."""
         state = {}
         for name, value in values.items():
             tensor = torch.as_tensor(value)

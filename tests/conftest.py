@@ -10,7 +10,7 @@ import pytest
 
 import mom
 
-# What is started in the background ignores Ctrl-C, and so would the runs that tests stop with it.
+# Processes started in the background ignore Ctrl-C. The runs that tests stop with Ctrl-C would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""Hashes of what the package computes, to show that two versions of it compute the same bits.
+"""Hashes of results of the package, to show that two versions compute the same bits.
 
 Run this script once with each version on the same machine, then compare the two files:
 

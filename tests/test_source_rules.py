@@ -161,7 +161,7 @@ def statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports_of(module: str) -> Iterator[tuple[str, str]]:
-    """Modules of the package that a module imports, anywhere in its code, and the names that it takes from them."""
+    """Modules of the package that a module imports anywhere in its code, and the imported names."""
     package = module.split(".")[:-1]
     for node in statements(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom) or not node.level:

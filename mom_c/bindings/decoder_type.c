@@ -1,7 +1,7 @@
 /* _core.Decoder: a batch of sequences that a network continues token by token; see mom.Decoder.
  *
- * A decoder keeps its network alive. Every call claims the network until it returns, so only one thread at a time uses
- * the decoder and its network. The GIL is released while the core computes. Arrays that are returned are copies.
+ * A decoder keeps its network alive. Every call claims the network until the call returns, so only one thread at a time
+ * uses decoder and network. The GIL is released while the core computes. Arrays that are returned are copies.
  */
 #include "bindings/decoder_type.h"
 

@@ -1,4 +1,4 @@
-/* Running the tasks of a slab. */
+/* Runs the tasks of a slab. */
 #include "gemm/slab.h"
 #include "gemm/sweep.h"
 
@@ -26,7 +26,7 @@ static mom_gemm_block load_block(const mom_kernels *k, const mom_block_task *t, 
     return block;
 }
 
-/* A block of k with a b that was packed by other tasks, or before. */
+/* Computes a block of k. b was packed by other tasks, or before this product. */
 static void sweep_packed(const mom_gemm_sweep *s, const mom_block_task *t, size_t p0, size_t kc) {
     const mom_slab_product *of = t->of;
     const mom_kernels *k = s->k;
@@ -37,7 +37,7 @@ static void sweep_packed(const mom_gemm_sweep *s, const mom_block_task *t, size_
     mom_sweep(s, b, left ? next : b);
 }
 
-/* A block of k, for a product of few rows. Each panel of b is read where it lies, or packed just before it is used. */
+/* Computes a block of k for a product of few rows. Each panel of b is read in place, or packed just before its use. */
 static void sweep_few_rows(const mom_gemm_sweep *s, const mom_block_task *t, size_t p0, size_t kc, mom_item *panel) {
     const mom_gemm *g = t->of->g;
     const mom_kernels *k = s->k;

@@ -12,8 +12,8 @@
  * BITS        Within a block of k, each element of c is one chain of multiply-adds over p; the blocks' sums are added in
  *             order. So a result does not depend on the threads, on other rows or on the group. Multiply-adds are fused
  *             wherever the level's processors have the instruction, which is everywhere but at the level baseline on x86.
- *             On tiles (level amx, in bfloat16) an element is one chain of sums of 32 steps each, and a tile adds these
- *             32 in an order of its own (kernels/gemm_ukr_amx.c). Such results do not depend on the blocks of k either.
+ *             On tiles (level amx, in bfloat16) an element is one chain of sums of 32 steps each. The tile adds the 32
+ *             steps in the order described in kernels/gemm_ukr_amx.c. The blocks of k do not change such results.
  */
 #ifndef MOM_GEMM_GEMM_H
 #define MOM_GEMM_GEMM_H

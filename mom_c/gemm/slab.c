@@ -1,8 +1,8 @@
 /* Cutting a slab into tasks has no effect on the bits. */
 #include "gemm/slab.h"
 
-#define LEAST_ROW_PANELS 2 /* of a task: panels of b come from the second cache or beyond for each task */
-#define FEW_ROWS_COLUMNS ((size_t)128) /* of a task with few rows: each task packs a again */
+#define LEAST_ROW_PANELS 2 /* of a task, because each task reads the panels of b from the second cache or beyond */
+#define FEW_ROWS_COLUMNS ((size_t)128) /* of a task with few rows, because each task packs a again */
 
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
     if (g->whole_blocks)

@@ -23,9 +23,9 @@ typedef struct {
     const float *weight, *bias;  /* by channel */
 } mom_gemm_norm;
 
-/* A factor of a product as it lies in memory. Element (i, p) is data[row(i) * rs + col(p) * cs]. An index, where there is
- * one, replaces i or p. A factor with a norm has its tokens along the rows, or along the columns if it is flipped; the
- * stride of the other axis, the channels, is 1. */
+/* A factor of a product as it is stored. Element (i, p) is data[row(i) * rs + col(p) * cs]. row(i) is row_index[i], or
+ * i without an index; col(p) likewise. A factor with a norm has its tokens along the rows, or along the columns if it
+ * is flipped; the stride of the other axis, the channels, is 1. */
 typedef struct {
     const void *data;         /* of type dtype */
     size_t rs, cs;            /* strides of rows and columns, in elements */
@@ -77,7 +77,7 @@ typedef struct {
     /* Row i of a is the pairs at rows[i]. */
     void (*a_rows)(size_t pairs, const mom_bf16 *const *rows, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
                    const void *next);
-    /* Step p of a is the mr pairs that begin lda * p pairs behind a. */
+    /* Step p of a is the mr pairs that begin at pair lda * p of a. */
     void (*a_columns)(size_t pairs, const mom_bf16 *a, size_t lda, const mom_bf16 *b, float *c, size_t ldc, int accumulate,
                       const void *next);
 } mom_gemm_bf16_kernels;
@@ -86,12 +86,12 @@ typedef struct {
  * A tile takes `items` pairs of steps at a time: a chunk. Both factors are padded with zeros to whole chunks. */
 typedef struct {
     size_t items;
-    /* c (panels * mr, nr) = or += a * b for 1 or 2 panels of a, one behind the other, as `pack` leaves them; b is packed
-     * as for the other kernels. The sum begins with c or zero and goes on chunk by chunk, whatever the number of panels.
-     * The first 4 * panels cache lines per chunk at `next` may be fetched. */
+    /* c (panels * mr, nr) = or += a * b for 1 or 2 consecutive panels of a, packed by `pack`; b is packed as for the
+     * other kernels. The sum begins with c or zero and proceeds chunk by chunk, so its bits do not depend on the number
+     * of panels. The first 4 * panels cache lines per chunk at `next` may be fetched. */
     void (*multiply)(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                      int accumulate, const void *next);
-    /* A thread calls `multiply` between these two. They set up its tile registers and give them back. */
+    /* A thread calls `begin` before `multiply` and `end` after it, to set up and release its tile registers. */
     void (*begin)(void);
     void (*end)(void);
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels (chunks, mr, items, 2), rounded to nearest. Rows
@@ -126,8 +126,8 @@ typedef struct {
 
 #define MOM_PANEL 64 /* outputs of a panel of the gemv kernels */
 
-/* x (rows, k) has row stride ldx, out (rows, n) has row stride ldo. A row's result has the same bits whatever the other
- * rows are. Panels hold MOM_PANEL outputs for every step of k; the last panel of a matrix is padded with zeros. n <=
+/* x (rows, k) has row stride ldx, out (rows, n) has row stride ldo. The bits of a row's result do not depend on the
+ * other rows. Panels hold MOM_PANEL outputs for every step of k; the last panel of a matrix is padded with zeros. n <=
  * MOM_PANEL outputs of a panel are written. */
 typedef struct {
     /* w (k, MOM_PANEL) */

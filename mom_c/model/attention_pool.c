@@ -1,5 +1,5 @@
-/* The attention half of a round: the router chooses modules for each token, the q, k, v of the chosen modules are
- * mixed, one attention runs over the whole sequence, the chosen modules project the heads, and the result is added to
+/* The attention half of a round. The router chooses modules for each token, and the q, k, v of the chosen modules are
+ * mixed. One attention runs over the whole sequence. The chosen modules project the heads, and the result is added to
  * the residual stream.
  *
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h

@@ -1,8 +1,8 @@
 /* Generates text token by token with a cache of keys and values.
  *
- * A decoder belongs to a network and holds a batch of sequences. It keeps their keys and values, one pair for each
- * place, round and token that chose a module, and the logits after their last tokens. A router's state is only passed
- * from round to round of the same token, so no such state is kept between tokens.
+ * A decoder belongs to a network and holds a batch of sequences. It keeps keys and values, one pair for each place,
+ * round and token that chose a module, and the logits after the last token of each sequence. A router's state is only
+ * passed from round to round of the same token, so no such state is kept between tokens.
  *
  * Order of calls: init; append; then any number of append, generate and reorder; free. The first append makes the
  * batch, later ones continue every sequence. clear begins a new batch. However a text is split into calls of append,

@@ -1,5 +1,5 @@
-/* What the files of attention share: the lists of keys and queries, tasks, a thread's scratch memory. Public functions
- * are in attention.h.
+/* Code that the files of attention share: the lists of keys and queries, tasks, a thread's scratch memory. Public
+ * functions are in attention.h.
  *
  * DESIGN  Each sequence has a list of keys (real, active tokens) and a list of queries (active tokens that see a real
  *         key). What is masked or skipped is in neither list: it is left out when rows are packed, is never read
@@ -101,7 +101,7 @@ size_t mom_attention_query_tasks(const mom_attention_job *job, mom_attention_tas
 size_t mom_attention_key_tasks(const mom_attention_job *job, mom_attention_task *tasks, int threads);
 /* Largest first, so that the last tasks to finish are small. */
 void mom_attention_sort_tasks(mom_attention_task *tasks, size_t n);
-/* When the last of these tasks is done, if threads take them in order, each as soon as it is free. */
+/* The time at which the last task is done, if each thread takes the next task as soon as the thread is free. */
 double mom_attention_finish_time(const mom_attention_task *tasks, size_t n, int threads);
 
 /* ---- scratch memory */
@@ -167,8 +167,8 @@ size_t mom_head_pairs_size(const mom_attention_job *job, size_t rows);
 typedef struct {
     float *data;    /* by query: (queries, D rounded up to nr); by channel: (D, nr). Overwritten when it is stored. */
     int by_query;
-    const float *factors; /* NULL, or what multiplies the result of each query */
-    float factor;         /* multiplies all of them if factors is NULL */
+    const float *factors; /* NULL, or a factor for the result of each query */
+    float factor;         /* factor of all results if `factors` is NULL */
 } mom_results;
 
 /* Stores n results as rows at the given positions. stage: nr * MOM_COPY_CHANNELS floats. */
@@ -193,7 +193,8 @@ void mom_transpose_tile(const mom_attention_job *job, float *dst, size_t stride,
 
 /* Whether results for so many queries come by query (see DESIGN). The bits are the same either way. */
 int mom_mixes_by_query(const mom_attention_job *job, size_t queries);
-/* Channels of a key that are packed for that, and floats of the results for a panel of nr queries, either way. */
+/* Packed channels of a key, for results by query or by channel. The second function: floats of the results for a panel of
+ * nr queries, in either case. */
 size_t mom_packed_channels(const mom_attention_job *job, int by_query);
 size_t mom_result_size(const mom_attention_job *job);
 /* Packed values, stored in tiles of `stored` keys. */
@@ -207,7 +208,7 @@ typedef struct {
  * the tile are read. */
 void mom_mix(const mom_attention_job *job, float *out, int by_query, mom_packed_tile values, const float *tile, size_t n,
              size_t lanes, int accumulate);
-/* Hides keys j .. j + n - 1, the rows of the tile, from those of the queries q .. q + lanes - 1 that do not see them. */
+/* Hides keys j .. j + n - 1, the rows of the tile, from the queries among q .. q + lanes - 1 that do not see them. */
 void mom_hide_keys(const mom_attention_job *job, const mom_head *v, float *tile, size_t j, size_t n, size_t q, size_t lanes);
 /* Dropout factor of the weight of one key in the row of one query, by their positions. */
 float mom_attention_dropout(const mom_attention_job *job, const mom_head *v, size_t query, size_t key);
@@ -220,8 +221,8 @@ size_t mom_attention_rest_scratch(const mom_attention_job *job); /* floats per t
 /* Tasks by head. */
 void mom_attention_forward_rest_task(void *context, size_t head, int thread);
 void mom_attention_backward_rest_task(void *context, size_t head, int thread);
-/* Adds what rows without a real key add to the values of keys [begin, end) in their future. dvalues has row stride ldd;
- * row: D floats of scratch memory. */
+/* Adds the contribution of rows without a real key to the gradients of the values of keys [begin, end) in their future.
+ * dvalues has row stride ldd; row: D floats of scratch memory. */
 void mom_attention_add_blind(const mom_attention_job *job, const mom_head *v, float *dvalues, size_t ldd, float *row,
                              size_t begin, size_t end);
 

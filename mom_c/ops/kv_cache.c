@@ -9,9 +9,9 @@
 
 #include "base/sizes.h"
 
-#define ALONE ((size_t)1 << 15) /* multiplications that are not worth several threads */
+#define ALONE ((size_t)1 << 15) /* work of fewer multiplications runs on one thread */
 
-/* First float of head h's keys, and of its panel `panel`. */
+/* First float of panel `panel` of head h's keys. */
 static float *key_panel(const mom_kv *kv, size_t h, size_t panel, size_t D) {
     return kv->keys + h * kv->capacity * D + panel * MOM_PANEL * D;
 }

@@ -2,8 +2,8 @@
  *
  * SHAPES      keys (H, capacity / MOM_PANEL, D, MOM_PANEL): panels of 64 keys, so that the scores of a panel are sums
  *             over D without any across lanes; values (H, capacity, D). capacity is a multiple of MOM_PANEL.
- * DEFINITION  out = sum_j p_j v_j, p = softmax over j < keys of scale <q, k_j> and `skipped` further scores of 0 whose
- *             values are 0: tokens that chose no module have k = v = 0 and are counted, not stored.
+ * DEFINITION  out = sum_j p_j v_j, p = softmax over j < keys of scale <q, k_j> and over `skipped` further scores of 0
+ *             with values of 0. These belong to tokens that chose no module: they have k = v = 0 and are only counted.
  */
 #ifndef MOM_OPS_KV_CACHE_H
 #define MOM_OPS_KV_CACHE_H

@@ -17,13 +17,13 @@ double mom_machine_seconds(void) {
 
 /* ------------------------------------------------------------------ arithmetic */
 
-#define BURST 0.004 /* seconds: long beside the start of a parallel region, short beside a time slice */
+#define BURST 0.004 /* seconds: long compared with the start of a parallel region, short compared with a time slice */
 
 typedef struct {
     float (*run)(size_t rounds, double *flop);
     size_t rounds;
     double flop[MOM_MAX_THREADS]; /* per task */
-    float sum[MOM_MAX_THREADS];   /* so that nothing is computed in vain */
+    float sum[MOM_MAX_THREADS];   /* results, kept so that the compiler cannot drop the work */
 } peak_job;
 
 static void peak_task(void *context, size_t task, int thread) {

@@ -46,13 +46,12 @@ typedef struct {
 mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer);
 
-/* The same by token and in two parts, for a half with one module that every token of half->plan has: the first `columns`
- * columns are computed for the tokens of the plan `some` only, the other columns for all. */
+/* The same by token and in two parts, for a half with one module that every token uses. The first `columns` columns are
+ * computed only for the tokens of the plan `some`, the other columns for all tokens. */
 mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
                                 mom_dtype out_dtype, const mom_half_layer *layer);
 
-/* What leaves a half. The inputs of the last product are rows of `inner`, by slot or by token, through GELU if that is
- * set. */
+/* The last layer of a half. Its inputs are the rows of `inner`, by slot or by token, after GELU if `gelu` is set. */
 typedef struct {
     const void *inner; /* of type dtype */
     int by_token, gelu;
@@ -80,7 +79,7 @@ mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient
 mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
                                    const void *dout, int by_token, const float *weight, const mom_half_layer *layer);
 
-/* Backward of enter_split. The first columns of dout are read only at the tokens of `some`, of which there must be
+/* Backward of enter_split. The first columns of dout are read only at the tokens of `some`; there must be at least
  * one. */
 mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
                                          const mom_half_gradient *gradient, float *dx, const void *dout,

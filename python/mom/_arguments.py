@@ -65,7 +65,7 @@ def as_ids(value: ArrayLike, name: str) -> NDArray[np.int32]:
 
 
 def as_packed(value: ArrayLike, name: str, letter: str = "N") -> NDArray[np.int32]:
-    """One axis of int32; a copy, as by `as_ids`."""
+    """A one-dimensional array as int32. It is a copy, as in `as_ids`."""
     array = _as_integers(value, name)
     if array.ndim != 1:
         raise ValueError(f"{name}: shape {array.shape}, expected ({letter},)")
@@ -133,7 +133,7 @@ def sampling(
     mass = 1.0 if top_p is None else number(top_p, "top_p", 0.0, "in (0, 1]")
     if not 0 < mass <= 1:
         raise ValueError(f"top_p: {top_p} is not in (0, 1]")
-    mass = max(mass, float(np.finfo(np.float32).tiny))  # smaller values would be 0 in C; either way one token is left
+    mass = max(mass, float(np.finfo(np.float32).tiny))  # not 0 in float32; either way one token is left
     if stop_token is not None and count(stop_token, "stop_token") >= config.vocab_size:
         raise ValueError(f"stop_token: {stop_token} is not in [0, {config.vocab_size})")
     return new, temperature, kept, mass, seed(seed_value), -1 if stop_token is None else int(stop_token)

@@ -1,4 +1,4 @@
-"""`mom.data.prepare`: what is written, that it is bounded and repeatable, and that failures leave nothing."""
+"""`mom.data.prepare`: the files it writes, bounded memory, repeatable results, and no files left after a failure."""
 
 from __future__ import annotations
 

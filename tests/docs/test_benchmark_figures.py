@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark scripts: what they count, divide and print, against counting one by one."""
+"""The arithmetic of the benchmark scripts: what they count, divide and print equals a count one by one."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_table_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
 
 # ---------------------------------------------------------------------- fine-tuning
 class Clock:
-    """Time that passes only when somebody says so."""
+    """A clock that advances only when told to."""
 
     def __init__(self) -> None:
         self.now = 100.0

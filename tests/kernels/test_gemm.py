@@ -1,4 +1,4 @@
-"""Matrix products beyond what holds for every operator."""
+"""Tests of matrix products, beyond the tests that every operator has."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_rows_have_the_same_bits_in_any_company(
 def test_bits_do_not_depend_on_how_a_factor_lies(
     m: int, n: int, k: int, precision: str, kernel_level: str, rng: np.random.Generator
 ) -> None:
-    # By rows and by columns whole panels may be read in place; with an index along k they are always packed.
+    # Factors stored by rows or by columns may be read in place. A factor with an index along k is always packed.
     a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
     rows, columns = rng.permutation(m), rng.permutation(k)
     expected = ops.gemm(
@@ -131,7 +131,7 @@ def test_bfloat16_at_the_edges_of_tiles_and_blocks(
 ) -> None:
     for m, n in ((1, 1), (5, 33), (12, 32), (13, 65), (24, 64), (37, 31), (130, 96)):
         a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
-        # What the rows of memory hold that are not chosen must not matter.
+        # The rows of memory that are not chosen hold NaN, which must not affect the result.
         left, right = [np.concatenate([np.full_like(rows, np.nan), rows]) for rows in (a, b)]
         options: dict[str, Any] = {"a_rows": np.arange(m) + m, "b_rows": np.arange(k) + k}
         if transpose[0]:
@@ -148,7 +148,7 @@ def test_bfloat16_at_the_edges_of_tiles_and_blocks(
 
 
 def test_padding_of_packed_factors_is_zero(kernel_level: str, rng: np.random.Generator) -> None:
-    """Products of NaN leave their factors in the memory that the next ones get."""
+    """Products of NaN run first. Their packed factors remain in the memory that the next products use."""
     for m, n, k in ((5, 7, 3), (5, 7, 33), (20, 40, 65), (13, 33, 47), (37, 70, 100)):
         nan = np.full((m + 30, k + 30), np.nan, np.float32), np.full((k + 30, n + 30), np.nan, np.float32)
         a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
@@ -165,7 +165,7 @@ def test_padding_of_packed_factors_is_zero(kernel_level: str, rng: np.random.Gen
 def test_infinities_do_not_meet_the_padding(
     transpose_a: bool, transpose_b: bool, kernel_level: str, rng: np.random.Generator
 ) -> None:
-    """Infinite times a zero of the other factor's padding would be NaN."""
+    """Infinity times a zero in the padding of the other factor would be NaN."""
     a, b = rng.uniform(1.0, 2.0, (30, 41)).astype(np.float32), rng.uniform(1.0, 2.0, (41, 40)).astype(np.float32)
     a[3, 12], b[13, 4] = np.inf, np.inf
     left, right = np.ascontiguousarray(a.T) if transpose_a else a, np.ascontiguousarray(b.T) if transpose_b else b
@@ -176,7 +176,7 @@ def test_infinities_do_not_meet_the_padding(
 
 
 def tile_products(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """c + a b as tiles sum it: 32 steps at a time, even and odd ones apart; products are exact in float32."""
+    """c + a b, summed as on tiles: 32 steps at a time, with separate sums of even and odd steps. Products are exact."""
     for begin in range(0, a.shape[1], 32):
         sums = [np.zeros_like(c), np.zeros_like(c)]
         for p in range(begin, min(begin + 32, a.shape[1])):

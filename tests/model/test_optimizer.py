@@ -309,7 +309,7 @@ def test_schedules() -> None:
             mom.training.cosine_schedule(*bad)
 
 
-# ---------------------------------------------------------------------- gradients that nobody looks at
+# ---------------------------------------------------------------------- gradients that no caller has looked at
 def trained(config: mom.MoMConfig, shown: bool, separate: bool, threads: int) -> tuple[Any, Any, list[float]]:
     """A model after steps of one and of two micro-batches; `shown`: views exist from the beginning."""
     mom.set_num_threads(threads)

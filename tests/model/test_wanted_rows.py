@@ -1,5 +1,7 @@
-"""Where only some rows of the final states are wanted, the last round leaves out what only the others depend on, to the
-same losses, gradients and logits as with all of them."""
+"""If only some rows of the final states are wanted, the last round skips work that only other rows depend on.
+
+Losses, gradients and logits are the same as with all rows.
+"""
 
 from __future__ import annotations
 

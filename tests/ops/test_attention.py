@@ -108,7 +108,7 @@ def test_bits_of_a_query_do_not_depend_on_the_others(
 
 
 def partly_seen(rng: np.random.Generator, batch: int, share: float) -> tuple[np.ndarray, ...]:
-    """q, k and v, a gradient, a mask, of whose first two rows one is full and one begins masked, and active tokens."""
+    """q, k and v, a gradient, a mask (its first row is full, its second row begins masked) and active tokens."""
     steps, channels = 140, 24
     qkv = rng.standard_normal((batch, steps, 3 * channels), dtype=np.float32)
     dout = rng.standard_normal((batch, steps, channels), dtype=np.float32)

@@ -1,5 +1,7 @@
-"""What holds for every operator: it agrees with the float64 twin at every level, its bits do not depend on the number
-of threads, inputs stay as they are, gradients add up, allocation failures are clean, nothing leaks."""
+"""What holds for every operator: it agrees with the float64 twin at every level, and threads do not change its bits.
+
+Inputs do not change and gradients add up. Failed allocations have no side effects, and nothing leaks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing beyond what holds for every operator: equal scores, plans, and properties on random choices."""
+"""Tests of routing, beyond the tests that every operator has: equal scores, plans, and properties on random choices."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_module_without_tokens_leaves_its_gradient_alone(kernel_level: str, rng:
 
 
 def test_rows_do_not_depend_on_their_company(kernel_level: str, rng: np.random.Generator) -> None:
-    """A token's output has the same bits whatever the other tokens of its module are."""
+    """The bits of a token's output do not depend on the other tokens of its module."""
     weights, biases = rng.standard_normal((2, 30, 40), dtype=np.float32), rng.standard_normal((2, 40), dtype=np.float32)
     inp = rng.standard_normal((50, 30), dtype=np.float32)
     index = rng.integers(0, 2, (50, 1))

@@ -1,4 +1,4 @@
-"""That training learns, and that accumulation, threads and evaluation do not change what it computes."""
+"""Training learns, and accumulation, threads and evaluation do not change its results."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def bucketed(
 
 
 def pack_rows(rows: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Rows one after the other.
+    """Concatenate rows.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def pack_rows(rows: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], 
 def pack_labelled(
     rows: Sequence[tuple[npt.NDArray[np.int32], int]],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Rows for a language model, each with the number of its first tokens that are not scored.
+    """Pack rows for a language model. Each row comes with the number of first tokens that are not scored.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Measuring models: GLUE's official metrics, ROUGE and the LEAD baselines, perplexity and bits per byte of texts."""
+"""Measures models: GLUE's official metrics, ROUGE and the LEAD baselines, perplexity and bits per byte of texts."""
 
 from ..glue.metrics import baseline_metrics, glue_metrics, task_score
 from ..xsum.metrics import lead, rouge, sentences

@@ -5,7 +5,7 @@ pretrained=FOLDER --tasks ...`` imports it and then runs the harness's own comma
 
 Notes
 -----
-The module imports ``lm_eval`` and with it what that needs; nothing else in the package imports this module.
+Importing this module also imports ``lm_eval`` and its dependencies. No other module of the package imports it.
 """
 
 from __future__ import annotations

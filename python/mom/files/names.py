@@ -122,7 +122,7 @@ def rename(tensors: Mapping[str, Value], config: MoMConfig, to: str = "canonical
     config : MoMConfig
         The model.
     to : {"canonical", "reference", "huggingface", "bare"}
-        The naming wanted, see the module's description.
+        The new naming; see the module's description.
 
     Returns
     -------
@@ -229,8 +229,8 @@ def vanilla_mapping(
 ) -> list[tuple[str, str]]:
     """Which tensor of a plain GPT-2 starts which tensor of a Mixture-of-Modules.
 
-    Layer j of the layers that belong to a block becomes the block's attention module j and feed-forward module j, as
-    far as the pools go. Anchor layers and embeddings are copied. Routers start fresh.
+    Of the layers that belong to a block, layer j becomes the block's attention module j and feed-forward module j, if
+    the pools have so many modules. Anchor layers and embeddings are copied. Routers start fresh.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Reads GLUE's files in the forms in which they are distributed.
 
-`read_glue` takes the original TSV folders, Parquet files, or the name of a data set on the Hub. It also takes anything
-that iterates over dicts, such as a list or a split of the library `datasets`, and a mapping from split names to any of
-these.
+`read_glue` takes the original TSV folders, Parquet files, or the name of a data set on the Hub. It also takes any
+iterable of dicts, such as a list or a split of the library `datasets`. A mapping from split names to any of these
+works, too.
 
 The original TSV files have no quoting: a line is a row, a tab ends a column, and a quotation mark is a character
 like any other. CoLA's train and dev files have no header, MRPC's begins with a byte-order mark, and test files lack the

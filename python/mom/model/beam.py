@@ -223,11 +223,11 @@ def _ban_repeats(totals: npt.NDArray[np.float64], rows: list[list[int]], size: i
 
 
 def _advance(state: _Prompt, rows: npt.NDArray[np.float64], length: int, rules: _Rules) -> list[int]:
-    """Put the best continuations in place of a prompt's beams; gives the beam that each continues."""
+    """Replace a prompt's beams by the best continuations. Returns the beam that each of them continues."""
     num_beams = rules.num_beams
     vocabulary = rows.shape[1]
     flat = rows.reshape(-1)
-    # At most num_beams of the 2 * num_beams best candidates end, so num_beams are left to go on.
+    # At most num_beams of the 2 * num_beams best candidates end, so at least num_beams continue.
     count = min(2 * num_beams, flat.size)
     best = np.argpartition(-flat, count - 1)[:count]
     best = best[np.lexsort((best, -flat[best]))]

@@ -1,4 +1,4 @@
-"""Generating text token by token, with keys and values cached."""
+"""Generates text token by token, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["Decoder"]
 
 _WEIGHTS = ("float32", "bfloat16", "int8")
-#: New tokens per call of the core; between calls Ctrl-C is heard.
+#: New tokens per call of the core. Ctrl-C takes effect between calls.
 _CHUNK = 16
 
 
 class Decoder:
-    """A batch of sequences that a model continues, each token at the cost of one token.
+    """A batch of sequences that a model continues. The work on earlier tokens is not repeated.
 
     Keys and values of earlier tokens are kept for every place and round. So a new token only reads the weights of its
-    own modules, once. For tokens that chose no module nothing is stored but their number.
+    own modules, once. For tokens that chose no module only their number is stored.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ class Decoder:
     Attributes
     ----------
     lengths : ndarray of int32, shape (B,)
-        How many tokens each sequence has.
+        Number of tokens of each sequence.
     logits : ndarray of float32, shape (B, V)
-        After the last token of each sequence that the model has read. The last token that `generate` chose is read by
-        the next call.
+        Logits after the last token of each sequence that the model has read. The next call reads the last token that
+        `generate` chose.
     bytes : int
         Memory of copied weights, cache and workspace.
 
@@ -55,12 +55,12 @@ class Decoder:
 
     Notes
     ----- With ``"float32"`` the model's weights are read in place. If an optimizer step or a write to
-    ``model.parameters`` changes them, the next token sees the change, but keys and values in the cache stay those of
-    the old weights (use `clear`). With the other formats the decoder copies the weights when it is made, and goes on
-    with these. int8 has one scale per output channel.
+    ``model.parameters`` changes them, the next token uses the new weights. Keys and values in the cache still belong to
+    the old weights; call `clear` to begin anew. With the other formats the decoder copies the weights when it is made
+    and does not see later changes. int8 has one scale per output channel.
 
     The model's own forward pass reads a long first prompt, in the model's dtype. Shorter additions and single tokens go
-    through steps. In float32, results do not depend on how a text is cut into calls, up to rounding.
+    through steps. In float32, splitting a text into several calls changes results only by rounding.
 
     Routers of a ``random`` type draw noise for each token once, when it is added, from ``model.random_state``.
 

@@ -192,7 +192,7 @@ class Network:
         training: bool = True,
         activation_checkpointing: bool | None = None,
     ) -> MemoryPlan:
-        """How many bytes batches of this shape need. The code that allocates them works it out; nothing is computed.
+        """Bytes that batches of this shape need. A dry run of the code that allocates memory measures them.
 
         Parameters
         ----------

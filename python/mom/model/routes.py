@@ -71,7 +71,7 @@ def of_rounds(config: MoMConfig, read: Callable[[int, int, int], Value]) -> dict
 def read_routes(
     core: _core.Network, config: MoMConfig, shape: tuple[int, ...], lengths: NDArray[np.int32] | None
 ) -> Routes:
-    """Routes of the network's last forward pass, whose tokens had this shape (and of packed rows these lengths)."""
+    """Read the routes of the last forward pass; `shape` is that of its tokens, `lengths` those of packed rows."""
 
     def entry(place: int, round: int, half: int) -> dict[str, NDArray[Any]] | None:
         found = core.route(place, round, half)

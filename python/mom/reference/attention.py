@@ -160,8 +160,8 @@ def backward(
     dv = dropout.forward(probs, keep, p).swapaxes(-1, -2) @ dheads
     dprobs = dropout.backward(dheads @ v.swapaxes(-1, -2), keep, p)
     dscores = probs * (dprobs - (dprobs * probs).sum(-1, keepdims=True))
-    # The weights of blind queries do not depend on the scores. In the reference, however, a huge constant is added to
-    # the scores of the past, so its autograd still passes a gradient to them.
+    # The weights of blind queries do not depend on the scores. But the reference adds a huge constant to the scores of
+    # the past, and its autograd still passes a gradient to these scores.
     passes = np.tri(qkv.shape[1], dtype=bool) & (masked_query == "reference")
     dscores = np.where(blind[:, None, :, None] & ~passes, 0.0, dscores) * _scale(q, scaled)
     dqkv = np.concatenate([_merge(dscores @ k), _merge(dscores.swapaxes(-1, -2) @ q), _merge(dv)], axis=-1)

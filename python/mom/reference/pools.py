@@ -1,4 +1,4 @@
-"""Module pools. They compute what the selected modules of one half add to the residual stream in one round.
+"""Module pools: the sum over the selected modules of one half, which is added to the residual stream in one round.
 
 An anchor layer, or a half with a single module, is treated as a pool of one module that every token selects with weight
 1. So one implementation is enough. See docs/derivations/routed_linear.md.

@@ -299,8 +299,8 @@ class Engine:
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
         """Run the forward and backward passes of a step. Their gradients add up.
 
-        The language-model loss of a step is the mean over its labelled positions, so each micro-batch is weighted by
-        its share of them. Other terms are means over the micro-batches.
+        The language-model loss of a step is the mean over the step's labelled positions. So a micro-batch has the
+        weight of its share of these positions. Other terms are means over the micro-batches.
         """
         weights, total = self.model.config.loss_weights, sum(batch.terms for batch in batches)
         joint, terms = 0.0, dict[str, float]()

@@ -74,9 +74,9 @@ class AdamW:
     def step(self, max_norm: float | None = None, *, zero_grad: bool = False) -> float | None:
         """Update every parameter that has a gradient; on request clip before and zero the gradients after.
 
-        ``optimizer.step(1.0, zero_grad=True)`` gives parameters and moments the same bits as ``clip_grad_norm(model,
-        1.0)``, ``optimizer.step()`` and ``model.zero_grad()``, but reads memory less often. The update multiplies each
-        gradient by the clipping factor as it reads the gradient, and zeroes it while it is in a cache.
+        ``optimizer.step(1.0, zero_grad=True)`` does the work of ``clip_grad_norm(model, 1.0)``, ``optimizer.step()``
+        and ``model.zero_grad()``. Parameters and moments get the same bits, but memory is read less often. The update
+        multiplies each gradient by the clipping factor as it reads the gradient, and zeroes it while it is in a cache.
 
         Parameters
         ----------
