@@ -170,7 +170,8 @@ static mom_status cell_run(check_case *c, const mom_exec *x, mom_error *err) {
     const float *state = has_state ? check_f32(c, STATE) : NULL;
     float *dstate_in = has_state ? check_f32(c, DSTATE_IN) : NULL;
     const float *dstate_out = c->options & NAIVE ? NULL : check_f32(c, DSTATE_OUT);
-    const mom_router_inputs in = {&weights, check_f32(c, INP), state, NOISE_KEY, N};
+    const mom_router_inputs in = {.weights = &weights, .inp = check_f32(c, INP), .state = state, .noise_key = NOISE_KEY,
+                                  .N = N};
     const mom_router_gradients out = {check_f32(c, DINP), dstate_in, &gradients};
     MOM_TRY(mom_router_forward(x, check_f32(c, LOGITS), &saved, &in, &spec, err));
     return mom_router_backward(x, &out, check_f32(c, DLOGITS), dstate_out, &in, &saved, &spec, err);
