@@ -152,8 +152,11 @@ class Network:
             if not fnmatch.filter(self._parameters, pattern):
                 raise ValueError(f"patterns: {pattern!r} fits no parameter of this model")
         chosen = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in self._parameters]
-        trained = np.array(chosen, np.uint8)
+        self._select(np.array(chosen, np.uint8))
+
+    def _select(self, trained: NDArray[np.uint8]) -> None:
         self._core.set_trained(trained)
+        self._core.used = self._core.used & trained
         self._trained = trained
 
     @property
@@ -342,7 +345,7 @@ class Network:
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
             "finetuning_task": self.finetuning_task, "finetuning_lengths": dict(self.finetuning_lengths),
             "activation_checkpointing": self.activation_checkpointing,
-            "memory_limit": self.memory_limit, "random_state": self.random_state,
+            "memory_limit": self.memory_limit, "random_state": self.random_state, "trained": self._trained.copy(),
             "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
 
@@ -353,6 +356,7 @@ class Network:
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
         self.finetuning_task, self.finetuning_lengths = state["finetuning_task"], state["finetuning_lengths"]
         self.activation_checkpointing, self.memory_limit = state["activation_checkpointing"], state["memory_limit"]
+        self._select(state["trained"])
 
     # ------------------------------------------------------------------ files
     def save_pretrained(

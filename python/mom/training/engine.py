@@ -256,7 +256,7 @@ class Engine:
         finally:
             model.training, model.activation_checkpointing = before
             if trained is not None:
-                model.core.set_trained(np.ones_like(trained))
+                model.core.set_trained(np.array(list(model.trainable.values()), np.uint8))
                 model.zero_grad()  # gradients of parameters that are not trained
 
     def _between_steps(self) -> None:
