@@ -1,5 +1,6 @@
-/* What the last forward pass keeps for backward, for logits and for callers that read routes. All arrays come from the
- * arena `saved` and last until the next forward pass, but backward releases most of them as it goes. */
+/* What the last forward pass keeps for backward, for logits and for callers that read routes. Arrays come from
+ * the arena `saved`, except dwte and packed, which lie in the workspace. They last until the next forward pass, but backward
+ * releases most of them as it goes. */
 #ifndef MOM_MODEL_ACTIVATIONS_H
 #define MOM_MODEL_ACTIVATIONS_H
 

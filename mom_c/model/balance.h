@@ -28,8 +28,7 @@ void mom_balance_step_free(mom_balance_step *step);
 void mom_balance_step_clear(mom_balance_step *step, const mom_config *config);
 
 /* The groups of a pass. halves: by place, two entries per round. With balance_step_counts the shares are taken over all
- * micro-batches since gradients were last zeroed. `remember` adds this pass to them; it is set once per pass that is
- * kept. */
+ * micro-batches since gradients were last zeroed. `remember` adds this pass to them; backward sets it. */
 mom_status mom_balance_collect(mom_balance_groups *out, const mom_pass *pass, const mom_params *params,
                                mom_half_saved *const *halves, mom_balance_step *step, int remember, mom_arena *arena);
 

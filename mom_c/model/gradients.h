@@ -17,7 +17,7 @@ typedef struct {
     int used;     /* it has a gradient since gradients were last zeroed */
     int written;  /* its memory may have been written since then */
     int trained;  /* optimizers update the parameter; see mom_gradients_set_trained */
-    int computed; /* backward gives it a gradient */
+    int computed; /* backward may write to it */
     _Atomic size_t held; /* number of optimizers that hold moments of it in memory */
     uint8_t *touched;   /* of an embedding: by row, 0 if its gradient is zero; else NULL */
     uint8_t *overwrite; /* of a module's matrix: its entry in mom_pool_gradients; else NULL */

@@ -84,7 +84,7 @@ mom_status mom_head_forward(mom_activations *a, const mom_params *p, const mom_b
     return batch->labels ? lm_loss(a, p, embeddings) : MOM_OK;
 }
 
-/* Adds factor * dwte to the gradient of wte, which counts as zero before anything has touched it. */
+/* Adds factor * dwte to the gradient of wte and marks all its rows as touched. */
 static void add_wte(const mom_activations *a, const mom_params *p, mom_gradients *g, float factor) {
     const size_t n = a->pass.config->V * a->pass.config->C;
     mom_scaled_add(a->pass.exec, mom_param_grad(g, p, p->wte), factor, a->dwte, n);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -540,6 +541,23 @@ def test_frozen_parameters_have_no_gradient_and_stay() -> None:
     model(TOKENS, TOKENS)
     model.backward()
     assert model.has_gradient["transformer.wte.weight"]
+
+
+def test_gradients_of_what_is_frozen_afterwards_do_not_count() -> None:
+    model = mom.MoM(CONFIG, seed=1)
+    model(TOKENS, TOKENS)
+    model.backward()
+    model.train_only("*.router.*")
+    assert not model.has_gradient["transformer.wte.weight"]
+    before = model.parameters["transformer.wte.weight"].copy()
+    mom.AdamW(model, lr=0.1).step()
+    assert np.array_equal(model.parameters["transformer.wte.weight"], before)
+
+
+def test_a_copy_trains_the_same_parameters() -> None:
+    model = mom.MoM(CONFIG, seed=1)
+    model.train_only("*.router.*")
+    assert copy.deepcopy(model).trainable == model.trainable
 
 
 def test_a_pattern_that_fits_nothing_changes_nothing() -> None:

@@ -128,7 +128,7 @@ class Network:
         """Choose the parameters that get gradients; the others are frozen.
 
         Gradients of frozen parameters are not computed where that saves work. They do not count in `has_gradient`, so
-        clipping and the optimizer skip them.
+        clipping and the optimizer skip them. A forward pass made before this call has no backward pass.
 
         Parameters
         ----------
