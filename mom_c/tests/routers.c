@@ -162,17 +162,16 @@ static mom_status cell_run(check_case *c, const mom_exec *x, mom_error *err) {
     mom_router_tensors gradients = tensors_of(c, GRADIENTS);
     mom_router_saved saved = {.hidden = check_f32(c, HIDDEN)};
     float *gates, *h_n;
-    MOM_ARENA_NEW(gates, x->workspace, N * gates_of(c) * R, err);
-    MOM_ARENA_NEW(h_n, x->workspace, N * R, err);
+    MOM_ARENA_NEW(gates, &c->scratch, N * gates_of(c) * R, err);
+    MOM_ARENA_NEW(h_n, &c->scratch, N * R, err);
     saved.gates = gates;
     saved.h_n = h_n;
     const int has_state = !(c->options & (NAIVE | FIRST));
     const float *state = has_state ? check_f32(c, STATE) : NULL;
     float *dstate_in = has_state ? check_f32(c, DSTATE_IN) : NULL;
     const float *dstate_out = c->options & NAIVE ? NULL : check_f32(c, DSTATE_OUT);
-    const mom_router_inputs in = {.weights = &weights, .inp = check_f32(c, INP), .state = state, .noise_key = NOISE_KEY,
-                                  .N = N};
-    const mom_router_gradients out = {check_f32(c, DINP), dstate_in, &gradients};
+    const mom_router_inputs in = {.weights = &weights, .inp = check_f32(c, INP), .state = state, .noise_key = NOISE_KEY, .N = N};
+    const mom_router_gradients out = {.dinp = check_f32(c, DINP), .dstate_in = dstate_in, .dweights = &gradients};
     MOM_TRY(mom_router_forward(x, check_f32(c, LOGITS), &saved, &in, &spec, err));
     return mom_router_backward(x, &out, check_f32(c, DLOGITS), dstate_out, &in, &saved, &spec, err);
 }
