@@ -201,7 +201,7 @@ def test_arguments_are_named(tokenizer):
         Tokenizer.train(TEXT, 256)
     with pytest.raises(DataError, match="vocab_size: 1000000000000 is larger than the supported maximum 16777216"):
         Tokenizer.train(["text"], 10**12)
-    with pytest.raises(DataError, match="texts: a single string"):
+    with pytest.raises(DataError, match="texts: expected texts, got a string"):
         Tokenizer.train("text", 300)
     with pytest.raises(DataError, match="texts: expected str, got bytes"):
         Tokenizer.train([b"x"], 300)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
+from .columns import checked_texts
 from .records import (
     DamagedFileError,
     RecordReport,
@@ -141,10 +142,8 @@ class TextDocuments(_DocumentStream):
     def __init__(
         self, texts: Iterable[str], *, name: str = "texts in memory", on_error: str = "raise", max_chars: int = 1 << 16
     ) -> None:
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts: a single string; expected an iterable of strings")
         super().__init__([name], on_error, max_chars)
-        self._texts = texts
+        self._texts: Iterable[str] = checked_texts(texts)
 
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         for number, text in enumerate(self._texts):
@@ -201,7 +200,11 @@ class Documents(_DocumentStream):
         max_chars: int = 1 << 16,
         name: str | None = None,
     ) -> None:
-        paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+        given = (sources,) if isinstance(sources, (str, os.PathLike)) else checked_texts(sources, "sources", "paths")
+        paths: list[PathLike] = list(given)
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)):
+                raise DataError(f"sources: expected paths, got a {type(path).__name__} among them")
         super().__init__([name] if name is not None else [os.fspath(path) for path in paths], on_error, max_chars)
         if split not in ("file", "blank_line"):
             raise DataError(f"split: {split!r} is not one of 'file', 'blank_line'")

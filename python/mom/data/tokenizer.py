@@ -12,6 +12,7 @@ Radford et al., Language Models are Unsupervised Multitask Learners, 2019, secti
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files.folders import write_file
+from .columns import checked_texts
 
 if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
     import tokenizers
@@ -103,8 +105,7 @@ class Tokenizer:
             If `vocab_size` is too small or too large, or `texts` yields something else than text.
         """
         special_tokens = list(special_tokens)
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts: a single string; expected an iterable of strings")
+        texts = checked_texts(texts)
         if not special_tokens or len(set(special_tokens)) != len(special_tokens):
             raise DataError(f"special_tokens: expected one or more distinct tokens, got {special_tokens!r}")
         least = 256 + len(special_tokens)
@@ -121,7 +122,7 @@ class Tokenizer:
             initial_alphabet=sorted(_alphabet()),
             show_progress=progress,
         )
-        backend.train_from_iterator(map(_checked_text, texts), trainer=trainer)
+        backend.train_from_iterator(map(_checked_text, texts, itertools.count()), trainer=trainer)
         return cls(backend, eos_token=special_tokens[0])
 
     @classmethod
@@ -174,15 +175,16 @@ class Tokenizer:
         -------
         ndarray of int32, shape (T,)
         """
-        return self.encode_batch([text], special)[0]
+        return self._encode([_checked_text(text)], special)[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[npt.NDArray[np.int32]]:
         """Token ids of several texts, with the library's worker threads; see `encode`."""
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts: a single string; expected a sequence of strings")
+        return self._encode([*map(_checked_text, checked_texts(texts), itertools.count())], special)
+
+    def _encode(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
         backend = self._with_special if special else self._plain
         encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
-        encodings = encode([_checked_text(text) for text in texts], add_special_tokens=False)
+        encodings = encode(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: npt.ArrayLike) -> str:
@@ -277,13 +279,14 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return backend
 
 
-def _checked_text(text: Any) -> str:
+def _checked_text(text: Any, row: int | None = None) -> str:
+    where = "" if row is None else f" in row {row}"
     if not isinstance(text, str):
-        raise DataError(f"texts: expected str, got {type(text).__name__}")
+        raise DataError(f"texts: expected str, got {type(text).__name__}{where}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"texts: lone surrogate at position {error.start}, not valid text") from None
+        raise DataError(f"texts: lone surrogate at position {error.start}{where}, not valid text") from None
     return text
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._extras import need
+from ..data.columns import checked_labels
 from .tasks import GlueTask, find_task
 
 __all__ = ["baseline_metrics", "glue_metrics", "task_score"]
@@ -66,7 +67,7 @@ def baseline_metrics(task: str | GlueTask, train_labels: npt.ArrayLike, labels: 
 
 
 def _checked(values: npt.ArrayLike, name: str, task: GlueTask) -> npt.NDArray[Any]:
-    array = np.asarray(values)
+    array = np.asarray(values) if name == "predictions" else checked_labels(values, name)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name}: shape {array.shape}, expected (N,) with N > 0")
     if task.labels is None:

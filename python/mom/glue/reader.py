@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..data.columns import is_missing
 from ..data.records import (
     MissingSplitError,
     RecordError,
@@ -333,7 +334,7 @@ class _Collector:
             value = value.strip()
             if not value:
                 return None, ("empty label", f"column {column!r}: the label is empty")
-        if value is None or value in (-1, "-", "hidden"):
+        if is_missing(value) or value in (-1, "-", "hidden"):
             return None, ("unlabelled", f"column {column!r}: {value!r} says that there is no label")
         labels = self.task.labels
         if labels is None:

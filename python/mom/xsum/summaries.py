@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..data.batches import bucketed
+from ..data.columns import checked_texts
 from ..errors import ConfigError, DataError
 from ..glue.tasks import TASKS
 from ..model import Decoder, MoM, beam_search
@@ -88,9 +89,7 @@ def summarize(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
-    if isinstance(documents, (str, bytes, Mapping)):
-        raise DataError(f"documents: expected texts, got a {type(documents).__name__}")
-    documents = list(documents)
+    documents = list(checked_texts(documents, "documents"))
     for i, document in enumerate(documents):
         if not isinstance(document, str):
             raise DataError(f"documents: item {i}: expected a string, got {type(document).__name__}")
