@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files.folders import naming_file, sync_folder, write_json
-from .sources import Documents, Piece, TextDocuments
+from .sources import Documents, Piece, TextDocuments, pieces_for
 from .token_formats import DTYPES, description_file, read_description
 from .tokenizer import Tokenizer
 
@@ -170,7 +170,7 @@ def _write_files(
         contextlib.closing(_TokenWriter(stage / "val.part", dtype)) as val,
     ):
         number = 0
-        for batch in _batches(documents, progress):
+        for batch in _batches(documents, tokenizer, progress):
             encoded = tokenizer.encode_batch([piece.text for piece in batch])
             for piece, ids in zip(batch, encoded, strict=True):
                 writer = val if _is_validation(seed, number, val_fraction) else train
@@ -247,7 +247,7 @@ def _put_in_place(stage: Path, out_dir: Path) -> None:
         raise
 
 
-def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[list[Piece]]:
+def _batches(documents: Documents | TextDocuments, tokenizer: Tokenizer, progress: bool) -> Iterator[list[Piece]]:
     """Pieces in lists of about `_BATCH_CHARS` characters."""
     from tqdm.auto import tqdm
 
@@ -255,7 +255,7 @@ def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[l
     with tqdm(desc="tokens", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
         batch: list[Piece] = []
         chars = done = 0
-        for piece in documents:
+        for piece in pieces_for(documents, tokenizer):
             batch.append(piece)
             chars += len(piece.text)
             if chars >= _BATCH_CHARS:

@@ -6,7 +6,7 @@ line at a time, and of Parquet one row group. `TextDocuments` does the same for 
 
 A long document is cut where GPT-2's pre-tokenizer has a boundary anyway, at the end of a line or word, before the white
 space. So the tokens of the pieces, joined, are the tokens of the document. Only a piece without any such place is cut
-anywhere.
+anywhere, and says so. `pieces_for` joins what must not be cut: at such places, and for other tokenizers everywhere.
 
 Bytes that are no text, lines that are no JSON, and records without the key are errors. Messages name file and line.
 With ``on_error="skip"`` such records are left out and counted in ``report``, and one warning per pass says so.
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
 from .columns import checked_texts
@@ -36,7 +37,10 @@ from .records import (
     text_of,
 )
 
-__all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "standard_library_text"]
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+__all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "pieces_for", "standard_library_text"]
 
 PathLike = str | os.PathLike[str]
 
@@ -47,13 +51,21 @@ _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
 _BLOCK = 1 << 18
 _LONGEST_UNBROKEN = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
+#: Between ASCII characters of two classes: letters, digits, and the rest. (An apostrophe may begin the token ``'s``.)
+_CLASS_ENDS = re.compile(
+    r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[0-9])(?=[!-/:-~])|(?<=[!-&(-/:-@\[-`{-~])(?=[0-9A-Za-z])"
+)
 
 
 class Piece(NamedTuple):
-    """Part of a document. A document is all its pieces joined; the last of them has `end` set."""
+    """Part of a document. A document is all its pieces joined; the last of them has `end` set.
+
+    If `safe` is not set, GPT-2's tokens may go on beyond the end of this piece.
+    """
 
     text: str
     end: bool
+    safe: bool = True
 
 
 @dataclass
@@ -354,7 +366,9 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
             text, start = "".join(parts), 0
             while len(text) - start > max_chars:
                 cut = _safe_cut(text, start, start + max_chars)
-                yield Piece(text[start:cut], False)
+                safe = cut is not None
+                cut = start + max_chars if cut is None else cut
+                yield Piece(text[start:cut], False, safe)
                 started, start = True, cut
             parts, held = [text[start:]], len(text) - start
         else:
@@ -365,19 +379,33 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
             parts, held, seen_event, started = [], 0, False, False
 
 
-def _safe_cut(text: str, start: int, limit: int) -> int:
-    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
+def pieces_for(documents: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Pieces whose tokens, joined, are the tokens of the document, whatever the tokenizer.
+
+    Memory then grows with the longest document, unless the tokenizer cuts texts as GPT-2's does.
+    """
+    parts: list[str] = []
+    for piece in documents:
+        parts.append(piece.text)
+        if piece.end or (piece.safe and tokenizer.pieces_are_safe):
+            yield Piece("".join(parts), piece.end)
+            parts = []
+
+
+def _safe_cut(text: str, start: int, limit: int) -> int | None:
+    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, None if there is none.
 
     Tokens of the pre-tokenizer have white space only at their beginning, or consist only of white space. So a token
     always ends before white space that follows another character. Later tokens do not depend on the text before this
-    boundary.
+    boundary. Text without white space is cut between letters, digits and punctuation, which share no token.
     """
     for mark in ("\n", " "):
         found = text.rfind(mark, start + 1, limit + 1)
         cut = start + len(text[start:found].rstrip(" \t\r\n")) if found > start else start
         if cut > start and not text[cut - 1].isspace():
             return cut
-    return limit
+    near = max(start + 1, limit - _BLOCK)
+    return max((match.start() for match in _CLASS_ENDS.finditer(text, near, limit)), default=None)
 
 
 def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:

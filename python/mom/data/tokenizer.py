@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ..errors import DataError
 from ..files.folders import write_file
 from .columns import checked_texts
+from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable, read_backend
 
 if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
     import tokenizers
@@ -52,7 +53,8 @@ class Tokenizer:
     Parameters
     ----------
     backend : tokenizers.Tokenizer
-        Any tokenizer of the library; truncation and padding are switched off.
+        Any tokenizer of the library. Truncation, padding and dropout of merges are switched off. A warning says if
+        texts do not come back from their tokens as they were.
     eos_token : str
         The token that separates documents.
 
@@ -65,12 +67,16 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT) -> None:
         import tokenizers
 
-        backend.no_truncation()
-        backend.no_padding()
-        self._with_special = backend
-        # In the library, "are special tokens recognised?" is state of the tokenizer. Two copies make it an argument.
-        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True
+        with library_errors("tokenizer: not usable"):
+            backend.no_truncation()
+            backend.no_padding()
+            check_behaviour(backend)
+            self._with_special = backend
+            # In the library, "are special tokens recognised?" is a state. Two copies make an argument of it.
+            self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+            self._plain.encode_special_tokens = True
+            #: Whether the tokens of a text's pieces, as `Documents` cuts them, are the tokens of the text.
+            self.pieces_are_safe = pieces_are_safe(backend)
         self._eos_token = eos_token
         ids = set(backend.get_vocab(with_added_tokens=True).values())
         self._vocab_size = max(ids, default=-1) + 1
@@ -184,7 +190,8 @@ class Tokenizer:
     def _encode(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
         backend = self._with_special if special else self._plain
         encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
-        encodings = encode(texts, add_special_tokens=False)
+        with library_errors("texts: the tokenizer cannot encode them"):
+            encodings = encode(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: npt.ArrayLike) -> str:
@@ -213,7 +220,9 @@ class Tokenizer:
             raise DataError(
                 f"ids: {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of {self._vocab_size}"
             )
-        return self._with_special.decode(array.tolist(), skip_special_tokens=False)
+        with library_errors("ids: the tokenizer cannot decode them"):
+            text: str = self._with_special.decode(array.tolist(), skip_special_tokens=False)
+        return text
 
     def token(self, id: int) -> str | None:
         """The token of an id, as the vocabulary writes it; None if the id has no token."""
@@ -239,8 +248,10 @@ class Tokenizer:
 
     # ------------------------------------------------------------------ files
     def to_json(self) -> str:
-        """Contents of a ``tokenizer.json``."""
-        return self._with_special.to_str(pretty=False)
+        """Contents of a ``tokenizer.json``, in a form that all versions of the library read."""
+        values = json.loads(self._with_special.to_str())
+        portable(values)
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def sha256(self) -> str:
@@ -319,12 +330,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     values, text = _read_object(path)
     if not isinstance(values.get("model"), dict):
         raise DataError(f"{path}: not a tokenizer.json (no 'model')")
-    import tokenizers
-
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+    backend = read_backend(values, text, path)
     if not backend.get_vocab_size():
         raise DataError(f"{path}: not a usable tokenizer (its vocabulary is empty)")
     if "ByteLevel" in json.dumps(values.get("pre_tokenizer")):
@@ -335,8 +341,8 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer:
     vocabulary, _ = _read_object(vocabulary_path)
     for token, id in vocabulary.items():
-        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < 2**31:
-            raise DataError(f"{vocabulary_path}: token {token!r} has id {id!r}, expected an integer in [0, 2**31)")
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= MAX_ID:
+            raise DataError(f"{vocabulary_path}: token {token!r} has id {id!r}, expected an integer in [0, {MAX_ID}]")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise DataError(f"{vocabulary_path}: two tokens share one id")
     _check_alphabet(vocabulary, vocabulary_path)
@@ -361,10 +367,8 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
         )
     from tokenizers import models
 
-    try:
+    with library_errors(f"{vocabulary_path}: not a usable vocabulary"):
         backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{vocabulary_path}: not a usable vocabulary ({error})") from None
     special = sorted(vocabulary.keys() - reachable, key=vocabulary.__getitem__)
     backend.add_special_tokens(special)
     return backend

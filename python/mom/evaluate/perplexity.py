@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data import TokenFile
-from ..data.sources import Documents, Piece, TextDocuments
+from ..data.sources import Documents, Piece, TextDocuments, pieces_for
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from ..model.token_loss import token_loss
@@ -217,7 +217,7 @@ def _one_part(
     totals = {"bytes": 0, "documents": 0}
 
     def windows() -> Iterator[tuple[npt.NDArray[np.int32], int]]:
-        for texts in _whole(documents):
+        for texts in _whole(pieces_for(documents, tokenizer)):
             totals["documents"] += 1
             totals["bytes"] += sum(len(text.encode("utf-8")) for text in texts)
             ids = np.concatenate([*start, *tokenizer.encode_batch(texts)])
@@ -227,11 +227,10 @@ def _one_part(
     return TextLoss(name, nats, tokens, totals["bytes"], totals["documents"])
 
 
-def _whole(documents: Documents | TextDocuments) -> Iterator[list[str]]:
+def _whole(pieces: Iterable[Piece]) -> Iterator[list[str]]:
     """The pieces of each document."""
     texts: list[str] = []
-    piece: Piece
-    for piece in documents:
+    for piece in pieces:
         texts.append(piece.text)
         if piece.end:
             yield texts
