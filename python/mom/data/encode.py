@@ -39,6 +39,8 @@ def encode_texts(
         raise DataError("tokenizer: the model has none")
     count = len(texts[0]) if len(texts) else 1
     mark = [tokenizer.eos_id] if tokenizer.eos_id is not None else tokenizer.encode("\n").tolist()
+    if not mark:
+        raise DataError("tokenizer: has neither an end-of-text token nor a token for a line feed")
     end = np.array(mark, np.int32)
     room = max_length - count * len(end)
     if room < count:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ..errors import DataError
 from ..files.folders import write_file
 from .columns import checked_texts
-from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable, read_backend
+from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable_json, read_backend
 
 if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
     import tokenizers
@@ -249,9 +249,7 @@ class Tokenizer:
     # ------------------------------------------------------------------ files
     def to_json(self) -> str:
         """Contents of a ``tokenizer.json``, in a form that all versions of the library read."""
-        values = json.loads(self._with_special.to_str())
-        portable(values)
-        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+        return portable_json(self._with_special)
 
     @property
     def sha256(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,15 @@ from ..errors import DataError, MomError
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["MAX_ID", "check_behaviour", "library_errors", "pieces_are_safe", "portable", "read_backend"]
+__all__ = ["MAX_ID", "check_behaviour", "library_errors", "pieces_are_safe", "portable_json", "read_backend"]
 
 #: No model has a larger vocabulary. The library reserves memory for all ids up to the largest one.
 MAX_ID = 2**24 - 1
 #: A text with upper and lower case, marks, several scripts, digits, punctuation and white space of all kinds.
 _PROBE = "The naïve cat 😀 sat,  on\n it's 東京 (12.5%)\tΩ e\u0301"
 _REPEATS = 4
+#: So many times longer may the replacements of a normalizer or decoder make a text, by their file and on the probe.
+_MOST_GROWTH, _PROBE_GROWTH = 2**16, 32
 
 
 @contextlib.contextmanager
@@ -56,27 +59,47 @@ def read_backend(values: dict[str, Any], text: str, path: Any) -> tokenizers.Tok
     Raises
     ------
     DataError
-        If ids are missing, negative, too large or shared, or the library cannot read the file.
+        If ids are missing, negative, too large or shared, if texts would grow beyond measure, or if the library cannot
+        read the file.
     """
     import tokenizers
 
     _check_ids(values, path)
-    if portable(values):
+    for part in ("normalizer", "decoder"):
+        growth = math.prod(map(_growth, _steps(values.get(part))))
+        if growth > _MOST_GROWTH:
+            raise DataError(f"{path}: {part}: its replacements can make a text {growth:.0e} times as long")
+    if merges_as_strings(values):
         text = json.dumps(values)
+    version = f"This is tokenizers {tokenizers.__version__}; a newer version may know it"
+    way_out = "pip install --upgrade tokenizers"
     try:
         with library_errors(f"{path}: not a usable tokenizer"):
             backend = tokenizers.Tokenizer.from_str(text)
     except DataError as error:
-        raise DataError(
-            f"{error}. This is tokenizers {tokenizers.__version__}; a newer version may read newer files: "
-            "pip install --upgrade tokenizers"
-        ) from None
+        raise DataError(f"{error}. {version}: {way_out}") from None
+    known = json.loads(backend.to_str())["model"]
+    ignored = [name for name, value in values["model"].items() if value not in (None, False) and name not in known]
+    if ignored:
+        raise DataError(f"{path}: the library ignores {', '.join(ignored)} of the model. {version}: {way_out}")
     _check_added_tokens(backend, values, path)
     return backend
 
 
-def portable(values: dict[str, Any]) -> bool:
-    """Write merges as all versions of the library read them, as strings; says whether anything was changed.
+def portable_json(backend: tokenizers.Tokenizer) -> str:
+    """Contents of a ``tokenizer.json`` that all versions of the library read, and write in the same way."""
+    values = json.loads(backend.to_str())
+    merges_as_strings(values)
+    model = values["model"]
+    if model.get("type") == "BPE":  # version 0.19 does not know this field
+        last = {name: model.pop(name) for name in ("vocab", "merges")}
+        model.setdefault("ignore_merges", False)
+        model.update(last)
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+def merges_as_strings(values: dict[str, Any]) -> bool:
+    """Write merges as all versions of the library read them, as strings. Says whether anything was changed.
 
     From version 0.20 on, the library writes pairs. A token with a space in it can only be part of a pair.
     """
@@ -113,6 +136,26 @@ def _check_ids(values: dict[str, Any], path: Any) -> None:
                 f"{path}: added token {content!r} has id {token.get('id')!r}, in the vocabulary {vocabulary[content]}"
             )
         _take(owners, content, token.get("id"), path)
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    """The single steps of a normalizer or decoder, also of sequences in sequences."""
+    waiting = [part]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, dict):
+            yield step
+            waiting += [step.get("normalizers"), step.get("decoders")]
+        elif isinstance(step, list):
+            waiting += step
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """How many times longer a step can make a text. A pattern that matches nothing lets each character stand, too."""
+    lengths = [len(text) for name in ("content", "prepend") if isinstance(text := step.get(name), str)]
+    pattern = step.get("pattern")
+    kept = 1 if lengths != [0] and (not isinstance(pattern, dict) or pattern.get("String") in (None, "")) else 0
+    return float(max([1, *(length + kept for length in lengths)]))
 
 
 def _take(owners: dict[int, str], token: str, id: Any, path: Any) -> None:
@@ -160,15 +203,18 @@ def check_behaviour(backend: tokenizers.Tokenizer) -> None:
     DataError
         If it cannot encode an ordinary text, or gives one text several encodings.
     """
-    if getattr(backend.model, "dropout", None):
+    if dropout := getattr(backend.model, "dropout", None):
         warnings.warn(
-            f"tokenizer: dropout of merges ({backend.model.dropout}) is switched off, so that a text has one encoding",
+            f"tokenizer: dropout of merges ({dropout:.6g}) is switched off, so that a text has one encoding",
             stacklevel=4,
         )
         backend.model.dropout = None
     with library_errors("tokenizer: cannot encode an ordinary text"):
+        normal = _PROBE if backend.normalizer is None else backend.normalizer.normalize_str(_PROBE)
+        _check_length(normal, "normalizer")
         ids = [backend.encode(_PROBE, add_special_tokens=False).ids for _ in range(_REPEATS)]
         got = backend.decode(ids[0], skip_special_tokens=False)
+        _check_length(got, "decoder")
     if any(again != ids[0] for again in ids):
         raise DataError("tokenizer: gives one text several encodings; measuring and preparing need a deterministic one")
     if got != _PROBE:
@@ -177,6 +223,11 @@ def check_behaviour(backend: tokenizers.Tokenizer) -> None:
             "learnt nor measured",
             stacklevel=4,
         )
+
+
+def _check_length(text: str, part: str) -> None:
+    if len(text) > _PROBE_GROWTH * len(_PROBE):
+        raise DataError(f"tokenizer: its {part} makes {len(text)} characters of {len(_PROBE)}")
 
 
 def _damage(text: str, got: str) -> str:
