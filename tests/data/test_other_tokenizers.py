@@ -84,6 +84,16 @@ LOSSLESS = {
     "added token": lambda: with_added("cat sat"),
 }
 LOSSY = {
+    "characters, almost all": (
+        lambda: trained(pre_tokenizers.Metaspace(), decoder=decoders.Metaspace(), special_tokens=[]),
+        r"drops or replaces characters \(.* U\+E000\)",
+    ),
+    "stripped at the ends": (
+        lambda: trained(
+            pre_tokenizers.ByteLevel(False), normalizers.Strip(), decoders.ByteLevel(), initial_alphabet=ALPHABET
+        ),
+        "drops white space around a text",
+    ),
     "characters": (lambda: trained(pre_tokenizers.Whitespace()), "drops or replaces characters"),
     "unknown": (
         lambda: trained(

@@ -73,10 +73,11 @@ class Tokenizer:
             check_behaviour(backend)
             self._with_special = backend
             # In the library, "are special tokens recognised?" is a state. Two copies make an argument of it.
-            self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+            content = backend.to_str()
+            self._plain = tokenizers.Tokenizer.from_str(content)
             self._plain.encode_special_tokens = True
             #: Whether the tokens of a text's pieces, as `Documents` cuts them, are the tokens of the text.
-            self.pieces_are_safe = pieces_are_safe(backend)
+            self.pieces_are_safe = pieces_are_safe(content)
         self._eos_token = eos_token
         ids = set(backend.get_vocab(with_added_tokens=True).values())
         self._vocab_size = max(ids, default=-1) + 1

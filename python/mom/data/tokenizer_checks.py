@@ -1,8 +1,8 @@
 """Checks of tokenizers that others made, before and after the ``tokenizers`` library reads them.
 
-The library trusts its files. Some it reads as something else, for some it panics, and a few bytes can make it ask for
-more memory than there is, which ends the process. So the ids of a file are checked first, and then what the loaded
-tokenizer does with a text.
+The library trusts its files. It reads some files as something else, and it panics over others. A few bytes can make it
+ask for more memory than there is, which ends the process. So the ids of a file are checked first, and then what the
+loaded tokenizer does with a text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ __all__ = ["MAX_ID", "check_behaviour", "library_errors", "pieces_are_safe", "po
 
 #: No model has a larger vocabulary. The library reserves memory for all ids up to the largest one.
 MAX_ID = 2**24 - 1
-#: A text with upper and lower case, marks, several scripts, digits, punctuation and white space of all kinds.
-_PROBE = "The naïve cat 😀 sat,  on\n it's 東京 (12.5%)\tΩ e\u0301"
+#: Texts with upper and lower case, marks, several scripts, digits, punctuation and white space of all kinds. The
+#: character U+E000 is for private use, so no vocabulary of characters has it.
+_PROBES = ("The naïve cat 😀 sat,  on\n it's 東京 (12.5%)\tΩ e\u0301 \ue000", " a\n\n b ")
 _REPEATS = 4
+#: Fields of a model that all versions of the library know.
+_FIELDS = frozenset(
+    "type vocab merges dropout unk_token unk_id continuing_subword_prefix end_of_word_suffix fuse_unk byte_fallback "
+    "max_input_chars_per_word".split()
+)
 #: So many times longer may the replacements of a normalizer or decoder make a text, by their file and on the probe.
 _MOST_GROWTH, _PROBE_GROWTH = 2**16, 32
 
@@ -35,7 +41,7 @@ def library_errors(what: str) -> Iterator[None]:
     """Turn what the library raises, panics included, into a `DataError` that begins with `what`."""
     try:
         yield
-    except (MomError, MemoryError):
+    except (MomError, MemoryError, Warning):
         raise
     except BaseException as error:
         # A panic of Rust code arrives as PanicException, which is no Exception.
@@ -78,9 +84,9 @@ def read_backend(values: dict[str, Any], text: str, path: Any) -> tokenizers.Tok
             backend = tokenizers.Tokenizer.from_str(text)
     except DataError as error:
         raise DataError(f"{error}. {version}: {way_out}") from None
-    known = json.loads(backend.to_str())["model"]
-    ignored = [name for name, value in values["model"].items() if value not in (None, False) and name not in known]
-    if ignored:
+    unusual = [name for name, value in values["model"].items() if value not in (None, False) and name not in _FIELDS]
+    known = json.loads(backend.to_str())["model"] if unusual else {}
+    if ignored := [name for name in unusual if name not in known]:
         raise DataError(f"{path}: the library ignores {', '.join(ignored)} of the model. {version}: {way_out}")
     _check_added_tokens(backend, values, path)
     return backend
@@ -177,13 +183,18 @@ def _check_added_tokens(backend: tokenizers.Tokenizer, values: dict[str, Any], p
             )
 
 
-def pieces_are_safe(backend: tokenizers.Tokenizer) -> bool:
+def pieces_are_safe(text: str) -> bool:
     """Whether the tokens of a text's pieces, as `mom.data.Documents` cuts them, are the tokens of the text.
 
-    That holds for byte-level BPE with the pre-tokenizer of GPT-2, which was looked at. It does not hold if a normalizer
-    sees more than one piece, if every piece gets a space in front, or if a token that was added may span a cut.
+    That holds for byte-level BPE with the pre-tokenizer of GPT-2. It does not hold with a normalizer, with a space in
+    front of every piece, or with added tokens in the text, which may span a cut.
+
+    Parameters
+    ----------
+    text : str
+        The tokenizer as the library writes it.
     """
-    values = json.loads(backend.to_str())
+    values = json.loads(text)
     pre = values.get("pre_tokenizer") or {}
     return bool(
         values["model"].get("type", "BPE") == "BPE"
@@ -209,34 +220,43 @@ def check_behaviour(backend: tokenizers.Tokenizer) -> None:
             stacklevel=4,
         )
         backend.model.dropout = None
+    for text in _PROBES:
+        got = _back(backend, text)
+        if got != text:
+            warnings.warn(
+                f"tokenizer: {_damage(text, got)}. {text!r} comes back as {got[:200]!r}. What is lost is neither "
+                "learnt nor measured",
+                stacklevel=4,
+            )
+            return
+
+
+def _back(backend: tokenizers.Tokenizer, text: str) -> str:
+    """What comes back of a text when its tokens are decoded."""
     with library_errors("tokenizer: cannot encode an ordinary text"):
-        normal = _PROBE if backend.normalizer is None else backend.normalizer.normalize_str(_PROBE)
-        _check_length(normal, "normalizer")
-        ids = [backend.encode(_PROBE, add_special_tokens=False).ids for _ in range(_REPEATS)]
-        got = backend.decode(ids[0], skip_special_tokens=False)
-        _check_length(got, "decoder")
+        normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+        _check_length(normal, text, "normalizer")
+        ids = [backend.encode(text, add_special_tokens=False).ids for _ in range(_REPEATS)]
+        got: str = backend.decode(ids[0], skip_special_tokens=False)
+        _check_length(got, text, "decoder")
     if any(again != ids[0] for again in ids):
         raise DataError("tokenizer: gives one text several encodings; measuring and preparing need a deterministic one")
-    if got != _PROBE:
-        warnings.warn(
-            f"tokenizer: {_damage(_PROBE, got)}. {_PROBE!r} comes back as {got[:200]!r}. What is lost is neither "
-            "learnt nor measured",
-            stacklevel=4,
-        )
+    return got
 
 
-def _check_length(text: str, part: str) -> None:
-    if len(text) > _PROBE_GROWTH * len(_PROBE):
-        raise DataError(f"tokenizer: its {part} makes {len(text)} characters of {len(_PROBE)}")
+def _check_length(made: str, text: str, part: str) -> None:
+    if len(made) > _PROBE_GROWTH * len(text):
+        raise DataError(f"tokenizer: its {part} makes {len(made)} characters of {len(text)}")
 
 
 def _damage(text: str, got: str) -> str:
     """What happened to a text, in words."""
     lost = [c for c in dict.fromkeys(text) if not c.isspace() and got.count(c) < text.count(c)]
     if lost:
-        return f"drops or replaces characters ({' '.join(lost[:12])}{' ...' if len(lost) > 12 else ''})"
+        shown = " ".join(c if c.isalnum() or c.isascii() else f"U+{ord(c):04X}" for c in lost[:12])
+        return f"drops or replaces characters ({shown}{' ...' if len(lost) > 12 else ''})"
     if got.strip() == text.strip():
-        return "adds white space around a text"
+        return f"{'adds' if len(got) > len(text) else 'drops'} white space around a text"
     if _letters(got) == _letters(text):
         return "changes white space"
     return "changes texts"
