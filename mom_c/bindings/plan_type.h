@@ -17,6 +17,5 @@ typedef struct {
 } mom_plan_object;
 
 mom_plan_object *mom_plan_new(PyObject *module);
-static inline const mom_routing_plan *mom_plan_of(PyObject *object) { return &((mom_plan_object *)object)->plan; }
 
 #endif
