@@ -21,13 +21,18 @@ typedef enum { MOM_COMPUTE, MOM_DRY, MOM_DRY_ANY_ROUTES } mom_dry_run;
 typedef struct {
     const mom_kernels *k;
     int threads;
-    mom_arena *workspace; /* for temporaries; operators release what they allocate */
+    mom_arena *workspace; /* for temporaries; operators that succeed release what they allocate */
     mom_dtype precision;  /* of the factors of linear layers */
     mom_dry_run dry_run;
 } mom_exec;
 
 /* Runs `tasks` tasks on x->threads threads; see mom_parallel_run. A dry run skips them. */
 void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context);
+
+/* A part [begin, end) of a loop over rows or elements. */
+typedef void (*mom_rows_task)(const void *context, size_t begin, size_t end);
+/* Runs a loop over [0, n) in tasks of `most` rows, the last of which may be shorter. A dry run skips them. */
+void mom_parallel_rows(const mom_exec *x, size_t n, size_t most, mom_rows_task run, const void *context);
 
 /* memset with 0, and memcpy. A dry run does not write to `out`. */
 void mom_zero(const mom_exec *x, void *out, size_t bytes);

@@ -133,9 +133,8 @@ mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *products, size_t coun
     }
     for (; slab.begin < widest; slab.begin += slab.width) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_slab(&slab, err);
+        MOM_TRY(run_slab(&slab, err));
         mom_arena_release(x->workspace, mark);
-        MOM_TRY(status);
     }
     return MOM_OK;
 }

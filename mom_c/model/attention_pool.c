@@ -111,8 +111,9 @@ static mom_status allocate(const mom_pass *pass, mom_half_saved *saved) {
     return MOM_OK;
 }
 
-static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                          const float *x_in, const float *state) {
+mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
+                                      const float *x_in, const float *state) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
     saved->input = x_in;
@@ -129,15 +130,9 @@ static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_ha
     const mom_attention_spec spec = attention_spec(pass, at, saved);
     MOM_TRY(mix_qkv(pass, at, saved, &half));
     MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, &spec, pass->err));
-    return mom_half_leave(&last, *x_out, &output, &out);
-}
-
-mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                                      const float *x_in, const float *state) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = forward(pass, at, saved, x_out, x_in, state);
+    MOM_TRY(mom_half_leave(&last, *x_out, &output, &out));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
 static mom_status new_zeros(float **out, const mom_pass *pass, size_t n) {
@@ -184,8 +179,9 @@ static mom_status mix_backward(const mom_pass *pass, const mom_half_round *at, c
     return mom_half_enter_backward(&half, &gradient, b->dx, dused_qkv, dqkv, 1, qkv_weight(pass, at, saved), &in);
 }
 
-static mom_status backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                           const mom_half_backward *b) {
+mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                                       const mom_half_backward *b) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_exec *x = pass->exec;
     const int routed = mom_half_round_pool(at)->routed;
     const size_t n = pass->N * pass->config->C, scores = pass->N * saved->route.plan.K;
@@ -204,13 +200,8 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
         return MOM_ERR_MEMORY;
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, &spec, pass->err));
     MOM_TRY(mix_backward(pass, at, saved, b, dqkv, dused_qkv));
-    return routed ? mom_route_backward(pass, at, saved, b, dused, dused_qkv) : MOM_OK;
-}
-
-mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                                       const mom_half_backward *b) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = backward(pass, at, saved, b);
+    if (routed)
+        MOM_TRY(mom_route_backward(pass, at, saved, b, dused, dused_qkv));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -19,8 +19,9 @@ static mom_half_output output_of(const mom_pass *pass, const mom_half_round *at,
     return output;
 }
 
-static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                          const float *x_in, const float *state) {
+mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
+                                const float *x_in, const float *state) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
     saved->input = x_in;
@@ -35,19 +36,14 @@ static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_ha
     const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
     const mom_half_output output = output_of(pass, at, saved);
     MOM_TRY(mom_half_enter(&half, saved->inner, c->dtype, 0, NULL, &in));
-    return mom_half_leave(&half, *x_out, &output, &out);
-}
-
-mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                                const float *x_in, const float *state) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = forward(pass, at, saved, x_out, x_in, state);
+    MOM_TRY(mom_half_leave(&half, *x_out, &output, &out));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
-static mom_status backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                           const mom_half_backward *b) {
+mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                                 const mom_half_backward *b) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_exec *x = pass->exec;
     const size_t n = pass->N * pass->config->C, scores = pass->N * saved->route.plan.K;
@@ -67,13 +63,8 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
     MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output,
                                     masked ? masked : b->dx, &out));
     MOM_TRY(mom_half_enter_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
-    return pool->routed ? mom_route_backward(pass, at, saved, b, dused, NULL) : MOM_OK;
-}
-
-mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                                 const mom_half_backward *b) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = backward(pass, at, saved, b);
+    if (pool->routed)
+        MOM_TRY(mom_route_backward(pass, at, saved, b, dused, NULL));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -48,7 +48,10 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
     mom_exec x = *exec;
     x.workspace = &gpt->memory.workspace;
     x.precision = gpt->config.dtype;
-    return mom_head_logits(&gpt->last, &x, &gpt->params, out, rows, count, err);
+    const mom_arena_mark mark = mom_arena_get_mark(x.workspace);
+    const mom_status status = mom_head_logits(&gpt->last, &x, &gpt->params, out, rows, count, err);
+    mom_arena_release(x.workspace, mark);
+    return status;
 }
 
 /* ------------------------------------------------------------------ backward */

@@ -189,13 +189,10 @@ static mom_status forward_places(mom_gpt *gpt) {
     for (size_t i = 0; i < gpt->params.num_places; i++) {
         const mom_place *place = &gpt->params.places[i];
         const mom_arena_mark mark = begin_place(gpt);
-        mom_status status = MOM_OK;
-        for (int half = 0; half < 2 && status == MOM_OK; half++)
-            status = pack_pool(gpt, place, half, place->rounds, 0);
-        if (status == MOM_OK)
-            status = forward_place(gpt, i, &x);
+        for (int half = 0; half < 2; half++)
+            MOM_TRY(pack_pool(gpt, place, half, place->rounds, 0));
+        MOM_TRY(forward_place(gpt, i, &x));
         end_place(gpt, mark);
-        MOM_TRY(status);
     }
     gpt->last.x = x;
     return MOM_OK;
@@ -229,6 +226,7 @@ static void begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mo
     mom_activations *a = &gpt->last;
     mom_arena_clear(&gpt->memory.saved);
     mom_arena_clear(&gpt->memory.workspace);
+    gpt->memory.workspace.region->tagged = 0;
     *a = (mom_activations){.keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint, .observer = batch->observer};
     a->exec = *exec;
     a->exec.workspace = &gpt->memory.workspace;
@@ -320,12 +318,10 @@ static mom_status backward_places(mom_gpt *gpt, backward_state *b) {
         if (p->places[i].block)
             block--;
         const mom_arena_mark mark = begin_place(gpt);
-        mom_status status = MOM_OK;
         b->dstates[0] = b->dstates[1] = NULL;
-        for (size_t round = p->places[i].rounds; round-- > 0 && status == MOM_OK;)
-            status = backward_round(gpt, i, block, round, b);
+        for (size_t round = p->places[i].rounds; round-- > 0;)
+            MOM_TRY(backward_round(gpt, i, block, round, b));
         end_place(gpt, mark);
-        MOM_TRY(status);
     }
     return MOM_OK;
 }

@@ -85,6 +85,7 @@ static mom_status leave_backward(const mom_half *half, leaving *l, float *dscore
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t In = l->layer->In, C = l->layer->Out, blocks = mom_column_blocks(In);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, half, 2 * plan->M));
     MOM_TRY(new_slot_scale(&l->slot_scale, half, l->output->weight));
@@ -101,20 +102,18 @@ static mom_status leave_backward(const mom_half *half, leaving *l, float *dscore
     if (l->dslots)
         MOM_TRY(mom_half_mix(half, l->dinner, half->dtype, l->dslots, NULL, In));
     if (dscore) {
-        mom_half_score_job job = {half, dscore, l->partial, blocks, l->dout, MOM_F32, 1, l->layer->bias, C};
-        mom_parallel_for(x, mom_row_tasks(plan->slots), mom_half_score_task, &job);
+        const mom_half_score_job job = {half, dscore, l->partial, blocks, l->dout, MOM_F32, 1, l->layer->bias, C};
+        mom_half_run_score(&job);
     }
+    mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
 
 mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
                                    void *dinner, const mom_half_output *output, const float *dout,
                                    const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     leaving l = {.gradient = gradient, .inner = inner, .dinner = dinner, .output = output, .dout = dout, .layer = layer};
-    const mom_status status = leave_backward(half, &l, dscore);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return leave_backward(half, &l, dscore);
 }
 
 /* ---- enter */
@@ -194,6 +193,7 @@ static mom_status enter_backward(entering *e, float *dx, float *dscore) {
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = e->layer->In, blocks = mom_column_blocks(C);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, half, 2 * e->count * plan->M));
     MOM_TRY(new_slot_scale(&e->slot_scale, half, e->weight));
@@ -208,32 +208,28 @@ static mom_status enter_backward(entering *e, float *dx, float *dscore) {
     }
     gradients_are_set(x, e->gradient, plan);
     if (e->weight) {
-        mom_half_score_job job = {half, dscore, e->partial, blocks, e->dout, half->dtype, e->by_token, e->layer->bias,
+        const mom_half_score_job job = {half, dscore, e->partial, blocks, e->dout, half->dtype, e->by_token, e->layer->bias,
                                   e->layer->Out};
-        mom_parallel_for(x, mom_row_tasks(plan->slots), mom_half_score_task, &job);
+        mom_half_run_score(&job);
     }
-    return through_layernorm(half, e, dx);
+    MOM_TRY(through_layernorm(half, e, dx));
+    mom_arena_release(x->workspace, mark);
+    return MOM_OK;
 }
 
 mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
                                    const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
     entering e = {.parts = &whole_layer, .count = 1, .gradient = gradient, .dout = dout, .by_token = by_token,
                   .weight = weight, .layer = layer};
-    const mom_status status = enter_backward(&e, dx, dscore);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return enter_backward(&e, dx, dscore);
 }
 
 mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
                                          const mom_half_gradient *gradient, float *dx, const void *dout,
                                          const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
     entering e = {.parts = parts, .count = 2, .gradient = gradient, .dout = dout, .by_token = 1, .layer = layer};
-    const mom_status status = enter_backward(&e, dx, NULL);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return enter_backward(&e, dx, NULL);
 }

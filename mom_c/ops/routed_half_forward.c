@@ -7,6 +7,7 @@ static const void *packed_of(const mom_half_layer *layer, size_t m) { return lay
 static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
                         const float *weight, const mom_half_layer *layer) {
     const size_t width = layer->Out;
+    const mom_arena_mark mark = mom_arena_get_mark(parts->half.exec->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, &parts->half, count * parts->half.plan->M));
     for (const mom_layer_part *part = parts; part < parts + count; part++) {
@@ -31,26 +32,22 @@ static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mo
             }
         }
     }
-    return mom_half_run_products(&parts->half, &list);
+    MOM_TRY(mom_half_run_products(&parts->half, &list));
+    mom_arena_release(parts->half.exec->workspace, mark);
+    return MOM_OK;
 }
 
 mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
-    const mom_status status = enter(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return enter(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
 }
 
 mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
                                 mom_dtype out_dtype, const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
-    const mom_status status = enter(parts, 2, out, out_dtype, 1, NULL, layer);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return enter(parts, 2, out, out_dtype, 1, NULL, layer);
 }
 
 typedef struct {
@@ -59,19 +56,18 @@ typedef struct {
 } copy_job;
 
 /* Tokens without a slot keep their row of the residual stream. */
-static void copy_skipped_task(void *context, size_t task, int thread) {
+static void copy_skipped_task(const void *context, size_t begin, size_t end) {
     const copy_job *job = context;
     const mom_routing_plan *plan = job->half->plan;
     const size_t C = job->half->C;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->N, mom_row_tasks(plan->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++)
         if (!plan->K || plan->slot[t] < 0)
             memcpy(job->x_out + t * C, job->half->x + t * C, C * sizeof(float));
 }
 
-static mom_status leave(const mom_half *half, float *x_out, const mom_half_output *output, const mom_half_layer *layer) {
+mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
+                          const mom_half_layer *layer) {
+    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->Out;
@@ -102,18 +98,11 @@ static mom_status leave(const mom_half *half, float *x_out, const mom_half_outpu
     if (plan->K > 1) {
         mom_half_mix_job job = {.half = half, .out = x_out, .x = half->x, .y = y, .weight = output->weight,
                                 .dropout = output->dropout, .width = C};
-        return mom_half_run_mix(&job);
+        MOM_TRY(mom_half_run_mix(&job));
+    } else if (x_out != half->x && plan->slots < plan->N) {
+        const copy_job job = {half, x_out};
+        mom_parallel_rows(x, plan->N, MOM_TASK_ROWS, copy_skipped_task, &job);
     }
-    copy_job job = {half, x_out};
-    if (x_out != half->x && plan->slots < plan->N)
-        mom_parallel_for(x, mom_row_tasks(plan->N), copy_skipped_task, &job);
-    return MOM_OK;
-}
-
-mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
-                          const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = leave(half, x_out, output, layer);
     mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -104,8 +104,8 @@ typedef struct {
     size_t Out;
 } mom_half_score_job;
 
-/* dscore += sum of the blocks + <dout, bias>: the gradient of a score without the module's output. By rows of slots. */
-void mom_half_score_task(void *context, size_t task, int thread);
+/* dscore += sum of the blocks + <dout, bias>: the gradient of a score without the module's output. */
+void mom_half_run_score(const mom_half_score_job *job);
 
 /* ---- lists of products (routed_half.c) */
 

@@ -8,8 +8,7 @@
 #include "ops/layernorm.h"
 #include "ops/routing_plan.h"
 
-/* Tasks of a pass over so many tokens or slots. */
-static inline size_t mom_row_tasks(size_t rows) { return mom_div_up(rows, 32); }
+#define MOM_TASK_ROWS ((size_t)32) /* tokens or slots per task of a pass over them */
 
 /* The module of a slot. Of the modules that begin at or before the slot it is the last, since an empty module begins at
  * the same slot as the next module. */

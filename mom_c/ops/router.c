@@ -45,16 +45,16 @@ float **mom_router_tensor(mom_router_tensors *tensors, const mom_router_param *p
 mom_status mom_router_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                               const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = mom_router_type_of(spec)->forward(x, logits, saved, in, spec, err);
+    MOM_TRY(mom_router_type_of(spec)->forward(x, logits, saved, in, spec, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
 mom_status mom_router_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = mom_router_type_of(spec)->backward(x, out, dlogits, dstate_out, in, saved, spec, err);
+    MOM_TRY(mom_router_type_of(spec)->backward(x, out, dlogits, dstate_out, in, saved, spec, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }

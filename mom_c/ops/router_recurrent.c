@@ -168,9 +168,10 @@ static mom_status run_products(const cell_products *p, const mom_exec *x, const 
     return state ? mom_router_apply(x, p->h_pre, state, &h2h, 1, rows, err) : MOM_OK;
 }
 
-static mom_status run_cells(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
-                            const mom_router_spec *spec, mom_error *err) {
+mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+                                 const mom_router_spec *spec, mom_error *err) {
     const size_t R = spec->R, G = mom_router_gates(spec), GR = G * R, most = block_rows(in->N, 0);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     cell_products products;
     MOM_TRY(products_init(&products, x, in, spec, err));
     cell_job job = {.k = x->k, .saved = saved, .x_pre = products.x_pre, .h_pre = products.h_pre, .h_stride = GR,
@@ -190,15 +191,7 @@ static mom_status run_cells(const mom_exec *x, mom_router_saved *saved, const mo
         MOM_TRY(run_products(&products, x, in, spec, job.first, job.rows, err));
         mom_parallel_for(x, mom_router_tasks(job.rows), cell_task, &job);
     }
-    return MOM_OK;
-}
-
-mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
-                                 const mom_router_spec *spec, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = run_cells(x, saved, in, spec, err);
     mom_arena_release(x->workspace, mark);
-    MOM_TRY(status);
     return mom_router_to_logits(x, logits, saved, in, spec, err);
 }
 
