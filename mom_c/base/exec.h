@@ -37,6 +37,13 @@ void mom_parallel_rows(const mom_exec *x, size_t n, size_t most, mom_rows_task r
 /* memset with 0, and memcpy. A dry run does not write to `out`. */
 void mom_zero(const mom_exec *x, void *out, size_t bytes);
 void mom_copy(const mom_exec *x, void *out, const void *from, size_t bytes);
+/* The same as MOM_ARENA_NEW, filled with zeros. */
+#define MOM_ARENA_ZEROS(target, x, arena, count, err)                                                 \
+    do {                                                                                              \
+        MOM_ARENA_NEW(target, arena, count, err);                                                     \
+        mom_zero((x), (target), (count) * sizeof *(target));                                          \
+    } while (0)
+
 /* Copies `rows` rows of `bytes` bytes each; rows begin `out_stride` and `from_stride` bytes apart. */
 void mom_copy_rows(const mom_exec *x, void *out, size_t out_stride, const void *from, size_t from_stride, size_t rows,
                    size_t bytes);

@@ -103,9 +103,8 @@ static mom_status prepack_factors(mom_call *call, mom_gemm *problems, size_t cou
     for (size_t i = 0; i < count; i++) {
         mom_gemm *g = &problems[i];
         const size_t bytes = mom_gemm_packed_size(call->exec.k, g->precision, g->n, g->k);
-        void *packed = mom_arena_alloc(&call->workspace, bytes, 1, &call->error);
-        if (!packed)
-            return MOM_ERR_MEMORY;
+        void *packed;
+        MOM_ARENA_NEW_SIZED(packed, &call->workspace, bytes, 1, &call->error);
         packings[i] = (mom_gemm_packing){packed, g->b, g->k_scale, g->n, g->k, g->precision};
         g->packed_b = packed;
     }

@@ -12,7 +12,6 @@
 
 #include "model/pool.h"
 #include "ops/attention.h"
-#include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/routed_half.h"
 
@@ -103,10 +102,8 @@ static mom_status allocate(const mom_pass *pass, mom_half_saved *saved) {
     const mom_config *c = pass->config;
     const size_t N = pass->N, size = mom_dtype_size(c->dtype);
     saved->before_inner = mom_arena_get_mark(pass->saved);
-    saved->inner = mom_arena_alloc(pass->saved, N * 3 * c->C, size, pass->err);
-    saved->heads = saved->inner ? mom_arena_alloc(pass->saved, N * c->C, size, pass->err) : NULL;
-    if (!saved->heads)
-        return MOM_ERR_MEMORY;
+    MOM_ARENA_NEW_SIZED(saved->inner, pass->saved, N * 3 * c->C, size, pass->err);
+    MOM_ARENA_NEW_SIZED(saved->heads, pass->saved, N * c->C, size, pass->err);
     MOM_ARENA_NEW(saved->lse, pass->saved, c->H * N, pass->err);
     return MOM_OK;
 }
@@ -135,28 +132,18 @@ mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round
     return MOM_OK;
 }
 
-static mom_status new_zeros(float **out, const mom_pass *pass, size_t n) {
-    MOM_ARENA_NEW(*out, pass->exec->workspace, n, pass->err);
-    mom_zero(pass->exec, *out, n * sizeof **out);
-    return MOM_OK;
-}
-
 /* dheads from the gradient of the half's output; adds to the gradients of the projection and to dused. */
 static mom_status project_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                                    const mom_half_backward *b, void *dheads, float *dused) {
     const mom_exec *x = pass->exec;
-    const size_t n = pass->N * pass->config->C;
     const mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved), last = leaving(&half, saved);
     const mom_half_layer out = mom_half_out_layer(mom_half_round_pool(at), at->packed);
     const mom_half_gradient gradient = mom_half_out_gradient(b->pool);
     const mom_half_output output = output_of(pass, at, saved);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    float *masked = NULL;
-    if (output.dropout.p > 0.0f) {
-        MOM_ARENA_NEW(masked, x->workspace, n, pass->err);
-        mom_dropout_apply(x, masked, b->dx, output.dropout, n);
-    }
-    MOM_TRY(mom_half_leave_backward(&last, &gradient, dused, saved->heads, dheads, &output, masked ? masked : b->dx, &out));
+    const float *dout;
+    MOM_TRY(mom_half_output_gradient(pass, &dout, b->dx, output.dropout));
+    MOM_TRY(mom_half_leave_backward(&last, &gradient, dused, saved->heads, dheads, &output, dout, &out));
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
@@ -190,14 +177,12 @@ mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_roun
     float *dused = NULL, *dused_qkv = NULL;
     void *dheads, *dqkv;
     if (routed)
-        MOM_TRY(new_zeros(&dused, pass, scores));
+        MOM_ARENA_ZEROS(dused, x, x->workspace, scores, pass->err);
     if (qkv_weight(pass, at, saved))
-        MOM_TRY(new_zeros(&dused_qkv, pass, scores));
-    if (!(dheads = mom_arena_alloc(x->workspace, n, size, pass->err)))
-        return MOM_ERR_MEMORY;
+        MOM_ARENA_ZEROS(dused_qkv, x, x->workspace, scores, pass->err);
+    MOM_ARENA_NEW_SIZED(dheads, x->workspace, n, size, pass->err);
     MOM_TRY(project_backward(pass, at, saved, b, dheads, dused));
-    if (!(dqkv = mom_arena_alloc(x->workspace, 3 * n, size, pass->err)))
-        return MOM_ERR_MEMORY;
+    MOM_ARENA_NEW_SIZED(dqkv, x->workspace, 3 * n, size, pass->err);
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, &spec, pass->err));
     MOM_TRY(mix_backward(pass, at, saved, b, dqkv, dused_qkv));
     if (routed)

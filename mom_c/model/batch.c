@@ -74,7 +74,7 @@ static void find_unneeded(mom_rows *r, const mom_batch *batch) {
 
 mom_status mom_rows_init(mom_rows *r, const mom_exec *x, const mom_config *c, const mom_batch *batch, mom_arena *arena,
                          mom_error *err) {
-    *r = (mom_rows){.B = batch->B, .T = batch->T, .N = mom_batch_tokens(batch)};
+    *r = (mom_rows){.B = batch->B, .N = mom_batch_tokens(batch)};
     MOM_ARENA_NEW(r->offsets, arena, r->B + 1, err);
     r->offsets[0] = 0;
     for (size_t b = 0; b < r->B; b++)

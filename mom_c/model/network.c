@@ -210,7 +210,6 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     mom_activations *a = &gpt->last;
     mom_pass *pass = &a->pass;
     MOM_TRY(mom_rows_init(&a->rows, pass->exec, &gpt->config, batch, pass->saved, pass->err));
-    pass->tokens = a->rows.tokens;
     pass->mask = a->rows.mask;
     pass->offsets = a->rows.offsets;
     MOM_TRY(allocate_halves(gpt));
@@ -334,17 +333,14 @@ static mom_status backward_head(mom_gpt *gpt, const float *scales, backward_stat
     const mom_params *p = &gpt->params;
     mom_gradients *g = &gpt->gradients;
     const size_t N = pass->N, C = gpt->config.C;
-    if (!a->dhidden) {
-        MOM_ARENA_NEW(a->dhidden, pass->saved, N * C, pass->err);
-        mom_zero(x, a->dhidden, N * C * sizeof *a->dhidden);
-    }
+    if (!a->dhidden)
+        MOM_ARENA_ZEROS(a->dhidden, x, pass->saved, N * C, pass->err);
     MOM_TRY(mom_head_backward(a, p, g, a->dhidden, scales[MOM_TERM_LM]));
     if (a->dwte)
         mom_arena_clear(x->workspace);
     a->dwte = NULL;
     MOM_TRY(mom_balance_collect(&b->balance, pass, p, a->halves, &gpt->step, 1, x->workspace));
-    MOM_ARENA_NEW(b->dx, x->workspace, N * C, pass->err);
-    mom_zero(x, b->dx, N * C * sizeof *b->dx);
+    MOM_ARENA_ZEROS(b->dx, x, x->workspace, N * C, pass->err);
     const mom_normed_rows rows = {a->x, a->mean, a->rstd, N, C};
     MOM_TRY(mom_layernorm_backward(x, b->dx, mom_param_grad(g, p, p->lnf_weight), mom_param_grad(g, p, p->lnf_bias),
                                    a->dhidden, mom_param_value(p, p->lnf_weight), &rows, pass->err));

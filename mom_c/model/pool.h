@@ -81,6 +81,8 @@ mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_r
 mom_status mom_half_start(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 /* Marks the end of what backward needs and provides the output array; see x_out above. */
 mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_out);
+/* *dout: the gradient of a half's output before dropout. It is dx itself without dropout, else it is in the workspace. */
+mom_status mom_half_output_gradient(const mom_pass *pass, const float **dout, const float *dx, mom_dropout dropout);
 mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool, const mom_packed_pool *packed);
 mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *packed);

@@ -131,9 +131,7 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
     if (dhidden) {
-        job.tile = mom_arena_alloc(x->workspace, most * job.ld, mom_dtype_size(x->precision), err);
-        if (!job.tile)
-            return MOM_ERR_MEMORY;
+        MOM_ARENA_NEW_SIZED(job.tile, x->workspace, most * job.ld, mom_dtype_size(x->precision), err);
         MOM_ARENA_NEW(selected, x->workspace, most * C, err);
     }
     MOM_ARENA_NEW(job.max, x->workspace, most * blocks, err);

@@ -2,8 +2,6 @@
 
 #include "ops/layernorm.h"
 
-static const void *packed_of(const mom_half_layer *layer, size_t m) { return layer->packed ? layer->packed[m] : NULL; }
-
 /* Scores by slot, or NULL without scores. */
 static mom_status new_slot_scale(float **slot_scale, const mom_half *half, const float *weight) {
     *slot_scale = NULL;
@@ -76,7 +74,7 @@ static void list_leave_inputs(mom_half_products *list, const mom_half *half, con
         mom_gemm *g = mom_half_add_product(list, mom_module_slots(plan, m), In, C, half->dtype);
         g->a = mom_token_rows(plan, m, l->dout, MOM_F32, C);
         g->b = mom_matrix_transposed(l->layer->weight[m], C);
-        g->packed_b = packed_of(l->layer, m);
+        g->packed_b = mom_packed_of(l->layer, m);
         mom_half_set_finish(list, g, l->output->gelu ? mom_half_finish_gelu_backward : mom_half_finish_scored, m, shared);
     }
 }
@@ -164,7 +162,7 @@ static void list_enter_inputs(mom_half_products *list, const entering *e, const 
         mom_gemm *g = mom_half_add_product(list, mom_module_slots(half->plan, m), C, part->end - part->begin, half->dtype);
         g->a = part_rows(e, part, m);
         g->b = mom_matrix_transposed(e->layer->weight[m] + part->begin, e->layer->Out);
-        g->packed_b = e->count > 1 ? NULL : packed_of(e->layer, m);
+        g->packed_b = e->count > 1 ? NULL : mom_packed_of(e->layer, m);
         const mom_half_block block = {.half = half, .width = C, .out = e->dxn, .weight = e->weight, .partial = e->partial,
                                       .blocks = mom_column_blocks(C)};
         if (e->weight) {

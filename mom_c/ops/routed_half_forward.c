@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-static const void *packed_of(const mom_half_layer *layer, size_t m) { return layer->packed ? layer->packed[m] : NULL; }
-
 static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
                         const float *weight, const mom_half_layer *layer) {
     const size_t width = layer->Out;
@@ -20,7 +18,7 @@ static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mo
             mom_gemm *g = mom_half_add_product(&list, mom_module_slots(plan, m), part->end - begin, layer->In, half->dtype);
             g->a = mom_half_normed_rows(&list, g, half, m);
             g->b = mom_matrix_rows(layer->weight[m] + begin, width);
-            g->packed_b = count > 1 ? NULL : packed_of(layer, m);
+            g->packed_b = count > 1 ? NULL : mom_packed_of(layer, m);
             g->bias = layer->bias[m] + begin;
             if (by_token || out_dtype != MOM_F32 || weight) {
                 const mom_half_block block = {.half = half, .width = width, .out_dtype = out_dtype, .by_token = by_token,
@@ -85,7 +83,7 @@ mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_out
         g->a = mom_rows_of(plan, m, output->inner, half->dtype, layer->In, output->by_token);
         g->a.gelu = output->gelu;
         g->b = mom_matrix_rows(layer->weight[m], C);
-        g->packed_b = packed_of(layer, m);
+        g->packed_b = mom_packed_of(layer, m);
         g->bias = layer->bias[m];
         if (plan->K > 1) {
             g->c = y + (size_t)plan->offsets[m] * C;

@@ -15,6 +15,10 @@
 #include "ops/routed_half.h"
 #include "ops/routed_rows.h"
 
+static inline const void *mom_packed_of(const mom_half_layer *layer, size_t m) {
+    return layer->packed ? layer->packed[m] : NULL;
+}
+
 static inline size_t mom_column_blocks(size_t width) { return mom_div_up(width, MOM_FINISH_COLUMNS); }
 
 /* Where row `row` of an array of `width` columns begins, from column j on. */

@@ -50,8 +50,6 @@ typedef struct {
     const mom_router_tensors *weights;
     const float *inp;   /* (N, C) */
     const float *state; /* (N, R): saved.hidden of the round before, or NULL for zero */
-    const int32_t *tokens; /* (N) ids, or NULL if an operator is called by itself */
-    size_t round;          /* of the block */
     uint64_t noise_key; /* of this round's noise; component j of token t has index t * R + j */
     size_t N;
 } mom_router_inputs;
