@@ -276,14 +276,14 @@ const char *mom_arg_text(mom_call *call, const char *name) {
     return went_well(call) ? text : NULL;
 }
 
-static uint64_t random_bits(mom_call *call, const char *name) {
+uint64_t mom_arg_bits(mom_call *call, const char *name) {
     const uint64_t bits = call->failed ? 0 : PyLong_AsUnsignedLongLongMask(mom_arg(call, name));
     return went_well(call) ? bits : 0;
 }
 
 uint64_t mom_arg_key(mom_call *call) {
-    const uint64_t seed = random_bits(call, "seed"), counter = random_bits(call, "counter");
-    return mom_rng_key(seed, counter, random_bits(call, "site"));
+    const uint64_t seed = mom_arg_bits(call, "seed"), counter = mom_arg_bits(call, "counter");
+    return mom_rng_key(seed, counter, mom_arg_bits(call, "site"));
 }
 
 mom_dropout mom_arg_dropout(mom_call *call) {
@@ -402,6 +402,7 @@ static void *new_array(mom_call *call, int type, const char *shape) {
 }
 
 float *mom_new_f32(mom_call *call, const char *shape) { return new_array(call, NPY_FLOAT32, shape); }
+int32_t *mom_new_i32(mom_call *call, const char *shape) { return new_array(call, NPY_INT32, shape); }
 int16_t *mom_new_i16(mom_call *call, const char *shape) { return new_array(call, NPY_INT16, shape); }
 double *mom_new_f64(mom_call *call, const char *shape) { return new_array(call, NPY_FLOAT64, shape); }
 

@@ -74,6 +74,7 @@ double mom_arg_double(mom_call *call, const char *name);
 int mom_arg_flag(mom_call *call, const char *name);
 size_t mom_arg_size(mom_call *call, const char *name); /* a whole number, not negative */
 const char *mom_arg_text(mom_call *call, const char *name);
+uint64_t mom_arg_bits(mom_call *call, const char *name); /* an integer of any sign, its lowest 64 bits */
 uint64_t mom_arg_key(mom_call *call);        /* of random numbers: the arguments seed, counter and site */
 mom_dropout mom_arg_dropout(mom_call *call); /* the arguments p, seed, counter and site */
 const float *mom_arg_f32(mom_call *call, const char *name, const char *shape);
@@ -101,6 +102,7 @@ float **mom_module_pointers(mom_call *call, const float *data, size_t stride);
 
 /* ---- results, in the order in which end returns them */
 float *mom_new_f32(mom_call *call, const char *shape);
+int32_t *mom_new_i32(mom_call *call, const char *shape);
 int16_t *mom_new_i16(mom_call *call, const char *shape);
 double *mom_new_f64(mom_call *call, const char *shape);
 /* A result that the operator adds to. Initially it is a copy of `value`, or zeros if that is None. */
@@ -112,13 +114,10 @@ void mom_new_none(mom_call *call);
 void mom_new_object(mom_call *call, PyObject *object); /* steals `object`; NULL means that an exception is set */
 
 /* Runs a statement without the GIL, unless an argument was wrong. */
-#define MOM_RUN(call, ...)         \
-    do {                           \
-        if (!(call)->failed) {     \
-            Py_BEGIN_ALLOW_THREADS \
-            __VA_ARGS__;           \
-            Py_END_ALLOW_THREADS   \
-        }                          \
+#define MOM_RUN(call, ...)                \
+    do {                                  \
+        if (!(call)->failed)              \
+            MOM_WITHOUT_GIL(__VA_ARGS__); \
     } while (0)
 
 #endif

@@ -90,9 +90,7 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
     mom_losses losses;
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_forward(&self->gpt, &exec, &batch, &losses, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_gpt_forward(&self->gpt, &exec, &batch, &losses, &err));
     mom_network_leave(self);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);
@@ -131,9 +129,7 @@ static PyObject *network_backward(mom_network *self, PyObject *arg) {
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_backward(&self->gpt, &exec, scales, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_gpt_backward(&self->gpt, &exec, scales, &err));
     mom_network_leave(self);
     return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
 }
@@ -189,9 +185,7 @@ static PyObject *network_randomize(mom_network *self, PyObject *arg) {
     const unsigned long long seed = PyLong_AsUnsignedLongLong(arg);
     if ((seed == (unsigned long long)-1 && PyErr_Occurred()) || mom_network_enter(self) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    mom_params_randomize(&self->gpt.params, seed);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(mom_params_randomize(&self->gpt.params, seed));
     mom_network_leave(self);
     Py_RETURN_NONE;
 }
@@ -215,9 +209,7 @@ static PyObject *compute_logits(mom_network *self, PyObject *rows_o) {
     float *data = PyArray_DATA((PyArrayObject *)out);
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_logits(gpt, &exec, data, rows, count, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_gpt_logits(gpt, &exec, data, rows, count, &err));
     if (status == MOM_OK)
         return out;
     Py_DECREF(out);
@@ -319,10 +311,7 @@ PyObject *mom_network_view(mom_network *self, PyObject *owner, Py_ssize_t i, flo
     }
     const mom_param *param = &p->table[i];
     const npy_intp dims[2] = {(npy_intp)param->dims[0], (npy_intp)param->dims[1]};
-    PyObject *view = PyArray_SimpleNewFromData(param->ndim, dims, NPY_FLOAT32, block + param->offset);
-    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef(owner)) < 0) /* steals, also on failure */
-        Py_CLEAR(view);
-    return view;
+    return mom_view_array(param->ndim, dims, NPY_FLOAT32, block + param->offset, owner);
 }
 
 static PyObject *network_parameter(mom_network *self, PyObject *arg) {
@@ -511,16 +500,7 @@ static PyType_Slot network_slots[] = {{Py_tp_new, network_new},
                                       {Py_tp_doc, "Network(config)\n--\n\nA network in C memory; see mom.MoM."},
                                       {0, NULL}};
 
-static PyType_Spec network_spec = {.name = "mom._core.Network",
+PyType_Spec mom_network_spec = {.name = "mom._core.Network",
                                    .basicsize = sizeof(mom_network),
                                    .flags = Py_TPFLAGS_DEFAULT,
                                    .slots = network_slots};
-
-int mom_add_network(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &network_spec, NULL); /* new reference */
-    if (!type)
-        return -1;
-    mom_state *state = mom_get_state(module);
-    state->network_type = type; /* the state keeps the reference */
-    return PyModule_AddObjectRef(module, "Network", type);
-}

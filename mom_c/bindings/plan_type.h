@@ -6,7 +6,7 @@
 
 #include "ops/routing_plan.h"
 
-int mom_add_plan_type(PyObject *module);
+extern PyType_Spec mom_plan_spec;
 
 /* A new, empty plan object of state->plan_type. The mom_routing_plan_init functions of ops/routing_plan.h fill `plan`
  * with arrays from `arena`. */

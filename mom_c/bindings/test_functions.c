@@ -1,4 +1,5 @@
-/* Functions that only tests and benchmarks call: yardsticks of the machine, memory statistics, single kernels. */
+/* Functions that only tests and benchmarks call: yardsticks of the machine, memory statistics, single kernels,
+ * sampling. */
 #include "bindings/operators.h"
 
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "bindings/decoder_type.h"
 #include "bindings/errors.h"
 #include "bindings/network_config.h"
+#include "model/sample.h"
 #include "ops/machine.h"
 
 /* ------------------------------------------------------------------ what the machine can do */
@@ -160,6 +162,20 @@ static void gemv(mom_call *call) {
             call->status = mom_gemv_run(&call->exec, &product, 1, &call->error));
 }
 
+/* ------------------------------------------------------------------ sampling */
+
+static void sample(mom_call *call) {
+    const mom_sampling s = {.temperature = mom_arg_float(call, "temperature"), .top_k = mom_arg_size(call, "top_k"),
+                            .top_p = mom_arg_float(call, "top_p"), .seed = mom_arg_bits(call, "seed"),
+                            .step = mom_arg_bits(call, "step")};
+    if (!(s.temperature >= 0.0f) || !(s.top_p > 0.0f && s.top_p <= 1.0f))
+        mom_call_fail(call, PyExc_ValueError, "temperature, top_p: out of range");
+    const float *logits = mom_arg_f32(call, "logits", "B V+");
+    int32_t *tokens = mom_new_i32(call, "B");
+    MOM_RUN(call, call->status = mom_sample(&call->exec, tokens, logits, &s, NULL, mom_size(call, 'B'), mom_size(call, 'V'),
+                                            &call->error));
+}
+
 static PyMethodDef functions[] = {
     {"memory_fail_at", memory_fail_at, METH_O,
      "memory_fail_at($module, n, /)\n--\n\nThe n-th allocation of the core from now fails once; 0: none."},
@@ -180,6 +196,7 @@ static mom_operator operators[] = {
     MOM_OPERATOR(kernel_map, "name, inp", "An element-wise kernel."),
     MOM_OPERATOR(kernel_reduce, "name, a, b", "A reduction kernel."),
     MOM_OPERATOR(kernel_exp_sum, "inp, factor, offset", "exp(inp * factor - offset), its sum"),
+    MOM_OPERATOR(sample, "logits, temperature, top_k, top_p, seed, step", "Next tokens (B,) from logits (B, V)."),
     MOM_OPERATOR(gemv, "x, weight, bias, out_in, weights, gelu", "Product of a few rows, the matrix read once."),
 };
 
