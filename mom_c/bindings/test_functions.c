@@ -11,7 +11,7 @@
 #include "bindings/errors.h"
 #include "bindings/network_config.h"
 #include "model/sample.h"
-#include "ops/machine.h"
+#include "ops/yardsticks.h"
 
 /* ------------------------------------------------------------------ what the machine can do */
 
@@ -39,7 +39,7 @@ static void peak_gflops(mom_call *call) {
     if (!(seconds >= 0.0 && seconds <= MOST_SECONDS))
         mom_call_fail(call, PyExc_ValueError, "seconds: expected 0 to 60");
     double rate = 0.0;
-    MOM_RUN(call, rate = mom_machine_peak(&exec, bf16, seconds));
+    MOM_RUN(call, rate = mom_yardstick_peak(&exec, bf16, seconds));
     mom_new_number(call, 1e-9 * rate);
 }
 
@@ -50,7 +50,7 @@ static void memory_bandwidth(mom_call *call) {
         mom_call_fail(call, PyExc_ValueError, "bytes, repeats: %zu, %zu, expected 4 to 2**40 and 1 to %d", bytes, repeats,
                       MOST_REPEATS);
     mom_bandwidth best = {0};
-    MOM_RUN(call, call->status = mom_machine_bandwidth(&exec, &best, bytes / sizeof(float), repeats, &call->error));
+    MOM_RUN(call, call->status = mom_yardstick_bandwidth(&exec, &best, bytes / sizeof(float), repeats, &call->error));
     mom_new_number(call, 1e-9 * best.triad);
     mom_new_number(call, 1e-9 * best.stream);
     mom_new_number(call, 1e-9 * best.read);

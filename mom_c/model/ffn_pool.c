@@ -32,8 +32,8 @@ mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, 
     const mom_half half = mom_half_of(pass, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
     const mom_half_output output = output_of(pass, at, saved);
-    MOM_TRY(mom_half_enter(&half, saved->inner, c->dtype, 0, NULL, &in));
-    MOM_TRY(mom_half_leave(&half, *x_out, &output, &out));
+    MOM_TRY(mom_half_first_layer(&half, saved->inner, c->dtype, 0, NULL, &in));
+    MOM_TRY(mom_half_last_layer(&half, *x_out, &output, &out));
     mom_arena_release(pass->exec->workspace, mark);
     return MOM_OK;
 }
@@ -53,8 +53,8 @@ mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at,
     if (pool->routed)
         MOM_ARENA_ZEROS(dused, x, x->workspace, scores, pass->err);
     MOM_TRY(mom_half_output_gradient(pass, &dout, b->dx, output.dropout));
-    MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output, dout, &out));
-    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
+    MOM_TRY(mom_half_last_layer_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output, dout, &out));
+    MOM_TRY(mom_half_first_layer_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
     if (pool->routed)
         MOM_TRY(mom_route_backward(pass, at, saved, b, dused, NULL));
     mom_arena_release(pass->exec->workspace, mark);

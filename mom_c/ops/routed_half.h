@@ -43,12 +43,12 @@ typedef struct {
 
 /* out (slots, Out) = LN_m(x) W + b by slot. With by_token out is (N, Out), and each row is multiplied by its weight; that
  * needs a plan with at most one slot per token, and rows of tokens without a slot are not written. */
-mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
+mom_status mom_half_first_layer(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer);
 
 /* The same by token and in two parts, for a half with one module that every token uses. The first `columns` columns are
  * computed only for the tokens of the plan `some`, the other columns for all tokens. */
-mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
+mom_status mom_half_first_layer_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
                                 mom_dtype out_dtype, const mom_half_layer *layer);
 
 /* The last layer of a half. Its inputs are the rows of `inner`, by slot or by token, after GELU if `gelu` is set. */
@@ -60,7 +60,7 @@ typedef struct {
 } mom_half_output;
 
 /* x_out = x + dropout(sum over a token's slots of weight * (inner W + b)); x_out may be x itself. */
-mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
+mom_status mom_half_last_layer(const mom_half *half, float *x_out, const mom_half_output *output,
                           const mom_half_layer *layer);
 
 /* out (N, width) = sum over a token's slots of weight * y (slots, width); rows without slots become zero. */
@@ -70,18 +70,18 @@ mom_status mom_half_mix(const mom_half *half, void *out, mom_dtype out_dtype, co
 /* Backward of leave. dout (N, C): gradient of the output, with dropout already applied. Adds to the layer's gradients
  * and, unless that is NULL, to dscore (N, K). With GELU, inner is replaced by the gradient of GELU's input, by slot.
  * Without, dinner (N, In) of type dtype is written, by token. */
-mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
+mom_status mom_half_last_layer_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
                                    void *dinner, const mom_half_output *output, const float *dout,
                                    const mom_half_layer *layer);
 
 /* Backward of enter. dout of type dtype, by slot or by token. Adds to the gradients, to dx (N, C) and, if weight is
  * given, to dscore (N, K). */
-mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
+mom_status mom_half_first_layer_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
                                    const void *dout, int by_token, const float *weight, const mom_half_layer *layer);
 
 /* Backward of enter_split. The first columns of dout are read only at the tokens of `some`; there must be at least
  * one. */
-mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
+mom_status mom_half_first_layer_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
                                          const mom_half_gradient *gradient, float *dx, const void *dout,
                                          const mom_half_layer *layer);
 

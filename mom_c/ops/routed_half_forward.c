@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
+static mom_status first_layer(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
                         const float *weight, const mom_half_layer *layer) {
     const size_t width = layer->Out;
     const mom_arena_mark mark = mom_arena_get_mark(parts->half.exec->workspace);
@@ -35,17 +35,17 @@ static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mo
     return MOM_OK;
 }
 
-mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
+mom_status mom_half_first_layer(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
                           const mom_half_layer *layer) {
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
-    return enter(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
+    return first_layer(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
 }
 
-mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
+mom_status mom_half_first_layer_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
                                 mom_dtype out_dtype, const mom_half_layer *layer) {
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
-    return enter(parts, 2, out, out_dtype, 1, NULL, layer);
+    return first_layer(parts, 2, out, out_dtype, 1, NULL, layer);
 }
 
 typedef struct {
@@ -63,7 +63,7 @@ static void copy_skipped_task(const void *context, size_t begin, size_t end) {
             memcpy(job->x_out + t * C, job->half->x + t * C, C * sizeof(float));
 }
 
-mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
+mom_status mom_half_last_layer(const mom_half *half, float *x_out, const mom_half_output *output,
                           const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     const mom_exec *x = half->exec;
