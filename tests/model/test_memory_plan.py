@@ -14,7 +14,7 @@ import pytest
 import mom
 from mom import _core
 from mom.model import plan_for
-from mom.training.adapt import trainable
+from mom.training.adapt import parameters_selected_by
 
 BASE = mom.MoMConfig(
     vocab_size=50, n_positions=32, n_embd=24, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=3,
@@ -303,7 +303,7 @@ def floats_of(model: mom.MoM | mom.MoMForSequenceClassification, chosen: Any) ->
 
 def chosen_of(model: mom.MoMForSequenceClassification, what: str) -> np.ndarray:
     if what in ("all", "routers", "head"):
-        return trainable(model, what)
+        return parameters_selected_by(model, what)
     return np.array([what in name for name in model.parameters], np.uint8)
 
 
@@ -334,7 +334,7 @@ def test_plans_follow_what_is_trained(what: str) -> None:
 
 def test_moments_of_what_was_trained_before_still_count() -> None:
     model = mom.MoMForSequenceClassification(WIDE.replace(num_labels=3, pooling="mask"), seed=1)
-    all_, head = trainable(model, "all"), trainable(model, "head")
+    all_, head = parameters_selected_by(model, "all"), parameters_selected_by(model, "head")
     first, second = mom.AdamW(model), mom.AdamW(model)
     model(tokens_of(SHAPE), np.arange(SHAPE[0]) % 3, np.ones(SHAPE))
     model.backward()
@@ -364,7 +364,7 @@ def test_gradients_that_are_there_stay_when_something_else_is_trained() -> None:
             model(tokens, labels, np.ones(SHAPE))
             model.backward()
             if switched:
-                model._core.set_trained(trainable(model, "all"))
+                model._core.set_trained(parameters_selected_by(model, "all"))
         grads.append({name: gradient.copy() for name, gradient in model.gradients.items()})
     for name, gradient in grads[0].items():
         np.testing.assert_array_equal(gradient, grads[1][name], err_msg=name)
@@ -601,7 +601,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 import mom
-from mom.training.adapt import trainable
+from mom.training.adapt import parameters_selected_by
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -617,7 +617,7 @@ def step(chosen):
     model._core.used = model._core.used * chosen
     optimizer.step(1.0, zero_grad=True)
 
-everything, chosen = trainable(model, "all"), trainable(model, sys.argv[1])
+everything, chosen = parameters_selected_by(model, "all"), parameters_selected_by(model, sys.argv[1])
 before = resident()
 full = model.memory_plan(4, 32)
 if int(sys.argv[2]):  # trained as a whole before, by another optimizer

@@ -13,8 +13,8 @@ from ..errors import ConfigError
 from ..files import folders
 from ..model import MoM
 from ..training import TrainingConfig, train
-from ..training.start import model_of_checkpoint, take_tokenizer
-from ..training.state import PREFIX, read_progress
+from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, read_progress
+from ..training.pretraining import take_tokenizer
 from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command, given_fields
 from .results import interrupted, print_losses
 
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    latest, passed_over = folders.latest_valid(a.run_dir, prefix=PREFIX) if a.resume else (None, [])
+    latest, passed_over = newest_checkpoint(a.run_dir) if a.resume else (None, [])
     if a.resume and latest is None and not (a.preset or a.model or a.init_from):
         why = f" ({passed_over[-1][0].name}: {passed_over[-1][1]})" if passed_over else ""
         raise ConfigError(f"resume: {a.run_dir} holds no valid checkpoint{why}")

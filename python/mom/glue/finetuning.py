@@ -21,7 +21,7 @@ from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
-from ..model import MoM, MoMForSequenceClassification
+from ..model import MoM, MoMForSequenceClassification, Network
 from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
@@ -43,7 +43,6 @@ from .tasks import TASKS, GlueTask, find_task
 __all__ = ["evaluate", "finetune", "predict"]
 
 PathLike = str | os.PathLike[str]
-Network = MoM | MoMForSequenceClassification
 
 #: Further sets that a task's model can answer, for dev metrics and for submissions.
 _ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}

@@ -12,17 +12,17 @@ import numpy.typing as npt
 from ..config import MoMConfig
 from ..data.batches import iter_batches
 from ..errors import ConfigError, DataError
-from ..model import MoM, MoMForSequenceClassification
+from ..model import MoM, MoMForSequenceClassification, Network
 
 __all__ = [
-    "classifier_from", "classify", "copy_of", "finite_logits", "routers_are_idle", "trainable", "warn_of_idle_routers",
+    "classifier_from", "classify", "copy_of", "finite_logits", "parameters_selected_by", "routers_are_idle",
+    "warn_of_idle_routers",
 ]  # fmt: skip
 
-Network = MoM | MoMForSequenceClassification
 Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 
 
-def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
+def parameters_selected_by(model: Network, train: str) -> npt.NDArray[np.uint8]:
     """Which parameters `FinetuneConfig.train` selects, in the model's order.
 
     Raises
@@ -71,9 +71,7 @@ def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, st
     )
 
 
-def copy_of(
-    model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
-) -> Made:
+def copy_of(model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any) -> Made:
     """Make a network of a given kind with a model's body and tokenizer. A classifier gets a fresh head.
 
     Parameters

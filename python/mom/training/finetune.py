@@ -15,20 +15,19 @@ import numpy.typing as npt
 
 from ..data.batches import make_batch
 from ..files.folders import write_json
-from ..model import MoM, MoMForSequenceClassification
-from .adapt import trainable
+from ..model import MoM, MoMForSequenceClassification, Network
+from .adapt import parameters_selected_by
 from .batches import MicroBatch, Rows
 from .callbacks import Callback
+from .checkpoint import check_no_run_in
 from .config import FinetuneConfig, warmup_steps
-from .engine import Engine, Plan, refuse_used
-from .optimizer import schedule
+from .engine import Engine, Schedule
+from .schedules import learning_rate_factor
 from .signals import StopSignals, stop_signals
 
 __all__ = [
     "FinetuneInterrupted", "LoopResult", "RunOptions", "SeedRuns", "fit_classifier", "fit_rows", "train_seeds",
 ]  # fmt: skip
-
-Network = MoM | MoMForSequenceClassification
 
 Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 Evaluate = Callable[[], "Mapping[str, Any] | float"]
@@ -157,8 +156,8 @@ def fit_rows(
     shared = stop_signals() if options.signals is None else contextlib.nullcontext(options.signals)
     with shared as signals:
         measure = None if evaluate is None else _breakable(evaluate, signals)
-        plan = _plan(model, source, config)
-        engine = Engine(model, source, config, plan, measure, options.dir, options.label, seed)
+        schedule = _schedule(model, source, config)
+        engine = Engine(model, source, config, schedule, measure, options.dir, options.label, seed)
         try:
             interrupted = engine.run(list(options.callbacks), signals, options.resume, options.progress)
         except KeyboardInterrupt:
@@ -171,19 +170,21 @@ def fit_rows(
                 kept = f"best score {result.best_score:.4f} at step {result.best_step}"
             if engine.checkpoint is not None:
                 kept += f"; resume goes on from {engine.checkpoint}"
-            raise FinetuneInterrupted(f"{options.label}: step {result.steps}/{plan.steps}, {kept}", result, interrupted)
+            message = f"{options.label}: step {result.steps}/{schedule.steps}, {kept}"
+            raise FinetuneInterrupted(message, result, interrupted)
         return result
 
 
-def _plan(model: Network, source: Rows, config: FinetuneConfig) -> Plan:
+def _schedule(model: Network, source: Rows, config: FinetuneConfig) -> Schedule:
     total = config.total_steps(source.steps_per_epoch)
-    chosen = trainable(model, config.train)
+    chosen = parameters_selected_by(model, config.train)
 
     def is_evaluated(step: int) -> bool:
         return config.is_evaluated(step, source.steps_per_epoch)
 
-    return Plan(
-        total, schedule(config.schedule, warmup_steps(config.warmup, total), total, ahead=1), is_evaluated,
+    factor = learning_rate_factor(config.schedule, warmup_steps(config.warmup, total), total, ahead=1)
+    return Schedule(
+        total, factor, is_evaluated,
         is_saved=is_evaluated, measure="score", trained=None if chosen.all() else chosen, keep_best=True,
         patience=config.patience,
     )  # fmt: skip
@@ -311,7 +312,7 @@ def train_seeds(
     own = {seed: None if options.dir is None else options.dir / f"seed-{seed}" for seed in seeds}
     for path in own.values():
         if path is not None and not options.resume:
-            refuse_used(path)  # checked now, before any seed is trained
+            check_no_run_in(path)  # checked now, before any seed is trained
     for seed, path in own.items():
         model = make(seed)
         try:

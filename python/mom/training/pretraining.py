@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from ..data.prepare import read_meta, tokenizer_of
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
-from .engine import Engine, Plan
-from .optimizer import schedule
+from .engine import Engine, Schedule
 from .records import perplexity_of
+from .schedules import learning_rate_factor
 from .signals import stop_signals
 
-__all__ = ["TrainingResult", "evaluate_loss", "train"]
+__all__ = ["TrainingResult", "evaluate_loss", "take_tokenizer", "train"]
 
 PathLike = str | os.PathLike[str]
 
@@ -65,6 +67,27 @@ class TrainingResult:
     stopped_early: bool = False
     history: list[tuple[int, float]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+
+def take_tokenizer(model: MoM, data: PathLike) -> None:
+    """Give a model the tokenizer of prepared data, if there is one.
+
+    A warning says if the model had another tokenizer.
+
+    Raises
+    ------
+    ConfigError
+        If the data have more tokens than the model.
+    """
+    vocabulary = read_meta(data).get("vocab_size")
+    if vocabulary is not None and vocabulary > model.config.vocab_size:
+        raise ConfigError(f"vocab_size: the model has {model.config.vocab_size} tokens, the data {vocabulary}")
+    tokenizer = tokenizer_of(data)
+    if tokenizer is None:
+        return
+    if model.tokenizer is not None and model.tokenizer.sha256 != tokenizer.sha256:
+        warnings.warn("the data were made with another tokenizer than the model's; the data's is kept", stacklevel=2)
+    model.tokenizer = tokenizer
 
 
 def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_length: int, batches: int) -> float:
@@ -161,13 +184,13 @@ def train(
         loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
         return {"val_loss": loss, "perplexity": perplexity_of(loss)}
 
-    plan = Plan(
-        config.steps, schedule(config.schedule, config.warmup_steps, config.steps, config.final_lr),
+    schedule = Schedule(
+        config.steps, learning_rate_factor(config.schedule, config.warmup_steps, config.steps, config.final_lr),
         config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
-        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, means_apart=True,
+        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
     )  # fmt: skip
     engine = Engine(
-        model, Windows(sampler, config.accumulation), config, plan, None if validation is None else evaluate,
+        model, Windows(sampler, config.accumulation), config, schedule, None if validation is None else evaluate,
         None if run_dir is None else Path(run_dir), description,
     )  # fmt: skip
     with closing(callbacks) as listeners, stop_signals() as signals:

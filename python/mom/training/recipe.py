@@ -19,15 +19,13 @@ import numpy as np
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError
-from ..files import folders
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
 from .callbacks import Callback
+from .checkpoint import newest_checkpoint, read_progress
 from .config import TrainingConfig
 from .optimizer import AdamW
-from .pretraining import TrainingResult, train
-from .start import take_tokenizer
-from .state import PREFIX, read_progress
+from .pretraining import TrainingResult, take_tokenizer, train
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
@@ -159,7 +157,7 @@ def pretrain(
         By default float32; of a resumed run, that of its checkpoint.
     seed : int
     resume : bool
-        Go on from the newest valid checkpoint in `run_dir`, with its plan.
+        Go on from the newest valid checkpoint in `run_dir`, with its settings.
     progress, callbacks
         See `train`.
     **changes
@@ -182,7 +180,7 @@ def pretrain(
         raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     run = Path(run_dir)
     check_replaceable(run / "model", MODEL_FILES)
-    planned, before = _earlier_plan(run) if resume else (None, "float32")
+    planned, before = _earlier_settings(run) if resume else (None, "float32")
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
     model = _model(config, data, phase, vanilla, dtype or before, seed)
@@ -207,9 +205,9 @@ def pretrain(
     return PretrainResult(model, result, planned, total, run / "model")
 
 
-def _earlier_plan(run: Path) -> tuple[TrainingConfig | None, str]:
+def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
     """Settings and dtype of the newest checkpoint."""
-    latest, _ = folders.latest_valid(run, prefix=PREFIX)
+    latest, _ = newest_checkpoint(run)
     if latest is None:
         return None, "float32"
     progress = read_progress(latest)
@@ -238,9 +236,7 @@ def _model(
     return model
 
 
-def seconds_per_step(
-    config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0
-) -> float:
+def seconds_per_step(config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0) -> float:
     """Median time of a training step of a new model, measured over some steps in about `patience` seconds."""
     model = MoM(config, dtype=dtype)
     optimizer = AdamW(model, lr=0.0)
