@@ -567,6 +567,14 @@ def test_a_pattern_that_fits_nothing_changes_nothing() -> None:
     assert all(model.trainable.values())
 
 
+@pytest.mark.parametrize("pattern", [["*"], ("*.router.*",), None, 0])
+def test_a_pattern_that_is_no_string_changes_nothing(pattern: Any) -> None:
+    model = mom.MoM(CONFIG)
+    with pytest.raises(TypeError, match=r"^patterns: expected str, got \w+ .*Each pattern is an argument of its own"):
+        model.train_only("transformer.ln_f.*", pattern)
+    assert all(model.trainable.values())
+
+
 # ---------------------------------------------------------------------- parts of what a pass knows
 @pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["mom", "plain"])
 def test_logits_at_some_tokens_are_those_of_all(config: mom.MoMConfig) -> None:

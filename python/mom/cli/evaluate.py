@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
     group.add_argument("--window", type=int, help="tokens the model sees at once (default: its n_positions)")
     group.add_argument("--stride", type=int, help="tokens from one window to the next (default: half a window)")
     group.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
-    group.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
+    group.add_argument("--key", default="text", metavar="NAME", help="JSON field or Parquet column with the text")
     group.add_argument(
         "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
     )
@@ -60,7 +60,7 @@ def _run(a: argparse.Namespace) -> int:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
     if a.task is not None:
         return _evaluate_task(a)
-    model = MoM.from_pretrained(a.model)
+    model = MoM.resolve(a.model)
     return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
 
 
@@ -68,7 +68,7 @@ def _evaluate_task(a: argparse.Namespace) -> int:
     if a.data is None:
         raise ConfigError("task: needs --data, the folder of the task's files")
     if a.task.lower() == "xsum":
-        show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test", a.max_length, a.batch_size)
+        show_summaries(a, MoM.resolve(a.model), a.task_split or "test", a.max_length, a.batch_size)
         return 0
     split = a.task_split or "dev"
     metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)

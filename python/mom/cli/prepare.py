@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         "--append_eos", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
         help="end every document with <|endoftext|>",
     )  # fmt: skip
-    parser.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
+    parser.add_argument("--key", default="text", metavar="NAME", help="JSON field or Parquet column with the text")
     parser.add_argument(
         "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
     )

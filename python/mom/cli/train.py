@@ -11,6 +11,7 @@ from ..config import PRESETS, MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError
 from ..files import folders
+from ..files.hub import model_folder
 from ..model import MoM
 from ..training import TrainingConfig, train
 from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, read_progress
@@ -107,13 +108,13 @@ def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> M
     _check_sources(a)
     changes, dtype = changes_of(a.changes), a.dtype or "float32"
     if a.init_from is not None:
-        started = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
+        started = MoM.from_pretrained(model_folder(a.init_from, "init_from"), dtype=dtype, **changes)
         started.random_state = (seed, 0)
         started.finetuning_task, started.finetuning_lengths = None, {}
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:
-        vanilla = MoM.from_pretrained(a.from_vanilla)
+        vanilla = MoM.resolve(a.from_vanilla, name="from_vanilla")
         taken = {name: getattr(vanilla.config, name) for name in ("vocab_size", "n_positions")}
         return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed, dtype=dtype)
     if "vocab_size" in meta:

@@ -280,7 +280,7 @@ def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int
 
 def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) -> MoMForSequenceClassification:
     if isinstance(model, (str, os.PathLike)):
-        model = model_folder(model)
+        model = model_folder(model, "model")
         if MoMConfig.from_json(model).num_labels is None and "score.weight" not in read_weights(model):
             raise DataError(f"{model}: a language model without a classification head; fine-tune it first")
     model = MoMForSequenceClassification.resolve(model)

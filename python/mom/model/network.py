@@ -137,6 +137,8 @@ class Network:
 
         Raises
         ------
+        TypeError
+            If a pattern is not a string.
         ValueError
             If a pattern fits no parameter.
 
@@ -149,6 +151,11 @@ class Network:
         False
         """
         for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    f"patterns: expected str, got {type(pattern).__name__} {pattern!r}. Each pattern is an argument of "
+                    "its own: train_only('*.router.*', 'transformer.ln_f.*')"
+                )
             if not fnmatch.filter(self._parameters, pattern):
                 raise ValueError(f"patterns: {pattern!r} fits no parameter of this model")
         chosen = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in self._parameters]
@@ -275,7 +282,7 @@ class Network:
 
     def backward(
         self,
-        lm_scale: float = 1.0,
+        lm_scale: float | None = None,
         balance_scale: float | None = None,
         *,
         scales: Mapping[str, float] | None = None,
@@ -284,8 +291,8 @@ class Network:
 
         Parameters
         ----------
-        lm_scale : float
-            With gradient accumulation: this micro-batch's share of the step's labelled positions.
+        lm_scale : float, optional
+            With gradient accumulation: this micro-batch's share of the step's labelled positions. By default 1.
         balance_scale : float, optional
             By default the weight of the balance loss (`MoMConfig.loss_weights`).
         scales : mapping of str to float, optional
@@ -293,19 +300,37 @@ class Network:
 
         Raises
         ------
+        TypeError, ValueError
+            If `scales` is no mapping, names an unknown term or comes together with another scale, or if a scale is no
+            finite number.
         RuntimeError
             Without a forward pass that had labels, or when called twice for one forward pass.
         MemoryError
             The gradients then hold only a part of the sum. Call `zero_grad` and repeat the forward pass.
         """
-        if scales is None:
-            given = {"lm": lm_scale} if balance_scale is None else {"lm": lm_scale, "balance": balance_scale}
-            scales = {**self.config.loss_weights, **given}
-        self._core.backward(
-            {name: number(scale, f"{name}_scale", -LARGEST, "a finite float32") for name, scale in scales.items()}
-        )
+        self._core.backward(self._all_scales({"lm": lm_scale, "balance": balance_scale}, scales))
         if not self._trained.all():
             self._core.used = self._core.used & self._trained
+
+    def _all_scales(self, single: Mapping[str, float | None], scales: Any) -> dict[str, float]:
+        """The scale of each term: from the arguments of `backward` for a `single` term, or from `scales`."""
+        weights, given = self.config.loss_weights, {term: scale for term, scale in single.items() if scale is not None}
+        if scales is None:
+            return {
+                term: number(scale, f"{term}_scale", -LARGEST, "a finite float32")
+                for term, scale in (weights | given).items()
+            }
+        terms = "the terms are " + ", ".join(map(repr, weights))
+        if given:
+            raise ValueError(f"scales: cannot be combined with {next(iter(given))}_scale. Give all in scales; {terms}")
+        if not isinstance(scales, Mapping):
+            raise TypeError(f"scales: expected a mapping from terms to numbers, got {type(scales).__name__}; {terms}")
+        for term in scales:
+            if term not in weights:
+                raise ValueError(f"scales: unknown term {term!r}; {terms}")
+        return {
+            term: number(scale, f"scales[{term!r}]", -LARGEST, "a finite float32") for term, scale in scales.items()
+        }
 
     def inputs(
         self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
@@ -468,7 +493,9 @@ class Network:
         cls: type[Self], model: Network | str | os.PathLike[str], dtype: str = "float32", *, name: str = "model"
     ) -> Self:
         """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
-        found = cls.from_pretrained(model, dtype) if isinstance(model, (str, os.PathLike)) else model
+        found: Any = model
+        if isinstance(model, (str, os.PathLike)):
+            found = cls.from_pretrained(model_folder(model, name), dtype)
         if not isinstance(found, cls):
             raise TypeError(f"{name}: expected {cls.__name__} or a path, got {type(found).__name__}")
         return found

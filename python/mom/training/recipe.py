@@ -229,7 +229,7 @@ def _model(
     if shape.is_vanilla and phase == "mom":
         raise ConfigError("config: a plain GPT-2 has no phase 'mom'")
     if vanilla is not None:
-        model = MoM.from_vanilla(vanilla, shape, seed=seed, dtype=dtype)
+        model = MoM.from_vanilla(MoM.resolve(vanilla, name="vanilla"), shape, seed=seed, dtype=dtype)
     else:
         model = MoM(shape.vanilla_config() if phase == "vanilla" else shape, seed=seed, dtype=dtype)
     take_tokenizer(model, data)
