@@ -25,6 +25,8 @@ Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 def parameters_selected_by(model: Network, train: str) -> npt.NDArray[np.uint8]:
     """Which parameters `FinetuneConfig.train` selects, in the model's order.
 
+    ``"all"`` selects every parameter. Training changes only parameters that `MoM.train_only` has not frozen either.
+
     Raises
     ------
     ConfigError
@@ -47,8 +49,8 @@ def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
     """Whether the loss gives a model's routers no gradient.
 
     The probabilities of the kept choices are divided by their sum. For a single choice the quotient is always 1,
-    whatever the router computes, and its straight-through sign is 1, too. Then only the balance loss can give a
-    gradient, and a classifier has no balance loss.
+    whatever the router computes, and its straight-through sign is 1, too. Without a kept choice (top-0) no score is
+    used at all. Then only the balance loss can give a gradient, and a classifier has no balance loss.
     """
     if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
         return False

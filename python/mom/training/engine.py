@@ -200,14 +200,15 @@ class Engine:
         Returns
         -------
         str or None
-            Name of the signal that ended the run before it was over; a checkpoint has been saved then.
+            Name of the signal that ended the run before it was over. With a `run_dir`, a checkpoint has been saved.
 
         Raises
         ------
         TrainingError
             After too many steps in a row that were not finite.
         KeyboardInterrupt
-            If a callback raises it, or if an evaluation is interrupted. A checkpoint has been saved then.
+            If a callback raises it, or if an evaluation is interrupted. In the second case, and with a `run_dir`, a
+            checkpoint has been saved. A resumed run begins with that evaluation.
         """
         self._prepare(resume)
         with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
@@ -289,8 +290,8 @@ class Engine:
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
         """Run the forward and backward passes of a step. Their gradients add up.
 
-        The language-model loss of a step is the mean over the step's labelled positions. So a micro-batch has the
-        weight of its share of these positions. Other terms are means over the micro-batches.
+        The loss ``lm`` of a step is the mean over what the step scores: labelled positions, or rows that are
+        classified. So a micro-batch has the weight of its share. Other terms are means over the micro-batches.
         """
         weights, total = self.model.config.loss_weights, sum(batch.scored for batch in batches)
         joint, terms = 0.0, dict[str, float]()
@@ -333,7 +334,7 @@ class Engine:
         try:
             with self.model.evaluating():
                 values = dict(evaluate())
-        except KeyboardInterrupt:  # a resumed run begins with this evaluation
+        except KeyboardInterrupt:
             self._save()
             raise
         measure = float(values[self.schedule.measure])
