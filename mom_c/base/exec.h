@@ -1,9 +1,9 @@
 /* The execution context: kernels, threads, workspace and precision, which every operator needs beside its arguments.
  *
  * A dry run goes through a computation to learn how much memory it allocates, and computes nothing. Arrays are
- * allocated as usual, but nothing is written to them: parallel loops run no tasks, and mom_zero and mom_copy do
- * nothing. So most operators need no code for dry runs. The exception is serial code that takes sizes or indices from
- * arrays that tasks fill. Such code checks `dry_run`.
+ * allocated as usual, but parallel loops run no tasks, and mom_zero and mom_copy do nothing. So results, and what tasks
+ * would fill, have no defined contents. Most operators need no code for dry runs. The exception is serial code that
+ * takes sizes or indices from such arrays. That code checks `dry_run`. Serial code may fill small lists of its own.
  */
 #ifndef MOM_BASE_EXEC_H
 #define MOM_BASE_EXEC_H

@@ -442,7 +442,7 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
 }
 
 /* (bytes of the region, most bytes of it in use so far, bytes in other blocks, whether the region was too small) */
-static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) {
+static PyObject *network_get_region(mom_network *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self) < 0)
         return NULL;
     size_t beside = 0;
@@ -458,7 +458,7 @@ static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) 
 }
 
 /* (activations, packed, workspace): bytes of the region in use when its use was largest */
-static PyObject *network_get_arena_parts(mom_network *self, void *Py_UNUSED(closure)) {
+static PyObject *network_get_region_parts(mom_network *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self) < 0)
         return NULL;
     const mom_region *region = &self->gpt.memory.region;
@@ -499,8 +499,8 @@ static PyGetSetDef network_getset[] = {
     {"used", (getter)network_get_used, (setter)network_set_used, "uint8 flag per parameter: it has a gradient", NULL},
     {"memory_limit", (getter)network_get_memory_limit, (setter)network_set_memory_limit,
      "Largest plan of a forward pass in bytes; 0: any", NULL},
-    {"arena", (getter)network_get_arena, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
-    {"arena_parts", (getter)network_get_arena_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
+    {"region", (getter)network_get_region, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
+    {"region_parts", (getter)network_get_region_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

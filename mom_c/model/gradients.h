@@ -1,4 +1,4 @@
-/* The gradients of a network: plain memory with one owner, laid out like the parameters.
+/* The gradients of a network: memory that the network (mom_gpt) owns, laid out like the parameters.
  *
  * The memory is allocated when it is first needed. Zeroing the gradients touches as little of it as possible:
  *  - The matrices of modules stay as they are and are marked `overwrite`; their next product overwrites instead of adding.

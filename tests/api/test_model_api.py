@@ -394,8 +394,8 @@ def test_a_busy_model_refuses_other_threads() -> None:
         "clip": lambda: mom.clip_grad_norm(model, 1.0), "has_gradient": lambda: model.has_gradient,
         "mark_gradient": lambda: model.mark_gradient("transformer.wte.weight"),
         "random_state": lambda: setattr(model, "random_state", (1, 1)), "gradient": lambda: model._core.gradient(0),
-        "random_state read": lambda: model.random_state, "arena": lambda: model._core.arena,
-        "arena_parts": lambda: model._core.arena_parts, "optimizer": lambda: mom.AdamW(model),
+        "random_state read": lambda: model.random_state, "region": lambda: model._core.region,
+        "region_parts": lambda: model._core.region_parts, "optimizer": lambda: mom.AdamW(model),
     }  # fmt: skip
     thread = threading.Thread(target=work)
     thread.start()
@@ -434,7 +434,7 @@ thread.start()
 busy = False
 while thread.is_alive() and not busy:
     try:
-        model._core.arena
+        model._core.region
     except RuntimeError:
         busy = True
 assert busy

@@ -72,7 +72,7 @@ def test_plan_is_what_is_allocated(name: str, dtype: str, checkpointing: bool) -
     values = {n: v.copy() for n, v in model.parameters.items()}
     run(model, tokens_of(SHAPE))
     mom.AdamW(model).step(1.0, zero_grad=True)
-    size, most, beside, full = model._core.arena
+    size, most, beside, full = model._core.region
     assert (size, beside, full) == (plan.arena, 0, 0)
     assert most <= size
     assert plan.total == sum(size for part, size in plan.rows() if part != "total")
@@ -87,7 +87,7 @@ def test_plan_of_a_forward_pass(name: str) -> None:
     model.eval()
     plan = model.memory_plan(*SHAPE, training=False)
     run(model, tokens_of(SHAPE), keep=False)
-    assert model._core.arena[0::2] == (plan.arena, 0)
+    assert model._core.region[0::2] == (plan.arena, 0)
     assert plan.gradients == plan.moments == 0
     assert plan.total < model.memory_plan(*SHAPE).total
     assert plan == plan_for(CONFIGS[name], *SHAPE, training=False)
@@ -100,7 +100,7 @@ def test_plan_holds_little_more_than_is_used(name: str, checkpointing: bool) -> 
     # rehearsal has a mask only as far as its memory goes.
     model = new_model(CONFIGS[name], checkpointing=checkpointing)
     run(model, tokens_of(SHAPE))
-    size, most, _, _ = model._core.arena
+    size, most, _, _ = model._core.region
     assert 0 <= size - most <= size / 256 + 2**16 + 4096
 
 
@@ -131,9 +131,9 @@ def test_parts_of_a_plan_are_those_of_the_fullest_moment(
         model(tokens.reshape(SHAPE), labels=tokens.reshape(SHAPE), attention_mask=np.ones(SHAPE), keep=keep)
     if keep:
         model.backward()
-    size, most, beside, full = model._core.arena
+    size, most, beside, full = model._core.region
     assert (size, beside, full) == (plan.arena, 0, 0)
-    activations, held, workspace = model._core.arena_parts
+    activations, held, workspace = model._core.region_parts
     assert activations + held + workspace == most
     room = size / 256 + 2**16 + 4096
     assert held == plan.packed and 0 <= plan.activations - activations <= 4096
@@ -158,8 +158,8 @@ def test_packed_rows_of_many_shapes_fit_their_plans(checkpointing: bool) -> None
                 labels = tokens if config.num_labels is None else np.arange(len(lengths)) % 3
                 model(tokens, labels, lengths=lengths)
                 model.backward()
-                assert model._core.arena[2:] == (0, 0)
-            assert model._core.arena[0] == plan.arena <= used._core.arena[0]
+                assert model._core.region[2:] == (0, 0)
+            assert model._core.region[0] == plan.arena <= used._core.region[0]
 
 
 def send_tokens(model: mom.MoM, where: str) -> None:
@@ -180,7 +180,7 @@ def test_arena_is_large_enough_for_uneven_routes(where: str, top_k: int, dtype: 
     send_tokens(model, where)
     for step in range(3):
         run(model, tokens_of((9, 32), step))
-    assert model._core.arena[2:] == (0, 0)
+    assert model._core.region[2:] == (0, 0)
 
 
 @pytest.mark.parametrize("threads", [2, 16])
@@ -204,7 +204,7 @@ def test_arena_is_large_enough_for_blocks_of_any_rows(
                 model(tokens, labels=tokens, keep=keep)
                 if keep:
                     model.backward()
-                assert model._core.arena[2:] == (0, 0)
+                assert model._core.region[2:] == (0, 0)
     finally:
         mom.set_num_threads(before)
 
@@ -265,7 +265,7 @@ def test_too_large_a_plan_is_refused_before_anything_changes() -> None:
     model(tokens, labels=tokens)
     model.memory_limit = large.total
     model(tokens_of((32, 32)), labels=tokens_of((32, 32)))
-    assert model._core.arena[0] == large.arena
+    assert model._core.region[0] == large.arena
 
 
 def test_limit_counts_moments_of_optimizers_that_are_there() -> None:
@@ -384,7 +384,7 @@ def test_packed_rows_are_planned_by_their_tokens() -> None:
     model.memory_limit = plan.total - plan.moments
     model(tokens, lengths=lengths, labels=tokens)
     model.backward()
-    assert model._core.arena[2] == 0, "nothing beside the arena"
+    assert model._core.region[2] == 0, "nothing beside the arena"
     with pytest.raises(MemoryError, match="32 sequences of 30 tokens need"):
         model(tokens_of((32, 30)), labels=tokens_of((32, 30)))
     model.memory_limit = model.memory_plan(2, 30, training=False).parameters
@@ -445,7 +445,7 @@ def test_arena_serves_smaller_batches_and_grows_for_larger_ones() -> None:
         run(fresh, tokens_of(shape))
         for name, gradient in fresh.gradients.items():
             np.testing.assert_array_equal(model.gradients[name], gradient, err_msg=name)
-        sizes.append(model._core.arena[0])
+        sizes.append(model._core.region[0])
     assert sizes[0] < sizes[1] and sizes[1:] == sizes[1:2] * 4
 
 
@@ -629,7 +629,7 @@ plan = model.memory_plan(4, 32)
 for _ in range(2):
     step(chosen)
 # The arena stays as large as it once was.
-print(resident() - before, plan.gradients + plan.moments, model._core.arena[0], full.gradients + full.moments)
+print(resident() - before, plan.gradients + plan.moments, model._core.region[0], full.gradients + full.moments)
 """
 
 
