@@ -74,6 +74,9 @@ class TrainingConfig(Settings):
         same numbers. See `mom.MoM.memory_plan`.
     tensorboard : bool
         Also write TensorBoard event files (needs the package tensorboard).
+    wandb : bool
+        Also log to Weights & Biases (needs the package wandb). The environment variable WANDB_MODE=offline keeps the
+        files in the run's folder.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class TrainingConfig(Settings):
     max_bad_steps: int = setting(5, at_least(1))
     activation_checkpointing: bool = setting(False)
     tensorboard: bool = setting(False)
+    wandb: bool = setting(False)
 
     def _check(self) -> None:
         if self.batch_size * self.sequence_length >= 2**31:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, TrainingError
 from ..model import Network
 from .batches import MicroBatch, Rows, Windows
-from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
+from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, WandB, closing
 from .checkpoint import State, check_no_run_in, load_checkpoint, newest_checkpoint, save_checkpoint
 from .config import FinetuneConfig, TrainingConfig
 from .optimizer import AdamW
@@ -229,6 +229,9 @@ class Engine:
             yield JsonLines(self.dir / "log.jsonl", self.state.step if resume else None)
             if getattr(self.config, "tensorboard", False):
                 yield TensorBoard(self.dir)
+            if getattr(self.config, "wandb", False):
+                model = {**self.model.config.to_dict(), "dtype": self.model.dtype}
+                yield WandB(self.dir, {**self.config.to_dict(), "model": model})
         if progress:
             display = Evaluations if self.schedule.keep_best else Progress
             yield display(self.schedule.steps, self.state.step, self.label)

@@ -216,8 +216,9 @@ def _checked(
             f"sequence_length: {config.sequence_length} is more than "
             f"the model's n_positions = {model.config.n_positions}"
         )
-    if config.tensorboard and run_dir is None:
-        raise ConfigError("tensorboard: needs a run_dir")
+    for name in ("tensorboard", "wandb"):
+        if getattr(config, name) and run_dir is None:
+            raise ConfigError(f"{name}: needs a run_dir")
     return config
 
 
