@@ -40,8 +40,8 @@ int mom_reads_rows(const mom_kernels *k, const mom_gemm *g);
 int mom_reads_columns(const mom_kernels *k, const mom_gemm *g);
 /* Whether b can be read where it lies. */
 int mom_reads_b(const mom_kernels *k, const mom_gemm *g);
-/* Whether there are so few rows that each task reads its panels of b in place or packs them itself. Hardly any other task
- * would use the same packed panels. */
+/* Whether a product has few rows: each task then reads its panels of b in place or packs them itself. Hardly any other
+ * task would use the same packed panels. */
 int mom_has_few_rows(const mom_kernels *k, const mom_gemm *g);
 
 /* Rows that the micro-kernel takes at a time: a panel, on tiles two. */

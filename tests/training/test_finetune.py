@@ -142,6 +142,19 @@ def test_only_what_is_chosen_changes(train: str) -> None:
         assert changed == {"score.weight"} | (routers if train == "routers" else set())
 
 
+@pytest.mark.parametrize("train", ["all", "routers"])
+def test_what_train_only_has_frozen_stays_frozen_but_a_copy_is_not_frozen(train: str) -> None:
+    model = classifier(CONFIG)
+    model.train_only("transformer.ln_f.*", "score.*")
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    rows, labels = some_rows(12), np.arange(12) % 3
+    fit_classifier(model, rows, labels, FinetuneConfig(epochs=1, lr=0.01, train=train, batch_size=6), progress=False)
+    changed = {name for name, value in model.parameters.items() if not np.array_equal(value, before[name])}
+    final_norm = {"transformer.ln_f.weight", "transformer.ln_f.bias"} if train == "all" else set()
+    assert changed == {"score.weight"} | final_norm
+    assert all(classifier_from(model, 3, "single_label_classification").trainable.values())
+
+
 PARTIAL: dict[str, tuple[mom.MoMConfig, dict[str, Any]]] = {
     "recurrent routers": (CONFIG, {}),
     "naive routers, all paths": (CONFIG.replace(router_type="naive", routing_all_possible_path=True), {}),
