@@ -101,8 +101,12 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, const float scal
     MOM_TRY(mom_gradients_allocate(&gpt->gradients, &gpt->params, 0, err));
     mom_gradients_mark_written(&gpt->gradients, &gpt->params);
     const mom_status status = mom_gpt_backward_pass(gpt, exec, scales, err);
-    if (status == MOM_OK)
+    if (status == MOM_OK) {
         mark_all_used(gpt);
+    } else { /* a part of the sums has been added */
+        mom_gpt_zero_grad(gpt);
+        gpt->counter = gpt->last.pass.counter;
+    }
     return status;
 }
 
