@@ -305,8 +305,8 @@ class Network:
             finite number.
         RuntimeError
             Without a forward pass that had labels, or when called twice for one forward pass.
-        MemoryError
-            The gradients then hold only a part of the sum. Call `zero_grad` and repeat the forward pass.
+        MemoryError, KeyboardInterrupt
+            All gradients are then zero, those of earlier passes, too. Repeat the forward pass.
         """
         self._core.backward(self._all_scales({"lm": lm_scale, "balance": balance_scale}, scales))
         if not self._trained.all():
