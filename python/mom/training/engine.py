@@ -245,7 +245,7 @@ class Engine:
             model.activation_checkpointing = self.config.activation_checkpointing or before[1]
             model.zero_grad()
             if trained is not None:
-                model.core.set_trained(trained)
+                model.core.set_trained(trained & np.array(list(model.trainable.values()), np.uint8))
             yield
         finally:
             model.training, model.activation_checkpointing = before
@@ -283,7 +283,7 @@ class Engine:
         norm, problem = math.nan, None
         if not all(map(math.isfinite, losses.terms.values())):
             problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
-        elif not math.isfinite(norm := self._update()):
+        elif not math.isfinite(norm := self.optimizer.step(self.config.clip, zero_grad=True)):
             problem = f"gradient norm is {norm}"
         seconds = time.perf_counter() - started
         state.step += 1
@@ -317,15 +317,6 @@ class Engine:
                 self.model.backward(scales=scales)
         apart = sum(weights[name] * value for name, value in terms.items())
         return _Losses(apart if self.schedule.terms_first else joint, terms)
-
-    def _update(self) -> float:
-        """Clip and step. Returns the norm of the gradients. If the norm is not finite, nothing changes."""
-        if self.schedule.trained is not None:
-            # Clipping and the optimizer both skip parameters without a gradient.
-            used = self.model.core.used
-            used[self.schedule.trained == 0] = 0
-            self.model.core.used = used
-        return self.optimizer.step(self.config.clip, zero_grad=True)
 
     def _skip(self, reason: str) -> None:
         state = self.state
