@@ -24,7 +24,12 @@ typedef struct {
     mom_arena *workspace; /* for temporaries; operators release what they allocate */
     mom_dtype precision;  /* of the factors of linear layers */
     mom_dry_run dry_run;
+    int (*stop)(void); /* whether a long computation shall end now; or NULL: never. See mom_check_stop. */
 } mom_exec;
+
+/* Called between the parts of a long computation. If x->stop asks for an end, returns MOM_ERR_STOPPED, which the caller
+ * handles like every other error. */
+mom_status mom_check_stop(const mom_exec *x, mom_error *err);
 
 /* Runs `tasks` tasks on x->threads threads; see mom_parallel_run. A dry run skips them. */
 void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context);

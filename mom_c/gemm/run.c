@@ -132,6 +132,7 @@ mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *products, size_t coun
             write_empty(x->k, &products[i]);
     }
     for (; slab.begin < widest; slab.begin += slab.width) {
+        MOM_TRY(mom_check_stop(x, err));
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
         const mom_status status = run_slab(&slab, err);
         mom_arena_release(x->workspace, mark);

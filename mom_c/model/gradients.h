@@ -14,7 +14,7 @@
 
 /* What is known about one parameter's gradient. */
 typedef struct {
-    int used;     /* it has a gradient since gradients were last zeroed */
+    int used;     /* it is trained and has a gradient since gradients were last zeroed */
     int written;  /* its memory may have been written since then */
     int trained;  /* optimizers update the parameter; see mom_gradients_set_trained */
     int computed; /* backward may write to it */

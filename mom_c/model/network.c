@@ -389,6 +389,7 @@ mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float
     mom_activations *a = &gpt->last;
     a->exec.k = exec->k;
     a->exec.threads = exec->threads;
+    a->exec.stop = exec->stop;
     a->pass.err = err;
     const mom_status status = backward(gpt, scales);
     a->dwte = a->dhidden = NULL;

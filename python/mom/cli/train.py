@@ -17,7 +17,7 @@ from ..training import TrainingConfig, train
 from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, read_progress
 from ..training.pretraining import take_tokenizer
 from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command, given_fields
-from .results import interrupted, print_losses
+from .results import print_losses
 
 
 def add(commands: Any) -> None:
@@ -71,8 +71,6 @@ def _run(a: argparse.Namespace) -> int:
     print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
 
     result = train(model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress)
-    if result.interrupted is not None:
-        return interrupted(result)
     folder = Path(a.run_dir) / "model"
     model.save_pretrained(folder)
     print(f"step {result.step}")

@@ -28,7 +28,8 @@ from ..files import folders, names, weights
 from ..files.hub import model_folder
 from .core_config import check_dtype, core_config
 from .memory_plan import MemoryPlan, plan
-from .routes import Routes, of_rounds, read_routes
+from .output import ModelOutput
+from .routes import of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
 
 __all__ = ["Network"]
@@ -163,7 +164,6 @@ class Network:
 
     def _select(self, trained: NDArray[np.uint8]) -> None:
         self._core.set_trained(trained)
-        self._core.used = self._core.used & trained
         self._trained = trained
 
     @property
@@ -305,12 +305,10 @@ class Network:
             finite number.
         RuntimeError
             Without a forward pass that had labels, or when called twice for one forward pass.
-        MemoryError
-            The gradients then hold only a part of the sum. Call `zero_grad` and repeat the forward pass.
+        MemoryError, KeyboardInterrupt
+            All gradients are then zero, those of earlier passes, too. Repeat the forward pass.
         """
         self._core.backward(self._all_scales({"lm": lm_scale, "balance": balance_scale}, scales))
-        if not self._trained.all():
-            self._core.used = self._core.used & self._trained
 
     def _all_scales(self, single: Mapping[str, float | None], scales: Any) -> dict[str, float]:
         """The scale of each term: from the arguments of `backward` for a `single` term, or from `scales`."""
@@ -349,9 +347,18 @@ class Network:
             given["positions"] = like(as_tokens(positions, "positions"), ids.shape, "positions")
         return given
 
-    def routes(self, given: Mapping[str, Any]) -> Routes:
-        """How the last forward pass, which had these `inputs`, routed its tokens."""
-        return read_routes(self._core, self.config, given["tokens"].shape, given.get("lengths"))
+    def output(
+        self,
+        given: Mapping[str, Any],
+        losses: Mapping[str, float],
+        labelled: int,
+        logits: NDArray[np.float32] | None,
+        routes: Mapping[tuple[int, int, int], dict[str, NDArray[Any]]] | None,
+    ) -> ModelOutput:
+        """What a call returns, from what the core returned for these `inputs`."""
+        shape, lengths = given["tokens"].shape, given.get("lengths")
+        read = None if routes is None else read_routes(routes, self.config, shape, lengths)
+        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled)
 
     def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
         """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.

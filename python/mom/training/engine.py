@@ -29,6 +29,7 @@ from .checkpoint import State, check_no_run_in, load_checkpoint, newest_checkpoi
 from .config import FinetuneConfig, TrainingConfig
 from .optimizer import AdamW
 from .records import module_use, peak_memory_bytes
+from .signals import BrokenOff, StopSignals
 
 __all__ = ["Engine", "Schedule"]
 
@@ -135,6 +136,7 @@ class Engine:
         self.checkpoint: Path | None = None
         self.passed_over: list[tuple[Path, str]] = []
         self._callbacks: Sequence[Callback] = ()
+        self._signals = StopSignals()
         self._saved = (0, 0)  # `step` and `evaluated_step` of the newest checkpoint
         self._save_is_due = self._stop_asked = False
 
@@ -182,7 +184,7 @@ class Engine:
         return self.state.step >= self.schedule.steps or patience_is_over or self._stop_asked
 
     def run(
-        self, callbacks: Sequence[Callback], signals: Sequence[str], resume: bool = False, progress: bool = True
+        self, callbacks: Sequence[Callback], signals: StopSignals, resume: bool = False, progress: bool = True
     ) -> str | None:
         """Train to the end of the schedule.
 
@@ -190,8 +192,8 @@ class Engine:
         ----------
         callbacks : sequence of Callback
             Receive every record. When one returns True from ``record``, the run ends as it would after its last step.
-        signals : sequence of str
-            When the name of a signal appears in it, the run ends after the step at hand.
+        signals : StopSignals
+            When a signal comes, the run ends as if the step or the evaluation at hand had not begun.
         resume : bool
             Continue from the newest valid checkpoint.
         progress : bool
@@ -207,20 +209,21 @@ class Engine:
         TrainingError
             After too many steps in a row that were not finite.
         KeyboardInterrupt
-            If a callback raises it, or if an evaluation is interrupted. In the second case, and with a `run_dir`, a
-            checkpoint has been saved. A resumed run begins with that evaluation.
+            If a callback or an evaluation raises it. In the second case, and with a `run_dir`, a checkpoint has been
+            saved. A resumed run begins with that evaluation.
         """
         self._prepare(resume)
         with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
-            self._callbacks = [*callbacks, *own]
-            if self.state.step:
-                self._between_steps()  # the evaluation that the interrupted run did not finish
-            while not self.is_over and not signals:
-                self._one_step()
-                self._between_steps()
-            if self.is_over:
-                self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
-                return None
+            self._callbacks, self._signals = [*callbacks, *own], signals
+            with contextlib.suppress(BrokenOff):
+                if self.state.step:
+                    self._between_steps()  # the evaluation that the interrupted run did not finish
+                while not self.is_over and not signals:
+                    self._one_step()
+                    self._between_steps()
+                if self.is_over:
+                    self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
+                    return None
             self._save()
             return signals[0]
 
@@ -245,7 +248,7 @@ class Engine:
             model.activation_checkpointing = self.config.activation_checkpointing or before[1]
             model.zero_grad()
             if trained is not None:
-                model.core.set_trained(trained)
+                model.core.set_trained(trained & np.array(list(model.trainable.values()), np.uint8))
             yield
         finally:
             model.training, model.activation_checkpointing = before
@@ -268,14 +271,22 @@ class Engine:
     # ------------------------------------------------------------------ a step
     def _one_step(self) -> None:
         started, state = time.perf_counter(), self.state
+        before = self.source.state_dict(), self.model.random_state
         batches = self.source.next_step()
         self.optimizer.lr = self.config.lr * self.schedule.rate_factor(state.step)
         if self.model.core.used.any():  # the last step was skipped, or a callback has run a backward pass
             self.model.zero_grad()
-        losses, norm, problem = self._passes(batches), math.nan, None
+        try:
+            with self._signals.at_once():
+                losses = self._passes(batches)
+        except BrokenOff:  # as if the step had not begun
+            self.source.load_state_dict(before[0])
+            self.model.random_state = before[1]
+            raise
+        norm, problem = math.nan, None
         if not all(map(math.isfinite, losses.terms.values())):
             problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
-        elif not math.isfinite(norm := self._update()):
+        elif not math.isfinite(norm := self.optimizer.step(self.config.clip, zero_grad=True)):
             problem = f"gradient norm is {norm}"
         seconds = time.perf_counter() - started
         state.step += 1
@@ -310,15 +321,6 @@ class Engine:
         apart = sum(weights[name] * value for name, value in terms.items())
         return _Losses(apart if self.schedule.terms_first else joint, terms)
 
-    def _update(self) -> float:
-        """Clip and step. Returns the norm of the gradients. If the norm is not finite, nothing changes."""
-        if self.schedule.trained is not None:
-            # Clipping and the optimizer both skip parameters without a gradient.
-            used = self.model.core.used
-            used[self.schedule.trained == 0] = 0
-            self.model.core.used = used
-        return self.optimizer.step(self.config.clip, zero_grad=True)
-
     def _skip(self, reason: str) -> None:
         state = self.state
         state.skipped += 1
@@ -335,7 +337,7 @@ class Engine:
     def _evaluate(self, evaluate: Callable[[], Mapping[str, Any]]) -> None:
         state = self.state
         try:
-            with self.model.evaluating():
+            with self.model.evaluating(), self._signals.at_once():
                 values = dict(evaluate())
         except KeyboardInterrupt:
             self._save()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import make_batch
+from ..errors import TrainingInterrupted
 from ..files.folders import write_json
 from ..model import MoM, MoMForSequenceClassification, Network
 from .adapt import parameters_selected_by
@@ -77,7 +78,7 @@ class LoopResult:
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
-class FinetuneInterrupted(KeyboardInterrupt):
+class FinetuneInterrupted(TrainingInterrupted):
     """SIGTERM or Ctrl-C during fine-tuning.
 
     The model has the weights of the best evaluation so far, or of the last step if there was no evaluation.
@@ -86,13 +87,11 @@ class FinetuneInterrupted(KeyboardInterrupt):
     ----------
     loop : LoopResult
         How far the run came.
-    signal : str
-        Name of the signal.
     """
 
-    def __init__(self, message: str, loop: LoopResult, signal: str = "SIGINT") -> None:
-        super().__init__(message)
-        self.loop, self.signal = loop, signal
+    @property
+    def loop(self) -> LoopResult:
+        return self.result  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -148,14 +147,14 @@ def fit_rows(
     Raises
     ------
     FinetuneInterrupted
-        On SIGTERM and Ctrl-C. The current step is finished first; an evaluation is broken off.
+        On SIGTERM and Ctrl-C, as if the step or the evaluation at hand had not begun.
     TrainingError
         If several steps in a row are not finite.
     """
     options = options or RunOptions()
     shared = stop_signals() if options.signals is None else contextlib.nullcontext(options.signals)
     with shared as signals:
-        measure = None if evaluate is None else _breakable(evaluate, signals)
+        measure = None if evaluate is None else _as_values(evaluate)
         schedule = _schedule(model, source, config)
         engine = Engine(model, source, config, schedule, measure, options.dir, options.label, seed)
         try:
@@ -190,12 +189,11 @@ def _schedule(model: Network, source: Rows, config: FinetuneConfig) -> Schedule:
     )  # fmt: skip
 
 
-def _breakable(evaluate: Evaluate, signals: StopSignals) -> Callable[[], Mapping[str, Any]]:
-    """Wrap an evaluation so that a signal breaks it off."""
+def _as_values(evaluate: Evaluate) -> Callable[[], Mapping[str, Any]]:
+    """The same evaluation with a mapping as its result."""
 
     def measure() -> Mapping[str, Any]:
-        with signals.at_once():
-            values = evaluate()
+        values = evaluate()
         return values if isinstance(values, Mapping) else {"score": float(values)}
 
     return measure

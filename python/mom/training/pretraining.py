@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.token_files import TokenFile, WindowSampler
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..model import MoM
 from .batches import Windows
 from .callbacks import Callback, closing
@@ -170,10 +170,12 @@ def train(
         If settings, model and data do not fit together.
     TypeError
         If `model` is no language model or `config` no `TrainingConfig`.
+    TrainingInterrupted
+        On SIGTERM and Ctrl-C. Its ``result`` is a `TrainingResult`.
 
     Notes
     -----
-    SIGTERM and Ctrl-C finish the step, save a checkpoint and return.
+    On SIGTERM and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
     """
     config = _checked(model, config, run_dir, changes)
     tokens, validation = _open_data(data, val_data, model, config.sequence_length)
@@ -197,10 +199,14 @@ def train(
         interrupted = engine.run(listeners, signals, resume, progress is not False)
         signals.handled = True  # a signal at the very end has no effect on the run
     state = engine.state
-    return TrainingResult(
+    result = TrainingResult(
         state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,
         engine.stopped_early, state.history, engine.records,
     )  # fmt: skip
+    if interrupted is None:
+        return result
+    kept = "without a run_dir, nothing is saved" if run_dir is None else f"resume goes on from {engine.checkpoint}"
+    raise TrainingInterrupted(f"{description}: step {state.step}/{config.steps}; {kept}", result, interrupted)
 
 
 def _checked(

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import MoMConfig
 from ..data.prepare import read_meta
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
 from .callbacks import Callback
@@ -108,7 +108,7 @@ class PretrainResult:
     tokens : int
         Planned number of training tokens.
     folder : Path
-        The model's folder (written when the phase was not interrupted).
+        The model's folder.
     """
 
     model: MoM
@@ -171,6 +171,8 @@ def pretrain(
     ------
     ConfigError, DataError
         If arguments contradict each other or the files.
+    TrainingInterrupted
+        On SIGTERM and Ctrl-C. Its ``result`` is a `PretrainResult`; the model's folder has not been written.
     """
     if phase not in ("vanilla", "mom"):
         raise ConfigError(f"phase: {phase!r} is not one of 'vanilla', 'mom'")
@@ -190,18 +192,21 @@ def pretrain(
         assert tokens is not None
         planned = RECIPES[recipe].scaled(int(tokens), model.config.n_positions).replace(seed=seed)
     planned = planned.replace(**changes)
-    result = train(
-        model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
-    )
     total = planned.steps * planned.tokens_per_step
-    if result.interrupted is None:
-        model.save_pretrained(run / "model")
-        summary = {
-            "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
-            "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
-            "training": planned.to_dict(),
-        }  # fmt: skip
-        write_json(run / "recipe.json", summary)
+    try:
+        result = train(
+            model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
+        )
+    except TrainingInterrupted as stop:
+        so_far = PretrainResult(model, stop.result, planned, total, run / "model")
+        raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
+    model.save_pretrained(run / "model")
+    summary = {
+        "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
+        "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
+        "training": planned.to_dict(),
+    }  # fmt: skip
+    write_json(run / "recipe.json", summary)
     return PretrainResult(model, result, planned, total, run / "model")
 
 
