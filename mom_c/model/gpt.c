@@ -4,7 +4,7 @@
 
 #include "model/head.h"
 
-const char *const mom_term_names[MOM_TERMS] = {"lm", "balance"};
+const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z"};
 
 static mom_status init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     MOM_TRY(mom_params_init(&gpt->params, config, err));
@@ -58,8 +58,8 @@ static void mark_used(mom_gradients *g, size_t first, size_t count) {
         g->table[i].used |= g->table[i].trained;
 }
 
-/* A module has a gradient if a token reached it in any round. A router has a gradient if a weight or the balance loss
- * depends on it. A weight of zero on the balance loss makes no difference. */
+/* A module has a gradient if a token reached it in any round. A router has a gradient if a weight, the balance loss or the
+ * z-loss depends on it. A scale of zero on one of these losses makes no difference. */
 static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
     mom_gradients *g = &gpt->gradients;
     const mom_place *place = &gpt->params.places[i];
@@ -76,7 +76,7 @@ static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
     if (!pool->routed || !place->rounds)
         return;
     const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE] && mom_saved_half(&gpt->last, i, 0, half)->route.counts;
-    if (any || balanced)
+    if (any || balanced || gpt->last.losses.has[MOM_TERM_Z])
         mark_used(g, pool->first_router_param, pool->router_params);
 }
 

@@ -50,11 +50,12 @@ def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
 
     The probabilities of the kept choices are divided by their sum. For a single choice the quotient is always 1,
     whatever the router computes, and its straight-through sign is 1, too. Without a kept choice (top-0) no score is
-    used at all. Then only the balance loss can give a gradient, and a classifier has no balance loss.
+    used at all. Then only the balance loss and the z-loss can give a gradient, and a classifier has neither.
     """
     if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
         return False
-    if language_model and config.output_router_logits and config.router_aux_loss_coef > 0.0:
+    balanced = config.output_router_logits and config.router_aux_loss_coef > 0.0
+    if language_model and (balanced or config.router_z_loss_coef > 0.0):
         return False
     return config.routing_top_k == 0 or (config.routing_top_k == 1 and config.router_softmax)
 
