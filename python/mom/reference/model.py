@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..config import MoMConfig
+from ..routers import KINDS
 from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
 from . import dropout as dropout_op
 from ._checks import Array, Float, Int, as_int, check_shape
@@ -185,7 +186,7 @@ class Model:
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
             if config.num_labels is not None and config.pooling == "mask":
                 positions = np.maximum(np.arange(steps) - mask.argmax(-1)[:, None], 0)
-        batch = Batch(size, steps, packed, mask, dropout, noise, {})
+        batch = Batch(tokens.reshape(-1), size, steps, packed, mask, dropout, noise, {})
 
         x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)
         keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
@@ -221,7 +222,7 @@ class Model:
         for r in range(place.rounds):
             site = f"block{i}/round{r}" if place.is_block else f"block{i}"
             for name, half in place.halves.items():
-                out, state[name], record, route = half.forward(x, state[name], batch, site)
+                out, state[name], record, route = half.forward(x, state[name], batch, site, r)
                 x = x + out
                 place.records[name].append(record)
                 batch.record(f"{name}_out/{site}", out)
@@ -271,7 +272,8 @@ class Model:
         if config.is_vanilla or config.num_labels is not None or not config.output_router_logits or not config.rounds:
             return []
         routed = [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
-        return [] if config.balance_loss == "reference" and "attn" not in routed else routed
+        unbalanced = config.balance_loss == "reference" and "attn" not in routed
+        return routed if KINDS[config.router_kind].scored and not unbalanced else []
 
     def _balance_softmax(self) -> bool:
         return self.config.balance_loss == "reference" or not self.config.router_softmax
