@@ -10,9 +10,9 @@
 
 #include "model/gpt.h"
 #include "model/head.h"
-#include "ops/balance_loss.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
+#include "ops/z_loss.h"
 
 /* ------------------------------------------------------------------ forward */
 
@@ -219,7 +219,7 @@ static mom_status z_loss(mom_gpt *gpt) {
         for (size_t h = 0; h < 2 * gpt->params.places[i].rounds; h++) {
             const mom_pool *pool = mom_place_pool(&gpt->params.places[i], (int)(h % 2));
             const mom_router_outputs outputs = {a->halves[i][h].route.outputs, pass->mask, pass->N, pool->S};
-            if (!pool->routed)
+            if (!pool->routed || !mom_router_type_of(&pool->spec)->scored)
                 continue;
             MOM_TRY(mom_z_loss_add(pass->exec, &sum, &tokens, &outputs, pass->err));
             a->losses.has[MOM_TERM_Z] = 1;

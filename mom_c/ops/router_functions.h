@@ -39,5 +39,10 @@ mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_sa
 mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                   const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                   const mom_router_spec *spec, mom_error *err);
+mom_status mom_hash_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+                            const mom_router_spec *spec, mom_error *err);
+mom_status mom_hash_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
+                             const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                             const mom_router_spec *spec, mom_error *err);
 
 #endif

@@ -103,7 +103,9 @@ class MoMConfig(Settings):
         See `depth_per_chunk`.
     router_type : str
         Read by substring: ``naive`` (two linear layers), else ``gru-dev``, else ``gru`` (recurrent
-        over rounds); ``softmax`` normalises the scores; ``random`` adds the noise gate.
+        over rounds), else ``hash``; ``softmax`` normalises the scores; ``random`` adds the noise gate. A ``hash``
+        router has no parameters and no scores: a hash of token id, round and half chooses the modules, and all kept
+        choices have the same weight.
     router_dim : int
         Width R of the routers.
     router_softmax_temperature : float
@@ -120,7 +122,7 @@ class MoMConfig(Settings):
         Weight of the z-loss, the mean square of the log-sum-exp of the routers' outputs before temperature and softmax
         (arXiv:2202.08906), in the same sum. With 0, the default, it is not computed.
     output_router_logits : bool
-        If False, there is no balance loss.
+        If False, there is no balance loss. With a ``hash`` router there is none in any case.
     depthwise_bal_loss : bool
         The balance loss is the average over rounds and blocks, instead of one loss pooled over all of them.
     bind_ffn_attn : bool
@@ -228,6 +230,11 @@ class MoMConfig(Settings):
         if router_kind(self.router_type) is None:
             names = ", ".join(map(repr, KINDS))
             raise ConfigError(f"router_type: {self.router_type!r} names no kind of router, expected one of {names}")
+        if self.routing_all_possible_path and not KINDS[self.router_kind].scored:
+            raise ConfigError(
+                f"routing_all_possible_path: weighs all modules with their scores, but a router of the type "
+                f"{self.router_type!r} has no scores; use False, or another router_type"
+            )
         if self.bind_ffn_attn and self.num_attn != self.num_ffn:
             raise ConfigError(f"bind_ffn_attn: needs num_attn == num_ffn, got {self.num_attn} and {self.num_ffn}")
         if self.rounds > _MOST_ROUNDS:
@@ -276,7 +283,7 @@ class MoMConfig(Settings):
     @property
     def router_softmax(self) -> bool:
         """Whether scores are probabilities."""
-        return "softmax" in self.router_type
+        return "softmax" in self.router_type and KINDS[self.router_kind].scored
 
     @property
     def router_random(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..config import MoMConfig
+from ..routers import KINDS
 from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
 from . import dropout as dropout_op
 from ._checks import Array, Float, Int, as_int, check_shape
@@ -186,7 +187,7 @@ class Model:
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
             if config.num_labels is not None and config.pooling == "mask":
                 positions = np.maximum(np.arange(steps) - mask.argmax(-1)[:, None], 0)
-        batch = Batch(size, steps, packed, mask, dropout, noise, {})
+        batch = Batch(tokens.reshape(-1), size, steps, packed, mask, dropout, noise, {})
 
         x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)
         keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
@@ -223,7 +224,7 @@ class Model:
         for r in range(place.rounds):
             site = f"block{i}/round{r}" if place.is_block else f"block{i}"
             for name, half in place.halves.items():
-                out, state[name], record, route = half.forward(x, state[name], batch, site)
+                out, state[name], record, route = half.forward(x, state[name], batch, site, r)
                 x = x + out
                 place.records[name].append(record)
                 batch.record(f"{name}_out/{site}", out)
@@ -268,14 +269,15 @@ class Model:
         """Forget the counts of ``balance_counts="step"``, as when an optimizer step begins."""
         self.counts = {}
 
-    def _routed_halves(self) -> list[str]:
-        config = self.config
-        if config.is_vanilla or config.num_labels is not None or not config.rounds:
+    def _scored_halves(self) -> list[str]:
+        """Halves whose routers' scores have terms of the loss."""
+        config, scored = self.config, KINDS[self.config.router_kind].scored
+        if config.is_vanilla or config.num_labels is not None or not scored or not config.rounds:
             return []
         return [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
 
     def _balanced_halves(self) -> list[str]:
-        config, routed = self.config, self._routed_halves()
+        config, routed = self.config, self._scored_halves()
         without = not config.output_router_logits or (config.balance_loss == "reference" and "attn" not in routed)
         return [] if without else routed
 
@@ -312,7 +314,7 @@ class Model:
         """By half the mean over rounds and real tokens of the squared log-sum-exp of the router's outputs, added up."""
         real = np.ones(tape.tokens.size) if tape.batch.mask is None else tape.batch.mask.reshape(-1)
         losses = []
-        for half in self._routed_halves() if self.config.loss_weights["z"] > 0 else []:
+        for half in self._scored_halves() if self.config.loss_weights["z"] > 0 else []:
             logits = np.stack([rec.logits for rec in self._router_records(half)])
             share = real / max(real.sum(), 1) / len(logits)
             y = np.logaddexp.reduce(logits, axis=-1)
