@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from .._arguments import PathLike
 from ..errors import DataError
 from .records import (
     DamagedFileError,
@@ -39,7 +40,6 @@ from .records import (
 
 __all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "standard_library_text"]
 
-PathLike = str | os.PathLike[str]
 
 #: Kinds of files that a folder is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")

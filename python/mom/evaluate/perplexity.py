@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..data import TokenFile
 from ..data.sources import Documents, Piece, TextDocuments
 from ..errors import ConfigError, DataError
@@ -22,7 +22,6 @@ from ..training import evaluate_loss
 
 __all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
 
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

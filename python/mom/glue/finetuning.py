@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..config import MoMConfig
 from ..data.encode import encode_texts
 from ..data.records import MissingSplitError, check_iterators
@@ -42,7 +43,6 @@ from .tasks import TASKS, GlueTask, find_task
 
 __all__ = ["evaluate", "finetune", "predict"]
 
-PathLike = str | os.PathLike[str]
 Network = MoM | MoMForSequenceClassification
 
 #: Further sets that a task's model can answer, for dev metrics and for submissions.

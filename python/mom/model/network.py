@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core, runtime
-from .._arguments import LARGEST, as_array, as_ids, as_mask, as_packed, like, number
+from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
 from .._json import to_json
 from ..config import MoMConfig
@@ -360,7 +360,7 @@ class Network:
 
     # ------------------------------------------------------------------ files
     def save_pretrained(
-        self, folder: str | os.PathLike[str], naming: str = "canonical", dtype: str | None = None
+        self, folder: PathLike, naming: str = "canonical", dtype: str | None = None
     ) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
 
@@ -416,7 +416,7 @@ class Network:
 
     @classmethod
     def from_pretrained(
-        cls: type[Self], folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any
+        cls: type[Self], folder: PathLike, dtype: str = "float32", **config_changes: Any
     ) -> Self:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
@@ -465,7 +465,7 @@ class Network:
 
     @classmethod
     def resolve(
-        cls: type[Self], model: Network | str | os.PathLike[str], dtype: str = "float32", *, name: str = "model"
+        cls: type[Self], model: Network | PathLike, dtype: str = "float32", *, name: str = "model"
     ) -> Self:
         """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
         found = cls.from_pretrained(model, dtype) if isinstance(model, (str, os.PathLike)) else model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import PathLike
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError
 from ..model import MoM
@@ -24,7 +24,6 @@ from .signals import stop_signals
 
 __all__ = ["TrainingResult", "evaluate_loss", "train"]
 
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

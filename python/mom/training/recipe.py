@@ -7,7 +7,6 @@ and training starts anew on the same kind of data. Both phases have the same set
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import PathLike
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError
@@ -31,7 +31,6 @@ from .state import PREFIX, read_progress
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
-PathLike = str | os.PathLike[str]
 
 #: Smallest number of tokens of a step, and the number of tokens that go through the model at once.
 _LEAST_STEP, _MICRO_BATCH = 2048, 4096
