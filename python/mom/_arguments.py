@@ -1,4 +1,4 @@
-"""Types and checks of arguments that several modules share. A message names the argument, what came and what was expected."""
+"""Types and checks of arguments that several modules share. Messages name the argument, what came and what to pass."""
 
 from __future__ import annotations
 
