@@ -115,11 +115,6 @@ class Network:
         self._core.used = used
 
     @property
-    def any_gradient(self) -> bool:
-        """Whether a parameter took part in a backward pass since `zero_grad`."""
-        return bool(self._core.used.any())
-
-    @property
     def trainable(self) -> dict[str, bool]:
         """Which parameters get gradients; see `train_only`."""
         return dict(zip(self._parameters, (bool(t) for t in self._trained), strict=True))

@@ -148,6 +148,7 @@ def pretrain(
     run_dir : path
         Gets checkpoints, ``log.jsonl``, ``recipe.json`` and, at the end, ``model``.
     phase : {"vanilla", "mom"}
+        Which phase.
     vanilla : MoM or path, optional
         In phase two: the model of phase one. Without it phase two starts from scratch, unlike the published recipe.
     tokens, minutes : optional
@@ -157,6 +158,7 @@ def pretrain(
     dtype : {"float32", "bfloat16"}, optional
         By default float32; of a resumed run, that of its checkpoint.
     seed : int
+        Of the weights, of the order of the data and of dropout.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, with its plan.
     progress, callbacks
