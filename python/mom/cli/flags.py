@@ -82,9 +82,7 @@ def documented(thing: Any) -> Iterator[tuple[str, list[str], str]]:
 
 def field_help(settings: type[Settings]) -> dict[str, str]:
     """Help text of every field, from the class's docstring."""
-    return {
-        name: f"{text} [{', '.join(choices)}]" if choices else text for name, choices, text in documented(settings)
-    }
+    return {name: f"{text} [{', '.join(choices)}]" if choices else text for name, choices, text in documented(settings)}
 
 
 def number(text: str) -> int | float:

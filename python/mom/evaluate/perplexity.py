@@ -23,7 +23,6 @@ from ..training import evaluate_loss
 __all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
 
 
-
 @dataclass(frozen=True)
 class TextLoss:
     """How well a model predicts a text.

@@ -354,9 +354,7 @@ class Network:
         self._select(state["trained"])
 
     # ------------------------------------------------------------------ files
-    def save_pretrained(
-        self, folder: PathLike, naming: str = "canonical", dtype: str | None = None
-    ) -> None:
+    def save_pretrained(self, folder: PathLike, naming: str = "canonical", dtype: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
 
         The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
@@ -410,9 +408,7 @@ class Network:
             target[...] = canonical[name]
 
     @classmethod
-    def from_pretrained(
-        cls: type[Self], folder: PathLike, dtype: str = "float32", **config_changes: Any
-    ) -> Self:
+    def from_pretrained(cls: type[Self], folder: PathLike, dtype: str = "float32", **config_changes: Any) -> Self:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
         Parameters
@@ -459,9 +455,7 @@ class Network:
         return model
 
     @classmethod
-    def resolve(
-        cls: type[Self], model: Network | PathLike, dtype: str = "float32", *, name: str = "model"
-    ) -> Self:
+    def resolve(cls: type[Self], model: Network | PathLike, dtype: str = "float32", *, name: str = "model") -> Self:
         """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
         found = cls.from_pretrained(model, dtype) if isinstance(model, (str, os.PathLike)) else model
         if not isinstance(found, cls):

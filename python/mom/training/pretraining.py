@@ -25,7 +25,6 @@ from .signals import stop_signals
 __all__ = ["TrainingResult", "evaluate_loss", "train"]
 
 
-
 @dataclass(frozen=True)
 class TrainingResult:
     """How a run ended.

@@ -29,7 +29,6 @@ from .rows import TASK, Row, make_rows, rows_loss
 __all__ = ["XsumResult", "finetune"]
 
 
-
 @dataclass(frozen=True)
 class XsumResult:
     """Fine-tuning on summaries.

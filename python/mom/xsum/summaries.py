@@ -18,7 +18,6 @@ from .rows import lengths_of, make_rows, prompts_of, rows_loss, tokenizer_of
 __all__ = ["XsumScores", "evaluate", "format_examples", "summarize"]
 
 
-
 @dataclass(frozen=True)
 class XsumScores:
     """Summaries of a set, scored.
