@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import make_batch
+from ..data.batches import pack_rows
 from ..files.folders import write_json
 from ..model import MoM, MoMForSequenceClassification
 from .adapt import trainable
@@ -237,11 +237,9 @@ def fit_classifier(
     """
 
     def make(chosen: npt.NDArray[np.int64]) -> MicroBatch:
-        batch = make_batch(rows, chosen)
-        inputs = {
-            "tokens": batch.tokens, "labels": labels[chosen], "lengths": batch.lengths, "return_logits": False,
-        }  # fmt: skip
-        return MicroBatch(inputs, len(chosen), len(chosen), len(batch.tokens))
+        tokens, lengths = pack_rows([rows[i] for i in chosen])
+        inputs = {"tokens": tokens, "labels": labels[chosen], "lengths": lengths, "return_logits": False}
+        return MicroBatch(inputs, len(chosen), len(chosen), len(tokens))
 
     source = Rows([len(row) for row in rows], config.batch_size, config.accumulation, seed, make)
     return fit_rows(model, source, config, seed, evaluate, options)
