@@ -23,7 +23,7 @@ from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
 from ..model import MoM, MoMForSequenceClassification
-from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
+from ..training.adapt import Network, classifier_from, classify, finite_logits, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
 from ..training.finetune import (
@@ -42,8 +42,6 @@ from .submission import write_submission
 from .tasks import TASKS, GlueTask, find_task
 
 __all__ = ["evaluate", "finetune", "predict"]
-
-Network = MoM | MoMForSequenceClassification
 
 #: Further sets that a task's model can answer, for dev metrics and for submissions.
 _ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}

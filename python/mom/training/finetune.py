@@ -8,15 +8,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import pack_rows
 from ..files.folders import write_json
-from ..model import MoM, MoMForSequenceClassification
-from .adapt import trainable
+from ..model import MoMForSequenceClassification
+from .adapt import Made, Network, trainable
 from .batches import MicroBatch, Rows
 from .callbacks import Callback
 from .config import FinetuneConfig, warmup_steps
@@ -28,9 +28,6 @@ __all__ = [
     "FinetuneInterrupted", "LoopResult", "RunOptions", "SeedRuns", "fit_classifier", "fit_rows", "train_seeds",
 ]  # fmt: skip
 
-Network = MoM | MoMForSequenceClassification
-
-Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 Evaluate = Callable[[], "Mapping[str, Any] | float"]
 
 
