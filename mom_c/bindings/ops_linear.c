@@ -5,7 +5,7 @@
 
 #include "bindings/call.h"
 #include "ops/linear.h"
-#include "ops/machine.h"
+#include "ops/yardsticks.h"
 
 /* ------------------------------------------------------------------ linear */
 
@@ -209,9 +209,9 @@ static PyObject *gemm_seconds(PyObject *module, PyObject *args) {
     MOM_RUN(&call, {
         call.status = mom_gemm_run(&exec, problems, count, &call.error);
         for (Py_ssize_t i = 0; i < repeats && call.status == MOM_OK; i++) {
-            const double started = mom_machine_seconds();
+            const double started = mom_clock_seconds();
             call.status = mom_gemm_run(&exec, problems, count, &call.error);
-            seconds[i] = mom_machine_seconds() - started;
+            seconds[i] = mom_clock_seconds() - started;
         }
     });
     mom_arena_free(&workspace);

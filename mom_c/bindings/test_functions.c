@@ -9,7 +9,7 @@
 #include "bindings/decoder_type.h"
 #include "bindings/errors.h"
 #include "bindings/network_config.h"
-#include "ops/machine.h"
+#include "ops/yardsticks.h"
 
 /* ------------------------------------------------------------------ what the machine can do */
 
@@ -34,7 +34,7 @@ static PyObject *peak_gflops(PyObject *Py_UNUSED(module), PyObject *args) {
     exec.threads = mom_have_openmp() ? (int)threads : 1;
     double rate;
     Py_BEGIN_ALLOW_THREADS
-    rate = mom_machine_peak(&exec, bf16, seconds);
+    rate = mom_yardstick_peak(&exec, bf16, seconds);
     Py_END_ALLOW_THREADS
     return PyFloat_FromDouble(1e-9 * rate);
 }
@@ -57,7 +57,7 @@ static PyObject *memory_bandwidth(PyObject *module, PyObject *args) {
     mom_error err;
     mom_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = mom_machine_bandwidth(&exec, &best, (size_t)bytes / sizeof(float), (size_t)repeats, &err);
+    status = mom_yardstick_bandwidth(&exec, &best, (size_t)bytes / sizeof(float), (size_t)repeats, &err);
     mom_arena_free(&workspace);
     Py_END_ALLOW_THREADS
     if (status != MOM_OK)

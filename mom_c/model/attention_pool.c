@@ -5,8 +5,8 @@
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   qkv[t] = sum over chosen m of (w_tm if weighted_qkv) (LN_m(x_t) W_m + b_m)
  *         x[t]  += sum over chosen m of w_tm (heads_t P_m + p_m)
- * After a half that is not routed, only some rows of the stream may be needed. The other rows then have no query and no
- * projection, and they keep their values in the stream.
+ * If the half is not routed and only some rows of its output are needed, the other rows get no query and no projection.
+ * They keep their values in the stream.
  */
 #include <string.h>
 
@@ -74,8 +74,8 @@ static mom_status find_queries(const mom_pass *pass, const mom_half_round *at, m
     return MOM_OK;
 }
 
-/* The half's last layer, for all rows or only for the needed ones. */
-static mom_half leaving(const mom_half *half, const mom_half_saved *saved) {
+/* The half as its last layer sees it: with all rows, or only with the needed ones. */
+static mom_half half_of_last_layer(const mom_half *half, const mom_half_saved *saved) {
     mom_half own = *half;
     if (saved->queries)
         own.plan = &saved->needed;
@@ -89,13 +89,13 @@ static mom_status mix_qkv(const mom_pass *pass, const mom_half_round *at, mom_ha
     const float *weight = qkv_weight(pass, at, saved);
     float *y;
     if (saved->queries)
-        MOM_TRY(mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
+        MOM_TRY(mom_half_first_layer_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
     if (saved->queries && !pass->exec->dry_run) /* a dry run allocates for both cases */
         return MOM_OK;
     if (plan->K <= 1)
-        return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
+        return mom_half_first_layer(half, saved->inner, half->dtype, 1, weight, &in);
     MOM_ARENA_NEW(y, pass->exec->workspace, plan->slots * 3 * half->C, pass->err);
-    MOM_TRY(mom_half_enter(half, y, MOM_F32, 0, NULL, &in));
+    MOM_TRY(mom_half_first_layer(half, y, MOM_F32, 0, NULL, &in));
     return mom_half_mix(half, saved->inner, half->dtype, y, weight, 3 * half->C);
 }
 
@@ -123,13 +123,13 @@ static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_ha
     MOM_TRY(mom_half_end(pass, saved, x_out));
 
     mom_layernorm_stats(pass->exec, saved->mean, saved->rstd, x_in, c->ln_eps, pass->N, c->C);
-    const mom_half half = mom_half_of(pass, pool, saved), last = leaving(&half, saved);
+    const mom_half half = mom_half_of(pass, pool, saved), last = half_of_last_layer(&half, saved);
     const mom_half_layer out = mom_half_out_layer(pool, at->packed);
     const mom_half_output output = output_of(pass, at, saved);
     const mom_attention_spec spec = attention_spec(pass, at, saved);
     MOM_TRY(mix_qkv(pass, at, saved, &half));
     MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, &spec, pass->err));
-    return mom_half_leave(&last, *x_out, &output, &out);
+    return mom_half_last_layer(&last, *x_out, &output, &out);
 }
 
 mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
@@ -151,7 +151,7 @@ static mom_status project_backward(const mom_pass *pass, const mom_half_round *a
                                    const mom_half_backward *b, void *dheads, float *dused) {
     const mom_exec *x = pass->exec;
     const size_t n = pass->N * pass->config->C;
-    const mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved), last = leaving(&half, saved);
+    const mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved), last = half_of_last_layer(&half, saved);
     const mom_half_layer out = mom_half_out_layer(mom_half_round_pool(at), at->packed);
     const mom_half_gradient gradient = mom_half_out_gradient(b->pool);
     const mom_half_output output = output_of(pass, at, saved);
@@ -161,7 +161,8 @@ static mom_status project_backward(const mom_pass *pass, const mom_half_round *a
         MOM_ARENA_NEW(masked, x->workspace, n, pass->err);
         mom_dropout_apply(x, masked, b->dx, output.dropout, n);
     }
-    MOM_TRY(mom_half_leave_backward(&last, &gradient, dused, saved->heads, dheads, &output, masked ? masked : b->dx, &out));
+    const float *dout = masked ? masked : b->dx;
+    MOM_TRY(mom_half_last_layer_backward(&last, &gradient, dused, saved->heads, dheads, &output, dout, &out));
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
@@ -178,10 +179,10 @@ static mom_status mix_backward(const mom_pass *pass, const mom_half_round *at, c
     in_its_place.workspace = pass->saved;
     half.exec = &in_its_place;
     if (saved->queries)
-        MOM_TRY(mom_half_enter_split_backward(&half, &saved->needed, pass->config->C, &gradient, b->dx, dqkv, &in));
+        MOM_TRY(mom_half_first_layer_split_backward(&half, &saved->needed, pass->config->C, &gradient, b->dx, dqkv, &in));
     if (saved->queries && !pass->exec->dry_run)
         return MOM_OK;
-    return mom_half_enter_backward(&half, &gradient, b->dx, dused_qkv, dqkv, 1, qkv_weight(pass, at, saved), &in);
+    return mom_half_first_layer_backward(&half, &gradient, b->dx, dused_qkv, dqkv, 1, qkv_weight(pass, at, saved), &in);
 }
 
 static mom_status backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,

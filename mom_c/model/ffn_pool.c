@@ -34,8 +34,8 @@ static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_ha
     const mom_half half = mom_half_of(pass, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
     const mom_half_output output = output_of(pass, at, saved);
-    MOM_TRY(mom_half_enter(&half, saved->inner, c->dtype, 0, NULL, &in));
-    return mom_half_leave(&half, *x_out, &output, &out);
+    MOM_TRY(mom_half_first_layer(&half, saved->inner, c->dtype, 0, NULL, &in));
+    return mom_half_last_layer(&half, *x_out, &output, &out);
 }
 
 mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
@@ -64,9 +64,9 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
         MOM_ARENA_NEW(masked, x->workspace, n, pass->err);
         mom_dropout_apply(x, masked, b->dx, output.dropout, n);
     }
-    MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output,
-                                    masked ? masked : b->dx, &out));
-    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
+    MOM_TRY(mom_half_last_layer_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output,
+                                         masked ? masked : b->dx, &out));
+    MOM_TRY(mom_half_first_layer_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
     return pool->routed ? mom_route_backward(pass, at, saved, b, dused, NULL) : MOM_OK;
 }
 

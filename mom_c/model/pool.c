@@ -263,6 +263,9 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     if (balance->active)
         mom_balance_backward(x, dscores, &scores, balance->counts, balance->count_tokens, balance->tokens, balance->scale);
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
+    const mom_router_outputs outputs = {r->outputs, pass->mask, N, S};
+    if (b->z_scale != 0.0f)
+        mom_z_loss_backward(x, dscores, &outputs, b->z_scale); /* dscores are the gradients of the outputs by now */
 
     const mom_router_tensors weights = router_weights(at);
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, b->state);

@@ -1,4 +1,6 @@
-/* Load-balancing loss over a set of router outputs: S * sum_m f_m * P_m.
+/* Losses of the routers: load balancing, and below it the z-loss.
+ *
+ * Load-balancing loss over a set of router outputs: S * sum_m f_m * P_m.
  *
  * f_m is the share of unmasked tokens whose largest score is choice m; it has no gradient. P_m is the mean probability of
  * choice m. To pool over rounds and blocks, the caller accumulates several score arrays into the same counts and sums.
@@ -29,5 +31,21 @@ double mom_balance_loss(const double *counts, double count_tokens, const double 
 /* dscores (N, S) += scale * d(loss)/d(scores) */
 void mom_balance_backward(const mom_exec *x, float *dscores, const mom_balance_scores *in, const double *counts,
                           double count_tokens, double tokens, float scale);
+
+/* ---- z-loss: mean over tokens of the squared log-sum-exp of a router's outputs (arXiv:2202.08906, equation 5) */
+
+/* What one router computes in one round, before temperature and softmax. */
+typedef struct {
+    const float *outputs; /* (N, S) */
+    const uint8_t *mask;  /* (N) of 0 and 1, or NULL */
+    size_t N, S;
+} mom_router_outputs;
+
+/* Adds the squares of the unmasked tokens to *sum, in fixed chunks of rows, and sets *tokens to the number of these tokens.
+ * A dry run leaves both as they are. */
+mom_status mom_z_loss_add(const mom_exec *x, double *sum, double *tokens, const mom_router_outputs *in, mom_error *err);
+
+/* doutputs (N, S) += scale * d(that sum)/d(outputs) */
+void mom_z_loss_backward(const mom_exec *x, float *doutputs, const mom_router_outputs *in, float scale);
 
 #endif

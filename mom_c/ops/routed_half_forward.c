@@ -4,8 +4,8 @@
 
 static const void *packed_of(const mom_half_layer *layer, size_t m) { return layer->packed ? layer->packed[m] : NULL; }
 
-static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
-                        const float *weight, const mom_half_layer *layer) {
+static mom_status first_layer(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
+                              const float *weight, const mom_half_layer *layer) {
     const size_t width = layer->Out;
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, &parts->half, count * parts->half.plan->M));
@@ -34,21 +34,21 @@ static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mo
     return mom_half_run_products(&parts->half, &list);
 }
 
-mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
-                          const mom_half_layer *layer) {
+mom_status mom_half_first_layer(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
+                                const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
-    const mom_status status = enter(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
+    const mom_status status = first_layer(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }
 
-mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
-                                mom_dtype out_dtype, const mom_half_layer *layer) {
+mom_status mom_half_first_layer_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
+                                      mom_dtype out_dtype, const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
-    const mom_status status = enter(parts, 2, out, out_dtype, 1, NULL, layer);
+    const mom_status status = first_layer(parts, 2, out, out_dtype, 1, NULL, layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }
@@ -71,7 +71,7 @@ static void copy_skipped_task(void *context, size_t task, int thread) {
             memcpy(job->x_out + t * C, job->half->x + t * C, C * sizeof(float));
 }
 
-static mom_status leave(const mom_half *half, float *x_out, const mom_half_output *output, const mom_half_layer *layer) {
+static mom_status last_layer(const mom_half *half, float *x_out, const mom_half_output *output, const mom_half_layer *layer) {
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->Out;
@@ -110,10 +110,10 @@ static mom_status leave(const mom_half *half, float *x_out, const mom_half_outpu
     return MOM_OK;
 }
 
-mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
-                          const mom_half_layer *layer) {
+mom_status mom_half_last_layer(const mom_half *half, float *x_out, const mom_half_output *output,
+                               const mom_half_layer *layer) {
     const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = leave(half, x_out, output, layer);
+    const mom_status status = last_layer(half, x_out, output, layer);
     mom_arena_release(half->exec->workspace, mark);
     return status;
 }

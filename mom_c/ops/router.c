@@ -4,7 +4,7 @@
  */
 #include "ops/router.h"
 
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 #define PARAM(name, d0, d1, field) {name, {MOM_DIM_##d0, MOM_DIM_##d1}, offsetof(mom_router_tensors, field)}
 

@@ -116,6 +116,9 @@ class MoMConfig(Settings):
         Straight-through sign of the scores; scores also multiply q, k and v; dense mixture.
     router_aux_loss_coef : float
         Weight of the balance loss in ``loss = lm_loss + router_aux_loss_coef * balance_loss``; see `loss_weights`.
+    router_z_loss_coef : float
+        Weight of the z-loss, the mean square of the log-sum-exp of the routers' outputs before temperature and softmax
+        (arXiv:2202.08906), in the same sum. With 0, the default, it is not computed.
     output_router_logits : bool
         If False, there is no balance loss.
     depthwise_bal_loss : bool
@@ -191,6 +194,7 @@ class MoMConfig(Settings):
     use_ste: bool = setting(False)
     output_router_logits: bool = setting(True)
     router_aux_loss_coef: float = setting(0.01, _NON_NEGATIVE)
+    router_z_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     depth_per_chunk: int | None = setting(None, at_least(0))
     router_type: str = setting("naive")
     router_dim: int = setting(256, _SIZE)
@@ -255,7 +259,8 @@ class MoMConfig(Settings):
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weight of each term of the loss, by name. As in the reference, a classifier has only its own loss."""
-        return {"lm": 1.0, "balance": self.router_aux_loss_coef if self.num_labels is None else 0.0}
+        of_routers = {"balance": self.router_aux_loss_coef, "z": self.router_z_loss_coef}
+        return {"lm": 1.0, **(of_routers if self.num_labels is None else dict.fromkeys(of_routers, 0.0))}
 
     @property
     def rounds(self) -> int:

@@ -84,8 +84,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
         """The initial model: the given one, or a new small one with a tokenizer trained on the texts."""
         if isinstance(self.model, (str, os.PathLike)):
-            loaded: MoM = MoM.from_pretrained(self.model)
-            return loaded
+            return MoM.resolve(self.model)
         if isinstance(self.model, (MoM, MoMForSequenceClassification)):
             return self.model
         if self.model is not None and not isinstance(self.model, MoMConfig):

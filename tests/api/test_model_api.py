@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mom
-from kinds import LOSSES
+from kinds import LOSSES, ROUTERS
 from mom import _core
 from mom.model.core_config import core_config
 
@@ -187,11 +187,12 @@ def test_logits_and_generation_between_forward_and_backward() -> None:
 
 
 def test_scales_of_backward() -> None:
-    model = mom.MoM(CONFIG)
+    config = CONFIG.replace(router_z_loss_coef=0.2)
+    model = mom.MoM(config)
 
     def of(*scales: Any, **named: Any) -> dict[str, np.ndarray]:
         model.zero_grad()
-        model(TOKENS, TOKENS)
+        assert list(model(TOKENS, TOKENS).losses) == LOSSES
         model.backward(*scales, **named)
         return gradients(model)
 
@@ -202,8 +203,61 @@ def test_scales_of_backward() -> None:
 
     mixed = {term: 0.3 + 0.4 * number for number, term in enumerate(LOSSES)}
     assert apart(added(mixed), of(scales=mixed)) < 1e-6
-    assert apart(added({**CONFIG.loss_weights, "lm": 0.3, "balance": 0.7}), of(0.3, 0.7)) < 1e-6
-    assert apart(added(CONFIG.loss_weights), of()) < 1e-6
+    assert apart(added({**config.loss_weights, "lm": 0.3, "balance": 0.7}), of(0.3, 0.7)) < 1e-6
+    assert apart(added(config.loss_weights), of()) < 1e-6
+
+
+def test_z_loss_of_even_outputs_is_that_of_their_number() -> None:
+    model = mom.MoM(CONFIG.replace(router_z_loss_coef=0.2))
+    for name, value in model.parameters.items():
+        if ".router.router." in name:
+            value[:] = 0.0
+    out = model(TOKENS, TOKENS)
+    assert out.losses["z"] == pytest.approx(2 * np.log(4.0) ** 2, rel=1e-6)  # two halves, each of 3 modules and SKIP
+    assert out.loss == pytest.approx(out.losses["lm"] + 0.1 * out.losses["balance"] + 0.2 * out.losses["z"], rel=1e-12)
+    assert "z" not in mom.MoM(CONFIG)(TOKENS, TOKENS).losses
+    assert "z" not in mom.MoM(PLAIN.replace(router_z_loss_coef=0.2))(TOKENS, TOKENS).losses
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_z_loss_has_the_same_bits_in_every_mode(router: str, dtype: str, kernel_level: str) -> None:
+    config = CONFIG.replace(router_type=router, n_positions=600)
+    tokens = np.random.default_rng(3).integers(0, 17, 900)
+
+    def run(threads: int = 1, checkpointing: bool = False, scales: Any = None, coef: float = 0.2) -> Any:
+        model = mom.MoM(config.replace(router_z_loss_coef=coef), seed=1, dtype=dtype)
+        model.activation_checkpointing = checkpointing
+        mom.set_num_threads(threads)
+        losses = model(tokens, tokens, lengths=[600, 1, 299]).losses
+        model.backward(scales=scales)
+        return losses, [g.tobytes() for g in model.gradients.values()]
+
+    first = run()
+    assert first == run(2) == run(3) == run(checkpointing=True)
+    others = {"lm": 1.0, "balance": 0.1}
+    without = run(scales=others, coef=0.0)
+    assert without[0] == {name: first[0][name] for name in others}
+    assert without[1] == run(scales=others)[1] != first[1]
+
+
+def test_z_loss_of_padded_and_packed_rows_is_the_same() -> None:
+    model = mom.MoM(CONFIG.replace(router_z_loss_coef=0.2))
+    mask = np.ones(TOKENS.shape, int)
+    mask[1, 3:] = 0
+    padded = model(TOKENS, TOKENS, mask).losses["z"]
+    packed = model(TOKENS[mask == 1], TOKENS[mask == 1], lengths=mask.sum(1)).losses["z"]
+    assert padded == pytest.approx(packed, rel=1e-6) and padded != model(TOKENS, TOKENS).losses["z"]
+
+
+def test_z_loss_alone_makes_outputs_small() -> None:
+    model = mom.MoM(CONFIG.replace(router_z_loss_coef=1.0, router_type="naive"))
+    optimizer, found = mom.AdamW(model, lr=0.01), []
+    for _ in range(30):
+        found.append(model(TOKENS, TOKENS).losses["z"])
+        model.backward(scales={"z": 1.0})
+        optimizer.step(zero_grad=True)
+    assert found[-1] < 0.3 * found[0]
 
 
 @pytest.mark.parametrize("counts", ["micro", "step"])
@@ -394,8 +448,8 @@ def test_a_busy_model_refuses_other_threads() -> None:
         "clip": lambda: mom.clip_grad_norm(model, 1.0), "has_gradient": lambda: model.has_gradient,
         "mark_gradient": lambda: model.mark_gradient("transformer.wte.weight"),
         "random_state": lambda: setattr(model, "random_state", (1, 1)), "gradient": lambda: model._core.gradient(0),
-        "random_state read": lambda: model.random_state, "arena": lambda: model._core.arena,
-        "arena_parts": lambda: model._core.arena_parts, "optimizer": lambda: mom.AdamW(model),
+        "random_state read": lambda: model.random_state, "region": lambda: model._core.region,
+        "region_parts": lambda: model._core.region_parts, "optimizer": lambda: mom.AdamW(model),
     }  # fmt: skip
     thread = threading.Thread(target=work)
     thread.start()
@@ -419,6 +473,46 @@ def test_a_busy_model_refuses_other_threads() -> None:
     model.backward()
 
 
+@pytest.mark.parametrize("kind", ["logits", "routes", "logits_at", "classifier"])
+def test_a_call_takes_its_results_before_another_thread_can_run_the_model(kind: str) -> None:
+    """The other thread runs the model as soon as the core returns from the first thread's forward pass."""
+    a, b = np.arange(1, 9)[None] % CONFIG.vocab_size, np.arange(2, 10)[None] % CONFIG.vocab_size
+    labels = 3 if kind == "classifier" else None
+    made = mom.MoMForSequenceClassification if labels else mom.MoM
+    model = made(CONFIG.replace(num_labels=labels, pooling="mask"), seed=0)
+
+    def call(tokens: np.ndarray) -> list[np.ndarray]:
+        if kind == "logits_at":
+            return [model.logits_at(tokens, [0, 5])]
+        out = model(tokens, return_logits=kind != "routes", return_routes=kind == "routes")
+        if kind == "routes":
+            rounds = [r for half in out.routes.values() for block in half for r in block if r is not None]
+            return [array for r in rounds for array in r.values()]
+        return [out.logits]
+
+    expected, others = call(a), call(b)
+    assert any(not np.array_equal(x, y) for x, y in zip(expected, others, strict=True)), "the test says something"
+    returned, go, found = threading.Event(), threading.Event(), []
+
+    def pause(_frame: object, event: str, function: object) -> None:
+        if event == "c_return" and getattr(function, "__name__", "") == "forward":
+            sys.setprofile(None)
+            returned.set()
+            go.wait(60)
+
+    def run() -> None:
+        sys.setprofile(pause)
+        found.extend(call(a))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert returned.wait(60)
+    call(b)
+    go.set()
+    thread.join()
+    assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_during_a_forward_pass_leaves_the_childs_network_usable() -> None:
     code = """
@@ -434,7 +528,7 @@ thread.start()
 busy = False
 while thread.is_alive() and not busy:
     try:
-        model._core.arena
+        model._core.region
     except RuntimeError:
         busy = True
 assert busy
@@ -499,14 +593,12 @@ def test_core_refuses_what_python_would_not_send() -> None:
         core.logits(np.array([21], np.int32))
     with pytest.raises(IndexError):
         core.route(9, 0, 0)
-    with pytest.raises(RuntimeError, match="pooled_logits"):
-        core.pooled_logits()
     fields = core_config(CONFIG, "float32") | {"bf16": False}
     assert sorted(fields) == sorted(_core.config_fields())  # both sides know the same fields
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),
         ({"router_kind": 3}, "config: 'router_kind' is 3, expected less than 3"),
-        ({"depth": 3}, "config: 39 keys, expected the 38 of"),
+        ({"depth": 3}, "config: 40 keys, expected the 39 of"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):
             _core.Network({**fields, **wrong})
@@ -564,6 +656,14 @@ def test_a_pattern_that_fits_nothing_changes_nothing() -> None:
     model = mom.MoM(PLAIN)
     with pytest.raises(ValueError, match=r"patterns: '\*\.router\.\*' fits no parameter of this model"):
         model.train_only("transformer.ln_f.*", "*.router.*")
+    assert all(model.trainable.values())
+
+
+@pytest.mark.parametrize("pattern", [["*"], ("*.router.*",), None, 0])
+def test_a_pattern_that_is_no_string_changes_nothing(pattern: Any) -> None:
+    model = mom.MoM(CONFIG)
+    with pytest.raises(TypeError, match=r"^patterns: expected str, got \w+ .*Each pattern is an argument of its own"):
+        model.train_only("transformer.ln_f.*", pattern)
     assert all(model.trainable.values())
 
 

@@ -53,7 +53,7 @@ def _run(a: argparse.Namespace) -> int:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
     if a.task is not None:
         return _evaluate_task(a)
-    model = MoM.from_pretrained(a.model)
+    model = MoM.resolve(a.model)
     return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
 
 
@@ -61,7 +61,7 @@ def _evaluate_task(a: argparse.Namespace) -> int:
     if a.data is None:
         raise ConfigError("task: needs --data, the folder of the task's files")
     if a.task.lower() == "xsum":
-        show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test", a.max_length, a.batch_size)
+        show_summaries(a, MoM.resolve(a.model), a.task_split or "test", a.max_length, a.batch_size)
         return 0
     split = a.task_split or "dev"
     metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)

@@ -61,7 +61,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     # The documents to summarise afterwards must be readable before hours of training begin.
     xsum.read_xsum(a.data, "test", on_error=a.on_error)
     result = xsum.finetune(
-        MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
+        MoM.resolve(a.model, a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
         max_summary=64 if a.max_summary is None else a.max_summary, val_rows=a.val_rows, on_error=a.on_error,
         progress=a.progress, run_dir=a.run_dir, resume=a.resume,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
     names = [name for name in glue.TASKS if "train" in glue.TASKS[name].files and name != "mnli-mm"]
     found = [glue.find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
     tasks = list({task.name: task for task in found}.values())
-    body: MoM = MoM.from_pretrained(a.model, dtype=a.dtype)
+    body = MoM.resolve(a.model, a.dtype)
     for task in tasks[1:]:  # find a missing or broken file before hours of training; the first task is read first
         for split in ("train", "dev", *(("test",) if a.predict else ())):
             with warnings.catch_warnings():

@@ -12,11 +12,15 @@ from typing import Any
 from .. import xsum
 from ..errors import ConfigError
 from ..model import beam_search
-from ..settings import Settings, read_toml
+from ..settings import Settings, read_toml, type_names_of
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only if it is informative."""
+    """Shows a default only if it is informative, and a number as ``N`` or ``X``."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        names: dict[Any, str] = {int: "N", float: "X"}
+        return names.get(action.type) or super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -37,7 +41,7 @@ def command(commands: Any, name: str, run: Any, summary: str, details: str = "")
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``."""
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all CPUs)")
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: all CPUs)")
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
@@ -95,8 +99,8 @@ def number(text: str) -> int | float:
 
 #: Arguments of ``add_argument`` for fields of each type.
 _KINDS: dict[str, dict[str, Any]] = {
-    "int": {"type": int, "metavar": "N"},
-    "float": {"type": float, "metavar": "X"},
+    "int": {"type": int},
+    "float": {"type": float},
     "int | float": {"type": number, "metavar": "X"},
     "str": {"type": str, "metavar": "NAME"},
     "PathLike": {"metavar": "PATH"},
@@ -124,7 +128,7 @@ def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> N
         default = shown.get(field.name, field.default)
         note = "" if default is None else f" (default: {default})"
         text = help_texts.get(field.name, "").removesuffix(".") + note
-        kind = _KINDS[str(field.type).removesuffix(" | None")]
+        kind = _KINDS[" | ".join(name for name in type_names_of(field) if name != "None")]
         group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
 
 

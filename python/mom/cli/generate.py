@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    model = MoM.from_pretrained(a.model)
+    model = MoM.resolve(a.model)
     if a.tokenizer is not None:
         model.tokenizer = Tokenizer.load(a.tokenizer)
     if model.tokenizer is None:

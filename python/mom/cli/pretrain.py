@@ -10,7 +10,7 @@ from ..config import PRESETS, MoMConfig
 from ..errors import ConfigError
 from ..training import RECIPES, pretrain
 from .flags import add_arguments, add_changes, add_dtype, add_progress, add_threads, changes_of, command
-from .results import interrupted, print_losses
+from .results import print_losses
 
 
 def add(commands: Any) -> None:
@@ -48,8 +48,6 @@ def _run(a: argparse.Namespace) -> int:
         **changes,
     )  # fmt: skip
     training, plan = result.training, result.config
-    if training.interrupted is not None:
-        return interrupted(training)
     print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
     print_losses(training)
     print(f"model {result.folder}")

@@ -230,7 +230,7 @@ class WindowSampler:
         return self.position // self.windows_per_epoch
 
     def starts(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in the file the windows begin that are drawn as numbers 0, 1, 2, ...
+        """First token of each window, by the number in which the window is drawn.
 
         Parameters
         ----------

@@ -22,8 +22,8 @@ from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
-from ..model import MoM, MoMForSequenceClassification
-from ..training.adapt import Network, classifier_from, classify, finite_logits, warn_of_idle_routers
+from ..model import MoM, MoMForSequenceClassification, Network
+from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
 from ..training.finetune import (
@@ -282,7 +282,7 @@ def _classifier(
 ) -> tuple[MoMForSequenceClassification, int]:
     """The classifier of a task, and the given length or else that of fine-tuning."""
     if isinstance(model, (str, os.PathLike)):
-        model = model_folder(model)
+        model = model_folder(model, "model")
         if MoMConfig.from_json(model).num_labels is None and "score.weight" not in read_weights(model):
             raise DataError(f"{model}: a language model without a classification head; fine-tune it first")
     model = MoMForSequenceClassification.resolve(model)

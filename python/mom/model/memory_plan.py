@@ -17,8 +17,8 @@ __all__ = ["MemoryPlan", "plan", "plan_for"]
 class MemoryPlan:
     """Bytes that a model needs for batches of a shape; made by `MoM.memory_plan`.
 
-    Activations, packed weights and workspace share one block of memory, the arena. Their sizes change during a pass;
-    the plan has them at the moment when the arena is fullest.
+    Activations, packed weights and workspace share one block of memory, the arena. Their sizes change during a pass.
+    The plan holds their sizes at the moment when the arena is fullest.
 
     Attributes
     ----------
@@ -37,8 +37,8 @@ class MemoryPlan:
     activations : int
         What backward needs if every module is in use; without training, what the pass itself holds.
     packed : int
-        Weights packed for several rounds. They exist only while their block is computed. So this is 0 if the arena is
-        fullest at another moment, which in training is mostly that of the output head.
+        Weights packed for several rounds. They exist only while their block is computed. This is 0 if the arena is
+        fullest at another moment. In training, that moment is mostly the computation of the output head.
     workspace : int
         Temporaries.
     """

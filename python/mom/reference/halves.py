@@ -44,6 +44,7 @@ class RouterRecord:
 
     inputs: CellInputs
     cell: Any  # what `Cell.forward` saves
+    logits: Float
     scores: Float
     index: Int
     weight: Float
@@ -138,11 +139,17 @@ class Half:
         logits, new, saved = self.cell.forward(self._weights(), given)
         scores = router.scores_forward(logits, self.temperature)
         index, weight = router.top_k_forward(scores, config.routing_top_k, config.router_softmax)
-        return logits, new, RouterRecord(given, saved, scores, index, weight)
+        return logits, new, RouterRecord(given, saved, logits, scores, index, weight)
 
     # -------------------------------------------------------------- backward
     def backward(
-        self, dout: Float, dstate: Float | None, dscores: Float | None, rec: RoundRecord, batch: Batch
+        self,
+        dout: Float,
+        dstate: Float | None,
+        dscores: Float | None,
+        dlogits: Float | None,
+        rec: RoundRecord,
+        batch: Batch,
     ) -> tuple[Float, Float | None]:
         """Gradients of one round.
 
@@ -154,6 +161,8 @@ class Half:
             Gradient of the state from the next round; None if nothing depends on it.
         dscores : ndarray of float64, shape (N, S), or None
             Gradient of the scores from the balance loss.
+        dlogits : ndarray of float64, shape (N, S), or None
+            Gradient of the router's outputs from the z-loss.
         rec : RoundRecord
         batch : Batch
 
@@ -169,11 +178,12 @@ class Half:
         if rec.pool.plan.num_slots:
             from_pool = self._scores_backward(uses, rec.router)
             dscores = from_pool if dscores is None else dscores + from_pool
-        if dscores is None and dstate is None:  # no computed value depends on the router
+        if dscores is None and dlogits is None and dstate is None:  # no computed value depends on the router
             return dx, None
-        dlogits = np.zeros_like(rec.router.scores)
+        if dlogits is None:
+            dlogits = np.zeros_like(rec.router.scores)
         if dscores is not None:
-            dlogits = router.scores_backward(dscores, rec.router.scores, self.temperature)
+            dlogits = dlogits + router.scores_backward(dscores, rec.router.scores, self.temperature)
         dinp, dstate = self._router_backward(dlogits, dstate, rec.router)
         return dx + dinp, dstate
 

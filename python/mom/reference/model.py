@@ -12,7 +12,7 @@ from ..config import MoMConfig
 from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
 from . import dropout as dropout_op
 from ._checks import Array, Float, Int, as_int, check_shape
-from .halves import Half, RoundRecord, Route
+from .halves import Half, RoundRecord, Route, RouterRecord
 from .parameters import checked
 from .pools import Batch, Sampler, Store
 
@@ -96,6 +96,7 @@ class _Tape:
     problem: str | None = None
     lse: Float = field(default_factory=lambda: np.empty(0))
     balance: dict[str, balance_loss.Saved] = field(default_factory=dict)
+    z: dict[str, Float] = field(default_factory=dict)  # gradient of the z-loss by half, (L, N, S)
 
 
 def _ends(batch: Batch) -> Int:
@@ -205,6 +206,7 @@ class Model:
         losses: dict[str, float] = {}
         if labels is not None:
             terms = {"lm": self._task_loss(labels, tape), "balance": self._balance_forward(tape)}
+            terms["z"] = self._z_forward(tape)
             losses = {name: value for name, value in terms.items() if value is not None}
         loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
@@ -263,12 +265,20 @@ class Model:
         """Forget the counts of ``balance_counts="step"``, as when an optimizer step begins."""
         self.counts = {}
 
-    def _balanced_halves(self) -> list[str]:
+    def _routed_halves(self) -> list[str]:
         config = self.config
-        if config.is_vanilla or config.num_labels is not None or not config.output_router_logits or not config.rounds:
+        if config.is_vanilla or config.num_labels is not None or not config.rounds:
             return []
-        routed = [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
-        return [] if config.balance_loss == "reference" and "attn" not in routed else routed
+        return [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
+
+    def _balanced_halves(self) -> list[str]:
+        config, routed = self.config, self._routed_halves()
+        without = not config.output_router_logits or (config.balance_loss == "reference" and "attn" not in routed)
+        return [] if without else routed
+
+    def _router_records(self, half: str) -> list[RouterRecord]:
+        records = [rec.router for place in self._places if place.is_block for rec in place.records[half]]
+        return [rec for rec in records if rec is not None]
 
     def _balance_softmax(self) -> bool:
         return self.config.balance_loss == "reference" or not self.config.router_softmax
@@ -278,8 +288,7 @@ class Model:
         mask = None if tape.batch.mask is None else tape.batch.mask.reshape(-1)
         losses = []
         for half in self._balanced_halves():
-            records = [rec.router for place in self._places if place.is_block for rec in place.records[half]]
-            scores = np.stack([rec.scores for rec in records if rec is not None])
+            scores = np.stack([rec.scores for rec in self._router_records(half)])
             if config.balance_counts == "step":
                 counts = balance_loss.count(scores, mask)
                 counts = counts if config.depthwise_bal_loss else counts.sum(0)
@@ -295,9 +304,22 @@ class Model:
         softmax = self._balance_softmax()
         return {half: balance_loss.backward(dloss, saved, softmax) for half, saved in tape.balance.items()}
 
+    # ------------------------------------------------------------------ z-loss
+    def _z_forward(self, tape: _Tape) -> float | None:
+        """By half the mean over rounds and real tokens of the squared log-sum-exp of the router's outputs, added up."""
+        real = np.ones(tape.tokens.size) if tape.batch.mask is None else tape.batch.mask.reshape(-1)
+        losses = []
+        for half in self._routed_halves() if self.config.loss_weights["z"] > 0 else []:
+            logits = np.stack([rec.logits for rec in self._router_records(half)])
+            share = real / max(real.sum(), 1) / len(logits)
+            y = np.logaddexp.reduce(logits, axis=-1)
+            losses.append(float((share * y**2).sum()))
+            tape.z[half] = (share * 2 * y)[..., None] * np.exp(logits - y[..., None])
+        return sum(losses) if losses else None
+
     # ------------------------------------------------------------------ backward
     def backward(self, lm_scale: float = 1.0, balance_scale: float | None = None) -> Gradients:
-        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` of the last call.
+        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` and the weighted z-loss of the last call.
 
         Parameters
         ----------
@@ -317,6 +339,7 @@ class Model:
         store.gradients.clear()
         scale = config.loss_weights["balance"] if balance_scale is None else balance_scale
         dscores = self._balance_backward(scale, tape)
+        doutputs = {half: config.loss_weights["z"] * gradient for half, gradient in tape.z.items()}
 
         dlogits = self._task_backward(lm_scale, tape)
         dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)
@@ -329,17 +352,17 @@ class Model:
         store.add("transformer.ln_f.weight", dweight)
         store.add("transformer.ln_f.bias", dbias)
 
-        remaining = {half: len(d) for half, d in dscores.items()}
+        remaining = dict.fromkeys(HALVES, config.chunks * config.rounds)
         for place in reversed(self._places):
             dstate: dict[str, Float | None] = dict.fromkeys(HALVES)
             for r in reversed(range(place.rounds)):
                 for name in reversed(HALVES):
-                    from_balance = None
-                    if place.is_block and name in dscores:
-                        remaining[name] -= 1
-                        from_balance = dscores[name][remaining[name]]
+                    remaining[name] -= place.is_block
+                    at = remaining[name]
+                    from_balance = dscores[name][at] if place.is_block and name in dscores else None
+                    from_z = doutputs[name][at] if place.is_block and name in doutputs else None
                     dinp, dstate[name] = place.halves[name].backward(
-                        dx, dstate[name], from_balance, place.records[name][r], batch
+                        dx, dstate[name], from_balance, from_z, place.records[name][r], batch
                     )
                     dx = dx + dinp
 

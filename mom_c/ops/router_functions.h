@@ -1,6 +1,6 @@
 /* The functions of the kinds of routers, for the table in router.c, and what they share. */
-#ifndef MOM_OPS_ROUTER_KINDS_H
-#define MOM_OPS_ROUTER_KINDS_H
+#ifndef MOM_OPS_ROUTER_FUNCTIONS_H
+#define MOM_OPS_ROUTER_FUNCTIONS_H
 
 #include "base/sizes.h"
 #include "ops/linear.h"
