@@ -8,12 +8,12 @@ in all of them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._arguments import PathLike
 from ._json import to_json
 from .errors import ConfigError
 from .routers import KINDS, router_kind
@@ -379,7 +379,7 @@ class MoMConfig(Settings):
         return cls._build(fields, source)
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> MoMConfig:
+    def from_json(cls, path: PathLike) -> MoMConfig:
         """Read a ``config.json`` (or the folder that holds one)."""
         path = Path(path)
         if path.is_dir():
@@ -399,7 +399,7 @@ class MoMConfig(Settings):
         model_type = "gpt2" if self.is_vanilla else "gpt2-mot"
         return {"mom_format": 1, "model_type": model_type, **super().to_dict()}
 
-    def to_json(self, path: str | os.PathLike[str]) -> None:
+    def to_json(self, path: PathLike) -> None:
         """Write the configuration as JSON."""
         Path(path).write_text(to_json(self.to_dict()), encoding="utf-8")
 

@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from ._arguments import PathLike
 from .errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -154,7 +154,7 @@ class Settings:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
     @classmethod
-    def from_toml(cls: type[Self], path: str | os.PathLike[str]) -> Self:
+    def from_toml(cls: type[Self], path: PathLike) -> Self:
         """Read a TOML file: the fields at top level or in the table of these settings."""
         return cls._build(read_toml(path, cls.table), str(path))
 
@@ -179,7 +179,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {value!r}")
 
 
-def read_toml(path: str | os.PathLike[str], table: str) -> dict[str, Any]:
+def read_toml(path: PathLike, table: str) -> dict[str, Any]:
     """Fields that a TOML file sets, in the given table or else at top level; names are not checked."""
     path = Path(path)
     try:

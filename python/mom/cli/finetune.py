@@ -11,7 +11,7 @@ from .. import glue, xsum
 from ..errors import ConfigError
 from ..model import MoM
 from ..training import FinetuneConfig
-from .flags import add_dtype, add_fields, add_generation, add_on_error, add_progress, add_threads, command, given_fields
+from .flags import add_arguments, add_dtype, add_fields, add_generation, add_threads, command, given_fields
 from .results import show_summaries
 
 
@@ -35,18 +35,14 @@ def add(commands: Any) -> None:
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
-    parser.add_argument("--run_dir", metavar="DIR", help="folder for logs and checkpoints (default: none are written)")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --run_dir")
     add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
-    parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
-    add_on_error(parser)
-    add_progress(parser)
+    add_arguments(parser, glue.finetune, "run_dir", "resume", "predict", "on_error", "progress")
     add_threads(parser)
     group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
     add_fields(group, FinetuneConfig, {})
     group = parser.add_argument_group("with --task xsum")
-    group.add_argument("--val_rows", type=int, default=200, help="rows of the validation set that choose the weights")
+    add_arguments(group, xsum.finetune, "val_rows")
     add_generation(group)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..data.records import (
     MissingSplitError,
     RecordError,
@@ -46,7 +47,6 @@ from .tasks import SPLITS, TASKS, GlueTask, find_task
 
 __all__ = ["GlueData", "read_glue"]
 
-PathLike = str | os.PathLike[str]
 
 _INDEX_COLUMNS = ("index", "id", "idx")
 #: Columns of CoLA's train and dev files, which have no header.

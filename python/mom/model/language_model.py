@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import as_ids, as_packed, like, prompts, sampling
+from .._arguments import PathLike, as_ids, as_packed, like, prompts, sampling
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..files import names
@@ -248,7 +247,7 @@ class MoM(Network):
     @classmethod
     def from_vanilla(
         cls,
-        gpt2: MoM | str | os.PathLike[str],
+        gpt2: MoM | PathLike,
         config: MoMConfig,
         seed: int = 0,
         copy_final_norm: bool | None = None,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core, runtime
-from .._arguments import LARGEST, as_array, as_ids, as_mask, as_packed, like, number
+from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
 from .._json import to_json
 from ..config import MoMConfig
@@ -114,11 +114,6 @@ class Network:
         used = self._core.used
         used[names.index(name)] = has
         self._core.used = used
-
-    @property
-    def any_gradient(self) -> bool:
-        """Whether a parameter took part in a backward pass since `zero_grad`."""
-        return bool(self._core.used.any())
 
     @property
     def trainable(self) -> dict[str, bool]:
@@ -391,9 +386,7 @@ class Network:
         self._select(state["trained"])
 
     # ------------------------------------------------------------------ files
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], naming: str = "canonical", dtype: str | None = None
-    ) -> None:
+    def save_pretrained(self, folder: PathLike, naming: str = "canonical", dtype: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
 
         The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
@@ -447,9 +440,7 @@ class Network:
             target[...] = canonical[name]
 
     @classmethod
-    def from_pretrained(
-        cls: type[Self], folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any
-    ) -> Self:
+    def from_pretrained(cls: type[Self], folder: PathLike, dtype: str = "float32", **config_changes: Any) -> Self:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
         Parameters
@@ -496,9 +487,7 @@ class Network:
         return model
 
     @classmethod
-    def resolve(
-        cls: type[Self], model: Network | str | os.PathLike[str], dtype: str = "float32", *, name: str = "model"
-    ) -> Self:
+    def resolve(cls: type[Self], model: Network | PathLike, dtype: str = "float32", *, name: str = "model") -> Self:
         """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
         found: Any = model
         if isinstance(model, (str, os.PathLike)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -93,11 +93,11 @@ class _Tape:
     hidden: Float
     logits: Float
     rows: Int
-    labels: Array
-    problem: str | None
-    lse: Float
-    balance: dict[str, balance_loss.Saved]
-    z: dict[str, Float]  # gradient of the z-loss by half, (L, N, S)
+    labels: Array = field(default_factory=lambda: np.empty(0))
+    problem: str | None = None
+    lse: Float = field(default_factory=lambda: np.empty(0))
+    balance: dict[str, balance_loss.Saved] = field(default_factory=dict)
+    z: dict[str, Float] = field(default_factory=dict)  # gradient of the z-loss by half, (L, N, S)
 
 
 def _ends(batch: Batch) -> Int:
@@ -202,10 +202,7 @@ class Model:
         rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, batch)
         logits = linear.forward(hidden[rows], self._head().T)
 
-        unset = np.empty(0)
-        tape = _Tape(
-            tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows, unset, None, unset, {}, {}
-        )
+        tape = _Tape(tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows)
         shape = tokens.shape if config.num_labels is None else (size,)
         losses: dict[str, float] = {}
         if labels is not None:

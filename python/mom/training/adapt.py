@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from ..data.batches import iter_batches
+from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
 from ..model import MoM, MoMForSequenceClassification, Network
 
@@ -151,9 +151,9 @@ def classify(
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
     logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
     with model.evaluating():
-        for batch in iter_batches(rows, batch_size):
-            out = model(batch.tokens, lengths=batch.lengths)
-            logits[batch.rows] = out.logits
+        for chosen in bucketed([len(row) for row in rows], batch_size):
+            tokens, lengths = pack_rows([rows[i] for i in chosen])
+            logits[chosen] = model(tokens, lengths=lengths).logits
     return logits
 
 

@@ -49,13 +49,9 @@ class Windows:
 
     def next_step(self) -> list[MicroBatch]:
         """The micro-batches of the next step."""
-        return [_window_batch(self._sampler.next_batch()) for _ in range(self._accumulation)]
-
-
-def _window_batch(ids: npt.NDArray[np.int32]) -> MicroBatch:
-    rows, length = ids.shape
-    # Position t is scored against token t + 1, so T - 1 positions of a row are scored.
-    return MicroBatch({"tokens": ids, "labels": ids}, rows * (length - 1), rows, ids.size)
+        batches = [self._sampler.next_batch() for _ in range(self._accumulation)]
+        # Position t is scored against token t + 1, so T - 1 positions of a row are scored.
+        return [MicroBatch({"tokens": ids, "labels": ids}, ids[:, 1:].size, len(ids), ids.size) for ids in batches]
 
 
 class Rows:

@@ -223,11 +223,6 @@ class FinetuneConfig(Settings):
         # A part ends at the first step that reaches its share of the epoch.
         return done * self.evals_per_epoch // steps_per_epoch > (done - 1) * self.evals_per_epoch // steps_per_epoch
 
-    @property
-    def examples_per_step(self) -> int:
-        """Examples of one optimizer step."""
-        return self.batch_size * self.accumulation
-
     def length_for(self, config: MoMConfig) -> int:
         """Tokens per example for a model."""
         if self.max_length is not None and self.max_length > config.n_positions:

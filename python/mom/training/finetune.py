@@ -8,16 +8,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import make_batch
+from ..data.batches import pack_rows
 from ..errors import TrainingInterrupted
 from ..files.folders import write_json
-from ..model import MoM, MoMForSequenceClassification, Network
-from .adapt import parameters_selected_by
+from ..model import MoMForSequenceClassification, Network
+from .adapt import Made, parameters_selected_by
 from .batches import MicroBatch, Rows
 from .callbacks import Callback
 from .checkpoint import check_no_run_in
@@ -30,7 +30,6 @@ __all__ = [
     "FinetuneInterrupted", "LoopResult", "RunOptions", "SeedRuns", "fit_classifier", "fit_rows", "train_seeds",
 ]  # fmt: skip
 
-Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 Evaluate = Callable[[], "Mapping[str, Any] | float"]
 
 
@@ -236,11 +235,9 @@ def fit_classifier(
     """
 
     def make(chosen: npt.NDArray[np.int64]) -> MicroBatch:
-        batch = make_batch(rows, chosen)
-        inputs = {
-            "tokens": batch.tokens, "labels": labels[chosen], "lengths": batch.lengths, "return_logits": False,
-        }  # fmt: skip
-        return MicroBatch(inputs, len(chosen), len(chosen), len(batch.tokens))
+        tokens, lengths = pack_rows([rows[i] for i in chosen])
+        inputs = {"tokens": tokens, "labels": labels[chosen], "lengths": lengths, "return_logits": False}
+        return MicroBatch(inputs, len(chosen), len(chosen), len(tokens))
 
     source = Rows([len(row) for row in rows], config.batch_size, config.accumulation, seed, make)
     return fit_rows(model, source, config, seed, evaluate, options)

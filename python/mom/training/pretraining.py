@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import PathLike
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingInterrupted
@@ -25,8 +25,6 @@ from .schedules import learning_rate_factor
 from .signals import stop_signals
 
 __all__ = ["TrainingResult", "evaluate_loss", "take_tokenizer", "train"]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

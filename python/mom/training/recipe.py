@@ -7,7 +7,6 @@ and training starts anew on the same kind of data. Both phases have the same set
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import PathLike
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError, TrainingInterrupted
@@ -29,7 +29,6 @@ from .pretraining import TrainingResult, take_tokenizer, train
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
-PathLike = str | os.PathLike[str]
 
 #: Smallest number of tokens of a step, and the number of tokens that go through the model at once.
 _LEAST_STEP, _MICRO_BATCH = 2048, 4096
@@ -147,6 +146,7 @@ def pretrain(
     run_dir : path
         Gets checkpoints, ``log.jsonl``, ``recipe.json`` and, at the end, ``model``.
     phase : {"vanilla", "mom"}
+        Which phase.
     vanilla : MoM or path, optional
         In phase two: the model of phase one. Without it phase two starts from scratch, unlike the published recipe.
     tokens, minutes : optional
@@ -156,6 +156,7 @@ def pretrain(
     dtype : {"float32", "bfloat16"}, optional
         By default float32; of a resumed run, that of its checkpoint.
     seed : int
+        Of the weights, of the order of the data and of dropout.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, with its settings.
     progress, callbacks
