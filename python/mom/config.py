@@ -122,7 +122,7 @@ class MoMConfig(Settings):
         Weight of the z-loss, the mean square of the log-sum-exp of the routers' outputs before temperature and softmax
         (arXiv:2202.08906), in the same sum. With 0, the default, it is not computed.
     output_router_logits : bool
-        If False, there is no balance loss. With a ``hash`` router there is none in any case.
+        If False, there is no balance loss. With a ``hash`` router there is neither balance loss nor z-loss in any case.
     depthwise_bal_loss : bool
         The balance loss is the average over rounds and blocks, instead of one loss pooled over all of them.
     bind_ffn_attn : bool
