@@ -4,6 +4,12 @@
 
 #include "base/sizes.h"
 
+mom_status mom_check_stop(const mom_exec *x, mom_error *err) {
+    if (!x->stop || x->dry_run || !x->stop())
+        return MOM_OK;
+    return mom_error_set(err, MOM_ERR_STOPPED, "stopped");
+}
+
 void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context) {
     if (!x->dry_run)
         mom_parallel_run(x->threads, tasks, run, context);

@@ -1,9 +1,9 @@
 /* The execution context: kernels, threads, workspace and precision, which every operator needs beside its arguments.
  *
  * A dry run goes through a computation to learn how much memory it allocates, and computes nothing. Arrays are
- * allocated as usual, but nothing is written to them: parallel loops run no tasks, and mom_zero and mom_copy do
- * nothing. So most operators need no code for dry runs. The exception is serial code that takes sizes or indices from
- * arrays that tasks fill. Such code checks `dry_run`.
+ * allocated as usual, but parallel loops run no tasks, and mom_zero and mom_copy do nothing. So results, and what tasks
+ * would fill, have no defined contents. Most operators need no code for dry runs. The exception is serial code that
+ * takes sizes or indices from such arrays. That code checks `dry_run`. Serial code may fill small lists of its own.
  */
 #ifndef MOM_BASE_EXEC_H
 #define MOM_BASE_EXEC_H
@@ -24,7 +24,12 @@ typedef struct {
     mom_arena *workspace; /* for temporaries; operators that succeed release what they allocate */
     mom_dtype precision;  /* of the factors of linear layers */
     mom_dry_run dry_run;
+    int (*stop)(void); /* whether a long computation shall end now; or NULL: never. See mom_check_stop. */
 } mom_exec;
+
+/* Called between the parts of a long computation. If x->stop asks for an end, returns MOM_ERR_STOPPED, which the caller
+ * handles like every other error. */
+mom_status mom_check_stop(const mom_exec *x, mom_error *err);
 
 /* Runs `tasks` tasks on x->threads threads; see mom_parallel_run. A dry run skips them. */
 void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context);

@@ -5,8 +5,8 @@
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   qkv[t] = sum over chosen m of (w_tm if weighted_qkv) (LN_m(x_t) W_m + b_m)
  *         x[t]  += sum over chosen m of w_tm (heads_t P_m + p_m)
- * After a half that is not routed, only some rows of the stream may be needed. The other rows then have no query and no
- * projection, and they keep their values in the stream.
+ * If the half is not routed and only some rows of its output are needed, the other rows get no query and no projection.
+ * They keep their values in the stream.
  */
 #include <string.h>
 
@@ -73,7 +73,7 @@ static mom_status find_queries(const mom_pass *pass, const mom_half_round *at, m
     return MOM_OK;
 }
 
-/* The half's last layer, for all rows or only for the needed ones. */
+/* The half as its last layer sees it: with all rows, or only with the needed ones. */
 static mom_half half_of_last_layer(const mom_half *half, const mom_half_saved *saved) {
     mom_half own = *half;
     if (saved->queries)

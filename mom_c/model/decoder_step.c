@@ -238,7 +238,7 @@ static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder
     MOM_ARENA_NEW(tokens, x->workspace, n, err);
     MOM_ARENA_NEW(positions, x->workspace, n, err);
     MOM_ARENA_NEW(stream, x->workspace, n * c->C, err);
-    const mom_pass pass = {.exec = x, .config = c, .saved = x->workspace, .B = n, .T = 1, .N = n,
+    const mom_pass pass = {.exec = x, .config = c, .saved = x->workspace, .B = n, .T = 1, .N = n, .tokens = tokens,
                            .seed = gpt->seed, .counter = gpt->counter, .few_rows = 1, .err = err};
     for (size_t i = 0; i < n; i++) {
         tokens[i] = rows[i].token;

@@ -12,6 +12,7 @@
 #include "model/head.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
+#include "ops/z_loss.h"
 
 /* ------------------------------------------------------------------ forward */
 
@@ -206,10 +207,31 @@ static mom_status balance_loss(mom_gpt *gpt) {
     return MOM_OK;
 }
 
+/* Every half-round has the same tokens. So the sum over both halves is divided by the number of rows of one half. */
+static mom_status z_loss(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    double sum = 0.0, tokens = 0.0;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (size_t h = 0; h < 2 * gpt->params.places[i].rounds; h++) {
+            const mom_pool *pool = mom_place_pool(&gpt->params.places[i], (int)(h % 2));
+            const mom_router_outputs outputs = {a->halves[i][h].route.outputs, pass->mask, pass->N, pool->S};
+            if (!pool->routed || !mom_router_type_of(&pool->spec)->scored)
+                continue;
+            MOM_TRY(mom_z_loss_add(pass->exec, &sum, &tokens, &outputs, pass->err));
+            a->losses.has[MOM_TERM_Z] = 1;
+        }
+    a->z_count = tokens * (double)(gpt->config.chunks * gpt->config.rounds);
+    if (a->losses.has[MOM_TERM_Z])
+        a->losses.value[MOM_TERM_Z] = a->z_count > 0.0 ? sum / a->z_count : 0.0;
+    return MOM_OK;
+}
+
 static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     mom_activations *a = &gpt->last;
     mom_pass *pass = &a->pass;
     MOM_TRY(mom_rows_init(&a->rows, pass->exec, &gpt->config, batch, pass->saved, pass->err));
+    pass->tokens = a->rows.tokens;
     pass->mask = a->rows.mask;
     pass->offsets = a->rows.offsets;
     MOM_TRY(allocate_halves(gpt));
@@ -217,7 +239,9 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     MOM_TRY(forward_places(gpt));
     a->has_routes = 1;
     MOM_TRY(mom_head_forward(a, &gpt->params, batch, !gpt->gradients.lowest_place));
-    return gpt->config.num_labels ? MOM_OK : balance_loss(gpt);
+    if (!gpt->config.num_labels)
+        MOM_TRY(balance_loss(gpt));
+    return gpt->config.z_loss ? z_loss(gpt) : MOM_OK;
 }
 
 /* Empties the arenas and begins a pass. */
@@ -260,7 +284,7 @@ typedef struct {
     float *dx;         /* (N, C) gradient of the residual stream */
     float *dstates[2]; /* (N, R) of the recurrent states, by half; or NULL */
     mom_balance_groups balance;
-    float balance_scale;
+    float balance_scale, z_scale;
 } backward_state;
 
 /* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them. During
@@ -282,7 +306,8 @@ static mom_status backward_half(mom_gpt *gpt, size_t i, size_t block, size_t rou
     MOM_TRY(share_over_rounds(gpt, place, half, round, b));
     float *dstate = b->dstates[half];
     mom_half_backward args = {.dx = b->dx, .pool = &gpt->gradients.pools[i][half], .state = dstate ? state : NULL,
-                              .dstate = dstate, .has_dstate = dstate && round + 1 < place->rounds};
+                              .dstate = dstate, .has_dstate = dstate && round + 1 < place->rounds,
+                              .z_scale = b->z_scale};
     if (mom_half_round_pool(&at)->routed && saved->route.counts)
         args.balance = mom_balance_terms_of(&b->balance, &gpt->config, block, round, half, b->balance_scale);
     MOM_TRY((half ? mom_ffn_pool_backward : mom_attention_pool_backward)(pass, &at, saved, &args));
@@ -368,6 +393,8 @@ static mom_status backward(mom_gpt *gpt, const float *scales) {
     const size_t lowest = gpt->gradients.lowest_place;
     const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE]; /* a classifier's routers are not balanced */
     backward_state b = {.balance_scale = balanced ? scales[MOM_TERM_BALANCE] : 0.0f};
+    if (gpt->last.z_count > 0.0)
+        b.z_scale = (float)((double)scales[MOM_TERM_Z] / gpt->last.z_count);
     if (lowest > gpt->params.num_places) /* only a classifier's own parameters are trained */
         return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
     MOM_TRY(backward_head(gpt, scales, &b));
@@ -381,6 +408,7 @@ mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float
     mom_activations *a = &gpt->last;
     a->exec.k = exec->k;
     a->exec.threads = exec->threads;
+    a->exec.stop = exec->stop;
     a->pass.err = err;
     const mom_status status = backward(gpt, scales);
     a->dwte = a->dhidden = NULL;

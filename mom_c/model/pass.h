@@ -14,6 +14,7 @@ typedef struct {
     const mom_config *config;
     mom_arena *saved;       /* activations for backward, and routes */
     size_t B, T, N;         /* sequences, tokens of the longest, tokens of all */
+    const int32_t *tokens;  /* (N) */
     const uint8_t *mask;    /* (N) keys, or NULL */
     const int32_t *offsets; /* (B + 1) sequence b is rows offsets[b] .. offsets[b+1]-1 */
     int training;           /* dropout is active */

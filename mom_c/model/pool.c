@@ -5,6 +5,7 @@
 
 #include "ops/balance_loss.h"
 #include "ops/elementwise.h"
+#include "ops/z_loss.h"
 
 /* Whether the balance loss applies a softmax to the scores to get probabilities. */
 static int balance_softmax(const mom_config *c) { return c->balance_reference || !c->router_softmax; }
@@ -150,7 +151,8 @@ static mom_router_tensors router_weights(const mom_half_round *at) {
 
 static mom_router_inputs router_inputs(const mom_pass *pass, const mom_half_round *at, const mom_router_tensors *weights,
                                        const float *inp, const float *state) {
-    return (mom_router_inputs){.weights = weights, .inp = inp, .state = state,
+    return (mom_router_inputs){.weights = weights, .inp = inp, .state = state, .tokens = pass->tokens, .round = at->round,
+                               .half = at->half, .modules = mom_half_round_pool(at)->M,
                                .noise_key = mom_half_round_key(pass, at, MOM_STREAM_NOISE), .N = pass->N};
 }
 
@@ -176,9 +178,11 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
     const mom_exec *x = pass->exec;
+    const mom_router_type *type = mom_router_type_of(&pool->spec);
     mom_route *r = &saved->route;
     const size_t N = pass->N, S = pool->S, R = pool->spec.R, gates = mom_router_gates(&pool->spec);
-    MOM_ARENA_NEW(r->router.hidden, pass->saved, N * R, pass->err);
+    if (type->param_count)
+        MOM_ARENA_NEW(r->router.hidden, pass->saved, N * R, pass->err);
     if (gates) {
         const size_t size = mom_dtype_size(r->router.dtype = c->dtype);
         MOM_ARENA_NEW_SIZED(r->router.gates, pass->saved, N * gates * R, size, pass->err);
@@ -192,6 +196,8 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     mom_router_scores_forward(x, r->scores, r->outputs, c->router_softmax, c->temperature, N, S);
     const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
     mom_router_topk_forward(x, r->index, r->kept, r->scores, &topk);
+    for (size_t i = 0; !type->scored && !x->dry_run && i < N * pool->K; i++)
+        r->kept[i] = 1.0f / (float)pool->K;
     return MOM_OK;
 }
 
@@ -271,6 +277,9 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     if (balance->active)
         mom_balance_backward(x, dscores, &scores, balance->counts, balance->count_tokens, balance->tokens, balance->scale);
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
+    const mom_router_outputs outputs = {r->outputs, pass->mask, N, S};
+    if (b->z_scale != 0.0f)
+        mom_z_loss_backward(x, dscores, &outputs, b->z_scale); /* dscores are the gradients of the outputs by now */
 
     const mom_router_tensors weights = router_weights(at);
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, b->state);

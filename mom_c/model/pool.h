@@ -65,6 +65,7 @@ typedef struct {
     float *dstate;      /* (N, R) gradient of this round's state on entry, of the earlier state on return; or NULL */
     int has_dstate;     /* the next round has written dstate; otherwise it counts as zero on entry */
     mom_balance_terms balance;
+    float z_scale; /* d(total loss) / d(squared log-sum-exp of a token's router outputs); 0: no z-loss */
 } mom_half_backward;
 
 mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,

@@ -108,8 +108,8 @@ static mom_status last_layer_backward(const mom_half *half, last_layer *l, float
 }
 
 mom_status mom_half_last_layer_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
-                                   void *dinner, const mom_half_output *output, const float *dout,
-                                   const mom_half_layer *layer) {
+                                        void *dinner, const mom_half_output *output, const float *dout,
+                                        const mom_half_layer *layer) {
     last_layer l = {.gradient = gradient, .inner = inner, .dinner = dinner, .output = output, .dout = dout, .layer = layer};
     return last_layer_backward(half, &l, dscore);
 }
@@ -207,7 +207,7 @@ static mom_status first_layer_backward(first_layer *f, float *dx, float *dscore)
     gradients_are_set(x, f->gradient, plan);
     if (f->weight) {
         const mom_half_score_job job = {half, dscore, f->partial, blocks, f->dout, half->dtype, f->by_token, f->layer->bias,
-                                  f->layer->Out};
+                                        f->layer->Out};
         mom_half_run_score(&job);
     }
     MOM_TRY(through_layernorm(half, f, dx));
@@ -216,16 +216,16 @@ static mom_status first_layer_backward(first_layer *f, float *dx, float *dscore)
 }
 
 mom_status mom_half_first_layer_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
-                                   const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
+                                          const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
     first_layer f = {.parts = &whole_layer, .count = 1, .gradient = gradient, .dout = dout, .by_token = by_token,
-                  .weight = weight, .layer = layer};
+                     .weight = weight, .layer = layer};
     return first_layer_backward(&f, dx, dscore);
 }
 
 mom_status mom_half_first_layer_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
-                                         const mom_half_gradient *gradient, float *dx, const void *dout,
-                                         const mom_half_layer *layer) {
+                                               const mom_half_gradient *gradient, float *dx, const void *dout,
+                                               const mom_half_layer *layer) {
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
     first_layer f = {.parts = parts, .count = 2, .gradient = gradient, .dout = dout, .by_token = 1, .layer = layer};

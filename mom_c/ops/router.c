@@ -4,7 +4,7 @@
  */
 #include "ops/router.h"
 
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 #define PARAM(name, d0, d1, field) {name, {MOM_DIM_##d0, MOM_DIM_##d1}, offsetof(mom_router_tensors, field)}
 
@@ -30,6 +30,7 @@ const mom_router_type mom_router_types[MOM_ROUTER_KINDS] = {
                             .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
     [MOM_ROUTER_GRU] = {.name = "gru", .recurrent = 1, .scored = 1, .gates = 3, PARAMS(recurrent_params),
                         .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
+    [MOM_ROUTER_HASH] = {.name = "hash", .forward = mom_hash_forward, .backward = mom_hash_backward},
 };
 
 size_t mom_router_dim_size(const mom_router_spec *spec, mom_router_dim dim) {

@@ -1,5 +1,5 @@
 /* Routers of two linear layers: logits = relu(inp * in_weight^T + in_bias) * out_weight^T + out_bias. */
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 typedef struct {
     float *values;       /* (N, R) */

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "base/rng.h"
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 #define BLOCK_ROWS ((size_t)256)
 _Static_assert(BLOCK_ROWS % MOM_ROUTER_ROWS == 0, "blocks are made of whole tasks");

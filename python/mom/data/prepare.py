@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..errors import DataError
 from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments
@@ -35,7 +36,6 @@ from .tokenizer import Tokenizer
 
 __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
-PathLike = str | os.PathLike[str]
 
 _BATCH_CHARS = 1 << 20
 _COPY_BYTES = 1 << 20

@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..errors import DataError
 
 __all__ = ["TokenFile", "WindowSampler"]
 
-PathLike = str | os.PathLike[str]
 
 _DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _FEISTEL_ROUNDS = 6
@@ -231,7 +230,7 @@ class WindowSampler:
         return self.position // self.windows_per_epoch
 
     def starts(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in the file the windows begin that are drawn as numbers 0, 1, 2, ...
+        """First token of each window, by the number in which the window is drawn.
 
         Parameters
         ----------

@@ -1,6 +1,6 @@
 /* What this machine can do at the active level: the yardsticks of benchmarks. */
-#ifndef MOM_OPS_MACHINE_H
-#define MOM_OPS_MACHINE_H
+#ifndef MOM_OPS_YARDSTICKS_H
+#define MOM_OPS_YARDSTICKS_H
 
 #include "kernels/kernels.h"
 
