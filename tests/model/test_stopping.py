@@ -141,18 +141,16 @@ def test_a_handler_that_does_not_raise_disturbs_nothing(undisturbed: bytes) -> N
 def test_other_threads_are_not_stopped(after: Callable[[float], None], undisturbed: bytes) -> None:
     """Python runs handlers in the main thread, so a call in another thread goes on."""
     result: list[bytes] = []
+    done = threading.Event()
 
     def work() -> None:
         model = mom.MoM(CONFIG, seed=3)
         result.append(one_step(model, mom.AdamW(model, lr=1e-3)))
+        done.set()
 
-    thread = threading.Thread(target=work)
-    after(0.005)
-    with pytest.raises(Stop):
-        thread.start()
-        while True:
-            thread.join(0.001)
-    thread.join()
+    threading.Thread(target=work).start()
+    until_stopped(lambda: done.wait(0.001), after, 0.005)
+    assert done.wait(120)
     assert result == [undisturbed]
 
 
