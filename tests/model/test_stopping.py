@@ -39,8 +39,8 @@ def after() -> Iterator[Callable[[float], None]]:
 
 def until_stopped(work: Callable[[], Any], after: Callable[[float], None], delay: float) -> None:
     """Repeat some work until the signal comes."""
-    after(delay)
     with pytest.raises(Stop):
+        after(delay)
         while True:
             work()
 
@@ -116,8 +116,8 @@ def test_a_stopped_generation_keeps_whole_tokens(after: Callable[[float], None])
     until_stopped(lambda: model.generate(TOKENS[:1, :4], max_new_tokens=252), after, 0.03)
     decoder = mom.Decoder(model)
     decoder.prefill([TOKENS[0, :4]])
-    after(0.003)
     with pytest.raises(Stop):
+        after(0.003)
         decoder.generate(252, temperature=0.0)
         signal.pause()
     made = int(decoder.lengths[0]) - 4
