@@ -20,6 +20,7 @@ except ImportError as error:
         f"TextClassifier and TextRegressor need the package scikit-learn: pip install scikit-learn ({error})"
     ) from None
 
+from ._arguments import PathLike
 from .config import MoMConfig
 from .data.columns import checked_labels, checked_texts, is_missing
 from .data.encode import encode_texts
@@ -32,7 +33,6 @@ from .training.finetune import LoopResult, RunOptions, fit_classifier
 
 __all__ = ["TextClassifier", "TextRegressor"]
 
-PathLike = str | os.PathLike[str]
 
 #: Vocabulary of the tokenizer that is trained when there is no model to begin with.
 _FRESH_VOCAB = 2048
@@ -85,8 +85,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
         """The initial model: the given one, or a new small one with a tokenizer trained on the texts."""
         if isinstance(self.model, (str, os.PathLike)):
-            loaded: MoM = MoM.from_pretrained(self.model)
-            return loaded
+            return MoM.resolve(self.model)
         if isinstance(self.model, (MoM, MoMForSequenceClassification)):
             return self.model
         if self.model is not None and not isinstance(self.model, MoMConfig):

@@ -23,7 +23,8 @@ def encode_texts(
     tokenizer : Tokenizer
     texts : sequence of (str,) or (str, str)
     max_length : int
-        Length of the longest row. A pair that is too long is cut at the end of its longer text first, then of both.
+        Length of the longest row. A pair that is too long loses tokens from the end of the longer text. If both texts
+        exceed half, both are cut to half.
 
     Returns
     -------

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..errors import DataError
 from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments, pieces_for
@@ -37,7 +38,6 @@ from .tokenizer import Tokenizer
 
 __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
-PathLike = str | os.PathLike[str]
 
 #: What a folder of prepared data holds, in the order in which the files are renamed into place.
 _NAMES = ("train.bin", "val.bin", "train.bin.json", "val.bin.json", "tokenizer.json", "meta.json")

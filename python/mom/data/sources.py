@@ -14,6 +14,8 @@ With ``on_error="skip"`` such records are left out and counted in ``report``, an
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import platform
 import re
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from .._arguments import PathLike
 from ..errors import DataError
 from .columns import checked_texts
 from .records import (
@@ -42,14 +45,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "pieces_for", "standard_library_text"]
 
-PathLike = str | os.PathLike[str]
 
 #: Kinds of files that a folder is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 #: Kinds of files that are read as text if the caller names the file itself.
 _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
 _BLOCK = 1 << 18
-_LONGEST_UNBROKEN = 4 * _BLOCK
+#: A longer rest of a line is cut, so that memory is bounded.
+_LONGEST_REST = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
 #: Between ASCII characters of two classes: letters, digits, and the rest. (An apostrophe may begin the token ``'s``.)
 _CLASS_ENDS = re.compile(
@@ -284,22 +287,14 @@ class Documents(_DocumentStream):
     def _blocks(self, path: Path, stream: BinaryIO, report: ReadReport) -> Iterator[str]:
         """Decode a text in blocks that end at a line end or, in a very long line, at the end of a character."""
         carry, line, offset = b"", 1, 0
-        while True:
-            block = stream.read(_BLOCK)
-            data = carry + block
+        while data := carry + stream.read(_BLOCK) + (rest := stream.readline(_LONGEST_REST)):
             if offset == 0 and data.startswith(_BOM):
                 data, offset = data[len(_BOM) :], len(_BOM)
-            if not block:
-                cut = len(data)
-            elif not (cut := data.rfind(b"\n") + 1) and len(data) >= _LONGEST_UNBROKEN:
-                cut = _last_character_end(data)
-            head, carry = data[:cut], data[cut:]
-            if head:
-                yield from self._decoded(path, head, line, offset, report)
-            line += head.count(b"\n")
-            offset += len(head)
-            if not block:
-                return
+            carry = b"" if len(rest) < _LONGEST_REST else _incomplete_character(data)
+            data = data.removesuffix(carry)
+            yield from self._decoded(path, data, line, offset, report)
+            line += data.count(b"\n")
+            offset += len(data)
 
     def _decoded(self, path: Path, data: bytes, line: int, offset: int, report: ReadReport) -> Iterator[str]:
         try:
@@ -318,37 +313,22 @@ class Documents(_DocumentStream):
             offset += len(part)
 
 
-def _last_character_end(data: bytes) -> int:
-    """Where the last complete UTF-8 character of `data` ends; for bytes that are no UTF-8, the end of `data`."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            break
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(data) - back if back < length else len(data)
-    return len(data)
+def _incomplete_character(data: bytes) -> bytes:
+    """The bytes at the end of `data` that only begin a UTF-8 character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return decoder.getstate()[0]
 
 
 def _paragraph_events(blocks: Iterator[str]) -> Iterator[str | None]:
     at_line_start = True
     for block in blocks:
-        for line in _lines(block):
+        for line in io.StringIO(block, newline="\n"):  # `str.splitlines` would also split at other characters
             if at_line_start and not line.strip(" \t\r\n"):
                 yield None
             else:
                 yield line
             at_line_start = line.endswith("\n")
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Lines that end with a line feed. (``str.splitlines`` would also split at other characters.)"""
-    start = 0
-    while (end := text.find("\n", start) + 1) > 0:
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
 
 
 def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadReport) -> Iterator[Piece]:

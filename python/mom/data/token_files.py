@@ -26,13 +26,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..errors import DataError
 from ..files.folders import naming_file
 from .token_formats import DTYPES, layout_of
 
 __all__ = ["TokenFile", "WindowSampler"]
-
-PathLike = str | os.PathLike[str]
 
 _FEISTEL_ROUNDS = 6
 
@@ -218,7 +217,7 @@ class WindowSampler:
         return self.position // self.windows_per_epoch
 
     def starts(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in the file the windows begin that are drawn as numbers 0, 1, 2, ...
+        """First token of each window, by the number in which the window is drawn.
 
         Parameters
         ----------

@@ -26,8 +26,6 @@ from ..errors import DataError
 
 __all__ = ["DTYPES", "Layout", "description_file", "layout_of", "read_description"]
 
-PathLike = str | os.PathLike[str]
-
 #: Types of ids that a description or an argument can name; little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..data import TokenFile
 from ..data.sources import Documents, Piece, TextDocuments, pieces_for
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from ..model.token_loss import token_loss
 from ..training import evaluate_loss
+from ..training.records import perplexity_of
 
 __all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class TextLoss:
     @property
     def perplexity(self) -> float:
         """``exp(loss)``. It only compares models with the same tokenizer."""
-        return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
+        return perplexity_of(self.loss) if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
@@ -124,12 +123,10 @@ def text_losses(
         files = Documents(sources, key=key, split=split, on_error=on_error).files
         parts = [(str(file), Documents(file, key=key, split=split, on_error=on_error)) for file in files]
     results = [_one_part(model, tokenizer, name, documents, window, stride, batch_size) for name, documents in parts]
-    nats, tokens, size, count = (
-        sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")
-    )
-    if not tokens:
+    sums = {name: sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")}
+    if not sums["tokens"]:
         raise DataError(f"{results[0].name}: no text to score")
-    return [*results, TextLoss("total", float(nats), int(tokens), int(size), int(count))]
+    return [*results, TextLoss("total", **sums)]
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ class TokenFileLoss:
     @property
     def perplexity(self) -> float:
         """``exp(loss)``."""
-        return math.exp(min(self.loss, 700.0))
+        return perplexity_of(self.loss)
 
 
 def token_file_loss(

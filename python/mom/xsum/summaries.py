@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._arguments import PathLike
 from ..data.batches import bucketed
 from ..data.columns import checked_texts
 from ..errors import ConfigError, DataError
@@ -17,8 +17,6 @@ from .reader import read_xsum
 from .rows import lengths_of, make_rows, prompts_of, rows_loss, tokenizer_of
 
 __all__ = ["XsumScores", "evaluate", "format_examples", "summarize"]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
