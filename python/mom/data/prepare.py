@@ -32,6 +32,7 @@ from ..errors import DataError
 from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments
 from .tokenizer import Tokenizer
+from .tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
@@ -218,7 +219,7 @@ def _put_in_place(stage: Path, out_dir: Path) -> None:
     """
     undo: list[tuple[Path, Path]] = []
     try:
-        for name in ("train.bin", "val.bin", "tokenizer.json", "meta.json"):
+        for name in ("train.bin", "val.bin", *TOKENIZER_FILES, "meta.json"):
             old = out_dir / name
             if old.exists():
                 os.rename(old, stage / f"{name}.old")
