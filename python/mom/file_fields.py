@@ -23,8 +23,8 @@ __all__ = ["LEGACY_GENERATION", "TABLE", "USES", "FileField", "as_markdown", "ch
 USES = {
     "used": "read and used, and written again",
     "only": "one of the values that are listed, or null. Any other value is an error",
-    "told": "the values that are listed change nothing, nor does null. Any other value gives a warning, because nothing "
-    "here computes what the value asks for; it is not written again",
+    "told": "the values that are listed change nothing, nor does null. Any other value gives a warning, because "
+    "nothing here computes what the value asks for; it is not written again",
     "kept": "no effect on what is computed here; written again as it was read",
     "left": "no effect on what is computed here; not written again",
     "made": "written for other programs, not read",
@@ -74,8 +74,8 @@ _GENERATION = _rows(
      "exponential_decay_length_penalty watermarking_config dola_layers top_h", "told", "", ()),
     ("renormalize_logits token_healing remove_invalid_values", "told", "", (False,)),
     ("early_stopping", "left", "of beams"),
-    ("use_cache cache_implementation cache_config return_legacy_cache prefill_chunk_size compile_config disable_compile "
-     "low_memory is_assistant num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
+    ("use_cache cache_implementation cache_config return_legacy_cache prefill_chunk_size compile_config "
+     "disable_compile low_memory is_assistant num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
      "assistant_lookbehind assistant_early_exit target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size "
      "continuous_batching_config", "left", "how fast tokens are made, not which"),
     ("output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "

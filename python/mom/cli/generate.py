@@ -17,8 +17,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder of a model or checkpoint")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue ('' begins a document)")
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
-    parser.add_argument("--max_new_tokens", type=int, help="tokens to add (default: 100, or fewer if no more fit)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
+    parser.add_argument(
+        "--max_new_tokens", type=int, help="tokens to add (default: the model's, or 100; fewer if no more fit)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, help="0: always the most probable token (default: the model's, or 0)"
+    )
     parser.add_argument("--top_k", type=int, help="sample among so many most probable tokens")
     parser.add_argument(
         "--top_p", type=float, help="sample among the most probable tokens that make up this probability"

@@ -177,8 +177,8 @@ def apply(backend: tokenizers.Tokenizer, found: _Found, from_pair: bool) -> toke
     """
     if from_pair and found.tokenizer_class and found.tokenizer_class not in _CUT_LIKE_GPT2:
         raise DataError(
-            f"{found.source}: tokenizer_class: {found.tokenizer_class!r} may cut text otherwise than GPT-2, and there is "
-            "no tokenizer.json to say how. Save the tokenizer with transformers as a fast one, which writes that file"
+            f"{found.source}: tokenizer_class: {found.tokenizer_class!r} may cut text otherwise than GPT-2, and no "
+            "tokenizer.json says how. Save the tokenizer with transformers as a fast one, which writes that file"
         )
     backend.no_truncation()
     backend.no_padding()

@@ -103,7 +103,7 @@ def copy_of(
     for name, value in model.parameters.items():
         if not name.startswith("score."):
             made.parameters[name] = value
-    made.tokenizer = tokenizer
+    made.tokenizer, made.generation = tokenizer, model.generation
     made.activation_checkpointing, made.memory_limit = model.activation_checkpointing, model.memory_limit
     return made
 
