@@ -75,8 +75,9 @@ _GENERATION = _rows(
     ("renormalize_logits token_healing remove_invalid_values", "told", "", (False,)),
     ("early_stopping", "left", "of beams"),
     ("use_cache cache_implementation cache_config return_legacy_cache prefill_chunk_size compile_config "
-     "disable_compile low_memory is_assistant num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
-     "assistant_lookbehind assistant_early_exit target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size "
+     "disable_compile low_memory is_assistant num_assistant_tokens num_assistant_tokens_schedule "
+     "assistant_confidence_threshold assistant_lookbehind assistant_early_exit "
+     "target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size "
      "continuous_batching_config", "left", "how fast tokens are made, not which"),
     ("output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
      "decoder_start_token_id transformers_version _from_model_config generation_kwargs trust_remote_code", "left",

@@ -92,7 +92,8 @@ def read_settings(folder: Path) -> _Found:
     source = folder / "tokenizer_config.json"
     check("tokenizer_config.json", config, str(source), DataError)
     check("special_tokens_map.json", special, str(folder / "special_tokens_map.json"), DataError)
-    tokens, extra = {}, []
+    tokens: dict[str, str] = {}
+    extra: list[str] = []
     for values, file in ((special, folder / "special_tokens_map.json"), (config, source)):  # the second one counts
         tokens |= {name: _content(values[name], f"{file}: {name}") for name in NAMES if values.get(name) is not None}
         for name in ("additional_special_tokens", "extra_special_tokens"):
