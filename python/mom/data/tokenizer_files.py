@@ -34,6 +34,8 @@ _CUT_LIKE_GPT2 = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Longfor
                   "CodeGenTokenizer", "PreTrainedTokenizer")  # fmt: skip
 #: Larger ids of added tokens are refused: the library reserves memory for every id up to the largest.
 _LARGEST_ID = 2**24
+#: What is written if nothing was read: transformers takes true if the field is missing.
+_CLEAN_UP = ("clean_up_tokenization_spaces", False)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -105,6 +107,7 @@ def read_settings(folder: Path) -> _Found:
     extra = list(dict.fromkeys(extra))
     rows = TABLE["tokenizer_config.json"]
     kept = {name: value for name, value in config.items() if name not in rows or rows[name].use == "kept"}
+    kept = {name: value for name, value in kept.items() if (name, value) != _CLEAN_UP}
     return _Found(
         TokenizerSettings(tokens, tuple(extra), kept=kept),
         _added(config, slow, {*tokens.values(), *extra}, folder),
@@ -336,7 +339,7 @@ def settings_files(
         tokens["bos_token"] = tokens["eos_token"]
     extra = {"additional_special_tokens": list(settings.extra)} if settings.extra else {}
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", **tokens, **extra, "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast", **tokens, **extra, **dict([_CLEAN_UP]),
         "model_input_names": ["input_ids", "attention_mask"], **settings.kept,
     }  # fmt: skip
     if byte_level := _byte_level_steps(_json_of(backend)):  # transformers takes false if the field is missing
