@@ -1,4 +1,4 @@
-"""What stands beside the weights: fields of every file, token ids, labels and defaults of `generate`, read and written."""
+"""What stands beside the weights, read and written: fields of every file, token ids, labels, defaults of `generate`."""
 
 from __future__ import annotations
 
@@ -232,7 +232,8 @@ def test_one_tensor_of_the_tied_pair_is_enough(kept: str, prefix: str, tmp_path:
 # ---------------------------------------------------------------------- labels
 LABELS: list[tuple[dict[str, Any], Any]] = [
     ({"id2label": {"0": "b", "1": "a"}}, ("b", "a")), ({"label2id": {"a": 1, "b": 0}}, ("b", "a")),
-    ({"label2id": {"a": "1", "b": "0"}}, ("b", "a")), ({"id2label": {"1": "a", "0": "b"}, "label2id": None}, ("b", "a")),
+    ({"label2id": {"a": "1", "b": "0"}}, ("b", "a")),
+    ({"id2label": {"1": "a", "0": "b"}, "label2id": None}, ("b", "a")),
     ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, None), ({}, None), ({"id2label": {}}, None),
     ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"a": 1, "b": 0}}, ("b", "a")),
     ({"id2label": {"0": "b", "1": "a"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, ("b", "a")),
@@ -290,8 +291,10 @@ GENERATION: list[tuple[dict[str, Any], GenerationDefaults]] = [
     ({"do_sample": True, "top_p": 1.0, "top_k": 7}, GenerationDefaults(1.0, 7)),
     ({"temperature": 0.6}, GenerationDefaults()), ({"do_sample": False, "top_k": 9}, GenerationDefaults(0.0, 9)),
     ({"max_new_tokens": 12, "use_cache": False, "repetition_penalty": 1.0}, GenerationDefaults(max_new_tokens=12)),
-    ({"max_length": 20}, GenerationDefaults(max_length=20)), ({"eos_token_id": [1, 7, 9999]}, GenerationDefaults(stop_tokens=(7,))),
-    ({"eos_token_id": 7}, GenerationDefaults(stop_tokens=(7,))), ({"num_beams": 1, "early_stopping": True}, GenerationDefaults()),
+    ({"max_length": 20}, GenerationDefaults(max_length=20)),
+    ({"eos_token_id": [1, 7, 9999]}, GenerationDefaults(stop_tokens=(7,))),
+    ({"eos_token_id": 7}, GenerationDefaults(stop_tokens=(7,))),
+    ({"num_beams": 1, "early_stopping": True}, GenerationDefaults()),
 ]  # fmt: skip
 
 
@@ -338,8 +341,8 @@ def test_defaults_without_a_counterpart_are_mentioned(tmp_path: Path) -> None:
         mom.MoM.from_pretrained(tmp_path)
     first, second = (str(warning.message).split("generation_config.json: ")[1] for warning in caught)
     assert first == (
-        "has no counterpart here and is left out: num_beams = 4 (`generate` has no beams; `mom.model.beam_search` has), "
-        "repetition_penalty = 1.2, suppress_tokens = [3]"
+        "has no counterpart here and is left out: num_beams = 4 "
+        "(`generate` has no beams; `mom.model.beam_search` has), repetition_penalty = 1.2, suppress_tokens = [3]"
     )
     assert second == "unknown fields have no effect: new"
 
