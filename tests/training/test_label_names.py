@@ -40,7 +40,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     body.tokenizer = mom.Tokenizer.train([" ".join(map(str, row.values())) for row in rows], 290)
     out = tmp_path_factory.mktemp(task.name)
     data = {"train": rows, "dev": rows}
-    mom.glue.finetune(body, task, data, epochs=16, lr=1e-2, batch_size=6, progress=False, out_dir=out)
+    mom.glue.finetune(body, task, data, epochs=16, patience=0, lr=1e-2, batch_size=6, progress=False, out_dir=out)
     return task, data, out / task.name / "model"
 
 
