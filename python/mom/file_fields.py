@@ -131,7 +131,8 @@ _TOKENIZER_CONFIG = _rows(
     ("added_tokens_decoder", "used", "tokens that the vocabulary lacks are added under their ids; written into "
      "tokenizer.json"),
     ("add_prefix_space", "used", "whether a text gets a space in front; of byte-level tokenizers"),
-    ("add_bos_token", "used", "`generate_text` and the scoring of texts begin with `bos_id`; `encode` adds nothing"),
+    ("add_bos_token", "used", "`generate_text` and the scoring of texts begin with `bos_id`; `encode` and "
+     "`mom.data.prepare` add nothing"),
     ("tokenizer_class", "used", "without a tokenizer.json, it must be a class with GPT-2's way of cutting text. "
      "Written: `PreTrainedTokenizerFast`"),
     ("model_max_length", "kept", "in a model's folder, `n_positions` is written"),
@@ -187,6 +188,7 @@ _REMARKS = {
     "every version, it gives a warning. If there is no generation_config.json, its fields are also read here.",
     "generation_config.json": "Kept as `model.generation`, the defaults of `generate`.",
     "added_tokens.json": "Not fields, but tokens and their ids: all are used, and written into tokenizer.json.",
+    "meta.json": "Any other field has no effect.",
     "tokenizer_config.json": "Any other field gives a warning, and is written again.",
 }
 

@@ -27,6 +27,14 @@ def tokenizer():
     return Tokenizer.train(TEXTS, 400)
 
 
+def test_a_description_of_another_format_is_refused(tokenizer, tmp_path):
+    prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, progress=False)
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 2}))
+    with pytest.raises(DataError, match="meta.json: format: 2 is not supported, only 1"):
+        prepare_module.read_meta(tmp_path)
+
+
 def snapshot(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

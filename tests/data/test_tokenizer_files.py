@@ -235,6 +235,25 @@ def test_named_tokens_become_special(tmp_path: Path) -> None:
     assert loaded.settings.extra == ("<a>",) and loaded.settings.tokens["pad_token"] == "[PAD]"
 
 
+@pytest.mark.parametrize("layout", [fast, slow])
+def test_how_a_special_token_is_found_in_a_text(layout: Any, tmp_path: Path) -> None:
+    base = trained("</s>")
+    n = base.vocab_size
+    mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+    wanted = [*base.encode("mat"), n, *base.encode(" mat")]
+    for i, files in enumerate([
+        {"added_tokens": {"<mask>": n}, "special_tokens_map": {"eos_token": "</s>", "mask_token": mask}},
+        {"added_tokens": {"<mask>": n}, "special_tokens_map": {"eos_token": "</s>", "mask_token": mask},
+         "tokenizer_config": {"mask_token": "<mask>"}},
+        {"tokenizer_config": {"eos_token": "</s>", "mask_token": "<mask>", "added_tokens_decoder": {str(n): mask}}},
+        {"added_tokens": {"<mask>": n}, "tokenizer_config": {"eos_token": "</s>", "additional_special_tokens": [mask]}},
+    ]):  # fmt: skip
+        layout(tmp_path / str(i), base, **files)
+        tokenizer = mom.Tokenizer.load(tmp_path / str(i))
+        assert tokenizer.encode("mat <mask> mat", special=True).tolist() == wanted
+        assert n not in tokenizer.encode("mat <mask> mat"), "special"
+
+
 # ---------------------------------------------------------------------- settings
 @pytest.mark.parametrize("layout", [fast, slow])
 def test_a_space_in_front(layout: Any, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..file_fields import check
 from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments
 from .tokenizer import Tokenizer
@@ -138,6 +139,7 @@ def read_meta(data: PathLike) -> dict[str, Any]:
         raise DataError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
         raise DataError(f"{file}: not written by 'mom prepare'")
+    check("meta.json", values, str(file), DataError, also=None)
     return values
 
 

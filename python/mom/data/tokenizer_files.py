@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class _Found:
     """What was read: the settings, and what has to be changed in the tokenizer."""
 
     settings: TokenizerSettings
+    special: Mapping[str, Mapping[str, Any]]
     added: Mapping[int, Mapping[str, Any]]
     prefix_space: bool | None
     add_bos: bool | None
@@ -94,35 +95,40 @@ def read_settings(folder: Path) -> _Found:
     source = folder / "tokenizer_config.json"
     check("tokenizer_config.json", config, str(source), DataError)
     check("special_tokens_map.json", special, str(folder / "special_tokens_map.json"), DataError)
-    tokens: dict[str, str] = {}
-    extra: list[str] = []
+    tokens: dict[str, Any] = {}
+    extra: list[Any] = []
     for values, file in ((special, folder / "special_tokens_map.json"), (config, source)):  # the second one counts
-        tokens |= {name: _content(values[name], f"{file}: {name}") for name in NAMES if values.get(name) is not None}
+        named = {name: _token(values[name], f"{file}: {name}") for name in NAMES if values.get(name) is not None}
+        tokens |= {name: {**tokens.get(name, {}), **token} for name, token in named.items()}
         for name in ("additional_special_tokens", "extra_special_tokens"):
             listed = values.get(name) or ()
             if not isinstance(listed, (list, tuple, dict)):
                 raise DataError(f"{file}: {name}: expected a list of tokens, got {listed!r}")
             listed = listed.values() if isinstance(listed, dict) else listed
-            extra += [_content(token, f"{file}: {name}") for token in listed]
-    extra = list(dict.fromkeys(extra))
+            extra += [_token(token, f"{file}: {name}") for token in listed]
+    special_tokens = {token["content"]: token for token in (*extra, *tokens.values())}
     rows = TABLE["tokenizer_config.json"]
     kept = {name: value for name, value in config.items() if name not in rows or rows[name].use == "kept"}
     kept = {name: value for name, value in kept.items() if (name, value) != _CLEAN_UP}
     return _Found(
-        TokenizerSettings(tokens, tuple(extra), kept=kept),
-        _added(config, slow, {*tokens.values(), *extra}, folder),
+        TokenizerSettings(
+            {name: token["content"] for name, token in tokens.items()},
+            tuple(dict.fromkeys(token["content"] for token in extra)), kept=kept,
+        ),
+        special_tokens, _added(config, slow, special_tokens, folder),
         _flag(config, "add_prefix_space", source), _flag(config, "add_bos_token", source),
         no_end="eos_token" in config and config["eos_token"] is None,
         tokenizer_class=str(config.get("tokenizer_class") or "").removesuffix("Fast"), source=source,
     )  # fmt: skip
 
 
-def _content(token: Any, where: str) -> str:
-    """A token's text, from ``"</s>"`` or ``{"content": "</s>", ...}``."""
-    text = token.get("content") if isinstance(token, Mapping) else token
+def _token(token: Any, where: str) -> dict[str, Any]:
+    """A token's text and how it is found, from ``"</s>"`` or ``{"content": "</s>", "lstrip": false, ...}``."""
+    values = token if isinstance(token, Mapping) else {"content": token}
+    text = values.get("content")
     if not isinstance(text, str) or not text:
         raise DataError(f"{where}: {token!r} is no token")
-    return text
+    return {"content": text, **{name: bool(values[name]) for name in (*_FLAGS, "special") if name in values}}
 
 
 def _flag(values: Mapping[str, Any], name: str, source: Path) -> bool | None:
@@ -132,7 +138,7 @@ def _flag(values: Mapping[str, Any], name: str, source: Path) -> bool | None:
 
 
 def _added(
-    config: Mapping[str, Any], slow: Mapping[str, Any], special: set[str], folder: Path
+    config: Mapping[str, Any], slow: Mapping[str, Any], special: Mapping[str, Any], folder: Path
 ) -> dict[int, Mapping[str, Any]]:
     """Added tokens by id, from ``added_tokens.json`` and from ``added_tokens_decoder``."""
     found: dict[int, Mapping[str, Any]] = {}
@@ -143,15 +149,18 @@ def _added(
         id = _id(number, f"{folder / 'added_tokens.json'}: token {text!r}")
         if id in found:
             raise DataError(f"{folder / 'added_tokens.json'}: two tokens have the id {id}")
-        found[id] = {"content": text, "special": text in special, "normalized": text not in special}
+        found[id] = {
+            "normalized": text not in special,
+            **special.get(text, {"content": text}),
+            "special": text in special,
+        }
     for number, token in decoder.items():
         where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder: {number!r}"
-        id, text = _id(number, where), _content(token, where)
+        id, made = _id(number, where), _token(token, where)
+        text = made["content"]
         if id in found and found[id]["content"] != text:
             raise DataError(f"{where} is {text!r}, but added_tokens.json says {found[id]['content']!r}")
-        flags = {name: bool(token[name]) for name in _FLAGS if isinstance(token, Mapping) and name in token}
-        is_special = text in special or (isinstance(token, Mapping) and bool(token.get("special")))
-        found[id] = {"content": text, "special": is_special, **flags}
+        found[id] = {**special.get(text, {}), **made, "special": text in special or made.get("special", False)}
     return dict(sorted(found.items()))
 
 
@@ -196,12 +205,23 @@ def apply(backend: tokenizers.Tokenizer, found: _Found, from_pair: bool) -> toke
         warnings.warn(
             f"{found.source.parent}: the vocabulary has no token for {', '.join(missing)}; left out", stacklevel=4
         )
-    named = dict.fromkeys((*found.settings.tokens.values(), *found.settings.extra))
-    known = {token["content"] for token in _json_of(backend)["added_tokens"] if token["special"]} if named else set()
-    promoted = [token for token in named if token not in known and backend.token_to_id(token) is not None]
-    if promoted:
-        backend.add_special_tokens(promoted)
+    if found.special:
+        known = {token["content"] for token in _json_of(backend)["added_tokens"] if token["special"]}
+        added = {token["content"]: token for token in found.added.values()}
+        _add(backend, [
+            {"normalized": False, **token, **added.get(text, {}), "special": True}
+            for text, token in found.special.items() if text not in known and backend.token_to_id(text) is not None
+        ])  # fmt: skip
     return backend
+
+
+def _add(backend: tokenizers.Tokenizer, tokens: Iterable[Mapping[str, Any]]) -> None:
+    import tokenizers
+
+    for token in tokens:
+        flags = {name: value for name, value in token.items() if name in _FLAGS}
+        made = tokenizers.AddedToken(token["content"], **flags)
+        (backend.add_special_tokens if token["special"] else backend.add_tokens)([made])
 
 
 def _json_of(backend: tokenizers.Tokenizer) -> dict[str, Any]:
@@ -229,10 +249,7 @@ def _with_added_tokens(backend: tokenizers.Tokenizer, found: _Found) -> tokenize
                             f"vocabulary's, which end at {next_id - 1}")  # fmt: skip
         values["model"]["vocab"].update({token["content"]: id for id, token in new.items()})
         backend = tokenizers.Tokenizer.from_str(json.dumps(values))
-    for token in new.values():
-        flags = {name: value for name, value in token.items() if name in _FLAGS}
-        made = tokenizers.AddedToken(token["content"], **flags)
-        (backend.add_special_tokens if token["special"] else backend.add_tokens)([made])
+    _add(backend, new.values())
     return backend
 
 
