@@ -22,6 +22,7 @@ from mom.file_fields import LEGACY_GENERATION, TABLE, USES, as_markdown, check
 from mom.files import folders, hub
 from mom.files.generation import GenerationDefaults
 from mom.files.labels import read_labels
+from mom.training.start import model_of_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = mom.MoMConfig.vanilla(1, vocab_size=290, n_positions=32, n_embd=16, n_head=2)
@@ -315,6 +316,19 @@ def test_defaults_of_generate(fields: dict[str, Any], wanted: GenerationDefaults
         gpt2 = {name: value for name, value in read(tmp_path / "m" / "config.json").items() if name in GPT2}
         (tmp_path / "m" / "config.json").write_text(json.dumps({**gpt2, **fields}))
         assert mom.MoM.from_pretrained(tmp_path / "m").generation == wanted
+
+
+def test_a_run_that_is_resumed_keeps_what_stands_beside_the_weights(tmp_path: Path) -> None:
+    model = with_tokenizer()
+    model.generation = GenerationDefaults(0.5, 3, stop_tokens=(7,))
+    prepare(TextDocuments(TEXT * 20), tmp_path / "data", tokenizer=model.tokenizer, progress=False)
+    settings = {"steps": 1, "batch_size": 2, "sequence_length": 16, "progress": False}
+    result = mom.train(model, tmp_path / "data", run_dir=tmp_path / "run", **settings)
+    assert result.checkpoint is not None
+    again = model_of_checkpoint(result.checkpoint)
+    assert (again.generation, again.config) == (model.generation, model.config)
+    assert again.tokenizer.settings.tokens["eos_token"] == "</s>" and again.tokenizer.eos_id == 1
+    assert mom.MoM.from_pretrained(result.checkpoint).generation == model.generation
 
 
 @pytest.mark.parametrize(

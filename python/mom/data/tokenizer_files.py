@@ -281,8 +281,8 @@ def _byte_level_steps(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 def end_token(backend: tokenizers.Tokenizer, found: _Found, asked: str | None) -> TokenizerSettings:
     """The settings with the token that ends documents, and with whether texts begin with another one.
 
-    The end token is the one that the caller asked for, else the one that the tokenizer's files name, else that of the
-    id in ``config.json``, ``generation_config.json`` or ``meta.json``, else GPT-2's, if the vocabulary has it.
+    The first of these that the vocabulary has is the end token: the caller's choice, the token that the tokenizer's
+    files name, the token of the id in ``config.json``, ``generation_config.json`` or ``meta.json``, and GPT-2's.
     """
     folder, settings = found.source.parent, found.settings
     tokens = {name: token for name, token in settings.tokens.items() if backend.token_to_id(token) is not None}

@@ -10,6 +10,7 @@ from ..config import MoMConfig
 from ..data.prepare import read_meta, tokenizer_of
 from ..errors import ConfigError
 from ..model import MoM
+from ..model.beside import read_beside
 from .state import read_progress
 
 __all__ = ["model_of_checkpoint", "take_tokenizer"]
@@ -39,7 +40,7 @@ def take_tokenizer(model: MoM, data: PathLike) -> None:
 
 
 def model_of_checkpoint(folder: PathLike, dtype: str | None = None) -> MoM:
-    """A model of a checkpoint's shape, with its tokenizer. `mom.train` with ``resume=True`` reads the weights into it.
+    """A model of a checkpoint's shape, with all but the weights, which `mom.train` with ``resume=True`` reads.
 
     Parameters
     ----------
@@ -50,5 +51,5 @@ def model_of_checkpoint(folder: PathLike, dtype: str | None = None) -> MoM:
     """
     folder = Path(folder)
     model = MoM(MoMConfig.from_json(folder), dtype=dtype or read_progress(folder).get("dtype", "float32"))
-    model.tokenizer = tokenizer_of(folder)
+    read_beside(model, folder, fresh_head=True)
     return model
