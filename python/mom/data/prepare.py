@@ -1,4 +1,4 @@
-"""From text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and ``tokenizer.json`` in one folder.
+"""From text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and the tokenizer's files in one folder.
 
 The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
 65,536). Documents are read, encoded and written in batches, so memory does not grow with the text.
