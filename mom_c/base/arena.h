@@ -63,10 +63,12 @@ mom_status mom_region_init(mom_region *region, size_t capacity, const char *name
 void mom_region_free(mom_region *region); /* arenas must be empty */
 void mom_arena_attach(mom_arena *arena, mom_region *region, mom_region_side side); /* of an empty arena */
 
-/* Typed allocation that returns MOM_ERR_MEMORY from the calling function on failure. */
-#define MOM_ARENA_NEW(target, arena, count, err)                                                      \
+/* Allocations that return MOM_ERR_MEMORY from the calling function on failure: of `count` items of the target's type, or
+ * of a given size. */
+#define MOM_ARENA_NEW(target, arena, count, err) MOM_ARENA_NEW_SIZED(target, arena, count, sizeof *(target), err)
+#define MOM_ARENA_NEW_SIZED(target, arena, count, size, err)                                          \
     do {                                                                                              \
-        (target) = mom_arena_alloc((arena), (count), sizeof *(target), (err));                        \
+        (target) = mom_arena_alloc((arena), (count), (size), (err));                                  \
         if (!(target))                                                                                \
             return MOM_ERR_MEMORY;                                                                    \
     } while (0)

@@ -1,5 +1,5 @@
-/* Dropout from counter-based random numbers: element i of a site is kept when its draw is >= p and
- * is then scaled by 1 / (1 - p). Nothing is stored: backward draws the same numbers again. */
+/* Dropout from counter-based random numbers. Element i of a site is kept if its draw is at least p, and is then scaled by
+ * 1 / (1 - p). Nothing is stored: backward draws the same numbers again. model/pass.h lists the sites. */
 #ifndef MOM_BASE_DROPOUT_H
 #define MOM_BASE_DROPOUT_H
 

@@ -5,6 +5,7 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <pthread.h>
 #endif
 
 /* While tasks run, denormal numbers count as zero. They cost a hundred times as much as normal numbers and do not
@@ -39,11 +40,44 @@ static void run_tasks(task_loop *loop, int thread) {
     restore_denormals(mode);
 }
 
+#ifdef _OPENMP
+static void *pass(void *gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* How many threads can run at the same time, at most `threads`. */
+static int try_threads(int threads) {
+    pthread_t made[MOM_MAX_THREADS];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int count = 0;
+    pthread_mutex_lock(&gate);
+    while (count < threads - 1 && pthread_create(&made[count], NULL, pass, &gate) == 0)
+        count++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < count; i++)
+        pthread_join(made[i], NULL);
+    return count + 1;
+}
+
+/* OpenMP ends the process if it cannot create a thread. So a larger team than before is tried out first. Every thread
+ * that calls has a team of its own. */
+static int team_size(int threads) {
+    static _Thread_local int tried, possible;
+    if (threads > tried) {
+        tried = threads;
+        possible = try_threads(threads);
+    }
+    return threads < possible ? threads : possible;
+}
+#endif
+
 void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context) {
     task_loop loop = {.tasks = tasks, .run = run, .context = context};
 #ifdef _OPENMP
     if (threads > 1 && tasks > 1) { /* always the same team: libgomp ends threads that a smaller team does not need */
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(team_size(threads))
         run_tasks(&loop, omp_get_thread_num());
         return;
     }

@@ -15,8 +15,8 @@
 /* task < tasks; thread < threads tells which per-thread scratch may be used. */
 typedef void (*mom_task)(void *context, size_t task, int thread);
 
-/* Runs all tasks on at most `threads` threads. Tasks are started in order, so a task may wait for earlier tasks, but
- * never for later ones. Operators use mom_parallel_for (base/exec.h). */
+/* Runs all tasks on at most `threads` threads, on fewer if the system refuses to create so many. Tasks are started in
+ * order, so a task may wait for earlier tasks, but never for later ones. Operators use mom_parallel_for (base/exec.h). */
 void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context);
 /* Waits until other tasks have counted down to 0 (with memory_order_release). */
 void mom_wait_until_zero(const atomic_size_t *count);

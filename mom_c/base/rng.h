@@ -2,7 +2,7 @@
  *
  * A draw is a pure function of (key, index): the finaliser of SplitMix64 (Steele, Lea and Flood 2014)
  * applied to key + index * golden ratio, twice with the key in between. A key is derived from a seed,
- * a step counter and a site (which dropout, which round), see mom_rng_key.
+ * a step counter and a site (which dropout, which round), see mom_rng_key. model/pass.h lists the sites, the streams.
  */
 #ifndef MOM_BASE_RNG_H
 #define MOM_BASE_RNG_H

@@ -12,7 +12,8 @@ typedef enum {
     MOM_ERR_VALUE,  /* shape, range or content of an argument */
     MOM_ERR_TYPE,   /* dtype or kind of an argument */
     MOM_ERR_MEMORY, /* allocation refused */
-    MOM_ERR_STATE   /* calls in the wrong order */
+    MOM_ERR_STATE,  /* calls in the wrong order */
+    MOM_ERR_STOPPED /* mom_exec.stop ended the call; it knows the reason */
 } mom_status;
 
 typedef struct {

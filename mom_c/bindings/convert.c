@@ -141,3 +141,10 @@ PyObject *mom_copy_array(int ndim, const npy_intp *dims, int type, const void *d
         memcpy(PyArray_DATA((PyArrayObject *)out), data, (size_t)PyArray_NBYTES((PyArrayObject *)out));
     return out;
 }
+
+PyObject *mom_view_array(int ndim, const npy_intp *dims, int type, void *data, PyObject *owner) {
+    PyObject *view = PyArray_SimpleNewFromData(ndim, dims, type, data); /* new reference */
+    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef(owner)) < 0) /* steals, also on failure */
+        Py_CLEAR(view);
+    return view;
+}

@@ -28,6 +28,9 @@ PyArrayObject *mom_convert_mask(PyObject *object, const char *name);
 /* A new array with a copy of `data`, which may be NULL if the array is empty. New reference. */
 PyObject *mom_copy_array(int ndim, const npy_intp *dims, int type, const void *data);
 
+/* A view of memory that `owner` holds; it keeps the owner alive. New reference. */
+PyObject *mom_view_array(int ndim, const npy_intp *dims, int type, void *data, PyObject *owner);
+
 /* Writes a shape as "(3, 4)". Returns the written length, at most size - 1. */
 size_t mom_format_shape(char *text, size_t size, int ndim, const npy_intp *shape);
 

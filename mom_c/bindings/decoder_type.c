@@ -60,9 +60,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_decoder_init(&self->decoder, &self->network->gpt, format, &exec, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_decoder_init(&self->decoder, &self->network->gpt, format, &exec, &err));
     mom_network_leave(self->network);
     if (status != MOM_OK) {
         mom_raise((PyObject *)type, &err);
@@ -111,9 +109,7 @@ static PyObject *append(decoder_object *self, const int32_t *tokens, const int32
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_decoder_append(&self->decoder, &exec, tokens, lengths, B, T, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_decoder_append(&self->decoder, &exec, tokens, lengths, B, T, &err));
     PyObject *out = status == MOM_OK ? copy_logits(self) : mom_raise((PyObject *)Py_TYPE(self), &err);
     mom_network_leave(self->network);
     return out;
@@ -204,9 +200,7 @@ static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
     size_t made = 0;
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_decoder_generate(&self->decoder, &exec, data, flags, &made, &s, stop_token, (size_t)n, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_decoder_generate(&self->decoder, &exec, data, flags, &made, &s, stop_token, (size_t)n, &err));
     mom_network_leave(self->network);
     if (status == MOM_OK)
         return first_rows(out, made);
@@ -225,9 +219,7 @@ static PyObject *decoder_reorder(decoder_object *self, PyObject *rows_o) {
     const size_t count = (size_t)PyArray_DIM(rows, 0);
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_decoder_reorder(&self->decoder, data, count, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_decoder_reorder(&self->decoder, data, count, &err));
     mom_network_leave(self->network);
     return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
 }
@@ -341,16 +333,7 @@ static PyType_Slot decoder_slots[] = {
     {Py_tp_doc, "Decoder(network, weights='float32')\n--\n\nSequences that a network continues; see mom.Decoder."},
     {0, NULL}};
 
-static PyType_Spec decoder_spec = {.name = "mom._core.Decoder",
+PyType_Spec mom_decoder_spec = {.name = "mom._core.Decoder",
                                    .basicsize = sizeof(decoder_object),
                                    .flags = Py_TPFLAGS_DEFAULT,
                                    .slots = decoder_slots};
-
-int mom_add_decoder(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &decoder_spec, NULL); /* new reference */
-    if (!type)
-        return -1;
-    const int failed = PyModule_AddObjectRef(module, "Decoder", type);
-    Py_DECREF(type);
-    return failed;
-}

@@ -7,6 +7,6 @@
 
 /* "float32", "bfloat16" or "int8"; -1 and an exception for another name. */
 int mom_read_weight_format(const char *name, mom_gemv_format *format);
-int mom_add_decoder(PyObject *module);
+extern PyType_Spec mom_decoder_spec;
 
 #endif

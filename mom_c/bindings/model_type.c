@@ -17,6 +17,7 @@
 #include "bindings/errors.h"
 #include "bindings/network_batch.h"
 #include "bindings/network_config.h"
+#include "bindings/network_results.h"
 #include "bindings/routes.h"
 #include "bindings/runtime.h"
 #include "bindings/state.h"
@@ -82,21 +83,40 @@ static PyObject *loss_terms(const mom_losses *losses) {
     return dict;
 }
 
+/* (losses, labelled, logits or None, routes or None) of a forward pass that has just been run. New reference. */
+static PyObject *take_results(mom_network *self, const mom_batch *batch, const mom_wanted *wanted, const mom_losses *losses) {
+    PyObject *logits = Py_NewRef(Py_None), *routes = Py_NewRef(Py_None);
+    if (wanted->logits)
+        Py_SETREF(logits, self->gpt.config.num_labels ? mom_pooled_logits(self)
+                                                      : mom_logits(self, batch->rows, batch->row_count));
+    if (wanted->routes && logits)
+        Py_SETREF(routes, mom_routes(self));
+    PyObject *terms = logits && routes ? loss_terms(losses) : NULL;
+    if (terms)
+        return Py_BuildValue("(NnNN)", terms, (Py_ssize_t)losses->labelled, logits, routes); /* steals */
+    Py_XDECREF(logits);
+    Py_XDECREF(routes);
+    return NULL;
+}
+
 static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kwargs) {
     mom_batch batch;
-    if (mom_read_batch(args, kwargs, &self->gpt.config, &batch) < 0 || mom_network_enter(self) < 0)
+    mom_wanted wanted;
+    if (mom_read_batch(args, kwargs, &self->gpt.config, &batch, &wanted) < 0 || mom_network_enter(self) < 0)
         return NULL;
     const mom_exec exec = mom_current_exec(NULL);
     mom_losses losses;
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_forward(&self->gpt, &exec, &batch, &losses, &err);
-    Py_END_ALLOW_THREADS
-    mom_network_leave(self);
+    const uint64_t counter = self->gpt.counter;
+    MOM_WITHOUT_GIL(status = mom_gpt_forward(&self->gpt, &exec, &batch, &losses, &err));
+    PyObject *results = NULL;
     if (status != MOM_OK)
-        return mom_raise((PyObject *)Py_TYPE(self), &err);
-    return Py_BuildValue("(Nn)", loss_terms(&losses), (Py_ssize_t)losses.labelled); /* steals; NULL if the dict is NULL */
+        mom_raise((PyObject *)Py_TYPE(self), &err);
+    else if (!(results = take_results(self, &batch, &wanted, &losses)))
+        self->gpt.counter = counter; /* the same call draws the same numbers again */
+    mom_network_leave(self);
+    return results;
 }
 
 /* Reads a factor for each term by name. Terms that are left out get 0. */
@@ -131,9 +151,7 @@ static PyObject *network_backward(mom_network *self, PyObject *arg) {
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
     mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_backward(&self->gpt, &exec, scales, &err);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(status = mom_gpt_backward(&self->gpt, &exec, scales, &err));
     mom_network_leave(self);
     return status == MOM_OK ? Py_NewRef(Py_None) : mom_raise((PyObject *)Py_TYPE(self), &err);
 }
@@ -189,60 +207,21 @@ static PyObject *network_randomize(mom_network *self, PyObject *arg) {
     const unsigned long long seed = PyLong_AsUnsignedLongLong(arg);
     if ((seed == (unsigned long long)-1 && PyErr_Occurred()) || mom_network_enter(self) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    mom_params_randomize(&self->gpt.params, seed);
-    Py_END_ALLOW_THREADS
+    MOM_WITHOUT_GIL(mom_params_randomize(&self->gpt.params, seed));
     mom_network_leave(self);
     Py_RETURN_NONE;
 }
 
-/* The network is claimed. */
-static PyObject *compute_logits(mom_network *self, PyObject *rows_o) {
-    mom_gpt *gpt = &self->gpt;
-    if (!gpt->last.has_routes) {
-        PyErr_SetString(PyExc_RuntimeError, "logits: there is no forward pass to take them from");
-        return NULL;
-    }
+static PyObject *network_logits(mom_network *self, PyObject *rows_o) {
     const int32_t *rows = NULL;
-    size_t count = gpt->last.pass.N;
-    if (rows_o != Py_None && mom_read_rows(rows_o, count, &rows, &count) < 0)
-        return NULL;
-    const npy_intp dims[2] = {(npy_intp)count, (npy_intp)gpt->config.V};
-    PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
-    if (!out)
-        return NULL;
-    const mom_exec exec = mom_current_exec(NULL);
-    float *data = PyArray_DATA((PyArrayObject *)out);
-    mom_error err;
-    mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_gpt_logits(gpt, &exec, data, rows, count, &err);
-    Py_END_ALLOW_THREADS
-    if (status == MOM_OK)
-        return out;
-    Py_DECREF(out);
-    return mom_raise((PyObject *)Py_TYPE(self), &err);
-}
-
-static PyObject *network_logits(mom_network *self, PyObject *rows) {
-    if (mom_network_enter(self) < 0)
-        return NULL;
-    PyObject *out = compute_logits(self, rows);
-    mom_network_leave(self);
-    return out;
-}
-
-static PyObject *network_pooled_logits(mom_network *self, PyObject *Py_UNUSED(ignored)) {
-    const mom_gpt *gpt = &self->gpt;
+    size_t count = 0;
     PyObject *out = NULL;
     if (mom_network_enter(self) < 0)
         return NULL;
-    if (gpt->last.has_routes && gpt->last.hidden && gpt->config.num_labels) {
-        const npy_intp dims[2] = {(npy_intp)gpt->last.pass.B, (npy_intp)gpt->config.num_labels};
-        out = mom_copy_array(2, dims, NPY_FLOAT32, gpt->last.pooled_logits);
-    } else {
-        PyErr_SetString(PyExc_RuntimeError, "pooled_logits: there is no classification to take them from");
-    }
+    if (!self->gpt.last.has_routes)
+        PyErr_SetString(PyExc_RuntimeError, "logits: there is no forward pass to take them from");
+    else if (rows_o == Py_None || mom_read_rows(rows_o, self->gpt.last.pass.N, &rows, &count) == 0)
+        out = mom_logits(self, rows, count);
     mom_network_leave(self);
     return out;
 }
@@ -319,10 +298,7 @@ PyObject *mom_network_view(mom_network *self, PyObject *owner, Py_ssize_t i, flo
     }
     const mom_param *param = &p->table[i];
     const npy_intp dims[2] = {(npy_intp)param->dims[0], (npy_intp)param->dims[1]};
-    PyObject *view = PyArray_SimpleNewFromData(param->ndim, dims, NPY_FLOAT32, block + param->offset);
-    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef(owner)) < 0) /* steals, also on failure */
-        Py_CLEAR(view);
-    return view;
+    return mom_view_array(param->ndim, dims, NPY_FLOAT32, block + param->offset, owner);
 }
 
 static PyObject *network_parameter(mom_network *self, PyObject *arg) {
@@ -442,7 +418,7 @@ static int network_set_memory_limit(mom_network *self, PyObject *value, void *Py
 }
 
 /* (bytes of the region, most bytes of it in use so far, bytes in other blocks, whether the region was too small) */
-static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) {
+static PyObject *network_get_region(mom_network *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self) < 0)
         return NULL;
     size_t beside = 0;
@@ -458,7 +434,7 @@ static PyObject *network_get_arena(mom_network *self, void *Py_UNUSED(closure)) 
 }
 
 /* (activations, packed, workspace): bytes of the region in use when its use was largest */
-static PyObject *network_get_arena_parts(mom_network *self, void *Py_UNUSED(closure)) {
+static PyObject *network_get_region_parts(mom_network *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self) < 0)
         return NULL;
     const mom_region *region = &self->gpt.memory.region;
@@ -471,8 +447,8 @@ static PyObject *network_get_arena_parts(mom_network *self, void *Py_UNUSED(clos
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
      "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
-     "label_loss=0, keep=False, training=False, checkpoint=False, rows=None, all_rows=False)\n--\n\n"
-     "Forward pass; returns ({term: loss}, labelled)."},
+     "label_loss=0, keep=False, training=False, checkpoint=False, rows=None, logits=False, routes=False)\n--\n\n"
+     "Forward pass; returns ({term: loss}, labelled, logits or None, routes or None)."},
     {"backward", (PyCFunction)network_backward, METH_O,
      "backward($self, scales, /)\n--\n\nAdd to the gradients those of the sum of loss terms, each times its scale by name."},
     {"plan", (PyCFunction)network_plan, METH_VARARGS,
@@ -481,8 +457,6 @@ static PyMethodDef network_methods[] = {
     {"randomize", (PyCFunction)network_randomize, METH_O, "randomize($self, seed, /)\n--\n\nFresh parameters."},
     {"logits", (PyCFunction)network_logits, METH_O,
      "logits($self, rows, /)\n--\n\nLogits (count, V) of the last forward at flat rows, None for all."},
-    {"pooled_logits", (PyCFunction)network_pooled_logits, METH_NOARGS,
-     "pooled_logits($self, /)\n--\n\nClassification logits (B, num_labels) of the last forward."},
     {"route", (PyCFunction)network_route, METH_VARARGS,
      "route($self, place, round, half, /)\n--\n\nCopies of one half's routing, None without a router."},
     {"route_counts", (PyCFunction)network_route_counts, METH_VARARGS,
@@ -499,8 +473,8 @@ static PyGetSetDef network_getset[] = {
     {"used", (getter)network_get_used, (setter)network_set_used, "uint8 flag per parameter: it has a gradient", NULL},
     {"memory_limit", (getter)network_get_memory_limit, (setter)network_set_memory_limit,
      "Largest plan of a forward pass in bytes; 0: any", NULL},
-    {"arena", (getter)network_get_arena, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
-    {"arena_parts", (getter)network_get_arena_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
+    {"region", (getter)network_get_region, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
+    {"region_parts", (getter)network_get_region_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
@@ -511,16 +485,7 @@ static PyType_Slot network_slots[] = {{Py_tp_new, network_new},
                                       {Py_tp_doc, "Network(config)\n--\n\nA network in C memory; see mom.MoM."},
                                       {0, NULL}};
 
-static PyType_Spec network_spec = {.name = "mom._core.Network",
+PyType_Spec mom_network_spec = {.name = "mom._core.Network",
                                    .basicsize = sizeof(mom_network),
                                    .flags = Py_TPFLAGS_DEFAULT,
                                    .slots = network_slots};
-
-int mom_add_network(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &network_spec, NULL); /* new reference */
-    if (!type)
-        return -1;
-    mom_state *state = mom_get_state(module);
-    state->network_type = type; /* the state keeps the reference */
-    return PyModule_AddObjectRef(module, "Network", type);
-}

@@ -12,7 +12,7 @@ typedef struct {
     _Atomic int owner; /* id of the process with the thread that has claimed the network, 0: none */
 } mom_network;
 
-int mom_add_network(PyObject *module);
+extern PyType_Spec mom_network_spec;
 
 /* Claims the network for the calling thread. Returns -1 with a RuntimeError set if another thread has claimed it. After
  * a fork the claims of the parent's threads do not count. */

@@ -11,14 +11,29 @@
 #include "bindings/runtime.h"
 #include "bindings/state.h"
 
+/* Makes a type and adds it to the module. If `kept` is not NULL, the module's state keeps a reference. */
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyObject **kept) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL); /* new reference */
+    const int failed = !type || PyModule_AddObjectRef(module, name, type) < 0;
+    if (kept)
+        *kept = Py_XNewRef(type);
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
 static int module_exec(PyObject *module) {
     import_array1(-1);
-    mom_init_exceptions(mom_get_state(module));
+    mom_state *state = mom_get_state(module);
+    mom_init_exceptions(state);
+    if (add_type(module, "RoutingPlan", &mom_plan_spec, &state->plan_type) < 0 ||
+        add_type(module, "Network", &mom_network_spec, &state->network_type) < 0 ||
+        add_type(module, "AdamW", &mom_optimizer_spec, NULL) < 0 ||
+        add_type(module, "Decoder", &mom_decoder_spec, NULL) < 0)
+        return -1;
     int (*const parts[])(PyObject *) = {
         mom_add_runtime,         mom_add_layer_functions,     mom_add_linear_functions, mom_add_attention_functions,
         mom_add_loss_functions,  mom_add_optimizer_functions, mom_add_router_functions, mom_add_routed_functions,
-        mom_add_test_functions,  mom_add_plan_type,           mom_add_network,          mom_add_optimizer,
-        mom_add_decoder};
+        mom_add_test_functions,  mom_add_clipping};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (parts[i](module) < 0)
             return -1;

@@ -5,9 +5,15 @@
 #include "bindings/numpy_api.h"
 #include "model/gpt.h"
 
-/* Fills *batch, which borrows the arrays' memory from args and kwargs. Checks every shape, every id and every
- * combination of arguments. Returns -1 with an exception set if one is wrong. */
-int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_config *config, mom_batch *batch);
+/* What Network.forward returns beside the losses. */
+typedef struct {
+    int logits; /* of the batch's `rows`, or of all rows; of a classifier, one row per sequence */
+    int routes;
+} mom_wanted;
+
+/* Fills *batch, which borrows the arrays' memory from args and kwargs, and *wanted. Checks every shape, every id and
+ * every combination of arguments. Returns -1 with an exception set if one is wrong. */
+int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_config *config, mom_batch *batch, mom_wanted *wanted);
 
 /* Reads row numbers below N from a one-dimensional int32 array (borrowed). Returns -1 with an exception set on
  * failure. */

@@ -16,4 +16,12 @@
 #endif
 #include <numpy/arrayobject.h>
 
+/* Runs statements while other Python threads may run. */
+#define MOM_WITHOUT_GIL(...)   \
+    do {                       \
+        Py_BEGIN_ALLOW_THREADS \
+        __VA_ARGS__;           \
+        Py_END_ALLOW_THREADS   \
+    } while (0)
+
 #endif

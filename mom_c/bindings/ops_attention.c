@@ -1,18 +1,10 @@
 /* Attention on plain arrays. */
 #include "bindings/operators.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "bindings/call.h"
 #include "ops/attention.h"
-
-typedef struct {
-    Py_ssize_t heads;
-    PyObject *mask, *active, *queries, *lengths, *scale;
-    int reference, bf16;
-    mom_dropout_args dropout;
-} attention_args;
 
 typedef struct {
     mom_attention_spec spec;
@@ -43,9 +35,9 @@ static void widen_result(mom_call *call, float *data, const void *result, size_t
 
 /* For packed rows: sets B, T and offsets from the lengths of the sequences. The lengths must add up to N, the rows of
  * qkv. */
-static void set_lengths(mom_call *call, mom_attention_spec *spec, PyObject *lengths) {
+static void set_lengths(mom_call *call, mom_attention_spec *spec) {
     const size_t N = mom_size(call, 'N');
-    const int32_t *length = mom_arg_i32(call, "lengths", lengths, "B", 0, (int64_t)INT32_MAX + 1, 0);
+    const int32_t *length = mom_arg_i32(call, "lengths", "B", (size_t)INT32_MAX + 1);
     int32_t *offsets = mom_call_alloc(call, mom_size(call, 'B') + 1, sizeof *offsets);
     if (!offsets)
         return;
@@ -64,30 +56,25 @@ static void set_lengths(mom_call *call, mom_attention_spec *spec, PyObject *leng
 }
 
 /* The arguments that forward and backward share. "..." becomes (B, T), or (N) if there are lengths. */
-static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const attention_args *a) {
-    const int packed = a->lengths != Py_None;
-    const float *qkv = mom_arg_f32(call, "qkv", qkv_o, packed ? "N 3C" : "B T 3C");
-    attention_call c = {.spec = {.C = mom_size(call, 'C'),
-                                 .H = (size_t)a->heads,
-                                 .masked_query = a->reference ? MOM_MASKED_QUERY_REFERENCE : MOM_MASKED_QUERY_CAUSAL,
-                                 .dropout = mom_arg_dropout(call, a->dropout),
-                                 .dtype = a->bf16 ? MOM_BF16 : MOM_F32}};
+static attention_call read_attention(mom_call *call) {
+    const int packed = mom_arg_given(call, "lengths");
+    const float *qkv = mom_arg_f32(call, "qkv", packed ? "N 3C" : "B T 3C");
+    const size_t C = mom_size(call, 'C'), H = mom_arg_size(call, "num_heads");
+    if (!call->failed && (!H || C % H))
+        mom_call_fail(call, PyExc_ValueError, "num_heads: %zu, expected a divisor of C = %zu", H, C);
+    const float scale = mom_arg_given(call, "scale") ? mom_arg_float(call, "scale")
+                        : call->failed || !C         ? 1.0f
+                                                     : mom_attention_scale(C / H);
+    attention_call c = {.spec = {.C = C, .H = H, .scale = scale, .dropout = mom_arg_dropout(call),
+                                 .masked_query = mom_arg_flag(call, "reference") ? MOM_MASKED_QUERY_REFERENCE
+                                                                                 : MOM_MASKED_QUERY_CAUSAL,
+                                 .dtype = mom_arg_flag(call, "bfloat16") ? MOM_BF16 : MOM_F32}};
     mom_attention_spec *spec = &c.spec;
-    if (!call->failed && (a->heads < 1 || spec->C % spec->H))
-        mom_call_fail(call, PyExc_ValueError, "num_heads: %zd, expected a divisor of C = %zu", a->heads, spec->C);
     if (call->failed)
         return c;
-    mom_set_size(call, 'H', spec->H);
-    if (a->scale == Py_None) {
-        spec->scale = spec->C ? mom_attention_scale(spec->C / spec->H) : 1.0f;
-    } else {
-        const double scale = PyFloat_AsDouble(a->scale);
-        if (scale == -1.0 && PyErr_Occurred())
-            call->failed = 1;
-        spec->scale = (float)scale;
-    }
+    mom_set_size(call, 'H', H);
     if (packed) {
-        set_lengths(call, spec, a->lengths);
+        set_lengths(call, spec);
     } else {
         spec->B = mom_size(call, 'B');
         spec->T = mom_size(call, 'T');
@@ -95,66 +82,49 @@ static attention_call attention_call_init(mom_call *call, PyObject *qkv_o, const
     call->leading_ndim = packed ? 1 : 2;
     call->leading[0] = (npy_intp)mom_size(call, packed ? 'N' : 'B');
     call->leading[1] = (npy_intp)mom_size(call, 'T');
-    spec->mask = mom_arg_mask(call, "mask", a->mask, "...");
-    spec->active = mom_arg_mask(call, "active", a->active, "...");
-    spec->queries = mom_arg_mask(call, "queries", a->queries, "...");
+    spec->mask = mom_arg_mask(call, "mask", "...");
+    spec->active = mom_arg_mask(call, "active", "...");
+    spec->queries = mom_arg_mask(call, "queries", "...");
     c.size = mom_leading(call) * spec->C;
     c.qkv = in_dtype(call, qkv, 3 * c.size, spec->dtype);
     return c;
 }
 
-static PyObject *attention_forward(PyObject *module, PyObject *args) {
-    PyObject *qkv_o;
-    attention_args a;
-    if (!PyArg_ParseTuple(args, "OnOOOOOppfKKK:attention_forward", &qkv_o, &a.heads, &a.mask, &a.active, &a.queries,
-                          &a.lengths, &a.scale, &a.reference, &a.bf16, &a.dropout.p, &a.dropout.seed,
-                          &a.dropout.counter, &a.dropout.site))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const attention_call c = attention_call_init(&call, qkv_o, &a);
-    float *out = mom_new_f32(&call, "... C");
-    float *lse = mom_new_f32(&call, "... H");
-    void *result = result_in_dtype(&call, out, c.size, c.spec.dtype);
-    if (c.spec.queries && !call.failed) {
+static void attention_forward(mom_call *call) {
+    const attention_call c = read_attention(call);
+    float *out = mom_new_f32(call, "... C");
+    float *lse = mom_new_f32(call, "... H");
+    void *result = result_in_dtype(call, out, c.size, c.spec.dtype);
+    if (c.spec.queries && !call->failed) {
         memset(result, 0, c.size * mom_dtype_size(c.spec.dtype));
-        memset(lse, 0, mom_leading(&call) * c.spec.H * sizeof *lse);
+        memset(lse, 0, mom_leading(call) * c.spec.H * sizeof *lse);
     }
-    MOM_RUN(&call, call.status = mom_attention_forward(&call.exec, result, lse, c.qkv, &c.spec, &call.error));
-    widen_result(&call, out, result, c.size, c.spec.dtype);
-    return mom_call_end(&call);
+    MOM_RUN(call, call->status = mom_attention_forward(&call->exec, result, lse, c.qkv, &c.spec, &call->error));
+    widen_result(call, out, result, c.size, c.spec.dtype);
 }
 
-static PyObject *attention_backward(PyObject *module, PyObject *args) {
-    PyObject *dout_o, *qkv_o, *out_o, *lse_o;
-    attention_args a;
-    if (!PyArg_ParseTuple(args, "OOOOnOOOOOppfKKK:attention_backward", &dout_o, &qkv_o, &out_o, &lse_o, &a.heads,
-                          &a.mask, &a.active, &a.queries, &a.lengths, &a.scale, &a.reference, &a.bf16, &a.dropout.p,
-                          &a.dropout.seed, &a.dropout.counter, &a.dropout.site))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const attention_call c = attention_call_init(&call, qkv_o, &a);
+static void attention_backward(mom_call *call) {
+    const attention_call c = read_attention(call);
     const mom_dtype dtype = c.spec.dtype;
-    const void *dout = in_dtype(&call, mom_arg_f32(&call, "dout", dout_o, "... C"), c.size, dtype);
-    const void *out = in_dtype(&call, mom_arg_f32(&call, "out", out_o, "... C"), c.size, dtype);
-    const float *lse = mom_arg_f32(&call, "lse", lse_o, "... H");
-    float *dqkv = mom_new_f32(&call, "... 3C");
-    void *result = result_in_dtype(&call, dqkv, 3 * c.size, dtype);
-    if (c.spec.queries && !call.failed)
+    const void *dout = in_dtype(call, mom_arg_f32(call, "dout", "... C"), c.size, dtype);
+    const void *out = in_dtype(call, mom_arg_f32(call, "out", "... C"), c.size, dtype);
+    const float *lse = mom_arg_f32(call, "lse", "... H");
+    float *dqkv = mom_new_f32(call, "... 3C");
+    void *result = result_in_dtype(call, dqkv, 3 * c.size, dtype);
+    if (c.spec.queries && !call->failed)
         memset(result, 0, 3 * c.size * mom_dtype_size(dtype));
-    MOM_RUN(&call, call.status = mom_attention_backward(&call.exec, result, dout, c.qkv, out, lse, &c.spec, &call.error));
-    widen_result(&call, dqkv, result, 3 * c.size, dtype);
-    return mom_call_end(&call);
+    MOM_RUN(call, call->status = mom_attention_backward(&call->exec, result, dout, c.qkv, out, lse, &c.spec,
+                                                        &call->error));
+    widen_result(call, dqkv, result, 3 * c.size, dtype);
 }
 
-static PyMethodDef functions[] = {
-    {"attention_forward", attention_forward, METH_VARARGS,
-     "attention_forward($module, qkv, num_heads, mask, active, queries, lengths, scale, reference, bfloat16, p, seed, "
-     "counter, site, /)\n--\n\nout, lse"},
-    {"attention_backward", attention_backward, METH_VARARGS,
-     "attention_backward($module, dout, qkv, out, lse, num_heads, mask, active, queries, lengths, scale, reference, bfloat16, "
-     "p, seed, counter, site, /)\n--\n\ndqkv"},
-    {NULL, NULL, 0, NULL}};
+#define SHARED "num_heads, mask, active, queries, lengths, scale, reference, bfloat16, p, seed, counter, site"
 
-int mom_add_attention_functions(PyObject *module) { return PyModule_AddFunctions(module, functions); }
+static mom_operator operators[] = {
+    MOM_OPERATOR(attention_forward, "qkv, " SHARED, "out, lse"),
+    MOM_OPERATOR(attention_backward, "dout, qkv, out, lse, " SHARED, "dqkv"),
+};
+
+int mom_add_attention_functions(PyObject *module) {
+    return mom_add_operators(module, operators, sizeof operators / sizeof *operators);
+}

@@ -29,18 +29,27 @@ static float *list_entry(mom_call *call, const char *name, PyObject *items, Py_s
     return PyArray_DATA(array);
 }
 
-/* The entries of a list (borrowed). The list must have `count` entries. */
-static PyObject *entries(mom_call *call, const char *name, PyObject *list, Py_ssize_t count) {
-    PyObject *items = mom_arg_list(call, list);
+/* The entries of a list (borrowed). The list must have L entries. */
+static PyObject *entries(mom_call *call, const char *name) {
+    PyObject *items = mom_arg_list(call, name);
+    const Py_ssize_t count = (Py_ssize_t)mom_size(call, 'L');
     if (items && PyTuple_GET_SIZE(items) != count)
         mom_call_fail(call, PyExc_ValueError, "%s: %zd entries, expected %zd", name, PyTuple_GET_SIZE(items), count);
     return items;
 }
 
-static mom_adamw_tensor *new_tensors(mom_call *call, Py_ssize_t count) {
-    mom_adamw_tensor *tensors = mom_call_alloc(call, (size_t)count, sizeof *tensors);
+/* The entries of the list that decides how many tensors there are: that number is L. */
+static PyObject *first_entries(mom_call *call, const char *name) {
+    PyObject *items = mom_arg_list(call, name);
+    mom_set_size(call, 'L', items ? (size_t)PyTuple_GET_SIZE(items) : 0);
+    return items;
+}
+
+static mom_adamw_tensor *new_tensors(mom_call *call) {
+    const size_t count = mom_size(call, 'L');
+    mom_adamw_tensor *tensors = mom_call_alloc(call, count, sizeof *tensors);
     if (tensors)
-        memset(tensors, 0, (size_t)count * sizeof *tensors);
+        memset(tensors, 0, count * sizeof *tensors);
     return tensors;
 }
 
@@ -54,83 +63,71 @@ static void check_settings(mom_call *call, const mom_adamw_spec *spec) {
 }
 
 /* Updates params, exp_avg and exp_avg_sq in place (mom.ops passes copies) and returns the new steps. */
-static PyObject *adamw_step(PyObject *module, PyObject *args) {
-    PyObject *params, *grads, *first, *second, *steps_o, *decay_o, *used_o;
-    mom_adamw_spec spec = {0};
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOdddddf:adamw_step", &PyList_Type, &params, &PyList_Type, &grads,
-                          &PyList_Type, &first, &PyList_Type, &second, &steps_o, &decay_o, &used_o, &spec.lr,
-                          &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay, &spec.grad_scale))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const Py_ssize_t count = PyList_GET_SIZE(params);
-    mom_set_size(&call, 'L', (size_t)count);
-    check_settings(&call, &spec);
-    params = mom_arg_list(&call, params);
-    grads = entries(&call, "grads", grads, count);
-    first = entries(&call, "exp_avg", first, count);
-    second = entries(&call, "exp_avg_sq", second, count);
-    const double *steps = mom_arg_f64(&call, "steps", steps_o, "L");
-    const uint8_t *decay = mom_arg_mask(&call, "decay", decay_o, "L"), *used = mom_arg_mask(&call, "used", used_o, "L");
-    mom_adamw_tensor *tensors = new_tensors(&call, count);
-    for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
+static void adamw_step(mom_call *call) {
+    const mom_adamw_spec spec = {.lr = mom_arg_double(call, "lr"), .beta1 = mom_arg_double(call, "beta1"),
+                                 .beta2 = mom_arg_double(call, "beta2"), .eps = mom_arg_double(call, "eps"),
+                                 .weight_decay = mom_arg_double(call, "weight_decay"),
+                                 .grad_scale = mom_arg_float(call, "grad_scale")};
+    check_settings(call, &spec);
+    PyObject *params = first_entries(call, "params"), *grads = entries(call, "grads"); /* borrowed */
+    PyObject *first = entries(call, "exp_avg"), *second = entries(call, "exp_avg_sq"); /* borrowed */
+    const Py_ssize_t count = (Py_ssize_t)mom_size(call, 'L');
+    const double *steps = mom_arg_f64(call, "steps", "L");
+    const uint8_t *decay = mom_arg_mask(call, "decay", "L"), *used = mom_arg_mask(call, "used", "L");
+    mom_adamw_tensor *tensors = new_tensors(call);
+    for (Py_ssize_t i = 0; i < count && !call->failed; i++) {
         PyArrayObject *like = NULL;
-        tensors[i].param = list_entry(&call, "params", params, i, 1, &like);
-        tensors[i].grad = list_entry(&call, "grads", grads, i, 0, &like);
-        tensors[i].exp_avg = list_entry(&call, "exp_avg", first, i, 1, &like);
-        tensors[i].exp_avg_sq = list_entry(&call, "exp_avg_sq", second, i, 1, &like);
-        tensors[i].n = call.failed ? 0 : (size_t)PyArray_SIZE(like);
-        tensors[i].step = call.failed ? 0.0 : steps[i];
+        tensors[i].param = list_entry(call, "params", params, i, 1, &like);
+        tensors[i].grad = list_entry(call, "grads", grads, i, 0, &like);
+        tensors[i].exp_avg = list_entry(call, "exp_avg", first, i, 1, &like);
+        tensors[i].exp_avg_sq = list_entry(call, "exp_avg_sq", second, i, 1, &like);
+        tensors[i].n = call->failed ? 0 : (size_t)PyArray_SIZE(like);
+        tensors[i].step = call->failed ? 0.0 : steps[i];
         if (!(tensors[i].step >= 0.0))
-            mom_call_fail(&call, PyExc_ValueError, "steps: entry %zd is negative or not a number", i);
+            mom_call_fail(call, PyExc_ValueError, "steps: entry %zd is negative or not a number", i);
         tensors[i].decay = !decay || decay[i];
         tensors[i].used = !used || used[i];
     }
-    double *new_steps = mom_new_f64(&call, "L");
-    MOM_RUN(&call, {
-        mom_adamw_step(&call.exec, tensors, (size_t)count, &spec);
+    double *new_steps = mom_new_f64(call, "L");
+    MOM_RUN(call, {
+        mom_adamw_step(&call->exec, tensors, (size_t)count, &spec);
         for (Py_ssize_t i = 0; i < count; i++)
             new_steps[i] = tensors[i].step;
     });
-    return mom_call_end(&call);
 }
 
 /* Scales the gradients in place so that their norm is at most max_norm. Returns the norm before scaling. If the norm is
  * infinite or NaN, nothing is changed. */
-static PyObject *clip_gradients(PyObject *module, PyObject *args) {
-    PyObject *grads;
-    double max_norm, norm = 0.0;
-    if (!PyArg_ParseTuple(args, "O!d:clip_gradients", &PyList_Type, &grads, &max_norm))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const Py_ssize_t count = PyList_GET_SIZE(grads);
-    grads = mom_arg_list(&call, grads);
+static void clip_gradients(mom_call *call) {
+    double norm = 0.0;
+    const double max_norm = mom_arg_double(call, "max_norm");
+    PyObject *grads = first_entries(call, "grads"); /* borrowed */
+    const Py_ssize_t count = (Py_ssize_t)mom_size(call, 'L');
     if (!(max_norm > 0.0))
-        mom_call_fail(&call, PyExc_ValueError, "max_norm: expected a positive number");
-    mom_adamw_tensor *tensors = new_tensors(&call, count);
-    for (Py_ssize_t i = 0; i < count && !call.failed; i++) {
+        mom_call_fail(call, PyExc_ValueError, "max_norm: expected a positive number");
+    mom_adamw_tensor *tensors = new_tensors(call);
+    for (Py_ssize_t i = 0; i < count && !call->failed; i++) {
         PyArrayObject *like = NULL;
-        tensors[i].grad = list_entry(&call, "grads", grads, i, 1, &like);
-        tensors[i].n = call.failed ? 0 : (size_t)PyArray_SIZE(like);
+        tensors[i].grad = list_entry(call, "grads", grads, i, 1, &like);
+        tensors[i].n = call->failed ? 0 : (size_t)PyArray_SIZE(like);
         tensors[i].used = 1;
     }
-    MOM_RUN(&call, {
-        call.status = mom_grad_norm(&call.exec, &norm, tensors, (size_t)count, &call.error);
+    MOM_RUN(call, {
+        call->status = mom_grad_norm(&call->exec, &norm, tensors, (size_t)count, &call->error);
         const float factor = mom_clip_factor(norm, max_norm);
-        if (call.status == MOM_OK && factor < 1.0f)
-            mom_grad_scale(&call.exec, tensors, (size_t)count, factor);
+        if (call->status == MOM_OK && factor < 1.0f)
+            mom_grad_scale(&call->exec, tensors, (size_t)count, factor);
     });
-    mom_new_number(&call, norm);
-    return mom_call_end(&call);
+    mom_new_number(call, norm);
 }
 
-static PyMethodDef functions[] = {
-    {"adamw_step", adamw_step, METH_VARARGS,
-     "adamw_step($module, params, grads, exp_avg, exp_avg_sq, steps, decay, used, lr, beta1, beta2, eps, weight_decay, "
-     "grad_scale, /)\n--\n\nIn place on the lists' arrays; returns the new steps."},
-    {"clip_gradients", clip_gradients, METH_VARARGS,
-     "clip_gradients($module, grads, max_norm, /)\n--\n\nIn place; returns the norm before."},
-    {NULL, NULL, 0, NULL}};
+static mom_operator operators[] = {
+    MOM_OPERATOR(adamw_step,
+                 "params, grads, exp_avg, exp_avg_sq, steps, decay, used, lr, beta1, beta2, eps, weight_decay, grad_scale",
+                 "In place on the lists' arrays; returns the new steps."),
+    MOM_OPERATOR(clip_gradients, "grads, max_norm", "In place; returns the norm before."),
+};
 
-int mom_add_optimizer_functions(PyObject *module) { return PyModule_AddFunctions(module, functions); }
+int mom_add_optimizer_functions(PyObject *module) {
+    return mom_add_operators(module, operators, sizeof operators / sizeof *operators);
+}

@@ -1,5 +1,4 @@
-/* _core.AdamW: moments and step counts for the parameters of one network. Also the functions clip_grad_norm and
- * sample. */
+/* _core.AdamW: moments and step counts for the parameters of one network. Also the function clip_grad_norm. */
 #include "bindings/optimizer_type.h"
 
 #include <math.h>
@@ -10,7 +9,6 @@
 #include "bindings/model_type.h"
 #include "bindings/runtime.h"
 #include "bindings/state.h"
-#include "model/sample.h"
 #include "ops/adamw.h"
 
 typedef struct {
@@ -170,9 +168,7 @@ static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
         status = list ? MOM_OK : MOM_ERR_MEMORY;
         if (list) {
             const mom_exec exec = mom_current_exec(&gpt->memory.workspace);
-            Py_BEGIN_ALLOW_THREADS
-            status = clipped_step(&exec, self, list, &spec, clip ? &max_norm : NULL, &norm, &err);
-            Py_END_ALLOW_THREADS
+            MOM_WITHOUT_GIL(status = clipped_step(&exec, self, list, &spec, clip ? &max_norm : NULL, &norm, &err));
         }
         mom_memory_free(list);
     }
@@ -205,10 +201,7 @@ static PyObject *optimizer_exp_avg_sq(mom_optimizer *self, PyObject *arg) {
 
 static PyObject *optimizer_get_steps(mom_optimizer *self, void *Py_UNUSED(closure)) {
     const npy_intp dims[1] = {(npy_intp)self->network->gpt.params.count};
-    PyObject *view = PyArray_SimpleNewFromData(1, dims, NPY_FLOAT64, self->steps);
-    if (view && PyArray_SetBaseObject((PyArrayObject *)view, Py_NewRef((PyObject *)self)) < 0) /* steals */
-        Py_CLEAR(view);
-    return view;
+    return mom_view_array(1, dims, NPY_FLOAT64, self->steps, (PyObject *)self);
 }
 
 static PyMethodDef optimizer_methods[] = {
@@ -230,7 +223,7 @@ static PyType_Slot optimizer_slots[] = {{Py_tp_new, optimizer_new},
                                         {Py_tp_doc, "AdamW(network)\n--\n\nMoments of a network's parameters; see mom.AdamW."},
                                         {0, NULL}};
 
-static PyType_Spec optimizer_spec = {.name = "mom._core.AdamW",
+PyType_Spec mom_optimizer_spec = {.name = "mom._core.AdamW",
                                      .basicsize = sizeof(mom_optimizer),
                                      .flags = Py_TPFLAGS_DEFAULT,
                                      .slots = optimizer_slots};
@@ -266,57 +259,9 @@ static PyObject *clip_grad_norm(PyObject *module, PyObject *args) {
     return status == MOM_OK ? PyFloat_FromDouble(norm) : mom_raise(module, &err);
 }
 
-static PyObject *sample(PyObject *module, PyObject *args) {
-    PyObject *logits_o;
-    Py_ssize_t top_k;
-    unsigned long long seed, step;
-    mom_sampling s = {0};
-    if (!PyArg_ParseTuple(args, "OfnfKK:sample", &logits_o, &s.temperature, &top_k, &s.top_p, &seed, &step))
-        return NULL;
-    const npy_intp any[2] = {-1, -1};
-    PyArrayObject *logits = mom_check_array(logits_o, "logits", NPY_FLOAT32, 2, any, 0); /* borrowed */
-    if (!logits)
-        return NULL;
-    if (PyArray_DIM(logits, 1) < 1) {
-        PyErr_SetString(PyExc_ValueError, "logits: no tokens to choose from");
-        return NULL;
-    }
-    if (!(s.temperature >= 0.0f) || top_k < 0 || !(s.top_p > 0.0f && s.top_p <= 1.0f)) {
-        PyErr_SetString(PyExc_ValueError, "temperature, top_k, top_p: out of range");
-        return NULL;
-    }
-    s.top_k = (size_t)top_k;
-    s.seed = seed;
-    s.step = step;
-    const npy_intp dims[1] = {PyArray_DIM(logits, 0)};
-    PyObject *out = PyArray_SimpleNew(1, dims, NPY_INT32); /* new reference */
-    if (!out)
-        return NULL;
-    mom_arena workspace;
-    mom_arena_init(&workspace, "sampling");
-    const mom_exec exec = mom_current_exec(&workspace);
-    mom_error err;
-    const mom_status status = mom_sample(&exec, PyArray_DATA((PyArrayObject *)out), PyArray_DATA(logits), &s, NULL,
-                                         (size_t)dims[0], (size_t)PyArray_DIM(logits, 1), &err);
-    mom_arena_free(&workspace);
-    if (status == MOM_OK)
-        return out;
-    Py_DECREF(out);
-    return mom_raise(module, &err);
-}
-
 static PyMethodDef functions[] = {
     {"clip_grad_norm", clip_grad_norm, METH_VARARGS,
      "clip_grad_norm($module, network, max_norm, /)\n--\n\nScale gradients to at most max_norm; returns the norm before."},
-    {"sample", sample, METH_VARARGS,
-     "sample($module, logits, temperature, top_k, top_p, seed, step, /)\n--\n\nNext tokens (B,) from logits (B, V)."},
     {NULL, NULL, 0, NULL}};
 
-int mom_add_optimizer(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &optimizer_spec, NULL); /* new reference */
-    if (!type)
-        return -1;
-    const int failed = PyModule_AddObjectRef(module, "AdamW", type);
-    Py_DECREF(type);
-    return failed < 0 ? -1 : PyModule_AddFunctions(module, functions);
-}
+int mom_add_clipping(PyObject *module) { return PyModule_AddFunctions(module, functions); }

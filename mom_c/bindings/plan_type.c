@@ -2,6 +2,10 @@
  * that keep the plan alive. */
 #include "bindings/plan_type.h"
 
+#include <stddef.h>
+#include <structmember.h>
+
+#include "bindings/convert.h"
 #include "bindings/state.h"
 
 mom_plan_object *mom_plan_new(PyObject *module) {
@@ -19,11 +23,11 @@ static void plan_dealloc(mom_plan_object *self) {
     Py_DECREF(type);
 }
 
+/* A read-only view. */
 static PyObject *view(mom_plan_object *self, int32_t *data, int ndim, const npy_intp *dims) {
-    PyObject *array = PyArray_New(&PyArray_Type, ndim, (npy_intp *)dims, NPY_INT32, NULL, data, 0,
-                                  NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED, NULL); /* new reference */
-    if (array && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef((PyObject *)self)) < 0) /* steals */
-        Py_CLEAR(array);
+    PyObject *array = mom_view_array(ndim, dims, NPY_INT32, data, (PyObject *)self); /* new reference */
+    if (array)
+        PyArray_CLEARFLAGS((PyArrayObject *)array, NPY_ARRAY_WRITEABLE);
     return array;
 }
 
@@ -54,22 +58,6 @@ static PyObject *plan_counts(mom_plan_object *self, void *Py_UNUSED(closure)) {
     return array;
 }
 
-static PyObject *plan_num_tokens(mom_plan_object *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromSize_t(self->plan.N);
-}
-
-static PyObject *plan_num_choices(mom_plan_object *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromSize_t(self->plan.K);
-}
-
-static PyObject *plan_num_modules(mom_plan_object *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromSize_t(self->plan.M);
-}
-
-static PyObject *plan_num_slots(mom_plan_object *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromSize_t(self->plan.slots);
-}
-
 static PyObject *plan_repr(mom_plan_object *self) {
     return PyUnicode_FromFormat("RoutingPlan(num_tokens=%zu, num_choices=%zu, num_modules=%zu, num_slots=%zu)",
                                 self->plan.N, self->plan.K, self->plan.M, self->plan.slots);
@@ -81,25 +69,23 @@ static PyGetSetDef plan_getset[] = {
     {"token", (getter)plan_token, NULL, "int32 (num_slots,): token of a slot", NULL},
     {"choice", (getter)plan_choice, NULL, "int32 (num_slots,): which of the token's K choices a slot is", NULL},
     {"slot", (getter)plan_slot, NULL, "int32 (N, K): slot of a choice, -1 for SKIP", NULL},
-    {"num_tokens", (getter)plan_num_tokens, NULL, "N", NULL},
-    {"num_choices", (getter)plan_num_choices, NULL, "K", NULL},
-    {"num_modules", (getter)plan_num_modules, NULL, "M", NULL},
-    {"num_slots", (getter)plan_num_slots, NULL, "number of choices that are modules", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMemberDef plan_members[] = {
+    {"num_tokens", T_PYSSIZET, offsetof(mom_plan_object, plan.N), READONLY, "N"},
+    {"num_choices", T_PYSSIZET, offsetof(mom_plan_object, plan.K), READONLY, "K"},
+    {"num_modules", T_PYSSIZET, offsetof(mom_plan_object, plan.M), READONLY, "M"},
+    {"num_slots", T_PYSSIZET, offsetof(mom_plan_object, plan.slots), READONLY, "number of choices that are modules"},
+    {NULL, 0, 0, 0, NULL}};
 
 static PyType_Slot plan_slots[] = {{Py_tp_dealloc, plan_dealloc},
                                    {Py_tp_getset, plan_getset},
+                                   {Py_tp_members, plan_members},
                                    {Py_tp_repr, plan_repr},
                                    {Py_tp_doc, "Tokens sorted by module; see mom.ops.routing_plan."},
                                    {0, NULL}};
 
-static PyType_Spec plan_spec = {.name = "mom._core.RoutingPlan",
+PyType_Spec mom_plan_spec = {.name = "mom._core.RoutingPlan",
                                 .basicsize = sizeof(mom_plan_object),
                                 .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                 .slots = plan_slots};
-
-int mom_add_plan_type(PyObject *module) {
-    mom_state *state = mom_get_state(module);
-    state->plan_type = PyType_FromModuleAndSpec(module, &plan_spec, NULL); /* the state keeps the reference */
-    return state->plan_type ? PyModule_AddObjectRef(module, "RoutingPlan", state->plan_type) : -1;
-}

@@ -6,7 +6,7 @@
 
 #include "ops/routing_plan.h"
 
-int mom_add_plan_type(PyObject *module);
+extern PyType_Spec mom_plan_spec;
 
 /* A new, empty plan object of state->plan_type. The mom_routing_plan_init functions of ops/routing_plan.h fill `plan`
  * with arrays from `arena`. */
@@ -17,6 +17,5 @@ typedef struct {
 } mom_plan_object;
 
 mom_plan_object *mom_plan_new(PyObject *module);
-static inline const mom_routing_plan *mom_plan_of(PyObject *object) { return &((mom_plan_object *)object)->plan; }
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "base/cpu.h"
 #include "base/parallel.h"
+#include "bindings/signals.h"
 
 /* Only written while the GIL is held. */
 static const mom_kernels *active_kernels;
@@ -15,7 +16,7 @@ static int is_forked(void) { return home_process != getpid() && mom_have_openmp(
 
 mom_exec mom_current_exec(mom_arena *workspace) {
     return (mom_exec){.k = active_kernels, .threads = is_forked() ? 1 : active_threads, .workspace = workspace,
-                      .precision = MOM_F32, .dry_run = MOM_COMPUTE};
+                      .precision = MOM_F32, .dry_run = MOM_COMPUTE, .stop = mom_stop_on_signals()};
 }
 
 /* OMP_NUM_THREADS if it is set, otherwise the number of CPUs that the process may use. */

@@ -6,7 +6,7 @@
 #include "kernels/kernels.h"
 
 /* The active level's kernels and the number of threads, with the caller's workspace (NULL if the callee brings its own).
- * Needs the GIL. */
+ * In the main thread, signals can end the call (bindings/signals.h). Needs the GIL. */
 mom_exec mom_current_exec(mom_arena *workspace);
 /* Returns -1 with an exception set if `n` threads are not possible; `what` names the argument. */
 int mom_check_threads(Py_ssize_t n, const char *what);

@@ -1,4 +1,5 @@
-/* Functions that only tests and benchmarks call: yardsticks of the machine, memory statistics, single kernels. */
+/* Functions that only tests and benchmarks call: yardsticks of the machine, memory statistics, single kernels,
+ * sampling. */
 #include "bindings/operators.h"
 
 #include <string.h>
@@ -9,60 +10,50 @@
 #include "bindings/decoder_type.h"
 #include "bindings/errors.h"
 #include "bindings/network_config.h"
-#include "ops/machine.h"
+#include "model/sample.h"
+#include "ops/yardsticks.h"
 
 /* ------------------------------------------------------------------ what the machine can do */
 
 #define MOST_SECONDS 60.0
-#define MOST_BYTES ((Py_ssize_t)1 << 40)
+#define MOST_BYTES ((size_t)1 << 40)
 #define MOST_REPEATS 10000
 
-static PyObject *peak_gflops(PyObject *Py_UNUSED(module), PyObject *args) {
-    const char *dtype;
-    Py_ssize_t threads;
-    double seconds;
-    if (!PyArg_ParseTuple(args, "snd:peak_gflops", &dtype, &threads, &seconds) || mom_check_threads(threads, "threads") < 0)
-        return NULL;
-    const int bf16 = strcmp(dtype, "bfloat16") == 0;
-    if (!bf16 && strcmp(dtype, "float32") != 0)
-        return PyErr_Format(PyExc_ValueError, "dtype: '%s', expected 'float32' or 'bfloat16'", dtype);
-    if (!(seconds >= 0.0 && seconds <= MOST_SECONDS)) {
-        PyErr_SetString(PyExc_ValueError, "seconds: expected 0 to 60");
-        return NULL;
-    }
-    mom_exec exec = mom_current_exec(NULL);
+/* The execution context of a measurement on as many threads as the argument `threads` says. */
+static mom_exec measuring_exec(mom_call *call) {
+    const size_t threads = mom_arg_size(call, "threads");
+    if (!call->failed && mom_check_threads((Py_ssize_t)threads, "threads") < 0)
+        call->failed = 1;
+    mom_exec exec = call->exec;
     exec.threads = mom_have_openmp() ? (int)threads : 1;
-    double rate;
-    Py_BEGIN_ALLOW_THREADS
-    rate = mom_machine_peak(&exec, bf16, seconds);
-    Py_END_ALLOW_THREADS
-    return PyFloat_FromDouble(1e-9 * rate);
+    return exec;
 }
 
-static PyObject *memory_bandwidth(PyObject *module, PyObject *args) {
-    Py_ssize_t bytes, threads, repeats;
-    if (!PyArg_ParseTuple(args, "nnn:memory_bandwidth", &bytes, &threads, &repeats) ||
-        mom_check_threads(threads, "threads") < 0)
-        return NULL;
-    if (bytes < 4 || bytes > MOST_BYTES || repeats < 1 || repeats > MOST_REPEATS) {
-        PyErr_Format(PyExc_ValueError, "bytes, repeats: %zd, %zd, expected 4 to 2**40 and 1 to %d", bytes, repeats,
-                     MOST_REPEATS);
-        return NULL;
-    }
-    mom_arena workspace;
-    mom_arena_init(&workspace, "arrays to measure memory with");
-    mom_exec exec = mom_current_exec(&workspace);
-    exec.threads = mom_have_openmp() ? (int)threads : 1;
+static void peak_gflops(mom_call *call) {
+    const char *dtype = mom_arg_text(call, "dtype");
+    const double seconds = mom_arg_double(call, "seconds");
+    const mom_exec exec = measuring_exec(call);
+    const int bf16 = dtype && strcmp(dtype, "bfloat16") == 0;
+    if (dtype && !bf16 && strcmp(dtype, "float32") != 0)
+        mom_call_fail(call, PyExc_ValueError, "dtype: '%s', expected 'float32' or 'bfloat16'", dtype);
+    if (!(seconds >= 0.0 && seconds <= MOST_SECONDS))
+        mom_call_fail(call, PyExc_ValueError, "seconds: expected 0 to 60");
+    double rate = 0.0;
+    MOM_RUN(call, rate = mom_yardstick_peak(&exec, bf16, seconds));
+    mom_new_number(call, 1e-9 * rate);
+}
+
+static void memory_bandwidth(mom_call *call) {
+    const size_t bytes = mom_arg_size(call, "bytes"), repeats = mom_arg_size(call, "repeats");
+    const mom_exec exec = measuring_exec(call);
+    if (bytes < 4 || bytes > MOST_BYTES || repeats < 1 || repeats > MOST_REPEATS)
+        mom_call_fail(call, PyExc_ValueError, "bytes, repeats: %zu, %zu, expected 4 to 2**40 and 1 to %d", bytes, repeats,
+                      MOST_REPEATS);
     mom_bandwidth best = {0};
-    mom_error err;
-    mom_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mom_machine_bandwidth(&exec, &best, (size_t)bytes / sizeof(float), (size_t)repeats, &err);
-    mom_arena_free(&workspace);
-    Py_END_ALLOW_THREADS
-    if (status != MOM_OK)
-        return mom_raise(module, &err);
-    return Py_BuildValue("(ddd)", 1e-9 * best.triad, 1e-9 * best.stream, 1e-9 * best.read);
+    MOM_RUN(call, call->status = mom_yardstick_bandwidth(&exec, &best, bytes / sizeof(float), repeats, &call->error));
+    mom_new_number(call, 1e-9 * best.triad);
+    mom_new_number(call, 1e-9 * best.stream);
+    mom_new_number(call, 1e-9 * best.read);
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -100,19 +91,13 @@ static PyObject *cgroup_cpus(PyObject *Py_UNUSED(module), PyObject *root) {
     return text ? PyLong_FromLong(mom_cgroup_cpus(text)) : NULL;
 }
 
-
 static PyObject *config_fields(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) { return mom_config_fields(); }
 
 /* ------------------------------------------------------------------ kernels */
 
-static PyObject *kernel_map(PyObject *module, PyObject *args) {
-    const char *name;
-    PyObject *inp_o;
-    if (!PyArg_ParseTuple(args, "sO:kernel_map", &name, &inp_o))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const mom_kernels *k = call.exec.k;
+static void kernel_map(mom_call *call) {
+    const char *name = mom_arg_text(call, "name");
+    const mom_kernels *k = call->exec.k;
     const struct {
         const char *name;
         void (*run)(float *, const float *, size_t);
@@ -122,82 +107,76 @@ static PyObject *kernel_map(PyObject *module, PyObject *args) {
         if (strcmp(kernels[i].name, name) == 0)
             run = kernels[i].run;
     if (!run)
-        mom_call_fail(&call, PyExc_ValueError, "name: '%s', expected exp, tanh or gelu_forward", name);
-    const float *inp = mom_arg_f32(&call, "inp", inp_o, "N");
-    float *out = mom_new_f32(&call, "N");
-    MOM_RUN(&call, run(out, inp, mom_size(&call, 'N')));
-    return mom_call_end(&call);
+        mom_call_fail(call, PyExc_ValueError, "name: '%s', expected exp, tanh or gelu_forward", name);
+    const float *inp = mom_arg_f32(call, "inp", "N");
+    float *out = mom_new_f32(call, "N");
+    MOM_RUN(call, run(out, inp, mom_size(call, 'N')));
 }
 
-static PyObject *kernel_reduce(PyObject *module, PyObject *args) {
-    const char *name;
-    PyObject *a_o, *b_o;
-    if (!PyArg_ParseTuple(args, "sOO:kernel_reduce", &name, &a_o, &b_o))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const mom_kernels *k = call.exec.k;
-    const float *a = mom_arg_f32(&call, "a", a_o, "N"), *b = mom_arg_optional_f32(&call, "b", b_o, "N");
-    const size_t n = mom_size(&call, 'N');
+static void kernel_reduce(mom_call *call) {
+    const char *name = mom_arg_text(call, "name");
+    const mom_kernels *k = call->exec.k;
+    const float *a = mom_arg_f32(call, "a", "N"), *b = mom_arg_optional_f32(call, "b", "N");
+    const size_t n = mom_size(call, 'N');
     if (strcmp(name, "sum") == 0)
-        mom_new_number(&call, call.failed ? 0.0 : (double)k->vec.sum(a, n));
+        mom_new_number(call, call->failed ? 0.0 : (double)k->vec.sum(a, n));
     else if (strcmp(name, "max") == 0)
-        mom_new_number(&call, call.failed ? 0.0 : (double)k->vec.max(a, n));
+        mom_new_number(call, call->failed ? 0.0 : (double)k->vec.max(a, n));
     else if (strcmp(name, "sum_squares") == 0)
-        mom_new_number(&call, call.failed ? 0.0 : k->vec.sum_squares(a, n));
+        mom_new_number(call, call->failed ? 0.0 : k->vec.sum_squares(a, n));
     else if (strcmp(name, "dot") == 0 && b)
-        mom_new_number(&call, (double)k->vec.dot(a, b, n));
+        mom_new_number(call, (double)k->vec.dot(a, b, n));
     else
-        mom_call_fail(&call, PyExc_ValueError, "name: '%s', expected sum, max, sum_squares or dot with b", name);
-    return mom_call_end(&call);
+        mom_call_fail(call, PyExc_ValueError, "name: '%s', expected sum, max, sum_squares or dot with b", name);
 }
 
-static PyObject *kernel_exp_sum(PyObject *module, PyObject *args) {
-    PyObject *inp_o;
-    float factor, offset, total = 0.0f;
-    if (!PyArg_ParseTuple(args, "Off:kernel_exp_sum", &inp_o, &factor, &offset))
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const float *inp = mom_arg_f32(&call, "inp", inp_o, "N");
-    float *out = mom_new_f32(&call, "N");
-    MOM_RUN(&call, total = call.exec.k->vec.exp_sum(out, inp, factor, offset, mom_size(&call, 'N')));
-    mom_new_number(&call, (double)total);
-    return mom_call_end(&call);
+static void kernel_exp_sum(mom_call *call) {
+    float total = 0.0f;
+    const float factor = mom_arg_float(call, "factor");
+    const float offset = mom_arg_float(call, "offset");
+    const float *inp = mom_arg_f32(call, "inp", "N");
+    float *out = mom_new_f32(call, "N");
+    MOM_RUN(call, total = call->exec.k->vec.exp_sum(out, inp, factor, offset, mom_size(call, 'N')));
+    mom_new_number(call, (double)total);
 }
 
-static PyObject *gemv(PyObject *module, PyObject *args) {
-    PyObject *x_o, *weight_o, *bias_o;
-    const char *name;
-    int out_in, gelu;
-    mom_gemv_format format;
-    if (!PyArg_ParseTuple(args, "OOOpsp:gemv", &x_o, &weight_o, &bias_o, &out_in, &name, &gelu) ||
-        mom_read_weight_format(name, &format) < 0)
-        return NULL;
-    mom_call call;
-    mom_call_begin(&call, module);
-    const float *x = mom_arg_f32(&call, "x", x_o, "N I");
-    const float *weight = mom_arg_f32(&call, "weight", weight_o, out_in ? "O I" : "I O");
-    const float *bias = mom_arg_optional_f32(&call, "bias", bias_o, "O");
-    float *out = mom_new_f32(&call, "N O");
-    const size_t k = mom_size(&call, 'I'), n = mom_size(&call, 'O');
+static void gemv(mom_call *call) {
+    const int out_in = mom_arg_flag(call, "out_in"), gelu = mom_arg_flag(call, "gelu");
+    const char *name = mom_arg_text(call, "weights");
+    mom_gemv_format format = MOM_GEMV_F32;
+    if (name && mom_read_weight_format(name, &format) < 0)
+        call->failed = 1;
+    const float *x = mom_arg_f32(call, "x", "N I");
+    const float *weight = mom_arg_f32(call, "weight", out_in ? "O I" : "I O");
+    const float *bias = mom_arg_optional_f32(call, "bias", "O");
+    float *out = mom_new_f32(call, "N O");
+    const size_t k = mom_size(call, 'I'), n = mom_size(call, 'O');
     const mom_weight_layout layout = out_in ? MOM_WEIGHT_OUT_IN : MOM_WEIGHT_IN_OUT;
     mom_gemv_matrix matrix = {MOM_GEMV_F32, layout, weight, NULL, k, n};
     void *packed = NULL;
-    if (!call.failed && format != MOM_GEMV_F32)
-        packed = mom_call_alloc(&call, mom_gemv_packed_bytes(format, k, n), 1);
-    const mom_gemv product = {.out = out, .x = x, .matrix = &matrix, .bias = bias, .rows = mom_size(&call, 'N'),
+    if (!call->failed && format != MOM_GEMV_F32)
+        packed = mom_call_alloc(call, mom_gemv_packed_bytes(format, k, n), 1);
+    const mom_gemv product = {.out = out, .x = x, .matrix = &matrix, .bias = bias, .rows = mom_size(call, 'N'),
                               .gelu = gelu};
-    MOM_RUN(&call, if (packed) mom_gemv_pack(&call.exec, &matrix, packed, format, weight, layout, k, n);
-            call.status = mom_gemv_run(&call.exec, &product, 1, &call.error));
-    return mom_call_end(&call);
+    MOM_RUN(call, if (packed) mom_gemv_pack(&call->exec, &matrix, packed, format, weight, layout, k, n);
+            call->status = mom_gemv_run(&call->exec, &product, 1, &call->error));
+}
+
+/* ------------------------------------------------------------------ sampling */
+
+static void sample(mom_call *call) {
+    const mom_sampling s = {.temperature = mom_arg_float(call, "temperature"), .top_k = mom_arg_size(call, "top_k"),
+                            .top_p = mom_arg_float(call, "top_p"), .seed = mom_arg_bits(call, "seed"),
+                            .step = mom_arg_bits(call, "step")};
+    if (!(s.temperature >= 0.0f) || !(s.top_p > 0.0f && s.top_p <= 1.0f))
+        mom_call_fail(call, PyExc_ValueError, "temperature, top_p: out of range");
+    const float *logits = mom_arg_f32(call, "logits", "B V+");
+    int32_t *tokens = mom_new_i32(call, "B");
+    MOM_RUN(call, call->status = mom_sample(&call->exec, tokens, logits, &s, NULL, mom_size(call, 'B'), mom_size(call, 'V'),
+                                            &call->error));
 }
 
 static PyMethodDef functions[] = {
-    {"peak_gflops", peak_gflops, METH_VARARGS,
-     "peak_gflops($module, dtype, threads, seconds, /)\n--\n\nMost GFLOP/s of 'float32' or 'bfloat16' products."},
-    {"memory_bandwidth", memory_bandwidth, METH_VARARGS,
-     "memory_bandwidth($module, bytes, threads, repeats, /)\n--\n\nGB/s: triad, triad past the caches, read."},
     {"memory_fail_at", memory_fail_at, METH_O,
      "memory_fail_at($module, n, /)\n--\n\nThe n-th allocation of the core from now fails once; 0: none."},
     {"memory_live_bytes", memory_live_bytes, METH_NOARGS, "memory_live_bytes($module, /)\n--\n\nBytes the core holds."},
@@ -209,12 +188,20 @@ static PyMethodDef functions[] = {
     {"cgroup_cpus", cgroup_cpus, METH_O,
      "cgroup_cpus($module, root, /)\n--\n\nCPUs that control groups grant, read below root; 0: no limit."},
     {"config_fields", config_fields, METH_NOARGS, "config_fields($module, /)\n--\n\nKeys of Network's configuration."},
-    {"kernel_map", kernel_map, METH_VARARGS, "kernel_map($module, name, inp, /)\n--\n\nAn element-wise kernel."},
-    {"kernel_reduce", kernel_reduce, METH_VARARGS, "kernel_reduce($module, name, a, b, /)\n--\n\nA reduction kernel."},
-    {"kernel_exp_sum", kernel_exp_sum, METH_VARARGS,
-     "kernel_exp_sum($module, inp, factor, offset, /)\n--\n\nexp(inp * factor - offset), its sum"},
-    {"gemv", gemv, METH_VARARGS,
-     "gemv($module, x, weight, bias, out_in, weights, gelu, /)\n--\n\nProduct of a few rows, the matrix read once."},
     {NULL, NULL, 0, NULL}};
 
-int mom_add_test_functions(PyObject *module) { return PyModule_AddFunctions(module, functions); }
+static mom_operator operators[] = {
+    MOM_OPERATOR(peak_gflops, "dtype, threads, seconds", "Most GFLOP/s of 'float32' or 'bfloat16' products."),
+    MOM_OPERATOR(memory_bandwidth, "bytes, threads, repeats", "GB/s: triad, triad past the caches, read."),
+    MOM_OPERATOR(kernel_map, "name, inp", "An element-wise kernel."),
+    MOM_OPERATOR(kernel_reduce, "name, a, b", "A reduction kernel."),
+    MOM_OPERATOR(kernel_exp_sum, "inp, factor, offset", "exp(inp * factor - offset), its sum"),
+    MOM_OPERATOR(sample, "logits, temperature, top_k, top_p, seed, step", "Next tokens (B,) from logits (B, V)."),
+    MOM_OPERATOR(gemv, "x, weight, bias, out_in, weights, gelu", "Product of a few rows, the matrix read once."),
+};
+
+int mom_add_test_functions(PyObject *module) {
+    if (mom_add_operators(module, operators, sizeof operators / sizeof *operators) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}

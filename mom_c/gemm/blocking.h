@@ -14,7 +14,7 @@ static inline int mom_uses_tiles(const mom_kernels *k, mom_dtype precision) {
     return precision == MOM_BF16 && k->gemm.tiles.items;
 }
 
-/* Items of a row or column of kk steps. Tiles take whole chunks. */
+/* Items of a row or column of kk steps. Tiles take whole chunks (mom_gemm_tile_kernels). */
 static inline size_t mom_items(const mom_kernels *k, mom_dtype precision, size_t kk) {
     const size_t items = precision == MOM_BF16 ? mom_div_up(kk, 2) : kk;
     return mom_uses_tiles(k, precision) ? mom_round_up(items, k->gemm.tiles.items) : items;
@@ -40,7 +40,8 @@ int mom_reads_rows(const mom_kernels *k, const mom_gemm *g);
 int mom_reads_columns(const mom_kernels *k, const mom_gemm *g);
 /* Whether b can be read where it lies. */
 int mom_reads_b(const mom_kernels *k, const mom_gemm *g);
-/* Whether each task reads b where it lies, or packs its own columns of b, since hardly any other task would use them. */
+/* Whether a product has few rows: each task then reads its panels of b in place or packs them itself. Hardly any other
+ * task would use the same packed panels. */
 int mom_has_few_rows(const mom_kernels *k, const mom_gemm *g);
 
 /* Rows that the micro-kernel takes at a time: a panel, on tiles two. */

@@ -73,8 +73,8 @@ typedef struct {
     mom_dtype precision;
 } mom_gemm_packing;
 
-/* From how many rows of a on packing b beforehand pays, when the products are those of a few modules out of many. With
- * fewer rows most modules have none, and a b that is read once is best read where it lies. */
+/* Smallest number of rows of a for which packing b in advance is faster, if the products are those of a few modules out
+ * of many. With fewer rows most modules have no row, and a b that is read once is best read in place. */
 size_t mom_gemm_least_prepack(const mom_kernels *k, mom_dtype precision);
 size_t mom_gemm_packed_size(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk);
 mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err);

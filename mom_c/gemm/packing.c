@@ -44,7 +44,8 @@ static void pack_task(void *context, size_t task, int thread) {
     mom_pack_columns(job->k, &job->tasks[task]);
 }
 
-static mom_status pack_all(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err) {
+mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     size_t most = 0, used = 0;
     mom_pack_task *tasks;
     for (size_t i = 0; i < count; i++)
@@ -57,12 +58,6 @@ static mom_status pack_all(const mom_exec *x, const mom_gemm_packing *packings, 
     }
     pack_job job = {x->k, tasks};
     mom_parallel_for(x, used, pack_task, &job);
-    return MOM_OK;
-}
-
-mom_status mom_gemm_pack(const mom_exec *x, const mom_gemm_packing *packings, size_t count, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = pack_all(x, packings, count, err);
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -4,9 +4,9 @@
  *         packed before. Then tasks run independently: each has some rows and a part of the slab's columns. A task packs
  *         its block of a, one block of k at a time, into its thread's scratch memory and sweeps over the panels of b.
  *         Three cases do without packing. An a that is plain float32 is read where it lies, which saves a tenth of
- *         narrow products. In a product of few rows each task takes its panels of b from memory once, where they lie
- *         or packed just before, which saves a third of short forward passes. If a has to be packed anyway and b is
- *         plain float32, up to 192 rows count as few.
+ *         narrow products. If there are few rows, each task reads its panels of b in place or packs them itself. This
+ *         saves a third of short forward passes. Up to 192 rows count as few if a has to be packed anyway, b is plain
+ *         float32 and the second cache holds the rows of a panel of b.
  *         Products of a group share the list of tasks, so that small groups keep the threads busy too.
  *         A level with tiles for bfloat16 sweeps over panels of another layout; all else is the same.
  * COST    2 m n k FLOP. Packing reads a once per part of the columns, and b once.
@@ -132,10 +132,10 @@ mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *products, size_t coun
             write_empty(x->k, &products[i]);
     }
     for (; slab.begin < widest; slab.begin += slab.width) {
+        MOM_TRY(mom_check_stop(x, err));
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_slab(&slab, err);
+        MOM_TRY(run_slab(&slab, err));
         mom_arena_release(x->workspace, mark);
-        MOM_TRY(status);
     }
     return MOM_OK;
 }

@@ -5,14 +5,13 @@
  * Shapes  x (N, C); slots are (token, module) pairs, see routing_plan.h
  * Maths   qkv[t] = sum over chosen m of (w_tm if weighted_qkv) (LN_m(x_t) W_m + b_m)
  *         x[t]  += sum over chosen m of w_tm (heads_t P_m + p_m)
- * After a half that is not routed, only some rows of the stream may be needed. The other rows then have no query and no
- * projection, and they keep their values in the stream.
+ * If the half is not routed and only some rows of its output are needed, the other rows get no query and no projection.
+ * They keep their values in the stream.
  */
 #include <string.h>
 
 #include "model/pool.h"
 #include "ops/attention.h"
-#include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/routed_half.h"
 
@@ -74,8 +73,8 @@ static mom_status find_queries(const mom_pass *pass, const mom_half_round *at, m
     return MOM_OK;
 }
 
-/* The half's last layer, for all rows or only for the needed ones. */
-static mom_half leaving(const mom_half *half, const mom_half_saved *saved) {
+/* The half as its last layer sees it: with all rows, or only with the needed ones. */
+static mom_half half_of_last_layer(const mom_half *half, const mom_half_saved *saved) {
     mom_half own = *half;
     if (saved->queries)
         own.plan = &saved->needed;
@@ -89,13 +88,13 @@ static mom_status mix_qkv(const mom_pass *pass, const mom_half_round *at, mom_ha
     const float *weight = qkv_weight(pass, at, saved);
     float *y;
     if (saved->queries)
-        MOM_TRY(mom_half_enter_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
+        MOM_TRY(mom_half_first_layer_split(half, &saved->needed, half->C, saved->inner, half->dtype, &in));
     if (saved->queries && !pass->exec->dry_run) /* a dry run allocates for both cases */
         return MOM_OK;
     if (plan->K <= 1)
-        return mom_half_enter(half, saved->inner, half->dtype, 1, weight, &in);
+        return mom_half_first_layer(half, saved->inner, half->dtype, 1, weight, &in);
     MOM_ARENA_NEW(y, pass->exec->workspace, plan->slots * 3 * half->C, pass->err);
-    MOM_TRY(mom_half_enter(half, y, MOM_F32, 0, NULL, &in));
+    MOM_TRY(mom_half_first_layer(half, y, MOM_F32, 0, NULL, &in));
     return mom_half_mix(half, saved->inner, half->dtype, y, weight, 3 * half->C);
 }
 
@@ -103,16 +102,15 @@ static mom_status allocate(const mom_pass *pass, mom_half_saved *saved) {
     const mom_config *c = pass->config;
     const size_t N = pass->N, size = mom_dtype_size(c->dtype);
     saved->before_inner = mom_arena_get_mark(pass->saved);
-    saved->inner = mom_arena_alloc(pass->saved, N * 3 * c->C, size, pass->err);
-    saved->heads = saved->inner ? mom_arena_alloc(pass->saved, N * c->C, size, pass->err) : NULL;
-    if (!saved->heads)
-        return MOM_ERR_MEMORY;
+    MOM_ARENA_NEW_SIZED(saved->inner, pass->saved, N * 3 * c->C, size, pass->err);
+    MOM_ARENA_NEW_SIZED(saved->heads, pass->saved, N * c->C, size, pass->err);
     MOM_ARENA_NEW(saved->lse, pass->saved, c->H * N, pass->err);
     return MOM_OK;
 }
 
-static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                          const float *x_in, const float *state) {
+mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
+                                      const float *x_in, const float *state) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
     saved->input = x_in;
@@ -123,26 +121,14 @@ static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_ha
     MOM_TRY(mom_half_end(pass, saved, x_out));
 
     mom_layernorm_stats(pass->exec, saved->mean, saved->rstd, x_in, c->ln_eps, pass->N, c->C);
-    const mom_half half = mom_half_of(pass, pool, saved), last = leaving(&half, saved);
+    const mom_half half = mom_half_of(pass, pool, saved), last = half_of_last_layer(&half, saved);
     const mom_half_layer out = mom_half_out_layer(pool, at->packed);
     const mom_half_output output = output_of(pass, at, saved);
     const mom_attention_spec spec = attention_spec(pass, at, saved);
     MOM_TRY(mix_qkv(pass, at, saved, &half));
     MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, &spec, pass->err));
-    return mom_half_leave(&last, *x_out, &output, &out);
-}
-
-mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                                      const float *x_in, const float *state) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = forward(pass, at, saved, x_out, x_in, state);
+    MOM_TRY(mom_half_last_layer(&last, *x_out, &output, &out));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
-}
-
-static mom_status new_zeros(float **out, const mom_pass *pass, size_t n) {
-    MOM_ARENA_NEW(*out, pass->exec->workspace, n, pass->err);
-    mom_zero(pass->exec, *out, n * sizeof **out);
     return MOM_OK;
 }
 
@@ -150,18 +136,14 @@ static mom_status new_zeros(float **out, const mom_pass *pass, size_t n) {
 static mom_status project_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                                    const mom_half_backward *b, void *dheads, float *dused) {
     const mom_exec *x = pass->exec;
-    const size_t n = pass->N * pass->config->C;
-    const mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved), last = leaving(&half, saved);
+    const mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved), last = half_of_last_layer(&half, saved);
     const mom_half_layer out = mom_half_out_layer(mom_half_round_pool(at), at->packed);
     const mom_half_gradient gradient = mom_half_out_gradient(b->pool);
     const mom_half_output output = output_of(pass, at, saved);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    float *masked = NULL;
-    if (output.dropout.p > 0.0f) {
-        MOM_ARENA_NEW(masked, x->workspace, n, pass->err);
-        mom_dropout_apply(x, masked, b->dx, output.dropout, n);
-    }
-    MOM_TRY(mom_half_leave_backward(&last, &gradient, dused, saved->heads, dheads, &output, masked ? masked : b->dx, &out));
+    const float *dout;
+    MOM_TRY(mom_half_output_gradient(pass, &dout, b->dx, output.dropout));
+    MOM_TRY(mom_half_last_layer_backward(&last, &gradient, dused, saved->heads, dheads, &output, dout, &out));
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
@@ -178,14 +160,15 @@ static mom_status mix_backward(const mom_pass *pass, const mom_half_round *at, c
     in_its_place.workspace = pass->saved;
     half.exec = &in_its_place;
     if (saved->queries)
-        MOM_TRY(mom_half_enter_split_backward(&half, &saved->needed, pass->config->C, &gradient, b->dx, dqkv, &in));
+        MOM_TRY(mom_half_first_layer_split_backward(&half, &saved->needed, pass->config->C, &gradient, b->dx, dqkv, &in));
     if (saved->queries && !pass->exec->dry_run)
         return MOM_OK;
-    return mom_half_enter_backward(&half, &gradient, b->dx, dused_qkv, dqkv, 1, qkv_weight(pass, at, saved), &in);
+    return mom_half_first_layer_backward(&half, &gradient, b->dx, dused_qkv, dqkv, 1, qkv_weight(pass, at, saved), &in);
 }
 
-static mom_status backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                           const mom_half_backward *b) {
+mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
+                                       const mom_half_backward *b) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_exec *x = pass->exec;
     const int routed = mom_half_round_pool(at)->routed;
     const size_t n = pass->N * pass->config->C, scores = pass->N * saved->route.plan.K;
@@ -194,23 +177,16 @@ static mom_status backward(const mom_pass *pass, const mom_half_round *at, const
     float *dused = NULL, *dused_qkv = NULL;
     void *dheads, *dqkv;
     if (routed)
-        MOM_TRY(new_zeros(&dused, pass, scores));
+        MOM_ARENA_ZEROS(dused, x, x->workspace, scores, pass->err);
     if (qkv_weight(pass, at, saved))
-        MOM_TRY(new_zeros(&dused_qkv, pass, scores));
-    if (!(dheads = mom_arena_alloc(x->workspace, n, size, pass->err)))
-        return MOM_ERR_MEMORY;
+        MOM_ARENA_ZEROS(dused_qkv, x, x->workspace, scores, pass->err);
+    MOM_ARENA_NEW_SIZED(dheads, x->workspace, n, size, pass->err);
     MOM_TRY(project_backward(pass, at, saved, b, dheads, dused));
-    if (!(dqkv = mom_arena_alloc(x->workspace, 3 * n, size, pass->err)))
-        return MOM_ERR_MEMORY;
+    MOM_ARENA_NEW_SIZED(dqkv, x->workspace, 3 * n, size, pass->err);
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, &spec, pass->err));
     MOM_TRY(mix_backward(pass, at, saved, b, dqkv, dused_qkv));
-    return routed ? mom_route_backward(pass, at, saved, b, dused, dused_qkv) : MOM_OK;
-}
-
-mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                                       const mom_half_backward *b) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = backward(pass, at, saved, b);
+    if (routed)
+        MOM_TRY(mom_route_backward(pass, at, saved, b, dused, dused_qkv));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -54,8 +54,8 @@ static void need(mom_rows *r, const int32_t *rows, size_t count) {
         r->unneeded[rows[i]] = 0;
 }
 
-/* In the last round only the keys and values of unwanted rows are needed. Skipping the rest of their work pays if there
- * are more than a few such rows. */
+/* In the last round, unwanted rows only supply keys and values. Their other work is skipped if they are at least about a
+ * quarter of the rows. */
 static void find_unneeded(mom_rows *r, const mom_batch *batch) {
     size_t needed = 0;
     for (size_t i = 0; i < r->N; i++)
@@ -74,7 +74,7 @@ static void find_unneeded(mom_rows *r, const mom_batch *batch) {
 
 mom_status mom_rows_init(mom_rows *r, const mom_exec *x, const mom_config *c, const mom_batch *batch, mom_arena *arena,
                          mom_error *err) {
-    *r = (mom_rows){.B = batch->B, .T = batch->T, .N = mom_batch_tokens(batch)};
+    *r = (mom_rows){.B = batch->B, .N = mom_batch_tokens(batch)};
     MOM_ARENA_NEW(r->offsets, arena, r->B + 1, err);
     r->offsets[0] = 0;
     for (size_t b = 0; b < r->B; b++)

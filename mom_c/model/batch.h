@@ -36,7 +36,7 @@ typedef struct {
 
 /* A pass's own copies and lists; arrays come from its arena. */
 typedef struct {
-    size_t B, T, N;
+    size_t B, N;
     int32_t *offsets;            /* (B + 1) sequence b is rows offsets[b] .. offsets[b + 1] - 1 */
     int32_t *tokens, *positions; /* (N) */
     uint8_t *mask;               /* (N) or NULL */

@@ -215,7 +215,7 @@ mom_status mom_decoder_append(mom_decoder *d, const mom_exec *exec, const int32_
     if (!B || !T)
         return mom_error_set(err, MOM_ERR_VALUE, "tokens: shape (%zu, %zu) is empty", B, T);
     MOM_TRY(check_lengths(d, lengths, B, T, err));
-    const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32, MOM_COMPUTE};
+    const mom_exec x = mom_decoder_exec(d, exec);
     const int fresh = !d->batch.B;
     mom_arena_clear(&d->workspace);
     int32_t *own;
@@ -246,7 +246,8 @@ mom_status mom_decoder_generate(mom_decoder *d, const mom_exec *exec, int32_t *o
     }
     mom_sampling s = *sampling;
     for (; *made < n; ++*made, s.step++) {
-        const mom_exec x = {exec->k, exec->threads, &d->workspace, MOM_F32, MOM_COMPUTE};
+        const mom_exec x = mom_decoder_exec(d, exec);
+        MOM_TRY(mom_check_stop(&x, err));
         mom_arena_clear(&d->workspace);
         int32_t *tokens = out + *made * B;
         size_t left = 0;

@@ -7,6 +7,14 @@
 
 static inline size_t mom_head_size(const mom_config *c) { return c->C / c->H; }
 
+/* The execution context of one step, with the decoder's workspace. */
+static inline mom_exec mom_decoder_exec(mom_decoder *d, const mom_exec *exec) {
+    mom_exec x = *exec;
+    x.workspace = &d->workspace;
+    x.precision = MOM_F32;
+    return x;
+}
+
 /* ---- sequences (decoder.c) */
 
 /* Allocates the arrays of a batch, except its caches, from `arena`. */

@@ -259,9 +259,8 @@ static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder
 mom_status mom_decoder_run_rows(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t count, mom_error *err) {
     for (size_t i = 0; i < count; i += BLOCK_ROWS) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        const mom_status status = run_block(d, x, rows + i, mom_min(BLOCK_ROWS, count - i), err);
+        MOM_TRY(run_block(d, x, rows + i, mom_min(BLOCK_ROWS, count - i), err));
         mom_arena_release(x->workspace, mark);
-        MOM_TRY(status);
     }
     return MOM_OK;
 }

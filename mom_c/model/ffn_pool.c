@@ -6,7 +6,6 @@
  * Kept for backward: the inputs of GELU, which backward replaces by their gradient.
  */
 #include "model/pool.h"
-#include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/routed_half.h"
 
@@ -19,61 +18,45 @@ static mom_half_output output_of(const mom_pass *pass, const mom_half_round *at,
     return output;
 }
 
-static mom_status forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                          const float *x_in, const float *state) {
+mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
+                                const float *x_in, const float *state) {
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
     saved->input = x_in;
     MOM_TRY(mom_half_start(pass, at, saved, state));
     const size_t inner = saved->route.plan.slots * pool->F;
-    saved->inner = mom_arena_alloc(pass->saved, inner, mom_dtype_size(c->dtype), pass->err);
-    if (!saved->inner)
-        return MOM_ERR_MEMORY;
+    MOM_ARENA_NEW_SIZED(saved->inner, pass->saved, inner, mom_dtype_size(c->dtype), pass->err);
     MOM_TRY(mom_half_end(pass, saved, x_out));
     mom_layernorm_stats(pass->exec, saved->mean, saved->rstd, x_in, c->ln_eps, pass->N, c->C);
     const mom_half half = mom_half_of(pass, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
     const mom_half_output output = output_of(pass, at, saved);
-    MOM_TRY(mom_half_enter(&half, saved->inner, c->dtype, 0, NULL, &in));
-    return mom_half_leave(&half, *x_out, &output, &out);
-}
-
-mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
-                                const float *x_in, const float *state) {
-    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = forward(pass, at, saved, x_out, x_in, state);
+    MOM_TRY(mom_half_first_layer(&half, saved->inner, c->dtype, 0, NULL, &in));
+    MOM_TRY(mom_half_last_layer(&half, *x_out, &output, &out));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
-}
-
-static mom_status backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
-                           const mom_half_backward *b) {
-    const mom_pool *pool = mom_half_round_pool(at);
-    const mom_exec *x = pass->exec;
-    const size_t n = pass->N * pass->config->C, scores = pass->N * saved->route.plan.K;
-    const mom_half half = mom_half_of(pass, pool, saved);
-    const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
-    const mom_half_gradient in_gradient = mom_half_in_gradient(b->pool), out_gradient = mom_half_out_gradient(b->pool);
-    const mom_half_output output = output_of(pass, at, saved);
-    float *dused = NULL, *masked = NULL;
-    if (pool->routed) {
-        MOM_ARENA_NEW(dused, x->workspace, scores, pass->err);
-        mom_zero(x, dused, scores * sizeof *dused);
-    }
-    if (output.dropout.p > 0.0f) {
-        MOM_ARENA_NEW(masked, x->workspace, n, pass->err);
-        mom_dropout_apply(x, masked, b->dx, output.dropout, n);
-    }
-    MOM_TRY(mom_half_leave_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output,
-                                    masked ? masked : b->dx, &out));
-    MOM_TRY(mom_half_enter_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
-    return pool->routed ? mom_route_backward(pass, at, saved, b, dused, NULL) : MOM_OK;
+    return MOM_OK;
 }
 
 mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                                  const mom_half_backward *b) {
     const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
-    const mom_status status = backward(pass, at, saved, b);
+    const mom_pool *pool = mom_half_round_pool(at);
+    const mom_exec *x = pass->exec;
+    const size_t scores = pass->N * saved->route.plan.K;
+    const mom_half half = mom_half_of(pass, pool, saved);
+    const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
+    const mom_half_gradient in_gradient = mom_half_in_gradient(b->pool), out_gradient = mom_half_out_gradient(b->pool);
+    const mom_half_output output = output_of(pass, at, saved);
+    float *dused = NULL;
+    const float *dout;
+    if (pool->routed)
+        MOM_ARENA_ZEROS(dused, x, x->workspace, scores, pass->err);
+    MOM_TRY(mom_half_output_gradient(pass, &dout, b->dx, output.dropout));
+    MOM_TRY(mom_half_last_layer_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output, dout, &out));
+    MOM_TRY(mom_half_first_layer_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
+    if (pool->routed)
+        MOM_TRY(mom_route_backward(pass, at, saved, b, dused, NULL));
     mom_arena_release(pass->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }

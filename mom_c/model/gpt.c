@@ -4,7 +4,7 @@
 
 #include "model/head.h"
 
-const char *const mom_term_names[MOM_TERMS] = {"lm", "balance"};
+const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z"};
 
 static mom_status init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     MOM_TRY(mom_params_init(&gpt->params, config, err));
@@ -48,18 +48,21 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
     mom_exec x = *exec;
     x.workspace = &gpt->memory.workspace;
     x.precision = gpt->config.dtype;
-    return mom_head_logits(&gpt->last, &x, &gpt->params, out, rows, count, err);
+    const mom_arena_mark mark = mom_arena_get_mark(x.workspace);
+    const mom_status status = mom_head_logits(&gpt->last, &x, &gpt->params, out, rows, count, err);
+    mom_arena_release(x.workspace, mark);
+    return status;
 }
 
 /* ------------------------------------------------------------------ backward */
 
 static void mark_used(mom_gradients *g, size_t first, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        g->table[first + i].used = 1;
+    for (size_t i = first; i < first + count; i++)
+        g->table[i].used |= g->table[i].trained;
 }
 
-/* A module has a gradient if a token reached it in any round. A router has a gradient if a weight or the balance loss
- * depends on it. A weight of zero on the balance loss makes no difference. */
+/* A module has a gradient if a token reached it in any round. A router has a gradient if a weight, the balance loss or the
+ * z-loss depends on it. A scale of zero on one of these losses makes no difference. */
 static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
     mom_gradients *g = &gpt->gradients;
     const mom_place *place = &gpt->params.places[i];
@@ -71,12 +74,12 @@ static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
             used = mom_saved_half(&gpt->last, i, round, half)->route.reached[m];
         any |= used;
         for (size_t t = 0; used && t < 6 && !g->pools[i][half].frozen; t++)
-            g->table[mom_pool_param(pool, m, t)].used = 1;
+            mark_used(g, mom_pool_param(pool, m, t), 1);
     }
     if (!pool->routed || !place->rounds)
         return;
     const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE] && mom_saved_half(&gpt->last, i, 0, half)->route.counts;
-    if (any || balanced)
+    if (any || balanced || gpt->last.losses.has[MOM_TERM_Z])
         mark_used(g, pool->first_router_param, pool->router_params);
 }
 
@@ -86,12 +89,12 @@ static void mark_all_used(mom_gpt *gpt) {
     for (size_t i = g->lowest_place; i < p->num_places; i++)
         for (int half = 0; half < 2; half++)
             mark_pool_used(gpt, i, half);
-    if (!g->lowest_place)
-        g->table[p->wte].used = g->table[p->wpe].used = 1;
-    if (g->lowest_place <= p->num_places)
-        g->table[p->lnf_weight].used = g->table[p->lnf_bias].used = 1;
-    if (gpt->config.num_labels)
-        g->table[p->score].used = 1;
+    const int embeddings = !g->lowest_place, norm = g->lowest_place <= p->num_places, labels = gpt->config.num_labels != 0;
+    mark_used(g, p->wte, embeddings);
+    mark_used(g, p->wpe, embeddings);
+    mark_used(g, p->lnf_weight, norm);
+    mark_used(g, p->lnf_bias, norm);
+    mark_used(g, p->score, labels);
 }
 
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, const float scales[MOM_TERMS], mom_error *err) {
@@ -101,8 +104,12 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, const float scal
     MOM_TRY(mom_gradients_allocate(&gpt->gradients, &gpt->params, 0, err));
     mom_gradients_mark_written(&gpt->gradients, &gpt->params);
     const mom_status status = mom_gpt_backward_pass(gpt, exec, scales, err);
-    if (status == MOM_OK)
+    if (status == MOM_OK) {
         mark_all_used(gpt);
+    } else { /* a part of the sums has been added */
+        mom_gpt_zero_grad(gpt);
+        gpt->counter = gpt->last.pass.counter;
+    }
     return status;
 }
 

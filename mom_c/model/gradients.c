@@ -205,8 +205,10 @@ void mom_gradients_set_trained(mom_gradients *g, const mom_params *p, const uint
     if (trained[p->wte] || trained[p->wpe])
         g->lowest_place = 0;
     mark_computed(g, p);
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
         g->table[i].trained = trained[i] != 0;
+        g->table[i].used &= g->table[i].trained;
+    }
     free_if_empty(g, p);
 }
 

@@ -1,4 +1,4 @@
-/* The gradients of a network: plain memory with one owner, laid out like the parameters.
+/* The gradients of a network: memory that the network (mom_gpt) owns, laid out like the parameters.
  *
  * The memory is allocated when it is first needed. Zeroing the gradients touches as little of it as possible:
  *  - The matrices of modules stay as they are and are marked `overwrite`; their next product overwrites instead of adding.
@@ -14,7 +14,7 @@
 
 /* What is known about one parameter's gradient. */
 typedef struct {
-    int used;     /* it has a gradient since gradients were last zeroed */
+    int used;     /* it is trained and has a gradient since gradients were last zeroed */
     int written;  /* its memory may have been written since then */
     int trained;  /* optimizers update the parameter; see mom_gradients_set_trained */
     int computed; /* backward may write to it */

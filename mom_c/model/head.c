@@ -25,8 +25,7 @@ static mom_status lm_loss(mom_activations *a, const mom_params *p, int embedding
     const size_t N = pass->N, C = pass->config->C, V = pass->config->V, n = r->scored_count;
     double sum = 0.0;
     if (a->keep) {
-        MOM_ARENA_NEW(a->dhidden, pass->saved, N * C, pass->err);
-        mom_zero(pass->exec, a->dhidden, N * C * sizeof *a->dhidden);
+        MOM_ARENA_ZEROS(a->dhidden, pass->exec, pass->saved, N * C, pass->err);
         if (embeddings)
             MOM_ARENA_NEW(a->dwte, pass->exec->workspace, V * C, pass->err);
     }

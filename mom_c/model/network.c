@@ -12,6 +12,7 @@
 #include "model/head.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
+#include "ops/z_loss.h"
 
 /* ------------------------------------------------------------------ forward */
 
@@ -189,13 +190,10 @@ static mom_status forward_places(mom_gpt *gpt) {
     for (size_t i = 0; i < gpt->params.num_places; i++) {
         const mom_place *place = &gpt->params.places[i];
         const mom_arena_mark mark = begin_place(gpt);
-        mom_status status = MOM_OK;
-        for (int half = 0; half < 2 && status == MOM_OK; half++)
-            status = pack_pool(gpt, place, half, place->rounds, 0);
-        if (status == MOM_OK)
-            status = forward_place(gpt, i, &x);
+        for (int half = 0; half < 2; half++)
+            MOM_TRY(pack_pool(gpt, place, half, place->rounds, 0));
+        MOM_TRY(forward_place(gpt, i, &x));
         end_place(gpt, mark);
-        MOM_TRY(status);
     }
     gpt->last.x = x;
     return MOM_OK;
@@ -206,6 +204,26 @@ static mom_status balance_loss(mom_gpt *gpt) {
     mom_balance_groups groups;
     MOM_TRY(mom_balance_collect(&groups, &a->pass, &gpt->params, a->halves, &gpt->step, 0, a->pass.exec->workspace));
     a->losses.value[MOM_TERM_BALANCE] = mom_balance_total(&groups, &a->losses.has[MOM_TERM_BALANCE]);
+    return MOM_OK;
+}
+
+/* Every half-round has the same tokens. So the sum over both halves is divided by the number of rows of one half. */
+static mom_status z_loss(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    double sum = 0.0, tokens = 0.0;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (size_t h = 0; h < 2 * gpt->params.places[i].rounds; h++) {
+            const mom_pool *pool = mom_place_pool(&gpt->params.places[i], (int)(h % 2));
+            const mom_router_outputs outputs = {a->halves[i][h].route.outputs, pass->mask, pass->N, pool->S};
+            if (!pool->routed || !mom_router_type_of(&pool->spec)->scored)
+                continue;
+            MOM_TRY(mom_z_loss_add(pass->exec, &sum, &tokens, &outputs, pass->err));
+            a->losses.has[MOM_TERM_Z] = 1;
+        }
+    a->z_count = tokens * (double)(gpt->config.chunks * gpt->config.rounds);
+    if (a->losses.has[MOM_TERM_Z])
+        a->losses.value[MOM_TERM_Z] = a->z_count > 0.0 ? sum / a->z_count : 0.0;
     return MOM_OK;
 }
 
@@ -221,7 +239,9 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     MOM_TRY(forward_places(gpt));
     a->has_routes = 1;
     MOM_TRY(mom_head_forward(a, &gpt->params, batch, !gpt->gradients.lowest_place));
-    return gpt->config.num_labels ? MOM_OK : balance_loss(gpt);
+    if (!gpt->config.num_labels)
+        MOM_TRY(balance_loss(gpt));
+    return gpt->config.z_loss ? z_loss(gpt) : MOM_OK;
 }
 
 /* Empties the arenas and begins a pass. */
@@ -229,6 +249,7 @@ static void begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mo
     mom_activations *a = &gpt->last;
     mom_arena_clear(&gpt->memory.saved);
     mom_arena_clear(&gpt->memory.workspace);
+    gpt->memory.workspace.region->tagged = 0;
     *a = (mom_activations){.keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint, .observer = batch->observer};
     a->exec = *exec;
     a->exec.workspace = &gpt->memory.workspace;
@@ -263,7 +284,7 @@ typedef struct {
     float *dx;         /* (N, C) gradient of the residual stream */
     float *dstates[2]; /* (N, R) of the recurrent states, by half; or NULL */
     mom_balance_groups balance;
-    float balance_scale;
+    float balance_scale, z_scale;
 } backward_state;
 
 /* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them. During
@@ -285,7 +306,8 @@ static mom_status backward_half(mom_gpt *gpt, size_t i, size_t block, size_t rou
     MOM_TRY(share_over_rounds(gpt, place, half, round, b));
     float *dstate = b->dstates[half];
     mom_half_backward args = {.dx = b->dx, .pool = &gpt->gradients.pools[i][half], .state = dstate ? state : NULL,
-                              .dstate = dstate, .has_dstate = dstate && round + 1 < place->rounds};
+                              .dstate = dstate, .has_dstate = dstate && round + 1 < place->rounds,
+                              .z_scale = b->z_scale};
     if (mom_half_round_pool(&at)->routed && saved->route.counts)
         args.balance = mom_balance_terms_of(&b->balance, &gpt->config, block, round, half, b->balance_scale);
     MOM_TRY((half ? mom_ffn_pool_backward : mom_attention_pool_backward)(pass, &at, saved, &args));
@@ -320,12 +342,10 @@ static mom_status backward_places(mom_gpt *gpt, backward_state *b) {
         if (p->places[i].block)
             block--;
         const mom_arena_mark mark = begin_place(gpt);
-        mom_status status = MOM_OK;
         b->dstates[0] = b->dstates[1] = NULL;
-        for (size_t round = p->places[i].rounds; round-- > 0 && status == MOM_OK;)
-            status = backward_round(gpt, i, block, round, b);
+        for (size_t round = p->places[i].rounds; round-- > 0;)
+            MOM_TRY(backward_round(gpt, i, block, round, b));
         end_place(gpt, mark);
-        MOM_TRY(status);
     }
     return MOM_OK;
 }
@@ -338,17 +358,14 @@ static mom_status backward_head(mom_gpt *gpt, const float *scales, backward_stat
     const mom_params *p = &gpt->params;
     mom_gradients *g = &gpt->gradients;
     const size_t N = pass->N, C = gpt->config.C;
-    if (!a->dhidden) {
-        MOM_ARENA_NEW(a->dhidden, pass->saved, N * C, pass->err);
-        mom_zero(x, a->dhidden, N * C * sizeof *a->dhidden);
-    }
+    if (!a->dhidden)
+        MOM_ARENA_ZEROS(a->dhidden, x, pass->saved, N * C, pass->err);
     MOM_TRY(mom_head_backward(a, p, g, a->dhidden, scales[MOM_TERM_LM]));
     if (a->dwte)
         mom_arena_clear(x->workspace);
     a->dwte = NULL;
     MOM_TRY(mom_balance_collect(&b->balance, pass, p, a->halves, &gpt->step, 1, x->workspace));
-    MOM_ARENA_NEW(b->dx, x->workspace, N * C, pass->err);
-    mom_zero(x, b->dx, N * C * sizeof *b->dx);
+    MOM_ARENA_ZEROS(b->dx, x, x->workspace, N * C, pass->err);
     const mom_normed_rows rows = {a->x, a->mean, a->rstd, N, C};
     MOM_TRY(mom_layernorm_backward(x, b->dx, mom_param_grad(g, p, p->lnf_weight), mom_param_grad(g, p, p->lnf_bias),
                                    a->dhidden, mom_param_value(p, p->lnf_weight), &rows, pass->err));
@@ -376,6 +393,8 @@ static mom_status backward(mom_gpt *gpt, const float *scales) {
     const size_t lowest = gpt->gradients.lowest_place;
     const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE]; /* a classifier's routers are not balanced */
     backward_state b = {.balance_scale = balanced ? scales[MOM_TERM_BALANCE] : 0.0f};
+    if (gpt->last.z_count > 0.0)
+        b.z_scale = (float)((double)scales[MOM_TERM_Z] / gpt->last.z_count);
     if (lowest > gpt->params.num_places) /* only a classifier's own parameters are trained */
         return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
     MOM_TRY(backward_head(gpt, scales, &b));
@@ -389,6 +408,7 @@ mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float
     mom_activations *a = &gpt->last;
     a->exec.k = exec->k;
     a->exec.threads = exec->threads;
+    a->exec.stop = exec->stop;
     a->pass.err = err;
     const mom_status status = backward(gpt, scales);
     a->dwte = a->dhidden = NULL;

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "ops/balance_loss.h"
+#include "ops/elementwise.h"
+#include "ops/z_loss.h"
 
 /* Whether the balance loss applies a softmax to the scores to get probabilities. */
 static int balance_softmax(const mom_config *c) { return c->balance_reference || !c->router_softmax; }
@@ -73,6 +75,18 @@ mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_o
     return MOM_OK;
 }
 
+mom_status mom_half_output_gradient(const mom_pass *pass, const float **dout, const float *dx, mom_dropout dropout) {
+    const size_t n = pass->N * pass->config->C;
+    float *masked;
+    *dout = dx;
+    if (!(dropout.p > 0.0f))
+        return MOM_OK;
+    MOM_ARENA_NEW(masked, pass->exec->workspace, n, pass->err);
+    mom_dropout_apply(pass->exec, masked, dx, dropout, n);
+    *dout = masked;
+    return MOM_OK;
+}
+
 /* ------------------------------------------------------------------ packing */
 
 static mom_status pack_layer(const mom_pass *pass, const void ***packed, mom_gemm_packing *packings, size_t M,
@@ -83,9 +97,8 @@ static mom_status pack_layer(const mom_pass *pass, const void ***packed, mom_gem
     const void **pointers;
     MOM_ARENA_NEW(pointers, x->workspace, M, pass->err);
     for (size_t m = 0; m < M; m++) {
-        void *dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, n, k), 1, pass->err);
-        if (!dst)
-            return MOM_ERR_MEMORY;
+        void *dst;
+        MOM_ARENA_NEW_SIZED(dst, x->workspace, mom_gemm_packed_size(x->k, precision, n, k), 1, pass->err);
         const mom_matrix weight = mom_matrix_rows(layer->weight[m], layer->Out);
         packings[m] = (mom_gemm_packing){dst, transposed ? mom_matrix_flip(weight) : weight, NULL, n, k, precision};
         pointers[m] = dst;
@@ -102,9 +115,7 @@ static mom_status pack_router(const mom_pass *pass, const mom_pool *pool, int tr
                                     mom_router_state_factor(w, &pool->spec, precision, transposed)};
     for (size_t i = 0; i < 2; i++) {
         mom_gemm_packing *p = &packings[i];
-        p->dst = mom_arena_alloc(x->workspace, mom_gemm_packed_size(x->k, precision, p->n, p->k), 1, pass->err);
-        if (!p->dst)
-            return MOM_ERR_MEMORY;
+        MOM_ARENA_NEW_SIZED(p->dst, x->workspace, mom_gemm_packed_size(x->k, precision, p->n, p->k), 1, pass->err);
     }
     MOM_TRY(mom_gemm_pack(x, packings, 2, pass->err));
     packed->router_in = packings[0].dst;
@@ -141,6 +152,7 @@ static mom_router_tensors router_weights(const mom_half_round *at) {
 static mom_router_inputs router_inputs(const mom_pass *pass, const mom_half_round *at, const mom_router_tensors *weights,
                                        const float *inp, const float *state) {
     return (mom_router_inputs){.weights = weights, .inp = inp, .state = state, .tokens = pass->tokens, .round = at->round,
+                               .half = at->half, .modules = mom_half_round_pool(at)->M,
                                .noise_key = mom_half_round_key(pass, at, MOM_STREAM_NOISE), .N = pass->N};
 }
 
@@ -166,14 +178,15 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
     const mom_exec *x = pass->exec;
+    const mom_router_type *type = mom_router_type_of(&pool->spec);
     mom_route *r = &saved->route;
     const size_t N = pass->N, S = pool->S, R = pool->spec.R, gates = mom_router_gates(&pool->spec);
-    MOM_ARENA_NEW(r->router.hidden, pass->saved, N * R, pass->err);
+    if (type->param_count)
+        MOM_ARENA_NEW(r->router.hidden, pass->saved, N * R, pass->err);
     if (gates) {
         const size_t size = mom_dtype_size(r->router.dtype = c->dtype);
-        if (!(r->router.gates = mom_arena_alloc(pass->saved, N * gates * R, size, pass->err)) ||
-            !(r->router.h_n = mom_arena_alloc(pass->saved, N * R, size, pass->err)))
-            return MOM_ERR_MEMORY;
+        MOM_ARENA_NEW_SIZED(r->router.gates, pass->saved, N * gates * R, size, pass->err);
+        MOM_ARENA_NEW_SIZED(r->router.h_n, pass->saved, N * R, size, pass->err);
     }
     mom_router_spec spec = pool->spec;
     spec.few_rows = pass->few_rows;
@@ -183,6 +196,8 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     mom_router_scores_forward(x, r->scores, r->outputs, c->router_softmax, c->temperature, N, S);
     const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
     mom_router_topk_forward(x, r->index, r->kept, r->scores, &topk);
+    for (size_t i = 0; !type->scored && !x->dry_run && i < N * pool->K; i++)
+        r->kept[i] = 1.0f / (float)pool->K;
     return MOM_OK;
 }
 
@@ -253,8 +268,7 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
 
     const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
     float *dscores;
-    MOM_ARENA_NEW(dscores, x->workspace, N * S, pass->err);
-    mom_zero(x, dscores, N * S * sizeof *dscores);
+    MOM_ARENA_ZEROS(dscores, x, x->workspace, N * S, pass->err);
     if (c->all_paths)
         mom_copy_rows(x, dscores, S * sizeof *dscores, dused, width, N, width);
     else
@@ -263,6 +277,9 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     if (balance->active)
         mom_balance_backward(x, dscores, &scores, balance->counts, balance->count_tokens, balance->tokens, balance->scale);
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
+    const mom_router_outputs outputs = {r->outputs, pass->mask, N, S};
+    if (b->z_scale != 0.0f)
+        mom_z_loss_backward(x, dscores, &outputs, b->z_scale); /* dscores are the gradients of the outputs by now */
 
     const mom_router_tensors weights = router_weights(at);
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, b->state);

@@ -65,6 +65,7 @@ typedef struct {
     float *dstate;      /* (N, R) gradient of this round's state on entry, of the earlier state on return; or NULL */
     int has_dstate;     /* the next round has written dstate; otherwise it counts as zero on entry */
     mom_balance_terms balance;
+    float z_scale; /* d(total loss) / d(squared log-sum-exp of a token's router outputs); 0: no z-loss */
 } mom_half_backward;
 
 mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
@@ -81,6 +82,8 @@ mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_r
 mom_status mom_half_start(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 /* Marks the end of what backward needs and provides the output array; see x_out above. */
 mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_out);
+/* *dout: the gradient of a half's output before dropout. It is dx itself without dropout, else it is in the workspace. */
+mom_status mom_half_output_gradient(const mom_pass *pass, const float **dout, const float *dx, mom_dropout dropout);
 mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool, const mom_packed_pool *packed);
 mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *packed);

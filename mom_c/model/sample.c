@@ -201,19 +201,21 @@ mom_status mom_sample(const mom_exec *x, int32_t *tokens, const float *logits, c
     if (s.temperature > FLT_MAX) /* infinity times the -inf of a token that is ruled out would be NaN */
         s.temperature = FLT_MAX;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    candidate *c = mom_arena_alloc(x->workspace, n, sizeof *c, err);
-    float *weights = c ? mom_arena_alloc(x->workspace, n, sizeof *weights, err) : NULL;
-    float *copy = weights && s.num_banned ? mom_arena_alloc(x->workspace, n, sizeof *copy, err) : weights;
-    mom_status status = copy ? MOM_OK : MOM_ERR_MEMORY;
-    for (size_t b = 0; status == MOM_OK && b < B; b++)
+    candidate *c;
+    float *weights, *copy = NULL;
+    MOM_ARENA_NEW(c, x->workspace, n, err);
+    MOM_ARENA_NEW(weights, x->workspace, n, err);
+    if (s.num_banned)
+        MOM_ARENA_NEW(copy, x->workspace, n, err);
+    for (size_t b = 0; b < B; b++)
         if (!skip || !skip[b])
-            status = check_row(allowed_logits(copy, logits + b * V, &s, n), b, n, err);
-    for (size_t b = 0; status == MOM_OK && b < B; b++) {
+            MOM_TRY(check_row(allowed_logits(copy, logits + b * V, &s, n), b, n, err));
+    for (size_t b = 0; b < B; b++) {
         if (skip && skip[b])
             continue;
         const float *row = allowed_logits(copy, logits + b * V, &s, n);
         tokens[b] = s.temperature == 0.0f ? greedy(x->k, row, n) : draw(x, c, weights, row, &s, b, n);
     }
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -6,7 +6,7 @@
 
 typedef struct {
     float *keys, *values; /* all keys that are needed, in tiles: panels of mr keys, panels of mr or nr channels */
-    mom_staging room;
+    mom_staging staging;
     float *queries; /* a panel of nr queries */
     float *scores;  /* (tile, nr) */
     float *rounded; /* the same in bfloat16 */
@@ -22,8 +22,8 @@ static forward_scratch carve_scratch(const mom_attention_job *job, float *base) 
     forward_scratch s;
     s.keys = mom_carve(&c, mom_round_up(T, mr) * D);
     s.values = mom_carve(&c, T * mom_max(mom_packed_channels(job, 0), mom_packed_channels(job, 1)));
-    s.room.stage = mom_carve(&c, mom_max(mom_max(job->tile, nr) * D, nr * MOM_COPY_CHANNELS));
-    s.room.pairs = mom_carve(&c, mom_head_pairs_size(job, job->tile));
+    s.staging.stage = mom_carve(&c, mom_max(mom_max(job->tile, nr) * D, nr * MOM_COPY_CHANNELS));
+    s.staging.pairs = mom_carve(&c, mom_head_pairs_size(job, job->tile));
     s.queries = mom_carve(&c, nr * D);
     s.scores = mom_carve(&c, job->tile * nr + mr);
     s.rounded = mom_carve(&c, job->bf16 ? job->tile * nr + mr : 0);
@@ -85,7 +85,8 @@ static void forward_tile(const mom_attention_job *job, const mom_head *v, const 
 static void forward_panel(const mom_attention_job *job, const mom_head *v, const forward_scratch *s, const query_panel *p) {
     const size_t width = (size_t)v->count[p->q + p->lanes - 1];
     const int32_t *positions = v->query + p->q;
-    mom_head_pack_rows(job, v, s->queries, job->k->gemm.nr, mom_rows_of_qkv(job, v, job->qkv, 0), positions, p->lanes, s->room);
+    const mom_head_rows rows = mom_rows_of_qkv(job, v, job->qkv, 0);
+    mom_head_pack_rows(job, v, s->queries, job->k->gemm.nr, rows, positions, p->lanes, s->staging);
     begin_softmax(job, v, s, p);
     if (!width)
         memset(s->out, 0, mom_result_size(job) * sizeof *s->out);
@@ -96,7 +97,7 @@ static void forward_panel(const mom_attention_job *job, const mom_head *v, const
         s->factor[l] = 1.0f / s->sum[l];
     }
     const mom_results results = {s->out, p->by_query, s->factor, 1.0f};
-    mom_head_store_results(job, v, mom_rows_of_heads(job, v, job->out), positions, p->lanes, &results, s->room.stage);
+    mom_head_store_results(job, v, mom_rows_of_heads(job, v, job->out), positions, p->lanes, &results, s->staging.stage);
 }
 
 static void forward_task(void *context, size_t number, int thread) {
@@ -106,8 +107,8 @@ static void forward_task(void *context, size_t number, int thread) {
     const forward_scratch s = carve_scratch(job, job->scratch + (size_t)thread * job->scratch_size);
     const size_t mr = job->k->gemm.mr, nr = job->k->gemm.nr;
     query_panel p = {.packed = (size_t)v.count[task->end - 1], .by_query = mom_mixes_by_query(job, task->end - task->begin)};
-    mom_head_pack_keys(job, &v, s.keys, 1, 0, s.room, 0, p.packed);
-    mom_head_pack_keys(job, &v, s.values, 2, p.by_query ? nr : mr, s.room, 0, p.packed);
+    mom_head_pack_keys(job, &v, s.keys, 1, 0, s.staging, 0, p.packed);
+    mom_head_pack_keys(job, &v, s.values, 2, p.by_query ? nr : mr, s.staging, 0, p.packed);
     for (p.q = task->begin; p.q < task->end; p.q += nr) {
         p.lanes = mom_min(nr, task->end - p.q);
         forward_panel(job, &v, &s, &p);
@@ -120,6 +121,8 @@ static mom_status forward(const mom_exec *x, mom_attention_job *job, mom_error *
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
     const size_t n = mom_attention_query_tasks(job, NULL, x->k->gemm.nr, x->threads);
     MOM_ARENA_NEW(job->tasks, x->workspace, n, err);
+    if (x->dry_run) /* there are no lists to make tasks from */
+        return MOM_OK;
     mom_attention_query_tasks(job, job->tasks, x->k->gemm.nr, x->threads);
     mom_attention_sort_tasks(job->tasks, n);
     mom_parallel_for(x, n, forward_task, job);

@@ -10,7 +10,7 @@
 typedef struct {
     float *keys, *values; /* in tiles of panels of mr keys, for scores and dP */
     float *key_channels;  /* in tiles of panels of mr or nr channels, for dQ */
-    mom_staging room;
+    mom_staging staging;
     float *row;                            /* (2, D) */
     float *queries, *douts;                /* a block in panels of nr queries */
     float *query_channels, *dout_channels; /* the same in panels of nr channels */
@@ -30,8 +30,8 @@ static backward_scratch carve_scratch(const mom_attention_job *job, float *base)
     s.keys = mom_carve(&c, mom_round_up(T, mr) * D);
     s.values = mom_carve(&c, mom_round_up(T, mr) * D);
     s.key_channels = mom_carve(&c, T * mom_max(mom_packed_channels(job, 0), mom_packed_channels(job, 1)));
-    s.room.stage = mom_carve(&c, mom_max(mom_max(job->tile, job->block) * D, nr * MOM_COPY_CHANNELS));
-    s.room.pairs = mom_carve(&c, mom_head_pairs_size(job, mom_max(job->tile, job->block)));
+    s.staging.stage = mom_carve(&c, mom_max(mom_max(job->tile, job->block) * D, nr * MOM_COPY_CHANNELS));
+    s.staging.pairs = mom_carve(&c, mom_head_pairs_size(job, mom_max(job->tile, job->block)));
     s.row = mom_carve(&c, 2 * D);
     s.queries = mom_carve(&c, job->block * D);
     s.douts = mom_carve(&c, job->block * D);
@@ -65,10 +65,10 @@ static void load_block(const mom_attention_job *job, const mom_head *v, const ba
     const mom_head_rows outs = mom_rows_of_heads(job, v, job->saved_out);
     float *dout = s->row, *out = s->row + D;
     const int32_t *positions = v->query + b->q;
-    mom_head_pack_rows(job, v, s->queries, nr, queries, positions, b->rows, s->room);
-    mom_head_pack_channels(job, v, s->query_channels, nr, queries, positions, b->rows, s->room);
-    mom_head_pack_rows(job, v, s->douts, nr, douts, positions, b->rows, s->room);
-    mom_head_pack_channels(job, v, s->dout_channels, nr, douts, positions, b->rows, s->room);
+    mom_head_pack_rows(job, v, s->queries, nr, queries, positions, b->rows, s->staging);
+    mom_head_pack_channels(job, v, s->query_channels, nr, queries, positions, b->rows, s->staging);
+    mom_head_pack_rows(job, v, s->douts, nr, douts, positions, b->rows, s->staging);
+    mom_head_pack_channels(job, v, s->dout_channels, nr, douts, positions, b->rows, s->staging);
     memset(s->lse, 0, job->block * sizeof *s->lse);
     memset(s->delta, 0, job->block * sizeof *s->delta);
     for (size_t r = 0; r < b->rows; r++) {
@@ -204,7 +204,7 @@ static void store_queries(const mom_attention_job *job, const mom_head *v, const
     for (size_t p = 0; p < b->rows; p += nr) {
         const mom_results dq = {s->dq + p / nr * mom_result_size(job), b->by_query, NULL, job->spec->scale};
         mom_head_store_results(job, v, mom_rows_of_qkv(job, v, job->dqkv, 0), v->query + b->q + p, mom_min(nr, b->rows - p),
-                               &dq, s->room.stage);
+                               &dq, s->staging.stage);
     }
 }
 
@@ -231,10 +231,10 @@ static void backward_task(void *context, size_t number, int thread) {
     query_block b = {.task = task, .begin = key_begin, .packed = key_end,
                      .by_query = task->queries && mom_mixes_by_query(job, task->end - task->begin)};
 
-    mom_head_pack_keys(job, &v, s.keys, 1, 0, s.room, key_begin, key_end);
-    mom_head_pack_keys(job, &v, s.values, 2, 0, s.room, key_begin, key_end);
+    mom_head_pack_keys(job, &v, s.keys, 1, 0, s.staging, key_begin, key_end);
+    mom_head_pack_keys(job, &v, s.values, 2, 0, s.staging, key_begin, key_end);
     if (task->queries)
-        mom_head_pack_keys(job, &v, s.key_channels, 1, b.by_query ? nr : mr, s.room, 0, key_end);
+        mom_head_pack_keys(job, &v, s.key_channels, 1, b.by_query ? nr : mr, s.staging, 0, key_end);
     if (task->keys) {
         const size_t size = (mom_round_up(key_end, mr) - key_begin) * s.ldd * sizeof(float);
         memset(s.dkeys + key_begin * s.ldd, 0, size);
@@ -277,6 +277,8 @@ static mom_status list_tasks(mom_attention_job *job, const mom_exec *x, size_t *
     const size_t queries = mom_attention_query_tasks(job, NULL, job->block, x->threads);
     const size_t all = queries + mom_attention_key_tasks(job, NULL, x->threads);
     MOM_ARENA_NEW(cut, x->workspace, all, err);
+    if (x->dry_run) /* there are no lists to make tasks from */
+        return MOM_OK;
     mom_attention_query_tasks(job, cut, job->block, x->threads);
     mom_attention_key_tasks(job, cut + queries, x->threads);
     for (size_t i = 0; i < all; i++)

@@ -1,14 +1,17 @@
 /* Code that the files of attention share: the lists of keys and queries, tasks, a thread's scratch memory. Public
- * functions are in attention.h.
+ * functions are in attention.h. kernels/product_kernels.h explains packed panels, micro-tiles, mr and nr.
  *
- * DESIGN  Each sequence has a list of keys (real, active tokens) and a list of queries (active tokens that see a real
+ * DESIGN  A token is real if the mask keeps it, active if it has a module, and wanted if its output is needed. Each
+ *         sequence has a list of keys (real, active tokens) and a list of queries (active, wanted tokens that see a real
  *         key). What is masked or skipped is in neither list: it is left out when rows are packed, is never read
- *         afterwards and costs nothing. Query i sees the first count[i] keys, with or without a mask. It also sees
- *         skipped[i] tokens with score 0 and value 0; its softmax starts from them: maximum 0, sum skipped[i].
+ *         afterwards and costs nothing. Query i sees the first count[i] keys, with or without a mask. A query and a key
+ *         that it sees are a visible pair. The query also sees skipped[i] tokens with score 0 and value 0; its softmax
+ *         starts from them: maximum 0, sum skipped[i].
  *         Scores are computed transposed, in tiles (keys, nr queries). This is the layout of a packed factor b, so
  *         exponentials go into the product with the values as they are, and softmax needs no sum across a vector.
  *         The tile can also be the factor a of that product, read by columns. Then results come by query, as they are
- *         stored, and not by channel. This way is taken where it needs no more micro-tiles (few queries, wide heads).
+ *         stored, and not by channel. This way is taken where it needs no more micro-tiles (few queries, wide heads) and
+ *         the level has the kernel `a_columns`.
  *         Forward takes nr queries at a time through the tiles of keys they see, with an online softmax. Backward takes
  *         blocks of queries. For the gradients of keys and values it transposes a tile once, or reads it by rows if the
  *         block is a single panel and the level can.
@@ -16,9 +19,9 @@
  *         in a word of 32 bits. Packed panels have words where float32 has floats. Sums and softmax are float32.
  * BLIND   Rows that see no real key are the rows before the first real one. They have even weights and take a path of
  *         their own (attention_rest.c).
- * COST    Forward 2, backward 5 products of D multiplications per visible pair of active tokens; backward 7 where there
- *         are too few heads for the threads. Scratch memory per thread: forward 2 T D floats, backward 5 T D, and tiles
- *         of constant size.
+ * COST    Forward 2, backward 5 products of D multiplications per visible pair; backward 7 where there are too few heads
+ *         for the threads. Scratch memory per thread: forward about 2 T D floats, backward about 5 T D, and tiles. The
+ *         sizes of tiles do not depend on T.
  * BITS    Tiles and blocks depend on sizes only. Forward queries do not depend on each other. Gradients of keys are sums
  *         over blocks of queries in order, gradients of queries are sums over tiles of keys in order, however heads are
  *         cut into tasks.
@@ -38,10 +41,12 @@ typedef struct {
     size_t keys, queries; /* entries of its lists */
     size_t first, real;   /* position of the first real token (length if there is none); number of real tokens */
     double work;          /* visible pairs */
-    int rest;             /* has tokens that are no queries */
+    int has_nonqueries;   /* some of its tokens are no queries */
 } mom_sequence;
 
-/* A part of a head: queries [begin, end) in panels or blocks, or keys [begin, end) in tiles. */
+/* A part of a head: queries [begin, end) in panels or blocks, or keys [begin, end) in tiles. A task of backward for a
+ * whole head computes both kinds of gradients. Its range is that of the queries, or that of the keys if there are no
+ * queries. */
 typedef struct {
     size_t head, begin, end;
     int queries, keys; /* backward: which gradients are computed */
@@ -153,13 +158,13 @@ void mom_head_clear(const mom_attention_job *job, const mom_head *v, mom_head_ro
 /* Packs the rows at n positions into panels of `width` rows, for sums over channels; or into panels of `width` channels,
  * for sums over rows. */
 void mom_head_pack_rows(const mom_attention_job *job, const mom_head *v, float *dst, size_t width, mom_head_rows src,
-                        const int32_t *positions, size_t n, mom_staging room);
+                        const int32_t *positions, size_t n, mom_staging staging);
 void mom_head_pack_channels(const mom_attention_job *job, const mom_head *v, float *dst, size_t width, mom_head_rows src,
-                            const int32_t *positions, size_t n, mom_staging room);
+                            const int32_t *positions, size_t n, mom_staging staging);
 /* Packs keys (part 1) or values (2) [begin, end), tile by tile, in panels of mr keys, or of `width` channels if that is
  * not 0. */
 void mom_head_pack_keys(const mom_attention_job *job, const mom_head *v, float *dst, size_t part, size_t width,
-                        mom_staging room, size_t begin, size_t end);
+                        mom_staging staging, size_t begin, size_t end);
 /* Floats of mom_staging.pairs for so many rows. */
 size_t mom_head_pairs_size(const mom_attention_job *job, size_t rows);
 
@@ -215,7 +220,8 @@ float mom_attention_dropout(const mom_attention_job *job, const mom_head *v, siz
 /* The same for a tile: keep (n rounded up to mr, nr), 0 where there is no key or no query. */
 void mom_dropout_tile(const mom_attention_job *job, const mom_head *v, float *keep, size_t j, size_t n, size_t q, size_t lanes);
 
-/* ---- rows that no task writes (attention_rest.c): of tokens that are not active, or see no real key, or are no keys */
+/* ---- rows that the tasks above do not write (attention_rest.c): tokens that are not active, see no real key or are no
+ *      keys */
 
 size_t mom_attention_rest_scratch(const mom_attention_job *job); /* floats per thread */
 /* Tasks by head. */

@@ -71,7 +71,7 @@ mom_status mom_attention_lists(mom_attention_job *job, const mom_exec *x, mom_er
             count_tokens(&s);
         else
             list_tokens(job, &s, &lists);
-        s.rest = s.queries < s.length;
+        s.has_nonqueries = s.queries < s.length;
         sequences[b] = s;
         job->work += s.work * (double)spec->H;
     }

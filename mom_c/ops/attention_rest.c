@@ -1,8 +1,9 @@
-/* Rows that no task of attention writes.
+/* Rows that the tasks of attention_job.h do not write.
  *
- * Inactive tokens get zeros. Blind tokens, which see no real key, attend evenly to the tokens up to their own; in
- * MOM_MASKED_QUERY_REFERENCE also to the real keys of their future. Only there do their scores get gradients: the
- * reference lets a huge constant swallow these scores, which rounding hides and differentiation does not.
+ * Inactive tokens get zeros. Blind tokens see no real key. They attend evenly to the tokens up to their own; in
+ * MOM_MASKED_QUERY_REFERENCE also to the real keys of their future. In the reference, the mask adds a huge negative
+ * constant to these scores. Rounding removes the score from the value, but the gradient still passes. So scores get
+ * gradients in this mode only.
  */
 #include "ops/attention_job.h"
 
@@ -41,7 +42,7 @@ void mom_attention_forward_rest_task(void *context, size_t head, int thread) {
     const mom_attention_job *job = context;
     const mom_head v = mom_attention_head(job, head);
     float *scratch = job->scratch + (size_t)thread * job->scratch_size;
-    for (size_t t = 0; t < v.s->length && v.s->rest; t++) {
+    for (size_t t = 0; t < v.s->length && v.s->has_nonqueries; t++) {
         const size_t row = v.s->row + t;
         if (!mom_is_wanted(job, row) || (mom_is_active(job, row) && t >= v.s->first))
             continue;

@@ -48,12 +48,12 @@ static void copy_rows(const mom_attention_job *job, const mom_head *v, float *ds
 }
 
 void mom_head_pack_rows(const mom_attention_job *job, const mom_head *v, float *dst, size_t width, mom_head_rows src,
-                        const int32_t *positions, size_t n, mom_staging room) {
+                        const int32_t *positions, size_t n, mom_staging staging) {
     const size_t words = mom_words(job, job->D);
     mom_matrix rows = {.data = place(job, v, 0, src), .rs = src.ld, .cs = 1, .row_index = positions};
     if (job->bf16 && job->D % 2) { /* rows do not end with whole words */
-        copy_rows(job, v, room.stage, src, positions, n);
-        rows = mom_matrix_rows(room.stage, words);
+        copy_rows(job, v, staging.stage, src, positions, n);
+        rows = mom_matrix_rows(staging.stage, words);
     } else if (job->bf16) {
         rows.rs = src.ld / 2;
     }
@@ -65,19 +65,20 @@ size_t mom_head_pairs_size(const mom_attention_job *job, size_t rows) {
 }
 
 void mom_head_pack_channels(const mom_attention_job *job, const mom_head *v, float *dst, size_t width, mom_head_rows src,
-                            const int32_t *positions, size_t n, mom_staging room) {
+                            const int32_t *positions, size_t n, mom_staging staging) {
     const size_t D = job->D;
     if (!job->bf16) {
         const mom_matrix rows = {.data = place(job, v, 0, src), .rs = 1, .cs = src.ld, .col_index = positions};
         mom_pack_words(job, dst, width, rows, D, n);
         return;
     }
-    copy_rows(job, v, room.stage, src, positions, n);
-    /* Pairs of rows fill whole panels, so that words are only copied while they are packed and never computed with. */
+    copy_rows(job, v, staging.stage, src, positions, n);
+    /* Two rows make a row of pairs, padded with zeros to whole panels. So packing copies whole words. It must not compute
+     * with words, since a pair is no float32. */
     const size_t stride = 2 * mom_words(job, D), whole = mom_round_up(D, width);
-    const mom_bf16 *in = (const mom_bf16 *)(const void *)room.stage;
+    const mom_bf16 *in = (const mom_bf16 *)(const void *)staging.stage;
     for (size_t i = 0; i < n; i += 2) {
-        mom_bf16 *out = (mom_bf16 *)(void *)(room.pairs + i / 2 * whole);
+        mom_bf16 *out = (mom_bf16 *)(void *)(staging.pairs + i / 2 * whole);
         const mom_bf16 *first = in + i * stride, *second = first + stride;
         memset(out, 0, 2 * whole * sizeof *out);
         for (size_t d = 0; d < D; d++)
@@ -85,18 +86,18 @@ void mom_head_pack_channels(const mom_attention_job *job, const mom_head *v, flo
         for (size_t d = 0; d < D && i + 1 < n; d++)
             out[2 * d + 1] = second[d];
     }
-    mom_pack_words(job, dst, width, mom_matrix_transposed(room.pairs, whole), whole, mom_words(job, n));
+    mom_pack_words(job, dst, width, mom_matrix_transposed(staging.pairs, whole), whole, mom_words(job, n));
 }
 
 void mom_head_pack_keys(const mom_attention_job *job, const mom_head *v, float *dst, size_t part, size_t width,
-                        mom_staging room, size_t begin, size_t end) {
+                        mom_staging staging, size_t begin, size_t end) {
     const mom_head_rows rows = mom_rows_of_qkv(job, v, job->qkv, part);
     for (size_t j = begin; j < end; j += job->tile) {
         const size_t n = mom_min(job->tile, end - j);
         if (width)
-            mom_head_pack_channels(job, v, dst + j * mom_round_up(job->D, width), width, rows, v->key + j, n, room);
+            mom_head_pack_channels(job, v, dst + j * mom_round_up(job->D, width), width, rows, v->key + j, n, staging);
         else
-            mom_head_pack_rows(job, v, dst + j * mom_words(job, job->D), job->k->gemm.mr, rows, v->key + j, n, room);
+            mom_head_pack_rows(job, v, dst + j * mom_words(job, job->D), job->k->gemm.mr, rows, v->key + j, n, staging);
     }
 }
 

@@ -99,9 +99,9 @@ void mom_mix(const mom_attention_job *job, float *out, int by_query, mom_packed_
 
 void mom_hide_keys(const mom_attention_job *job, const mom_head *v, float *tile, size_t j, size_t n, size_t q,
                    size_t lanes) {
-    const size_t nr = job->k->gemm.nr, seen_by_all = (size_t)v->count[q];
+    const size_t nr = job->k->gemm.nr, seen_by_all = (size_t)v->count[q]; /* the first query sees the fewest keys */
     const float never = copysignf(INFINITY, -job->scale);
-    size_t hidden = 0;
+    size_t hidden = 0; /* queries that do not see the row's key: the first ones, since counts rise */
     for (size_t r = seen_by_all > j ? seen_by_all - j : 0; r < n; r++) {
         while (hidden < lanes && (size_t)v->count[q + hidden] <= j + r)
             hidden++;

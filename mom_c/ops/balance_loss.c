@@ -51,8 +51,9 @@ static void accumulate_task(void *context, size_t task, int thread) {
     }
 }
 
-static mom_status accumulate(const mom_exec *x, double *counts, double *prob_sums, double *tokens,
-                             const mom_balance_scores *in, mom_error *err) {
+mom_status mom_balance_accumulate(const mom_exec *x, double *counts, double *prob_sums, double *tokens,
+                                  const mom_balance_scores *in, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t S = in->S, chunks = chunk_count(in->N);
     accumulate_job job = {.k = x->k, .in = in};
     MOM_ARENA_NEW(job.partials, x->workspace, chunks * (2 * S + 1), err);
@@ -66,15 +67,8 @@ static mom_status accumulate(const mom_exec *x, double *counts, double *prob_sum
         }
         *tokens += partial[2 * S];
     }
-    return MOM_OK;
-}
-
-mom_status mom_balance_accumulate(const mom_exec *x, double *counts, double *prob_sums, double *tokens,
-                                  const mom_balance_scores *in, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = accumulate(x, counts, prob_sums, tokens, in, err);
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
 double mom_balance_loss(const double *counts, double count_tokens, const double *prob_sums, double tokens, size_t S) {
@@ -119,13 +113,10 @@ static void add_softmax_gradient(const backward_job *job, float *dscores, const 
     }
 }
 
-static void backward_task(void *context, size_t task, int thread) {
+static void backward_task(const void *context, size_t begin, size_t end) {
     const backward_job *job = context;
     const mom_balance_scores *in = job->in;
     const size_t S = in->S;
-    size_t begin, end;
-    (void)thread;
-    mom_range(in->N, chunk_count(in->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         if (in->mask && !in->mask[t])
             continue;
@@ -144,5 +135,5 @@ void mom_balance_backward(const mom_exec *x, float *dscores, const mom_balance_s
         return;
     const double factor = (double)scale * (double)in->S / (count_tokens * tokens);
     backward_job job = {x->k, dscores, in, counts, factor};
-    mom_parallel_for(x, chunk_count(in->N), backward_task, &job);
+    mom_parallel_rows(x, in->N, CHUNK_ROWS, backward_task, &job);
 }

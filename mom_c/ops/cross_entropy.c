@@ -12,8 +12,6 @@
 #define COLUMNS ((size_t)2048) /* of a tile of logits */
 #define TASK_ROWS ((size_t)8)  /* rows of a row-wise task */
 
-static size_t tasks_of_rows(size_t n) { return mom_div_up(n, TASK_ROWS); }
-
 /* ---- cross entropy of given logits */
 
 typedef struct {
@@ -23,7 +21,7 @@ typedef struct {
     const float *logits, *saved_lse;
     const int32_t *labels;
     float scale;
-    size_t N, V;
+    size_t V;
 } rows_job;
 
 /* Sum of exp(in - max); the exponentials themselves are not kept. */
@@ -35,11 +33,9 @@ static double exp_total(const mom_kernels *k, const float *in, float max, size_t
     return total;
 }
 
-static void forward_task(void *context, size_t task, int thread) {
+static void forward_task(const void *context, size_t begin, size_t end) {
     const rows_job *job = context;
-    const size_t end = mom_min(job->N, (task + 1) * TASK_ROWS);
-    (void)thread;
-    for (size_t i = task * TASK_ROWS; i < end; i++) {
+    for (size_t i = begin; i < end; i++) {
         const float *logits = job->logits + i * job->V;
         const float max = job->k->vec.max(logits, job->V);
         const double log_total = log(exp_total(job->k, logits, max, job->V));
@@ -52,15 +48,14 @@ static void forward_task(void *context, size_t task, int thread) {
 
 void mom_cross_entropy_forward(const mom_exec *x, float *loss, float *lse, const float *logits, const int32_t *labels,
                                size_t N, size_t V) {
-    rows_job job = {x->k, loss, lse, logits, NULL, labels, 1.0f, N, V};
-    mom_parallel_for(x, tasks_of_rows(N), forward_task, &job);
+    rows_job job = {x->k, loss, lse, logits, NULL, labels, 1.0f, V};
+    mom_parallel_rows(x, N, TASK_ROWS, forward_task, &job);
 }
 
-static void backward_task(void *context, size_t task, int thread) {
+static void backward_task(const void *context, size_t begin, size_t end) {
     const rows_job *job = context;
-    const size_t end = mom_min(job->N, (task + 1) * TASK_ROWS), V = job->V;
-    (void)thread;
-    for (size_t i = task * TASK_ROWS; i < end; i++) {
+    const size_t V = job->V;
+    for (size_t i = begin; i < end; i++) {
         float *dlogits = job->out + i * V;
         if (job->labels[i] == MOM_IGNORED_LABEL) {
             memset(dlogits, 0, V * sizeof *dlogits);
@@ -74,8 +69,8 @@ static void backward_task(void *context, size_t task, int thread) {
 
 void mom_cross_entropy_backward(const mom_exec *x, float *dlogits, const float *logits, const float *lse,
                                 const int32_t *labels, float scale, size_t N, size_t V) {
-    rows_job job = {x->k, dlogits, NULL, logits, lse, labels, scale, N, V};
-    mom_parallel_for(x, tasks_of_rows(N), backward_task, &job);
+    rows_job job = {x->k, dlogits, NULL, logits, lse, labels, scale, V};
+    mom_parallel_rows(x, N, TASK_ROWS, backward_task, &job);
 }
 
 /* ---- tied head and loss */
@@ -108,11 +103,9 @@ static mom_gemm logits_product(const head_job *job, const float *hidden, const f
     return g;
 }
 
-static void head_forward_task(void *context, size_t task, int thread) {
+static void head_forward_task(const void *context, size_t begin, size_t end) {
     const head_job *job = context;
-    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
-    (void)thread;
-    for (size_t i = task * TASK_ROWS; i < end; i++) {
+    for (size_t i = begin; i < end; i++) {
         float *logits = job->logits + i * job->columns;
         if (label_column(job, i) < job->columns)
             job->label[i] = (double)logits[label_column(job, i)];
@@ -137,7 +130,8 @@ static void take_rows(head_job *job, const mom_lm_head *head, size_t r) {
     job->labels = head->labels + r;
 }
 
-static mom_status head_forward(const mom_exec *x, double *loss_sum, float *lse, const mom_lm_head *head, mom_error *err) {
+mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, const mom_lm_head *head, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t most_rows = mom_min(head->n, ROWS);
     head_job job = {.k = x->k, .precision = x->precision, .C = head->C};
     double sum = 0.0;
@@ -151,7 +145,7 @@ static mom_status head_forward(const mom_exec *x, double *loss_sum, float *lse, 
             job.max[i] = -INFINITY;
         for (job.first_column = 0; job.first_column < head->V; job.first_column += COLUMNS) {
             MOM_TRY(compute_logits(x, &job, head, err));
-            mom_parallel_for(x, tasks_of_rows(job.rows), head_forward_task, &job);
+            mom_parallel_rows(x, job.rows, TASK_ROWS, head_forward_task, &job);
         }
         for (size_t i = 0; i < job.rows && !x->dry_run; i++) {
             const double log_total = log(job.total[i]);
@@ -160,21 +154,13 @@ static mom_status head_forward(const mom_exec *x, double *loss_sum, float *lse, 
         }
     }
     *loss_sum = sum;
+    mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
 
-mom_status mom_lm_head_forward(const mom_exec *x, double *loss_sum, float *lse, const mom_lm_head *head, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = head_forward(x, loss_sum, lse, head, err);
-    mom_arena_release(x->workspace, mark);
-    return status;
-}
-
-static void head_backward_task(void *context, size_t task, int thread) {
+static void head_backward_task(const void *context, size_t begin, size_t end) {
     const head_job *job = context;
-    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
-    (void)thread;
-    for (size_t i = task * TASK_ROWS; i < end; i++) {
+    for (size_t i = begin; i < end; i++) {
         float *logits = job->logits + i * job->columns;
         job->k->vec.exp_sum(logits, logits, 1.0f, job->lse[i], job->columns);
         if (label_column(job, i) < job->columns)
@@ -182,11 +168,9 @@ static void head_backward_task(void *context, size_t task, int thread) {
     }
 }
 
-static void add_to_rows_task(void *context, size_t task, int thread) {
+static void add_to_rows_task(const void *context, size_t begin, size_t end) {
     const head_job *job = context;
-    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
-    (void)thread;
-    for (size_t i = task * TASK_ROWS; i < end; i++)
+    for (size_t i = begin; i < end; i++)
         job->k->vec.axpy(job->dhidden + (size_t)job->index[i] * job->C, job->scale, job->dselected + i * job->C, job->C);
 }
 
@@ -207,8 +191,9 @@ static mom_status add_gradients(const mom_exec *x, const head_job *job, float *d
     return mom_gemm_run(x, gradients, 2, err);
 }
 
-static mom_status head_backward(const mom_exec *x, float *dhidden, float *dwte, const mom_lm_head *head, const float *lse,
+mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, const mom_lm_head *head, const float *lse,
                                 float scale, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t most_rows = mom_min(head->n, ROWS), C = head->C;
     head_job job = {.k = x->k, .precision = x->precision, .scale = scale, .dhidden = dhidden, .C = C};
     float *dselected; /* (rows, C): gradient of the chunk's rows of hidden, without `scale` */
@@ -224,18 +209,11 @@ static mom_status head_backward(const mom_exec *x, float *dhidden, float *dwte, 
         job.lse = lse + r;
         for (job.first_column = 0; job.first_column < head->V; job.first_column += COLUMNS) {
             MOM_TRY(compute_logits(x, &job, head, err));
-            mom_parallel_for(x, tasks_of_rows(job.rows), head_backward_task, &job);
+            mom_parallel_rows(x, job.rows, TASK_ROWS, head_backward_task, &job);
             MOM_TRY(add_gradients(x, &job, dselected, dwte, scales, head, err));
         }
-        mom_parallel_for(x, tasks_of_rows(job.rows), add_to_rows_task, &job);
+        mom_parallel_rows(x, job.rows, TASK_ROWS, add_to_rows_task, &job);
     }
-    return MOM_OK;
-}
-
-mom_status mom_lm_head_backward(const mom_exec *x, float *dhidden, float *dwte, const mom_lm_head *head, const float *lse,
-                                float scale, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = head_backward(x, dhidden, dwte, head, lse, scale, err);
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -11,14 +11,13 @@ typedef struct {
     const int32_t *tokens, *positions;
     const float *wte, *wpe;
     mom_dropout dropout;
-    size_t N, C;
+    size_t C;
 } forward_job;
 
-static void forward_task(void *context, size_t task, int thread) {
+static void forward_task(const void *context, size_t begin, size_t end) {
     const forward_job *job = context;
-    const size_t C = job->C, end = mom_min(job->N, (task + 1) * ROWS);
-    (void)thread;
-    for (size_t t = task * ROWS; t < end; t++) {
+    const size_t C = job->C;
+    for (size_t t = begin; t < end; t++) {
         const float *restrict token = job->wte + (size_t)job->tokens[t] * C;
         const float *restrict position = job->wpe + (size_t)job->positions[t] * C;
         float *restrict out = job->out + t * C;
@@ -31,8 +30,8 @@ static void forward_task(void *context, size_t task, int thread) {
 
 void mom_embedding_forward(const mom_exec *x, float *out, const int32_t *tokens, const int32_t *positions,
                            const float *wte, const float *wpe, mom_dropout dropout, size_t N, size_t C) {
-    forward_job job = {x->k, out, tokens, positions, wte, wpe, dropout, N, C};
-    mom_parallel_for(x, mom_div_up(N, ROWS), forward_task, &job);
+    forward_job job = {x->k, out, tokens, positions, wte, wpe, dropout, C};
+    mom_parallel_rows(x, N, ROWS, forward_task, &job);
 }
 
 typedef struct {

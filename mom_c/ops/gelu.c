@@ -1,38 +1,29 @@
 #include "ops/gelu.h"
 
-#include "base/sizes.h"
-
 #define CHUNK ((size_t)16384) /* elements per task */
 
 typedef struct {
-    const mom_kernels *k;
+    const mom_vec_kernels *vec;
     float *out;
     const float *dout, *inp;
-    size_t n;
 } gelu_job;
 
-static size_t chunk_size(size_t n, size_t begin) { return n - begin < CHUNK ? n - begin : CHUNK; }
-
-static void forward_task(void *context, size_t task, int thread) {
+static void forward_task(const void *context, size_t begin, size_t end) {
     const gelu_job *job = context;
-    const size_t begin = task * CHUNK;
-    (void)thread;
-    job->k->vec.gelu_forward(job->out + begin, job->inp + begin, chunk_size(job->n, begin));
+    job->vec->gelu_forward(job->out + begin, job->inp + begin, end - begin);
 }
 
 void mom_gelu_forward(const mom_exec *x, float *out, const float *inp, size_t n) {
-    gelu_job job = {x->k, out, NULL, inp, n};
-    mom_parallel_for(x, mom_div_up(n, CHUNK), forward_task, &job);
+    gelu_job job = {&x->k->vec, out, NULL, inp};
+    mom_parallel_rows(x, n, CHUNK, forward_task, &job);
 }
 
-static void backward_task(void *context, size_t task, int thread) {
+static void backward_task(const void *context, size_t begin, size_t end) {
     const gelu_job *job = context;
-    const size_t begin = task * CHUNK;
-    (void)thread;
-    job->k->vec.gelu_backward(job->out + begin, job->dout + begin, job->inp + begin, chunk_size(job->n, begin));
+    job->vec->gelu_backward(job->out + begin, job->dout + begin, job->inp + begin, end - begin);
 }
 
 void mom_gelu_backward(const mom_exec *x, float *dinp, const float *dout, const float *inp, size_t n) {
-    gelu_job job = {x->k, dinp, dout, inp, n};
-    mom_parallel_for(x, mom_div_up(n, CHUNK), backward_task, &job);
+    gelu_job job = {&x->k->vec, dinp, dout, inp};
+    mom_parallel_rows(x, n, CHUNK, backward_task, &job);
 }

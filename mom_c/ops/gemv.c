@@ -144,7 +144,8 @@ static void reduction_task(void *context, size_t task, int thread) {
     finish(job->k, p, begin, end);
 }
 
-static mom_status run_products(const mom_exec *x, const mom_gemv *products, size_t count, mom_error *err) {
+mom_status mom_gemv_run(const mom_exec *x, const mom_gemv *products, size_t count, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     gemv_job job = {.k = x->k};
     size_t tasks = 0, reductions = 0, floats = 0;
     MOM_ARENA_NEW(job.pieces, x->workspace, count, err);
@@ -162,20 +163,12 @@ static mom_status run_products(const mom_exec *x, const mom_gemv *products, size
         reductions += mom_div_up(p->matrix->n, REDUCE_COLUMNS);
         floats += n;
     }
-    if (!tasks)
-        return MOM_OK;
     mom_parallel_for(x, tasks, product_task, &job);
     mom_exec reducing = *x;
     reducing.threads = floats < REDUCE_ALONE ? 1 : x->threads;
     mom_parallel_for(&reducing, reductions, reduction_task, &job);
-    return MOM_OK;
-}
-
-mom_status mom_gemv_run(const mom_exec *x, const mom_gemv *products, size_t count, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = run_products(x, products, count, err);
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
 /* ------------------------------------------------------------------ copies in panels */

@@ -14,28 +14,25 @@ typedef struct {
     float *out, *mean, *rstd;
     const float *inp;
     mom_layernorm norm;
-    size_t N, C;
+    size_t C;
 } forward_job;
 
-static void stats_task(void *context, size_t task, int thread) {
+static void stats_task(const void *context, size_t begin, size_t end) {
     const forward_job *job = context;
-    const size_t end = mom_min(job->N, (task + 1) * ROWS);
-    (void)thread;
-    for (size_t t = task * ROWS; t < end; t++)
+    for (size_t t = begin; t < end; t++)
         job->k->stats(&job->mean[t], &job->rstd[t], job->inp + t * job->C, job->norm.eps, job->C);
 }
 
 void mom_layernorm_stats(const mom_exec *x, float *mean, float *rstd, const float *inp, float eps, size_t N, size_t C) {
-    forward_job job = {&x->k->norm, NULL, mean, rstd, inp, {.eps = eps}, N, C};
-    mom_parallel_for(x, mom_div_up(N, ROWS), stats_task, &job);
+    forward_job job = {&x->k->norm, NULL, mean, rstd, inp, {.eps = eps}, C};
+    mom_parallel_rows(x, N, ROWS, stats_task, &job);
 }
 
-static void forward_task(void *context, size_t task, int thread) {
+static void forward_task(const void *context, size_t begin, size_t end) {
     const forward_job *job = context;
     const mom_layernorm *norm = &job->norm;
-    const size_t C = job->C, end = mom_min(job->N, (task + 1) * ROWS);
-    (void)thread;
-    for (size_t t = task * ROWS; t < end; t++) {
+    const size_t C = job->C;
+    for (size_t t = begin; t < end; t++) {
         const float *inp = job->inp + t * C;
         job->k->stats(&job->mean[t], &job->rstd[t], inp, norm->eps, C);
         job->k->apply(job->out + t * C, inp, job->mean[t], job->rstd[t], norm->weight, norm->bias, C);
@@ -44,8 +41,8 @@ static void forward_task(void *context, size_t task, int thread) {
 
 void mom_layernorm_forward(const mom_exec *x, float *out, float *mean, float *rstd, const float *inp,
                            const mom_layernorm *norm, size_t N, size_t C) {
-    forward_job job = {&x->k->norm, out, mean, rstd, inp, *norm, N, C};
-    mom_parallel_for(x, mom_div_up(N, ROWS), forward_task, &job);
+    forward_job job = {&x->k->norm, out, mean, rstd, inp, *norm, C};
+    mom_parallel_rows(x, N, ROWS, forward_task, &job);
 }
 
 typedef struct {

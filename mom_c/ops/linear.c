@@ -15,14 +15,11 @@ typedef struct {
     const mom_kernels *k;
     float *out;
     const float *bias;
-    size_t N, Out, tasks;
+    size_t Out;
 } bias_job;
 
-static void add_bias_task(void *context, size_t task, int thread) {
+static void add_bias_task(const void *context, size_t begin, size_t end) {
     const bias_job *job = context;
-    (void)thread;
-    size_t begin, end;
-    mom_range(job->N, job->tasks, task, &begin, &end);
     for (size_t i = begin; i < end; i++)
         job->k->vec.add(job->out + i * job->Out, job->bias, job->Out);
 }
@@ -44,8 +41,8 @@ mom_status mom_linear_forward(const mom_exec *x, float *out, const float *inp, c
     };
     MOM_TRY(mom_gemm_run(x, &product, 1, err));
     if (accumulate && bias) { /* the product takes a bias only where it overwrites */
-        bias_job job = {x->k, out, bias, N, Out, mom_div_up(N, BIAS_ROWS)};
-        mom_parallel_for(x, job.tasks, add_bias_task, &job);
+        bias_job job = {x->k, out, bias, Out};
+        mom_parallel_rows(x, N, BIAS_ROWS, add_bias_task, &job);
     }
     return MOM_OK;
 }

@@ -62,13 +62,11 @@ static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, siz
 }
 
 /* softmax - one_hot of a row, from its blocks */
-static void softmax_task(void *context, size_t task, int thread) {
+static void softmax_task(const void *context, size_t begin, size_t end) {
     const tile_job *job = context;
     const mom_kernels *k = job->k;
-    const size_t end = mom_min(job->rows, (task + 1) * TASK_ROWS);
     float buffer[MOM_FINISH_COLUMNS];
-    (void)thread;
-    for (size_t i = task * TASK_ROWS; i < end; i++) {
+    for (size_t i = begin; i < end; i++) {
         const float *max = job->max + i * job->blocks, *sum = job->sum + i * job->blocks;
         const double largest = (double)k->vec.max(max, job->blocks);
         double total = 0.0;
@@ -122,8 +120,9 @@ static mom_status multiply_gradients(const mom_exec *x, const tile_job *job, flo
     return MOM_OK;
 }
 
-static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const mom_lm_head *head,
-                      mom_error *err) {
+mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const mom_lm_head *head,
+                                mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t n = head->n, V = head->V, C = head->C;
     *loss_sum = 0.0;
     if (!n)
@@ -132,9 +131,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
     if (dhidden) {
-        job.tile = mom_arena_alloc(x->workspace, most * job.ld, mom_dtype_size(x->precision), err);
-        if (!job.tile)
-            return MOM_ERR_MEMORY;
+        MOM_ARENA_NEW_SIZED(job.tile, x->workspace, most * job.ld, mom_dtype_size(x->precision), err);
         MOM_ARENA_NEW(selected, x->workspace, most * C, err);
     }
     MOM_ARENA_NEW(job.max, x->workspace, most * blocks, err);
@@ -149,7 +146,7 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
         const mom_gemm logits = {.m = job.rows, .n = V, .k = C, .a = inputs, .b = mom_matrix_transposed(head->wte, C),
                                  .precision = x->precision, .finish = finish_exp, .whole_blocks = 1, .context = &job};
         MOM_TRY(mom_gemm_run(x, &logits, 1, err));
-        mom_parallel_for(x, mom_div_up(job.rows, TASK_ROWS), softmax_task, &job);
+        mom_parallel_rows(x, job.rows, TASK_ROWS, softmax_task, &job);
         for (size_t i = 0; i < job.rows && !x->dry_run; i++)
             *loss_sum += job.loss[i];
         if (!dhidden)
@@ -158,13 +155,6 @@ static mom_status run(const mom_exec *x, double *loss_sum, float *dhidden, float
         scatter_job scatter = {dhidden, selected, head->rows + r, C};
         mom_parallel_for(x, job.rows, scatter_task, &scatter);
     }
-    return MOM_OK;
-}
-
-mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhidden, float *dwte, const mom_lm_head *head,
-                                mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = run(x, loss_sum, dhidden, dwte, head, err);
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -12,7 +12,7 @@ static void mix_task(void *context, size_t task, int thread) {
     const size_t width = job->width;
     float *row = job->rows + (size_t)thread * width;
     size_t begin, end;
-    mom_range(plan->N, mom_row_tasks(plan->N), task, &begin, &end);
+    mom_range(plan->N, mom_div_up(plan->N, MOM_TASK_ROWS), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         memset(row, 0, width * sizeof *row);
         for (size_t i = t * plan->K; i < (t + 1) * plan->K; i++)
@@ -30,7 +30,7 @@ mom_status mom_half_run_mix(mom_half_mix_job *job) {
     const mom_exec *x = job->half->exec;
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     MOM_ARENA_NEW(job->rows, x->workspace, (size_t)x->threads * job->width, job->half->err);
-    mom_parallel_for(x, mom_row_tasks(job->half->plan->N), mix_task, job);
+    mom_parallel_for(x, mom_div_up(job->half->plan->N, MOM_TASK_ROWS), mix_task, job);
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
@@ -41,15 +41,12 @@ mom_status mom_half_mix(const mom_half *half, void *out, mom_dtype out_dtype, co
     return mom_half_run_mix(&job);
 }
 
-/* dscore += sum of the blocks + <dout, bias>: the gradient of a score without the module's output */
-void mom_half_score_task(void *context, size_t task, int thread) {
+static void score_task(const void *context, size_t begin, size_t end) {
     const mom_half_score_job *job = context;
     const mom_kernels *k = job->half->exec->k;
     const mom_routing_plan *plan = job->half->plan;
     float buffer[MOM_FINISH_COLUMNS];
-    size_t begin, end, m = 0;
-    (void)thread;
-    mom_range(plan->slots, mom_row_tasks(plan->slots), task, &begin, &end);
+    size_t m = 0;
     for (size_t s = begin; s < end; s++) {
         while ((size_t)plan->offsets[m + 1] <= s)
             m++;
@@ -64,6 +61,10 @@ void mom_half_score_task(void *context, size_t task, int thread) {
         }
         job->dscore[t * plan->K + (size_t)plan->choice[s]] += sum;
     }
+}
+
+void mom_half_run_score(const mom_half_score_job *job) {
+    mom_parallel_rows(job->half->exec, job->half->plan->slots, MOM_TASK_ROWS, score_task, job);
 }
 
 /* ---- lists of products */

@@ -2,8 +2,6 @@
 
 #include "ops/layernorm.h"
 
-static const void *packed_of(const mom_half_layer *layer, size_t m) { return layer->packed ? layer->packed[m] : NULL; }
-
 /* Scores by slot, or NULL without scores. */
 static mom_status new_slot_scale(float **slot_scale, const mom_half *half, const float *weight) {
     *slot_scale = NULL;
@@ -33,9 +31,9 @@ static void gradients_are_set(const mom_exec *x, const mom_half_gradient *gradie
             gradient->overwrite[m] = 0;
 }
 
-/* ---- leave */
+/* ---- last layer */
 
-/* Arguments of mom_half_leave_backward, and what it computes from them. */
+/* Arguments of mom_half_last_layer_backward, and what it computes from them. */
 typedef struct {
     const mom_half_gradient *gradient;
     void *inner, *dinner;
@@ -45,9 +43,9 @@ typedef struct {
     float *slot_scale;
     float *partial; /* of the gradients of scores, or NULL */
     float *dslots;  /* gradients of inputs by slot, if tokens have several and GELU does not take them; or NULL */
-} leaving;
+} last_layer;
 
-static void list_leave_weights(mom_half_products *list, const mom_half *half, const leaving *l) {
+static void list_last_weights(mom_half_products *list, const mom_half *half, const last_layer *l) {
     const mom_routing_plan *plan = half->plan;
     const size_t In = l->layer->In, C = l->layer->Out;
     for (size_t m = 0; m < plan->M; m++) {
@@ -63,7 +61,7 @@ static void list_leave_weights(mom_half_products *list, const mom_half *half, co
     }
 }
 
-static void list_leave_inputs(mom_half_products *list, const mom_half *half, const leaving *l) {
+static void list_last_inputs(mom_half_products *list, const mom_half *half, const last_layer *l) {
     const mom_routing_plan *plan = half->plan;
     const size_t In = l->layer->In, C = l->layer->Out;
     const mom_half_block shared = {.half = half, .width = In, .inner = l->inner, .weight = l->output->weight,
@@ -76,50 +74,49 @@ static void list_leave_inputs(mom_half_products *list, const mom_half *half, con
         mom_gemm *g = mom_half_add_product(list, mom_module_slots(plan, m), In, C, half->dtype);
         g->a = mom_token_rows(plan, m, l->dout, MOM_F32, C);
         g->b = mom_matrix_transposed(l->layer->weight[m], C);
-        g->packed_b = packed_of(l->layer, m);
+        g->packed_b = mom_packed_of(l->layer, m);
         mom_half_set_finish(list, g, l->output->gelu ? mom_half_finish_gelu_backward : mom_half_finish_scored, m, shared);
     }
 }
 
-static mom_status leave_backward(const mom_half *half, leaving *l, float *dscore) {
+static mom_status last_layer_backward(const mom_half *half, last_layer *l, float *dscore) {
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t In = l->layer->In, C = l->layer->Out, blocks = mom_column_blocks(In);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, half, 2 * plan->M));
     MOM_TRY(new_slot_scale(&l->slot_scale, half, l->output->weight));
-    list_leave_weights(&list, half, l);
+    list_last_weights(&list, half, l);
     if (l->output->gelu) /* the products below replace its inputs */
         MOM_TRY(mom_half_run_products(half, &list));
     if (dscore)
         MOM_ARENA_NEW(l->partial, x->workspace, plan->slots * blocks, half->err);
     if (plan->K > 1 && !l->output->gelu)
         MOM_ARENA_NEW(l->dslots, x->workspace, plan->slots * In, half->err);
-    list_leave_inputs(&list, half, l);
+    list_last_inputs(&list, half, l);
     MOM_TRY(mom_half_run_products(half, &list));
     gradients_are_set(x, l->gradient, plan);
     if (l->dslots)
         MOM_TRY(mom_half_mix(half, l->dinner, half->dtype, l->dslots, NULL, In));
     if (dscore) {
-        mom_half_score_job job = {half, dscore, l->partial, blocks, l->dout, MOM_F32, 1, l->layer->bias, C};
-        mom_parallel_for(x, mom_row_tasks(plan->slots), mom_half_score_task, &job);
+        const mom_half_score_job job = {half, dscore, l->partial, blocks, l->dout, MOM_F32, 1, l->layer->bias, C};
+        mom_half_run_score(&job);
     }
+    mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
 
-mom_status mom_half_leave_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
-                                   void *dinner, const mom_half_output *output, const float *dout,
-                                   const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    leaving l = {.gradient = gradient, .inner = inner, .dinner = dinner, .output = output, .dout = dout, .layer = layer};
-    const mom_status status = leave_backward(half, &l, dscore);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+mom_status mom_half_last_layer_backward(const mom_half *half, const mom_half_gradient *gradient, float *dscore, void *inner,
+                                        void *dinner, const mom_half_output *output, const float *dout,
+                                        const mom_half_layer *layer) {
+    last_layer l = {.gradient = gradient, .inner = inner, .dinner = dinner, .output = output, .dout = dout, .layer = layer};
+    return last_layer_backward(half, &l, dscore);
 }
 
-/* ---- enter */
+/* ---- first layer */
 
-/* Arguments of mom_half_enter_backward or its split variant, and values computed from the arguments. */
+/* Arguments of mom_half_first_layer_backward or its split variant, and values computed from the arguments. */
 typedef struct {
     const mom_layer_part *parts;
     size_t count;
@@ -131,109 +128,106 @@ typedef struct {
     float *slot_scale;
     float *partial; /* of the gradients of scores, or NULL */
     float *dxn;     /* (slots, C): gradients of the normalised inputs */
-} entering;
+} first_layer;
 
 /* The part's columns of dout, rows of module m. */
-static mom_matrix part_rows(const entering *e, const mom_layer_part *part, size_t m) {
+static mom_matrix part_rows(const first_layer *f, const mom_layer_part *part, size_t m) {
     const mom_half *half = &part->half;
-    const size_t width = e->layer->Out;
-    return mom_rows_of(half->plan, m, mom_half_at(e->dout, half->dtype, 0, width, part->begin), half->dtype, width, e->by_token);
+    const size_t width = f->layer->Out;
+    return mom_rows_of(half->plan, m, mom_half_at(f->dout, half->dtype, 0, width, part->begin), half->dtype, width, f->by_token);
 }
 
-static void list_enter_weights(mom_half_products *list, const entering *e, const mom_layer_part *part) {
+static void list_first_weights(mom_half_products *list, const first_layer *f, const mom_layer_part *part) {
     const mom_half *half = &part->half;
     for (size_t m = 0; m < half->plan->M; m++) {
         const size_t slots = mom_module_slots(half->plan, m);
-        if (!slots || !e->gradient->weight)
+        if (!slots || !f->gradient->weight)
             continue;
-        mom_gemm *g = mom_half_add_product(list, e->layer->In, part->end - part->begin, slots, half->dtype);
+        mom_gemm *g = mom_half_add_product(list, f->layer->In, part->end - part->begin, slots, half->dtype);
         g->a = mom_matrix_flip(mom_half_normed_rows(list, g, half, m));
-        g->b = part_rows(e, part, m);
-        g->k_scale = module_scale(half->plan, e->slot_scale, m);
-        set_gradient(g, e->gradient, m, e->layer->Out, part->begin);
+        g->b = part_rows(f, part, m);
+        g->k_scale = module_scale(half->plan, f->slot_scale, m);
+        set_gradient(g, f->gradient, m, f->layer->Out, part->begin);
     }
 }
 
 /* The last part writes dxn; another one is added to it afterwards. */
-static void list_enter_inputs(mom_half_products *list, const entering *e, const mom_layer_part *part) {
+static void list_first_inputs(mom_half_products *list, const first_layer *f, const mom_layer_part *part) {
     const mom_half *half = &part->half;
-    const size_t C = e->layer->In;
-    const int last = part + 1 == e->parts + e->count;
+    const size_t C = f->layer->In;
+    const int last = part + 1 == f->parts + f->count;
     for (size_t m = 0; m < half->plan->M; m++) {
         if (!mom_module_slots(half->plan, m))
             continue;
         mom_gemm *g = mom_half_add_product(list, mom_module_slots(half->plan, m), C, part->end - part->begin, half->dtype);
-        g->a = part_rows(e, part, m);
-        g->b = mom_matrix_transposed(e->layer->weight[m] + part->begin, e->layer->Out);
-        g->packed_b = e->count > 1 ? NULL : packed_of(e->layer, m);
-        const mom_half_block block = {.half = half, .width = C, .out = e->dxn, .weight = e->weight, .partial = e->partial,
+        g->a = part_rows(f, part, m);
+        g->b = mom_matrix_transposed(f->layer->weight[m] + part->begin, f->layer->Out);
+        g->packed_b = f->count > 1 ? NULL : mom_packed_of(f->layer, m);
+        const mom_half_block block = {.half = half, .width = C, .out = f->dxn, .weight = f->weight, .partial = f->partial,
                                       .blocks = mom_column_blocks(C)};
-        if (e->weight) {
+        if (f->weight) {
             mom_half_set_finish(list, g, mom_half_finish_scored_norm, m, block);
         } else if (!last) {
             mom_half_set_finish(list, g, mom_half_finish_add, m, block);
         } else {
-            g->c = e->dxn + (size_t)half->plan->offsets[m] * C;
+            g->c = f->dxn + (size_t)half->plan->offsets[m] * C;
             g->ldc = C;
         }
     }
 }
 
-static mom_status through_layernorm(const mom_half *half, const entering *e, float *dx) {
+static mom_status through_layernorm(const mom_half *half, const first_layer *f, float *dx) {
     const mom_routing_plan *plan = half->plan;
-    const mom_normed_rows rows = {half->x, half->mean, half->rstd, plan->N, e->layer->In};
-    float *const *dweight = e->gradient->ln_weight, *const *dbias = e->gradient->ln_bias;
+    const mom_normed_rows rows = {half->x, half->mean, half->rstd, plan->N, f->layer->In};
+    float *const *dweight = f->gradient->ln_weight, *const *dbias = f->gradient->ln_bias;
     if (plan->M == 1 && mom_has_all_tokens(plan, 0))
-        return mom_layernorm_backward(half->exec, dx, dweight[0], dbias[0], e->dxn, half->ln_weight[0], &rows, half->err);
-    mom_routed_layernorm_backward(half->exec, dx, dweight, dbias, e->dxn, &rows, half->ln_weight, plan);
+        return mom_layernorm_backward(half->exec, dx, dweight[0], dbias[0], f->dxn, half->ln_weight[0], &rows, half->err);
+    mom_routed_layernorm_backward(half->exec, dx, dweight, dbias, f->dxn, &rows, half->ln_weight, plan);
     return MOM_OK;
 }
 
-static mom_status enter_backward(entering *e, float *dx, float *dscore) {
-    const mom_half *half = &e->parts[e->count - 1].half;
+static mom_status first_layer_backward(first_layer *f, float *dx, float *dscore) {
+    const mom_half *half = &f->parts[f->count - 1].half;
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
-    const size_t C = e->layer->In, blocks = mom_column_blocks(C);
+    const size_t C = f->layer->In, blocks = mom_column_blocks(C);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     mom_half_products list;
-    MOM_TRY(mom_half_products_init(&list, half, 2 * e->count * plan->M));
-    MOM_TRY(new_slot_scale(&e->slot_scale, half, e->weight));
-    for (size_t i = 0; i < e->count; i++)
-        list_enter_weights(&list, e, &e->parts[i]);
-    MOM_ARENA_NEW(e->dxn, x->workspace, plan->slots * C, half->err);
-    if (e->weight)
-        MOM_ARENA_NEW(e->partial, x->workspace, plan->slots * blocks, half->err);
-    for (size_t i = e->count; i-- > 0;) {
-        list_enter_inputs(&list, e, &e->parts[i]);
+    MOM_TRY(mom_half_products_init(&list, half, 2 * f->count * plan->M));
+    MOM_TRY(new_slot_scale(&f->slot_scale, half, f->weight));
+    for (size_t i = 0; i < f->count; i++)
+        list_first_weights(&list, f, &f->parts[i]);
+    MOM_ARENA_NEW(f->dxn, x->workspace, plan->slots * C, half->err);
+    if (f->weight)
+        MOM_ARENA_NEW(f->partial, x->workspace, plan->slots * blocks, half->err);
+    for (size_t i = f->count; i-- > 0;) {
+        list_first_inputs(&list, f, &f->parts[i]);
         MOM_TRY(mom_half_run_products(half, &list));
     }
-    gradients_are_set(x, e->gradient, plan);
-    if (e->weight) {
-        mom_half_score_job job = {half, dscore, e->partial, blocks, e->dout, half->dtype, e->by_token, e->layer->bias,
-                                  e->layer->Out};
-        mom_parallel_for(x, mom_row_tasks(plan->slots), mom_half_score_task, &job);
+    gradients_are_set(x, f->gradient, plan);
+    if (f->weight) {
+        const mom_half_score_job job = {half, dscore, f->partial, blocks, f->dout, half->dtype, f->by_token, f->layer->bias,
+                                        f->layer->Out};
+        mom_half_run_score(&job);
     }
-    return through_layernorm(half, e, dx);
+    MOM_TRY(through_layernorm(half, f, dx));
+    mom_arena_release(x->workspace, mark);
+    return MOM_OK;
 }
 
-mom_status mom_half_enter_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
-                                   const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
+mom_status mom_half_first_layer_backward(const mom_half *half, const mom_half_gradient *gradient, float *dx, float *dscore,
+                                          const void *dout, int by_token, const float *weight, const mom_half_layer *layer) {
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
-    entering e = {.parts = &whole_layer, .count = 1, .gradient = gradient, .dout = dout, .by_token = by_token,
-                  .weight = weight, .layer = layer};
-    const mom_status status = enter_backward(&e, dx, dscore);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    first_layer f = {.parts = &whole_layer, .count = 1, .gradient = gradient, .dout = dout, .by_token = by_token,
+                     .weight = weight, .layer = layer};
+    return first_layer_backward(&f, dx, dscore);
 }
 
-mom_status mom_half_enter_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
-                                         const mom_half_gradient *gradient, float *dx, const void *dout,
-                                         const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
+mom_status mom_half_first_layer_split_backward(const mom_half *half, const mom_routing_plan *some, size_t columns,
+                                               const mom_half_gradient *gradient, float *dx, const void *dout,
+                                               const mom_half_layer *layer) {
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
-    entering e = {.parts = parts, .count = 2, .gradient = gradient, .dout = dout, .by_token = 1, .layer = layer};
-    const mom_status status = enter_backward(&e, dx, NULL);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    first_layer f = {.parts = parts, .count = 2, .gradient = gradient, .dout = dout, .by_token = 1, .layer = layer};
+    return first_layer_backward(&f, dx, NULL);
 }

@@ -2,11 +2,10 @@
 
 #include <string.h>
 
-static const void *packed_of(const mom_half_layer *layer, size_t m) { return layer->packed ? layer->packed[m] : NULL; }
-
-static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
-                        const float *weight, const mom_half_layer *layer) {
+static mom_status first_layer(const mom_layer_part *parts, size_t count, void *out, mom_dtype out_dtype, int by_token,
+                              const float *weight, const mom_half_layer *layer) {
     const size_t width = layer->Out;
+    const mom_arena_mark mark = mom_arena_get_mark(parts->half.exec->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, &parts->half, count * parts->half.plan->M));
     for (const mom_layer_part *part = parts; part < parts + count; part++) {
@@ -19,7 +18,7 @@ static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mo
             mom_gemm *g = mom_half_add_product(&list, mom_module_slots(plan, m), part->end - begin, layer->In, half->dtype);
             g->a = mom_half_normed_rows(&list, g, half, m);
             g->b = mom_matrix_rows(layer->weight[m] + begin, width);
-            g->packed_b = count > 1 ? NULL : packed_of(layer, m);
+            g->packed_b = count > 1 ? NULL : mom_packed_of(layer, m);
             g->bias = layer->bias[m] + begin;
             if (by_token || out_dtype != MOM_F32 || weight) {
                 const mom_half_block block = {.half = half, .width = width, .out_dtype = out_dtype, .by_token = by_token,
@@ -31,26 +30,22 @@ static mom_status enter(const mom_layer_part *parts, size_t count, void *out, mo
             }
         }
     }
-    return mom_half_run_products(&parts->half, &list);
+    MOM_TRY(mom_half_run_products(&parts->half, &list));
+    mom_arena_release(parts->half.exec->workspace, mark);
+    return MOM_OK;
 }
 
-mom_status mom_half_enter(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
-                          const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
+mom_status mom_half_first_layer(const mom_half *half, void *out, mom_dtype out_dtype, int by_token, const float *weight,
+                                const mom_half_layer *layer) {
     const mom_layer_part whole_layer = {*half, 0, layer->Out};
-    const mom_status status = enter(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return first_layer(&whole_layer, 1, out, out_dtype, by_token, weight, layer);
 }
 
-mom_status mom_half_enter_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
-                                mom_dtype out_dtype, const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
+mom_status mom_half_first_layer_split(const mom_half *half, const mom_routing_plan *some, size_t columns, void *out,
+                                      mom_dtype out_dtype, const mom_half_layer *layer) {
     mom_layer_part parts[2];
     mom_split_layer(parts, half, some, columns, layer);
-    const mom_status status = enter(parts, 2, out, out_dtype, 1, NULL, layer);
-    mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return first_layer(parts, 2, out, out_dtype, 1, NULL, layer);
 }
 
 typedef struct {
@@ -59,19 +54,18 @@ typedef struct {
 } copy_job;
 
 /* Tokens without a slot keep their row of the residual stream. */
-static void copy_skipped_task(void *context, size_t task, int thread) {
+static void copy_skipped_task(const void *context, size_t begin, size_t end) {
     const copy_job *job = context;
     const mom_routing_plan *plan = job->half->plan;
     const size_t C = job->half->C;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->N, mom_row_tasks(plan->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++)
         if (!plan->K || plan->slot[t] < 0)
             memcpy(job->x_out + t * C, job->half->x + t * C, C * sizeof(float));
 }
 
-static mom_status leave(const mom_half *half, float *x_out, const mom_half_output *output, const mom_half_layer *layer) {
+mom_status mom_half_last_layer(const mom_half *half, float *x_out, const mom_half_output *output,
+                               const mom_half_layer *layer) {
+    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->Out;
@@ -89,7 +83,7 @@ static mom_status leave(const mom_half *half, float *x_out, const mom_half_outpu
         g->a = mom_rows_of(plan, m, output->inner, half->dtype, layer->In, output->by_token);
         g->a.gelu = output->gelu;
         g->b = mom_matrix_rows(layer->weight[m], C);
-        g->packed_b = packed_of(layer, m);
+        g->packed_b = mom_packed_of(layer, m);
         g->bias = layer->bias[m];
         if (plan->K > 1) {
             g->c = y + (size_t)plan->offsets[m] * C;
@@ -102,18 +96,11 @@ static mom_status leave(const mom_half *half, float *x_out, const mom_half_outpu
     if (plan->K > 1) {
         mom_half_mix_job job = {.half = half, .out = x_out, .x = half->x, .y = y, .weight = output->weight,
                                 .dropout = output->dropout, .width = C};
-        return mom_half_run_mix(&job);
+        MOM_TRY(mom_half_run_mix(&job));
+    } else if (x_out != half->x && plan->slots < plan->N) {
+        const copy_job job = {half, x_out};
+        mom_parallel_rows(x, plan->N, MOM_TASK_ROWS, copy_skipped_task, &job);
     }
-    copy_job job = {half, x_out};
-    if (x_out != half->x && plan->slots < plan->N)
-        mom_parallel_for(x, mom_row_tasks(plan->N), copy_skipped_task, &job);
-    return MOM_OK;
-}
-
-mom_status mom_half_leave(const mom_half *half, float *x_out, const mom_half_output *output,
-                          const mom_half_layer *layer) {
-    const mom_arena_mark mark = mom_arena_get_mark(half->exec->workspace);
-    const mom_status status = leave(half, x_out, output, layer);
     mom_arena_release(half->exec->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -15,6 +15,10 @@
 #include "ops/routed_half.h"
 #include "ops/routed_rows.h"
 
+static inline const void *mom_packed_of(const mom_half_layer *layer, size_t m) {
+    return layer->packed ? layer->packed[m] : NULL;
+}
+
 static inline size_t mom_column_blocks(size_t width) { return mom_div_up(width, MOM_FINISH_COLUMNS); }
 
 /* Where row `row` of an array of `width` columns begins, from column j on. */
@@ -104,8 +108,8 @@ typedef struct {
     size_t Out;
 } mom_half_score_job;
 
-/* dscore += sum of the blocks + <dout, bias>: the gradient of a score without the module's output. By rows of slots. */
-void mom_half_score_task(void *context, size_t task, int thread);
+/* dscore += sum of the blocks + <dout, bias>: the gradient of a score without the module's output. */
+void mom_half_run_score(const mom_half_score_job *job);
 
 /* ---- lists of products (routed_half.c) */
 

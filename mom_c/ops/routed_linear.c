@@ -17,8 +17,9 @@ static mom_matrix module_rows(mom_routed_rows rows, size_t width, const mom_rout
 
 /* ---- products; their arrays live in the workspace until the caller's mark is released */
 
-static mom_status forward_products(const mom_exec *x, float *out, mom_routed_rows inp, const mom_routed_layer *layer,
-                                   const mom_routing_plan *plan, mom_error *err) {
+mom_status mom_routed_linear_forward(const mom_exec *x, float *out, mom_routed_rows inp, const mom_routed_layer *layer,
+                                     const mom_routing_plan *plan, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t In = layer->In, Out = layer->Out;
     mom_gemm *products;
     size_t count = 0;
@@ -35,19 +36,14 @@ static mom_status forward_products(const mom_exec *x, float *out, mom_routed_row
                 .ldc = Out,
                 .bias = layer->bias ? layer->bias[m] : NULL,
             };
-    return mom_gemm_run(x, products, count, err);
-}
-
-mom_status mom_routed_linear_forward(const mom_exec *x, float *out, mom_routed_rows inp, const mom_routed_layer *layer,
-                                     const mom_routing_plan *plan, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = forward_products(x, out, inp, layer, plan, err);
+    MOM_TRY(mom_gemm_run(x, products, count, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
-static mom_status input_products(const mom_exec *x, float *dinp, mom_routed_rows dout, const mom_routed_layer *layer,
-                                 const mom_routing_plan *plan, mom_error *err) {
+mom_status mom_routed_linear_backward_input(const mom_exec *x, float *dinp, mom_routed_rows dout,
+                                            const mom_routed_layer *layer, const mom_routing_plan *plan, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t In = layer->In, Out = layer->Out;
     mom_gemm *products;
     size_t count = 0;
@@ -63,20 +59,15 @@ static mom_status input_products(const mom_exec *x, float *dinp, mom_routed_rows
                 .c = dinp + (size_t)plan->offsets[m] * In,
                 .ldc = In,
             };
-    return mom_gemm_run(x, products, count, err);
-}
-
-mom_status mom_routed_linear_backward_input(const mom_exec *x, float *dinp, mom_routed_rows dout,
-                                            const mom_routed_layer *layer, const mom_routing_plan *plan, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = input_products(x, dinp, dout, layer, plan, err);
+    MOM_TRY(mom_gemm_run(x, products, count, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
-static mom_status weight_products(const mom_exec *x, const mom_routed_gradient *gradient, mom_routed_rows inp,
-                                  mom_routed_rows dout, const float *slot_scale, const mom_routing_plan *plan,
-                                  mom_error *err) {
+mom_status mom_routed_linear_backward_weight(const mom_exec *x, const mom_routed_gradient *gradient, mom_routed_rows inp,
+                                             mom_routed_rows dout, const float *slot_scale, const mom_routing_plan *plan,
+                                             mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     const size_t In = gradient->In, Out = gradient->Out;
     mom_gemm *products;
     size_t count = 0;
@@ -95,16 +86,9 @@ static mom_status weight_products(const mom_exec *x, const mom_routed_gradient *
                 .k_sums = gradient->bias ? gradient->bias[m] : NULL,
                 .accumulate = 1,
             };
-    return mom_gemm_run(x, products, count, err);
-}
-
-mom_status mom_routed_linear_backward_weight(const mom_exec *x, const mom_routed_gradient *gradient, mom_routed_rows inp,
-                                             mom_routed_rows dout, const float *slot_scale, const mom_routing_plan *plan,
-                                             mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = weight_products(x, gradient, inp, dout, slot_scale, plan, err);
+    MOM_TRY(mom_gemm_run(x, products, count, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
 /* ---- combine backward */
@@ -117,13 +101,10 @@ typedef struct {
     size_t C;
 } combine_backward_job;
 
-static void combine_backward_task(void *context, size_t task, int thread) {
+static void combine_backward_task(const void *context, size_t begin, size_t end) {
     const combine_backward_job *job = context;
     const mom_routing_plan *plan = job->plan;
     const size_t C = job->C;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->N, mom_row_tasks(plan->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         const float *dout = job->dout + t * C;
         for (size_t i = t * plan->K; i < (t + 1) * plan->K; i++) {
@@ -140,7 +121,7 @@ static void combine_backward_task(void *context, size_t task, int thread) {
 void mom_routed_combine_backward(const mom_exec *x, float *dweight, float *dy, const float *dout, const float *y,
                                  const float *weight, const mom_routing_plan *plan, size_t C) {
     combine_backward_job job = {x->k, dweight, dy, dout, y, weight, plan, C};
-    mom_parallel_for(x, mom_row_tasks(plan->N), combine_backward_task, &job);
+    mom_parallel_rows(x, plan->N, MOM_TASK_ROWS, combine_backward_task, &job);
 }
 
 /* ---- scores */
@@ -154,14 +135,11 @@ typedef struct {
     const mom_routing_plan *plan;
 } score_job;
 
-static void score_backward_task(void *context, size_t task, int thread) {
+static void score_backward_task(const void *context, size_t begin, size_t end) {
     const score_job *job = context;
     const mom_vec_kernels *vec = &job->k->vec;
     const mom_routing_plan *plan = job->plan;
     const size_t In = job->layer->In, Out = job->layer->Out;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->slots, mom_row_tasks(plan->slots), task, &begin, &end);
     for (size_t s = begin; s < end; s++) {
         const size_t t = (size_t)plan->token[s], choice = t * plan->K + (size_t)plan->choice[s];
         float *dh = job->dh + s * In;
@@ -177,5 +155,5 @@ static void score_backward_task(void *context, size_t task, int thread) {
 void mom_routed_score_backward(const mom_exec *x, float *dweight, float *dh, mom_routed_rows h, const float *dout,
                                const mom_routed_layer *layer, const float *weight, const mom_routing_plan *plan) {
     score_job job = {x->k, dweight, dh, h, dout, weight, layer, plan};
-    mom_parallel_for(x, mom_row_tasks(plan->slots), score_backward_task, &job);
+    mom_parallel_rows(x, plan->slots, MOM_TASK_ROWS, score_backward_task, &job);
 }

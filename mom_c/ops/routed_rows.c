@@ -20,19 +20,16 @@ typedef struct {
     const mom_routing_plan *plan;
 } slot_scale_job;
 
-static void slot_scale_task(void *context, size_t task, int thread) {
+static void slot_scale_task(const void *context, size_t begin, size_t end) {
     const slot_scale_job *job = context;
     const mom_routing_plan *plan = job->plan;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->slots, mom_row_tasks(plan->slots), task, &begin, &end);
     for (size_t s = begin; s < end; s++)
         job->slot_scale[s] = job->weight[(size_t)plan->token[s] * plan->K + (size_t)plan->choice[s]];
 }
 
 void mom_routed_slot_scale(const mom_exec *x, float *slot_scale, const float *weight, const mom_routing_plan *plan) {
     slot_scale_job job = {slot_scale, weight, plan};
-    mom_parallel_for(x, mom_row_tasks(plan->slots), slot_scale_task, &job);
+    mom_parallel_rows(x, plan->slots, MOM_TASK_ROWS, slot_scale_task, &job);
 }
 
 /* ---- combine */
@@ -46,13 +43,10 @@ typedef struct {
     int accumulate;
 } combine_job;
 
-static void combine_task(void *context, size_t task, int thread) {
+static void combine_task(const void *context, size_t begin, size_t end) {
     const combine_job *job = context;
     const mom_routing_plan *plan = job->plan;
     const size_t C = job->C;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->N, mom_row_tasks(plan->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         float *out = job->out + t * C;
         int written = job->accumulate;
@@ -75,7 +69,7 @@ static void combine_task(void *context, size_t task, int thread) {
 void mom_routed_combine_forward(const mom_exec *x, float *out, const float *y, const float *weight,
                                 const mom_routing_plan *plan, size_t C, int accumulate) {
     combine_job job = {x->k, out, y, weight, plan, C, accumulate};
-    mom_parallel_for(x, mom_row_tasks(plan->N), combine_task, &job);
+    mom_parallel_rows(x, plan->N, MOM_TASK_ROWS, combine_task, &job);
 }
 
 /* ---- layer normalisation */
@@ -88,14 +82,11 @@ typedef struct {
     const mom_routing_plan *plan;
 } layernorm_job;
 
-static void layernorm_task(void *context, size_t task, int thread) {
+static void layernorm_task(const void *context, size_t begin, size_t end) {
     const layernorm_job *job = context;
     const mom_normed_rows *rows = job->rows;
     const mom_routing_plan *plan = job->plan;
     const size_t C = rows->C;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->slots, mom_row_tasks(plan->slots), task, &begin, &end);
     for (size_t s = begin; s < end; s++) {
         const size_t t = (size_t)plan->token[s], m = mom_module_of_slot(plan, s);
         job->k->apply(job->out + s * C, rows->inp + t * C, rows->mean[t], rows->rstd[t], job->weight[m], job->bias[m], C);
@@ -105,7 +96,7 @@ static void layernorm_task(void *context, size_t task, int thread) {
 void mom_routed_layernorm_forward(const mom_exec *x, float *out, const mom_normed_rows *rows, const float *const *weight,
                                   const float *const *bias, const mom_routing_plan *plan) {
     layernorm_job job = {&x->k->norm, out, rows, weight, bias, plan};
-    mom_parallel_for(x, mom_row_tasks(plan->slots), layernorm_task, &job);
+    mom_parallel_rows(x, plan->slots, MOM_TASK_ROWS, layernorm_task, &job);
 }
 
 typedef struct {
@@ -148,14 +139,11 @@ static void layernorm_parameters_task(void *context, size_t task, int thread) {
 
 /* Pass 2, by token. The gradients of xhat from all slots of a token are added up in the row of the token's first slot.
  * So the costlier part of the backward formula runs once per token. */
-static void layernorm_input_task(void *context, size_t task, int thread) {
+static void layernorm_input_task(const void *context, size_t begin, size_t end) {
     const layernorm_backward_job *job = context;
     const mom_normed_rows *rows = job->rows;
     const mom_routing_plan *plan = job->plan;
     const size_t C = rows->C;
-    size_t begin, end;
-    (void)thread;
-    mom_range(plan->N, mom_row_tasks(plan->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         float *dxhat = NULL;
         for (size_t i = t * plan->K; i < (t + 1) * plan->K; i++) {
@@ -181,5 +169,5 @@ void mom_routed_layernorm_backward(const mom_exec *x, float *dinp, float *const 
     const size_t blocks = mom_div_up(rows->C, LAYERNORM_COLUMNS);
     layernorm_backward_job job = {x->k, dinp, dweight, dbias, dout, rows, weight, plan, blocks};
     mom_parallel_for(x, plan->M * blocks, layernorm_parameters_task, &job);
-    mom_parallel_for(x, mom_row_tasks(plan->N), layernorm_input_task, &job);
+    mom_parallel_rows(x, plan->N, MOM_TASK_ROWS, layernorm_input_task, &job);
 }

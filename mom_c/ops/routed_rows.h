@@ -8,11 +8,10 @@
 #include "ops/layernorm.h"
 #include "ops/routing_plan.h"
 
-/* Tasks of a pass over so many tokens or slots. */
-static inline size_t mom_row_tasks(size_t rows) { return mom_div_up(rows, 32); }
+#define MOM_TASK_ROWS ((size_t)32) /* tokens or slots per task of a pass over them */
 
-/* The module of a slot. Of the modules that begin at or before the slot it is the last, since an empty module begins at
- * the same slot as the next module. */
+/* The module that owns a slot. Empty modules share their first slot with the next module, so the last candidate is the
+ * right one. */
 size_t mom_module_of_slot(const mom_routing_plan *plan, size_t slot);
 
 /* slot_scale (slots) = weight (N, K), by slot. */

@@ -4,7 +4,7 @@
  */
 #include "ops/router.h"
 
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 #define PARAM(name, d0, d1, field) {name, {MOM_DIM_##d0, MOM_DIM_##d1}, offsetof(mom_router_tensors, field)}
 
@@ -30,6 +30,7 @@ const mom_router_type mom_router_types[MOM_ROUTER_KINDS] = {
                             .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
     [MOM_ROUTER_GRU] = {.name = "gru", .recurrent = 1, .scored = 1, .gates = 3, PARAMS(recurrent_params),
                         .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
+    [MOM_ROUTER_HASH] = {.name = "hash", .forward = mom_hash_forward, .backward = mom_hash_backward},
 };
 
 size_t mom_router_dim_size(const mom_router_spec *spec, mom_router_dim dim) {
@@ -45,16 +46,16 @@ float **mom_router_tensor(mom_router_tensors *tensors, const mom_router_param *p
 mom_status mom_router_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                               const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = mom_router_type_of(spec)->forward(x, logits, saved, in, spec, err);
+    MOM_TRY(mom_router_type_of(spec)->forward(x, logits, saved, in, spec, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }
 
 mom_status mom_router_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = mom_router_type_of(spec)->backward(x, out, dlogits, dstate_out, in, saved, spec, err);
+    MOM_TRY(mom_router_type_of(spec)->backward(x, out, dlogits, dstate_out, in, saved, spec, err));
     mom_arena_release(x->workspace, mark);
-    return status;
+    return MOM_OK;
 }

@@ -1,6 +1,6 @@
 /* Routers: from the residual stream to logits; forward and backward.
  *
- * Order of calls in a round: the router, naive or recurrent, then scores, top-k and the straight-through sign
+ * Order of calls in a round: the router, then scores, top-k and the straight-through sign
  * (ops/scores.h). Backward goes in reverse order; the gradient of the recurrent state travels from the last round to the
  * first. Router weights are stored [out, in]. Derivation: docs/derivations/router.md.
  */
@@ -10,7 +10,7 @@
 #include "gemm/gemm.h"
 #include "ops/scores.h"
 
-typedef enum { MOM_ROUTER_NAIVE, MOM_ROUTER_GRU_DEV, MOM_ROUTER_GRU, MOM_ROUTER_KINDS } mom_router_kind;
+typedef enum { MOM_ROUTER_NAIVE, MOM_ROUTER_GRU_DEV, MOM_ROUTER_GRU, MOM_ROUTER_HASH, MOM_ROUTER_KINDS } mom_router_kind;
 
 typedef struct {
     mom_router_kind kind;
@@ -39,7 +39,7 @@ mom_gemm_packing mom_router_state_factor(const mom_router_tensors *weights, cons
 /* What one round saves for backward. The caller provides the memory. Only backward reads gates and h_n, so they have type
  * `dtype`; the state goes on to the next round and to the scores, and stays float32. */
 typedef struct {
-    float *hidden; /* (N, R): naive: after ReLU; recurrent: the new state */
+    float *hidden; /* (N, R): naive: after ReLU; recurrent: the new state; NULL for a kind without parameters */
     void *gates;   /* (N, G*R) activated gates; recurrent only */
     void *h_n;     /* (N, R) the n part of h2h(state); recurrent only */
     mom_dtype dtype;
@@ -52,6 +52,8 @@ typedef struct {
     const float *state; /* (N, R): saved.hidden of the round before, or NULL for zero */
     const int32_t *tokens; /* (N) ids, or NULL if an operator is called by itself */
     size_t round;          /* of the block */
+    int half;              /* 0: attention, 1: feed-forward */
+    size_t modules;        /* M: outputs from M on stand for SKIP; 0 if an operator is called by itself */
     uint64_t noise_key; /* of this round's noise; component j of token t has index t * R + j */
     size_t N;
 } mom_router_inputs;
@@ -87,7 +89,8 @@ typedef struct {
 typedef struct {
     const char *name;
     int recurrent;          /* a state goes from round to round */
-    int scored;             /* outputs are scores, which the balance loss counts */
+    int scored;             /* outputs are scores: they weigh the choices, and the balance loss counts them. Otherwise they
+                             * only say which choices are best, and all kept choices have the weight 1 / K. */
     size_t gates;           /* of a recurrent cell, without the noise gate; 0: none */
     size_t param_count;
     const mom_router_param *params; /* in the order of the state dict */

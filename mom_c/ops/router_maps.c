@@ -1,6 +1,6 @@
 /* What several kinds of routers use: linear maps over all tokens. */
 #include "ops/gemv.h"
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 mom_status mom_router_apply(const mom_exec *x, float *out, const float *inp, const mom_router_map *map, int few_rows,
                             size_t N, mom_error *err) {

@@ -13,21 +13,12 @@
 #include <string.h>
 
 #include "base/rng.h"
-#include "ops/router_kinds.h"
+#include "ops/router_functions.h"
 
 #define BLOCK_ROWS ((size_t)256)
 _Static_assert(BLOCK_ROWS % MOM_ROUTER_ROWS == 0, "blocks are made of whole tasks");
 
 static size_t block_rows(size_t N, size_t begin) { return mom_min(N - begin, BLOCK_ROWS); }
-
-/* One token's noise, the same in forward and backward. NULL if row is NULL: the router has no noise. */
-static const float *draw_noise(float *row, uint64_t key, size_t token, size_t R) {
-    if (!row)
-        return NULL;
-    for (size_t j = 0; j < R; j++)
-        row[j] = mom_rng_uniform(key, (uint64_t)(token * R + j));
-    return row;
-}
 
 /* Row t, of `width` columns, of an array that is kept for backward. */
 static void *kept_row(void *data, mom_dtype dtype, size_t t, size_t width) {
@@ -51,47 +42,70 @@ static const float *kept_values(const mom_kernels *k, float *buffer, void *data,
     return buffer;
 }
 
+/* What both directions need for the cells of a block of tokens. */
 typedef struct {
     const mom_kernels *k;
     const mom_router_saved *saved;
-    float *gates;       /* (threads, G*R) rows before they are rounded, or NULL: computed where they are kept */
-    const float *x_pre; /* (rows, G*R) */
-    const float *h_pre; /* (rows, G*R), or one row for all tokens when h_stride is 0 */
-    const float *state; /* (N, R), or one row when state_stride is 0 */
-    size_t h_stride, state_stride;
+    const float *state; /* (N, R), or one row of zeros when state_stride is 0 */
+    size_t state_stride;
     float *noise; /* (threads, R) or NULL */
     uint64_t noise_key;
     int dev;
     size_t first, rows; /* the block of tokens */
-    size_t R, G;
+    size_t R, GR;
+} cells;
+
+/* The state before the first round is zero; the same row serves every token. */
+static mom_status cells_init(cells *c, const mom_exec *x, const mom_router_saved *saved, const mom_router_inputs *in,
+                             const mom_router_spec *spec, mom_error *err) {
+    const size_t R = spec->R;
+    float *zeros;
+    *c = (cells){.k = x->k, .saved = saved, .state = in->state, .state_stride = in->state ? R : 0,
+                 .noise_key = in->noise_key, .dev = spec->kind == MOM_ROUTER_GRU_DEV, .R = R,
+                 .GR = mom_router_gates(spec) * R};
+    if (!in->state) {
+        MOM_ARENA_ZEROS(zeros, x, x->workspace, R, err);
+        c->state = zeros;
+    }
+    if (spec->random)
+        MOM_ARENA_NEW(c->noise, x->workspace, (size_t)x->threads * R, err);
+    return MOM_OK;
+}
+
+/* One token's noise, the same in both directions. NULL if the router has no noise. */
+static const float *draw_noise(const cells *c, size_t token, int thread) {
+    if (!c->noise)
+        return NULL;
+    float *row = c->noise + (size_t)thread * c->R;
+    for (size_t j = 0; j < c->R; j++)
+        row[j] = mom_rng_uniform(c->noise_key, (uint64_t)(token * c->R + j));
+    return row;
+}
+
+typedef struct {
+    cells cells;
+    float *gates;       /* (threads, G*R) rows before they are rounded, or NULL: computed where they are kept */
+    const float *x_pre; /* (rows, G*R) */
+    const float *h_pre; /* (rows, G*R), or one row for all tokens when h_stride is 0 */
+    size_t h_stride;
 } cell_job;
 
 static void cell_task(void *context, size_t task, int thread) {
     const cell_job *job = context;
-    const mom_router_saved *saved = job->saved;
-    const size_t R = job->R, GR = job->G * R;
-    float *noise_row = job->noise ? job->noise + (size_t)thread * R : NULL;
+    const cells *c = &job->cells;
+    const mom_router_saved *saved = c->saved;
+    const size_t R = c->R, GR = c->GR;
     size_t begin, end;
-    mom_range(job->rows, mom_router_tasks(job->rows), task, &begin, &end);
+    mom_range(c->rows, mom_router_tasks(c->rows), task, &begin, &end);
     for (size_t i = begin; i < end; i++) {
-        const size_t t = job->first + i;
+        const size_t t = c->first + i;
         const float *h_pre = job->h_pre + i * job->h_stride;
-        const float *noise = draw_noise(noise_row, job->noise_key, t, R);
         float *gates = job->gates ? job->gates + (size_t)thread * GR : kept_row(saved->gates, saved->dtype, t, GR);
-        job->k->gru.forward(gates, saved->hidden + t * R, job->x_pre + i * GR, h_pre, job->state + t * job->state_stride,
-                            noise, job->dev, R);
-        keep_row(job->k, saved->gates, saved->dtype, t, gates, GR);
-        keep_row(job->k, saved->h_n, saved->dtype, t, h_pre + 2 * R, R);
+        c->k->gru.forward(gates, saved->hidden + t * R, job->x_pre + i * GR, h_pre, c->state + t * c->state_stride,
+                          draw_noise(c, t, thread), c->dev, R);
+        keep_row(c->k, saved->gates, saved->dtype, t, gates, GR);
+        keep_row(c->k, saved->h_n, saved->dtype, t, h_pre + 2 * R, R);
     }
-}
-
-/* A row of zeros stands for the state before the first round; the same row serves every token. */
-static mom_status new_zero_row(const float **row, const mom_exec *x, size_t R, mom_error *err) {
-    float *zeros;
-    MOM_ARENA_NEW(zeros, x->workspace, R, err);
-    mom_zero(x, zeros, R * sizeof *zeros);
-    *row = zeros;
-    return MOM_OK;
 }
 
 static mom_gemm_packing factor(const float *weight, size_t In, size_t Out, mom_dtype precision, int transposed) {
@@ -168,84 +182,66 @@ static mom_status run_products(const cell_products *p, const mom_exec *x, const 
     return state ? mom_router_apply(x, p->h_pre, state, &h2h, 1, rows, err) : MOM_OK;
 }
 
-static mom_status run_cells(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
-                            const mom_router_spec *spec, mom_error *err) {
-    const size_t R = spec->R, G = mom_router_gates(spec), GR = G * R, most = block_rows(in->N, 0);
-    cell_products products;
-    MOM_TRY(products_init(&products, x, in, spec, err));
-    cell_job job = {.k = x->k, .saved = saved, .x_pre = products.x_pre, .h_pre = products.h_pre, .h_stride = GR,
-                    .state = in->state, .state_stride = R, .noise_key = in->noise_key,
-                    .dev = spec->kind == MOM_ROUTER_GRU_DEV, .R = R, .G = G};
-    if (!in->state) {
-        job.h_pre = in->weights->state_bias; /* h2h of zero */
-        job.h_stride = job.state_stride = 0;
-        MOM_TRY(new_zero_row(&job.state, x, R, err));
-    }
-    if (spec->random)
-        MOM_ARENA_NEW(job.noise, x->workspace, (size_t)x->threads * R, err);
-    if (saved->dtype != MOM_F32)
-        MOM_ARENA_NEW(job.gates, x->workspace, (size_t)x->threads * GR, err);
-    for (job.first = 0; job.first < in->N; job.first += most) {
-        job.rows = block_rows(in->N, job.first);
-        MOM_TRY(run_products(&products, x, in, spec, job.first, job.rows, err));
-        mom_parallel_for(x, mom_router_tasks(job.rows), cell_task, &job);
-    }
-    return MOM_OK;
-}
-
 mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                                  const mom_router_spec *spec, mom_error *err) {
+    const size_t most = block_rows(in->N, 0);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const mom_status status = run_cells(x, saved, in, spec, err);
+    cell_products products;
+    MOM_TRY(products_init(&products, x, in, spec, err));
+    cell_job job = {.x_pre = products.x_pre, .h_pre = products.h_pre};
+    cells *c = &job.cells;
+    MOM_TRY(cells_init(c, x, saved, in, spec, err));
+    job.h_stride = c->GR;
+    if (!in->state) {
+        job.h_pre = in->weights->state_bias; /* h2h of zero */
+        job.h_stride = 0;
+    }
+    if (saved->dtype != MOM_F32)
+        MOM_ARENA_NEW(job.gates, x->workspace, (size_t)x->threads * c->GR, err);
+    for (; c->first < in->N; c->first += most) {
+        c->rows = block_rows(in->N, c->first);
+        MOM_TRY(run_products(&products, x, in, spec, c->first, c->rows, err));
+        mom_parallel_for(x, mom_router_tasks(c->rows), cell_task, &job);
+    }
     mom_arena_release(x->workspace, mark);
-    MOM_TRY(status);
     return mom_router_to_logits(x, logits, saved, in, spec, err);
 }
 
 /* ---- backward */
 
 typedef struct {
-    const mom_kernels *k;
+    cells cells;
     float *dx_pre, *dh_pre;   /* (rows, G*R) */
     float *dx_sums, *dh_sums; /* (chunks of all tokens, G*R) column sums of each chunk */
     float *dstate_in;         /* (N, R), or one row per thread when discard_dstate */
     int discard_dstate;
     float *dhidden;           /* (N, R) from the logits; dstate_out is added */
     const float *dstate_out;  /* (N, R) or NULL */
-    const mom_router_saved *saved;
     float *kept; /* (threads, (G+1)*R): a row of gates and of h_n as float32; or NULL if they are that already */
-    const float *state;
-    size_t state_stride;
-    float *noise;
-    uint64_t noise_key;
-    int dev;
-    size_t first, rows; /* the block of tokens */
-    size_t R, G;
 } cell_backward_job;
 
 static void cell_backward_task(void *context, size_t task, int thread) {
     const cell_backward_job *job = context;
-    const mom_router_saved *saved = job->saved;
-    const mom_kernels *k = job->k;
-    const size_t R = job->R, GR = job->G * R, chunk = job->first / MOM_ROUTER_ROWS + task;
-    float *noise_row = job->noise ? job->noise + (size_t)thread * R : NULL;
+    const cells *c = &job->cells;
+    const mom_router_saved *saved = c->saved;
+    const mom_kernels *k = c->k;
+    const size_t R = c->R, GR = c->GR, chunk = c->first / MOM_ROUTER_ROWS + task;
     float *dx_sum = job->dx_sums + chunk * GR, *dh_sum = job->dh_sums + chunk * GR;
     size_t begin, end;
-    mom_range(job->rows, mom_router_tasks(job->rows), task, &begin, &end);
+    mom_range(c->rows, mom_router_tasks(c->rows), task, &begin, &end);
     memset(dx_sum, 0, GR * sizeof *dx_sum);
     memset(dh_sum, 0, GR * sizeof *dh_sum);
     for (size_t i = begin; i < end; i++) {
-        const size_t t = job->first + i;
+        const size_t t = c->first + i;
         float *dx = job->dx_pre + i * GR, *dh = job->dh_pre + i * GR, *dhidden = job->dhidden + t * R;
         float *dstate_in = job->dstate_in + (job->discard_dstate ? (size_t)thread : t) * R;
-        const float *noise = draw_noise(noise_row, job->noise_key, t, R);
         if (job->dstate_out)
             k->vec.add(dhidden, job->dstate_out + t * R, R);
         float *buffer = job->kept ? job->kept + (size_t)thread * (GR + R) : NULL, *h_buffer = buffer ? buffer + GR : NULL;
         const float *gates = kept_values(k, buffer, saved->gates, saved->dtype, t, GR);
         const float *h_n = kept_values(k, h_buffer, saved->h_n, saved->dtype, t, R);
-        const mom_gru_saved cell = {gates, h_n, job->state + t * job->state_stride, noise};
-        k->gru.backward(dx, dh, dstate_in, dhidden, &cell, job->dev, R);
+        const mom_gru_saved cell = {gates, h_n, c->state + t * c->state_stride, draw_noise(c, t, thread)};
+        k->gru.backward(dx, dh, dstate_in, dhidden, &cell, c->dev, R);
         k->vec.add(dx_sum, dx, GR);
         k->vec.add(dh_sum, dh, GR);
     }
@@ -258,20 +254,15 @@ static mom_gemm gradient_to_weight(const mom_exec *x, float *dweight, const floa
                       .c = dweight, .ldc = In, .accumulate = 1, .precision = x->precision};
 }
 
-static mom_status allocate_backward(cell_backward_job *job, const mom_exec *x, const mom_router_spec *spec, size_t N,
-                                    mom_error *err) {
-    const size_t R = job->R, GR = job->G * R, tasks = mom_router_tasks(N), most = block_rows(N, 0);
+static mom_status allocate_backward(cell_backward_job *job, const mom_exec *x, size_t N, mom_error *err) {
+    const size_t R = job->cells.R, GR = job->cells.GR, tasks = mom_router_tasks(N), most = block_rows(N, 0);
     MOM_ARENA_NEW(job->dx_pre, x->workspace, most * GR, err);
     MOM_ARENA_NEW(job->dh_pre, x->workspace, most * GR, err);
     MOM_ARENA_NEW(job->dx_sums, x->workspace, tasks * GR, err);
     MOM_ARENA_NEW(job->dh_sums, x->workspace, tasks * GR, err);
-    if (!job->state)
-        MOM_TRY(new_zero_row(&job->state, x, R, err));
     if (job->discard_dstate)
         MOM_ARENA_NEW(job->dstate_in, x->workspace, (size_t)x->threads * R, err);
-    if (spec->random)
-        MOM_ARENA_NEW(job->noise, x->workspace, (size_t)x->threads * R, err);
-    if (job->saved->dtype != MOM_F32)
+    if (job->cells.saved->dtype != MOM_F32)
         MOM_ARENA_NEW(job->kept, x->workspace, (size_t)x->threads * (GR + R), err);
     return MOM_OK;
 }
@@ -280,14 +271,14 @@ static mom_status allocate_backward(cell_backward_job *job, const mom_exec *x, c
 static mom_status backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden, const float *dstate_out,
                            const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
                            mom_error *err) {
-    const size_t N = in->N, C = spec->C, R = spec->R, G = mom_router_gates(spec), GR = G * R, most = block_rows(N, 0);
+    const size_t N = in->N, C = spec->C, R = spec->R, most = block_rows(N, 0);
     const mom_router_tensors *w = in->weights;
     mom_router_tensors *dw = out->dweights;
-    cell_backward_job job = {.k = x->k, .dstate_in = out->dstate_in, .discard_dstate = !out->dstate_in, .dhidden = dhidden,
-                             .dstate_out = dstate_out, .saved = saved, .state = in->state,
-                             .state_stride = in->state ? R : 0, .noise_key = in->noise_key,
-                             .dev = spec->kind == MOM_ROUTER_GRU_DEV, .R = R, .G = G};
-    MOM_TRY(allocate_backward(&job, x, spec, N, err));
+    cell_backward_job job = {.dstate_in = out->dstate_in, .discard_dstate = !out->dstate_in, .dhidden = dhidden,
+                             .dstate_out = dstate_out};
+    MOM_TRY(cells_init(&job.cells, x, saved, in, spec, err));
+    MOM_TRY(allocate_backward(&job, x, N, err));
+    const size_t GR = job.cells.GR;
     mom_gemm to_inp, to_state = {0};
     MOM_TRY(product_with(&to_inp, x, mom_router_in_factor(w, spec, x->precision, 1), w->packed_in, N > most, err));
     if (out->dstate_in)
@@ -295,8 +286,8 @@ static mom_status backward(const mom_exec *x, const mom_router_gradients *out, f
     to_inp.accumulate = to_state.accumulate = 1;
     for (size_t begin = 0; begin < N; begin += most) {
         const size_t rows = block_rows(N, begin);
-        job.first = begin;
-        job.rows = rows;
+        job.cells.first = begin;
+        job.cells.rows = rows;
         mom_parallel_for(x, mom_router_tasks(rows), cell_backward_task, &job);
         mom_gemm products[4];
         size_t count = 0;

@@ -72,11 +72,7 @@ mom_status mom_routing_plan_init(const mom_exec *x, mom_routing_plan *plan, mom_
                                  size_t K, size_t M, mom_error *err) {
     MOM_TRY(check_size(N, K, err));
     *plan = (mom_routing_plan){.N = N, .K = K, .M = M};
-    const mom_arena_mark mark = mom_arena_get_mark(arena);
-    const mom_status status = x->dry_run ? spread_evenly(plan, arena, err) : sort_choices(plan, arena, index, err);
-    if (status != MOM_OK)
-        mom_arena_release(arena, mark);
-    return status;
+    return x->dry_run ? spread_evenly(plan, arena, err) : sort_choices(plan, arena, index, err);
 }
 
 /* All slots of one module. */
@@ -96,13 +92,8 @@ mom_status mom_routing_plan_init_dense(const mom_exec *x, mom_routing_plan *plan
                                        mom_error *err) {
     MOM_TRY(check_size(N, M, err));
     *plan = (mom_routing_plan){.N = N, .K = M, .M = M, .slots = N * M};
-    const mom_arena_mark mark = mom_arena_get_mark(arena);
-    plan->offsets = mom_arena_alloc(arena, M + 1, sizeof *plan->offsets, err);
-    const mom_status status = plan->offsets ? allocate(plan, arena, err) : MOM_ERR_MEMORY;
-    if (status != MOM_OK) {
-        mom_arena_release(arena, mark);
-        return status;
-    }
+    MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
+    MOM_TRY(allocate(plan, arena, err));
     for (size_t m = 0; m <= M; m++)
         plan->offsets[m] = (int32_t)(m * N);
     mom_parallel_for(x, M, fill_dense_task, plan);

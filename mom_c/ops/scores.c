@@ -3,12 +3,9 @@
 
 #include <math.h>
 
-#include "base/sizes.h"
 #include "ops/topk.h"
 
 #define TASK_ROWS 32 /* tokens per task */
-
-static size_t task_count(size_t N) { return mom_div_up(N, TASK_ROWS); }
 
 void mom_softmax_row(const mom_kernels *k, float *out, const float *logits, float temperature, size_t n) {
     const float largest = k->vec.max(logits, n) / temperature;
@@ -28,26 +25,20 @@ typedef struct {
     const float *inp;    /* logits, or dscores in backward */
     const float *scores; /* backward only */
     float temperature;
-    size_t N, S;
+    size_t S;
 } scores_job;
 
-static void softmax_task(void *context, size_t task, int thread) {
+static void softmax_task(const void *context, size_t begin, size_t end) {
     const scores_job *job = context;
-    (void)thread;
     const size_t S = job->S;
-    size_t begin, end;
-    mom_range(job->N, task_count(job->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++)
         mom_softmax_row(job->k, job->out + t * S, job->inp + t * S, job->temperature, S);
 }
 
 /* dlogits = scores * (dscores - <dscores, scores>) / temperature */
-static void softmax_backward_task(void *context, size_t task, int thread) {
+static void softmax_backward_task(const void *context, size_t begin, size_t end) {
     const scores_job *job = context;
-    (void)thread;
     const size_t S = job->S;
-    size_t begin, end;
-    mom_range(job->N, task_count(job->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         float *dlogits = job->out + t * S;
         const float *dscores = job->inp + t * S, *scores = job->scores + t * S;
@@ -64,8 +55,8 @@ void mom_router_scores_forward(const mom_exec *x, float *scores, const float *lo
             mom_copy(x, scores, logits, N * S * sizeof *scores);
         return;
     }
-    scores_job job = {x->k, scores, logits, NULL, temperature, N, S};
-    mom_parallel_for(x, task_count(N), softmax_task, &job);
+    scores_job job = {x->k, scores, logits, NULL, temperature, S};
+    mom_parallel_rows(x, N, TASK_ROWS, softmax_task, &job);
 }
 
 void mom_router_scores_backward(const mom_exec *x, float *dlogits, const float *dscores, const float *scores,
@@ -75,8 +66,8 @@ void mom_router_scores_backward(const mom_exec *x, float *dlogits, const float *
             mom_copy(x, dlogits, dscores, N * S * sizeof *dlogits);
         return;
     }
-    scores_job job = {x->k, dlogits, dscores, scores, temperature, N, S};
-    mom_parallel_for(x, task_count(N), softmax_backward_task, &job);
+    scores_job job = {x->k, dlogits, dscores, scores, temperature, S};
+    mom_parallel_rows(x, N, TASK_ROWS, softmax_backward_task, &job);
 }
 
 /* ---- choices */
@@ -88,12 +79,9 @@ typedef struct {
     const mom_topk_spec *spec;
 } topk_job;
 
-static void topk_task(void *context, size_t task, int thread) {
+static void topk_task(const void *context, size_t begin, size_t end) {
     const topk_job *job = context;
-    const size_t N = job->spec->N, S = job->spec->S, K = job->spec->K;
-    size_t begin, end;
-    (void)thread;
-    mom_range(N, task_count(N), task, &begin, &end);
+    const size_t S = job->spec->S, K = job->spec->K;
     for (size_t t = begin; t < end; t++) {
         const float *scores = job->scores + t * S;
         int16_t *index = job->index + t * K;
@@ -112,7 +100,7 @@ static void topk_task(void *context, size_t task, int thread) {
 void mom_router_topk_forward(const mom_exec *x, int16_t *index, float *weight, const float *scores, const mom_topk_spec *spec) {
     MOM_ASSERT(spec->K <= spec->S && spec->S <= INT16_MAX);
     topk_job job = {index, weight, scores, spec};
-    mom_parallel_for(x, task_count(spec->N), topk_task, &job);
+    mom_parallel_rows(x, spec->N, TASK_ROWS, topk_task, &job);
 }
 
 typedef struct {
@@ -124,12 +112,9 @@ typedef struct {
 } topk_backward_job;
 
 /* Kept scores only: dscore = dweight or, renormalised, (dweight - <dweight, weight>) / (sum of kept scores). */
-static void topk_backward_task(void *context, size_t task, int thread) {
+static void topk_backward_task(const void *context, size_t begin, size_t end) {
     const topk_backward_job *job = context;
-    const size_t N = job->spec->N, S = job->spec->S, K = job->spec->K;
-    size_t begin, end;
-    (void)thread;
-    mom_range(N, task_count(N), task, &begin, &end);
+    const size_t S = job->spec->S, K = job->spec->K;
     for (size_t t = begin; t < end; t++) {
         const float *scores = job->scores + t * S, *dweight = job->dweight + t * K, *weight = job->weight + t * K;
         const int16_t *index = job->index + t * K;
@@ -147,7 +132,7 @@ static void topk_backward_task(void *context, size_t task, int thread) {
 void mom_router_topk_backward(const mom_exec *x, float *dscores, const float *dweight, const int16_t *index,
                               const float *weight, const float *scores, const mom_topk_spec *spec) {
     topk_backward_job job = {dscores, dweight, index, weight, scores, spec};
-    mom_parallel_for(x, task_count(spec->N), topk_backward_task, &job);
+    mom_parallel_rows(x, spec->N, TASK_ROWS, topk_backward_task, &job);
 }
 
 void mom_router_ste_forward(float *out, const float *weight, size_t n) {

@@ -241,7 +241,7 @@ static mom_status run(check_case *c, mom_exec x, size_t *bytes, mom_error *err) 
     x.precision = c->options & CHECK_BFLOAT16 ? MOM_BF16 : MOM_F32;
     const mom_status status = c->op->run(c, &x, err);
     *bytes = region.peak;
-    check_that(workspace.live == 0, "%s: %zu bytes of the workspace were not released", case_name(c), workspace.live);
+    check_that(status != MOM_OK || workspace.live == 0, "%s: %zu bytes of the workspace were not released", case_name(c), workspace.live);
     mom_arena_free(&workspace);
     mom_arena_free(&c->scratch);
     return status;

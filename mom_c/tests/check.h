@@ -8,7 +8,7 @@
  *   inputs    are unchanged
  *   dry run   writes nothing and allocates what the real run allocates
  *   failures  of each allocation end in MOM_ERR_MEMORY and leave no memory behind
- *   workspace is empty after every call, also after one that failed
+ *   workspace is empty after every call that succeeded
  */
 #ifndef MOM_TESTS_CHECK_H
 #define MOM_TESTS_CHECK_H

@@ -1,9 +1,10 @@
-/* Cross entropy, the tied head, losses of classification and the balance loss against their definitions. */
+/* Cross entropy, the tied head, losses of classification, balance loss and z-loss against their definitions. */
 #include <math.h>
 #include <string.h>
 
 #include "ops/balance_loss.h"
 #include "ops/cross_entropy.h"
+#include "ops/z_loss.h"
 #include "tests/check.h"
 
 /* ------------------------------------------------------------------ cross entropy: N, V */
@@ -284,12 +285,53 @@ static mom_status balance_run(check_case *c, const mom_exec *x, mom_error *err) 
 static const check_sizes balance_cases[] = {{{0, 2}, 0}, {{1, 1}, SOFTMAX}, {{4, 3}, 0}, {{701, 7}, SOFTMAX},
                                             {{701, 7}, MASK}, {{301, 5}, MASK | SOFTMAX}};
 
+/* ------------------------------------------------------------------ z-loss: N, S; options as above */
+
+enum { ROUTED, REAL, SUM, ROWS, DROUTED };
+
+static void z_setup(check_case *c) {
+    const size_t N = c->size[0], S = c->size[1];
+    check_floats(c, ROUTED, "outputs", N * S, 5.0);
+    check_integers(c, REAL, "mask", CHECK_U8, N, 2);
+    check_result(c, SUM, "sum", CHECK_F64, 1);
+    check_result(c, ROWS, "tokens", CHECK_F64, 1);
+    check_result(c, DROUTED, "doutputs", CHECK_F32, N * S);
+    check_set(c, SUM, 0, check_expected(c, SUM)[0] = 4.0);
+}
+
+static void z_define(check_case *c) {
+    const size_t N = c->size[0], S = c->size[1];
+    check_expected(c, ROWS)[0] = 0.0;
+    for (size_t n = 0; n < N; n++) {
+        const float *outputs = check_f32(c, ROUTED) + n * S;
+        double sum = 0.0;
+        if (c->options & MASK && !check_u8(c, REAL)[n])
+            continue;
+        for (size_t s = 0; s < S; s++)
+            sum += exp((double)outputs[s]);
+        check_expected(c, SUM)[0] += log(sum) * log(sum);
+        check_expected(c, ROWS)[0] += 1.0;
+        for (size_t s = 0; s < S; s++)
+            check_expected(c, DROUTED)[n * S + s] += 3.0 * 2.0 * log(sum) * exp((double)outputs[s]) / sum;
+    }
+}
+
+static mom_status z_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const mom_router_outputs in = {check_f32(c, ROUTED), c->options & MASK ? check_u8(c, REAL) : NULL, c->size[0], c->size[1]};
+    MOM_TRY(mom_z_loss_add(x, check_f64(c, SUM), check_f64(c, ROWS), &in, err));
+    mom_z_loss_backward(x, check_f32(c, DROUTED), &in, 3.0f);
+    return MOM_OK;
+}
+
+static const check_sizes z_cases[] = {{{0, 2}, 0}, {{1, 1}, 0}, {{4, 3}, 0}, {{701, 7}, MASK}, {{301, 131}, 0}};
+
 static const check_operator operators[] = {
     {"cross_entropy", cross_entropy_setup, cross_entropy_define, cross_entropy_run, 1e-5, cross_entropy_cases,
      CHECK_LENGTH(cross_entropy_cases)},
     {"lm_head", head_setup, head_define, head_run, 1e-5, head_cases, CHECK_LENGTH(head_cases)},
     {"label_loss", labels_setup, labels_define, labels_run, 1e-5, labels_cases, CHECK_LENGTH(labels_cases)},
     {"balance_loss", balance_setup, balance_define, balance_run, 1e-5, balance_cases, CHECK_LENGTH(balance_cases)},
+    {"z_loss", z_setup, z_define, z_run, 1e-5, z_cases, CHECK_LENGTH(z_cases)},
 };
 
 void check_losses(void) { check_operators(operators, CHECK_LENGTH(operators)); }

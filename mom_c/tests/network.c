@@ -6,7 +6,7 @@
 #include "tests/check.h"
 #include "tests/small.h"
 
-static const float scales[MOM_TERMS] = {[MOM_TERM_LM] = 1.0f, [MOM_TERM_BALANCE] = 0.1f};
+static const float scales[MOM_TERMS] = {[MOM_TERM_LM] = 1.0f, [MOM_TERM_BALANCE] = 0.1f, [MOM_TERM_Z] = 0.3f};
 
 static const unsigned kinds[] = {
     0,

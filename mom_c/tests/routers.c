@@ -183,6 +183,51 @@ static const check_sizes cell_cases[] = {
     {{90, 64, 32, 5}, 0},
 };
 
+/* ------------------------------------------------------------------ routers that hash: N, M, S */
+
+#define HASH_ROUND 3u
+
+enum { TOKENS, ORDER, UNTOUCHED };
+
+static void hash_setup(check_case *c) {
+    check_integers(c, TOKENS, "tokens", CHECK_I32, c->size[0], 50);
+    check_result(c, ORDER, "logits", CHECK_F32, c->size[0] * c->size[2]);
+    check_result(c, UNTOUCHED, "dinp", CHECK_F32, c->size[0]);
+}
+
+/* The numbers of the choices, those of the modules shuffled. */
+static void hash_define(check_case *c) {
+    const size_t M = c->size[1], S = c->size[2];
+    for (size_t t = 0; t < c->size[0]; t++) {
+        const uint64_t key = mom_rng_key((uint64_t)check_i32(c, TOKENS)[t], HASH_ROUND, 1);
+        double *order = check_expected(c, ORDER) + t * S;
+        for (size_t s = 0; s < S; s++)
+            order[s] = (double)(S - s);
+        for (size_t i = 0; i + 1 < M; i++) {
+            const size_t j = i + mom_rng_u64(key, i) % (M - i);
+            const double value = order[j];
+            order[j] = order[i];
+            order[i] = value;
+        }
+    }
+}
+
+static mom_status hash_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const mom_router_spec spec = {.kind = MOM_ROUTER_HASH, .C = 1, .S = c->size[2]};
+    mom_router_inputs in = {.tokens = check_i32(c, TOKENS), .round = HASH_ROUND, .half = 1, .modules = c->size[1],
+                            .N = c->size[0]};
+    const mom_router_gradients out = {.dinp = check_f32(c, UNTOUCHED)};
+    MOM_TRY(mom_router_forward(x, check_f32(c, ORDER), NULL, &in, &spec, err));
+    MOM_TRY(mom_router_backward(x, &out, check_f32(c, ORDER), NULL, &in, NULL, &spec, err));
+    in.tokens = NULL;
+    check_that(mom_router_forward(x, check_f32(c, ORDER), NULL, &in, &spec, err) == MOM_ERR_VALUE, "hash without tokens");
+    return MOM_OK;
+}
+
+static const check_sizes hash_cases[] = {
+    {{0, 2, 3}, 0}, {{1, 2, 2}, 0}, {{71, 5, 9}, 0}, {{40, 300, 301}, 0},
+};
+
 /* ------------------------------------------------------------------ scores: N, S, K */
 
 /* Options. */
@@ -281,6 +326,7 @@ static const check_sizes scores_cases[] = {
 
 static const check_operator operators[] = {
     {"router", cell_setup, cell_define, cell_run, 1e-5, cell_cases, CHECK_LENGTH(cell_cases)},
+    {"router that hashes", hash_setup, hash_define, hash_run, 0.0, hash_cases, CHECK_LENGTH(hash_cases)},
     {"scores", scores_setup, scores_define, scores_run, 1e-5, scores_cases, CHECK_LENGTH(scores_cases)},
 };
 

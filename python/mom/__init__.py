@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import _openmp as _openmp  # must come first: it loads the extension
 from ._version import __version__
 from .config import MoMConfig
-from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError
+from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError, TrainingInterrupted
 from .model import (
     Block,
     Decoder,
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MemoryPlan", "MoM",
     "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes",
-    "Tokenizer", "TrainingConfig", "TrainingError", "__version__", "clip_grad_norm", "cpu_info", "data", "evaluate",
-    "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level", "set_num_threads", "train",
-    "xsum",
+    "Tokenizer", "TrainingConfig", "TrainingError", "TrainingInterrupted", "__version__", "clip_grad_norm", "cpu_info",
+    "data", "evaluate", "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level",
+    "set_num_threads", "train", "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (

@@ -1,7 +1,8 @@
-"""Checks of arguments that several modules share. Messages name the argument, what was passed and what was expected."""
+"""Types and checks of arguments that several modules share. Messages name the argument, what came and what to pass."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from .config import MoMConfig
 
+#: A path.
+PathLike = str | os.PathLike[str]
 #: Largest finite float32.
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -8,13 +8,13 @@ in all of them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import file_fields
+from ._arguments import PathLike
 from ._json import to_json
 from .errors import ConfigError
 from .routers import KINDS, router_kind
@@ -94,7 +94,9 @@ class MoMConfig(Settings):
         See `depth_per_chunk`.
     router_type : str
         Read by substring: ``naive`` (two linear layers), else ``gru-dev``, else ``gru`` (recurrent
-        over rounds); ``softmax`` normalises the scores; ``random`` adds the noise gate.
+        over rounds), else ``hash``; ``softmax`` normalises the scores; ``random`` adds the noise gate. A ``hash``
+        router has no parameters and no scores: a hash of token id, round and half chooses the modules, and all kept
+        choices have the same weight.
     router_dim : int
         Width R of the routers.
     router_softmax_temperature : float
@@ -107,8 +109,11 @@ class MoMConfig(Settings):
         Straight-through sign of the scores; scores also multiply q, k and v; dense mixture.
     router_aux_loss_coef : float
         Weight of the balance loss in ``loss = lm_loss + router_aux_loss_coef * balance_loss``; see `loss_weights`.
+    router_z_loss_coef : float
+        Weight of the z-loss, the mean square of the log-sum-exp of the routers' outputs before temperature and softmax
+        (arXiv:2202.08906), in the same sum. With 0, the default, it is not computed.
     output_router_logits : bool
-        If False, there is no balance loss.
+        If False, there is no balance loss. With a ``hash`` router there is neither balance loss nor z-loss in any case.
     depthwise_bal_loss : bool
         The balance loss is the average over rounds and blocks, instead of one loss pooled over all of them.
     bind_ffn_attn : bool
@@ -182,6 +187,7 @@ class MoMConfig(Settings):
     use_ste: bool = setting(False)
     output_router_logits: bool = setting(True)
     router_aux_loss_coef: float = setting(0.01, _NON_NEGATIVE)
+    router_z_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     depth_per_chunk: int | None = setting(None, at_least(0))
     router_type: str = setting("naive")
     router_dim: int = setting(256, _SIZE)
@@ -215,6 +221,11 @@ class MoMConfig(Settings):
         if router_kind(self.router_type) is None:
             names = ", ".join(map(repr, KINDS))
             raise ConfigError(f"router_type: {self.router_type!r} names no kind of router, expected one of {names}")
+        if self.routing_all_possible_path and not KINDS[self.router_kind].scored:
+            raise ConfigError(
+                f"routing_all_possible_path: weighs all modules with their scores, but a router of the type "
+                f"{self.router_type!r} has no scores; use False, or another router_type"
+            )
         if self.bind_ffn_attn and self.num_attn != self.num_ffn:
             raise ConfigError(f"bind_ffn_attn: needs num_attn == num_ffn, got {self.num_attn} and {self.num_ffn}")
         if self.rounds > _MOST_ROUNDS:
@@ -246,7 +257,8 @@ class MoMConfig(Settings):
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weight of each term of the loss, by name. As in the reference, a classifier has only its own loss."""
-        return {"lm": 1.0, "balance": self.router_aux_loss_coef if self.num_labels is None else 0.0}
+        of_routers = {"balance": self.router_aux_loss_coef, "z": self.router_z_loss_coef}
+        return {"lm": 1.0, **(of_routers if self.num_labels is None else dict.fromkeys(of_routers, 0.0))}
 
     @property
     def rounds(self) -> int:
@@ -262,7 +274,7 @@ class MoMConfig(Settings):
     @property
     def router_softmax(self) -> bool:
         """Whether scores are probabilities."""
-        return "softmax" in self.router_type
+        return "softmax" in self.router_type and KINDS[self.router_kind].scored
 
     @property
     def router_random(self) -> bool:
@@ -353,7 +365,7 @@ class MoMConfig(Settings):
         return cls._build(fields, source)
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> MoMConfig:
+    def from_json(cls, path: PathLike) -> MoMConfig:
         """Read a ``config.json`` (or the folder that holds one)."""
         path = Path(path)
         if path.is_dir():
@@ -373,7 +385,7 @@ class MoMConfig(Settings):
         model_type = "gpt2" if self.is_vanilla else "gpt2-mot"
         return {"mom_format": 1, "model_type": model_type, **super().to_dict()}
 
-    def to_json(self, path: str | os.PathLike[str]) -> None:
+    def to_json(self, path: PathLike) -> None:
         """Write the configuration as JSON."""
         Path(path).write_text(to_json(self.to_dict()), encoding="utf-8")
 

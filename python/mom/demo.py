@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ._arguments import PathLike
 from .config import MoMConfig
 from .data import Documents, TextDocuments, TokenFile, standard_library_text
 from .data.prepare import prepare
@@ -25,7 +25,6 @@ from .training.recipe import seconds_per_step
 
 __all__ = ["run_demo"]
 
-PathLike = str | os.PathLike[str]
 
 #: Characters of text to use. The time is too short to train on more.
 _MAX_CHARS = 4_000_000

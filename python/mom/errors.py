@@ -5,7 +5,9 @@ Exceptions about files, configurations and runs derive from `MomError` and from 
 range) raise only built-in exceptions, as in NumPy: ``ValueError``, ``TypeError``, ``RuntimeError``, ``MemoryError``.
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "MomError", "TrainingError"]
+from typing import Any
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "MomError", "TrainingError", "TrainingInterrupted"]
 
 
 class MomError(Exception):
@@ -26,3 +28,21 @@ class DataError(MomError, ValueError):
 
 class TrainingError(MomError, RuntimeError):
     """A training run cannot continue (for example after repeated non-finite losses)."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C ended a call that trains, after it has saved what it saves.
+
+    It is a `KeyboardInterrupt`, so a program's loop over many runs ends, too. Catch it to use the result.
+
+    Attributes
+    ----------
+    result : object
+        What the call would have returned at this point.
+    signal : str
+        Name of the signal.
+    """
+
+    def __init__(self, message: str, result: Any, signal: str = "SIGINT") -> None:
+        super().__init__(message)
+        self.result, self.signal = result, signal

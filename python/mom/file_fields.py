@@ -169,6 +169,16 @@ _META = _rows(
      "problems", "made", "how the files came about"),
 )  # fmt: skip
 
+#: A token file's own description.
+_DESCRIPTION = {
+    **{name: row for name, row in _META.items() if name in ("format", "dtype", "vocab_size", "eos_id", "append_eos")},
+    **_rows(
+        ("tokenizer_sha256", "used", "as in meta.json"),
+        ("tokens", "used", "compared with the size of the file"),
+        ("documents sha256", "made", "how the file came about"),
+    ),
+}
+
 #: Per file, what is done with each field. The fields of `mom.MoMConfig`, which are used, come to those of config.json.
 TABLE: dict[str, dict[str, FileField]] = {
     "config.json": _CONFIG,
@@ -178,6 +188,7 @@ TABLE: dict[str, dict[str, FileField]] = {
     "added_tokens.json": {},
     "tokenizer.json": _TOKENIZER,
     "meta.json": _META,
+    "train.bin.json": _DESCRIPTION,
 }
 
 #: What holds for a file as a whole.
@@ -189,6 +200,7 @@ _REMARKS = {
     "generation_config.json": "Kept as `model.generation`, the defaults of `generate`.",
     "added_tokens.json": "Not fields, but tokens and their ids: all are used, and written into tokenizer.json.",
     "meta.json": "Any other field has no effect.",
+    "train.bin.json": "Beside every token file, under its own name. Any other field has no effect.",
     "tokenizer_config.json": "Any other field gives a warning, and is written again.",
 }
 

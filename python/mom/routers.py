@@ -26,6 +26,9 @@ class RouterKind:
     words : tuple of str
         A `MoMConfig.router_type` that contains all of these words is of this kind. The first kind in `KINDS` that fits
         is used, as in the reference.
+    scored : bool
+        Whether the outputs are scores: they weigh the choices, and the balance loss counts them. Otherwise all kept
+        choices have the same weight, there is no balance loss, and ``softmax`` and ``random`` have no effect.
     recurrent : bool
         Whether a state is passed from round to round. A recurrent router may have a fourth gate that mixes in noise.
     sized_by_ffn : bool
@@ -38,6 +41,7 @@ class RouterKind:
 
     name: str
     words: tuple[str, ...]
+    scored: bool
     recurrent: bool
     sized_by_ffn: bool
     parameters: Callable[[int, int, int, int], dict[str, tuple[int, ...]]]
@@ -54,12 +58,17 @@ def _recurrent(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
 
 
+def _none(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
+    return {}
+
+
 KINDS: dict[str, RouterKind] = {
     kind.name: kind
     for kind in (
-        RouterKind("naive", ("naive",), recurrent=False, sized_by_ffn=True, parameters=_two_layers),
-        RouterKind("gru-dev", ("gru", "dev"), recurrent=True, sized_by_ffn=True, parameters=_recurrent),
-        RouterKind("gru", ("gru",), recurrent=True, sized_by_ffn=False, parameters=_recurrent),
+        RouterKind("naive", ("naive",), scored=True, recurrent=False, sized_by_ffn=True, parameters=_two_layers),
+        RouterKind("gru-dev", ("gru", "dev"), scored=True, recurrent=True, sized_by_ffn=True, parameters=_recurrent),
+        RouterKind("gru", ("gru",), scored=True, recurrent=True, sized_by_ffn=False, parameters=_recurrent),
+        RouterKind("hash", ("hash",), scored=False, recurrent=False, sized_by_ffn=False, parameters=_none),
     )
 }
 

@@ -98,26 +98,23 @@ def paths(routes: Routes, row: int = 0) -> list[list[str]]:
         One list per token, with an entry per round, block after block. A half without a router is written ``A`` or
         ``F``.
     """
-    length = None
-    steps: list[dict[str, Any]] = []
-    blocks = max(len(routes["attn"]), len(routes["ffn"]))
-    for b in range(blocks):
-        for r in range(len(routes["attn"][b])):
-            steps.append({half: routes[half][b][r] for half in _HALVES})
-            for half in _HALVES:
-                if steps[-1][half] is not None:
-                    length = len(routes.of_row(steps[-1][half]["index"], row))
-    if length is None:
-        return []
+    entries = {half: [entry for block in routes[half] for entry in block] for half in _HALVES}
+    chosen = {
+        half: [None if entry is None else routes.of_row(entry["index"], row) for entry in rounds]
+        for half, rounds in entries.items()
+    }
+    lengths = [len(index) for indices in chosen.values() for index in indices if index is not None]
 
-    def written(entry: Any, half: str, t: int) -> str:
+    def written(half: str, index: NDArray[Any] | None, t: int) -> str:
         letter = half[0].upper()
-        if entry is None:
+        if index is None:
             return letter
-        chosen = [f"{letter}{i}" for i in routes.of_row(entry["index"], row)[t] if i < routes.num_modules[half]]
-        return "+".join(chosen) if chosen else "-"
+        return "+".join(f"{letter}{i}" for i in index[t] if i < routes.num_modules[half]) or "-"
 
-    return [[" ".join(written(step[half], half, t) for half in _HALVES) for step in steps] for t in range(length)]
+    return [
+        [f"{written('attn', attn, t)} {written('ffn', ffn, t)}" for attn, ffn in zip(*chosen.values(), strict=True)]
+        for t in range(lengths[0] if lengths else 0)
+    ]
 
 
 def format_paths(

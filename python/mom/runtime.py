@@ -44,8 +44,7 @@ def cpu_info() -> CpuInfo:
     >>> mom.cpu_info()["level"] in mom.cpu_info()["levels"]
     True
     """
-    info: CpuInfo = _core.cpu_info()
-    return info
+    return _core.cpu_info()
 
 
 def set_cpu_level(level: str) -> str:

@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from ._arguments import PathLike
 from .errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -29,7 +29,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Settings", "at_least", "between", "kinds_of", "one_of", "positive", "read_toml", "setting"]
+__all__ = ["Settings", "at_least", "between", "one_of", "positive", "read_toml", "setting", "type_names_of"]
 
 Self = TypeVar("Self", bound="Settings")
 #: Returns what is wrong with a value, or None.
@@ -48,7 +48,7 @@ def setting(default: Any, rule: Rule | None = None) -> Any:
 
 
 def at_least(low: int, most: float = math.inf) -> Rule:
-    """Numbers from `low` up to the largest that is supported."""
+    """Rule: the value is at least `low` and at most `most`."""
 
     def problem(value: Any) -> str | None:
         if value < low:
@@ -59,7 +59,7 @@ def at_least(low: int, most: float = math.inf) -> Rule:
 
 
 def between(low: float, high: float, words: str = "", open_end: bool = False) -> Rule:
-    """Numbers from `low` to `high`, without `high` itself if `open_end`; `words` describe them in the message."""
+    """Rule: the value is from `low` to `high`, and below `high` if `open_end`. Messages describe that by `words`."""
     words = words or f"in [{low}, {high}{')' if open_end else ']'}"
 
     def problem(value: Any) -> str | None:
@@ -70,17 +70,17 @@ def between(low: float, high: float, words: str = "", open_end: bool = False) ->
 
 
 def positive(value: Any) -> str | None:
-    """Numbers above zero, infinity included."""
+    """Rule: the value is above zero. It may be infinite."""
     return None if value > 0 else "is not positive"
 
 
 def one_of(*choices: str) -> Rule:
-    """Some words."""
+    """Rule: the value is one of `choices`."""
     return lambda value: None if value in choices else f"is not one of {', '.join(map(repr, choices))}"
 
 
-def kinds_of(field: dataclasses.Field[Any]) -> list[str]:
-    """Types that a field may have, ``"None"`` among them if the field is optional."""
+def type_names_of(field: dataclasses.Field[Any]) -> list[str]:
+    """Names of the types that a field may have. ``"None"`` is among them if the field is optional."""
     return str(field.type).split(" | ")
 
 
@@ -154,7 +154,7 @@ class Settings:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
     @classmethod
-    def from_toml(cls: type[Self], path: str | os.PathLike[str]) -> Self:
+    def from_toml(cls: type[Self], path: PathLike) -> Self:
         """Read a TOML file: the fields at top level or in the table of these settings."""
         return cls._build(read_toml(path, cls.table), str(path))
 
@@ -170,7 +170,7 @@ class Settings:
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value, checked against the field's type; numbers of NumPy's types become Python's."""
-    for kind in kinds_of(field):
+    for kind in type_names_of(field):
         if kind == "None":
             if value is None:
                 return None
@@ -179,7 +179,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {value!r}")
 
 
-def read_toml(path: str | os.PathLike[str], table: str) -> dict[str, Any]:
+def read_toml(path: PathLike, table: str) -> dict[str, Any]:
     """Fields that a TOML file sets, in the given table or else at top level; names are not checked."""
     path = Path(path)
     try:

@@ -6,7 +6,7 @@ This module needs the package scikit-learn; the rest of `mom` does not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ except ImportError as error:
         f"TextClassifier and TextRegressor need the package scikit-learn: pip install scikit-learn ({error})"
     ) from None
 
+from ._arguments import PathLike
 from .config import MoMConfig
+from .data.columns import checked_labels, checked_texts, is_missing
 from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
@@ -31,7 +33,6 @@ from .training.finetune import LoopResult, RunOptions, fit_classifier
 
 __all__ = ["TextClassifier", "TextRegressor"]
 
-PathLike = str | os.PathLike[str]
 
 #: Vocabulary of the tokenizer that is trained when there is no model to begin with.
 _FRESH_VOCAB = 2048
@@ -84,8 +85,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     def _body(self, texts: list[tuple[str, ...]]) -> MoM | MoMForSequenceClassification:
         """The initial model: the given one, or a new small one with a tokenizer trained on the texts."""
         if isinstance(self.model, (str, os.PathLike)):
-            loaded: MoM = MoM.from_pretrained(self.model)
-            return loaded
+            return MoM.resolve(self.model)
         if isinstance(self.model, (MoM, MoMForSequenceClassification)):
             return self.model
         if self.model is not None and not isinstance(self.model, MoMConfig):
@@ -144,15 +144,14 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
 
 def _texts(values: Any) -> list[tuple[str, ...]]:
     """Texts or pairs of texts, checked."""
-    if isinstance(values, (str, bytes, Mapping)):
-        raise DataError(f"X: expected texts, got a {type(values).__name__}")
     found: list[tuple[str, ...]] = []
-    for i, value in enumerate(values):
+    for i, value in enumerate(checked_texts(values, "X", width=2)):
         row = (
             (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
         )
         if not 1 <= len(row) <= 2 or not all(isinstance(text, str) for text in row):
-            raise DataError(f"X: row {i}: expected a string or a pair of strings, got {type(value).__name__}")
+            what = f"no text ({value!r})" if is_missing(value) else type(value).__name__
+            raise DataError(f"X: row {i}: expected a string or a pair of strings, got {what}")
         if found and len(row) != len(found[0]):
             raise DataError(f"X: row {i} has {len(row)} texts, row 0 has {len(found[0])}")
         found.append(tuple(str(text) for text in row))
@@ -225,9 +224,7 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
             Of any type that NumPy can sort; at least two different ones.
         """
         texts = _texts(X)
-        values = np.asarray(y)
-        if values.ndim != 1:
-            raise ValueError(f"y: shape {values.shape}, expected (N,)")
+        values = checked_labels(y)
         _check_number(values, texts)
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
@@ -252,6 +249,10 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         chosen = self._logits(X).argmax(axis=1)
         found: npt.NDArray[Any] = self.classes_[chosen]
         return found
+
+    def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Any = None) -> float:  # noqa: N803
+        """Share of the texts whose label is predicted rightly."""
+        return float(super().score(X, checked_labels(y), sample_weight))
 
 
 class TextRegressor(RegressorMixin, _TextEstimator):  # type: ignore[misc]
@@ -293,10 +294,14 @@ class TextRegressor(RegressorMixin, _TextEstimator):  # type: ignore[misc]
             result: npt.NDArray[np.float64] = standardised * self.scale_ + self.mean_
         return result
 
+    def score(self, X: Iterable[Any], y: npt.ArrayLike, sample_weight: Any = None) -> float:  # noqa: N803
+        """Coefficient of determination of the predictions."""
+        return float(super().score(X, _numbers(y), sample_weight))
+
 
 def _numbers(y: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    values = np.asarray(y)
-    if values.ndim != 1 or values.dtype.kind not in "biuf":
+    values = checked_labels(y)
+    if values.dtype.kind not in "biuf":
         raise ValueError(f"y: {values.dtype} of shape {values.shape}, expected numbers of shape (N,)")
     if not np.isfinite(values).all():
         raise ValueError("y: not all are finite numbers")

@@ -167,7 +167,7 @@ def test_bad_labels_of_classifiers(fields: dict[str, Any], labels: Any, error: t
         ((1.0, float("-inf")), ValueError, "balance_scale: -inf"),
         (("1",), TypeError, "lm_scale: expected a number, got str"),
         ((1.0, [1.0]), TypeError, "balance_scale: expected a number, got list"),
-        ((None,), TypeError, "lm_scale: expected a number, got NoneType"),
+        (([],), TypeError, "lm_scale: expected a number, got list"),
     ],
 )
 def test_bad_scales(scales: Any, error: type[Exception], message: str) -> None:
@@ -177,6 +177,29 @@ def test_bad_scales(scales: Any, error: type[Exception], message: str) -> None:
         model.backward(*scales)
     assert not any(g.any() for g in model.gradients.values())
     model.backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "scales", "error", "message"),
+    [
+        ((), [1], TypeError, "scales: expected a mapping .* numbers, got list; the terms are 'lm', 'balance'"),
+        ((), 0.5, TypeError, "scales: expected a mapping from terms to numbers, got float"),
+        ((), {"lm": 1.0, "ln": 1.0}, ValueError, "scales: unknown term 'ln'; the terms are 'lm', 'balance'"),
+        ((), {1: 1.0}, ValueError, "scales: unknown term 1; the terms are"),
+        ((), {"lm": "1"}, TypeError, r"scales\['lm'\]: expected a number, got str"),
+        ((1.0,), {"lm": 0.5}, ValueError, "scales: cannot be combined with lm_scale"),
+        ((None, 0.0), {"lm": 0.5}, ValueError, "scales: cannot be combined with balance_scale"),
+    ],
+)
+def test_bad_mappings_of_scales(
+    arguments: tuple[Any, ...], scales: Any, error: type[Exception], message: str
+) -> None:
+    model = mom.MoM(CONFIG)
+    model(TOKENS, TOKENS)
+    with pytest.raises(error, match=f"^{message}"):
+        model.backward(*arguments, scales=scales)
+    assert not any(g.any() for g in model.gradients.values())
+    model.backward(scales={})
 
 
 def test_parameters_that_are_not_finite_raise_nothing_in_forward() -> None:

@@ -78,6 +78,8 @@ def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> N
         assert re.search(rf"^ +{name} +\w", out, re.MULTILINE), name
         status, explained, _ = mom_command(name, "--help")
         assert status == 0 and f"usage: mom {name}" in explained
+        for flag, value in re.findall(r"--(\w+) (\w+)", explained):
+            assert value != flag.upper(), f"mom {name} --{flag}: say what the value is, such as N"
 
 
 @pytest.mark.parametrize(("command", "settings"), [("train", mom.TrainingConfig), ("finetune", mom.FinetuneConfig)])
@@ -119,7 +121,7 @@ def test_error_is_one_line_and_a_traceback_on_request(
     monkeypatch.delenv("MOM_DEBUG_TRACEBACK", raising=False)
     arguments = ("generate", "--model", tmp_path / "none", "--prompt", "a")
     status, out, err = mom_command(*arguments)
-    assert (status, out) == (1, "") and err == f"mom: error: folder: {tmp_path / 'none'} is not a folder\n"
+    assert (status, out) == (1, "") and err == f"mom: error: model: {tmp_path / 'none'} is not a folder\n"
     monkeypatch.setenv("MOM_DEBUG_TRACEBACK", "1")
     with pytest.raises(mom.CheckpointError):
         mom_command(*arguments)
@@ -301,7 +303,9 @@ def test_signal_saves_and_leaves_with_its_status(data: Path, tmp_path: Path, num
     _, err = command.communicate(timeout=60)
     assert command.returncode == 128 + number
     [folder] = run_dir.glob("step-*")
-    assert f"{number.name}: saved {folder}; go on with --resume" in err and "Traceback" not in err
+    by = " by SIGTERM" if number == signal.SIGTERM else ""
+    last = err.splitlines()[-1]
+    assert last.startswith(f"mom: interrupted{by}; train: step ") and last.endswith(f"; resume goes on from {folder}")
     assert not (run_dir / "model").exists()
     steps = int(folder.name.removeprefix("step-")) + 2
     assert cli.main(["train", "--data", str(data), "--run_dir", str(run_dir), "--resume", "--steps", str(steps)]) == 0

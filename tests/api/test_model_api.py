@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import mom
-from kinds import LOSSES
-from mom import _core
+from kinds import LOSSES, ROUTERS
+from mom import _core, reference
 from mom.model.core_config import core_config
+from mom.routers import KINDS
 
 CONFIG = mom.MoMConfig(
     vocab_size=17, n_positions=10, n_embd=8, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -187,11 +188,12 @@ def test_logits_and_generation_between_forward_and_backward() -> None:
 
 
 def test_scales_of_backward() -> None:
-    model = mom.MoM(CONFIG)
+    config = CONFIG.replace(router_z_loss_coef=0.2)
+    model = mom.MoM(config)
 
     def of(*scales: Any, **named: Any) -> dict[str, np.ndarray]:
         model.zero_grad()
-        model(TOKENS, TOKENS)
+        assert list(model(TOKENS, TOKENS).losses) == LOSSES
         model.backward(*scales, **named)
         return gradients(model)
 
@@ -202,8 +204,61 @@ def test_scales_of_backward() -> None:
 
     mixed = {term: 0.3 + 0.4 * number for number, term in enumerate(LOSSES)}
     assert apart(added(mixed), of(scales=mixed)) < 1e-6
-    assert apart(added({**CONFIG.loss_weights, "lm": 0.3, "balance": 0.7}), of(0.3, 0.7)) < 1e-6
-    assert apart(added(CONFIG.loss_weights), of()) < 1e-6
+    assert apart(added({**config.loss_weights, "lm": 0.3, "balance": 0.7}), of(0.3, 0.7)) < 1e-6
+    assert apart(added(config.loss_weights), of()) < 1e-6
+
+
+def test_z_loss_of_even_outputs_is_that_of_their_number() -> None:
+    model = mom.MoM(CONFIG.replace(router_z_loss_coef=0.2))
+    for name, value in model.parameters.items():
+        if ".router.router." in name:
+            value[:] = 0.0
+    out = model(TOKENS, TOKENS)
+    assert out.losses["z"] == pytest.approx(2 * np.log(4.0) ** 2, rel=1e-6)  # two halves, each of 3 modules and SKIP
+    assert out.loss == pytest.approx(out.losses["lm"] + 0.1 * out.losses["balance"] + 0.2 * out.losses["z"], rel=1e-12)
+    assert "z" not in mom.MoM(CONFIG)(TOKENS, TOKENS).losses
+    assert "z" not in mom.MoM(PLAIN.replace(router_z_loss_coef=0.2))(TOKENS, TOKENS).losses
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("router", [r for r in ROUTERS if KINDS[CONFIG.replace(router_type=r).router_kind].scored])
+def test_z_loss_has_the_same_bits_in_every_mode(router: str, dtype: str, kernel_level: str) -> None:
+    config = CONFIG.replace(router_type=router, n_positions=600)
+    tokens = np.random.default_rng(3).integers(0, 17, 900)
+
+    def run(threads: int = 1, checkpointing: bool = False, scales: Any = None, coef: float = 0.2) -> Any:
+        model = mom.MoM(config.replace(router_z_loss_coef=coef), seed=1, dtype=dtype)
+        model.activation_checkpointing = checkpointing
+        mom.set_num_threads(threads)
+        losses = model(tokens, tokens, lengths=[600, 1, 299]).losses
+        model.backward(scales=scales)
+        return losses, [g.tobytes() for g in model.gradients.values()]
+
+    first = run()
+    assert first == run(2) == run(3) == run(checkpointing=True)
+    others = {"lm": 1.0, "balance": 0.1}
+    without = run(scales=others, coef=0.0)
+    assert without[0] == {name: first[0][name] for name in others}
+    assert without[1] == run(scales=others)[1] != first[1]
+
+
+def test_z_loss_of_padded_and_packed_rows_is_the_same() -> None:
+    model = mom.MoM(CONFIG.replace(router_z_loss_coef=0.2))
+    mask = np.ones(TOKENS.shape, int)
+    mask[1, 3:] = 0
+    padded = model(TOKENS, TOKENS, mask).losses["z"]
+    packed = model(TOKENS[mask == 1], TOKENS[mask == 1], lengths=mask.sum(1)).losses["z"]
+    assert padded == pytest.approx(packed, rel=1e-6) and padded != model(TOKENS, TOKENS).losses["z"]
+
+
+def test_z_loss_alone_makes_outputs_small() -> None:
+    model = mom.MoM(CONFIG.replace(router_z_loss_coef=1.0, router_type="naive"))
+    optimizer, found = mom.AdamW(model, lr=0.01), []
+    for _ in range(30):
+        found.append(model(TOKENS, TOKENS).losses["z"])
+        model.backward(scales={"z": 1.0})
+        optimizer.step(zero_grad=True)
+    assert found[-1] < 0.3 * found[0]
 
 
 @pytest.mark.parametrize("counts", ["micro", "step"])
@@ -300,6 +355,75 @@ def test_bad_random_states(value: Any) -> None:
     assert model.random_state == (4, 0)
 
 
+# ---------------------------------------------------------------------- routers that hash
+HASHED = CONFIG.replace(router_type="hash", num_attn=4, num_ffn=5, router_choices="own")
+
+
+def hashed_order(tokens: np.ndarray, step: int, half: int, modules: int) -> np.ndarray:
+    """The choices in the order in which tokens prefer them, by the twin; SKIP is the last one."""
+    given = reference.router.HashInputs(tokens, step, half, modules, modules + 1)
+    return np.argsort(-reference.router.hash_forward(given), axis=-1)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 9])
+@pytest.mark.parametrize("router_type", ["hash", "hash-softmax"])
+def test_a_hash_of_token_round_and_half_chooses_the_modules(router_type: str, top_k: int) -> None:
+    model = mom.MoM(HASHED.replace(router_type=router_type, routing_top_k=top_k))
+    routes = model(TOKENS, return_routes=True).routes
+    assert routes is not None
+    for number, half in enumerate(("attn", "ffn")):
+        for rounds in routes[half]:  # the same in every block
+            for r, entry in enumerate(rounds):
+                assert entry is not None
+                kept = hashed_order(TOKENS.ravel(), r, number, routes.num_modules[half])[:, :top_k]
+                assert np.array_equal(entry["index"].reshape(kept.shape), kept)
+                assert (entry["weight"] == np.float32(1 / kept.shape[1])).all()
+
+
+def test_hashed_choices_never_change_and_are_even() -> None:
+    assert hashed_order(np.array([50256]), 2, 1, 5).tolist() == [[3, 4, 2, 0, 1, 5]]
+    assert hashed_order(np.array([1, 7]), 0, 0, 5).tolist() == [[0, 1, 2, 3, 4, 5], [4, 1, 2, 3, 0, 5]]
+    pairs = np.concatenate([hashed_order(np.arange(2000), r, 0, 4)[:, :2] for r in range(2)])
+    counts = np.bincount(pairs @ [4, 1], minlength=16).reshape(4, 4)
+    assert not np.diag(counts).any()
+    assert (np.abs(counts[~np.eye(4, dtype=bool)] - 4000 / 12) < 75).all()  # four standard deviations
+
+
+def test_a_model_with_hash_routers_trains_and_is_saved_without_them(tmp_path: Any) -> None:
+    model = mom.MoM(HASHED.replace(initializer_range=0.3))
+    assert not any(".router." in name for name in model.parameters)
+    router = model.blocks[0].attention_router
+    assert router is not None and not router.parameters
+    optimizer = mom.AdamW(model, lr=0.01)
+    losses = []
+    for _ in range(20):
+        out = model(TOKENS, TOKENS)
+        assert out.balance_loss is None and out.loss == out.lm_loss
+        losses.append(out.loss)
+        model.backward()
+        optimizer.step(1.0, zero_grad=True)
+    assert losses[-1] < 0.5 * losses[0]
+    model.save_pretrained(tmp_path)
+    again = mom.MoM.from_pretrained(tmp_path)
+    assert again.config == model.config and again(TOKENS, TOKENS).loss == model(TOKENS, TOKENS).loss
+    decoder = mom.Decoder(again)
+    decoder.prefill([TOKENS[0], TOKENS[1, :2]])
+    decoder.reorder([1, 0, 1])
+    logits = decoder.step([5, 6, 7])
+    for row, last in ((TOKENS[1, :2], 5), (TOKENS[0], 6), (TOKENS[1, :2], 7)):
+        whole = model([*row, last], return_logits=True).logits
+        assert whole is not None
+        np.testing.assert_allclose(logits[last - 5], whole[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_hash_routers_refuse() -> None:
+    with pytest.raises(mom.errors.ConfigError, match="routing_all_possible_path: weighs all modules with their scores"):
+        HASHED.replace(routing_all_possible_path=True)
+    tensors = mom.ops.RouterTensors(*(np.zeros(shape, np.float32) for shape in ((2, 3), 2, (4, 2), 4)))
+    with pytest.raises(ValueError, match="kind: a hash router reads the ids of tokens"):
+        mom.ops.router_forward(np.zeros((5, 3), np.float32), tensors, "hash")
+
+
 # ---------------------------------------------------------------------- construction
 @pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "a", None, True])
 def test_bad_seeds(seed: Any) -> None:
@@ -394,8 +518,8 @@ def test_a_busy_model_refuses_other_threads() -> None:
         "clip": lambda: mom.clip_grad_norm(model, 1.0), "has_gradient": lambda: model.has_gradient,
         "mark_gradient": lambda: model.mark_gradient("transformer.wte.weight"),
         "random_state": lambda: setattr(model, "random_state", (1, 1)), "gradient": lambda: model._core.gradient(0),
-        "random_state read": lambda: model.random_state, "arena": lambda: model._core.arena,
-        "arena_parts": lambda: model._core.arena_parts, "optimizer": lambda: mom.AdamW(model),
+        "random_state read": lambda: model.random_state, "region": lambda: model._core.region,
+        "region_parts": lambda: model._core.region_parts, "optimizer": lambda: mom.AdamW(model),
     }  # fmt: skip
     thread = threading.Thread(target=work)
     thread.start()
@@ -419,6 +543,46 @@ def test_a_busy_model_refuses_other_threads() -> None:
     model.backward()
 
 
+@pytest.mark.parametrize("kind", ["logits", "routes", "logits_at", "classifier"])
+def test_a_call_takes_its_results_before_another_thread_can_run_the_model(kind: str) -> None:
+    """The other thread runs the model as soon as the core returns from the first thread's forward pass."""
+    a, b = np.arange(1, 9)[None] % CONFIG.vocab_size, np.arange(2, 10)[None] % CONFIG.vocab_size
+    labels = 3 if kind == "classifier" else None
+    made = mom.MoMForSequenceClassification if labels else mom.MoM
+    model = made(CONFIG.replace(num_labels=labels, pooling="mask"), seed=0)
+
+    def call(tokens: np.ndarray) -> list[np.ndarray]:
+        if kind == "logits_at":
+            return [model.logits_at(tokens, [0, 5])]
+        out = model(tokens, return_logits=kind != "routes", return_routes=kind == "routes")
+        if kind == "routes":
+            rounds = [r for half in out.routes.values() for block in half for r in block if r is not None]
+            return [array for r in rounds for array in r.values()]
+        return [out.logits]
+
+    expected, others = call(a), call(b)
+    assert any(not np.array_equal(x, y) for x, y in zip(expected, others, strict=True)), "the test says something"
+    returned, go, found = threading.Event(), threading.Event(), []
+
+    def pause(_frame: object, event: str, function: object) -> None:
+        if event == "c_return" and getattr(function, "__name__", "") == "forward":
+            sys.setprofile(None)
+            returned.set()
+            go.wait(60)
+
+    def run() -> None:
+        sys.setprofile(pause)
+        found.extend(call(a))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert returned.wait(60)
+    call(b)
+    go.set()
+    thread.join()
+    assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_during_a_forward_pass_leaves_the_childs_network_usable() -> None:
     code = """
@@ -434,7 +598,7 @@ thread.start()
 busy = False
 while thread.is_alive() and not busy:
     try:
-        model._core.arena
+        model._core.region
     except RuntimeError:
         busy = True
 assert busy
@@ -499,14 +663,12 @@ def test_core_refuses_what_python_would_not_send() -> None:
         core.logits(np.array([21], np.int32))
     with pytest.raises(IndexError):
         core.route(9, 0, 0)
-    with pytest.raises(RuntimeError, match="pooled_logits"):
-        core.pooled_logits()
     fields = core_config(CONFIG, "float32") | {"bf16": False}
     assert sorted(fields) == sorted(_core.config_fields())  # both sides know the same fields
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),
-        ({"router_kind": 3}, "config: 'router_kind' is 3, expected less than 3"),
-        ({"depth": 3}, "config: 39 keys, expected the 38 of"),
+        ({"router_kind": len(KINDS)}, f"config: 'router_kind' is {len(KINDS)}, expected less than {len(KINDS)}"),
+        ({"depth": 3}, "config: 40 keys, expected the 39 of"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):
             _core.Network({**fields, **wrong})
@@ -522,14 +684,14 @@ def test_core_refuses_what_python_would_not_send() -> None:
 # ---------------------------------------------------------------------- parts that are trained
 def test_frozen_parameters_have_no_gradient_and_stay() -> None:
     model, whole = mom.MoM(CONFIG, seed=1), mom.MoM(CONFIG, seed=1)
-    assert all(model.trainable.values()) and not model.any_gradient
+    assert all(model.trainable.values()) and not any(model.has_gradient.values())
     model.train_only("*.router.*", "transformer.ln_f.weight")
     chosen = {name for name, trained in model.trainable.items() if trained}
     assert chosen == {name for name in model.parameters if ".router." in name} | {"transformer.ln_f.weight"}
     for each in (model, whole):
         each(TOKENS, TOKENS)
         each.backward()
-    assert model.any_gradient and {name for name, has in model.has_gradient.items() if has} <= chosen
+    assert set() < {name for name, has in model.has_gradient.items() if has} <= chosen
     for name in chosen:
         assert model.gradients[name] == pytest.approx(whole.gradients[name], rel=1e-5, abs=1e-7)
     before = {name: value.copy() for name, value in model.parameters.items()}
@@ -564,6 +726,14 @@ def test_a_pattern_that_fits_nothing_changes_nothing() -> None:
     model = mom.MoM(PLAIN)
     with pytest.raises(ValueError, match=r"patterns: '\*\.router\.\*' fits no parameter of this model"):
         model.train_only("transformer.ln_f.*", "*.router.*")
+    assert all(model.trainable.values())
+
+
+@pytest.mark.parametrize("pattern", [["*"], ("*.router.*",), None, 0])
+def test_a_pattern_that_is_no_string_changes_nothing(pattern: Any) -> None:
+    model = mom.MoM(CONFIG)
+    with pytest.raises(TypeError, match=r"^patterns: expected str, got \w+ .*Each pattern is an argument of its own"):
+        model.train_only("transformer.ln_f.*", pattern)
     assert all(model.trainable.values())
 
 

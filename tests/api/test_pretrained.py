@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -496,8 +497,27 @@ def test_models_that_do_not_fit_together(tmp_path: Path) -> None:
             from_vanilla(vanilla, CONFIG.replace(**{field: value}))
     with pytest.raises(TypeError, match="config: expected MoMConfig, got dict"):
         from_vanilla(vanilla, {})  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="folder: .* is not a folder"):
+    with pytest.raises(CheckpointError, match="^gpt2: .* is not a folder"):
         from_vanilla(tmp_path / "none", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("folder", lambda none: mom.MoM.from_pretrained(none)),
+        ("model", lambda none: mom.MoM.resolve(none)),
+        ("pretrained", lambda none: mom.MoM.resolve(none, name="pretrained")),
+        ("model", lambda none: mom.glue.finetune(none, "cola", {})),
+        ("model", lambda none: mom.glue.evaluate(none, "cola", {})),
+        ("model", lambda none: mom.xsum.finetune(none, {})),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_that_is_not_there_is_blamed_on_the_callers_argument(
+    tmp_path: Path, name: str, call: Any, kind: Any
+) -> None:
+    with pytest.raises(CheckpointError, match=f"^{name}: {re.escape(str(tmp_path))}/none is not a folder$"):
+        call(kind(tmp_path / "none"))
 
 
 def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def test_writes_every_document_once(tmp_path, tokenizer):
         assert values["tokens"] * 2 == len(data) and values["documents"] == len(parts[name[:-4]])
         assert values["sha256"] == hashlib.sha256(data).hexdigest()
     assert Tokenizer.load(tmp_path).sha256 == meta["tokenizer_sha256"] == tokenizer.sha256
-    assert sorted(os.listdir(tmp_path)) == sorted(["meta.json", "train.bin", "val.bin", *TOKENIZER_FILES])
+    names = ["meta.json", "train.bin", "train.bin.json", "val.bin", "val.bin.json", *TOKENIZER_FILES]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
 def test_same_seed_same_bytes_other_seed_other_split(tmp_path, tokenizer):
@@ -84,7 +85,8 @@ def test_no_validation_part_removes_an_earlier_one(tmp_path, tokenizer):
     prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, progress=False)
     (tmp_path / "notes.txt").write_text("mine")
     meta = prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, val_fraction=0.0, progress=False)
-    assert sorted(os.listdir(tmp_path)) == sorted(["meta.json", "notes.txt", "train.bin", *TOKENIZER_FILES])
+    names = ["meta.json", "notes.txt", "train.bin", "train.bin.json", *TOKENIZER_FILES]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
     assert meta["files"]["train.bin"]["documents"] == 300 and meta["val_split"] == "none"
 
 

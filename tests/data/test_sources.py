@@ -237,7 +237,7 @@ def test_texts_in_memory():
     assert read(documents) == ["a", "b" * 200_000]
     with pytest.raises(DataError, match="document 1: a bytes"):
         read(TextDocuments(["a", b"b"]))
-    with pytest.raises(DataError, match="texts: a single string"):
+    with pytest.raises(DataError, match="texts: expected texts, got a string"):
         TextDocuments("text")
 
 

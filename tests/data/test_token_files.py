@@ -70,8 +70,10 @@ def test_meta_is_obeyed_and_checked(tmp_path):
         (tmp_path / "meta.json").write_text(broken)
         with pytest.raises(DataError, match=r"meta\.json"):
             TokenFile(path)
-    (tmp_path / "meta.json").write_text('{"files": {"other.bin": {}}}')
-    assert len(TokenFile(path)) == 10  # read as uint16: this meta.json is about another file
+    (tmp_path / "meta.json").write_text('{"files": {"other.bin": {}}}')  # says nothing of this file
+    with pytest.raises(DataError, match="nothing tells the width of its ids"):
+        TokenFile(path)
+    assert len(TokenFile(path, dtype="uint16")) == 10
 
 
 def test_id_outside_the_vocabulary_is_named_with_its_position(tmp_path):
@@ -79,7 +81,7 @@ def test_id_outside_the_vocabulary_is_named_with_its_position(tmp_path):
     ids = np.zeros(1000, "<u2")
     ids[777] = 50
     ids.tofile(path)
-    tokens = TokenFile(path, vocab_size=50)
+    tokens = TokenFile(path, dtype="uint16", vocab_size=50)
     assert tokens.read(0, 700).sum() == 0
     with pytest.raises(DataError, match=r"train\.bin: id 50 at position 777 is not less than vocab_size = 50"):
         tokens.windows(np.array([0, 700, 750]), 100)

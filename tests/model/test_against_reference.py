@@ -83,6 +83,25 @@ FIXED: dict[str, Case] = {
     "balance loss weighted by zero": Case({"routing_top_k": 1}, balance_scale=0.0),
     "only the balance loss": Case({"router_type": "gru-random-softmax"}, lm_scale=0.0, balance_scale=1.0),
     **{
+        f"z-loss, {router}": Case(
+            {"router_type": router, "router_z_loss_coef": 0.3, "chunks": 2}, mask=("left", "holes", None, "row")[i % 4]
+        )
+        for i, router in enumerate(ROUTERS)
+    },
+    "z-loss, packed, micro-batches, by depth": Case(
+        {"router_z_loss_coef": 2.0, "depthwise_bal_loss": True}, lengths=(5, 1, 9), micro_batches=2, labels="some"
+    ),
+    "z-loss alone, everything skipped": Case(
+        {"router_z_loss_coef": 0.3, "output_router_logits": False, "routing_top_k": 1}, forced=(-9.0, -9.0, -9.0, 9.0)
+    ),
+    "z-loss, everything masked": Case({"router_type": "naive", "router_z_loss_coef": 0.3}, mask="row", batch=1),
+    "z-loss, single feed-forward module": Case({"num_ffn": 1, "router_z_loss_coef": 0.3, "balance_loss": "reference"}),
+    "z-loss, single modules": Case({"num_attn": 1, "num_ffn": 1, "router_z_loss_coef": 0.3}),
+    "z-loss of 69 and 66 choices": Case(
+        {"num_attn": 68, "num_ffn": 65, "router_z_loss_coef": 0.3, "router_choices": "own"}, steps=3
+    ),
+    "z-loss, which a classifier does not have": Case({"num_labels": 3, "router_z_loss_coef": 5.0}, mask="left"),
+    **{
         f"{mask} padding, {query}": Case(
             {"masked_query_attention": query, "router_type": "gru"}, mask=mask, steps=9, batch=3
         )
@@ -319,6 +338,7 @@ def sample(rng: np.random.Generator) -> Case:
         lengths=lengths, labels=pick("tokens", "some"), training=training, lm_scale=pick(1.0, 0.5, 20.0),
         balance_scale=pick(None, 0.0, 2.0), micro_batches=pick(1, 1, 2), seed=int(rng.integers(2**31)),
     )  # fmt: skip
+    case.fields["router_z_loss_coef"] = pick(0.0, 0.5)
     try:
         case.config  # noqa: B018
     except ConfigError:

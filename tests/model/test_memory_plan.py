@@ -14,7 +14,7 @@ import pytest
 import mom
 from mom import _core
 from mom.model import plan_for
-from mom.training.adapt import trainable
+from mom.training.adapt import parameters_selected_by
 
 BASE = mom.MoMConfig(
     vocab_size=50, n_positions=32, n_embd=24, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=3,
@@ -72,7 +72,7 @@ def test_plan_is_what_is_allocated(name: str, dtype: str, checkpointing: bool) -
     values = {n: v.copy() for n, v in model.parameters.items()}
     run(model, tokens_of(SHAPE))
     mom.AdamW(model).step(1.0, zero_grad=True)
-    size, most, beside, full = model._core.arena
+    size, most, beside, full = model._core.region
     assert (size, beside, full) == (plan.arena, 0, 0)
     assert most <= size
     assert plan.total == sum(size for part, size in plan.rows() if part != "total")
@@ -87,7 +87,7 @@ def test_plan_of_a_forward_pass(name: str) -> None:
     model.eval()
     plan = model.memory_plan(*SHAPE, training=False)
     run(model, tokens_of(SHAPE), keep=False)
-    assert model._core.arena[0::2] == (plan.arena, 0)
+    assert model._core.region[0::2] == (plan.arena, 0)
     assert plan.gradients == plan.moments == 0
     assert plan.total < model.memory_plan(*SHAPE).total
     assert plan == plan_for(CONFIGS[name], *SHAPE, training=False)
@@ -100,7 +100,7 @@ def test_plan_holds_little_more_than_is_used(name: str, checkpointing: bool) -> 
     # rehearsal has a mask only as far as its memory goes.
     model = new_model(CONFIGS[name], checkpointing=checkpointing)
     run(model, tokens_of(SHAPE))
-    size, most, _, _ = model._core.arena
+    size, most, _, _ = model._core.region
     assert 0 <= size - most <= size / 256 + 2**16 + 4096
 
 
@@ -131,9 +131,9 @@ def test_parts_of_a_plan_are_those_of_the_fullest_moment(
         model(tokens.reshape(SHAPE), labels=tokens.reshape(SHAPE), attention_mask=np.ones(SHAPE), keep=keep)
     if keep:
         model.backward()
-    size, most, beside, full = model._core.arena
+    size, most, beside, full = model._core.region
     assert (size, beside, full) == (plan.arena, 0, 0)
-    activations, held, workspace = model._core.arena_parts
+    activations, held, workspace = model._core.region_parts
     assert activations + held + workspace == most
     room = size / 256 + 2**16 + 4096
     assert held == plan.packed and 0 <= plan.activations - activations <= 4096
@@ -158,8 +158,8 @@ def test_packed_rows_of_many_shapes_fit_their_plans(checkpointing: bool) -> None
                 labels = tokens if config.num_labels is None else np.arange(len(lengths)) % 3
                 model(tokens, labels, lengths=lengths)
                 model.backward()
-                assert model._core.arena[2:] == (0, 0)
-            assert model._core.arena[0] == plan.arena <= used._core.arena[0]
+                assert model._core.region[2:] == (0, 0)
+            assert model._core.region[0] == plan.arena <= used._core.region[0]
 
 
 def send_tokens(model: mom.MoM, where: str) -> None:
@@ -180,7 +180,7 @@ def test_arena_is_large_enough_for_uneven_routes(where: str, top_k: int, dtype: 
     send_tokens(model, where)
     for step in range(3):
         run(model, tokens_of((9, 32), step))
-    assert model._core.arena[2:] == (0, 0)
+    assert model._core.region[2:] == (0, 0)
 
 
 @pytest.mark.parametrize("threads", [2, 16])
@@ -204,7 +204,7 @@ def test_arena_is_large_enough_for_blocks_of_any_rows(
                 model(tokens, labels=tokens, keep=keep)
                 if keep:
                     model.backward()
-                assert model._core.arena[2:] == (0, 0)
+                assert model._core.region[2:] == (0, 0)
     finally:
         mom.set_num_threads(before)
 
@@ -265,7 +265,7 @@ def test_too_large_a_plan_is_refused_before_anything_changes() -> None:
     model(tokens, labels=tokens)
     model.memory_limit = large.total
     model(tokens_of((32, 32)), labels=tokens_of((32, 32)))
-    assert model._core.arena[0] == large.arena
+    assert model._core.region[0] == large.arena
 
 
 def test_limit_counts_moments_of_optimizers_that_are_there() -> None:
@@ -303,7 +303,7 @@ def floats_of(model: mom.MoM | mom.MoMForSequenceClassification, chosen: Any) ->
 
 def chosen_of(model: mom.MoMForSequenceClassification, what: str) -> np.ndarray:
     if what in ("all", "routers", "head"):
-        return trainable(model, what)
+        return parameters_selected_by(model, what)
     return np.array([what in name for name in model.parameters], np.uint8)
 
 
@@ -334,7 +334,7 @@ def test_plans_follow_what_is_trained(what: str) -> None:
 
 def test_moments_of_what_was_trained_before_still_count() -> None:
     model = mom.MoMForSequenceClassification(WIDE.replace(num_labels=3, pooling="mask"), seed=1)
-    all_, head = trainable(model, "all"), trainable(model, "head")
+    all_, head = parameters_selected_by(model, "all"), parameters_selected_by(model, "head")
     first, second = mom.AdamW(model), mom.AdamW(model)
     model(tokens_of(SHAPE), np.arange(SHAPE[0]) % 3, np.ones(SHAPE))
     model.backward()
@@ -364,7 +364,7 @@ def test_gradients_that_are_there_stay_when_something_else_is_trained() -> None:
             model(tokens, labels, np.ones(SHAPE))
             model.backward()
             if switched:
-                model._core.set_trained(trainable(model, "all"))
+                model._core.set_trained(parameters_selected_by(model, "all"))
         grads.append({name: gradient.copy() for name, gradient in model.gradients.items()})
     for name, gradient in grads[0].items():
         np.testing.assert_array_equal(gradient, grads[1][name], err_msg=name)
@@ -384,7 +384,7 @@ def test_packed_rows_are_planned_by_their_tokens() -> None:
     model.memory_limit = plan.total - plan.moments
     model(tokens, lengths=lengths, labels=tokens)
     model.backward()
-    assert model._core.arena[2] == 0, "nothing beside the arena"
+    assert model._core.region[2] == 0, "nothing beside the arena"
     with pytest.raises(MemoryError, match="32 sequences of 30 tokens need"):
         model(tokens_of((32, 30)), labels=tokens_of((32, 30)))
     model.memory_limit = model.memory_plan(2, 30, training=False).parameters
@@ -445,7 +445,7 @@ def test_arena_serves_smaller_batches_and_grows_for_larger_ones() -> None:
         run(fresh, tokens_of(shape))
         for name, gradient in fresh.gradients.items():
             np.testing.assert_array_equal(model.gradients[name], gradient, err_msg=name)
-        sizes.append(model._core.arena[0])
+        sizes.append(model._core.region[0])
     assert sizes[0] < sizes[1] and sizes[1:] == sizes[1:2] * 4
 
 
@@ -601,7 +601,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 import mom
-from mom.training.adapt import trainable
+from mom.training.adapt import parameters_selected_by
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -617,7 +617,7 @@ def step(chosen):
     model._core.used = model._core.used * chosen
     optimizer.step(1.0, zero_grad=True)
 
-everything, chosen = trainable(model, "all"), trainable(model, sys.argv[1])
+everything, chosen = parameters_selected_by(model, "all"), parameters_selected_by(model, sys.argv[1])
 before = resident()
 full = model.memory_plan(4, 32)
 if int(sys.argv[2]):  # trained as a whole before, by another optimizer
@@ -629,7 +629,7 @@ plan = model.memory_plan(4, 32)
 for _ in range(2):
     step(chosen)
 # The arena stays as large as it once was.
-print(resident() - before, plan.gradients + plan.moments, model._core.arena[0], full.gradients + full.moments)
+print(resident() - before, plan.gradients + plan.moments, model._core.region[0], full.gradients + full.moments)
 """
 
 

@@ -222,6 +222,6 @@ def test_memory_stays_within_the_plan_where_attention_is_the_most_of_it(cut: int
 
 
 def assert_within_the_plan(model: mom.MoM, shape: tuple[int, ...]) -> None:
-    size, most, beside, full = model._core.arena
+    size, most, beside, full = model._core.region
     assert size == model.memory_plan(*shape).arena
     assert most <= size and (beside, full) == (0, 0)

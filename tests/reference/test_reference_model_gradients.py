@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
         f"{kind} all paths": {"router_type": kind, "routing_all_possible_path": True, "weighted_qkv": kind != "naive"}
         for kind in ("naive", "gru-softmax")
     },
+    **{f"{kind} z-loss": {"router_type": kind, "router_z_loss_coef": 0.3} for kind in ROUTERS},
+    "z-loss and no balance loss": {"router_z_loss_coef": 0.3, "output_router_logits": False, "num_ffn": 1, "chunks": 2},
     "no choice kept": {"routing_top_k": 0},
     "every choice kept": {"router_type": "naive-softmax", "routing_top_k": 9},
     "temperature": {"router_type": "gru-softmax", "router_softmax_temperature": 0.4, "depth_per_chunk": 3},

@@ -8,6 +8,7 @@ Each run is a process of its own that is ended with SIGKILL. Exit status 0 if al
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import random
 import signal
@@ -34,9 +35,10 @@ def work(data: Path, run_dir: Path, steps: int, resume: bool) -> None:
     print("ready", flush=True)
     report = small_run.Call(lambda record: print(record["step"], flush=True))
     seed = int(any(run_dir.glob("step-*")))
-    mom.train(
-        small_run.model(seed), data, run_dir=run_dir, resume=resume, callbacks=[report], progress=False, **settings
-    )
+    with contextlib.suppress(mom.TrainingInterrupted):
+        mom.train(
+            small_run.model(seed), data, run_dir=run_dir, resume=resume, callbacks=[report], progress=False, **settings
+        )
 
 
 def digest(run_dir: Path, steps: int) -> str:

@@ -24,7 +24,7 @@ def config(**changes: Any) -> mom.MoMConfig:
         "vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 16, "n_head": 2, "chunks": 1, "num_attn": 3,
         "num_ffn": 3, "depth_per_chunk": 2, "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False,
         "router_dim": 8, "router_type": "gru-softmax-random", "routing_top_k": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1,
-        "attn_pdrop": 0.1,
+        "attn_pdrop": 0.1, "router_z_loss_coef": 0.01,
     }  # fmt: skip
     return mom.MoMConfig(**{**fields, **changes})
 

@@ -17,7 +17,7 @@ from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
 from mom.glue.finetuning import _checked_seeds
 from mom.training import FinetuneConfig
-from mom.training.adapt import classifier_from, classify, routers_are_idle, trainable
+from mom.training.adapt import classifier_from, classify, parameters_selected_by, routers_are_idle
 from mom.training.batches import MicroBatch, Rows
 from mom.training.finetune import FinetuneInterrupted, LoopResult, RunOptions, fit_rows
 from mom.training.finetune import fit_classifier as fit_with_options
@@ -142,6 +142,19 @@ def test_only_what_is_chosen_changes(train: str) -> None:
         assert changed == {"score.weight"} | (routers if train == "routers" else set())
 
 
+@pytest.mark.parametrize("train", ["all", "routers"])
+def test_what_train_only_has_frozen_stays_frozen_but_a_copy_is_not_frozen(train: str) -> None:
+    model = classifier(CONFIG)
+    model.train_only("transformer.ln_f.*", "score.*")
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    rows, labels = some_rows(12), np.arange(12) % 3
+    fit_classifier(model, rows, labels, FinetuneConfig(epochs=1, lr=0.01, train=train, batch_size=6), progress=False)
+    changed = {name for name, value in model.parameters.items() if not np.array_equal(value, before[name])}
+    final_norm = {"transformer.ln_f.weight", "transformer.ln_f.bias"} if train == "all" else set()
+    assert changed == {"score.weight"} | final_norm
+    assert all(classifier_from(model, 3, "single_label_classification").trainable.values())
+
+
 PARTIAL: dict[str, tuple[mom.MoMConfig, dict[str, Any]]] = {
     "recurrent routers": (CONFIG, {}),
     "naive routers, all paths": (CONFIG.replace(router_type="naive", routing_all_possible_path=True), {}),
@@ -178,7 +191,7 @@ def test_gradients_of_what_is_trained_have_the_bits_of_the_whole_backward_pass(
                 last = max(place for place, kind in enumerate(config.places()) if kind == "block")
                 chosen = np.array([f"transformer.h.{last}." in n and ".router." in n for n in names], np.uint8)
             else:
-                chosen = trainable(model, train)
+                chosen = parameters_selected_by(model, train)
             assert chosen.any()
             model.training = options.get("training", False)
             model.activation_checkpointing = options.get("checkpointing", False)
@@ -210,7 +223,7 @@ def test_less_that_is_trained_needs_less_memory() -> None:
 
     sizes = {}
     for train in ("all", "routers", "head"):
-        model._core.set_trained(trainable(model, train))
+        model._core.set_trained(parameters_selected_by(model, train))
         sizes[train] = needed()
         plan = model._core.plan(8, 24, 8 * 24, True, False, True)
         if train == "head":
@@ -220,7 +233,7 @@ def test_less_that_is_trained_needs_less_memory() -> None:
     model._core.set_trained(np.ones(len(list(model.parameters)), np.uint8))
     assert needed() == sizes["all"]
     out = model(np.arange(8)[None], [1], attention_mask=np.ones((1, 8)))
-    model._core.set_trained(trainable(model, "head"))
+    model._core.set_trained(parameters_selected_by(model, "head"))
     with pytest.raises(RuntimeError, match="backward: needs a forward pass with labels before it"):
         model.backward()
     assert out.loss is not None
@@ -245,20 +258,25 @@ def test_afterwards_everything_is_trained_again(train: str) -> None:
 
 def test_choices_that_a_model_does_not_have() -> None:
     with pytest.raises(ConfigError, match="train: 'routers', but the model has none"):
-        trainable(classifier(PLAIN), "routers")
+        parameters_selected_by(classifier(PLAIN), "routers")
     with pytest.raises(ConfigError, match="train: 'head', but a language model has no head"):
-        trainable(mom.MoM(CONFIG), "head")
-    assert trainable(mom.MoM(CONFIG), "routers").sum() == sum(".router." in name for name in mom.MoM(CONFIG).parameters)
+        parameters_selected_by(mom.MoM(CONFIG), "head")
+    model = mom.MoM(CONFIG)
+    assert parameters_selected_by(model, "routers").sum() == sum(".router." in name for name in model.parameters)
 
 
 IDLE = [
     {"router_type": kind, "routing_top_k": k, "use_ste": ste, "routing_all_possible_path": dense}
     for kind in ROUTERS
+    if "hash" not in kind  # has no parameters
     for k in (0, 1, 2)
     for ste in (False, True)
     for dense in (False, True)
 ]
-BALANCES: list[dict[str, Any]] = [{}, {"output_router_logits": False}, {"router_aux_loss_coef": 0.0}]
+BALANCES: list[dict[str, Any]] = [
+    {}, {"output_router_logits": False}, {"router_aux_loss_coef": 0.0},
+    {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.1},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", IDLE, ids=lambda changes: "-".join(map(str, changes.values())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -88,19 +89,63 @@ def test_signal_saves_and_the_run_resumes_to_the_same_bits(
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     for stop in (2, 9, 10, 17):
         end = small_run.Call(lambda record, stop=stop: record["step"] == stop and os.kill(os.getpid(), number))
-        result = train(data, tmp_path, resume=stop != 2, callbacks=[end]).last_result  # type: ignore[attr-defined]
-        assert (result.interrupted, result.step) == (number.name, stop)
+        with pytest.raises(mom.TrainingInterrupted) as caught:
+            train(data, tmp_path, resume=stop != 2, callbacks=[end])
+        result = caught.value.result
+        assert (caught.value.signal, result.interrupted, result.step) == (number.name, number.name, stop)
+        assert str(caught.value) == f"train: step {stop}/20; resume goes on from {result.checkpoint}"
         assert result.checkpoint == tmp_path / f"step-{stop:08d}"
     assert train(data, tmp_path, resume=True).last_result.interrupted is None  # type: ignore[attr-defined]
     assert states(tmp_path) == states(whole)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_signal_in_the_last_step_is_no_interruption(data: Path, whole: Path, tmp_path: Path) -> None:
-    end = small_run.Call(lambda record: record["step"] == 20 and os.kill(os.getpid(), signal.SIGTERM))
-    result = train(data, tmp_path, callbacks=[end]).last_result  # type: ignore[attr-defined]
-    assert result.interrupted is None and result.step == 20
+@pytest.mark.parametrize("call", ["forward", "backward"])
+def test_a_signal_within_a_step_leaves_no_trace_of_the_step(
+    data: Path, whole: Path, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seventh pass is the first of the fourth step; forward passes draw random numbers."""
+    name = "backward" if call == "backward" else "__call__"
+    real, calls = getattr(mom.MoM, name), []
+
+    def broken_off(self: mom.MoM, *args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        out = real(self, *args, **kwargs)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return out
+
+    monkeypatch.setattr(mom.MoM, name, broken_off)
+    with pytest.raises(mom.TrainingInterrupted) as caught:
+        train(data, tmp_path)
+    assert caught.value.result.step == 3 and len(calls) == 7
+    train(data, tmp_path, resume=True)
     assert states(tmp_path) == states(whole)
+
+
+def test_an_interruption_ends_a_loop_over_runs(data: Path) -> None:
+    """`except Exception` does not catch it."""
+    end, steps = small_run.Call(lambda record: os.kill(os.getpid(), signal.SIGINT)), []
+    with pytest.raises(KeyboardInterrupt, match="^train: step 1/20; without a run_dir, nothing is saved$"):
+        for seed in range(3):
+            with contextlib.suppress(Exception):
+                steps.append(seed)
+                mom.train(small_run.model(seed), data, callbacks=[end], progress=False, **small_run.SETTINGS)
+    assert steps == [0]
+
+
+def test_signal_in_the_last_step_breaks_its_evaluation_off(data: Path, whole: Path, tmp_path: Path) -> None:
+    def end() -> small_run.Call:
+        return small_run.Call(lambda record: record["step"] == 20 and os.kill(os.getpid(), signal.SIGTERM))
+
+    with pytest.raises(mom.TrainingInterrupted) as caught:
+        train(data, tmp_path / "run", callbacks=[end()])
+    assert caught.value.result.step == 20 and caught.value.result.history[-1][0] == 15
+    train(data, tmp_path / "run", resume=True)
+    assert states(tmp_path / "run") == states(whole)
+    # Without an evaluation the run is over, so nothing is interrupted.
+    model = mom.train(small_run.model(), data / "train.bin", callbacks=[end()], progress=False, **small_run.SETTINGS)
+    assert model.interrupted is None and model.step == 20
 
 
 def test_ignored_signal_stays_ignored(data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ EVERY = pytest.mark.parametrize("kind", [MoMConfig, TrainingConfig, FinetuneConf
     "changes",
     [
         {},
-        {"steps": 7, "warmup": 3, "lr": 3e-4, "schedule": "linear", "sampling": "consecutive", "tensorboard": True},
+        {"steps": 7, "warmup": 3, "lr": 3e-4, "schedule": "linear", "sampling": "consecutive", "tensorboard": True,
+         "wandb": True},
         {"clip": math.inf, "warmup": 0, "eps": 1e-12, "seed": 2**40},
     ],
 )
@@ -48,6 +49,7 @@ def test_toml_may_have_fields_at_top_level(tmp_path: Path) -> None:
         ("training = 3", "run.toml: training is not a table"),
         ("steps = 1.5", "run.toml: steps: expected int, got float 1.5"),
         ("tensorboard = 1", "run.toml: tensorboard: expected bool"),
+        ("wandb = 1", "run.toml: wandb: expected bool"),
         ("lr = true", "run.toml: lr: expected float"),
         ("lr = nan", "run.toml: lr: nan is not in"),
     ],

@@ -186,9 +186,10 @@ def test_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
         )
 
 
-def test_tensorboard_needs_a_run_dir(data: Any) -> None:
-    with pytest.raises(mom.ConfigError, match="tensorboard: needs a run_dir"):
-        mom.train(small_run.model(), data, steps=1, sequence_length=16, tensorboard=True, progress=False)
+@pytest.mark.parametrize("setting", ["tensorboard", "wandb"])
+def test_some_callbacks_need_a_run_dir(data: Any, setting: str) -> None:
+    with pytest.raises(mom.ConfigError, match=f"{setting}: needs a run_dir"):
+        mom.train(small_run.model(), data, steps=1, sequence_length=16, progress=False, **{setting: True})
 
 
 def test_other_models_and_settings_are_refused(tmp_path: Path) -> None:

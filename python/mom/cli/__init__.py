@@ -17,9 +17,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from .. import _version
-from ..errors import MomError
+from ..errors import MomError, TrainingInterrupted
 from ..runtime import set_num_threads
-from ..training.finetune import FinetuneInterrupted
 from . import bench, demo, evaluate, finetune, generate, info, lm_eval, prepare, pretrain, train
 
 __all__ = ["main", "parser"]
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
-        name = stop.signal if isinstance(stop, FinetuneInterrupted) else "SIGINT"
+        name = stop.signal if isinstance(stop, TrainingInterrupted) else "SIGINT"
         by = "" if name == "SIGINT" else f" by {name}"
         print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 128 + signal.Signals[name]

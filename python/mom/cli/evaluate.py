@@ -6,11 +6,12 @@ import argparse
 from typing import Any
 
 from .. import glue
+from ..data import Documents
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError
 from ..evaluate import text_losses, token_file_loss
 from ..model import MoM
-from .flags import add_generation, add_on_error, add_threads, command
+from .flags import add_arguments, add_generation, add_threads, command
 from .results import print_json, show_summaries
 
 
@@ -32,26 +33,18 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=8, help="rows per batch (of a GLUE task: 32)")
     parser.add_argument("--task", metavar="NAME", help=f"xsum, or one of {', '.join(glue.TASKS)}")
-    add_on_error(parser)
+    add_arguments(parser, Documents, "on_error")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_threads(parser)
     group = parser.add_argument_group("with --task")
     group.add_argument("--task_split", choices=("dev", "test", "train"), help="which set (default: dev; xsum: test)")
-    group.add_argument("--max_length", type=int, help="tokens per example (default: as in fine-tuning, or n_positions)")
+    add_arguments(group, glue.evaluate, "max_length")
     add_generation(parser.add_argument_group("with --task xsum"))
-    group = parser.add_argument_group("with --data")
-    group.add_argument(
-        "--sequence_length", type=int, help="tokens per row (default: the model's n_positions, at most 1024)"
-    )
-    group.add_argument("--batches", type=int, help="at most so many batches (default: the whole file)")
+    add_arguments(parser.add_argument_group("with --data"), token_file_loss, "sequence_length", "batches")
     group = parser.add_argument_group("with --text")
-    group.add_argument("--window", type=int, help="tokens the model sees at once (default: its n_positions)")
-    group.add_argument("--stride", type=int, help="tokens from one window to the next (default: half a window)")
+    add_arguments(group, text_losses, "window", "stride")
+    add_arguments(group, Documents, "key", "split")
     group.add_argument("--tokenizer", metavar="PATH", help="tokenizer to use (default: the model's own)")
-    group.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
-    group.add_argument(
-        "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
-    )
 
 
 def _run(a: argparse.Namespace) -> int:
@@ -60,7 +53,7 @@ def _run(a: argparse.Namespace) -> int:
             raise ConfigError(f"{name}: {getattr(a, name)} is less than 1")
     if a.task is not None:
         return _evaluate_task(a)
-    model = MoM.from_pretrained(a.model)
+    model = MoM.resolve(a.model)
     return _evaluate_tokens(a, model) if a.text is None else _evaluate_texts(a, model)
 
 
@@ -68,7 +61,7 @@ def _evaluate_task(a: argparse.Namespace) -> int:
     if a.data is None:
         raise ConfigError("task: needs --data, the folder of the task's files")
     if a.task.lower() == "xsum":
-        show_summaries(a, MoM.from_pretrained(a.model), a.task_split or "test", a.max_length, a.batch_size)
+        show_summaries(a, MoM.resolve(a.model), a.task_split or "test", a.max_length, a.batch_size)
         return 0
     split = a.task_split or "dev"
     metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)

@@ -11,7 +11,7 @@ from .. import glue, xsum
 from ..errors import ConfigError
 from ..model import MoM
 from ..training import FinetuneConfig
-from .flags import add_dtype, add_fields, add_generation, add_on_error, add_progress, add_threads, command, given_fields
+from .flags import add_arguments, add_dtype, add_fields, add_generation, add_threads, command, given_fields
 from .results import show_summaries
 
 
@@ -35,18 +35,14 @@ def add(commands: Any) -> None:
         "--data", required=True, metavar="PATH", help="folder of GLUE's task folders, or a name on the Hub"
     )
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
-    parser.add_argument("--run_dir", metavar="DIR", help="folder for logs and checkpoints (default: none are written)")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --run_dir")
     add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
-    parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
-    add_on_error(parser)
-    add_progress(parser)
+    add_arguments(parser, glue.finetune, "run_dir", "resume", "predict", "on_error", "progress")
     add_threads(parser)
     group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
     add_fields(group, FinetuneConfig, {})
     group = parser.add_argument_group("with --task xsum")
-    group.add_argument("--val_rows", type=int, default=200, help="rows of the validation set that choose the weights")
+    add_arguments(group, xsum.finetune, "val_rows")
     add_generation(group)
 
 
@@ -65,7 +61,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     # The documents to summarise afterwards must be readable before hours of training begin.
     xsum.read_xsum(a.data, "test", on_error=a.on_error)
     result = xsum.finetune(
-        MoM.from_pretrained(a.model, dtype=a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
+        MoM.resolve(a.model, a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
         max_summary=64 if a.max_summary is None else a.max_summary, val_rows=a.val_rows, on_error=a.on_error,
         progress=a.progress, run_dir=a.run_dir, resume=a.resume,
     )  # fmt: skip
@@ -79,7 +75,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
     names = [name for name in glue.TASKS if "train" in glue.TASKS[name].files and name != "mnli-mm"]
     found = [glue.find_task(word) for name in a.task for word in (names if name.lower() == "glue" else [name])]
     tasks = list({task.name: task for task in found}.values())
-    body: MoM = MoM.from_pretrained(a.model, dtype=a.dtype)
+    body = MoM.resolve(a.model, a.dtype)
     for task in tasks[1:]:  # find a missing or broken file before hours of training; the first task is read first
         for split in ("train", "dev", *(("test",) if a.predict else ())):
             with warnings.catch_warnings():

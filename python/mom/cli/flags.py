@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .. import xsum
 from ..errors import ConfigError
-from ..settings import Settings, read_toml
+from ..model import beam_search
+from ..settings import Settings, read_toml, type_names_of
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only if it is informative."""
+    """Shows a default only if it is informative, and a number as ``N`` or ``X``."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        names: dict[Any, str] = {int: "N", float: "X"}
+        return names.get(action.type) or super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -34,20 +41,13 @@ def command(commands: Any, name: str, run: Any, summary: str, details: str = "")
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``."""
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all CPUs)")
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: all CPUs)")
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
     """``--progress``."""
     parser.add_argument(
         "--progress", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="show progress"
-    )
-
-
-def add_on_error(parser: argparse.ArgumentParser) -> None:
-    """``--on_error``."""
-    parser.add_argument(
-        "--on_error", choices=("raise", "skip"), default="raise", help="what to do about records that cannot be used"
     )
 
 
@@ -74,20 +74,19 @@ def truth(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is not 'true' or 'false'")
 
 
-def field_help(documented: type) -> dict[str, str]:
-    """Help text of every field, from the ``Parameters`` section of the class's docstring."""
-    found: dict[str, str] = {}
-    section = re.search(r"Parameters\n\s*-+\n(.*?)(?:\n\n|\Z)", documented.__doc__ or "", re.DOTALL)
-    entries = re.findall(
-        r"^ {4}(\w[^\n:]*) :([^\n]*)\n((?: {8}[^\n]*\n?)+)", section[1] if section else "", re.MULTILINE
-    )
+def documented(thing: Any) -> Iterator[tuple[str, list[str], str]]:
+    """Names, choices and texts of the ``Parameters`` section of a docstring."""
+    section = re.search(r"Parameters\n-+\n(.*?)(?:\n\n|\Z)", inspect.getdoc(thing) or "", re.DOTALL)
+    entries = re.findall(r"^(\w[^\n:]*) :([^\n]*)\n((?: {4}[^\n]*\n?)+)", section[1] if section else "", re.MULTILINE)
     for names, kind, text in entries:
-        choices = re.search(r"\{(.*)\}", kind)
-        words = [*text.replace("``", "").replace("`", "").split()]
-        if choices:
-            words += [f"[{choices[1]}]".replace('"', "")]
-        found.update(dict.fromkeys(re.split(r",\s*", names), " ".join(words).replace("%", "%%")))
-    return found
+        words = " ".join(text.replace("`", "").split()).replace("%", "%%")
+        for name in re.split(r",\s*", names):
+            yield name, re.findall(r'"(\w+)"', kind), words
+
+
+def field_help(settings: type[Settings]) -> dict[str, str]:
+    """Help text of every field, from the class's docstring."""
+    return {name: f"{text} [{', '.join(choices)}]" if choices else text for name, choices, text in documented(settings)}
 
 
 def number(text: str) -> int | float:
@@ -100,12 +99,25 @@ def number(text: str) -> int | float:
 
 #: Arguments of ``add_argument`` for fields of each type.
 _KINDS: dict[str, dict[str, Any]] = {
-    "int": {"type": int, "metavar": "N"},
-    "float": {"type": float, "metavar": "X"},
+    "int": {"type": int},
+    "float": {"type": float},
     "int | float": {"type": number, "metavar": "X"},
     "str": {"type": str, "metavar": "NAME"},
+    "PathLike": {"metavar": "PATH"},
     "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},
 }
+
+
+def add_arguments(group: Any, function: Any, *names: str) -> None:
+    """Add a flag for each of these arguments of a function, with its type, default, choices and description."""
+    parameters = inspect.signature(function).parameters
+    found = {name: (choices, text) for name, choices, text in documented(function)}
+    for name in names:
+        default = parameters[name].default
+        choices, text = found[name]
+        kind = {"choices": choices} if choices else _KINDS[parameters[name].annotation.removesuffix(" | None")]
+        more = {"required": True} if default is inspect.Parameter.empty else {"default": default}
+        group.add_argument(f"--{name}", help=text.removesuffix("."), **kind, **more)
 
 
 def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> None:
@@ -116,7 +128,7 @@ def add_fields(group: Any, settings: type[Settings], shown: dict[str, str]) -> N
         default = shown.get(field.name, field.default)
         note = "" if default is None else f" (default: {default})"
         text = help_texts.get(field.name, "").removesuffix(".") + note
-        kind = _KINDS[str(field.type).removesuffix(" | None")]
+        kind = _KINDS[" | ".join(name for name in type_names_of(field) if name != "None")]
         group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
 
 
@@ -147,13 +159,7 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 def add_generation(group: Any) -> None:
     """Flags for writing summaries."""
-    group.add_argument("--rows", type=int, help="summarise the first so many documents (default: all)")
-    group.add_argument(
-        "--max_summary", type=int, help="tokens kept free for a summary and its end (default: as in fine-tuning, or 64)"
-    )
-    group.add_argument("--num_beams", type=int, default=1, help="beams of the search; 1: greedy")
-    group.add_argument("--length_penalty", type=float, default=1.0, help="above 0 favours longer summaries")
-    group.add_argument(
-        "--no_repeat_ngram_size", type=int, default=0, help="a summary never repeats so many tokens; 0: it may"
-    )
+    add_arguments(group, xsum.evaluate, "rows")
+    add_arguments(group, xsum.summarize, "max_summary", "num_beams")
+    add_arguments(group, beam_search, "length_penalty", "no_repeat_ngram_size")
     group.add_argument("--examples", type=int, default=3, help="summaries to show, each with reference and LEAD-1")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data import Documents, standard_library_text
 from ..data.prepare import prepare
-from .flags import add_on_error, command, truth
+from .flags import add_arguments, command
 
 
 def add(commands: Any) -> None:
@@ -22,20 +22,9 @@ def add(commands: Any) -> None:
         "sources", nargs="*", metavar="SOURCE",
         help="files (.txt, .jsonl, also .gz, or .parquet) and folders (default: Python's standard library)",
     )  # fmt: skip
-    parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for the files")
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or its folder (default: train a new one)")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="vocabulary of a new tokenizer")
-    parser.add_argument("--val_fraction", type=float, default=0.01, help="share of documents kept for validation")
-    parser.add_argument("--seed", type=int, default=0, help="decides which documents these are")
-    parser.add_argument(
-        "--append_eos", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
-        help="end every document with <|endoftext|>",
-    )  # fmt: skip
-    parser.add_argument("--key", default="text", help="JSON field or Parquet column that holds the text")
-    parser.add_argument(
-        "--split", choices=("file", "blank_line"), default="file", help="whether a text file is one document"
-    )
-    add_on_error(parser)
+    add_arguments(parser, prepare, "out_dir", "vocab_size", "val_fraction", "seed", "append_eos")
+    add_arguments(parser, Documents, "key", "split", "on_error")
 
 
 def _run(a: argparse.Namespace) -> int:

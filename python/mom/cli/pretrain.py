@@ -9,8 +9,8 @@ from typing import Any
 from ..config import PRESETS, MoMConfig
 from ..errors import ConfigError
 from ..training import RECIPES, pretrain
-from .flags import add_changes, add_dtype, add_progress, add_threads, changes_of, command
-from .results import interrupted, print_losses
+from .flags import add_arguments, add_changes, add_dtype, add_progress, add_threads, changes_of, command
+from .results import print_losses
 
 
 def add(commands: Any) -> None:
@@ -21,20 +21,16 @@ def add(commands: Any) -> None:
         "names the folder of phase one) and trains that model. The settings are those of the recipe; 'mom train' "
         "lets you choose all of them.",
     )  # fmt: skip
-    parser.add_argument("--phase", required=True, choices=("vanilla", "mom"), help="which phase")
-    parser.add_argument("--data", required=True, metavar="PATH", help="folder made by 'mom prepare'")
-    parser.add_argument("--run_dir", required=True, metavar="DIR", help="folder of the run; gets 'model' at the end")
+    add_arguments(parser, pretrain, "phase", "data", "run_dir", "seed", "resume")
     parser.add_argument("--from", dest="vanilla", metavar="FOLDER", help="with --phase mom: the model of phase one")
     parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
     add_changes(parser)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=float, metavar="N", help="budget in tokens, such as 5e6")
-    budget.add_argument("--minutes", type=float, metavar="X", help="budget in minutes, from the speed of a few steps")
+    add_arguments(budget, pretrain, "minutes")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="recipe with the settings")
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="highest learning rate")
     add_dtype(parser, resumed=True)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the data")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
     add_progress(parser)
     add_threads(parser)
 
@@ -52,8 +48,6 @@ def _run(a: argparse.Namespace) -> int:
         **changes,
     )  # fmt: skip
     training, plan = result.training, result.config
-    if training.interrupted is not None:
-        return interrupted(training)
     print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
     print_losses(training)
     print(f"model {result.folder}")

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from typing import Any
 
 from .. import xsum
 from .._json import to_json
 from ..model import MoM
 from ..training import TrainingResult
-
-
-def interrupted(result: TrainingResult) -> int:
-    """Say that a signal ended a run. Returns the exit status."""
-    assert result.interrupted is not None
-    print(f"{result.interrupted}: saved {result.checkpoint}; go on with --resume", file=sys.stderr)
-    return 128 + signal.Signals[result.interrupted].value
 
 
 def print_json(value: Any) -> None:

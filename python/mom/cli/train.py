@@ -11,12 +11,13 @@ from ..config import PRESETS, MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError
 from ..files import folders
+from ..files.hub import model_folder
 from ..model import MoM
 from ..training import TrainingConfig, train
-from ..training.start import model_of_checkpoint, take_tokenizer
-from ..training.state import PREFIX, read_progress
+from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, read_progress
+from ..training.pretraining import take_tokenizer
 from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command, given_fields
-from .results import interrupted, print_losses
+from .results import print_losses
 
 
 def add(commands: Any) -> None:
@@ -55,7 +56,7 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    latest, passed_over = folders.latest_valid(a.run_dir, prefix=PREFIX) if a.resume else (None, [])
+    latest, passed_over = newest_checkpoint(a.run_dir) if a.resume else (None, [])
     if a.resume and latest is None and not (a.preset or a.model or a.init_from):
         why = f" ({passed_over[-1][0].name}: {passed_over[-1][1]})" if passed_over else ""
         raise ConfigError(f"resume: {a.run_dir} holds no valid checkpoint{why}")
@@ -70,8 +71,6 @@ def _run(a: argparse.Namespace) -> int:
     print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
 
     result = train(model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress)
-    if result.interrupted is not None:
-        return interrupted(result)
     folder = Path(a.run_dir) / "model"
     model.save_pretrained(folder)
     print(f"step {result.step}")
@@ -107,13 +106,13 @@ def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> M
     _check_sources(a)
     changes, dtype = changes_of(a.changes), a.dtype or "float32"
     if a.init_from is not None:
-        started = MoM.from_pretrained(a.init_from, dtype=dtype, **changes)
+        started = MoM.from_pretrained(model_folder(a.init_from, "init_from"), dtype=dtype, **changes)
         started.random_state = (seed, 0)
         started.finetuning_task, started.finetuning_lengths = None, {}
         return started
     config = _base_config(a)
     if a.from_vanilla is not None:
-        vanilla = MoM.from_pretrained(a.from_vanilla)
+        vanilla = MoM.resolve(a.from_vanilla, name="from_vanilla")
         taken = {name: getattr(vanilla.config, name) for name in ("vocab_size", "n_positions")}
         return MoM.from_vanilla(vanilla, config.replace(**{**taken, **changes}), seed=seed, dtype=dtype)
     if "vocab_size" in meta:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batch", "bucketed", "iter_batches", "make_batch", "pack_labelled", "pack_rows"]
+__all__ = ["bucketed", "pack_labelled", "pack_rows"]
 
 #: In training, rows are sorted by length within groups of this many batches; few enough to keep the order random.
 _POOL_BATCHES = 50
-
-
-class Batch(NamedTuple):
-    """Rows that go through a model together, packed one after the other, without padding.
-
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (B,)
-        Which rows of the data these are.
-    tokens : ndarray of int32, shape (N,)
-    lengths : ndarray of int32, shape (B,)
-        Tokens of each row; their sum is N.
-    """
-
-    rows: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int32]
 
 
 def bucketed(
@@ -95,16 +78,3 @@ def pack_labelled(
     unscored = np.array([first for _, first in rows])
     position = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return tokens, np.where(position < np.repeat(unscored, lengths), np.int32(-100), tokens), lengths
-
-
-def make_batch(rows: Sequence[npt.NDArray[Any]], chosen: npt.NDArray[np.int64]) -> Batch:
-    """The chosen rows as a batch; see `pack_rows`."""
-    return Batch(chosen, *pack_rows([rows[i] for i in chosen]))
-
-
-def iter_batches(
-    rows: Sequence[npt.NDArray[Any]], batch_size: int, rng: np.random.Generator | None = None
-) -> Iterator[Batch]:
-    """Go through all rows once, in packed batches of rows of similar length; see `bucketed`."""
-    for chosen in bucketed([len(row) for row in rows], batch_size, rng):
-        yield make_batch(rows, chosen)

@@ -23,7 +23,8 @@ def encode_texts(
     tokenizer : Tokenizer
     texts : sequence of (str,) or (str, str)
     max_length : int
-        Length of the longest row. A pair that is too long is cut at the end of its longer text first, then of both.
+        Length of the longest row. A pair that is too long loses tokens from the end of the longer text. If both texts
+        exceed half, both are cut to half.
 
     Returns
     -------
@@ -39,6 +40,8 @@ def encode_texts(
         raise DataError("tokenizer: the model has none")
     count = len(texts[0]) if len(texts) else 1
     mark = [tokenizer.eos_id] if tokenizer.eos_id is not None else tokenizer.encode("\n").tolist()
+    if not mark:
+        raise DataError("tokenizer: has neither an end-of-text token nor a token for a line feed")
     end = np.array(mark, np.int32)
     room = max_length - count * len(end)
     if room < count:

@@ -1,7 +1,8 @@
 """From text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and the tokenizer's files in one folder.
 
 The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
-65,536). Documents are read, encoded and written in batches, so memory does not grow with the text.
+65,536). Beside each token file lies its description under its own name, ``train.bin.json``, which a copy of the file
+should take along. Documents are read, encoded and written in batches, so memory does not grow with the text.
 Everything is first written to temporary files beside the final ones. When all of them are on the disk, they are renamed
 into place, ``meta.json`` last; a failure on the way undoes the renames. So a folder holds the earlier content or the
 new one, never a mixture.
@@ -28,17 +29,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..errors import DataError
 from ..file_fields import check
 from ..files.folders import naming_file, sync_folder, write_json
-from .sources import Documents, Piece, TextDocuments
+from .sources import Documents, Piece, TextDocuments, pieces_for
+from .token_formats import DTYPES, description_file, read_description
 from .tokenizer import Tokenizer
 from .tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
-PathLike = str | os.PathLike[str]
 
+#: What a folder of prepared data holds, in the order in which the files are renamed into place.
+_NAMES = ("train.bin", "val.bin", "train.bin.json", "val.bin.json", *TOKENIZER_FILES, "meta.json")
 _BATCH_CHARS = 1 << 20
 _COPY_BYTES = 1 << 20
 
@@ -128,8 +132,10 @@ def prepare(
 
 
 def read_meta(data: PathLike) -> dict[str, Any]:
-    """``meta.json`` of prepared data; empty for a token file without one."""
+    """``meta.json`` of prepared data, or a token file's own description; empty for a token file without either."""
     path = Path(data)
+    if not path.is_dir() and description_file(path).is_file():
+        return read_description(path)[0]
     file = (path if path.is_dir() else path.parent) / "meta.json"
     if not file.is_file():
         return {}
@@ -160,14 +166,14 @@ def _write_files(
     progress: bool,
 ) -> dict[str, Any]:
     """Write all files into `stage`, under their final names and through to the disk. Returns the meta data."""
-    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2") if tokenizer.vocab_size <= 65536 else np.dtype("<u4")
+    dtype = DTYPES["uint16" if tokenizer.vocab_size <= 65536 else "uint32"]
     end = np.array([tokenizer.eos_id] if append_eos else [], dtype)
     with (
         contextlib.closing(_TokenWriter(stage / "train.part", dtype)) as train,
         contextlib.closing(_TokenWriter(stage / "val.part", dtype)) as val,
     ):
         number = 0
-        for batch in _batches(documents, progress):
+        for batch in _batches(documents, tokenizer, progress):
             encoded = tokenizer.encode_batch([piece.text for piece in batch])
             for piece, ids in zip(batch, encoded, strict=True):
                 writer = val if _is_validation(seed, number, val_fraction) else train
@@ -209,8 +215,16 @@ def _write_files(
         "problems": report.problems,
     }
     tokenizer.save(stage)
-    write_json(stage / "meta.json", meta)
+    _write_descriptions(stage, meta)
     return meta
+
+
+def _write_descriptions(stage: Path, meta: dict[str, Any]) -> None:
+    """Write ``meta.json``, and for each token file what a copy of it needs, under the file's own name."""
+    shared = {name: meta[name] for name in ("format", "dtype", "vocab_size", "eos_id", "tokenizer_sha256")}
+    for name, entry in meta["files"].items():
+        write_json(description_file(stage / name), {**shared, **entry})
+    write_json(stage / "meta.json", meta)
 
 
 def _put_in_place(stage: Path, out_dir: Path) -> None:
@@ -221,7 +235,7 @@ def _put_in_place(stage: Path, out_dir: Path) -> None:
     """
     undo: list[tuple[Path, Path]] = []
     try:
-        for name in ("train.bin", "val.bin", *TOKENIZER_FILES, "meta.json"):
+        for name in _NAMES:
             old = out_dir / name
             if old.exists():
                 os.rename(old, stage / f"{name}.old")
@@ -236,7 +250,7 @@ def _put_in_place(stage: Path, out_dir: Path) -> None:
         raise
 
 
-def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[list[Piece]]:
+def _batches(documents: Documents | TextDocuments, tokenizer: Tokenizer, progress: bool) -> Iterator[list[Piece]]:
     """Pieces in lists of about `_BATCH_CHARS` characters."""
     from tqdm.auto import tqdm
 
@@ -244,7 +258,7 @@ def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[l
     with tqdm(desc="tokens", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
         batch: list[Piece] = []
         chars = done = 0
-        for piece in documents:
+        for piece in pieces_for(documents, tokenizer):
             batch.append(piece)
             chars += len(piece.text)
             if chars >= _BATCH_CHARS:

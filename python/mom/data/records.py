@@ -255,6 +255,10 @@ def import_pyarrow(path: Path) -> Any:
 
 def dict_rows(source: Iterable[Any], name: str, report: RecordReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Mappings out of any iterable. Items that are no mappings are booked as errors."""
+    if hasattr(type(source), "columns") and hasattr(type(source), "shape"):  # a table yields names of columns
+        ways = {"iloc": "to_dict('records')", "to_dicts": "to_dicts()", "to_pylist": "to_pylist()"}
+        way_out = next((way for method, way in ways.items() if hasattr(type(source), method)), "to_dicts()")
+        raise DataError(f"{name}: expected rows, got a {type(source).__name__}; its rows are table.{way_out}")
     for number, values in enumerate(source):
         report.rows += 1
         where = f"{name}: row {number}"

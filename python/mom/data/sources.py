@@ -6,7 +6,7 @@ line at a time, and of Parquet one row group. `TextDocuments` does the same for 
 
 A long document is cut where GPT-2's pre-tokenizer has a boundary anyway, at the end of a line or word, before the white
 space. So the tokens of the pieces, joined, are the tokens of the document. Only a piece without any such place is cut
-anywhere.
+anywhere, and says so. `pieces_for` joins what must not be cut: at such places, and for other tokenizers everywhere.
 
 Bytes that are no text, lines that are no JSON, and records without the key are errors. Messages name file and line.
 With ``on_error="skip"`` such records are left out and counted in ``report``, and one warning per pass says so.
@@ -14,16 +14,21 @@ With ``on_error="skip"`` such records are left out and counted in ``report``, an
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import platform
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from .._arguments import PathLike
 from ..errors import DataError
+from .columns import checked_texts
 from .records import (
     DamagedFileError,
     RecordReport,
@@ -35,24 +40,35 @@ from .records import (
     text_of,
 )
 
-__all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "standard_library_text"]
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
-PathLike = str | os.PathLike[str]
+__all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "pieces_for", "standard_library_text"]
+
 
 #: Kinds of files that a folder is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 #: Kinds of files that are read as text if the caller names the file itself.
 _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
 _BLOCK = 1 << 18
-_LONGEST_UNBROKEN = 4 * _BLOCK
+#: A longer rest of a line is cut, so that memory is bounded.
+_LONGEST_REST = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
+#: Between ASCII characters of two classes: letters, digits, and the rest. (An apostrophe may begin the token ``'s``.)
+_CLASS_ENDS = re.compile(
+    r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[0-9])(?=[!-/:-~])|(?<=[!-&(-/:-@\[-`{-~])(?=[0-9A-Za-z])"
+)
 
 
 class Piece(NamedTuple):
-    """Part of a document. A document is all its pieces joined; the last of them has `end` set."""
+    """Part of a document. A document is all its pieces joined; the last of them has `end` set.
+
+    If `safe` is not set, GPT-2's tokens may go on beyond the end of this piece.
+    """
 
     text: str
     end: bool
+    safe: bool = True
 
 
 @dataclass
@@ -141,10 +157,8 @@ class TextDocuments(_DocumentStream):
     def __init__(
         self, texts: Iterable[str], *, name: str = "texts in memory", on_error: str = "raise", max_chars: int = 1 << 16
     ) -> None:
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts: a single string; expected an iterable of strings")
         super().__init__([name], on_error, max_chars)
-        self._texts = texts
+        self._texts: Iterable[str] = checked_texts(texts)
 
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         for number, text in enumerate(self._texts):
@@ -201,7 +215,11 @@ class Documents(_DocumentStream):
         max_chars: int = 1 << 16,
         name: str | None = None,
     ) -> None:
-        paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+        given = (sources,) if isinstance(sources, (str, os.PathLike)) else checked_texts(sources, "sources", "paths")
+        paths: list[PathLike] = list(given)
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)):
+                raise DataError(f"sources: expected paths, got a {type(path).__name__} among them")
         super().__init__([name] if name is not None else [os.fspath(path) for path in paths], on_error, max_chars)
         if split not in ("file", "blank_line"):
             raise DataError(f"split: {split!r} is not one of 'file', 'blank_line'")
@@ -269,22 +287,14 @@ class Documents(_DocumentStream):
     def _blocks(self, path: Path, stream: BinaryIO, report: ReadReport) -> Iterator[str]:
         """Decode a text in blocks that end at a line end or, in a very long line, at the end of a character."""
         carry, line, offset = b"", 1, 0
-        while True:
-            block = stream.read(_BLOCK)
-            data = carry + block
+        while data := carry + stream.read(_BLOCK) + (rest := stream.readline(_LONGEST_REST)):
             if offset == 0 and data.startswith(_BOM):
                 data, offset = data[len(_BOM) :], len(_BOM)
-            if not block:
-                cut = len(data)
-            elif not (cut := data.rfind(b"\n") + 1) and len(data) >= _LONGEST_UNBROKEN:
-                cut = _last_character_end(data)
-            head, carry = data[:cut], data[cut:]
-            if head:
-                yield from self._decoded(path, head, line, offset, report)
-            line += head.count(b"\n")
-            offset += len(head)
-            if not block:
-                return
+            carry = b"" if len(rest) < _LONGEST_REST else _incomplete_character(data)
+            data = data.removesuffix(carry)
+            yield from self._decoded(path, data, line, offset, report)
+            line += data.count(b"\n")
+            offset += len(data)
 
     def _decoded(self, path: Path, data: bytes, line: int, offset: int, report: ReadReport) -> Iterator[str]:
         try:
@@ -303,37 +313,22 @@ class Documents(_DocumentStream):
             offset += len(part)
 
 
-def _last_character_end(data: bytes) -> int:
-    """Where the last complete UTF-8 character of `data` ends; for bytes that are no UTF-8, the end of `data`."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            break
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(data) - back if back < length else len(data)
-    return len(data)
+def _incomplete_character(data: bytes) -> bytes:
+    """The bytes at the end of `data` that only begin a UTF-8 character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return decoder.getstate()[0]
 
 
 def _paragraph_events(blocks: Iterator[str]) -> Iterator[str | None]:
     at_line_start = True
     for block in blocks:
-        for line in _lines(block):
+        for line in io.StringIO(block, newline="\n"):  # `str.splitlines` would also split at other characters
             if at_line_start and not line.strip(" \t\r\n"):
                 yield None
             else:
                 yield line
             at_line_start = line.endswith("\n")
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Lines that end with a line feed. (``str.splitlines`` would also split at other characters.)"""
-    start = 0
-    while (end := text.find("\n", start) + 1) > 0:
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
 
 
 def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadReport) -> Iterator[Piece]:
@@ -351,7 +346,9 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
             text, start = "".join(parts), 0
             while len(text) - start > max_chars:
                 cut = _safe_cut(text, start, start + max_chars)
-                yield Piece(text[start:cut], False)
+                safe = cut is not None
+                cut = start + max_chars if cut is None else cut
+                yield Piece(text[start:cut], False, safe)
                 started, start = True, cut
             parts, held = [text[start:]], len(text) - start
         else:
@@ -362,19 +359,33 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
             parts, held, seen_event, started = [], 0, False, False
 
 
-def _safe_cut(text: str, start: int, limit: int) -> int:
-    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, else `limit`.
+def pieces_for(documents: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Pieces whose tokens, joined, are the tokens of the document, whatever the tokenizer.
+
+    Memory then grows with the longest document, unless the tokenizer cuts texts as GPT-2's does.
+    """
+    parts: list[str] = []
+    for piece in documents:
+        parts.append(piece.text)
+        if piece.end or (piece.safe and tokenizer.pieces_are_safe):
+            yield Piece("".join(parts), piece.end)
+            parts = []
+
+
+def _safe_cut(text: str, start: int, limit: int) -> int | None:
+    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, None if there is none.
 
     Tokens of the pre-tokenizer have white space only at their beginning, or consist only of white space. So a token
     always ends before white space that follows another character. Later tokens do not depend on the text before this
-    boundary.
+    boundary. Text without white space is cut between letters, digits and punctuation, which share no token.
     """
     for mark in ("\n", " "):
         found = text.rfind(mark, start + 1, limit + 1)
         cut = start + len(text[start:found].rstrip(" \t\r\n")) if found > start else start
         if cut > start and not text[cut - 1].isspace():
             return cut
-    return limit
+    near = max(start + 1, limit - _BLOCK)
+    return max((match.start() for match in _CLASS_ENDS.finditer(text, near, limit)), default=None)
 
 
 def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:

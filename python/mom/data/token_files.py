@@ -1,7 +1,8 @@
 """Token files and windows of them.
 
-A token file has nanoGPT's format: only token ids, little-endian uint16 (uint32 for vocabularies beyond 65,536). If
-there is a ``meta.json`` beside the file, as `mom.data.prepare` writes it, the file is checked against it.
+A token file has nanoGPT's format: only token ids, little-endian uint16 (uint32 for vocabularies beyond 65,536). A
+description beside the file, as `mom.data.prepare` writes it, says which; see `mom.data.token_formats`, which also reads
+files of NumPy and llm.c.
 
 `WindowSampler` draws windows of T tokens. In ``"random"`` mode an epoch visits every one of the non-overlapping windows
 once. Their order is a keyed permutation of their numbers, a mixed-radix Feistel network. It needs no memory and is
@@ -16,36 +17,38 @@ Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002 (the gener
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..errors import DataError
+from ..files.folders import naming_file
+from .token_formats import DTYPES, layout_of
 
 __all__ = ["TokenFile", "WindowSampler"]
 
-PathLike = str | os.PathLike[str]
-
-_DTYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _FEISTEL_ROUNDS = 6
 
 
 class TokenFile:
-    """A token file, mapped into memory and checked as it is used.
+    """A token file, read and checked as it is used.
 
     Parameters
     ----------
     path : path
         The file, or a folder with a ``train.bin``.
     dtype : {None, "uint16", "uint32"}
-        Type of an id. By default ``meta.json`` decides; without one, it is uint16.
+        Type of an id. By default a description beside the file decides, ``NAME.json`` or ``meta.json``, or the header
+        of a file of NumPy or llm.c. A file without either must look like uint16.
     vocab_size : int, optional
-        Every id must be less than this. By default ``meta.json`` decides; without one, ids are not checked.
+        Every id must be less than this, and less than the description's ``vocab_size``. If neither is known, ids are
+        not checked.
 
     Attributes
     ----------
@@ -59,58 +62,32 @@ class TokenFile:
     Raises
     ------
     DataError
-        If the file is missing, empty, cut in the middle of an id, or not as ``meta.json`` says.
+        If the file is missing, empty, cut in the middle of an id, of another kind, or not as its description says; or
+        if nothing tells how its ids are written.
     """
 
     def __init__(self, path: PathLike, dtype: str | None = None, vocab_size: int | None = None) -> None:
         path = Path(path)
         self.path = path / "train.bin" if path.is_dir() else path
-        if dtype is not None and str(dtype) not in _DTYPES:
+        self._arguments = (os.path.abspath(self.path), dtype, vocab_size)
+        if dtype is not None and str(dtype) not in DTYPES:
             raise DataError(f"dtype: {dtype!r} is not one of 'uint16', 'uint32'")
         if vocab_size is not None and vocab_size < 1:
             raise DataError(f"vocab_size: {vocab_size} is less than 1")
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file")
-        size = self.path.stat().st_size
-        meta = self._read_meta()
-        said = meta.get("dtype")
-        if said is not None and dtype is not None and said != dtype:
-            raise DataError(f"dtype: {dtype}, but {self.path.with_name('meta.json')} says {said}")
-        self.dtype = _DTYPES[dtype or said or "uint16"]
-        self.vocab_size = meta.get("vocab_size") if vocab_size is None else vocab_size
-        if size == 0:
-            raise DataError(f"{self.path}: empty")
-        if size % self.dtype.itemsize:
-            raise DataError(f"{self.path}: truncated: {size} bytes are not a multiple of {self.dtype.itemsize}")
-        if meta and meta["tokens"] * self.dtype.itemsize != size:
-            held = size // self.dtype.itemsize
-            raise DataError(f"{self.path}: {held} tokens, but meta.json says {meta['tokens']}")
-        self._size = size
-        # A plain array over the map is several times faster to slice than np.memmap itself.
-        self._tokens: npt.NDArray[np.unsignedinteger[Any]] = np.asarray(np.memmap(self.path, self.dtype, mode="r"))
+        self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        layout = layout_of(self.path, self._file, None if dtype is None else str(dtype), vocab_size)
+        self.dtype, self._offset, self._count = layout.dtype, layout.offset, layout.tokens
+        bounds = [size for size in (vocab_size, layout.vocab_size) if size is not None]
+        self.vocab_size = min(bounds, default=None)
 
-    def _read_meta(self) -> dict[str, Any]:
-        """What ``meta.json`` says of this file; empty if it does not exist or does not list the file."""
-        file = self.path.with_name("meta.json")
-        if not file.is_file():
-            return {}
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: not valid JSON ({error})") from None
-        files = values.get("files") if isinstance(values, dict) else None
-        entry = files.get(self.path.name) if isinstance(files, dict) else None
-        if entry is None:
-            return {}
-        tokens = entry.get("tokens") if isinstance(entry, dict) else None
-        meta = {"dtype": values.get("dtype"), "vocab_size": values.get("vocab_size"), "tokens": tokens}
-        sizes = (meta["vocab_size"], tokens)
-        if str(meta["dtype"]) not in _DTYPES or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise DataError(f"{file}: dtype, vocab_size or the number of tokens of {self.path.name} is not usable")
-        return meta
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments  # a copy opens the file again
 
     def __len__(self) -> int:
-        return self._tokens.size
+        return self._count
 
     def __repr__(self) -> str:
         return f"TokenFile({str(self.path)!r}, {len(self)} tokens, {self.dtype.name}, vocab_size={self.vocab_size})"
@@ -149,19 +126,28 @@ class TokenFile:
         outside = starts[(starts < 0) | (starts > len(self) - length)]
         if not 1 <= length <= len(self) or outside.size:
             raise DataError(f"{self.path}: a window of {length} tokens does not lie within the {len(self)} present")
-        # If the file was cut meanwhile, reading the map beyond the file's end would end the process.
-        if (size := self.path.stat().st_size) < self._size:
-            raise DataError(f"{self.path}: became shorter while in use ({size} bytes, {self._size} before)")
-        every = np.lib.stride_tricks.sliding_window_view(self._tokens, (length,))
-        found: npt.NDArray[np.unsignedinteger[Any]] = every[starts]
+        found = np.empty((len(starts), length), self.dtype)
+        for start, row in zip(starts.tolist(), found, strict=True):
+            self._read_into(row, start)
         limit = 2**31 if self.vocab_size is None else self.vocab_size
-        if found.size and int(found.max()) >= limit:
-            row, column = np.argwhere(found >= limit)[0]
-            raise DataError(
-                f"{self.path}: id {found[row, column]} at position {starts[row] + column} is not less than "
-                f"{'2**31' if self.vocab_size is None else f'vocab_size = {limit}'}"
-            )
+        if found.size and (int(found.max()) >= limit or int(found.min()) < 0):
+            row, column = np.argwhere((found >= limit) | (found < 0))[0]
+            bound = "2**31" if self.vocab_size is None else f"vocab_size = {limit}"
+            problem = "is negative" if found[row, column] < 0 else f"is not less than {bound}"
+            raise DataError(f"{self.path}: id {found[row, column]} at position {starts[row] + column} {problem}")
         return found.astype(np.int32)
+
+    def _read_into(self, row: npt.NDArray[Any], start: int) -> None:
+        """Fill a row from the file. (Reading a memory map beyond the end of a file that was cut ends the process.)"""
+        buffer = row.view(np.uint8).data
+        first, done = self._offset + start * row.itemsize, 0
+        with naming_file(self.path):
+            size = os.fstat(self._file).st_size
+            while done < row.nbytes and (got := os.preadv(self._file, [buffer[done:]], first + done)):
+                done += got
+        wanted = self._offset + self._count * row.itemsize
+        if size < wanted or done < row.nbytes:
+            raise DataError(f"{self.path}: became shorter while in use ({size} bytes, {wanted} before)")
 
 
 class WindowSampler:
@@ -231,7 +217,7 @@ class WindowSampler:
         return self.position // self.windows_per_epoch
 
     def starts(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in the file the windows begin that are drawn as numbers 0, 1, 2, ...
+        """First token of each window, by the number in which the window is drawn.
 
         Parameters
         ----------

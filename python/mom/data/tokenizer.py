@@ -12,6 +12,7 @@ Radford et al., Language Models are Unsupervised Multitask Learners, 2019, secti
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,8 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files.folders import write_file
+from .columns import checked_texts
+from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable_json, read_backend
 from .tokenizer_files import TokenizerSettings, apply, end_token, read_settings, settings_files
 
 if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
@@ -51,7 +54,8 @@ class Tokenizer:
     Parameters
     ----------
     backend : tokenizers.Tokenizer
-        Any tokenizer of the library; truncation and padding are switched off.
+        Any tokenizer of the library. Truncation, padding and dropout of merges are switched off. A warning says if
+        texts do not come back from their tokens as they were.
     eos_token : str
         The token that separates documents.
     settings : TokenizerSettings, optional
@@ -68,12 +72,17 @@ class Tokenizer:
     ) -> None:
         import tokenizers
 
-        backend.no_truncation()
-        backend.no_padding()
-        self._with_special = backend
-        # In the library, "are special tokens recognised?" is state of the tokenizer. Two copies make it an argument.
-        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True
+        with library_errors("tokenizer: not usable"):
+            backend.no_truncation()
+            backend.no_padding()
+            check_behaviour(backend)
+            self._with_special = backend
+            # In the library, "are special tokens recognised?" is a state. Two copies make an argument of it.
+            content = backend.to_str()
+            self._plain = tokenizers.Tokenizer.from_str(content)
+            self._plain.encode_special_tokens = True
+            #: Whether the tokens of a text's pieces, as `Documents` cuts them, are the tokens of the text.
+            self.pieces_are_safe = pieces_are_safe(content)
         #: What the files beside the vocabulary say; saved with it.
         self.settings = TokenizerSettings({"eos_token": eos_token}) if settings is None else settings
         ids = set(backend.get_vocab(with_added_tokens=True).values())
@@ -109,8 +118,7 @@ class Tokenizer:
             If `vocab_size` is too small or too large, or `texts` yields something else than text.
         """
         special_tokens = list(special_tokens)
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts: a single string; expected an iterable of strings")
+        texts = checked_texts(texts)
         if not special_tokens or len(set(special_tokens)) != len(special_tokens):
             raise DataError(f"special_tokens: expected one or more distinct tokens, got {special_tokens!r}")
         least = 256 + len(special_tokens)
@@ -127,7 +135,7 @@ class Tokenizer:
             initial_alphabet=sorted(_alphabet()),
             show_progress=progress,
         )
-        backend.train_from_iterator(map(_checked_text, texts), trainer=trainer)
+        backend.train_from_iterator(map(_checked_text, texts, itertools.count()), trainer=trainer)
         return cls(backend, eos_token=special_tokens[0])
 
     @classmethod
@@ -191,15 +199,17 @@ class Tokenizer:
         -------
         ndarray of int32, shape (T,)
         """
-        return self.encode_batch([text], special)[0]
+        return self._encode([_checked_text(text)], special)[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[npt.NDArray[np.int32]]:
         """Token ids of several texts, with the library's worker threads; see `encode`."""
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts: a single string; expected a sequence of strings")
+        return self._encode([*map(_checked_text, checked_texts(texts), itertools.count())], special)
+
+    def _encode(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
         backend = self._with_special if special else self._plain
         encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
-        encodings = encode([_checked_text(text) for text in texts], add_special_tokens=False)
+        with library_errors("texts: the tokenizer cannot encode them"):
+            encodings = encode(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: npt.ArrayLike) -> str:
@@ -228,7 +238,9 @@ class Tokenizer:
             raise DataError(
                 f"ids: {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of {self._vocab_size}"
             )
-        return self._with_special.decode(array.tolist(), skip_special_tokens=False)
+        with library_errors("ids: the tokenizer cannot decode them"):
+            text: str = self._with_special.decode(array.tolist(), skip_special_tokens=False)
+        return text
 
     def token(self, id: int) -> str | None:
         """The token of an id, as the vocabulary writes it; None if the id has no token."""
@@ -264,8 +276,8 @@ class Tokenizer:
 
     # ------------------------------------------------------------------ files
     def to_json(self) -> str:
-        """Contents of a ``tokenizer.json``."""
-        return self._with_special.to_str(pretty=False)
+        """Contents of a ``tokenizer.json``, in a form that all versions of the library read."""
+        return portable_json(self._with_special)
 
     @property
     def sha256(self) -> str:
@@ -328,13 +340,14 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return backend
 
 
-def _checked_text(text: Any) -> str:
+def _checked_text(text: Any, row: int | None = None) -> str:
+    where = "" if row is None else f" in row {row}"
     if not isinstance(text, str):
-        raise DataError(f"texts: expected str, got {type(text).__name__}")
+        raise DataError(f"texts: expected str, got {type(text).__name__}{where}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"texts: lone surrogate at position {error.start}, not valid text") from None
+        raise DataError(f"texts: lone surrogate at position {error.start}{where}, not valid text") from None
     return text
 
 
@@ -367,12 +380,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     values, text = _read_object(path)
     if not isinstance(values.get("model"), dict):
         raise DataError(f"{path}: not a tokenizer.json (no 'model')")
-    import tokenizers
-
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+    backend = read_backend(values, text, path)
     if not backend.get_vocab_size():
         raise DataError(f"{path}: not a usable tokenizer (its vocabulary is empty)")
     if "ByteLevel" in json.dumps(values.get("pre_tokenizer")):
@@ -383,8 +391,8 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer:
     vocabulary, _ = _read_object(vocabulary_path)
     for token, id in vocabulary.items():
-        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < 2**31:
-            raise DataError(f"{vocabulary_path}: token {token!r} has id {id!r}, expected an integer in [0, 2**31)")
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= MAX_ID:
+            raise DataError(f"{vocabulary_path}: token {token!r} has id {id!r}, expected an integer in [0, {MAX_ID}]")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise DataError(f"{vocabulary_path}: two tokens share one id")
     _check_alphabet(vocabulary, vocabulary_path)
@@ -409,10 +417,8 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
         )
     from tokenizers import models
 
-    try:
+    with library_errors(f"{vocabulary_path}: not a usable vocabulary"):
         backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{vocabulary_path}: not a usable vocabulary ({error})") from None
     special = sorted(vocabulary.keys() - reachable, key=vocabulary.__getitem__)
     backend.add_special_tokens(special)
     return backend

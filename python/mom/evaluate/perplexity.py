@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..data import TokenFile
 from ..data.same_tokenizer import warn_of_other_tokenizer
-from ..data.sources import Documents, Piece, TextDocuments
+from ..data.sources import Documents, Piece, TextDocuments, pieces_for
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from ..model.token_loss import token_loss
 from ..training import evaluate_loss
+from ..training.records import perplexity_of
 
 __all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class TextLoss:
     @property
     def perplexity(self) -> float:
         """``exp(loss)``. It only compares models with the same tokenizer."""
-        return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
+        return perplexity_of(self.loss) if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
@@ -125,12 +124,10 @@ def text_losses(
         files = Documents(sources, key=key, split=split, on_error=on_error).files
         parts = [(str(file), Documents(file, key=key, split=split, on_error=on_error)) for file in files]
     results = [_one_part(model, tokenizer, name, documents, window, stride, batch_size) for name, documents in parts]
-    nats, tokens, size, count = (
-        sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")
-    )
-    if not tokens:
+    sums = {name: sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")}
+    if not sums["tokens"]:
         raise DataError(f"{results[0].name}: no text to score")
-    return [*results, TextLoss("total", float(nats), int(tokens), int(size), int(count))]
+    return [*results, TextLoss("total", **sums)]
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class TokenFileLoss:
     @property
     def perplexity(self) -> float:
         """``exp(loss)``."""
-        return math.exp(min(self.loss, 700.0))
+        return perplexity_of(self.loss)
 
 
 def token_file_loss(
@@ -220,7 +217,7 @@ def _one_part(
     totals = {"bytes": 0, "documents": 0}
 
     def windows() -> Iterator[tuple[npt.NDArray[np.int32], int]]:
-        for texts in _whole(documents):
+        for texts in _whole(pieces_for(documents, tokenizer)):
             totals["documents"] += 1
             totals["bytes"] += sum(len(text.encode("utf-8")) for text in texts)
             ids = np.concatenate([*start, *tokenizer.encode_batch(texts)])
@@ -230,11 +227,10 @@ def _one_part(
     return TextLoss(name, nats, tokens, totals["bytes"], totals["documents"])
 
 
-def _whole(documents: Documents | TextDocuments) -> Iterator[list[str]]:
+def _whole(pieces: Iterable[Piece]) -> Iterator[list[str]]:
     """The pieces of each document."""
     texts: list[str] = []
-    piece: Piece
-    for piece in documents:
+    for piece in pieces:
         texts.append(piece.text)
         if piece.end:
             yield texts

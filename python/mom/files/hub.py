@@ -19,13 +19,15 @@ _PATTERNS = (
 )  # fmt: skip
 
 
-def model_folder(name: str | os.PathLike[str]) -> Path:
+def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path:
     """The folder of a model: `name` itself, or the folder with the Hub's files of that name, downloaded or cached.
 
     Parameters
     ----------
     name : path or str
         A folder; ``"owner/name"`` on the Hub, if there is no such folder; or ``"hub:name"`` for any name on the Hub.
+    argument : str
+        What the caller's argument is called, for messages.
 
     Raises
     ------
@@ -43,27 +45,27 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
         if folder.is_file():
             if is_pickle_name(folder):
                 raise pickle_error(folder)
-            raise CheckpointError(f"folder: {text} is a file; give the folder that holds it and its config.json")
+            raise CheckpointError(f"{argument}: {text} is a file; give the folder that holds it and its config.json")
         if not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
-            raise CheckpointError(f"folder: {text} is not a folder")
+            raise CheckpointError(f"{argument}: {text} is not a folder")
     repository = text.removeprefix("hub:")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f"folder: {text} is not a folder; for names on the Hub: pip install huggingface_hub"
+            f"{argument}: {text} is not a folder; for names on the Hub: pip install huggingface_hub"
         ) from None
     try:
         found = Path(snapshot_download(repository, allow_patterns=list(_PATTERNS)))
     except Exception as error:  # the library and the network raise all kinds
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"folder: {text} is not a folder, and the Hub did not give it ({type(error).__name__}: {reason}); "
+            f"{argument}: {text} is not a folder, and the Hub did not give it ({type(error).__name__}: {reason}); "
             "without a connection, name a folder with config.json and model.safetensors"
         ) from None
     if not any(found.glob("*.safetensors")):
         raise CheckpointError(
-            f"folder: {repository} on the Hub holds no .safetensors; pickled weights are not read here. Convert them "
-            "where PyTorch is installed: load the model with transformers and save it with safe_serialization=True"
+            f"{argument}: {repository} on the Hub holds no .safetensors; pickled weights are not read here. Convert "
+            "them where PyTorch is installed: load the model with transformers and save it with safe_serialization=True"
         )
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..config import MoMConfig
 from ..data.encode import encode_texts
 from ..data.records import MissingSplitError, check_iterators
@@ -21,7 +22,7 @@ from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
-from ..model import MoM, MoMForSequenceClassification
+from ..model import MoM, MoMForSequenceClassification, Network
 from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
@@ -41,9 +42,6 @@ from .submission import write_submission
 from .tasks import TASKS, GlueTask, find_task
 
 __all__ = ["evaluate", "finetune", "predict"]
-
-PathLike = str | os.PathLike[str]
-Network = MoM | MoMForSequenceClassification
 
 #: Further sets that a task's model can answer, for dev metrics and for submissions.
 _ALSO: dict[str, tuple[str, ...]] = {"mnli": ("mnli-mm", "ax")}
@@ -283,9 +281,12 @@ def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int
     return glue_metrics(data.task, _answers(data.task, _logits_of(model, data, length)), data.labels)
 
 
-def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) -> MoMForSequenceClassification:
+def _classifier(
+    model: MoMForSequenceClassification | PathLike, task: GlueTask, max_length: int | None
+) -> tuple[MoMForSequenceClassification, int]:
+    """The classifier of a task, and the given length or else that of fine-tuning."""
     if isinstance(model, (str, os.PathLike)):
-        model = model_folder(model)
+        model = model_folder(model, "model")
         if MoMConfig.from_json(model).num_labels is None and "score.weight" not in read_weights(model):
             raise DataError(f"{model}: a language model without a classification head; fine-tune it first")
     model = MoMForSequenceClassification.resolve(model)
@@ -296,12 +297,8 @@ def _classifier(model: MoMForSequenceClassification | PathLike, task: GlueTask) 
         raise ConfigError(f"model: was fine-tuned for {tuned.title}, not for {task.title}")
     if model.label_names is not None and not task.is_regression:
         task.outputs_of(model.label_names)  # names of other labels are an error before the data are read
-    return model
-
-
-def _length(model: MoMForSequenceClassification, max_length: int | None) -> int:
-    """The given length, or else the length of fine-tuning."""
-    return FinetuneConfig(max_length=max_length or model.finetuning_lengths.get("max_length")).length_for(model.config)
+    config = FinetuneConfig(max_length=max_length or model.finetuning_lengths.get("max_length"))
+    return model, config.length_for(model.config)
 
 
 def evaluate(
@@ -332,8 +329,7 @@ def evaluate(
     dict of str to float
     """
     task = find_task(task)
-    model = _classifier(model, task)
-    length = _length(model, max_length)
+    model, length = _classifier(model, task, max_length)
     return _metrics_of(model, read_glue(data, task, split, on_error=on_error), length)
 
 
@@ -354,6 +350,5 @@ def predict(
     split : {"test", "dev", "train"}
     """
     task = find_task(task)
-    model = _classifier(model, task)
-    length = _length(model, max_length)
+    model, length = _classifier(model, task, max_length)
     return _answers(task, _logits_of(model, read_glue(data, task, split), length))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .._extras import need
+from ..data.columns import checked_labels
 from .tasks import GlueTask, find_task
 
 __all__ = ["baseline_metrics", "glue_metrics", "task_score"]
@@ -66,7 +68,7 @@ def baseline_metrics(task: str | GlueTask, train_labels: npt.ArrayLike, labels: 
 
 
 def _checked(values: npt.ArrayLike, name: str, task: GlueTask) -> npt.NDArray[Any]:
-    array = np.asarray(values)
+    array = np.asarray(values) if name == "predictions" else checked_labels(values, name)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name}: shape {array.shape}, expected (N,) with N > 0")
     if task.labels is None:
@@ -81,23 +83,15 @@ def _checked(values: npt.ArrayLike, name: str, task: GlueTask) -> npt.NDArray[An
     return array.astype(np.int64)
 
 
-def _sklearn() -> Any:
-    return need("sklearn.metrics", "GLUE's metrics", "scikit-learn")
+def _sklearn(function: str, predicted: npt.NDArray[Any], wanted: npt.NDArray[Any], **options: Any) -> float:
+    metric = getattr(need("sklearn.metrics", "GLUE's metrics", "scikit-learn"), function)
+    return float(metric(wanted, predicted, **options))
 
 
 def _matthews(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    matthews = _sklearn().matthews_corrcoef
-    if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:  # scikit-learn would return the same, with a warning
-        return 0.0
-    return float(matthews(wanted, predicted))
-
-
-def _accuracy(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return float(_sklearn().accuracy_score(wanted, predicted))
-
-
-def _f1(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return float(_sklearn().f1_score(wanted, predicted, pos_label=1, average="binary", zero_division=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant labels, for which the result is 0
+        return _sklearn("matthews_corrcoef", predicted, wanted)
 
 
 def _correlation(function: str, predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
@@ -112,14 +106,11 @@ def _correlation(function: str, predicted: npt.NDArray[Any], wanted: npt.NDArray
     return value if math.isfinite(value) else 0.0
 
 
-def _pearson(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return _correlation("pearsonr", predicted, wanted)
-
-
-def _spearman(predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return _correlation("spearmanr", predicted, wanted)
-
-
+#: Each takes predictions and labels.
 _METRICS: dict[str, Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]] = {
-    "matthews": _matthews, "accuracy": _accuracy, "f1": _f1, "pearson": _pearson, "spearman": _spearman,
-}  # fmt: skip
+    "matthews": _matthews,
+    "accuracy": partial(_sklearn, "accuracy_score"),
+    "f1": partial(_sklearn, "f1_score", zero_division=0),
+    "pearson": partial(_correlation, "pearsonr"),
+    "spearman": partial(_correlation, "spearmanr"),
+}

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
+from ..data.columns import is_missing
 from ..data.records import (
     MissingSplitError,
     RecordError,
@@ -46,7 +48,6 @@ from .tasks import SPLITS, TASKS, GlueTask, find_task
 
 __all__ = ["GlueData", "read_glue"]
 
-PathLike = str | os.PathLike[str]
 
 _INDEX_COLUMNS = ("index", "id", "idx")
 #: Columns of CoLA's train and dev files, which have no header.
@@ -333,7 +334,7 @@ class _Collector:
             value = value.strip()
             if not value:
                 return None, ("empty label", f"column {column!r}: the label is empty")
-        if value is None or value in (-1, "-", "hidden"):
+        if is_missing(value) or value in (-1, "-", "hidden"):
             return None, ("unlabelled", f"column {column!r}: {value!r} says that there is no label")
         labels = self.task.labels
         if labels is None:
@@ -345,7 +346,7 @@ class _Collector:
         return None, ("unknown label", f"column {column!r}: label {_shown(value)} is not one of {listing(labels)}")
 
     def _whose_labels(self) -> str:
-        """For a message: which task with the same columns has these labels, if this task knows none of them."""
+        """Words for a message. If the unknown labels are those of a task with the same columns, they name that task."""
         words = {match[1] for problem in self.report.problems if (match := re.search(r"label '([^']*)'", problem))}
         for other in TASKS.values():
             if words and other.texts == self.task.texts and words <= set(other.labels or ()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..files.folders import write_file
 from .tasks import GlueTask, find_task
 
@@ -17,7 +17,7 @@ __all__ = ["write_submission"]
 
 
 def write_submission(
-    task: str | GlueTask, predictions: npt.ArrayLike, folder: str | os.PathLike[str], index: Sequence[int] | None = None
+    task: str | GlueTask, predictions: npt.ArrayLike, folder: PathLike, index: Sequence[int] | None = None
 ) -> Path:
     """Write one task's file for the GLUE site.
 

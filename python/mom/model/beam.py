@@ -80,6 +80,11 @@ class _Prompt:
     tokens: list[list[int]]
     finished: list[Hypothesis] = field(default_factory=list)
 
+    def end_all(self, length: int, penalty: float) -> None:
+        """End all beams as they are."""
+        for tokens, score in zip(self.tokens, self.scores.tolist(), strict=True):
+            self.finished.append(Hypothesis(np.array(tokens, np.int32), score, score / length**penalty, False))
+
 
 def beam_search(
     decoder: TokenDecoder,
@@ -249,11 +254,7 @@ def _advance(state: _Prompt, rows: npt.NDArray[np.float64], length: int, rules: 
             tokens.append([*state.tokens[beam], token])
             scores.append(score)
     if not parents and not state.finished:  # every token is ruled out, so the beams end as they are
-        penalty = max(1, length - 1) ** rules.length_penalty
-        state.finished = [
-            Hypothesis(np.array(kept, np.int32), float(score), float(score) / penalty, False)
-            for kept, score in zip(state.tokens, state.scores, strict=True)
-        ]
+        state.end_all(max(1, length - 1), rules.length_penalty)
     state.tokens, state.scores = tokens, np.array(scores)
     state.finished = sorted(state.finished, key=lambda h: -h.score)[:num_beams]
     return parents
@@ -261,10 +262,7 @@ def _advance(state: _Prompt, rows: npt.NDArray[np.float64], length: int, rules: 
 
 def _is_done(state: _Prompt, length: int, rules: _Rules) -> bool:
     if length == rules.longest or not state.tokens:
-        for tokens, score in zip(state.tokens, state.scores, strict=True):
-            made = np.array(tokens, np.int32)
-            final = float(score) / length**rules.length_penalty
-            state.finished.append(Hypothesis(made, float(score), final, False))
+        state.end_all(length, rules.length_penalty)
         return True
     if len(state.finished) < rules.num_beams:
         return False

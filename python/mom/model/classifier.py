@@ -139,13 +139,13 @@ class MoMForSequenceClassification(Network):
         elif self.config.pooling != "mask":
             raise ConfigError(f"pooling: {self.config.pooling!r} looks for padding; packed rows need 'mask'")
         targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))
-        losses, labelled = self._core.forward(
+        results = self._core.forward(
             **given,
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
             checkpoint=bool(self.activation_checkpointing),
+            logits=bool(return_logits),
+            routes=bool(return_routes),
             **targets,
         )
-        logits = self._core.pooled_logits() if return_logits else None
-        routes = self.routes(given) if return_routes else None
-        return ModelOutput(self.joint_loss(losses), losses, logits, routes, labelled)
+        return self.output(given, *results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import as_ids, as_packed, like, prompts, sampling
+from .._arguments import PathLike, as_ids, as_packed, like, prompts, sampling
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..files import names
@@ -111,17 +110,18 @@ class MoM(Network):
         given = self.inputs(tokens, lengths, attention_mask, positions)
         shape = given["tokens"].shape
         as_labels = as_ids if lengths is None else as_packed
-        losses, labelled = self._core.forward(
+        losses, labelled, logits, routes = self._core.forward(
             **given,
             labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
             keep=bool(labels is not None if keep is None else keep),
             training=self.training,
             checkpoint=bool(self.activation_checkpointing),
-            all_rows=bool(return_logits),
+            logits=bool(return_logits),
+            routes=bool(return_routes),
         )
-        logits = self._core.logits(None).reshape(*shape, self.config.vocab_size) if return_logits else None
-        routes = self.routes(given) if return_routes else None
-        return ModelOutput(self.joint_loss(losses), losses, logits, routes, labelled)
+        if logits is not None:
+            logits = logits.reshape(*shape, self.config.vocab_size)
+        return self.output(given, losses, labelled, logits, routes)
 
     def logits_at(
         self,
@@ -146,10 +146,10 @@ class MoM(Network):
         ndarray of float32, shape (R, V)
         """
         wanted = as_packed(rows, "rows", "R")
-        self._core.forward(
-            **self.inputs(tokens, lengths, attention_mask, positions), training=self.training, rows=wanted
-        )
-        return self._core.logits(wanted)
+        given = self.inputs(tokens, lengths, attention_mask, positions)
+        logits = self._core.forward(**given, training=self.training, rows=wanted, logits=True)[2]
+        assert logits is not None
+        return logits
 
     def generate(
         self,
@@ -261,7 +261,7 @@ class MoM(Network):
     @classmethod
     def from_vanilla(
         cls,
-        gpt2: MoM | str | os.PathLike[str],
+        gpt2: MoM | PathLike,
         config: MoMConfig,
         seed: int = 0,
         copy_final_norm: bool | None = None,

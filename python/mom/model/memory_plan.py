@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .. import _core
+from .._arguments import count
 from ..config import MoMConfig
 from .core_config import core_config
 
@@ -18,8 +17,8 @@ __all__ = ["MemoryPlan", "plan", "plan_for"]
 class MemoryPlan:
     """Bytes that a model needs for batches of a shape; made by `MoM.memory_plan`.
 
-    Activations, packed weights and workspace share one block of memory, the arena. Their sizes change during a pass;
-    the plan has them at the moment when the arena is fullest.
+    Activations, packed weights and workspace share one block of memory, the arena. Their sizes change during a pass.
+    The plan holds their sizes at the moment when the arena is fullest.
 
     Attributes
     ----------
@@ -38,8 +37,8 @@ class MemoryPlan:
     activations : int
         What backward needs if every module is in use; without training, what the pass itself holds.
     packed : int
-        Weights packed for several rounds. They exist only while their block is computed. So this is 0 if the arena is
-        fullest at another moment, which in training is mostly that of the output head.
+        Weights packed for several rounds. They exist only while their block is computed. This is 0 if the arena is
+        fullest at another moment. In training, that moment is mostly the computation of the output head.
     workspace : int
         Temporaries.
     """
@@ -93,17 +92,12 @@ def plan(
     activation_checkpointing: bool = False,
 ) -> MemoryPlan:
     """The plan of a network of the core with this configuration; see `MoM.memory_plan`."""
-    counts = {"batch": batch, "length": length} | ({} if tokens is None else {"tokens": tokens})
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-        if value < 1:
-            raise ValueError(f"{name}: {value} is less than 1")
+    batch, length = count(batch, "batch", 1), count(length, "length", 1)
+    tokens = batch * length if tokens is None else count(tokens, "tokens", 1)
     if length > config.n_positions:
         raise ValueError(f"length: {length}, n_positions is {config.n_positions}")
     if batch * length >= 2**31:
         raise ValueError(f"batch: {batch} sequences of {length} tokens are 2**31 tokens or more")
-    tokens = int(batch) * int(length) if tokens is None else int(tokens)
     if not length + batch - 1 <= tokens <= batch * length:
         raise ValueError(
             f"tokens: {tokens}, expected {length + batch - 1} to {batch * length} "
@@ -111,10 +105,10 @@ def plan(
         )
     checkpoint = bool(activation_checkpointing and training)
     try:
-        sizes = core.plan(int(batch), int(length), tokens, training, checkpoint, training)
+        sizes = core.plan(batch, length, tokens, training, checkpoint, training)
     except ValueError as error:  # sizes are all that can be wrong
         raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
-    return MemoryPlan(int(batch), int(length), tokens, training, checkpoint, **sizes)
+    return MemoryPlan(batch, length, tokens, training, checkpoint, **sizes)
 
 
 def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float32", **options: Any) -> MemoryPlan:

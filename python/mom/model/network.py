@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core, runtime
-from .._arguments import LARGEST, as_array, as_ids, as_mask, as_packed, like, number
+from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
 from ..config import MoMConfig
 from ..errors import CheckpointError
@@ -28,7 +28,8 @@ from ..files.labels import check_labels
 from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
 from .memory_plan import MemoryPlan, plan
-from .routes import Routes, of_rounds, read_routes
+from .output import ModelOutput
+from .routes import of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
 
 __all__ = ["Network"]
@@ -136,11 +137,6 @@ class Network:
         self._core.used = used
 
     @property
-    def any_gradient(self) -> bool:
-        """Whether a parameter took part in a backward pass since `zero_grad`."""
-        return bool(self._core.used.any())
-
-    @property
     def trainable(self) -> dict[str, bool]:
         """Which parameters get gradients; see `train_only`."""
         return dict(zip(self._parameters, (bool(t) for t in self._trained), strict=True))
@@ -158,6 +154,8 @@ class Network:
 
         Raises
         ------
+        TypeError
+            If a pattern is not a string.
         ValueError
             If a pattern fits no parameter.
 
@@ -170,6 +168,11 @@ class Network:
         False
         """
         for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    f"patterns: expected str, got {type(pattern).__name__} {pattern!r}. Each pattern is an argument of "
+                    "its own: train_only('*.router.*', 'transformer.ln_f.*')"
+                )
             if not fnmatch.filter(self._parameters, pattern):
                 raise ValueError(f"patterns: {pattern!r} fits no parameter of this model")
         chosen = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in self._parameters]
@@ -177,7 +180,6 @@ class Network:
 
     def _select(self, trained: NDArray[np.uint8]) -> None:
         self._core.set_trained(trained)
-        self._core.used = self._core.used & trained
         self._trained = trained
 
     @property
@@ -296,7 +298,7 @@ class Network:
 
     def backward(
         self,
-        lm_scale: float = 1.0,
+        lm_scale: float | None = None,
         balance_scale: float | None = None,
         *,
         scales: Mapping[str, float] | None = None,
@@ -305,8 +307,8 @@ class Network:
 
         Parameters
         ----------
-        lm_scale : float
-            With gradient accumulation: this micro-batch's share of the step's labelled positions.
+        lm_scale : float, optional
+            With gradient accumulation: this micro-batch's share of the step's labelled positions. By default 1.
         balance_scale : float, optional
             By default the weight of the balance loss (`MoMConfig.loss_weights`).
         scales : mapping of str to float, optional
@@ -314,19 +316,35 @@ class Network:
 
         Raises
         ------
+        TypeError, ValueError
+            If `scales` is no mapping, names an unknown term or comes together with another scale, or if a scale is no
+            finite number.
         RuntimeError
             Without a forward pass that had labels, or when called twice for one forward pass.
-        MemoryError
-            The gradients then hold only a part of the sum. Call `zero_grad` and repeat the forward pass.
+        MemoryError, KeyboardInterrupt
+            All gradients are then zero, those of earlier passes, too. Repeat the forward pass.
         """
+        self._core.backward(self._all_scales({"lm": lm_scale, "balance": balance_scale}, scales))
+
+    def _all_scales(self, single: Mapping[str, float | None], scales: Any) -> dict[str, float]:
+        """The scale of each term: from the arguments of `backward` for a `single` term, or from `scales`."""
+        weights, given = self.config.loss_weights, {term: scale for term, scale in single.items() if scale is not None}
         if scales is None:
-            given = {"lm": lm_scale} if balance_scale is None else {"lm": lm_scale, "balance": balance_scale}
-            scales = {**self.config.loss_weights, **given}
-        self._core.backward(
-            {name: number(scale, f"{name}_scale", -LARGEST, "a finite float32") for name, scale in scales.items()}
-        )
-        if not self._trained.all():
-            self._core.used = self._core.used & self._trained
+            return {
+                term: number(scale, f"{term}_scale", -LARGEST, "a finite float32")
+                for term, scale in (weights | given).items()
+            }
+        terms = "the terms are " + ", ".join(map(repr, weights))
+        if given:
+            raise ValueError(f"scales: cannot be combined with {next(iter(given))}_scale. Give all in scales; {terms}")
+        if not isinstance(scales, Mapping):
+            raise TypeError(f"scales: expected a mapping from terms to numbers, got {type(scales).__name__}; {terms}")
+        for term in scales:
+            if term not in weights:
+                raise ValueError(f"scales: unknown term {term!r}; {terms}")
+        return {
+            term: number(scale, f"scales[{term!r}]", -LARGEST, "a finite float32") for term, scale in scales.items()
+        }
 
     def inputs(
         self, tokens: ArrayLike, lengths: ArrayLike | None, mask: ArrayLike | None, positions: ArrayLike | None
@@ -345,9 +363,18 @@ class Network:
             given["positions"] = like(as_tokens(positions, "positions"), ids.shape, "positions")
         return given
 
-    def routes(self, given: Mapping[str, Any]) -> Routes:
-        """How the last forward pass, which had these `inputs`, routed its tokens."""
-        return read_routes(self._core, self.config, given["tokens"].shape, given.get("lengths"))
+    def output(
+        self,
+        given: Mapping[str, Any],
+        losses: Mapping[str, float],
+        labelled: int,
+        logits: NDArray[np.float32] | None,
+        routes: Mapping[tuple[int, int, int], dict[str, NDArray[Any]]] | None,
+    ) -> ModelOutput:
+        """What a call returns, from what the core returned for these `inputs`."""
+        shape, lengths = given["tokens"].shape, given.get("lengths")
+        read = None if routes is None else read_routes(routes, self.config, shape, lengths)
+        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled)
 
     def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
         """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.
@@ -382,9 +409,7 @@ class Network:
         self._select(state["trained"])
 
     # ------------------------------------------------------------------ files
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], naming: str = "canonical", dtype: str | None = None
-    ) -> None:
+    def save_pretrained(self, folder: PathLike, naming: str = "canonical", dtype: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and what else there is: tokenizer, defaults of `generate`.
 
         The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
@@ -423,9 +448,7 @@ class Network:
             target[...] = canonical[name]
 
     @classmethod
-    def from_pretrained(
-        cls: type[Self], folder: str | os.PathLike[str], dtype: str = "float32", **config_changes: Any
-    ) -> Self:
+    def from_pretrained(cls: type[Self], folder: PathLike, dtype: str = "float32", **config_changes: Any) -> Self:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
         Parameters
@@ -467,11 +490,11 @@ class Network:
         return model
 
     @classmethod
-    def resolve(
-        cls: type[Self], model: Network | str | os.PathLike[str], dtype: str = "float32", *, name: str = "model"
-    ) -> Self:
+    def resolve(cls: type[Self], model: Network | PathLike, dtype: str = "float32", *, name: str = "model") -> Self:
         """A model itself, or the one in a folder or on the Hub; `name` is that of the argument, for the message."""
-        found = cls.from_pretrained(model, dtype) if isinstance(model, (str, os.PathLike)) else model
+        found: Any = model
+        if isinstance(model, (str, os.PathLike)):
+            found = cls.from_pretrained(model_folder(model, name), dtype)
         if not isinstance(found, cls):
             raise TypeError(f"{name}: expected {cls.__name__} or a path, got {type(found).__name__}")
         return found

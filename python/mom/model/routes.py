@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from ..config import MoMConfig
 
 __all__ = ["Routes", "of_rounds", "read_routes"]
@@ -69,12 +68,15 @@ def of_rounds(config: MoMConfig, read: Callable[[int, int, int], Value]) -> dict
 
 
 def read_routes(
-    core: _core.Network, config: MoMConfig, shape: tuple[int, ...], lengths: NDArray[np.int32] | None
+    found: Mapping[tuple[int, int, int], dict[str, NDArray[Any]]],
+    config: MoMConfig,
+    shape: tuple[int, ...],
+    lengths: NDArray[np.int32] | None,
 ) -> Routes:
-    """Read the routes of the last forward pass; `shape` is that of its tokens, `lengths` those of packed rows."""
+    """Routes as the core returns them. `shape` is that of the tokens, `lengths` those of packed rows."""
 
     def entry(place: int, round: int, half: int) -> dict[str, NDArray[Any]] | None:
-        found = core.route(place, round, half)
-        return None if found is None else {k: v.reshape(*shape, v.shape[1]) for k, v in found.items()}
+        arrays = found.get((place, round, half))
+        return None if arrays is None else {k: v.reshape(*shape, v.shape[1]) for k, v in arrays.items()}
 
     return Routes(of_rounds(config, entry), {"attn": config.num_attn, "ffn": config.num_ffn}, lengths)

@@ -187,5 +187,5 @@ def _block(model: HasTensors, config: MoMConfig, place: int) -> Block:
         parts[half] = Pool(f"block {place} {half} pool", half, modules)
         router_prefix = f"{prefix}.router."
         names = {n[len(router_prefix) :]: n for n in model.parameters if n.startswith(router_prefix)}
-        parts[f"{half}_router"] = Router(f"block {place} {half} router", model, names) if names else None
+        parts[f"{half}_router"] = Router(f"block {place} {half} router", model, names) if count > 1 else None
     return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]],
     """
     nats, tokens = 0.0, 0
     with model.evaluating():
-        for pool in _pools(windows, _POOL * max(1, batch_size // 8)):
+        while pool := list(itertools.islice(windows, _POOL * max(1, batch_size // 8))):
             for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
                 ids, labels, lengths = pack_labelled([pool[i] for i in chosen])
                 out = model(ids, labels=labels, lengths=lengths, keep=False)
@@ -34,14 +35,3 @@ def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]],
                     nats += out.lm_loss * out.num_labelled
                     tokens += out.num_labelled
     return nats, tokens
-
-
-def _pools(windows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    pool: list[Any] = []
-    for item in windows:
-        pool.append(item)
-        if len(pool) == size:
-            yield pool
-            pool = []
-    if pool:
-        yield pool

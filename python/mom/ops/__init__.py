@@ -16,65 +16,20 @@ K choices per token, S router outputs (modules and SKIP), R router width, P slot
 (one per choice that is a module).
 """
 
+# ruff: noqa: F403
 from .._core import RoutingPlan
-from .attention import attention_backward, attention_forward
-from .balance import balance_loss, balance_loss_backward
-from .elementwise import (
-    dropout,
-    gelu_backward,
-    gelu_forward,
-    layernorm_backward,
-    layernorm_forward,
-    layernorm_stats,
-    random_uniform,
-)
-from .embedding import embedding_backward, embedding_forward
-from .linear import GemmProduct, column_sum, gemm, gemm_grouped, linear_backward, linear_forward
-from .losses import (
-    cross_entropy_backward,
-    cross_entropy_forward,
-    label_loss,
-    lm_head_backward,
-    lm_head_forward,
-    lm_head_gradient,
-    lm_head_loss,
-)
-from .optimizer import adamw_step, clip_grad_norm
-from .routed import (
-    routed_combine_backward,
-    routed_combine_forward,
-    routed_layernorm_backward,
-    routed_layernorm_forward,
-    routed_linear_backward,
-    routed_linear_forward,
-    routed_score_backward,
-    routed_slot_scale,
-    routing_plan,
-    routing_plan_dense,
-)
-from .router import (
-    RouterSaved,
-    RouterTensors,
-    router_backward,
-    router_forward,
-    router_scores_backward,
-    router_scores_forward,
-    ste_backward,
-    ste_forward,
-    topk_backward,
-    topk_forward,
-)
+from . import attention, balance, elementwise, embedding, linear, losses, optimizer, routed, router
+from .attention import *
+from .balance import *
+from .elementwise import *
+from .embedding import *
+from .linear import *
+from .losses import *
+from .optimizer import *
+from .routed import *
+from .router import *
 from .shared import use_level
 
-__all__ = [
-    "GemmProduct", "RouterSaved", "RouterTensors", "RoutingPlan", "adamw_step", "attention_backward",
-    "attention_forward", "balance_loss", "balance_loss_backward", "clip_grad_norm", "column_sum",
-    "cross_entropy_backward", "cross_entropy_forward", "dropout", "embedding_backward", "embedding_forward",
-    "gelu_backward", "gelu_forward", "gemm", "gemm_grouped", "label_loss", "layernorm_backward", "layernorm_forward",
-    "layernorm_stats", "linear_backward", "linear_forward", "lm_head_backward", "lm_head_forward", "lm_head_gradient",
-    "lm_head_loss", "random_uniform", "routed_combine_backward", "routed_combine_forward",
-    "routed_layernorm_backward", "routed_layernorm_forward", "routed_linear_backward", "routed_linear_forward",
-    "routed_score_backward", "routed_slot_scale", "router_backward", "router_forward", "router_scores_backward",
-    "router_scores_forward", "routing_plan", "routing_plan_dense", "ste_backward", "ste_forward", "topk_backward",
-    "topk_forward", "use_level",
-]  # fmt: skip
+__all__ = ["RoutingPlan", "use_level"]
+__all__ += attention.__all__ + balance.__all__ + elementwise.__all__ + embedding.__all__ + linear.__all__
+__all__ += losses.__all__ + optimizer.__all__ + routed.__all__ + router.__all__

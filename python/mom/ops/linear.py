@@ -114,17 +114,7 @@ class GemmProduct:
     c: Float | None = None
 
     def _fields(self) -> tuple[Any, ...]:
-        return (
-            self.a,
-            self.b,
-            self.transpose_a,
-            self.transpose_b,
-            self.a_rows,
-            self.b_rows,
-            self.bias,
-            self.k_scale,
-            self.c,
-        )
+        return tuple(vars(self).values())
 
 
 def gemm(a: Float, b: Float, *, precision: str = "float32", prepack: bool = False, **options: Any) -> Float:

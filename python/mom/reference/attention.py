@@ -12,6 +12,8 @@ Only the rows of masked tokens differ between the two.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -96,23 +98,10 @@ def forward(
     if active is not None:
         check_shape("active", np.shape(active), qkv.shape[:-1])
     if lengths is not None:
-        runs, longest = _runs(lengths), int(np.max(lengths, initial=0))
-        out, probs = np.zeros((len(qkv), qkv.shape[1] // 3)), np.zeros((len(runs), n_head, longest, longest))
-        for b, (rows, steps) in enumerate(runs):
-            if not steps:
-                continue
-            one = forward(
-                qkv[None, rows],
-                n_head,
-                _row(key_mask, rows),
-                masked_query,
-                scaled,
-                _kept(keep, b, steps),
-                p,
-                _row(active, rows),
-            )
-            out[rows], probs[b, :, :steps, :steps] = one[0][0], one[1][0]
-        return out, probs
+        inside = _inside(lengths)
+        qkv, key_mask, active = (_padded(x, inside) for x in (qkv, key_mask, active))
+        out, probs = forward(qkv, n_head, key_mask, masked_query, scaled, keep, p, active)
+        return out[inside], np.where(inside[:, None, :, None], probs, 0.0)
     qkv = _silenced(qkv, active)
     q, k, v = _split(qkv, n_head)
     sees, blind = visible(qkv.shape[1], key_mask, masked_query)
@@ -138,21 +127,9 @@ def backward(
 ) -> Float:
     """Gradient of `forward` with respect to `qkv`, shape (B, T, 3C) or (N, 3C)."""
     if lengths is not None:
-        dqkv = np.zeros_like(qkv)
-        for b, (rows, steps) in enumerate(_runs(lengths)):
-            dqkv[rows] = backward(
-                dout[None, rows],
-                qkv[None, rows],
-                probs[b : b + 1, :, :steps, :steps],
-                n_head,
-                _row(key_mask, rows),
-                masked_query,
-                scaled,
-                _kept(keep, b, steps),
-                p,
-                _row(active, rows),
-            )[0]
-        return dqkv
+        inside = _inside(lengths)
+        dout, qkv, key_mask, active = (_padded(x, inside) for x in (dout, qkv, key_mask, active))
+        return backward(dout, qkv, probs, n_head, key_mask, masked_query, scaled, keep, p, active)[inside]
     qkv, dout = _silenced(qkv, active), _silenced(dout, active)
     q, k, v = _split(qkv, n_head)
     _, blind = visible(qkv.shape[1], key_mask, masked_query)
@@ -173,18 +150,18 @@ def _silenced(x: Float, active: ArrayLike | None) -> Float:
     return x if active is None else np.where(np.asarray(active)[..., None] != 0, x, 0.0)
 
 
-def _runs(lengths: ArrayLike) -> list[tuple[slice, int]]:
-    """Rows and length of every sequence."""
-    ends = np.cumsum(lengths, dtype=int)
-    return [(slice(int(end - n), int(end)), int(n)) for end, n in zip(ends, np.asarray(lengths), strict=True)]
+def _inside(lengths: ArrayLike) -> Bool:
+    """Which positions of a padded batch (B, T) hold a token."""
+    return np.arange(np.max(lengths)) < np.asarray(lengths)[:, None]
 
 
-def _row(x: ArrayLike | None, rows: slice) -> ArrayLike | None:
-    return None if x is None else np.asarray(x)[None, rows]
-
-
-def _kept(keep: ArrayLike | None, b: int, steps: int) -> ArrayLike | None:
-    return None if keep is None else np.asarray(keep)[b : b + 1, :, :steps, :steps]
+def _padded(rows: Any, inside: Bool) -> Any:
+    """Rows of tokens (N, ...) as (B, T, ...), with zeros behind each sequence, which no token of it sees."""
+    if rows is None:
+        return None
+    padded = np.zeros((*inside.shape, *np.shape(rows)[1:]))
+    padded[inside] = rows
+    return padded
 
 
 def _scale(q: Float, scaled: bool) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MoMConfig
+from ..routers import KINDS
 from . import router, routing_plan
 from ._checks import Float, Int, as_float
 from .parameters import is_routed, num_modules
@@ -44,6 +45,7 @@ class RouterRecord:
 
     inputs: CellInputs
     cell: Any  # what `Cell.forward` saves
+    logits: Float
     scores: Float
     index: Int
     weight: Float
@@ -81,7 +83,7 @@ class Half:
 
     # -------------------------------------------------------------- forward
     def forward(
-        self, x: Float, state: Float | None, batch: Batch, site: str
+        self, x: Float, state: Float | None, batch: Batch, site: str, number: int
     ) -> tuple[Float, Float | None, RoundRecord, Route | None]:
         """One round.
 
@@ -93,6 +95,8 @@ class Half:
         batch : Batch
         site : str
             Name of the place and round in traces, ``block{i}`` or ``block{i}/round{r}``.
+        number : int
+            Of the round in its block.
 
         Returns
         -------
@@ -107,7 +111,7 @@ class Half:
             plan = routing_plan.build(np.zeros((len(x), 1), dtype=np.int64), 1)
             out, pool = self.pool.forward(x, plan, None, batch, site)
             return out, None, RoundRecord(pool, None), None
-        logits, state, rec = self._router_forward(x, state, batch, f"{site}/{self.name}")
+        logits, state, rec = self._router_forward(x, state, batch, f"{site}/{self.name}", number)
         used, weight = rec.index, rec.weight
         if self.config.routing_all_possible_path:
             used = np.tile(np.arange(self.modules), (len(x), 1))
@@ -126,7 +130,7 @@ class Half:
         return out, state, RoundRecord(pool, rec), route
 
     def _router_forward(
-        self, x: Float, state: Float | None, batch: Batch, site: str
+        self, x: Float, state: Float | None, batch: Batch, site: str, number: int
     ) -> tuple[Float, Float | None, RouterRecord]:
         config, noise = self.config, None
         if config.router_random:
@@ -134,15 +138,25 @@ class Half:
                 raise ValueError("noise: a source is needed, the router type is 'random'")
             shape = (len(x), config.router_dim)
             noise = as_float("noise", batch.noise(site, shape), shape)
-        given = CellInputs(x, state, noise)
+        choices = config.num_choices(self.name)
+        hashed = router.HashInputs(batch.tokens, number, int(self.name == "ffn"), self.modules, choices)
+        given = CellInputs(x, state, noise, hashed)
         logits, new, saved = self.cell.forward(self._weights(), given)
         scores = router.scores_forward(logits, self.temperature)
         index, weight = router.top_k_forward(scores, config.routing_top_k, config.router_softmax)
-        return logits, new, RouterRecord(given, saved, scores, index, weight)
+        if not KINDS[config.router_kind].scored and index.size:
+            weight = np.full(index.shape, 1.0 / index.shape[1])
+        return logits, new, RouterRecord(given, saved, logits, scores, index, weight)
 
     # -------------------------------------------------------------- backward
     def backward(
-        self, dout: Float, dstate: Float | None, dscores: Float | None, rec: RoundRecord, batch: Batch
+        self,
+        dout: Float,
+        dstate: Float | None,
+        dscores: Float | None,
+        dlogits: Float | None,
+        rec: RoundRecord,
+        batch: Batch,
     ) -> tuple[Float, Float | None]:
         """Gradients of one round.
 
@@ -154,6 +168,8 @@ class Half:
             Gradient of the state from the next round; None if nothing depends on it.
         dscores : ndarray of float64, shape (N, S), or None
             Gradient of the scores from the balance loss.
+        dlogits : ndarray of float64, shape (N, S), or None
+            Gradient of the router's outputs from the z-loss.
         rec : RoundRecord
         batch : Batch
 
@@ -169,11 +185,12 @@ class Half:
         if rec.pool.plan.num_slots:
             from_pool = self._scores_backward(uses, rec.router)
             dscores = from_pool if dscores is None else dscores + from_pool
-        if dscores is None and dstate is None:  # no computed value depends on the router
+        if dscores is None and dlogits is None and dstate is None:  # no computed value depends on the router
             return dx, None
-        dlogits = np.zeros_like(rec.router.scores)
+        if dlogits is None:
+            dlogits = np.zeros_like(rec.router.scores)
         if dscores is not None:
-            dlogits = router.scores_backward(dscores, rec.router.scores, self.temperature)
+            dlogits = dlogits + router.scores_backward(dscores, rec.router.scores, self.temperature)
         dinp, dstate = self._router_backward(dlogits, dstate, rec.router)
         return dx + dinp, dstate
 

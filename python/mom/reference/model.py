@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..config import MoMConfig
+from ..routers import KINDS
 from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
 from . import dropout as dropout_op
 from ._checks import Array, Float, Int, as_int, check_shape
-from .halves import Half, RoundRecord, Route
+from .halves import Half, RoundRecord, Route, RouterRecord
 from .parameters import checked
 from .pools import Batch, Sampler, Store
 
@@ -92,10 +93,11 @@ class _Tape:
     hidden: Float
     logits: Float
     rows: Int
-    labels: Array
-    problem: str | None
-    lse: Float
-    balance: dict[str, balance_loss.Saved]
+    labels: Array = field(default_factory=lambda: np.empty(0))
+    problem: str | None = None
+    lse: Float = field(default_factory=lambda: np.empty(0))
+    balance: dict[str, balance_loss.Saved] = field(default_factory=dict)
+    z: dict[str, Float] = field(default_factory=dict)  # gradient of the z-loss by half, (L, N, S)
 
 
 def _ends(batch: Batch) -> Int:
@@ -185,7 +187,7 @@ class Model:
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
             if config.num_labels is not None and config.pooling == "mask":
                 positions = np.maximum(np.arange(steps) - mask.argmax(-1)[:, None], 0)
-        batch = Batch(size, steps, packed, mask, dropout, noise, {})
+        batch = Batch(tokens.reshape(-1), size, steps, packed, mask, dropout, noise, {})
 
         x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)
         keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
@@ -200,14 +202,12 @@ class Model:
         rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, batch)
         logits = linear.forward(hidden[rows], self._head().T)
 
-        unset = np.empty(0)
-        tape = _Tape(
-            tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows, unset, None, unset, {}
-        )
+        tape = _Tape(tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows)
         shape = tokens.shape if config.num_labels is None else (size,)
         losses: dict[str, float] = {}
         if labels is not None:
             terms = {"lm": self._task_loss(labels, tape), "balance": self._balance_forward(tape)}
+            terms["z"] = self._z_forward(tape)
             losses = {name: value for name, value in terms.items() if value is not None}
         loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
@@ -221,7 +221,7 @@ class Model:
         for r in range(place.rounds):
             site = f"block{i}/round{r}" if place.is_block else f"block{i}"
             for name, half in place.halves.items():
-                out, state[name], record, route = half.forward(x, state[name], batch, site)
+                out, state[name], record, route = half.forward(x, state[name], batch, site, r)
                 x = x + out
                 place.records[name].append(record)
                 batch.record(f"{name}_out/{site}", out)
@@ -266,12 +266,21 @@ class Model:
         """Forget the counts of ``balance_counts="step"``, as when an optimizer step begins."""
         self.counts = {}
 
-    def _balanced_halves(self) -> list[str]:
-        config = self.config
-        if config.is_vanilla or config.num_labels is not None or not config.output_router_logits or not config.rounds:
+    def _scored_halves(self) -> list[str]:
+        """Halves whose routers' scores have terms of the loss."""
+        config, scored = self.config, KINDS[self.config.router_kind].scored
+        if config.is_vanilla or config.num_labels is not None or not scored or not config.rounds:
             return []
-        routed = [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
-        return [] if config.balance_loss == "reference" and "attn" not in routed else routed
+        return [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
+
+    def _balanced_halves(self) -> list[str]:
+        config, routed = self.config, self._scored_halves()
+        without = not config.output_router_logits or (config.balance_loss == "reference" and "attn" not in routed)
+        return [] if without else routed
+
+    def _router_records(self, half: str) -> list[RouterRecord]:
+        records = [rec.router for place in self._places if place.is_block for rec in place.records[half]]
+        return [rec for rec in records if rec is not None]
 
     def _balance_softmax(self) -> bool:
         return self.config.balance_loss == "reference" or not self.config.router_softmax
@@ -281,8 +290,7 @@ class Model:
         mask = None if tape.batch.mask is None else tape.batch.mask.reshape(-1)
         losses = []
         for half in self._balanced_halves():
-            records = [rec.router for place in self._places if place.is_block for rec in place.records[half]]
-            scores = np.stack([rec.scores for rec in records if rec is not None])
+            scores = np.stack([rec.scores for rec in self._router_records(half)])
             if config.balance_counts == "step":
                 counts = balance_loss.count(scores, mask)
                 counts = counts if config.depthwise_bal_loss else counts.sum(0)
@@ -298,9 +306,22 @@ class Model:
         softmax = self._balance_softmax()
         return {half: balance_loss.backward(dloss, saved, softmax) for half, saved in tape.balance.items()}
 
+    # ------------------------------------------------------------------ z-loss
+    def _z_forward(self, tape: _Tape) -> float | None:
+        """By half the mean over rounds and real tokens of the squared log-sum-exp of the router's outputs, added up."""
+        real = np.ones(tape.tokens.size) if tape.batch.mask is None else tape.batch.mask.reshape(-1)
+        losses = []
+        for half in self._scored_halves() if self.config.loss_weights["z"] > 0 else []:
+            logits = np.stack([rec.logits for rec in self._router_records(half)])
+            share = real / max(real.sum(), 1) / len(logits)
+            y = np.logaddexp.reduce(logits, axis=-1)
+            losses.append(float((share * y**2).sum()))
+            tape.z[half] = (share * 2 * y)[..., None] * np.exp(logits - y[..., None])
+        return sum(losses) if losses else None
+
     # ------------------------------------------------------------------ backward
     def backward(self, lm_scale: float = 1.0, balance_scale: float | None = None) -> Gradients:
-        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` of the last call.
+        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` and the weighted z-loss of the last call.
 
         Parameters
         ----------
@@ -320,6 +341,7 @@ class Model:
         store.gradients.clear()
         scale = config.loss_weights["balance"] if balance_scale is None else balance_scale
         dscores = self._balance_backward(scale, tape)
+        doutputs = {half: config.loss_weights["z"] * gradient for half, gradient in tape.z.items()}
 
         dlogits = self._task_backward(lm_scale, tape)
         dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)
@@ -332,17 +354,17 @@ class Model:
         store.add("transformer.ln_f.weight", dweight)
         store.add("transformer.ln_f.bias", dbias)
 
-        remaining = {half: len(d) for half, d in dscores.items()}
+        remaining = dict.fromkeys(HALVES, config.chunks * config.rounds)
         for place in reversed(self._places):
             dstate: dict[str, Float | None] = dict.fromkeys(HALVES)
             for r in reversed(range(place.rounds)):
                 for name in reversed(HALVES):
-                    from_balance = None
-                    if place.is_block and name in dscores:
-                        remaining[name] -= 1
-                        from_balance = dscores[name][remaining[name]]
+                    remaining[name] -= place.is_block
+                    at = remaining[name]
+                    from_balance = dscores[name][at] if place.is_block and name in dscores else None
+                    from_z = doutputs[name][at] if place.is_block and name in doutputs else None
                     dinp, dstate[name] = place.halves[name].backward(
-                        dx, dstate[name], from_balance, place.records[name][r], batch
+                        dx, dstate[name], from_balance, from_z, place.records[name][r], batch
                     )
                     dx = dx + dinp
 

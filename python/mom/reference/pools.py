@@ -38,16 +38,18 @@ class Store:
 
 @dataclass
 class Batch:
-    """Data that all layers of one call share: sizes, key mask, sources of dropout masks and noise, trace.
+    """Data that all layers of one call share: tokens, sizes, key mask, sources of dropout masks and noise, trace.
 
     Attributes
     ----------
+    tokens : ndarray of int64, shape (N,)
     size, steps : int
         Sequences, and tokens of the longest.
     lengths : ndarray of int64, shape (size,), or None
         Lengths of packed sequences; None: all sequences have `steps` tokens.
     """
 
+    tokens: Int
     size: int
     steps: int
     lengths: Int | None

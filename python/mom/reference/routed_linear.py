@@ -95,9 +95,6 @@ def combine_backward(
 ) -> tuple[Float, list[Float], list[Float], Float]:
     """Gradients of `combine_forward`.
 
-    The unscored products are not needed: ``dout . (slot @ W + b) = (dout @ W.T) . slot + dout . b``,
-    and ``dout @ W.T`` is computed anyway for the slots.
-
     Returns
     -------
     dslots : ndarray of float64, shape (P, I)
@@ -105,18 +102,12 @@ def combine_backward(
     dscore : ndarray of float64, shape (N, K)
         Zero at SKIP. Also given when `score` is None.
     """
-    factor = _slot_scores(score, plan)[:, None]
-    dslots = np.empty_like(slots)
-    dweight = [np.zeros_like(w) for w in weight]
-    dbias = [np.zeros_like(b) for b in bias]
+    drows = dout[plan.token]
     dscore = np.zeros((plan.num_tokens, plan.num_choices))
     for m, rows in plan.modules():
-        d, s = dout[plan.token[rows]], factor[rows]
-        unscored, dweight[m], _ = linear.backward(d, s * slots[rows], weight[m])
-        dslots[rows] = s * unscored
-        dbias[m] = (s * d).sum(0)
-        dscore[plan.token[rows], plan.choice[rows]] = (unscored * slots[rows]).sum(-1) + d @ bias[m]
-    return dslots, dweight, dbias, dscore
+        out = linear.forward(slots[rows], weight[m], bias[m])
+        dscore[plan.token[rows], plan.choice[rows]] = (drows[rows] * out).sum(-1)
+    return *backward(_slot_scores(score, plan)[:, None] * drows, slots, weight, plan), dscore
 
 
 def _slot_scores(score: Float | None, plan: RoutingPlan) -> Float:

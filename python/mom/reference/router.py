@@ -1,6 +1,6 @@
 """Routers: from a token to the modules it uses and their weights. See docs/derivations/router.md.
 
-The stages, each with its backward: router outputs ("logits") by `naive_forward` or `gru_forward`;
+The stages, each with its backward: router outputs ("logits") by `naive_forward`, `gru_forward` or `hash_forward`;
 `scores_forward` (softmax with temperature, or nothing); `top_k_forward` (selection, and
 renormalisation of probabilities); `sign_forward` (straight-through sign).
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from . import linear
 from ._checks import Float, Int, as_float
@@ -169,6 +169,48 @@ def gru_backward(
 def _sigmoid(x: Float) -> Float:
     y: Float = 0.5 * (1.0 + np.tanh(0.5 * x))  # does not overflow
     return y
+
+
+# ------------------------------------------------------------------ hash
+class HashInputs(NamedTuple):
+    """What decides the choices of a router that hashes."""
+
+    tokens: Int  #: (N,) ids
+    round: int  #: of the block
+    half: int  #: 0 attention, 1 feed-forward
+    modules: int  #: M
+    choices: int  #: S, at least M; choices from M on stand for SKIP
+
+
+def hash_forward(given: HashInputs) -> Float:
+    """An order of the choices for each token, without gradient.
+
+    Returns
+    -------
+    ndarray of float64, shape (N, S)
+        The numbers 1 to S, the largest for the best choice. Those of modules are shuffled by a hash of token, round and
+        half. SKIP comes after all modules.
+    """
+    values = np.tile(np.arange(given.choices, 0, -1.0), (len(given.tokens), 1))
+    key = given.tokens.astype(np.uint64)  # from here on as mom_rng_key and mom_rng_u64 of the core
+    for part, number in enumerate((1, given.round, given.half)):
+        key = _mix(key + np.uint64((number * _GOLDEN + part) % 2**64))
+    rows = np.arange(len(values))
+    for i in range(given.modules - 1):
+        draw = _mix(_mix(key + np.uint64(i * _GOLDEN % 2**64)) ^ key)
+        j = i + (draw % np.uint64(given.modules - i)).astype(np.int64)
+        values[rows, i], values[rows, j] = values[rows, j], values[rows, i]
+    return values
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64; products wrap around at 2^64."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 # ------------------------------------------------------------------ scores

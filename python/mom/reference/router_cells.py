@@ -21,11 +21,15 @@ __all__ = ["CELLS", "Cell", "CellInputs"]
 
 @dataclass(frozen=True)
 class CellInputs:
-    """What a cell reads in a round: tokens (N, C), state (N, R) or None in the first round, noise (N, R) or None."""
+    """What a cell reads in a round: tokens (N, C), state (N, R) or None in the first round, noise (N, R) or None.
+
+    A router that hashes reads `hashed` instead.
+    """
 
     inp: Float
     state: Float | None
     noise: Float | None
+    hashed: router.HashInputs | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,18 @@ def _gru_backward(
     return router.gru_backward(dlogits, dstate, given.inp, state, gates, router.GruWeights(*weights), dev, given.noise)
 
 
+def _hash_forward(weights: list[Float], given: CellInputs) -> tuple[Float, None, None]:
+    if given.hashed is None:
+        raise ValueError("hashed: a hash router needs the ids of tokens")
+    return router.hash_forward(given.hashed), None, None
+
+
+def _hash_backward(
+    dlogits: Float, dstate: Float | None, weights: list[Float], given: CellInputs, saved: None
+) -> tuple[Float, None, Iterable[Float]]:
+    return np.zeros_like(given.inp), None, ()
+
+
 _GRU = ("x2h.weight", "x2h.bias", "h2h.weight", "h2h.bias", "router.weight", "router.bias")
 #: By the names in `mom.routers.KINDS`.
 CELLS = {
@@ -88,4 +104,5 @@ CELLS = {
     ),
     "gru-dev": Cell(_GRU, partial(_gru_forward, True), partial(_gru_backward, True)),
     "gru": Cell(_GRU, partial(_gru_forward, False), partial(_gru_backward, False)),
+    "hash": Cell((), _hash_forward, _hash_backward),
 }

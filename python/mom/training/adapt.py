@@ -10,20 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from ..data.batches import iter_batches
+from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
-from ..model import MoM, MoMForSequenceClassification
+from ..model import MoM, MoMForSequenceClassification, Network
 
 __all__ = [
-    "classifier_from", "classify", "copy_of", "finite_logits", "routers_are_idle", "trainable", "warn_of_idle_routers",
+    "classifier_from", "classify", "copy_of", "finite_logits", "parameters_selected_by", "routers_are_idle",
+    "warn_of_idle_routers",
 ]  # fmt: skip
 
-Network = MoM | MoMForSequenceClassification
 Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 
 
-def trainable(model: Network, train: str) -> npt.NDArray[np.uint8]:
+def parameters_selected_by(model: Network, train: str) -> npt.NDArray[np.uint8]:
     """Which parameters `FinetuneConfig.train` selects, in the model's order.
+
+    ``"all"`` selects every parameter. Training changes only parameters that `MoM.train_only` has not frozen either.
 
     Raises
     ------
@@ -47,12 +49,13 @@ def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
     """Whether the loss gives a model's routers no gradient.
 
     The probabilities of the kept choices are divided by their sum. For a single choice the quotient is always 1,
-    whatever the router computes, and its straight-through sign is 1, too. Then only the balance loss can give a
-    gradient, and a classifier has no balance loss.
+    whatever the router computes, and its straight-through sign is 1, too. Without a kept choice (top-0) no score is
+    used at all. Then only the balance loss and the z-loss can give a gradient, and a classifier has neither.
     """
     if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
         return False
-    if language_model and config.output_router_logits and config.router_aux_loss_coef > 0.0:
+    balanced = config.output_router_logits and config.router_aux_loss_coef > 0.0
+    if language_model and (balanced or config.router_z_loss_coef > 0.0):
         return False
     return config.routing_top_k == 0 or (config.routing_top_k == 1 and config.router_softmax)
 
@@ -71,9 +74,7 @@ def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, st
     )
 
 
-def copy_of(
-    model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any
-) -> Made:
+def copy_of(model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any) -> Made:
     """Make a network of a given kind with a model's body and tokenizer. A classifier gets a fresh head.
 
     Parameters
@@ -150,9 +151,9 @@ def classify(
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
     logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
     with model.evaluating():
-        for batch in iter_batches(rows, batch_size):
-            out = model(batch.tokens, lengths=batch.lengths)
-            logits[batch.rows] = out.logits
+        for chosen in bucketed([len(row) for row in rows], batch_size):
+            tokens, lengths = pack_rows([rows[i] for i in chosen])
+            logits[chosen] = model(tokens, lengths=lengths).logits
     return logits
 
 

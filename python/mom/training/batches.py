@@ -22,15 +22,15 @@ class MicroBatch(NamedTuple):
     ----------
     inputs : dict
         Arguments of the model's call, labels included.
-    terms : int
-        Number of terms of which the loss is the mean. The micro-batch's weight in the step's loss is its share of the
-        step's terms.
+    scored : int
+        Number of labelled positions or rows. The loss is the mean over them. The micro-batch's weight in the step's
+        loss is its share of the step's.
     examples, tokens : int
         Counts for the records.
     """
 
     inputs: dict[str, Any]
-    terms: int
+    scored: int
     examples: int
     tokens: int
 
@@ -49,13 +49,9 @@ class Windows:
 
     def next_step(self) -> list[MicroBatch]:
         """The micro-batches of the next step."""
-        return [_window_batch(self._sampler.next_batch()) for _ in range(self._accumulation)]
-
-
-def _window_batch(ids: npt.NDArray[np.int32]) -> MicroBatch:
-    rows, length = ids.shape
-    # Position t is scored against token t + 1, so a row of T tokens has T - 1 terms.
-    return MicroBatch({"tokens": ids, "labels": ids}, rows * (length - 1), rows, ids.size)
+        batches = [self._sampler.next_batch() for _ in range(self._accumulation)]
+        # Position t is scored against token t + 1, so T - 1 positions of a row are scored.
+        return [MicroBatch({"tokens": ids, "labels": ids}, ids[:, 1:].size, len(ids), ids.size) for ids in batches]
 
 
 class Rows:

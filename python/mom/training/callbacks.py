@@ -1,4 +1,4 @@
-"""Receivers of a run's records: the JSON-lines log, the progress bar, TensorBoard.
+"""Receivers of a run's records: the JSON-lines log, the progress bar, TensorBoard, Weights & Biases.
 
 A callback is any object with a method ``record(record: dict)`` and, optionally, ``close()``. When ``record`` returns
 True, the run finishes the current step, makes its last evaluation and checkpoint, and ends.
@@ -29,7 +29,7 @@ from .._extras import need
 from .._json import to_json
 from ..files.folders import naming_file
 
-__all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "closing"]
+__all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "WandB", "closing"]
 
 
 class Callback(Protocol):
@@ -44,12 +44,13 @@ class Callback(Protocol):
 
 @contextlib.contextmanager
 def closing(callbacks: Iterable[Callback]) -> Iterator[list[Callback]]:
-    """Yield the callbacks of a run, and close them after the block, even if it raises."""
+    """Yield the callbacks of a run, and close them after the block, even if it or a later callback raises."""
     with contextlib.ExitStack() as stack:
-        found = list(callbacks)
-        for callback in found:
+        found = []
+        for callback in callbacks:
             if hasattr(callback, "close"):
                 stack.callback(callback.close)
+            found.append(callback)
         yield found
 
 
@@ -153,6 +154,15 @@ class Evaluations:
         """There is nothing to close."""
 
 
+def _scalars(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, each under ``<kind>/<field>``."""
+    return {
+        f"{record['kind']}/{key}": float(value)
+        for key, value in record.items()
+        if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
 class TensorBoard:
     """Writes the scalars of every record as TensorBoard events to ``run_dir/tensorboard``.
 
@@ -171,11 +181,7 @@ class TensorBoard:
         self._writer = part("summary.writer.event_file_writer").EventFileWriter(str(run_dir / "tensorboard"))
 
     def record(self, record: dict[str, Any]) -> None:
-        values = [
-            self._summary.Value(tag=f"{record['kind']}/{key}", simple_value=float(value))
-            for key, value in record.items()
-            if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
-        ]
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record).items()]
         if values:
             event = self._event(
                 wall_time=record.get("time", 0.0), step=record["step"], summary=self._summary(value=values)
@@ -184,3 +190,27 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WandB:
+    """Logs the scalars of every record to a run of Weights & Biases, which has the name of the run's folder.
+
+    The environment decides the rest, such as WANDB_PROJECT. With WANDB_MODE=offline nothing is sent: the files stay in
+    ``run_dir/wandb``, and ``wandb sync`` sends them later.
+
+    Raises
+    ------
+    ImportError
+        Without the package ``wandb``.
+    """
+
+    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+        name = run_dir.resolve().name
+        self._run = need("wandb", "wandb=True").init(dir=str(run_dir), name=name, config=config)
+
+    def record(self, record: dict[str, Any]) -> None:
+        if values := _scalars(record):
+            self._run.log(values, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()

@@ -74,6 +74,9 @@ class TrainingConfig(Settings):
         same numbers. See `mom.MoM.memory_plan`.
     tensorboard : bool
         Also write TensorBoard event files (needs the package tensorboard).
+    wandb : bool
+        Also log to Weights & Biases (needs the package wandb). The environment variable WANDB_MODE=offline keeps the
+        files in the run's folder.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class TrainingConfig(Settings):
     max_bad_steps: int = setting(5, at_least(1))
     activation_checkpointing: bool = setting(False)
     tensorboard: bool = setting(False)
+    wandb: bool = setting(False)
 
     def _check(self) -> None:
         if self.batch_size * self.sequence_length >= 2**31:
@@ -172,7 +176,8 @@ class FinetuneConfig(Settings):
         take one and a half epochs.
     train : {"all", "routers", "head"}
         What is trained: everything; the routers (and a classifier's head); or only a classifier's head. Gradients that
-        are not needed are not computed and take no memory.
+        are not needed are not computed and take no memory. GLUE, XSUM and the estimators train a copy of the model, to
+        which `MoM.train_only` of the model does not apply.
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
 
@@ -217,11 +222,6 @@ class FinetuneConfig(Settings):
         done = (step - 1) % steps_per_epoch + 1  # of this epoch
         # A part ends at the first step that reaches its share of the epoch.
         return done * self.evals_per_epoch // steps_per_epoch > (done - 1) * self.evals_per_epoch // steps_per_epoch
-
-    @property
-    def examples_per_step(self) -> int:
-        """Examples of one optimizer step."""
-        return self.batch_size * self.accumulation
 
     def length_for(self, config: MoMConfig) -> int:
         """Tokens per example for a model."""

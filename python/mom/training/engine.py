@@ -1,7 +1,7 @@
 """The training engine: it takes batches, updates the model, and writes records and checkpoints. The C core does all
 work on tensors.
 
-`mom.train` and all fine-tuning run on it. They differ in a `Plan`, a source of batches and a function that evaluates.
+`mom.train` and all fine-tuning run on it. Each brings a `Schedule`, a source of batches and a function that evaluates.
 
 The order is: a step; an evaluation, if one is due; a checkpoint, if one is due. A resumed run continues from a
 checkpoint to the same bits. The checkpoint also records whether its step has been evaluated.
@@ -22,27 +22,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TrainingError
-from ..files import folders
 from ..model import Network
 from .batches import MicroBatch, Rows, Windows
-from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
+from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, WandB, closing
+from .checkpoint import State, check_no_run_in, load_checkpoint, newest_checkpoint, save_checkpoint
 from .config import FinetuneConfig, TrainingConfig
 from .optimizer import AdamW
 from .records import module_use, peak_memory_bytes
-from .state import PREFIX, State, load_state, save_state
+from .signals import BrokenOff, StopSignals
 
-__all__ = ["Engine", "Plan", "refuse_used"]
+__all__ = ["Engine", "Schedule"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The plan of a run: what it does, and when.
+class Schedule:
+    """What a run does, and when.
 
     Attributes
     ----------
     steps : int
         Optimizer steps in all.
-    factor : callable
+    rate_factor : callable
         Factor of the learning rate at a step, counted from 0.
     is_evaluated, is_saved : callable
         Whether an evaluation and a checkpoint are due after so many steps. After the last step both always are.
@@ -56,14 +56,14 @@ class Plan:
         With `keep_best`: the run ends after so many evaluations in a row without a better one; 0: never.
     log_every, max_bad_steps, keep_last : int
         See `TrainingConfig`.
-    means_apart : bool
-        How the ``loss`` of the records is added up: from the step's means of both losses, as in recorded runs of
-        pre-training, or from the losses of its micro-batches, as in recorded runs of fine-tuning. The two differ in
-        rounding only.
+    terms_first : bool
+        Order of summation of the recorded ``loss``. If set, the micro-batches of each term are added first, and then
+        the terms (pre-training). Otherwise the terms of each micro-batch are added first (fine-tuning). Only rounding
+        differs.
     """
 
     steps: int
-    factor: Callable[[int], float]
+    rate_factor: Callable[[int], float]
     is_evaluated: Callable[[int], bool]
     is_saved: Callable[[int], bool]
     measure: str
@@ -73,16 +73,7 @@ class Plan:
     log_every: int = 1
     max_bad_steps: int = 5
     keep_last: int = 1
-    means_apart: bool = False
-
-
-def refuse_used(run_dir: Path) -> None:
-    """Raise if a folder already holds a run. The folder need not exist."""
-    log = run_dir / "log.jsonl"
-    for what, there in (("checkpoints", any(run_dir.glob(f"{PREFIX}*"))),
-                        ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
-        if there:
-            raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
+    terms_first: bool = False
 
 
 class _Losses(NamedTuple):
@@ -102,9 +93,9 @@ class Engine:
     source : Windows or Rows
     config : TrainingConfig or FinetuneConfig
         Settings of the optimizer.
-    plan : Plan
+    schedule : Schedule
     evaluate : callable, optional
-        Measures the model. Returns values for a record; one of them is the plan's `measure`.
+        Measures the model. Returns values for a record; one of them is the schedule's `measure`.
     run_dir : path, optional
         Where checkpoints go.
     label : str
@@ -118,7 +109,7 @@ class Engine:
     records : list of dict
         All records of this call, without ``module_use``.
     best : dict of str to ndarray
-        With the plan's `keep_best`: the trained parameters at the best evaluation.
+        With the schedule's `keep_best`: the trained parameters at the best evaluation.
     checkpoint : Path or None
         The newest one.
     passed_over : list of (Path, str)
@@ -130,13 +121,13 @@ class Engine:
         model: Network,
         source: Windows | Rows,
         config: TrainingConfig | FinetuneConfig,
-        plan: Plan,
+        schedule: Schedule,
         evaluate: Callable[[], Mapping[str, Any]] | None = None,
         run_dir: Path | None = None,
         label: str = "train",
         seed: int | None = None,
     ) -> None:
-        self.model, self.source, self.config, self.plan = model, source, config, plan
+        self.model, self.source, self.config, self.schedule = model, source, config, schedule
         self.evaluate, self.dir, self.label, self.seed = evaluate, run_dir, label, seed
         self.optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
         self.state = State()
@@ -145,6 +136,7 @@ class Engine:
         self.checkpoint: Path | None = None
         self.passed_over: list[tuple[Path, str]] = []
         self._callbacks: Sequence[Callback] = ()
+        self._signals = StopSignals()
         self._saved = (0, 0)  # `step` and `evaluated_step` of the newest checkpoint
         self._save_is_due = self._stop_asked = False
 
@@ -159,15 +151,15 @@ class Engine:
         if resume:
             self._resume(self.dir)
         else:
-            refuse_used(self.dir)
+            check_no_run_in(self.dir)
 
     def _resume(self, run_dir: Path) -> None:
-        latest, self.passed_over = folders.latest_valid(run_dir, prefix=PREFIX)
+        latest, self.passed_over = newest_checkpoint(run_dir)
         for path, reason in self.passed_over:
             print(f"resume: passed over {path}: {reason}", file=sys.stderr)
         if latest is None:
             return
-        found, self.best = load_state(latest, self.model, self.optimizer)
+        found, self.best = load_checkpoint(latest, self.model, self.optimizer)
         before = {**found["config"], "dtype": found.get("dtype", "float32")}
         for name, new in {**self.config.to_dict(), "dtype": self.model.dtype}.items():
             if before.get(name, new) != new:
@@ -183,25 +175,25 @@ class Engine:
     @property
     def stopped_early(self) -> bool:
         """Whether patience or a callback has ended the run before its last step."""
-        return self.is_over and self.state.step < self.plan.steps
+        return self.is_over and self.state.step < self.schedule.steps
 
     @property
     def is_over(self) -> bool:
         """Whether no steps are left."""
-        patience_is_over = 0 < self.plan.patience <= self.state.waited
-        return self.state.step >= self.plan.steps or patience_is_over or self._stop_asked
+        patience_is_over = 0 < self.schedule.patience <= self.state.waited
+        return self.state.step >= self.schedule.steps or patience_is_over or self._stop_asked
 
     def run(
-        self, callbacks: Sequence[Callback], signals: Sequence[str], resume: bool = False, progress: bool = True
+        self, callbacks: Sequence[Callback], signals: StopSignals, resume: bool = False, progress: bool = True
     ) -> str | None:
-        """Train to the end of the plan.
+        """Train to the end of the schedule.
 
         Parameters
         ----------
         callbacks : sequence of Callback
             Receive every record. When one returns True from ``record``, the run ends as it would after its last step.
-        signals : sequence of str
-            When the name of a signal appears in it, the run ends after the step at hand.
+        signals : StopSignals
+            When a signal comes, the run ends as if the step or the evaluation at hand had not begun.
         resume : bool
             Continue from the newest valid checkpoint.
         progress : bool
@@ -210,26 +202,28 @@ class Engine:
         Returns
         -------
         str or None
-            Name of the signal that ended the run before it was over; a checkpoint has been saved then.
+            Name of the signal that ended the run before it was over. With a `run_dir`, a checkpoint has been saved.
 
         Raises
         ------
         TrainingError
             After too many steps in a row that were not finite.
         KeyboardInterrupt
-            If a callback raises it, or if an evaluation is interrupted. A checkpoint has been saved then.
+            If a callback or an evaluation raises it. In the second case, and with a `run_dir`, a checkpoint has been
+            saved. A resumed run begins with that evaluation.
         """
         self._prepare(resume)
         with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
-            self._callbacks = [*callbacks, *own]
-            if self.state.step:
-                self._between_steps()  # the evaluation that the interrupted run did not finish
-            while not self.is_over and not signals:
-                self._one_step()
-                self._between_steps()
-            if self.is_over:
-                self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
-                return None
+            self._callbacks, self._signals = [*callbacks, *own], signals
+            with contextlib.suppress(BrokenOff):
+                if self.state.step:
+                    self._between_steps()  # the evaluation that the interrupted run did not finish
+                while not self.is_over and not signals:
+                    self._one_step()
+                    self._between_steps()
+                if self.is_over:
+                    self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
+                    return None
             self._save()
             return signals[0]
 
@@ -238,20 +232,23 @@ class Engine:
             yield JsonLines(self.dir / "log.jsonl", self.state.step if resume else None)
             if getattr(self.config, "tensorboard", False):
                 yield TensorBoard(self.dir)
+            if getattr(self.config, "wandb", False):
+                model = {**self.model.config.to_dict(), "dtype": self.model.dtype}
+                yield WandB(self.dir, {**self.config.to_dict(), "model": model})
         if progress:
-            display = Evaluations if self.plan.keep_best else Progress
-            yield display(self.plan.steps, self.state.step, self.label)
+            display = Evaluations if self.schedule.keep_best else Progress
+            yield display(self.schedule.steps, self.state.step, self.label)
 
     @contextlib.contextmanager
     def _training_mode(self) -> Iterator[None]:
-        model, trained = self.model, self.plan.trained
+        model, trained = self.model, self.schedule.trained
         before = model.training, model.activation_checkpointing
         try:
             model.train()
             model.activation_checkpointing = self.config.activation_checkpointing or before[1]
             model.zero_grad()
             if trained is not None:
-                model.core.set_trained(trained)
+                model.core.set_trained(trained & np.array(list(model.trainable.values()), np.uint8))
             yield
         finally:
             model.training, model.activation_checkpointing = before
@@ -260,11 +257,11 @@ class Engine:
                 model.zero_grad()  # gradients of parameters that are not trained
 
     def _between_steps(self) -> None:
-        state, plan = self.state, self.plan
+        state, schedule = self.state, self.schedule
         if self.evaluate is not None and state.evaluated_step != state.step:
-            if self.is_over or plan.is_evaluated(state.step):
+            if self.is_over or schedule.is_evaluated(state.step):
                 self._evaluate(self.evaluate)
-        self._save_is_due |= self.is_over or plan.is_saved(state.step)
+        self._save_is_due |= self.is_over or schedule.is_saved(state.step)
         # After a skipped step the weights may be ruined, and saving them must not remove good checkpoints. So the save
         # waits for the next good step. At the end of the run it removes nothing.
         if self._save_is_due and (self.is_over or not state.bad_in_a_row):
@@ -274,14 +271,22 @@ class Engine:
     # ------------------------------------------------------------------ a step
     def _one_step(self) -> None:
         started, state = time.perf_counter(), self.state
+        before = self.source.state_dict(), self.model.random_state
         batches = self.source.next_step()
-        self.optimizer.lr = self.config.lr * self.plan.factor(state.step)
+        self.optimizer.lr = self.config.lr * self.schedule.rate_factor(state.step)
         if self.model.core.used.any():  # the last step was skipped, or a callback has run a backward pass
             self.model.zero_grad()
-        losses, norm, problem = self._passes(batches), math.nan, None
+        try:
+            with self._signals.at_once():
+                losses = self._passes(batches)
+        except BrokenOff:  # as if the step had not begun
+            self.source.load_state_dict(before[0])
+            self.model.random_state = before[1]
+            raise
+        norm, problem = math.nan, None
         if not all(map(math.isfinite, losses.terms.values())):
             problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
-        elif not math.isfinite(norm := self._update()):
+        elif not math.isfinite(norm := self.optimizer.step(self.config.clip, zero_grad=True)):
             problem = f"gradient norm is {norm}"
         seconds = time.perf_counter() - started
         state.step += 1
@@ -293,37 +298,28 @@ class Engine:
         state.bad_in_a_row = 0
         state.lm_loss = losses.terms["lm"]
         state.losses.append(losses.joint)
-        if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
+        if state.step % self.schedule.log_every == 0 or state.step == self.schedule.steps:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
     def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
         """Run the forward and backward passes of a step. Their gradients add up.
 
-        The language-model loss of a step is the mean over the step's labelled positions. So a micro-batch has the
-        weight of its share of these positions. Other terms are means over the micro-batches.
+        The loss ``lm`` of a step is the mean over what the step scores: labelled positions, or rows that are
+        classified. So a micro-batch has the weight of its share. Other terms are means over the micro-batches.
         """
-        weights, total = self.model.config.loss_weights, sum(batch.terms for batch in batches)
+        weights, total = self.model.config.loss_weights, sum(batch.scored for batch in batches)
         joint, terms = 0.0, dict[str, float]()
         for batch in batches:
             out = self.model(**batch.inputs)  # type: ignore[operator]
-            scales = {name: weight / len(batches) for name, weight in weights.items()} | {"lm": batch.terms / total}
+            scales = {name: weight / len(batches) for name, weight in weights.items()} | {"lm": batch.scored / total}
             joint += sum(scales[name] * value for name, value in out.losses.items())
             for name, value in out.losses.items():
-                share = value * batch.terms / total if name == "lm" else value / len(batches)
+                share = value * batch.scored / total if name == "lm" else value / len(batches)
                 terms[name] = terms.get(name, 0.0) + share
             if math.isfinite(out.lm_loss):
                 self.model.backward(scales=scales)
         apart = sum(weights[name] * value for name, value in terms.items())
-        return _Losses(apart if self.plan.means_apart else joint, terms)
-
-    def _update(self) -> float:
-        """Clip and step. Returns the norm of the gradients. If the norm is not finite, nothing changes."""
-        if self.plan.trained is not None:
-            # Clipping and the optimizer both skip parameters without a gradient.
-            used = self.model.core.used
-            used[self.plan.trained == 0] = 0
-            self.model.core.used = used
-        return self.optimizer.step(self.config.clip, zero_grad=True)
+        return _Losses(apart if self.schedule.terms_first else joint, terms)
 
     def _skip(self, reason: str) -> None:
         state = self.state
@@ -331,7 +327,7 @@ class Engine:
         state.bad_in_a_row += 1
         self.model.zero_grad()
         self._record("skip", reason=reason, skipped_steps=state.skipped)
-        if state.bad_in_a_row >= self.plan.max_bad_steps:
+        if state.bad_in_a_row >= self.schedule.max_bad_steps:
             raise TrainingError(
                 f"{self.label}: {state.bad_in_a_row} steps in a row were not finite (the last: {reason}); "
                 f"stopped at step {state.step}"
@@ -341,15 +337,15 @@ class Engine:
     def _evaluate(self, evaluate: Callable[[], Mapping[str, Any]]) -> None:
         state = self.state
         try:
-            with self.model.evaluating():
+            with self.model.evaluating(), self._signals.at_once():
                 values = dict(evaluate())
-        except KeyboardInterrupt:  # a resumed run begins with this evaluation
+        except KeyboardInterrupt:
             self._save()
             raise
-        measure = float(values[self.plan.measure])
+        measure = float(values[self.schedule.measure])
         state.evaluated_step, state.val_loss = state.step, values.get("val_loss")
         state.history.append((state.step, measure))
-        if self.plan.keep_best:
+        if self.schedule.keep_best:
             values = {**values, "best": self._keep_best(measure, values)}
         self._record("eval", **values)
 
@@ -362,8 +358,8 @@ class Engine:
         if better or state.best_score is None:
             state.best_step, state.best_score, state.best_values = state.step, measure, values
             names = list(self.model.parameters)
-            if self.plan.trained is not None:
-                names = [name for name, trained in zip(names, self.plan.trained, strict=True) if trained]
+            if self.schedule.trained is not None:
+                names = [name for name, trained in zip(names, self.schedule.trained, strict=True) if trained]
             self.best = {name: self.model.parameters[name].copy() for name in names}
         return better
 
@@ -377,8 +373,8 @@ class Engine:
         if self.dir is None or self._saved == (state.step, state.evaluated_step):
             return
         progress = {"config": self.config.to_dict(), "sampler": self.source.state_dict(), **vars(state)}
-        keep_last = self.plan.keep_last if not state.bad_in_a_row else sys.maxsize
-        self.checkpoint = save_state(self.dir, self.model, self.optimizer, progress, self.best, keep_last)
+        keep_last = self.schedule.keep_last if not state.bad_in_a_row else sys.maxsize
+        self.checkpoint = save_checkpoint(self.dir, self.model, self.optimizer, progress, self.best, keep_last)
         self._saved = (state.step, state.evaluated_step)
         self._record("checkpoint", path=str(self.checkpoint))
 

@@ -8,29 +8,28 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.batches import make_batch
+from ..data.batches import pack_rows
+from ..errors import TrainingInterrupted
 from ..files.folders import write_json
-from ..model import MoM, MoMForSequenceClassification
-from .adapt import trainable
+from ..model import MoMForSequenceClassification, Network
+from .adapt import Made, parameters_selected_by
 from .batches import MicroBatch, Rows
 from .callbacks import Callback
+from .checkpoint import check_no_run_in
 from .config import FinetuneConfig, warmup_steps
-from .engine import Engine, Plan, refuse_used
-from .optimizer import schedule
+from .engine import Engine, Schedule
+from .schedules import learning_rate_factor
 from .signals import StopSignals, stop_signals
 
 __all__ = [
     "FinetuneInterrupted", "LoopResult", "RunOptions", "SeedRuns", "fit_classifier", "fit_rows", "train_seeds",
 ]  # fmt: skip
 
-Network = MoM | MoMForSequenceClassification
-
-Made = TypeVar("Made", MoM, MoMForSequenceClassification)
 Evaluate = Callable[[], "Mapping[str, Any] | float"]
 
 
@@ -78,7 +77,7 @@ class LoopResult:
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
-class FinetuneInterrupted(KeyboardInterrupt):
+class FinetuneInterrupted(TrainingInterrupted):
     """SIGTERM or Ctrl-C during fine-tuning.
 
     The model has the weights of the best evaluation so far, or of the last step if there was no evaluation.
@@ -87,13 +86,11 @@ class FinetuneInterrupted(KeyboardInterrupt):
     ----------
     loop : LoopResult
         How far the run came.
-    signal : str
-        Name of the signal.
     """
 
-    def __init__(self, message: str, loop: LoopResult, signal: str = "SIGINT") -> None:
-        super().__init__(message)
-        self.loop, self.signal = loop, signal
+    @property
+    def loop(self) -> LoopResult:
+        return self.result  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -149,16 +146,16 @@ def fit_rows(
     Raises
     ------
     FinetuneInterrupted
-        On SIGTERM and Ctrl-C. The current step is finished first; an evaluation is broken off.
+        On SIGTERM and Ctrl-C, as if the step or the evaluation at hand had not begun.
     TrainingError
         If several steps in a row are not finite.
     """
     options = options or RunOptions()
     shared = stop_signals() if options.signals is None else contextlib.nullcontext(options.signals)
     with shared as signals:
-        measure = None if evaluate is None else _breakable(evaluate, signals)
-        plan = _plan(model, source, config)
-        engine = Engine(model, source, config, plan, measure, options.dir, options.label, seed)
+        measure = None if evaluate is None else _as_values(evaluate)
+        schedule = _schedule(model, source, config)
+        engine = Engine(model, source, config, schedule, measure, options.dir, options.label, seed)
         try:
             interrupted = engine.run(list(options.callbacks), signals, options.resume, options.progress)
         except KeyboardInterrupt:
@@ -171,30 +168,31 @@ def fit_rows(
                 kept = f"best score {result.best_score:.4f} at step {result.best_step}"
             if engine.checkpoint is not None:
                 kept += f"; resume goes on from {engine.checkpoint}"
-            raise FinetuneInterrupted(f"{options.label}: step {result.steps}/{plan.steps}, {kept}", result, interrupted)
+            message = f"{options.label}: step {result.steps}/{schedule.steps}, {kept}"
+            raise FinetuneInterrupted(message, result, interrupted)
         return result
 
 
-def _plan(model: Network, source: Rows, config: FinetuneConfig) -> Plan:
+def _schedule(model: Network, source: Rows, config: FinetuneConfig) -> Schedule:
     total = config.total_steps(source.steps_per_epoch)
-    chosen = trainable(model, config.train)
+    chosen = parameters_selected_by(model, config.train)
 
     def is_evaluated(step: int) -> bool:
         return config.is_evaluated(step, source.steps_per_epoch)
 
-    return Plan(
-        total, schedule(config.schedule, warmup_steps(config.warmup, total), total, ahead=1), is_evaluated,
+    factor = learning_rate_factor(config.schedule, warmup_steps(config.warmup, total), total, ahead=1)
+    return Schedule(
+        total, factor, is_evaluated,
         is_saved=is_evaluated, measure="score", trained=None if chosen.all() else chosen, keep_best=True,
         patience=config.patience,
     )  # fmt: skip
 
 
-def _breakable(evaluate: Evaluate, signals: StopSignals) -> Callable[[], Mapping[str, Any]]:
-    """Wrap an evaluation so that a signal breaks it off."""
+def _as_values(evaluate: Evaluate) -> Callable[[], Mapping[str, Any]]:
+    """The same evaluation with a mapping as its result."""
 
     def measure() -> Mapping[str, Any]:
-        with signals.at_once():
-            values = evaluate()
+        values = evaluate()
         return values if isinstance(values, Mapping) else {"score": float(values)}
 
     return measure
@@ -237,11 +235,9 @@ def fit_classifier(
     """
 
     def make(chosen: npt.NDArray[np.int64]) -> MicroBatch:
-        batch = make_batch(rows, chosen)
-        inputs = {
-            "tokens": batch.tokens, "labels": labels[chosen], "lengths": batch.lengths, "return_logits": False,
-        }  # fmt: skip
-        return MicroBatch(inputs, len(chosen), len(chosen), len(batch.tokens))
+        tokens, lengths = pack_rows([rows[i] for i in chosen])
+        inputs = {"tokens": tokens, "labels": labels[chosen], "lengths": lengths, "return_logits": False}
+        return MicroBatch(inputs, len(chosen), len(chosen), len(tokens))
 
     source = Rows([len(row) for row in rows], config.batch_size, config.accumulation, seed, make)
     return fit_rows(model, source, config, seed, evaluate, options)
@@ -311,7 +307,7 @@ def train_seeds(
     own = {seed: None if options.dir is None else options.dir / f"seed-{seed}" for seed in seeds}
     for path in own.values():
         if path is not None and not options.resume:
-            refuse_used(path)  # checked now, before any seed is trained
+            check_no_run_in(path)  # checked now, before any seed is trained
     for seed, path in own.items():
         model = make(seed)
         try:

@@ -1,9 +1,8 @@
-"""AdamW and gradient clipping, both computed by the C core, and learning-rate schedules."""
+"""AdamW and gradient clipping, both computed by the C core."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -13,7 +12,7 @@ from .. import _core
 from .._arguments import number as _number
 from ..model import Network
 
-__all__ = ["AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule", "schedule"]
+__all__ = ["AdamW", "clip_grad_norm"]
 
 _NON_NEGATIVE = "a non-negative finite number"
 _POSITIVE = "a positive finite number of type float32"
@@ -94,9 +93,7 @@ class AdamW:
         """
         lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
         limit = None if max_norm is None else _max_norm(max_norm)
-        return self._core.step(
-            lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, bool(zero_grad)
-        )
+        return self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, bool(zero_grad))
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
@@ -163,46 +160,3 @@ def _max_norm(value: Any) -> float:
     if not value > 0:
         raise ValueError(f"max_norm: {value} is not positive")
     return float(value)
-
-
-def schedule(kind: str, warmup: int, total: int, final: float = 0.0, ahead: int = 0) -> Callable[[int], float]:
-    """Factor of the learning rate at each step, counted from 0.
-
-    Parameters
-    ----------
-    kind : {"cosine", "linear", "constant"}
-        After the warm-up: half a cosine or a straight line to `final` at step `total`; or 1.
-    warmup, total : int
-        Steps of linear warm-up, and steps in all.
-    final : float
-        In [0, 1].
-    ahead : int
-        During the warm-up, use the learning rate of so many steps later. With 1, no step has a learning rate of 0.
-    """
-    if warmup < 0 or total < 1 or warmup > total:
-        raise ValueError(f"warmup: {warmup} of {total} steps in all")
-    if not 0.0 <= final <= 1.0:
-        raise ValueError(f"final: {final} is not in [0, 1]")
-    constant = kind == "constant"
-    rise = warmup + (ahead if constant else 0)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + ahead) / rise
-        if constant:
-            return 1.0
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        shape = 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0 - progress
-        return final + (1.0 - final) * shape
-
-    return factor
-
-
-def cosine_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
-    """Factor of the learning rate at step s (from 0): s/warmup, then half a cosine down to `final` at `total`."""
-    return schedule("cosine", warmup, total, final)
-
-
-def linear_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
-    """Factor of the learning rate at step s (from 0): s/warmup, then a straight line down to `final` at `total`."""
-    return schedule("linear", warmup, total, final)

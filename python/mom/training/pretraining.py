@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import PathLike
+from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.token_files import TokenFile, WindowSampler
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..model import MoM
 from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
-from .engine import Engine, Plan
-from .optimizer import schedule
+from .engine import Engine, Schedule
 from .records import perplexity_of
+from .schedules import learning_rate_factor
 from .signals import stop_signals
 
-__all__ = ["TrainingResult", "evaluate_loss", "train"]
-
-PathLike = str | os.PathLike[str]
+__all__ = ["TrainingResult", "evaluate_loss", "take_tokenizer", "train"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,27 @@ class TrainingResult:
     stopped_early: bool = False
     history: list[tuple[int, float]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+
+def take_tokenizer(model: MoM, data: PathLike) -> None:
+    """Give a model the tokenizer of prepared data, if there is one.
+
+    A warning says if the model had another tokenizer.
+
+    Raises
+    ------
+    ConfigError
+        If the data have more tokens than the model.
+    """
+    vocabulary = read_meta(data).get("vocab_size")
+    if vocabulary is not None and vocabulary > model.config.vocab_size:
+        raise ConfigError(f"vocab_size: the model has {model.config.vocab_size} tokens, the data {vocabulary}")
+    tokenizer = tokenizer_of(data)
+    if tokenizer is None:
+        return
+    if model.tokenizer is not None and model.tokenizer.sha256 != tokenizer.sha256:
+        warnings.warn("the data were made with another tokenizer than the model's; the data's is kept", stacklevel=2)
+    model.tokenizer = tokenizer
 
 
 def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_length: int, batches: int) -> float:
@@ -148,10 +169,12 @@ def train(
         If settings, model and data do not fit together.
     TypeError
         If `model` is no language model or `config` no `TrainingConfig`.
+    TrainingInterrupted
+        On SIGTERM and Ctrl-C. Its ``result`` is a `TrainingResult`.
 
     Notes
     -----
-    SIGTERM and Ctrl-C finish the step, save a checkpoint and return.
+    On SIGTERM and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
     """
     config = _checked(model, config, run_dir, changes)
     tokens, validation = _open_data(data, val_data, model, config.sequence_length)
@@ -162,23 +185,27 @@ def train(
         loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
         return {"val_loss": loss, "perplexity": perplexity_of(loss)}
 
-    plan = Plan(
-        config.steps, schedule(config.schedule, config.warmup_steps, config.steps, config.final_lr),
+    schedule = Schedule(
+        config.steps, learning_rate_factor(config.schedule, config.warmup_steps, config.steps, config.final_lr),
         config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
-        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, means_apart=True,
+        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
     )  # fmt: skip
     engine = Engine(
-        model, Windows(sampler, config.accumulation), config, plan, None if validation is None else evaluate,
+        model, Windows(sampler, config.accumulation), config, schedule, None if validation is None else evaluate,
         None if run_dir is None else Path(run_dir), description,
     )  # fmt: skip
     with closing(callbacks) as listeners, stop_signals() as signals:
         interrupted = engine.run(listeners, signals, resume, progress is not False)
         signals.handled = True  # a signal at the very end has no effect on the run
     state = engine.state
-    return TrainingResult(
+    result = TrainingResult(
         state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,
         engine.stopped_early, state.history, engine.records,
     )  # fmt: skip
+    if interrupted is None:
+        return result
+    kept = "without a run_dir, nothing is saved" if run_dir is None else f"resume goes on from {engine.checkpoint}"
+    raise TrainingInterrupted(f"{description}: step {state.step}/{config.steps}; {kept}", result, interrupted)
 
 
 def _checked(
@@ -194,8 +221,9 @@ def _checked(
             f"sequence_length: {config.sequence_length} is more than "
             f"the model's n_positions = {model.config.n_positions}"
         )
-    if config.tensorboard and run_dir is None:
-        raise ConfigError("tensorboard: needs a run_dir")
+    for name in ("tensorboard", "wandb"):
+        if getattr(config, name) and run_dir is None:
+            raise ConfigError(f"{name}: needs a run_dir")
     return config
 
 

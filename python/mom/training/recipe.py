@@ -7,7 +7,6 @@ and training starts anew on the same kind of data. Both phases have the same set
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,22 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import PathLike
 from ..config import MoMConfig
 from ..data.prepare import read_meta
-from ..errors import ConfigError, DataError
-from ..files import folders
+from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
 from .callbacks import Callback
+from .checkpoint import newest_checkpoint, read_progress
 from .config import TrainingConfig
 from .optimizer import AdamW
-from .pretraining import TrainingResult, train
-from .start import take_tokenizer
-from .state import PREFIX, read_progress
+from .pretraining import TrainingResult, take_tokenizer, train
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
-PathLike = str | os.PathLike[str]
 
 #: Smallest number of tokens of a step, and the number of tokens that go through the model at once.
 _LEAST_STEP, _MICRO_BATCH = 2048, 4096
@@ -110,7 +107,7 @@ class PretrainResult:
     tokens : int
         Planned number of training tokens.
     folder : Path
-        The model's folder (written when the phase was not interrupted).
+        The model's folder.
     """
 
     model: MoM
@@ -149,6 +146,7 @@ def pretrain(
     run_dir : path
         Gets checkpoints, ``log.jsonl``, ``recipe.json`` and, at the end, ``model``.
     phase : {"vanilla", "mom"}
+        Which phase.
     vanilla : MoM or path, optional
         In phase two: the model of phase one. Without it phase two starts from scratch, unlike the published recipe.
     tokens, minutes : optional
@@ -158,8 +156,9 @@ def pretrain(
     dtype : {"float32", "bfloat16"}, optional
         By default float32; of a resumed run, that of its checkpoint.
     seed : int
+        Of the weights, of the order of the data and of dropout.
     resume : bool
-        Go on from the newest valid checkpoint in `run_dir`, with its plan.
+        Go on from the newest valid checkpoint in `run_dir`, with its settings.
     progress, callbacks
         See `train`.
     **changes
@@ -173,6 +172,8 @@ def pretrain(
     ------
     ConfigError, DataError
         If arguments contradict each other or the files.
+    TrainingInterrupted
+        On SIGTERM and Ctrl-C. Its ``result`` is a `PretrainResult`; the model's folder has not been written.
     """
     if phase not in ("vanilla", "mom"):
         raise ConfigError(f"phase: {phase!r} is not one of 'vanilla', 'mom'")
@@ -182,7 +183,7 @@ def pretrain(
         raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     run = Path(run_dir)
     check_replaceable(run / "model", MODEL_FILES)
-    planned, before = _earlier_plan(run) if resume else (None, "float32")
+    planned, before = _earlier_settings(run) if resume else (None, "float32")
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
     model = _model(config, data, phase, vanilla, dtype or before, seed)
@@ -192,24 +193,27 @@ def pretrain(
         assert tokens is not None
         planned = RECIPES[recipe].scaled(int(tokens), model.config.n_positions).replace(seed=seed)
     planned = planned.replace(**changes)
-    result = train(
-        model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
-    )
     total = planned.steps * planned.tokens_per_step
-    if result.interrupted is None:
-        model.save_pretrained(run / "model")
-        summary = {
-            "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
-            "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
-            "training": planned.to_dict(),
-        }  # fmt: skip
-        write_json(run / "recipe.json", summary)
+    try:
+        result = train(
+            model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
+        )
+    except TrainingInterrupted as stop:
+        so_far = PretrainResult(model, stop.result, planned, total, run / "model")
+        raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
+    model.save_pretrained(run / "model")
+    summary = {
+        "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
+        "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
+        "training": planned.to_dict(),
+    }  # fmt: skip
+    write_json(run / "recipe.json", summary)
     return PretrainResult(model, result, planned, total, run / "model")
 
 
-def _earlier_plan(run: Path) -> tuple[TrainingConfig | None, str]:
+def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
     """Settings and dtype of the newest checkpoint."""
-    latest, _ = folders.latest_valid(run, prefix=PREFIX)
+    latest, _ = newest_checkpoint(run)
     if latest is None:
         return None, "float32"
     progress = read_progress(latest)
@@ -231,16 +235,14 @@ def _model(
     if shape.is_vanilla and phase == "mom":
         raise ConfigError("config: a plain GPT-2 has no phase 'mom'")
     if vanilla is not None:
-        model = MoM.from_vanilla(vanilla, shape, seed=seed, dtype=dtype)
+        model = MoM.from_vanilla(MoM.resolve(vanilla, name="vanilla"), shape, seed=seed, dtype=dtype)
     else:
         model = MoM(shape.vanilla_config() if phase == "vanilla" else shape, seed=seed, dtype=dtype)
     take_tokenizer(model, data)
     return model
 
 
-def seconds_per_step(
-    config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0
-) -> float:
+def seconds_per_step(config: MoMConfig, rows: int, length: int, dtype: str = "float32", patience: float = 1.0) -> float:
     """Median time of a training step of a new model, measured over some steps in about `patience` seconds."""
     model = MoM(config, dtype=dtype)
     optimizer = AdamW(model, lr=0.0)

@@ -7,6 +7,9 @@ import resource
 import sys
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..model import Network
 
 __all__ = ["module_use", "peak_memory_bytes", "perplexity_of"]
@@ -20,24 +23,15 @@ def peak_memory_bytes() -> int:
 
 def module_use(model: Network) -> tuple[dict[str, Any], float | None]:
     """Share of the last pass's choices per module (SKIP last) by half, block and round, and of SKIP in all."""
-    use: dict[str, Any] = {"attn": [], "ffn": []}
-    skipped, total = 0, 0
-    for place, kind in enumerate(model.config.places()):
-        if kind != "block":
-            continue
-        for number, half in enumerate(("attn", "ffn")):
-            rounds: list[list[float] | None] = []
-            for r in range(model.config.rounds):
-                counts = model.core.route_counts(place, r, number)
-                if counts is None:
-                    rounds.append(None)
-                    continue
-                everything = int(counts.sum())
-                skipped += int(counts[-1])
-                total += everything
-                rounds.append([round(float(c) / everything, 5) if everything else 0.0 for c in counts])
-            use[half].append(rounds)
+    counts = model.route_counts()
+    routed = [rounds for half in counts.values() for block in half for rounds in block if rounds is not None]
+    total, skipped = sum(int(c.sum()) for c in routed), sum(int(c[-1]) for c in routed)
+    use = {half: [[_shares(c) for c in block] for block in blocks] for half, blocks in counts.items()}
     return use, (skipped / total if total else None)
+
+
+def _shares(counts: NDArray[np.int64] | None) -> list[float] | None:
+    return None if counts is None else [round(int(c) / max(1, int(counts.sum())), 5) for c in counts]
 
 
 def perplexity_of(loss: float) -> float:

@@ -1,4 +1,4 @@
-"""Lets SIGTERM or Ctrl-C end a run between two steps rather than within one."""
+"""Lets SIGTERM or Ctrl-C end a run where nothing is left half done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["StopSignals", "stop_signals"]
+__all__ = ["BrokenOff", "StopSignals", "stop_signals"]
+
+
+class BrokenOff(KeyboardInterrupt):
+    """A signal ends a computation that can be begun again; see `StopSignals.at_once`."""
 
 
 class StopSignals(list[str]):
@@ -21,11 +25,11 @@ class StopSignals(list[str]):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block in which a signal raises `KeyboardInterrupt` at once; so does a signal that came before the block."""
+        """A block in which a signal raises `BrokenOff` at once; so does a signal that came before the block."""
         self._at_once = True
         try:
             if self:
-                raise KeyboardInterrupt
+                raise BrokenOff
             yield
         finally:
             self._at_once = False
@@ -33,7 +37,7 @@ class StopSignals(list[str]):
     def _arrived(self, name: str) -> None:
         self.append(name)
         if self._at_once:
-            raise KeyboardInterrupt
+            raise BrokenOff
 
 
 @contextmanager

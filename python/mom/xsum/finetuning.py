@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import PathLike
 from ..data.batches import pack_labelled
 from ..data.records import check_iterators
 from ..errors import ConfigError
@@ -27,8 +27,6 @@ from .reader import read_xsum
 from .rows import TASK, Row, make_rows, rows_loss
 
 __all__ = ["XsumResult", "finetune"]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

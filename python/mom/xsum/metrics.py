@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._extras import need
+from ..data.columns import checked_texts
 
 __all__ = ["ROUGE", "lead", "rouge", "sentences"]
 
@@ -39,8 +40,12 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     ImportError
         Without rouge-score. The message says what to install.
     """
-    if isinstance(predictions, str) or isinstance(references, str):
-        raise ValueError("predictions: expected sequences of strings, got a string")
+    predictions = list(checked_texts(predictions, "predictions"))
+    references = list(checked_texts(references, "references"))
+    for name, texts in (("predictions", predictions), ("references", references)):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}: row {row}: expected a string, got {type(text).__name__}")
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"predictions: {len(predictions)} of them for {len(references)} references")
     scoring = need("rouge_score.rouge_scorer", "ROUGE", "rouge-score")

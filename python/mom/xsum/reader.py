@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._arguments import PathLike
 from ..data.records import (
     MissingSplitError,
     RecordReport,
@@ -29,7 +30,6 @@ from ..errors import DataError
 
 __all__ = ["SPLITS", "XsumData", "read_xsum"]
 
-PathLike = str | os.PathLike[str]
 
 SPLITS = ("train", "validation", "test")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")

@@ -24,7 +24,9 @@ _EVAL_BATCH = 8
 
 
 class Row(NamedTuple):
-    """Attributes
+    """A document, the prompt and the summary as tokens.
+
+    Attributes
     ----------
     tokens : ndarray of int32, shape (T,)
     prompt : int

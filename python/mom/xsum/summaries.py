@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._arguments import PathLike
 from ..data.batches import bucketed
+from ..data.columns import checked_texts
 from ..errors import ConfigError, DataError
 from ..glue.tasks import TASKS
 from ..model import Decoder, MoM, beam_search
@@ -16,8 +17,6 @@ from .reader import read_xsum
 from .rows import lengths_of, make_rows, prompts_of, rows_loss, tokenizer_of
 
 __all__ = ["XsumScores", "evaluate", "format_examples", "summarize"]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ def summarize(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
-    if isinstance(documents, (str, bytes, Mapping)):
-        raise DataError(f"documents: expected texts, got a {type(documents).__name__}")
-    documents = list(documents)
+    documents = list(checked_texts(documents, "documents"))
     for i, document in enumerate(documents):
         if not isinstance(document, str):
             raise DataError(f"documents: item {i}: expected a string, got {type(document).__name__}")

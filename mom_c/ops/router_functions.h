@@ -1,6 +1,6 @@
 /* The functions of the kinds of routers, for the table in router.c, and what they share. */
-#ifndef MOM_OPS_ROUTER_KINDS_H
-#define MOM_OPS_ROUTER_KINDS_H
+#ifndef MOM_OPS_ROUTER_FUNCTIONS_H
+#define MOM_OPS_ROUTER_FUNCTIONS_H
 
 #include "base/sizes.h"
 #include "ops/linear.h"
@@ -39,5 +39,10 @@ mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_sa
 mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                   const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                   const mom_router_spec *spec, mom_error *err);
+mom_status mom_hash_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+                            const mom_router_spec *spec, mom_error *err);
+mom_status mom_hash_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
+                             const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                             const mom_router_spec *spec, mom_error *err);
 
 #endif

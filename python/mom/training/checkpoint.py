@@ -1,8 +1,12 @@
-"""Resumable state of a run: folders ``step-NNNNNNNN`` with model, optimizer, random numbers and data position."""
+"""Checkpoints of a run: folders ``step-NNNNNNNN`` with model, optimizer, random numbers and the position in the data.
+
+`newest_checkpoint` finds the one that a resumed run continues from.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,15 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
+from ..config import MoMConfig
+from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
-from ..model import Network
+from ..model import MoM, Network
+from ..model.beside import read_beside
 from .optimizer import AdamW
 
-__all__ = ["PREFIX", "State", "load_state", "read_progress", "save_state"]
+__all__ = [
+    "State", "check_no_run_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint", "read_progress",
+    "save_checkpoint",
+]  # fmt: skip
+
+PathLike = str | os.PathLike[str]
 
 #: Prefix of the names of checkpoints.
-PREFIX = "step-"
+_PREFIX = "step-"
 
 
 @dataclass
@@ -64,7 +75,21 @@ class State:
     waited: int = 0
 
 
-def save_state(
+def check_no_run_in(run_dir: Path) -> None:
+    """Raise if a folder already holds a run. The folder need not exist."""
+    log = run_dir / "log.jsonl"
+    for what, there in (("checkpoints", any(run_dir.glob(f"{_PREFIX}*"))),
+                        ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
+        if there:
+            raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
+
+
+def newest_checkpoint(run_dir: PathLike) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest valid checkpoint in a run's folder, and the newer ones that are not valid, each with the reason."""
+    return folders.latest_valid(run_dir, prefix=_PREFIX)
+
+
+def save_checkpoint(
     run_dir: Path,
     model: Network,
     optimizer: AdamW,
@@ -76,7 +101,7 @@ def save_state(
 
     `progress` holds the ``step``. `best` holds the best weights so far, if the run keeps them.
     """
-    path = run_dir / f"{PREFIX}{progress['step']:08d}"
+    path = run_dir / f"{_PREFIX}{progress['step']:08d}"
     files = model.pretrained_files()
     state = optimizer.state
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
@@ -86,12 +111,12 @@ def save_state(
     # A state may hold non-finite numbers, which strict JSON does not allow.
     files["training.json"] = json.dumps(progress) + "\n"
     folders.write_folder(path, files)
-    folders.rotate(run_dir, keep_last, prefix=PREFIX, protect=path)
+    folders.rotate(run_dir, keep_last, prefix=_PREFIX, protect=path)
     return path
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote beside the tensors: ``step``, ``random_state``, ``dtype``, ``config``, ..."""
+    """What `save_checkpoint` wrote beside the tensors: ``step``, ``random_state``, ``dtype``, ``config``, ..."""
     try:
         progress: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
         progress["random_state"], int(progress["step"])
@@ -100,10 +125,10 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def load_state(
+def load_checkpoint(
     path: Path, model: Network, optimizer: AdamW
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Read a folder written by `save_state` into model and optimizer. Returns the progress and the best weights."""
+    """Read a checkpoint into model and optimizer. Returns its progress and its best weights."""
     progress = read_progress(path)
     random_state = progress["random_state"]
     # All files are read before anything changes.
@@ -118,3 +143,19 @@ def load_state(
         raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
     model.random_state = (random_state[0], random_state[1])
     return progress, best
+
+
+def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
+    """A model of a checkpoint's shape, with all but the weights, which `mom.train` with ``resume=True`` reads.
+
+    Parameters
+    ----------
+    path : path
+        A folder ``step-...`` of a run.
+    dtype : {"float32", "bfloat16"}, optional
+        By default that of the checkpoint.
+    """
+    path = Path(path)
+    model = MoM(MoMConfig.from_json(path), dtype=dtype or read_progress(path).get("dtype", "float32"))
+    read_beside(model, path, fresh_head=True)
+    return model

@@ -3,13 +3,13 @@
 #define _POSIX_C_SOURCE 199309L
 #endif
 
-#include "ops/machine.h"
+#include "ops/yardsticks.h"
 
 #include <time.h>
 
 #include "base/sizes.h"
 
-double mom_machine_seconds(void) {
+double mom_clock_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -34,25 +34,25 @@ static void peak_task(void *context, size_t task, int thread) {
 
 /* Operations per second of one burst; *seconds is how long it took. */
 static double burst(peak_job *job, int threads, double *seconds) {
-    const double started = mom_machine_seconds();
+    const double started = mom_clock_seconds();
     mom_parallel_run(threads, (size_t)threads, peak_task, job);
-    *seconds = mom_machine_seconds() - started;
+    *seconds = mom_clock_seconds() - started;
     double flop = 0.0;
     for (int i = 0; i < threads; i++)
         flop += job->flop[i];
     return *seconds > 0.0 ? flop / *seconds : 0.0;
 }
 
-double mom_machine_peak(const mom_exec *x, int bf16, double seconds) {
+double mom_yardstick_peak(const mom_exec *x, int bf16, double seconds) {
     peak_job job = {.run = bf16 ? x->k->yardsticks.peak_bf16 : x->k->yardsticks.peak_f32, .rounds = 1000};
     double took, best = 0.0;
     while (burst(&job, x->threads, &took), took < BURST)
         job.rounds *= 2;
-    const double end = mom_machine_seconds() + seconds;
+    const double end = mom_clock_seconds() + seconds;
     do {
         const double rate = burst(&job, x->threads, &took);
         best = rate > best ? rate : best;
-    } while (mom_machine_seconds() < end);
+    } while (mom_clock_seconds() < end);
     return best;
 }
 
@@ -100,15 +100,15 @@ static void read_task(void *context, size_t task, int thread) {
 static double best_rate(memory_job *job, mom_task run, double bytes, size_t repeats) {
     double best = 0.0;
     for (size_t i = 0; i < repeats; i++) {
-        const double started = mom_machine_seconds();
+        const double started = mom_clock_seconds();
         mom_parallel_run((int)job->tasks, job->tasks, run, job);
-        const double took = mom_machine_seconds() - started, rate = took > 0.0 ? bytes / took : 0.0;
+        const double took = mom_clock_seconds() - started, rate = took > 0.0 ? bytes / took : 0.0;
         best = rate > best ? rate : best;
     }
     return best;
 }
 
-mom_status mom_machine_bandwidth(const mom_exec *x, mom_bandwidth *best, size_t floats, size_t repeats,
+mom_status mom_yardstick_bandwidth(const mom_exec *x, mom_bandwidth *best, size_t floats, size_t repeats,
                                  mom_error *err) {
     memory_job job = {.k = x->k, .lines = mom_div_up(floats, LINE), .tasks = (size_t)x->threads};
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
