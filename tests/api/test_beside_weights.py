@@ -271,17 +271,17 @@ def test_names_of_labels_are_saved(config: mom.MoMConfig, tmp_path: Path) -> Non
     model = mom.MoMForSequenceClassification(config.replace(num_labels=3))
     with pytest.raises(CheckpointError, match="label_names: 2 names, but the model has 3 labels"):
         model.label_names = ("x", "y")
-    model.label_names = ["z", "x", "ü"]
+    model.label_names = ["w", "x", "ü"]
     model.save_pretrained(tmp_path)
     fields = read(tmp_path / "config.json")
-    assert fields["id2label"] == {"0": "z", "1": "x", "2": "ü"} and fields["label2id"] == {"z": 0, "x": 1, "ü": 2}
-    assert mom.MoMForSequenceClassification.from_pretrained(tmp_path).label_names == ("z", "x", "ü")
+    assert fields["id2label"] == {"0": "w", "1": "x", "2": "ü"} and fields["label2id"] == {"w": 0, "x": 1, "ü": 2}
+    assert mom.MoMForSequenceClassification.from_pretrained(tmp_path).label_names == ("w", "x", "ü")
 
 
 def test_names_for_a_fresh_head(tmp_path: Path) -> None:
     mom.MoM(PLAIN).save_pretrained(tmp_path)
-    edit(tmp_path / "config.json", id2label={"0": "x", "1": "y", "2": "z"})
-    assert mom.MoMForSequenceClassification.from_pretrained(tmp_path).label_names == ("x", "y", "z")
+    edit(tmp_path / "config.json", id2label={"0": "x", "1": "y", "2": "w"})
+    assert mom.MoMForSequenceClassification.from_pretrained(tmp_path).label_names == ("x", "y", "w")
     assert mom.MoMForSequenceClassification.from_pretrained(tmp_path, num_labels=2).label_names is None
 
 
