@@ -121,8 +121,8 @@ def sampling(
     seed_value: Any,
     stop_token: Any,
     longest: int,
-) -> tuple[int, float, int, float, int, int]:
-    """Settings of a generation as the core takes them; `longest` is the length of the longest sequence so far."""
+) -> tuple[int, float, int, float, int, list[int]]:
+    """Settings of a generation, checked, with a list of stop tokens; `longest` is that of the longest sequence."""
     new = count(max_new_tokens, "max_new_tokens")
     if longest + new > config.n_positions:
         raise ValueError(
@@ -137,9 +137,12 @@ def sampling(
     if not 0 < mass <= 1:
         raise ValueError(f"top_p: {top_p} is not in (0, 1]")
     mass = max(mass, float(np.finfo(np.float32).tiny))  # not 0 in float32; either way one token is left
-    if stop_token is not None and count(stop_token, "stop_token") >= config.vocab_size:
-        raise ValueError(f"stop_token: {stop_token} is not in [0, {config.vocab_size})")
-    return new, temperature, kept, mass, seed(seed_value), -1 if stop_token is None else int(stop_token)
+    several = isinstance(stop_token, (list, tuple, np.ndarray))
+    stops = [count(stop, "stop_token") for stop in (stop_token if several else [stop_token]) if stop is not None]
+    for stop in stops:
+        if stop >= config.vocab_size:
+            raise ValueError(f"stop_token: {stop} is not in [0, {config.vocab_size})")
+    return new, temperature, kept, mass, seed(seed_value), list(dict.fromkeys(stops))
 
 
 def like(array: NDArray[np.int32], shape: tuple[int, ...], name: str) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import file_fields
 from ._arguments import PathLike
 from ._json import to_json
 from .errors import ConfigError
@@ -34,26 +35,16 @@ BEHAVIOUR_FIELDS: dict[str, Any] = {
     "copy_single_modules": False,
 }
 
-#: Keys of other programs' files that have no effect here, or that the reference itself forces off. They are accepted
-#: and dropped when a file is read.
-_IGNORED_KEYS = frozenset(
-    """summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    use_cache scale_attn_by_inverse_layer_idx reorder_and_upcast_attn model_type architectures
-    transformers_version torch_dtype dtype n_ctx task_specific_params _name_or_path
-    attn_implementation _attn_implementation_autoset gradient_checkpointing predict_special_tokens
-    tie_word_embeddings return_dict id2label label2id use_bfloat16 output_hidden_states
-    output_attentions finetuning_task resid_dropout embd_dropout attn_dropout
-    _num_labels finetuning_lengths""".split()
-)
-
-
 #: A configuration file with none of these fields describes a plain GPT-2.
 _MOM_KEYS = frozenset({"chunks", "num_attn", "num_ffn", "router_type", "depth_per_chunk"})
 
-#: Fields of other programs' GPT-2 that would change the result, each with the only value that this package computes.
-_GPT2_FIXED: dict[str, Any] = {
-    "add_cross_attention": False, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": False,
-    "pruned_heads": {},
+#: Kinds of models that are computed here.
+_MODEL_TYPES = ("gpt2", "gpt2-mot")
+
+#: Other names of fields in configuration files of transformers.
+_OTHER_NAMES = {
+    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
 }  # fmt: skip
 
 #: Smallest normal and largest number of the core's arithmetic.
@@ -355,27 +346,22 @@ class MoMConfig(Settings):
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: expected a mapping of fields, got {type(values).__name__}")
-        known = cls.names()
-        fields = {k: v for k, v in values.items() if k not in _IGNORED_KEYS}
-        if (version := fields.pop("mom_format", 1)) != 1:
+        if (version := values.get("mom_format", 1)) != 1:
             raise ConfigError(f"{source}: mom_format: {version!r} is not 1; written by a newer version of mom?")
-        label_names = values.get("id2label")
-        if isinstance(label_names, Mapping) and "num_labels" not in fields:
-            fields["num_labels"] = len(label_names)
-        foreign = "mom_format" not in values and not _MOM_KEYS & set(fields)
+        own = "mom_format" in values or bool(_MOM_KEYS & set(values))
+        kind = values.get("model_type")
+        if not own and kind is not None and kind not in _MODEL_TYPES:
+            raise ConfigError(f"{source}: model_type: {kind!r} is no model of this package, which reads 'gpt2' alone")
         resaved = "transformers_version" in values and values.get("chunks") == 0  # with our fields among its own
-        if values.get("model_type") == "gpt2" and (foreign or resaved):
-            for name, wanted in _GPT2_FIXED.items():
-                if values.get(name, wanted) not in (wanted, None):
-                    raise ConfigError(f"{source}: {name}: {values[name]!r} is not supported, only {wanted!r}")
-            fields = {k: v for k, v in fields.items() if k in known}  # transformers writes others in every version
+        of_transformers = kind == "gpt2" and (resaved or not own)
+        fields = _without_others(cls.names(), values, source, of_transformers, own)
+        label_names = values.get("id2label")
+        if isinstance(label_names, Mapping) and label_names and "num_labels" not in fields:
+            fields["num_labels"] = len(label_names)
         if "mom_format" not in values and not set(BEHAVIOUR_FIELDS) & set(fields):
             fields.update(BEHAVIOUR_FIELDS)
-        if "chunks" not in fields:
-            if not set(fields) & _MOM_KEYS:
-                fields.update(chunks=0, num_bottom_layers=0, num_top_layers=0)
-                if values.get("scale_attn_by_inverse_layer_idx"):  # the reference forces it off, GPT-2 does not
-                    raise ConfigError(f"{source}: scale_attn_by_inverse_layer_idx: not supported")
+        if not _MOM_KEYS & set(fields):
+            fields.update(chunks=0, num_bottom_layers=0, num_top_layers=0)
         return cls._build(fields, source)
 
     @classmethod
@@ -402,6 +388,31 @@ class MoMConfig(Settings):
     def to_json(self, path: PathLike) -> None:
         """Write the configuration as JSON."""
         Path(path).write_text(to_json(self.to_dict()), encoding="utf-8")
+
+
+def _without_others(
+    known: list[str], values: Mapping[str, Any], source: str, of_transformers: bool, own: bool
+) -> dict[str, Any]:
+    """The fields of a configuration among those of its file. Unknown fields stay, unless transformers wrote the file.
+
+    What is done with other programs' fields is in `mom.file_fields`.
+    """
+    checked = dict(values)
+    if own and "mom_format" not in values:
+        checked.pop("scale_attn_by_inverse_layer_idx", None)  # the published code forces it off
+    also = {*known, *file_fields.LEGACY_GENERATION} if of_transformers else None
+    file_fields.check("config.json", checked, source, ConfigError, also)
+    others = file_fields.TABLE["config.json"]
+    fields = {name: value for name, value in values.items() if name not in others}
+    if of_transformers:
+        fields = {name: value for name, value in fields.items() if name in known}
+    for other, name in _OTHER_NAMES.items():
+        if other in values:
+            fields.setdefault(name, values[other])
+    for name in ("bos_token_id", "eos_token_id"):
+        if isinstance(fields.get(name), list) and fields[name]:
+            fields[name] = fields[name][0]
+    return fields
 
 
 def _mom(n_embd: int, n_head: int, chunks: int, **fields: Any) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         body = self._body(texts)
         warn_of_idle_routers(body.config, config.train, language_model=False, stacklevel=3)
         made = classifier_from(body, num_labels, problem, self.seed, config.dropout)
+        if "classes_" in learnt:
+            made.label_names = _names(learnt["classes_"])
         length = config.length_for(made.config)
         rows, _ = encode_texts(made.tokenizer, texts, length)
         order = np.random.default_rng([self.seed, 1]).permutation(len(rows))
@@ -156,6 +158,12 @@ def _texts(values: Any) -> list[tuple[str, ...]]:
     if not found:
         raise DataError("X: there are no texts")
     return found
+
+
+def _names(classes: npt.NDArray[Any]) -> list[str] | None:
+    """Names of classes for the model's files; None if two of them would have one name."""
+    names = [str(value) for value in classes.tolist()]
+    return names if len(set(names)) == len(names) and all(names) else None
 
 
 def _check_number(y: npt.NDArray[Any], texts: list[tuple[str, ...]]) -> None:

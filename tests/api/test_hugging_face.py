@@ -120,8 +120,8 @@ def test_a_plain_gpt2_of_ours_that_transformers_has_written_again(tmp_path: Path
     path.write_text(json.dumps(values | {"add_cross_attention": True}))
     with pytest.raises(mom.ConfigError, match="add_cross_attention: True is not supported, only False"):
         mom.MoMForSequenceClassification.from_pretrained(tmp_path)
-    path.write_text(json.dumps(values | {"chunks": 1, "num_bottom_layers": 1}))
-    with pytest.raises(mom.ConfigError, match="add_cross_attention: unknown configuration field"):
+    path.write_text(json.dumps(values | {"chunks": 1, "num_bottom_layers": 1, "num_modules": 3}))
+    with pytest.raises(mom.ConfigError, match="num_modules: unknown configuration field"):
         mom.MoMForSequenceClassification.from_pretrained(tmp_path)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ WRITTEN_BY_OTHERS: dict[str, dict[str, Any]] = {
     "transformers 5": {
         "add_cross_attention": False, "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "dtype": "float32",
         "is_decoder": False, "layer_types": None, "pad_token_id": None, "pruned_heads": {}, "tie_word_embeddings": True,
-        "transformers_version": "5.24.0", "use_cache": True, "a_field_of_tomorrow": [1],
+        "transformers_version": "5.24.0", "use_cache": True,
     },
     "gpt2-medium": {"n_ctx": 8, "n_special": 0, "predict_special_tokens": True, "architectures": ["GPT2LMHeadModel"]},
 }  # fmt: skip
@@ -99,12 +100,16 @@ WRITTEN_BY_OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("writer", WRITTEN_BY_OTHERS)
 def test_fields_that_other_programs_add_to_a_gpt2_are_left_out(writer: str) -> None:
     shape = {"model_type": "gpt2", "vocab_size": 17, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2}
-    config = mom.MoMConfig.from_dict({**shape, **WRITTEN_BY_OTHERS[writer]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = mom.MoMConfig.from_dict({**shape, **WRITTEN_BY_OTHERS[writer]})
     assert (config.chunks, config.n_layer, config.n_embd, config.vocab_size) == (0, 2, 8, 17)
     for name, value in (("add_cross_attention", True), ("tie_word_embeddings", False), ("pruned_heads", {"0": [1]}),
                         ("scale_attn_by_inverse_layer_idx", True)):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name}: .* is not supported"):
             mom.MoMConfig.from_dict({**shape, **WRITTEN_BY_OTHERS[writer], name: value})
+    with pytest.warns(UserWarning, match="unknown fields have no effect: a_field_of_tomorrow"):
+        mom.MoMConfig.from_dict({**shape, "a_field_of_tomorrow": [1]})
     with pytest.raises(ConfigError, match="num_modules: unknown configuration field"):  # a slip of ours
         mom.MoMConfig.from_dict({**shape, "chunks": 1, "num_modules": 3})
 

@@ -16,6 +16,7 @@ import mom.data.prepare as prepare_module
 from mom.data import Documents, TextDocuments, TokenFile
 from mom.data.prepare import prepare
 from mom.data.tokenizer import Tokenizer
+from mom.data.tokenizer_files import TOKENIZER_FILES
 from mom.errors import DataError
 
 TEXTS = [f"Document number {i} says something about {i * i} things.\n" * 3 for i in range(300)]
@@ -24,6 +25,14 @@ TEXTS = [f"Document number {i} says something about {i * i} things.\n" * 3 for i
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.train(TEXTS, 400)
+
+
+def test_a_description_of_another_format_is_refused(tokenizer, tmp_path):
+    prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, progress=False)
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 2}))
+    with pytest.raises(DataError, match="meta.json: format: 2 is not supported, only 1"):
+        prepare_module.read_meta(tmp_path)
 
 
 def snapshot(folder):
@@ -50,8 +59,8 @@ def test_writes_every_document_once(tmp_path, tokenizer):
         assert values["tokens"] * 2 == len(data) and values["documents"] == len(parts[name[:-4]])
         assert values["sha256"] == hashlib.sha256(data).hexdigest()
     assert Tokenizer.load(tmp_path).sha256 == meta["tokenizer_sha256"] == tokenizer.sha256
-    names = ["meta.json", "tokenizer.json", "train.bin", "train.bin.json", "val.bin", "val.bin.json"]
-    assert sorted(os.listdir(tmp_path)) == names
+    names = ["meta.json", "train.bin", "train.bin.json", "val.bin", "val.bin.json", *TOKENIZER_FILES]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
 def test_same_seed_same_bytes_other_seed_other_split(tmp_path, tokenizer):
@@ -76,7 +85,8 @@ def test_no_validation_part_removes_an_earlier_one(tmp_path, tokenizer):
     prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, progress=False)
     (tmp_path / "notes.txt").write_text("mine")
     meta = prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, val_fraction=0.0, progress=False)
-    assert sorted(os.listdir(tmp_path)) == ["meta.json", "notes.txt", "tokenizer.json", "train.bin", "train.bin.json"]
+    names = ["meta.json", "notes.txt", "train.bin", "train.bin.json", *TOKENIZER_FILES]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
     assert meta["files"]["train.bin"]["documents"] == 300 and meta["val_split"] == "none"
 
 

@@ -101,7 +101,8 @@ def test_save_and_load(tokenizer, tmp_path):
         loaded = Tokenizer.load(source)
         assert loaded.sha256 == tokenizer.sha256
         assert (loaded.vocab_size, loaded.eos_id) == (320, 0)
-    assert [entry.name for entry in path.parent.iterdir()] == ["tokenizer.json"]
+    names = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == names
 
 
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])

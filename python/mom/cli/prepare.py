@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
         commands, "prepare", _run, "turn text into token files",
-        "Writes train.bin, val.bin, meta.json and tokenizer.json.",
+        "Writes train.bin, val.bin, meta.json and the files of the tokenizer.",
     )  # fmt: skip
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE",

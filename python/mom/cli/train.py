@@ -128,7 +128,8 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
     if a.preset is not None or a.model is not None:
         _check_sources(a)
         asked = _base_config(a)
-        kept = {name: getattr(config, name) for name in ("vocab_size", "n_positions")}
+        own = ("vocab_size", "n_positions", "eos_token_id", "bos_token_id")  # of the data and their tokenizer
+        kept = {name: getattr(config, name) for name in own}
         asked = asked.replace(**{**kept, **changes})
         asked = asked.vanilla_config() if a.vanilla else asked
     else:

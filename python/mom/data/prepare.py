@@ -1,4 +1,4 @@
-"""From text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and ``tokenizer.json`` in one folder.
+"""From text to token files: ``train.bin``, ``val.bin``, ``meta.json`` and the tokenizer's files in one folder.
 
 The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
 65,536). Beside each token file lies its description under its own name, ``train.bin.json``, which a copy of the file
@@ -31,16 +31,18 @@ import numpy.typing as npt
 
 from .._arguments import PathLike
 from ..errors import DataError
+from ..file_fields import check
 from ..files.folders import naming_file, sync_folder, write_json
 from .sources import Documents, Piece, TextDocuments, pieces_for
 from .token_formats import DTYPES, description_file, read_description
 from .tokenizer import Tokenizer
+from .tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
 
 #: What a folder of prepared data holds, in the order in which the files are renamed into place.
-_NAMES = ("train.bin", "val.bin", "train.bin.json", "val.bin.json", "tokenizer.json", "meta.json")
+_NAMES = ("train.bin", "val.bin", "train.bin.json", "val.bin.json", *TOKENIZER_FILES, "meta.json")
 _BATCH_CHARS = 1 << 20
 _COPY_BYTES = 1 << 20
 
@@ -143,6 +145,7 @@ def read_meta(data: PathLike) -> dict[str, Any]:
         raise DataError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
         raise DataError(f"{file}: not written by 'mom prepare'")
+    check("meta.json", values, str(file), DataError, also=None)
     return values
 
 

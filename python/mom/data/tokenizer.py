@@ -26,6 +26,7 @@ from ..errors import DataError
 from ..files.folders import write_file
 from .columns import checked_texts
 from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable_json, read_backend
+from .tokenizer_files import TokenizerSettings, apply, end_token, read_settings, settings_files
 
 if TYPE_CHECKING:  # a large library: imported where it is used, so that `import mom` does not load it
     import tokenizers
@@ -57,6 +58,8 @@ class Tokenizer:
         texts do not come back from their tokens as they were.
     eos_token : str
         The token that separates documents.
+    settings : TokenizerSettings, optional
+        What the files beside a vocabulary say: all special tokens, `eos_token` among them.
 
     See Also
     --------
@@ -64,7 +67,9 @@ class Tokenizer:
     Tokenizer.load : read one from files.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT, settings: TokenizerSettings | None = None
+    ) -> None:
         import tokenizers
 
         with library_errors("tokenizer: not usable"):
@@ -78,7 +83,8 @@ class Tokenizer:
             self._plain.encode_special_tokens = True
             #: Whether the tokens of a text's pieces, as `Documents` cuts them, are the tokens of the text.
             self.pieces_are_safe = pieces_are_safe(content)
-        self._eos_token = eos_token
+        #: What the files beside the vocabulary say; saved with it.
+        self.settings = TokenizerSettings({"eos_token": eos_token}) if settings is None else settings
         ids = set(backend.get_vocab(with_added_tokens=True).values())
         self._vocab_size = max(ids, default=-1) + 1
         #: Ids that have a token; None if every id below `vocab_size` has one.
@@ -133,21 +139,29 @@ class Tokenizer:
         return cls(backend, eos_token=special_tokens[0])
 
     @classmethod
-    def load(cls, path: PathLike, eos_token: str = END_OF_TEXT) -> Tokenizer:
-        """Read a tokenizer.
+    def load(cls, path: PathLike, eos_token: str | None = None) -> Tokenizer:
+        """Read a tokenizer, and what the files beside it say of its special tokens.
 
         Parameters
         ----------
         path : path
             A ``tokenizer.json``; or a folder with ``tokenizer.json``, with ``vocab.json`` and
             ``merges.txt``, or with ``encoder.json`` and ``vocab.bpe``; or one file of such a pair.
-        eos_token : str
-            The token that separates documents; `eos_id` is None if the vocabulary lacks it.
+        eos_token : str, optional
+            The token that separates documents; `eos_id` is None if the vocabulary lacks it. By default the token that
+            the files name: ``tokenizer_config.json``, ``special_tokens_map.json``, or the id in ``config.json``,
+            ``generation_config.json`` or ``meta.json``. If none does, it is ``<|endoftext|>``.
 
         Raises
         ------
         DataError
             If a file is missing, truncated, malformed, not UTF-8 or larger than `MAX_FILE_BYTES`.
+
+        Warns
+        -----
+        UserWarning
+            Of fields that are not known, special tokens that the vocabulary lacks, and tokens that the tokenizer would
+            put around a text.
         """
         path = Path(path)
         if path.is_dir():
@@ -156,12 +170,15 @@ class Tokenizer:
                     return cls.load(path / names[0], eos_token)
             wanted = "tokenizer.json, vocab.json + merges.txt or encoder.json + vocab.bpe"
             raise DataError(f"{path}: holds no tokenizer ({wanted})")
-        for vocabulary, merges in _FILE_PAIRS:
-            if path.name in (vocabulary, merges):
-                return cls(_from_pair(path.with_name(vocabulary), path.with_name(merges)), eos_token)
-        backend = _from_json(path)
+        pair = next((names for names in _FILE_PAIRS if path.name in names), None)
+        backend = _from_json(path) if pair is None else _from_pair(*map(path.with_name, pair))
+        # A file of another name says nothing of the other files in its folder.
+        found = read_settings(path.parent if pair is not None or path.name == "tokenizer.json" else path)
         try:
-            return cls(backend, eos_token)
+            backend = apply(backend, found, from_pair=pair is not None)
+            return cls(backend, settings=end_token(backend, found, eos_token))
+        except DataError:
+            raise
         except Exception as error:
             # The library reads some damaged files, but not what it writes from them.
             raise DataError(f"{path}: not a usable tokenizer ({error})") from None
@@ -245,7 +262,17 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         """Id of the token that separates documents, None if the vocabulary has none."""
-        return self._with_special.token_to_id(self._eos_token)
+        return self._id_of("eos_token")
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins texts. If the tokenizer names none, it is `eos_id`."""
+        found = self._id_of("bos_token")
+        return self.eos_id if found is None else found
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.settings.tokens.get(name)
+        return None if token is None else self._with_special.token_to_id(token)
 
     # ------------------------------------------------------------------ files
     def to_json(self) -> str:
@@ -257,12 +284,36 @@ class Tokenizer:
         """Hash of `to_json`: equal for equal tokenizers."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
+    def files(self, max_length: int | None = None) -> dict[str, str]:
+        """What `save` writes: file names and contents. `max_length` is for ``model_max_length``."""
+        return {**settings_files(self._with_special, self.settings, max_length), "tokenizer.json": self.to_json()}
+
     def save(self, folder: PathLike) -> Path:
-        """Write ``tokenizer.json`` into `folder` (made when missing), atomically; gives its path."""
+        """Write ``tokenizer.json`` and what belongs beside it into `folder` (made when missing).
+
+        ``tokenizer_config.json`` and ``special_tokens_map.json`` name the special tokens, so that `load` and
+        transformers find them again. Each file is written atomically.
+
+        Returns
+        -------
+        Path
+            Of ``tokenizer.json``.
+        """
         path = Path(folder) / "tokenizer.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, self.to_json())
+        for name, content in self.files().items():
+            write_file(path.with_name(name), content)
         return path
+
+    def __getstate__(self) -> tuple[str, TokenizerSettings]:
+        """For `copy.deepcopy` and other processes. The library's own copies forget that special tokens are text."""
+        return self.to_json(), self.settings
+
+    def __setstate__(self, state: tuple[str, TokenizerSettings]) -> None:
+        import tokenizers
+
+        text, settings = state
+        self.__init__(tokenizers.Tokenizer.from_str(text), settings=settings)  # type: ignore[misc]
 
     def __len__(self) -> int:
         return self._vocab_size

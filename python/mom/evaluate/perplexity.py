@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .._arguments import PathLike
 from ..data import TokenFile
+from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.sources import Documents, Piece, TextDocuments, pieces_for
 from ..errors import ConfigError, DataError
 from ..model import MoM
@@ -74,9 +75,9 @@ def text_losses(
 ) -> list[TextLoss]:
     """Perplexity and bits per byte of texts.
 
-    Every document is scored on its own, after an end-of-text token if the tokenizer has one. Each of its tokens counts
-    exactly once. Long documents are covered by windows that overlap. A window scores only the tokens that the window
-    before did not reach; its other tokens are context.
+    Every document is scored on its own, after an end-of-text token if the tokenizer has one, or after its ``bos_token``
+    if texts begin with that. Each of its tokens counts exactly once. Long documents are covered by windows that
+    overlap. A window scores only the tokens that the window before did not reach; its other tokens are context.
 
     Parameters
     ----------
@@ -186,6 +187,7 @@ def token_file_loss(
     if not 2 <= length <= positions:
         raise ConfigError(f"sequence_length: {length} is not in [2, {positions}], the model's n_positions")
     path = Path(data)
+    warn_of_other_tokenizer(model.tokenizer, path)
     if path.is_dir():
         path = path / ("val.bin" if (path / "val.bin").is_file() else "train.bin")
     tokens = TokenFile(path, vocab_size=model.config.vocab_size)
@@ -210,7 +212,8 @@ def _window_and_stride(model: MoM, window: int | None, stride: int | None) -> tu
 def _one_part(
     model: MoM, tokenizer: Any, name: str, documents: Documents | TextDocuments, window: int, stride: int, batch: int
 ) -> TextLoss:
-    start = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id], np.int32)]
+    first = tokenizer.bos_id if tokenizer.settings.add_bos else tokenizer.eos_id
+    start = [] if first is None else [np.array([first], np.int32)]
     totals = {"bytes": 0, "documents": 0}
 
     def windows() -> Iterator[tuple[npt.NDArray[np.int32], int]]:

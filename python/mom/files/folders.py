@@ -54,7 +54,8 @@ Content = bytes | str | Callable[[BinaryIO], object]
 
 MANIFEST = "manifest.json"
 #: Files of a saved model.
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+MODEL_FILES = ("config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+               "special_tokens_map.json")  # fmt: skip
 _FORMAT = 1
 _CHUNK = 1 << 20
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|drop)-(?P<pid>\d+)-[0-9a-f]{8}")

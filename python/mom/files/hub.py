@@ -14,7 +14,8 @@ __all__ = ["model_folder"]
 #: Files that a model may need. Pickled weights are not downloaded.
 _PATTERNS = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt",
-    "encoder.json", "vocab.bpe",
+    "encoder.json", "vocab.bpe", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
 )  # fmt: skip
 
 

@@ -150,7 +150,8 @@ def detect_and_canonicalise(
     """Bring weights under any known naming to canonical names, types and order.
 
     The reference's and Hugging Face's names are accepted, each with or without ``transformer.``. Buffers of attention
-    masks are dropped. ``lm_head.weight`` is dropped, too, after a check that it equals the embedding.
+    masks are dropped. ``lm_head.weight`` is dropped, too, after a check that it equals the embedding; a file that holds
+    the head alone gives the embedding by it.
 
     Parameters
     ----------
@@ -194,6 +195,8 @@ def detect_and_canonicalise(
         else:
             found[canonical], found_as[canonical] = tensor, name
 
+    if head is not None and "transformer.wte.weight" not in found:  # one tensor under two names, saved once
+        found["transformer.wte.weight"], found_as["transformer.wte.weight"] = head, "lm_head.weight"
     problems = []
     missing = [name for name in shapes if name not in found and name not in allow_missing]
     for label, names in (("missing", missing), ("unexpected", unexpected)):
@@ -212,8 +215,7 @@ def detect_and_canonicalise(
         if not config.is_vanilla and any(re.search(r"\bh\.\d+\.(ln_1|attn|mlp)\.", name) for name in unexpected):
             problems.append("these are the names of a plain GPT-2, which MoM.from_vanilla takes")
         raise CheckpointError(f"{source}: does not fit the configuration; " + "; ".join(problems))
-    embedding = found.get("transformer.wte.weight")
-    if head is not None and embedding is not None and not np.array_equal(head, embedding, equal_nan=True):
+    if head is not None and not np.array_equal(head, found["transformer.wte.weight"], equal_nan=True):
         raise CheckpointError(f"{source}: lm_head.weight differs from wte.weight; only a tied head is supported")
     return {name: np.ascontiguousarray(found[name], np.float32) for name in shapes if name in found}
 

@@ -190,6 +190,7 @@ class _Lesson:
         problem = "regression" if self._task.is_regression else "single_label_classification"
         made = classifier_from(self._body, self._task.num_labels, problem, seed, self._config.dropout)
         made.finetuning_task, made.finetuning_lengths = self._task.name, {"max_length": self.length}
+        made.label_names = self._task.label_names
         return made
 
     def fit(self, made: MoMForSequenceClassification, seed: int, options: RunOptions) -> LoopResult:
@@ -268,7 +269,10 @@ def _answers(task: GlueTask, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any
 
 
 def _logits_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> npt.NDArray[np.float32]:
-    return finite_logits(classify(model, encode_texts(model.tokenizer, data.texts, length)[0], _PREDICT_BATCH))
+    """Logits in the order of the task's labels, whatever the order of the model's own."""
+    logits = finite_logits(classify(model, encode_texts(model.tokenizer, data.texts, length)[0], _PREDICT_BATCH))
+    named = model.label_names is not None and not data.task.is_regression
+    return logits[:, data.task.outputs_of(model.label_names or ())] if named else logits
 
 
 def _metrics_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> dict[str, float]:
@@ -291,6 +295,8 @@ def _classifier(
     tuned = TASKS.get(model.finetuning_task or "")  # names of other programs' tasks are ignored
     if tuned is not None and task.name not in (tuned.name, *_ALSO.get(tuned.name, ())):
         raise ConfigError(f"model: was fine-tuned for {tuned.title}, not for {task.title}")
+    if model.label_names is not None and not task.is_regression:
+        task.outputs_of(model.label_names)  # names of other labels are an error before the data are read
     config = FinetuneConfig(max_length=max_length or model.finetuning_lengths.get("max_length"))
     return model, config.length_for(model.config)
 
@@ -309,6 +315,7 @@ def evaluate(
     Parameters
     ----------
     model : MoMForSequenceClassification or path
+        If its labels have names, these say which output stands for which label of the task.
     task : str or GlueTask
     data, on_error
         See `read_glue`.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 __all__ = ["SPLITS", "TASKS", "GlueTask", "find_task"]
 
@@ -78,9 +78,44 @@ class GlueTask:
         """Whether the label is a real number."""
         return self.labels is None
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Words for the labels in the order of their numbers, which a fine-tuned model keeps; None for scores."""
+        words = {label: word for word, label in self.synonyms.items()}
+        return None if self.labels is None else tuple(words.get(label, label) for label in self.labels)
+
+    def outputs_of(self, names: Sequence[str]) -> list[int]:
+        """For each label in the order of the task's numbers, which output of a model stands for it.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Names of the model's outputs. Case, spaces, ``-`` and ``_`` do not matter. A number is that of a label.
+
+        Raises
+        ------
+        ConfigError
+            If they are not names of the task's labels.
+        """
+        numbers = {_plain(word): number for number, label in enumerate(self.labels or ()) for word in (
+            str(number), label, *(word for word, of in self.synonyms.items() if of == label)
+        )}  # fmt: skip
+        found = [numbers.get(_plain(name), -1) for name in names]
+        if sorted(found) != list(range(len(self.labels or ()))):
+            raise ConfigError(
+                f"model: its labels are {', '.join(map(repr, names))}, those of {self.title} are "
+                f"{', '.join(map(repr, self.label_names or ()))}. If they mean the same in the same order, set "
+                "model.label_names = None"
+            )
+        return [found.index(number) for number in range(len(found))]
+
     def names_of(self, split: str) -> tuple[str, ...]:
         """Names of a split outside the original files: on the Hub, and in this package."""
         return tuple(dict.fromkeys((self.hub_splits.get(split, split), split)))
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[-_ ]", "", word).lower()
 
 
 _TWO = ("entailment", "not_entailment")
@@ -159,7 +194,7 @@ def find_task(name: str | GlueTask) -> GlueTask:
     """
     if isinstance(name, GlueTask):
         return name
-    plain = re.sub(r"[-_ ]", "", str(name)).lower()
+    plain = _plain(str(name))
     for task in TASKS.values():
         if plain == task.name.replace("-", ""):
             return task

@@ -165,7 +165,7 @@ class Decoder:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        stop_token: int | None = None,
+        stop_token: int | Sequence[int] | None = None,
     ) -> list[NDArray[np.int32]]:
         """Choose and append tokens; see `MoM.generate` for the parameters and which ids can be chosen.
 
@@ -178,9 +178,10 @@ class Decoder:
         if not lengths.size:
             raise RuntimeError("generate: there are no sequences yet; begin with prefill")
         longest = int(lengths.max())
-        new, temperature, kept, mass, seed, stop = sampling(
+        new, temperature, kept, mass, seed, stops = sampling(
             self._model.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest
         )
+        stop = stops[0] if len(stops) == 1 else -1  # the core knows a single one
         self._core.reserve(longest + new)
         finished = np.zeros(lengths.size, dtype=np.uint8)
         tokenizer = self._model.tokenizer
@@ -189,18 +190,21 @@ class Decoder:
         banned = unused if unused is not None and len(unused) else None
         chunks = [np.zeros((0, lengths.size), np.int32)]
         made = 0
+        step = _CHUNK if len(stops) < 2 else 1
         while made < new and not finished.all():
             chunk = self._core.generate(
-                min(_CHUNK, new - made), temperature, kept, mass, seed, self._draws, stop, finished, choices,
+                min(step, new - made), temperature, kept, mass, seed, self._draws, stop, finished, choices,
                 banned,
             )  # fmt: skip
             chunks.append(chunk)
             made += len(chunk)
             self._draws += len(chunk)
+            if len(stops) > 1:
+                finished |= np.isin(chunk[-1], stops)
         rows = np.concatenate(chunks).T
-        if stop < 0:
+        if not stops:
             return [row.copy() for row in rows]
-        ends = [np.flatnonzero(row == stop) for row in rows]
+        ends = [np.flatnonzero(np.isin(row, stops)) for row in rows]
         return [row[: end[0] + 1 if end.size else None].copy() for row, end in zip(rows, ends, strict=True)]
 
     def reorder(self, rows: ArrayLike) -> None:

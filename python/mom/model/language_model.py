@@ -154,12 +154,12 @@ class MoM(Network):
     def generate(
         self,
         prompt: ArrayLike | Sequence[ArrayLike],
-        max_new_tokens: int,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        stop_token: int | None = None,
+        stop_token: int | Sequence[int] | None = None,
         weights: str | None = None,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
@@ -168,16 +168,17 @@ class MoM(Network):
         ----------
         prompt : array of int, shape (T,) or (B, T), or a list of 1-D arrays
             Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``.
-        max_new_tokens : int
-        temperature : float
+        max_new_tokens : int, optional
+            May only be left out if the model has a default.
+        temperature : float, optional
             0 is greedy. Otherwise logits are divided by the temperature before sampling.
         top_k, top_p : optional
             Sample among the `top_k` most probable tokens, or among the fewest tokens that together reach probability
             `top_p`.
         seed : int
             Of the sampling.
-        stop_token : int, optional
-            A row ends after producing this token.
+        stop_token : int or sequence of int, optional
+            A row ends after producing this token, or one of these.
         weights : {"float32", "bfloat16", "int8"}, optional
             Number format in which single tokens read the weights, see `Decoder`; by default the model's dtype.
 
@@ -189,6 +190,9 @@ class MoM(Network):
 
         Notes
         -----
+        Arguments that are left out have the values of ``model.generation``, which come from the model's
+        ``generation_config.json``. Without such a file, `temperature` is 0 and there is no other default.
+
         Keys and values of earlier tokens are cached: see `Decoder`, which also takes single steps.
 
         A model can have more ids than its tokenizer has tokens, as vocabularies are often rounded up and some have
@@ -196,6 +200,13 @@ class MoM(Network):
         """
         rows, single = prompts(prompt)
         longest = max(len(row) for row in rows)
+        defaults = self.generation
+        max_new_tokens = defaults.new_tokens(longest) if max_new_tokens is None else max_new_tokens
+        if max_new_tokens is None:
+            raise TypeError("max_new_tokens: missing, and the model has no default for it")
+        temperature = defaults.temperature if temperature is None else temperature
+        top_k = defaults.top_k if top_k is None else top_k
+        top_p = defaults.top_p if top_p is None else top_p
         sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
         added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
         if max_new_tokens:
@@ -215,7 +226,8 @@ class MoM(Network):
         prompt : str
             An empty one begins a document.
         max_new_tokens : int, optional
-            By default 100, or fewer if no more fit. The end-of-text token ends the text.
+            By default as ``model.generation`` says, or else 100; fewer if no more fit. The end-of-text token ends the
+            text, and so do the ``stop_tokens`` of ``model.generation``.
         **sampling
             As for `generate`.
 
@@ -231,16 +243,18 @@ class MoM(Network):
         """
         if self.tokenizer is None:
             raise DataError("tokenizer: the model has none")
-        end = self.tokenizer.eos_id
+        end, begin = self.tokenizer.eos_id, self.tokenizer.bos_id
         ids = self.tokenizer.encode(prompt, special=True)
         begun = len(ids)
-        if begun == 0:
-            if end is None:
-                raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
-            ids = np.array([end], np.int32)
+        if begun == 0 and begin is None:
+            raise DataError("prompt: is empty, and the tokenizer has no end-of-text token to begin with")
+        if begun == 0 or (self.tokenizer.settings.add_bos and ids[0] != begin):
+            ids = np.concatenate([[begin], ids]).astype(np.int32)
         if max_new_tokens is None:
-            max_new_tokens = max(1, min(100, self.config.n_positions - len(ids)))
-        tokens = self.generate(ids, max_new_tokens, stop_token=end, **sampling)
+            most = self.generation.new_tokens(len(ids))
+            max_new_tokens = max(1, min(100 if most is None else most, self.config.n_positions - len(ids)))
+        stops = [*([] if end is None else [end]), *self.generation.stop_tokens]
+        tokens = self.generate(ids, max_new_tokens, **{"stop_token": stops or None, **sampling})
         text: str = self.tokenizer.decode(tokens[len(ids) - begun :])
         return text
 
@@ -306,5 +320,5 @@ class MoM(Network):
         for target, name in mapping:
             if name in source.parameters:
                 model.parameters[target] = source.parameters[name]
-        model.tokenizer = source.tokenizer
+        model.tokenizer, model.generation = source.tokenizer, source.generation
         return model

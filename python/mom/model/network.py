@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import html
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,11 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core, runtime
 from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
-from .._json import to_json
 from ..config import MoMConfig
 from ..errors import CheckpointError
 from ..files import folders, names, weights
+from ..files.generation import GenerationDefaults
 from ..files.hub import model_folder
+from ..files.labels import check_labels
+from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
 from .memory_plan import MemoryPlan, plan
 from .output import ModelOutput
@@ -59,8 +59,10 @@ class Network:
         #: Whether a forward pass keeps only the input of every round; an anchor layer counts as a round. `backward`
         #: then computes the rest again. This takes less memory and more time, and gives the same gradients.
         self.activation_checkpointing = False
-        #: The tokenizer read with the model, or None; saved with it.
-        self.tokenizer: Any = None
+        self._tokenizer: Any = None
+        self._label_names: tuple[str, ...] | None = None
+        #: Defaults of `MoM.generate`; saved with the model.
+        self.generation = GenerationDefaults()
         #: The task that the model was fine-tuned for, or None; saved with it.
         self.finetuning_task: str | None = None
         #: Lengths in tokens that the model was fine-tuned with, by argument of `mom.glue` or `mom.xsum`; saved with it.
@@ -77,6 +79,25 @@ class Network:
 
     def _check_config(self, config: MoMConfig) -> MoMConfig:
         raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer read with the model, or None; saved with it. Its ids of special tokens are the model's."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.config, self._tokenizer = with_token_ids(self.config, tokenizer), tokenizer
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names of a classifier's labels in the order of its logits, or None; saved with it."""
+        return self._label_names
+
+    @label_names.setter
+    def label_names(self, names: Sequence[str] | None) -> None:
+        count = self.config.num_labels or 0
+        self._label_names = None if names is None else check_labels(names, count, "label_names")
 
     # ------------------------------------------------------------------ tensors
     @property
@@ -371,6 +392,7 @@ class Network:
         return {
             "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
             "finetuning_task": self.finetuning_task, "finetuning_lengths": dict(self.finetuning_lengths),
+            "label_names": self.label_names, "generation": self.generation,
             "activation_checkpointing": self.activation_checkpointing,
             "memory_limit": self.memory_limit, "random_state": self.random_state, "trained": self._trained.copy(),
             "weights": {n: v.copy() for n, v in self._parameters.items()},
@@ -382,12 +404,13 @@ class Network:
             self._parameters[name] = value
         self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
         self.finetuning_task, self.finetuning_lengths = state["finetuning_task"], state["finetuning_lengths"]
+        self.label_names, self.generation = state["label_names"], state["generation"]
         self.activation_checkpointing, self.memory_limit = state["activation_checkpointing"], state["memory_limit"]
         self._select(state["trained"])
 
     # ------------------------------------------------------------------ files
     def save_pretrained(self, folder: PathLike, naming: str = "canonical", dtype: str | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors`` and, if there is one, ``tokenizer.json``.
+        """Write ``config.json``, ``model.safetensors`` and what else there is: tokenizer, defaults of `generate`.
 
         The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
         An existing folder is replaced only after that. `transformers` can read the folder of a plain GPT-2 with
@@ -406,25 +429,10 @@ class Network:
     def pretrained_files(self, naming: str = "canonical", dtype: str | None = None) -> dict[str, folders.Content]:
         """What `save_pretrained` writes: file names and contents, for `mom.files.folders.write_folder`."""
         tensors = names.rename(dict(self._parameters), self.config, to=naming)
-        fields = self.config.to_dict()
-        if self.config.is_vanilla:  # for transformers
-            kind = "GPT2ForSequenceClassification" if self.is_classifier else "GPT2LMHeadModel"
-            fields |= {"architectures": [kind], "torch_dtype": dtype or "float32"}
-            if self.is_classifier:
-                fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(self.config.num_labels or 0)}
-            else:
-                del fields["num_labels"]
-        if self.finetuning_task is not None:  # under transformers' name
-            fields["finetuning_task"] = self.finetuning_task
-        if self.finetuning_lengths:
-            fields["finetuning_lengths"] = self.finetuning_lengths
-        files: dict[str, folders.Content] = {
-            "config.json": to_json(fields),
+        return {
+            **files_beside(self, dtype),
             "model.safetensors": lambda file: weights.write_safetensors(file, tensors, {"format": "pt"}, dtype=dtype),
         }
-        if self.tokenizer is not None:
-            files["tokenizer.json"] = self.tokenizer.to_json()
-        return files
 
     def load_state(self, tensors: Mapping[str, ArrayLike], source: str = "tensors") -> None:
         """Copy a complete set of weights, under any of the known namings, into the model.
@@ -478,12 +486,7 @@ class Network:
         )
         for name, tensor in canonical.items():
             model._parameters[name] = tensor
-        model.tokenizer = _load_tokenizer(folder)
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        task, lengths = fields.get("finetuning_task"), fields.get("finetuning_lengths")
-        model.finetuning_task = task if isinstance(task, str) else None
-        if isinstance(lengths, dict):
-            model.finetuning_lengths = {name: n for name, n in lengths.items() if type(n) is int and n > 0}
+        read_beside(model, folder, fresh_head="score.weight" not in canonical)
         return model
 
     @classmethod
@@ -529,10 +532,3 @@ class Network:
             for k, v in self._summary()
         )
         return f"<b>{type(self).__name__}</b><table>{rows}</table>"
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from ..data.tokenizer import Tokenizer
-
-    names = ("tokenizer.json", "vocab.json", "encoder.json")
-    return Tokenizer.load(folder) if any((folder / n).is_file() for n in names) else None

@@ -104,7 +104,7 @@ def copy_of(model: Network, kind: type[Made], seed: int = 0, dropout: float | No
     for name, value in model.parameters.items():
         if not name.startswith("score."):
             made.parameters[name] = value
-    made.tokenizer = tokenizer
+    made.tokenizer, made.generation = tokenizer, model.generation
     made.activation_checkpointing, made.memory_limit = model.activation_checkpointing, model.memory_limit
     return made
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import MoMConfig
-from ..data.prepare import tokenizer_of
 from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
 from ..model import MoM, Network
+from ..model.beside import read_beside
 from .optimizer import AdamW
 
 __all__ = [
@@ -146,7 +146,7 @@ def load_checkpoint(
 
 
 def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
-    """A model of a checkpoint's shape, with its tokenizer. `mom.train` with ``resume=True`` reads the weights into it.
+    """A model of a checkpoint's shape, with all but the weights, which `mom.train` with ``resume=True`` reads.
 
     Parameters
     ----------
@@ -157,5 +157,5 @@ def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
     """
     path = Path(path)
     model = MoM(MoMConfig.from_json(path), dtype=dtype or read_progress(path).get("dtype", "float32"))
-    model.tokenizer = tokenizer_of(path)
+    read_beside(model, path, fresh_head=True)
     return model

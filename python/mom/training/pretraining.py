@@ -13,6 +13,7 @@ import numpy as np
 
 from .._arguments import PathLike
 from ..data.prepare import read_meta, tokenizer_of
+from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..model import MoM
@@ -230,6 +231,9 @@ def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tu
     def open_one(source: Any) -> TokenFile:
         return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
 
+    for source in (data, val_data):
+        if source is not None:
+            warn_of_other_tokenizer(model.tokenizer, source, stacklevel=3)
     found = False
     if not isinstance(data, TokenFile) and Path(data).is_dir():
         beside = Path(data) / "val.bin"
