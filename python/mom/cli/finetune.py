@@ -11,7 +11,17 @@ from .. import glue, xsum
 from ..errors import ConfigError
 from ..model import MoM
 from ..training import FinetuneConfig
-from .flags import add_dtype, add_fields, add_generation, add_on_error, add_progress, add_threads, command, given_fields
+from .flags import (
+    add_allow_changes,
+    add_dtype,
+    add_fields,
+    add_generation,
+    add_on_error,
+    add_progress,
+    add_threads,
+    command,
+    given_fields,
+)  # fmt: skip
 from .results import show_summaries
 
 
@@ -37,6 +47,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--out_dir", required=True, metavar="DIR", help="folder for models and results")
     parser.add_argument("--run_dir", metavar="DIR", help="folder for logs and checkpoints (default: none are written)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --run_dir")
+    add_allow_changes(parser)
     add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     parser.add_argument("--predict", action="store_true", help="answer the test sets and write submission files")
@@ -67,7 +78,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
     result = xsum.finetune(
         MoM.resolve(a.model, a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
         max_summary=64 if a.max_summary is None else a.max_summary, val_rows=a.val_rows, on_error=a.on_error,
-        progress=a.progress, run_dir=a.run_dir, resume=a.resume,
+        progress=a.progress, run_dir=a.run_dir, resume=a.resume, allow_changes=a.allow_changes,
     )  # fmt: skip
     print(f"{result!r}: {result.folder}", file=sys.stderr)
     show_summaries(a, result.model, "test", config.max_length, config.batch_size)
@@ -91,6 +102,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
             result = glue.finetune(
                 body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
                 on_error=a.on_error, progress=a.progress, run_dir=a.run_dir, resume=a.resume,
+                allow_changes=a.allow_changes,
             )  # fmt: skip
             results.append(result)
             print(f"{result!r}, {result.examples_per_second:.1f} examples/s: {result.folder}", file=sys.stderr)

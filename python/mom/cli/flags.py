@@ -48,6 +48,14 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allow_changes(parser: argparse.ArgumentParser) -> None:
+    """``--allow_changes``."""
+    parser.add_argument(
+        "--allow_changes", action="store_true",
+        help="with --resume: continue even if model, settings or data are not those of the checkpoint",
+    )  # fmt: skip
+
+
 def add_on_error(parser: argparse.ArgumentParser) -> None:
     """``--on_error``."""
     parser.add_argument(

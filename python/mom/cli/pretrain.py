@@ -9,7 +9,7 @@ from typing import Any
 from ..config import PRESETS, MoMConfig
 from ..errors import ConfigError
 from ..training import RECIPES, pretrain
-from .flags import add_changes, add_dtype, add_progress, add_threads, changes_of, command
+from .flags import add_allow_changes, add_changes, add_dtype, add_progress, add_threads, changes_of, command
 from .results import interrupted, print_losses
 
 
@@ -33,8 +33,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="recipe with the settings")
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="highest learning rate")
     add_dtype(parser, resumed=True)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the data")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the weights and of the order of the data (default: 0, or the checkpoint's)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
+    add_allow_changes(parser)
     add_progress(parser)
     add_threads(parser)
 
@@ -49,7 +52,7 @@ def _run(a: argparse.Namespace) -> int:
     result = pretrain(
         config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
         tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
-        **changes,
+        allow_changes=a.allow_changes, **changes,
     )  # fmt: skip
     training, plan = result.training, result.config
     if training.interrupted is not None:

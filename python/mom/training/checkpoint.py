@@ -22,8 +22,8 @@ from ..model import MoM, Network
 from .optimizer import AdamW
 
 __all__ = [
-    "State", "check_no_run_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint", "read_progress",
-    "save_checkpoint",
+    "State", "check_no_run_in", "fingerprint_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint",
+    "read_progress", "save_checkpoint",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -99,7 +99,7 @@ def save_checkpoint(
 ) -> Path:
     """Write everything a run needs to continue. Then remove all but the newest `keep_last` folders.
 
-    `progress` holds the ``step``. `best` holds the best weights so far, if the run keeps them.
+    `progress` holds the ``step`` and the ``fingerprint``. `best` holds the best weights so far, if the run keeps them.
     """
     path = run_dir / f"{_PREFIX}{progress['step']:08d}"
     files = model.pretrained_files()
@@ -107,7 +107,9 @@ def save_checkpoint(
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
     if best:
         files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
-    progress = {"random_state": model.random_state, "dtype": model.dtype, **progress}
+    # "config" repeats the settings where programs that read checkpoints expect them.
+    settings = progress["fingerprint"]["settings"]
+    progress = {"random_state": model.random_state, "dtype": model.dtype, "config": settings, **progress}
     # A state may hold non-finite numbers, which strict JSON does not allow.
     files["training.json"] = json.dumps(progress) + "\n"
     folders.write_folder(path, files)
@@ -123,6 +125,14 @@ def read_progress(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/training.json: not readable ({error!r})") from None
     return progress
+
+
+def fingerprint_in(path: Path) -> dict[str, Any]:
+    """The fingerprint of the run that a checkpoint belongs to, as far as the checkpoint knows it."""
+    progress = read_progress(path)
+    known = {"settings": progress.get("config"), "run": {"dtype": progress.get("dtype")}}
+    fingerprint: dict[str, Any] = progress.get("fingerprint", known)
+    return fingerprint
 
 
 def load_checkpoint(
@@ -145,8 +155,8 @@ def load_checkpoint(
     return progress, best
 
 
-def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
-    """A model of a checkpoint's shape, with its tokenizer. `mom.train` with ``resume=True`` reads the weights into it.
+def model_of_checkpoint(path: PathLike, dtype: str | None = None, config: MoMConfig | None = None) -> MoM:
+    """A new model of a checkpoint's shape, with its tokenizer. `mom.train` with ``resume=True`` reads its weights.
 
     Parameters
     ----------
@@ -154,8 +164,10 @@ def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
         A folder ``step-...`` of a run.
     dtype : {"float32", "bfloat16"}, optional
         By default that of the checkpoint.
+    config : MoMConfig, optional
+        By default that of the checkpoint.
     """
     path = Path(path)
-    model = MoM(MoMConfig.from_json(path), dtype=dtype or read_progress(path).get("dtype", "float32"))
+    model = MoM(config or MoMConfig.from_json(path), dtype=dtype or read_progress(path).get("dtype", "float32"))
     model.tokenizer = tokenizer_of(path)
     return model

@@ -20,6 +20,7 @@ from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
 from .engine import Engine, Schedule
+from .fingerprint import digest_of_tokens
 from .records import perplexity_of
 from .schedules import learning_rate_factor
 from .signals import stop_signals
@@ -131,6 +132,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
     description: str = "train",
+    allow_changes: bool = False,
     **changes: Any,
 ) -> TrainingResult:
     """Train a language model.
@@ -148,13 +150,17 @@ def train(
         Validation tokens; by default ``val.bin`` beside ``train.bin``, if it is there.
     resume : bool
         Continue from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
-        Without a checkpoint the run starts from the beginning.
+        Without a checkpoint the run starts from the beginning. Model, settings and data must be those of the
+        checkpoint, except for `steps` and for settings that have no effect on the weights.
     callbacks : iterable of Callback
         Receive every record; one that returns True from ``record`` ends the run after the step at hand.
     progress : bool, optional
         Show progress on standard error (default True).
     description : str
         Label of the progress display.
+    allow_changes : bool
+        Resume even if model, settings or data are not those of the checkpoint. If the order of the data is another one,
+        the data begin anew.
     **changes
         Fields of `config` to override.
 
@@ -167,7 +173,7 @@ def train(
     TrainingError
         After ``max_bad_steps`` non-finite steps in a row; or if `run_dir` holds a run and `resume` is False.
     ConfigError, DataError
-        If settings, model and data do not fit together.
+        If settings, model and data do not fit together, or are not those of the checkpoint to resume.
     TypeError
         If `model` is no language model or `config` no `TrainingConfig`.
 
@@ -189,9 +195,10 @@ def train(
         config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
     )  # fmt: skip
+    facts = {} if run_dir is None else _facts(tokens, validation)
     engine = Engine(
         model, Windows(sampler, config.accumulation), config, schedule, None if validation is None else evaluate,
-        None if run_dir is None else Path(run_dir), description,
+        None if run_dir is None else Path(run_dir), description, facts, allow_changes,
     )  # fmt: skip
     with closing(callbacks) as listeners, stop_signals() as signals:
         interrupted = engine.run(listeners, signals, resume, progress is not False)
@@ -201,6 +208,10 @@ def train(
         state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,
         engine.stopped_early, state.history, engine.records,
     )  # fmt: skip
+
+
+def _facts(tokens: TokenFile, validation: TokenFile | None) -> dict[str, Any]:
+    return {"data": digest_of_tokens(tokens), "val_data": None if validation is None else digest_of_tokens(validation)}
 
 
 def _checked(

@@ -129,10 +129,11 @@ def pretrain(
     minutes: float | None = None,
     recipe: str = "paper",
     dtype: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
+    allow_changes: bool = False,
     **changes: Any,
 ) -> PretrainResult:
     """One phase of the recipe.
@@ -155,10 +156,12 @@ def pretrain(
         One of `RECIPES`.
     dtype : {"float32", "bfloat16"}, optional
         By default float32; of a resumed run, that of its checkpoint.
-    seed : int
+    seed : int, optional
+        By default 0; of a resumed run, that of its checkpoint.
     resume : bool
-        Go on from the newest valid checkpoint in `run_dir`, with its settings.
-    progress, callbacks
+        Go on from the newest valid checkpoint in `run_dir`, with its settings. Arguments that are given must be those
+        of the checkpoint; `minutes` have no effect then.
+    progress, callbacks, allow_changes
         See `train`.
     **changes
         Fields of `TrainingConfig` to override.
@@ -183,16 +186,21 @@ def pretrain(
     planned, before = _earlier_settings(run) if resume else (None, "float32")
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
+    if seed is None:
+        seed = 0 if planned is None else planned.seed
     model = _model(config, data, phase, vanilla, dtype or before, seed)
-    if planned is None:
-        if minutes is not None:
-            tokens = _tokens_in(model, RECIPES[recipe], minutes)
-        assert tokens is not None
-        planned = RECIPES[recipe].scaled(int(tokens), model.config.n_positions).replace(seed=seed)
-    planned = planned.replace(**changes)
+    if planned is None and minutes is not None:
+        tokens = _tokens_in(model, RECIPES[recipe], minutes)
+    if tokens is not None:
+        scaled = RECIPES[recipe].scaled(int(tokens), model.config.n_positions)
+        by_budget = {name: getattr(scaled, name) for name in ("steps", "batch_size", "accumulation", "sequence_length")}
+        planned = scaled if planned is None else planned.replace(**by_budget)
+    assert planned is not None
+    planned = planned.replace(seed=seed, **changes)
     result = train(
-        model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
-    )
+        model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase,
+        allow_changes=allow_changes,
+    )  # fmt: skip
     total = planned.steps * planned.tokens_per_step
     if result.interrupted is None:
         model.save_pretrained(run / "model")
