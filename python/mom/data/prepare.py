@@ -2,9 +2,10 @@
 
 The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
 65,536). Documents are read, encoded and written in batches, so memory does not grow with the text.
-Everything is first written to temporary files beside the final ones. When all of them are on the disk, they are renamed
-into place, ``meta.json`` last; a failure on the way undoes the renames. So a folder holds the earlier content or the
-new one, never a mixture.
+Everything is first written to a temporary folder. When all files are on the disk, the folder takes the place of the
+earlier one in one step. If the folder holds other files, too, the new files are renamed into it one by one, and
+``meta.json`` is missing meanwhile. A failure on the way undoes the renames. So a folder holds the earlier content or
+the new one, never a mixture that looks whole.
 
 A hash of seed and document number decides which documents are for validation. If that leaves one side empty, as with a
 single long document, the last tokens of the whole text become the validation part.
@@ -19,8 +20,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files.folders import naming_file, sync_folder, write_json
+from ..files.atomic import kind_of, mention_of, naming_file, replacing_files
+from ..files.folders import write_json
 from .sources import Documents, Piece, TextDocuments
 from .tokenizer import Tokenizer
 
@@ -37,6 +37,8 @@ __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
 PathLike = str | os.PathLike[str]
 
+#: What a folder of prepared data holds. The last one says that the others are complete.
+_NAMES = ("train.bin", "val.bin", "tokenizer.json", "meta.json")
 _BATCH_CHARS = 1 << 20
 _COPY_BYTES = 1 << 20
 
@@ -108,20 +110,8 @@ def prepare(
     if append_eos and tokenizer.eos_id is None:
         raise DataError("tokenizer: has no end-of-text token; use another one or append_eos=False")
 
-    out_dir = Path(out_dir)
-    stage = out_dir / f".prepare-{os.getpid()}-{secrets.token_hex(4)}"
-    missing = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
-    try:
-        stage.mkdir(parents=True)
+    with replacing_files(Path(out_dir), _NAMES) as stage:
         meta = _write_files(stage, documents, tokenizer, val_fraction, seed, append_eos, progress)
-        _put_in_place(stage, out_dir)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-    shutil.rmtree(stage, ignore_errors=True)
     return meta
 
 
@@ -129,7 +119,9 @@ def read_meta(data: PathLike) -> dict[str, Any]:
     """``meta.json`` of prepared data; empty for a token file without one."""
     path = Path(data)
     file = (path if path.is_dir() else path.parent) / "meta.json"
-    if not file.is_file():
+    if kind_of(file) is None:
+        if left := mention_of(file) or mention_of(file.parent):
+            raise DataError(f"{file}: no such file{left}")
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -208,29 +200,6 @@ def _write_files(
     tokenizer.save(stage)
     write_json(stage / "meta.json", meta)
     return meta
-
-
-def _put_in_place(stage: Path, out_dir: Path) -> None:
-    """Rename the files of `stage` to `out_dir`; what cannot be finished is undone.
-
-    An earlier ``val.bin`` is removed if there is no new one. If the machine stops between two renames, the sizes do not
-    fit ``meta.json``, which is renamed last, and `TokenFile` refuses the files.
-    """
-    undo: list[tuple[Path, Path]] = []
-    try:
-        for name in ("train.bin", "val.bin", "tokenizer.json", "meta.json"):
-            old = out_dir / name
-            if old.exists():
-                os.rename(old, stage / f"{name}.old")
-                undo.append((stage / f"{name}.old", old))
-            if (stage / name).exists():
-                os.rename(stage / name, old)
-                undo.append((old, stage / name))
-        sync_folder(out_dir)
-    except BaseException:
-        for now, before in reversed(undo):
-            os.rename(now, before)
-        raise
 
 
 def _batches(documents: Documents | TextDocuments, progress: bool) -> Iterator[list[Piece]]:

@@ -25,6 +25,7 @@ from .._json import to_json
 from ..config import MoMConfig
 from ..errors import CheckpointError
 from ..files import folders, names, weights
+from ..files.atomic import mention_of
 from ..files.hub import model_folder
 from .core_config import check_dtype, core_config
 from .memory_plan import MemoryPlan, plan
@@ -464,7 +465,7 @@ class Network:
         check_dtype(dtype)
         folder = model_folder(folder)
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json")
+            raise CheckpointError(f"{folder}: no config.json{mention_of(folder)}")
         if (folder / folders.MANIFEST).is_file():
             folders.verify_folder(folder)
         config = MoMConfig.from_json(folder)

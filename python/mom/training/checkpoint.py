@@ -18,6 +18,7 @@ from ..config import MoMConfig
 from ..data.prepare import tokenizer_of
 from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
+from ..files.atomic import kind_of
 from ..model import MoM, Network
 from .optimizer import AdamW
 
@@ -77,9 +78,11 @@ class State:
 
 def check_no_run_in(run_dir: Path) -> None:
     """Raise if a folder already holds a run. The folder need not exist."""
+    if kind_of(run_dir) is None:
+        return
     log = run_dir / "log.jsonl"
-    for what, there in (("checkpoints", any(run_dir.glob(f"{_PREFIX}*"))),
-                        ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
+    for what, there in (("checkpoints", any(name.startswith(_PREFIX) for name in os.listdir(run_dir))),
+                        ("a log.jsonl", kind_of(log) is not None and log.stat().st_size > 0)):  # fmt: skip
         if there:
             raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
 

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from ..data.prepare import tokenizer_of
 from ..errors import ConfigError, TrainingError
+from ..files.atomic import clean_leftovers
+from ..files.locks import lock_folder
 from ..model import Network
 from .batches import MicroBatch, Rows, Windows
 from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
@@ -146,19 +148,24 @@ class Engine:
         self._save_is_due = self._stop_asked = False
 
     # ------------------------------------------------------------------ beginning
-    def _prepare(self, resume: bool) -> None:
-        """Check that the run folder is empty, or with `resume` read the newest valid state in it."""
+    @contextlib.contextmanager
+    def _folder(self, resume: bool) -> Iterator[None]:
+        """Own the run folder, if there is one: check that it is empty, or with `resume` read the newest valid state."""
         if self.allow_changes and not resume:
             raise ConfigError("allow_changes: has a meaning only with resume")
         if self.dir is None:
             if resume:
                 raise ConfigError("resume: needs a run_dir")
+            yield
             return
         self.dir.mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._resume(self.dir)
-        else:
-            check_no_run_in(self.dir)
+        with lock_folder(self.dir):
+            clean_leftovers(self.dir)
+            if resume:
+                self._resume(self.dir)
+            else:
+                check_no_run_in(self.dir)
+            yield
 
     def _resume(self, run_dir: Path) -> None:
         latest, self.passed_over = newest_checkpoint(run_dir)
@@ -226,13 +233,12 @@ class Engine:
         Raises
         ------
         TrainingError
-            After too many steps in a row that were not finite.
+            After too many steps in a row that were not finite. Also if another run is at work in the run folder.
         KeyboardInterrupt
             If a callback raises it, or if an evaluation is interrupted. In the second case, and with a `run_dir`, a
             checkpoint has been saved. A resumed run begins with that evaluation.
         """
-        self._prepare(resume)
-        with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+        with self._folder(resume), closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
             self._callbacks = [*callbacks, *own]
             if self.state.step:
                 self._between_steps()  # the evaluation that the interrupted run did not finish
