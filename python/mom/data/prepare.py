@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._reading import is_size, kind_of, read_json
 from ..errors import DataError
-from ..files.atomic import kind_of, mention_of, naming_file, replacing_files
+from ..files.atomic import mention_of, naming_file, replacing_files
 from ..files.folders import write_json
 from .sources import Documents, Piece, TextDocuments
 from .tokenizer import Tokenizer
@@ -118,16 +118,13 @@ def prepare(
 def read_meta(data: PathLike) -> dict[str, Any]:
     """``meta.json`` of prepared data; empty for a token file without one."""
     path = Path(data)
-    file = (path if path.is_dir() else path.parent) / "meta.json"
+    file = (path if kind_of(path) == "folder" else path.parent) / "meta.json"
     if kind_of(file) is None:
         if left := mention_of(file) or mention_of(file.parent):
             raise DataError(f"{file}: no such file{left}")
         return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
+    values = read_json(file, DataError)
+    if not isinstance(values, dict) or not is_size(values.get("vocab_size", 1)):
         raise DataError(f"{file}: not written by 'mom prepare'")
     return values
 
@@ -135,8 +132,8 @@ def read_meta(data: PathLike) -> dict[str, Any]:
 def tokenizer_of(data: PathLike) -> Tokenizer | None:
     """The tokenizer that lies beside prepared data or in the folder of a model; None if there is none."""
     path = Path(data)
-    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    return Tokenizer.load(file) if file.is_file() else None
+    file = (path if kind_of(path) == "folder" else path.parent) / "tokenizer.json"
+    return None if kind_of(file) is None else Tokenizer.load(file)
 
 
 def _write_files(

@@ -24,14 +24,13 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError
+from .._reading import kind_of
 
 __all__ = [
-    "clean_before", "clean_leftovers", "kind_of", "mention_of", "naming_file", "replacing", "replacing_files",
+    "clean_before", "clean_leftovers", "mention_of", "naming_file", "replacing", "replacing_files",
     "sibling", "sync_folder",
 ]  # fmt: skip
 
@@ -44,27 +43,7 @@ _active: set[Path] = set()
 _LONGEST = 200
 
 
-# ---------------------------------------------------------------------- names and kinds
-def kind_of(path: PathLike) -> str | None:
-    """``"file"``, ``"folder"`` or ``"other"`` (a pipe, a device), after links; None if nothing is there.
-
-    Raises
-    ------
-    OSError
-        If the system cannot tell, as in a folder that may not be read. (`Path.is_file` may answer False then.)
-    CheckpointError
-        If no file can have this name.
-    """
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:  # a NUL, or a character that the system's encoding does not have
-        raise CheckpointError(f"{str(path)!r}: cannot be the name of a file ({error})") from None
-    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
-
-
+# ---------------------------------------------------------------------- names
 @contextlib.contextmanager
 def naming_file(path: PathLike) -> Iterator[None]:
     """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._json import to_json
+from .._reading import is_name, is_size, kind_of, open_file, read_json, shown
 from ..errors import CheckpointError, TrainingError
-from .atomic import clean_before, clean_leftovers, kind_of, naming_file, replacing, sibling, sync_folder
+from .atomic import clean_before, clean_leftovers, naming_file, replacing, sibling, sync_folder
 from .locks import lock_folder
 
 __all__ = [
@@ -161,7 +161,7 @@ def write_folder(
     (5, True)
     """
     for name in files:
-        if not _is_plain_name(name) or name == MANIFEST:
+        if not is_name(name) or name == MANIFEST:
             raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
     if keep_last is not None and keep_last < 1:
         raise CheckpointError(f"keep_last: {keep_last} is less than 1")
@@ -218,10 +218,6 @@ def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
         raise CheckpointError(f"{path}: is the current folder, which saving there would replace; choose another one")
 
 
-def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
-
-
 def read_manifest(path: PathLike) -> dict[str, Any]:
     """The manifest of a folder, checked for its form.
 
@@ -229,27 +225,28 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
     ------
     CheckpointError
         If it is missing, not JSON, or not a manifest.
+    OSError
+        If it cannot be read.
     """
     file = Path(path) / MANIFEST
     if kind_of(file) is None:
         raise CheckpointError(f"{file}: no such file")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{file}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error})") from None
+    manifest = read_json(file, CheckpointError)
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise CheckpointError(f"{file}: not a manifest of format {_FORMAT}")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise CheckpointError(f"{file}: 'files' is not an object")
     for name, entry in files.items():
-        if not _is_plain_name(name):
-            raise CheckpointError(f"{file}: {name!r} is not the name of a file in the same folder")
-        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
-            raise CheckpointError(f"{file}: entry of {name!r} lacks size or sha256")
+        if not is_name(name):
+            raise CheckpointError(f"{file}: {shown(name)} is not the name of a file in the same folder")
+        if not isinstance(entry, dict) or not is_size(entry.get("size")) or not _is_sha256(entry.get("sha256")):
+            raise CheckpointError(f"{file}: entry of {shown(name)} lacks a size or a SHA-256 sum")
     return manifest
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
@@ -289,7 +286,7 @@ def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with naming_file(path), open(path, "rb", buffering=0) as file:
+    with naming_file(path), open_file(path, CheckpointError) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

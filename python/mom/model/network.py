@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import html
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,9 @@ from .. import _core, runtime
 from .._arguments import LARGEST, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
 from .._json import to_json
+from .._reading import kind_of, read_object
 from ..config import MoMConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..files import folders, names, weights
 from ..files.atomic import mention_of
 from ..files.hub import model_folder
@@ -464,9 +464,9 @@ class Network:
         """
         check_dtype(dtype)
         folder = model_folder(folder)
-        if not (folder / "config.json").is_file():
+        if kind_of(folder / "config.json") is None:
             raise CheckpointError(f"{folder}: no config.json{mention_of(folder)}")
-        if (folder / folders.MANIFEST).is_file():
+        if kind_of(folder / folders.MANIFEST) is not None:
             folders.verify_folder(folder)
         config = MoMConfig.from_json(folder)
         tensors = weights.read_weights(folder)
@@ -482,7 +482,7 @@ class Network:
         for name, tensor in canonical.items():
             model._parameters[name] = tensor
         model.tokenizer = _load_tokenizer(folder)
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = read_object(folder / "config.json", ConfigError)
         task, lengths = fields.get("finetuning_task"), fields.get("finetuning_lengths")
         model.finetuning_task = task if isinstance(task, str) else None
         if isinstance(lengths, dict):
@@ -540,4 +540,4 @@ def _load_tokenizer(folder: Path) -> Any:
     from ..data.tokenizer import Tokenizer
 
     names = ("tokenizer.json", "vocab.json", "encoder.json")
-    return Tokenizer.load(folder) if any((folder / n).is_file() for n in names) else None
+    return Tokenizer.load(folder) if any(kind_of(folder / n) for n in names) else None

@@ -16,6 +16,7 @@ Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed`
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -26,7 +27,9 @@ from typing import Any, Protocol
 
 from .._extras import need
 from .._json import to_json
-from ..files.atomic import kind_of, naming_file
+from .._reading import kind_of, open_file
+from ..errors import TrainingError
+from ..files.atomic import naming_file
 from ..files.folders import write_file
 
 __all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "closing"]
@@ -68,8 +71,9 @@ class JsonLines:
         self._path = path
         kept: list[str] = []
         if resume_step is not None and kind_of(path) is not None:
-            with naming_file(path), path.open(encoding="utf-8", errors="replace") as file:
-                kept = [line for line in file if _is_before(line, resume_step)]
+            with naming_file(path), open_file(path, TrainingError) as file:
+                lines = io.TextIOWrapper(io.BufferedReader(file), "utf-8", "replace")  # type: ignore[type-var]
+                kept = [line for line in lines if _is_before(line, resume_step)]
         write_file(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._reading import kind_of, read_object, shown
 from ..config import MoMConfig
 from ..data.prepare import tokenizer_of
 from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
-from ..files.atomic import kind_of
 from ..model import MoM, Network
 from .optimizer import AdamW
 
@@ -76,6 +77,46 @@ class State:
     waited: int = 0
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_maybe_number(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_pair_of_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, list) and len(entry) == 2 and _is_count(entry[0]) and _is_number(entry[1]) for entry in value
+    )
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+#: What ``training.json`` may hold, and which of it must be there.
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("step", "skipped", "bad_in_a_row", "examples"), _is_count),
+    **dict.fromkeys(("evaluated_step", "best_step", "waited"), _is_count),
+    **dict.fromkeys(("lm_loss", "val_loss", "best_score"), _is_maybe_number),
+    **dict.fromkeys(("config", "sampler", "best_values"), _is_object),
+    "seconds": _is_number, "random_state": _is_pair_of_counts, "history": _is_history,
+    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "dtype": lambda value: value in ("float32", "bfloat16"),
+    "fingerprint": lambda value: _is_object(value) and all(map(_is_object, value.values())),
+}  # fmt: skip
+_NEEDED = ("step", "random_state", "config", "sampler")
+
+
 def check_no_run_in(run_dir: Path) -> None:
     """Raise if a folder already holds a run. The folder need not exist."""
     if kind_of(run_dir) is None:
@@ -122,11 +163,13 @@ def save_checkpoint(
 
 def read_progress(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote beside the tensors: ``step``, ``random_state``, ``dtype``, ``config``, ..."""
-    try:
-        progress: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        progress["random_state"], int(progress["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/training.json: not readable ({error!r})") from None
+    file = path / "training.json"
+    if kind_of(file) is None:
+        raise CheckpointError(f"{file}: no such file")
+    progress = read_object(file, CheckpointError)
+    for name, is_right in _FORMS.items():
+        if not (name in progress and is_right(progress[name])) and (name in progress or name in _NEEDED):
+            raise CheckpointError(f"{file}: {name}: {shown(progress.get(name))} is not usable")
     return progress
 
 
@@ -148,7 +191,7 @@ def load_checkpoint(
     tensors = weights.read_safetensors(path / "model.safetensors")
     moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
     best_file = path / "best.safetensors"
-    best = weights.read_safetensors(best_file) if best_file.is_file() else {}
+    best = {} if kind_of(best_file) is None else weights.read_safetensors(best_file)
     model.load_state(tensors, str(path))
     try:
         optimizer.load_state(moments)

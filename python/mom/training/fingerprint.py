@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._reading import open_file
 from .._version import __version__
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..data.token_files import TokenFile
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from ..files.atomic import naming_file
 from ..model import Network
 from ..runtime import cpu_info
 from ..settings import Settings
@@ -127,7 +129,7 @@ def digest_of_tokens(tokens: TokenFile) -> dict[str, Any]:
     block = _WHOLE // _BLOCKS
     last = max(0, size - block)
     starts = range(0, size, block) if size <= _WHOLE else [i * last // (_BLOCKS - 1) for i in range(_BLOCKS)]
-    with open(tokens.path, "rb", buffering=0) as file:
+    with naming_file(tokens.path), open_file(tokens.path, DataError) as file:
         for start in starts:
             file.seek(start)
             digest.update(file.read(block))
