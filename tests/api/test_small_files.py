@@ -135,7 +135,8 @@ def test_what_is_no_text(folder: Path, name: str) -> None:
 
 BAD_JSON = {
     "cut": b'{"a": [1, 2', "empty": b"", "nested": b'{"a":' + b"[" * 200_000,
-    "digits": b'{"a": ' + b"7" * 10_000 + b"}", "fewer digits": b'{"a": -' + b"7" * 4_000 + b"}", "words": b'{"a": seven}', "two": b"{}{}",
+    "digits": b'{"a": ' + b"7" * 10_000 + b"}", "fewer digits": b'{"a": -' + b"7" * 4_000 + b"}",
+    "words": b'{"a": seven}', "two": b"{}{}",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ..files import folders
 from ..files.hub import model_folder
 from ..model import MoM
 from ..training import TrainingConfig, train
-from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, read_progress
+from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, settings_of_checkpoint
 from ..training.pretraining import take_tokenizer
 from .flags import (
     add_allow_changes,
@@ -99,7 +99,7 @@ def _run(a: argparse.Namespace) -> int:
 
 def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, Any]:
     """Settings of the checkpoint to resume, if there is one, overridden by the file and then by the flags."""
-    settings = {} if latest is None else read_progress(latest)["config"]
+    settings = {} if latest is None else settings_of_checkpoint(latest).to_dict()
     return {**settings, **given_fields(a, TrainingConfig)}
 
 

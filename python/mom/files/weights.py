@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .._reading import decode, is_name, is_size, open_file, parse_json, read_json, read_object, shown
+from .._reading import decode, is_name, is_size, kind_of, open_file, parse_json, read_json, read_object, shown
 from ..errors import CheckpointError
 from .atomic import naming_file
 from .folders import write_file
@@ -212,9 +212,9 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
         If there are no readable weights, a shard is missing, or index and shards disagree.
     """
     path = Path(path)
-    if path.is_dir():
+    if kind_of(path) == "folder":
         for name in ("model.safetensors", "model.safetensors.index.json"):
-            if (path / name).is_file():
+            if kind_of(path / name) is not None:
                 return read_weights(path / name)
         if pickled := [file for file in sorted(path.iterdir()) if is_pickle_name(file)]:
             raise pickle_error(pickled[0])

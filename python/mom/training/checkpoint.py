@@ -21,11 +21,12 @@ from ..data.prepare import tokenizer_of
 from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
 from ..model import MoM, Network
+from .config import TrainingConfig
 from .optimizer import AdamW
 
 __all__ = [
     "State", "check_no_run_in", "fingerprint_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint",
-    "read_progress", "save_checkpoint",
+    "read_progress", "save_checkpoint", "settings_of_checkpoint",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -176,8 +177,10 @@ def read_progress(path: Path) -> dict[str, Any]:
 def fingerprint_in(path: Path) -> dict[str, Any]:
     """The fingerprint of the run that a checkpoint belongs to, as far as the checkpoint knows it."""
     progress = read_progress(path)
-    known = {"settings": progress.get("config"), "run": {"dtype": progress.get("dtype")}}
-    fingerprint: dict[str, Any] = progress.get("fingerprint", known)
+    if "fingerprint" not in progress:  # as written before runs had one
+        model = MoMConfig.from_json(path).to_dict()
+        return {"model": model, "settings": progress["config"], "run": {"dtype": progress.get("dtype")}}
+    fingerprint: dict[str, Any] = progress["fingerprint"]
     return fingerprint
 
 
@@ -199,6 +202,11 @@ def load_checkpoint(
         raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
     model.random_state = (random_state[0], random_state[1])
     return progress, best
+
+
+def settings_of_checkpoint(path: Path) -> TrainingConfig:
+    """The settings of the run that a checkpoint belongs to."""
+    return TrainingConfig.from_dict(read_progress(path)["config"], f"{path}/training.json: config")
 
 
 def model_of_checkpoint(path: PathLike, dtype: str | None = None, config: MoMConfig | None = None) -> MoM:

@@ -75,7 +75,7 @@ _WHOLE, _BLOCKS = 1 << 24, 256
 
 
 class Change(NamedTuple):
-    """A field in which a resumed run differs from the run that it continues, and what becomes of that."""
+    """A field that a resumed run has changed, and the verdict of `MAY_CHANGE`."""
 
     name: str
     before: Any
@@ -122,8 +122,8 @@ def digest_of_tokens(tokens: TokenFile) -> dict[str, Any]:
     """Number of tokens and hashes of a token file.
 
     ``sha256`` is what ``meta.json`` says of the file. ``sample`` is the hash of at most 16 MiB of the file itself: of
-    the whole file, or of 256 blocks over its whole length. So a large file is recognised in a fraction of a second, but
-    a change between the blocks that leaves ``meta.json`` as it is goes unnoticed.
+    the whole file, or of 256 blocks over its whole length. So a large file is recognised in a fraction of a second. A
+    change between the blocks is not noticed if ``meta.json`` stays as it is.
     """
     size, digest = os.stat(tokens.path).st_size, hashlib.sha256()
     block = _WHOLE // _BLOCKS
@@ -167,7 +167,7 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any], settings:
     changes = []
     for part, kind in (("model", MoMConfig), ("settings", settings)):
         if not isinstance(before.get(part), Mapping):
-            continue  # a checkpoint of the time before fingerprints
+            continue
         verdicts = MAY_CHANGE[kind.noun] if part == "settings" else {}
         for field in kind.fields():
             old, new = before[part].get(field.name, field.default), now[part][field.name]

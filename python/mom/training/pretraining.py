@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._reading import kind_of
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError
@@ -237,9 +238,9 @@ def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tu
         return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
 
     found = False
-    if not isinstance(data, TokenFile) and Path(data).is_dir():
+    if not isinstance(data, TokenFile) and kind_of(data) == "folder":
         beside = Path(data) / "val.bin"
-        if val_data is None and beside.is_file() and beside.stat().st_size:
+        if val_data is None and kind_of(beside) == "file" and beside.stat().st_size:
             val_data, found = beside, True
     validation = None if val_data is None else open_one(val_data)
     if validation is not None and len(validation) < sequence_length:

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from .._reading import kind_of
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
 from .callbacks import Callback
-from .checkpoint import newest_checkpoint, read_progress
+from .checkpoint import newest_checkpoint, read_progress, settings_of_checkpoint
 from .config import TrainingConfig
 from .optimizer import AdamW
 from .pretraining import TrainingResult, take_tokenizer, train
@@ -218,16 +219,14 @@ def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
     latest, _ = newest_checkpoint(run)
     if latest is None:
         return None, "float32"
-    progress = read_progress(latest)
-    config = TrainingConfig.from_dict(progress["config"], f"{latest}/training.json")
-    return config, progress.get("dtype", "float32")
+    return settings_of_checkpoint(latest), read_progress(latest).get("dtype", "float32")
 
 
 def _model(
     config: MoMConfig | str, data: PathLike, phase: str, vanilla: MoM | PathLike | None, dtype: str, seed: int
 ) -> MoM:
     file = Path(data) / "meta.json"
-    if not file.is_file():
+    if kind_of(file) is None:
         raise DataError(f"{file}: no such file; make the folder with 'mom prepare'")
     vocabulary = read_meta(data).get("vocab_size")
     if vocabulary is None:
