@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import shutil
-import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -17,9 +15,10 @@ from typing import Any
 import pytest
 
 import mom
+from killed import killed_at
 from mom.data import TextDocuments
 from mom.data.prepare import prepare, read_meta
-from mom.errors import CheckpointError, DataError, TrainingError
+from mom.errors import CheckpointError, DataError, MomError, TrainingError
 from mom.files import atomic, folders
 from mom.files.atomic import clean_leftovers, replacing_files
 from mom.files.folders import latest_valid, verify_folder, write_file, write_folder
@@ -38,40 +37,6 @@ def dead_process() -> int:
 
 
 # ---------------------------------------------------------------------- killed writers
-#: What a writer asks of the system, and of this package's own steps.
-CALLS = [(os, "rename"), (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"),
-         (atomic, "_exchange"), (shutil, "rmtree")]  # fmt: skip
-
-
-def killed_at(number: int, after: bool, work: Callable[[], object], patches: dict[str, Any]) -> bool:
-    """Run `work` in a fork that is killed at (or after) its so many-th call. Returns whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            made = 0
-
-            def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-                def call(*arguments: Any, **more: Any) -> Any:
-                    nonlocal made
-                    made += 1
-                    mine = made == number
-                    if mine and not after:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    try:
-                        return real(*arguments, **more)
-                    finally:
-                        if mine:
-                            os.kill(os.getpid(), signal.SIGKILL)
-
-                return call
-
-            for where, name in CALLS:
-                setattr(where, name, counted(patches.get(name, getattr(where, name))))
-            work()
-        os._exit(0)
-    return bool(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
-
-
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_killed_save_leaves_the_old_or_the_new_folder(tmp_path: Path, exchange: bool, after: bool) -> None:
@@ -337,6 +302,27 @@ def test_rotation_passes_over_what_it_cannot_read(tmp_path: Path, monkeypatch: p
     assert sorted(os.listdir(tmp_path)) == ["step-2", "step-3"], "what cannot be read is neither counted nor deleted"
 
 
+def test_flushing_a_folder_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def failing(number: int) -> Callable[[int], None]:
+        def fsync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            real(descriptor)
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    for write in (lambda: write_folder(tmp_path / "x", OLD), lambda: write_file(tmp_path / "y", "x")):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            write()
+        assert str(tmp_path) in caught.value.filename
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))  # as some network file systems answer
+    write_folder(tmp_path / "x", OLD)
+    verify_folder(tmp_path / "x")
+
+
 # ---------------------------------------------------------------------- names
 def test_the_root_is_refused() -> None:
     with pytest.raises(CheckpointError, match="/: is a mount point, which cannot be replaced; choose a folder below"):
@@ -366,8 +352,13 @@ def test_long_names_are_names(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
-def test_impossible_names_are_named(tmp_path: Path, name: str) -> None:
-    for call in (lambda: write_folder(tmp_path / name, OLD), lambda: mom.MoM(CONFIG).save_pretrained(tmp_path / name)):
-        with pytest.raises(CheckpointError, match="cannot be the name of a file"):
+def test_impossible_names_are_named(tmp_path: Path, data: Path, name: str) -> None:
+    path, texts = tmp_path / name, TextDocuments(["a"])
+    calls = (
+        lambda: train(data, path), lambda: prepare(texts, path, progress=False), lambda: write_folder(path, OLD),
+        lambda: mom.MoM.from_pretrained(path), lambda: mom.MoM(CONFIG).save_pretrained(path),
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(MomError, match="cannot be the name of a file|is not a folder"):
             call()
     assert os.listdir(tmp_path) == []

@@ -86,7 +86,7 @@ def _is_still(file: Path, descriptor: int) -> bool:
 
 def _owner(descriptor: int) -> str:
     """The process that holds the lock, in words."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         found = json.loads(os.pread(descriptor, 1000, 0))
         return f"process {int(found['process'])} on {found['host']!s}"
     return "another process"

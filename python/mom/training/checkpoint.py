@@ -26,7 +26,7 @@ from .optimizer import AdamW
 
 __all__ = [
     "State", "check_no_run_in", "fingerprint_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint",
-    "read_progress", "save_checkpoint", "settings_of_checkpoint",
+    "read_progress", "remove_older", "save_checkpoint", "settings_of_checkpoint",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -158,8 +158,13 @@ def save_checkpoint(
     # A state may hold non-finite numbers, which strict JSON does not allow.
     files["training.json"] = json.dumps(progress) + "\n"
     folders.write_folder(path, files)
-    folders.rotate(run_dir, keep_last, prefix=_PREFIX, protect=path)
+    remove_older(path, keep_last)
     return path
+
+
+def remove_older(path: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints of a run. `path` is one that stays."""
+    folders.rotate(path.parent, keep_last, prefix=_PREFIX, protect=path)
 
 
 def read_progress(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._reading import check_name
 from ..data.prepare import tokenizer_of
 from ..errors import ConfigError, TrainingError
 from ..files.atomic import clean_leftovers
@@ -28,7 +29,15 @@ from ..files.locks import lock_folder
 from ..model import Network
 from .batches import MicroBatch, Rows, Windows
 from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, closing
-from .checkpoint import State, check_no_run_in, fingerprint_in, load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoint import (
+    State,
+    check_no_run_in,
+    fingerprint_in,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_older,
+    save_checkpoint,
+)
 from .config import FinetuneConfig, TrainingConfig
 from .fingerprint import changes_between, check_changes, fingerprint_of
 from .optimizer import AdamW
@@ -158,6 +167,7 @@ class Engine:
                 raise ConfigError("resume: needs a run_dir")
             yield
             return
+        check_name(self.dir, ConfigError)
         self.dir.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.dir):
             clean_leftovers(self.dir)
@@ -186,6 +196,8 @@ class Engine:
         self.state.history = [(step, measure) for step, measure in self.state.history]
         self._saved = (self.state.step, self.state.evaluated_step)
         self.checkpoint = latest
+        if not self.state.bad_in_a_row:  # the run may have been killed after a save, before it removed older ones
+            remove_older(latest, self.schedule.keep_last)
 
     def _changes_since(self, latest: Path) -> set[str]:
         """Compare this run with that of a checkpoint, and say what differs. Returns the names of what was changed."""
