@@ -219,7 +219,7 @@ def test_another_tokenizer(tmp_path: Path, data: Path) -> None:
 def test_parameters_that_are_trained(run: Path, data: Path) -> None:
     model = small_run.model()
     model.train_only("transformer.h.0.*")
-    with pytest.raises(mom.ConfigError, match=r"trained was parameters \d+ sha256 \w+ and is now parameters \d+ "):
+    with pytest.raises(mom.ConfigError, match=r"frozen was parameters 0 sha256 \w+ and is now parameters \d+ "):
         train(data, run, model, resume=True)
 
 

@@ -64,7 +64,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "dev_data": REFUSED,  # the data of an evaluation that chooses weights
         "tokenizer": REFUSED,  # its hash
         "start": REFUSED,  # hash of the weights of the model that fine-tuning or phase two begins with
-        "trained": REFUSED,  # which parameters are trained
+        "frozen": REFUSED,  # which parameters are not trained
         "seed": REFUSED,  # of fine-tuning
         "dtype": WARNED, "level": WARNED, "compiler": WARNED, "version": WARNED,
     },
@@ -108,11 +108,12 @@ def fingerprint_of(
         Which parameters the run selects, in the model's order. By default all.
     """
     cpu = cpu_info()
-    mask = np.array(list(model.trainable.values()), np.uint8)
-    mask = mask if trained is None else mask & trained
+    chosen = [True] * len(model.parameters) if trained is None else trained
+    pairs = zip(model.trainable.items(), chosen, strict=True)
+    frozen = [name for (name, may), is_chosen in pairs if not (may and is_chosen)]
     run = {
         **facts, "tokenizer": getattr(model.tokenizer, "sha256", None),
-        "trained": {"parameters": int(mask.sum()), "sha256": hashlib.sha256(mask.tobytes()).hexdigest()},
+        "frozen": {"parameters": len(frozen), "sha256": hashlib.sha256("\n".join(frozen).encode()).hexdigest()},
         "dtype": model.dtype, "level": cpu["level"], "compiler": cpu["compiler"], "version": __version__,
     }  # fmt: skip
     return {"model": model.config.to_dict(), "settings": config.to_dict(), "run": run}
