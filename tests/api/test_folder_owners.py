@@ -16,7 +16,7 @@ import pytest
 
 import mom
 from killed import killed_at
-from mom.data import TextDocuments
+from mom.data import TextDocuments, TokenFile
 from mom.data.prepare import prepare, read_meta
 from mom.errors import CheckpointError, DataError, MomError, TrainingError
 from mom.files import atomic, folders
@@ -92,6 +92,8 @@ def test_a_killed_replacement_of_files_is_whole_or_says_so(tmp_path: Path, other
             assert others
             with pytest.raises(DataError, match="meta.json: no such file. An interrupted save left .meta.json.tmp-"):
                 read_meta(folder)
+            with pytest.raises(DataError, match="interrupted|no such file"):
+                TokenFile(folder)
         write("{}", *NAMES)
         assert sorted(os.listdir(tmp_path)) == ["data"]
         assert sorted(os.listdir(folder)) == sorted({*NAMES, *(["mine.txt"] if others else [])})

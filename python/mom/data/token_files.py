@@ -16,7 +16,6 @@ Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002 (the gener
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -25,7 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._reading import is_size, kind_of, read_json
 from ..errors import DataError
+from ..files.atomic import mention_of
 
 __all__ = ["TokenFile", "WindowSampler"]
 
@@ -69,8 +70,13 @@ class TokenFile:
             raise DataError(f"dtype: {dtype!r} is not one of 'uint16', 'uint32'")
         if vocab_size is not None and vocab_size < 1:
             raise DataError(f"vocab_size: {vocab_size} is less than 1")
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file")
+        if kind_of(self.path) is None:
+            raise DataError(f"{self.path}: no such file{mention_of(self.path.parent)}")
+        if kind_of(self.path) != "file":
+            raise DataError(f"{self.path}: is a {kind_of(self.path)}, expected a token file")
+        beside = self.path.with_name("meta.json")
+        if kind_of(beside) is None and (left := mention_of(beside)):
+            raise DataError(f"{self.path}: what 'mom prepare' was writing when it was interrupted{left}")
         size = self.path.stat().st_size
         meta = self._read_meta()
         said = meta.get("dtype")
@@ -92,12 +98,9 @@ class TokenFile:
     def _read_meta(self) -> dict[str, Any]:
         """What ``meta.json`` says of this file; empty if it does not exist or does not list the file."""
         file = self.path.with_name("meta.json")
-        if not file.is_file():
+        if kind_of(file) is None:
             return {}
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: not valid JSON ({error})") from None
+        values = read_json(file, DataError)
         files = values.get("files") if isinstance(values, dict) else None
         entry = files.get(self.path.name) if isinstance(files, dict) else None
         if entry is None:
@@ -105,7 +108,7 @@ class TokenFile:
         tokens = entry.get("tokens") if isinstance(entry, dict) else None
         meta = {"dtype": values.get("dtype"), "vocab_size": values.get("vocab_size"), "tokens": tokens}
         sizes = (meta["vocab_size"], tokens)
-        if str(meta["dtype"]) not in _DTYPES or not all(isinstance(size, int) and size > 0 for size in sizes):
+        if str(meta["dtype"]) not in _DTYPES or not all(is_size(size) and size for size in sizes):
             raise DataError(f"{file}: dtype, vocab_size or the number of tokens of {self.path.name} is not usable")
         return meta
 
