@@ -223,6 +223,15 @@ def test_the_log_of_a_run_is_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
+@pytest.mark.parametrize("name", ["train.bin", "meta.json"])
+def test_token_files_and_their_description(tmp_path: Path, name: str) -> None:
+    (tmp_path / "train.bin").write_bytes(bytes(100))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with soon(), pytest.raises(DataError, match=f"{name}: is a pipe, expected a "):
+        mom.data.TokenFile(tmp_path)
+
+
 # ---------------------------------------------------------------------- what they say
 PROGRESS = {"step": 3, "random_state": [1, 2], "config": {}, "sampler": {}}
 WRONG: dict[str, list[Any]] = {

@@ -161,7 +161,7 @@ def pretrain(
         By default 0; of a resumed run, that of its checkpoint.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, with its settings. Arguments that are given must be those
-        of the checkpoint; `minutes` have no effect then.
+        of the checkpoint. `minutes` and `vanilla` have no effect then.
     progress, callbacks, allow_changes
         See `train`.
     **changes
