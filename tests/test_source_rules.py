@@ -135,7 +135,7 @@ def test_stubs_name_what_the_extension_has() -> None:
 PACKAGE = ROOT / "python" / "mom"
 #: Folders and single modules of the package. Each may import itself and those before it.
 PARTS = [
-    *("errors", "_version", "_json", "_openmp", "_core", "_extras", "_arguments", "settings", "routers"),
+    *("errors", "_version", "_json", "_reading", "_openmp", "_core", "_extras", "_arguments", "settings", "routers"),
     *("file_fields", "config"),
     *("runtime", "ops", "reference", "files", "data", "model", "routing", "training", "glue", "xsum", "evaluate"),
     *("sklearn", "demo", "cli", "__main__", "__init__"),

@@ -7,7 +7,6 @@ in all of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from . import file_fields
 from ._arguments import PathLike
 from ._json import to_json
+from ._reading import read_json
 from .errors import ConfigError
 from .routers import KINDS, router_kind
 from .settings import Settings, at_least, between, one_of, setting
@@ -370,15 +370,7 @@ class MoMConfig(Settings):
         path = Path(path)
         if path.is_dir():
             path = path / "config.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: also numbers of too many digits
-            raise ConfigError(f"{path}: not valid JSON ({error})") from None
-        return cls.from_dict(values, source=str(path))
+        return cls.from_dict(read_json(path, ConfigError), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, with the marker ``mom_format`` that says the behaviour fields are meant."""

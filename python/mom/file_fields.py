@@ -8,13 +8,13 @@ writes it.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from . import _reading
+from ._reading import PathLike
 from .errors import MomError
 
 __all__ = ["LEGACY_GENERATION", "TABLE", "USES", "FileField", "as_markdown", "check", "read_object"]
@@ -249,11 +249,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-#: Larger JSON files beside weights are refused unread.
-MAX_BYTES = 64 * 1024 * 1024
-
-
-def read_object(path: str | os.PathLike[str], error: type[MomError]) -> dict[str, Any]:
+def read_object(path: PathLike, error: type[MomError]) -> dict[str, Any]:
     """The fields of a JSON file; none if there is no such file.
 
     Raises
@@ -261,20 +257,7 @@ def read_object(path: str | os.PathLike[str], error: type[MomError]) -> dict[str
     MomError
         Of the given type: if the file is too large, not UTF-8, not JSON or no object.
     """
-    path = Path(path)
-    if not path.is_file():
-        return {}
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise error(f"{path}: {size} bytes, more than the limit of {MAX_BYTES}")
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as problem:
-        raise error(f"{path}: not UTF-8 text ({problem})") from None
-    except (ValueError, RecursionError) as problem:
-        raise error(f"{path}: not valid JSON ({problem})") from None
-    if not isinstance(values, dict):
-        raise error(f"{path}: expected a JSON object, got a {type(values).__name__}")
-    return values
+    return {} if _reading.kind_of(path) is None else _reading.read_object(path, error)
 
 
 def as_markdown() -> str:

@@ -14,20 +14,14 @@ import dataclasses
 import difflib
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ._arguments import PathLike
+from ._reading import read_toml_file, shown
 from .errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["Settings", "at_least", "between", "one_of", "positive", "read_toml", "setting", "type_names_of"]
 
@@ -98,7 +92,7 @@ class Settings:
             rule = field.metadata.get("rule")
             problem = None if value is None or rule is None else rule(value)
             if problem is not None:
-                raise ConfigError(f"{field.name}: {value!r} {problem}")
+                raise ConfigError(f"{field.name}: {shown(value)} {problem}")
         self._check()
 
     def _check(self) -> None:
@@ -176,16 +170,12 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
                 return None
         elif isinstance(value, _ACCEPTED[kind]) and (kind == "bool" or not isinstance(value, bool)):
             return value.item() if isinstance(value, np.generic) else value
-    raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {value!r}")
+    raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {shown(value)}")
 
 
 def read_toml(path: PathLike, table: str) -> dict[str, Any]:
     """Fields that a TOML file sets, in the given table or else at top level; names are not checked."""
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    values = read_toml_file(path, ConfigError)
     section = values.get(table, values)
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: {table} is not a table")

@@ -128,9 +128,7 @@ def test_error_is_one_line_and_a_traceback_on_request(
 
 
 def test_closed_output_is_no_error() -> None:
-    command = subprocess.Popen(
-        [sys.executable, "-m", "mom", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = subprocess.Popen([sys.executable, "-m", "mom", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert command.stdout is not None and command.stderr is not None
     command.stdout.close()
     assert command.stderr.read() == b""
@@ -211,7 +209,14 @@ def test_used_run_dir_needs_resume(mom_command: Any, trained: Path, data: Path) 
     status, out, _ = mom_command(*flags, "--resume")
     assert status == 0 and out.startswith("step 4\n")
     status, _, err = mom_command(*flags, "--resume", *MODEL, "--set", "num_ffn=4")
-    assert status == 1 and "resume: num_ffn is 3 in " in err and "but 4 is asked for" in err
+    assert status == 1 and "belongs to another run: num_ffn was 3 and is now 4. " in err
+    assert "pass allow_changes=True (on the command line --allow_changes)" in err
+    status, _, err = mom_command(*flags, "--resume", "--lr", 0.5, "--beta1", 0.5)
+    assert status == 1 and "lr was 0.01 and is now 0.5; beta1 was 0.9 and is now 0.5" in err
+    status, _, err = mom_command(*flags, "--resume", "--lr", 0.5, "--allow_changes")
+    assert status == 0 and "resume: lr was 0.01 and is now 0.5\n" in err
+    status, _, err = mom_command(*flags, "--allow_changes", "--preset", "demo")
+    assert status == 1 and "allow_changes: has a meaning only with resume" in err
 
 
 def test_resume_takes_settings_from_the_checkpoint_and_flags_win(mom_command: Any, data: Path, tmp_path: Path) -> None:

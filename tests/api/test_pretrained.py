@@ -21,7 +21,7 @@ import mom
 from mom import MoMConfig
 from mom.config import BEHAVIOUR_FIELDS
 from mom.errors import CheckpointError, ConfigError
-from mom.files import weights
+from mom.files import atomic, weights
 from mom.files.names import canonical_names, rename, vanilla_mapping
 
 CONFIG = MoMConfig(
@@ -387,7 +387,7 @@ def test_full_disk_leaves_the_earlier_folder(when: str, tmp_path: Path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            *{"write": (weights, "_write_parts"), "fsync": (os, "fsync"), "rename": (os, "rename")}[when], full
+            *{"write": (weights, "_write_parts"), "fsync": (os, "fsync"), "rename": (atomic, "_exchange")}[when], full
         )
         with pytest.raises(OSError) as caught:
             new.save_pretrained(folder)

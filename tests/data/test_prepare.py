@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mom.data.prepare as prepare_module
+import mom.files.atomic as atomic
 from mom.data import Documents, TextDocuments, TokenFile
 from mom.data.prepare import prepare
 from mom.data.tokenizer import Tokenizer
@@ -142,26 +143,41 @@ def test_full_disk_leaves_everything_as_it_was(tmp_path, tokenizer, monkeypatch,
     assert (tmp_path / "deep").exists() == existing
 
 
-@pytest.mark.parametrize("failing", range(8))
-def test_failing_rename_is_undone(tmp_path, tokenizer, monkeypatch, failing):
-    prepare(TextDocuments(TEXTS[:100]), tmp_path, tokenizer=tokenizer, progress=False)
-    before = snapshot(tmp_path)
-    real_rename, real_put, calls = os.rename, prepare_module._put_in_place, []
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("exchange", [False, True])
+def test_failing_rename_is_undone(tmp_path, tokenizer, monkeypatch, others, exchange):
+    """Alone, the folder is replaced as a whole; beside other files, eight files are renamed."""
+    out = tmp_path / "out"
+    prepare(TextDocuments(TEXTS[:100]), out, tokenizer=tokenizer, progress=False)
+    if others:
+        (out / "mine.txt").write_text("mine")
+    before, listing = snapshot(tmp_path), sorted(os.listdir(tmp_path))
+    real_rename, real_put, calls = os.rename, atomic._exchange, []
 
-    def rename(source, target):
-        calls.append(target)
-        if len(calls) == failing + 1:
-            raise OSError(errno.EIO, "Input/output error")
-        real_rename(source, target)
+    def counted(real):
+        def call(*arguments):
+            calls.append(arguments)
+            if len(calls) == failing + 1 and "train.part" not in str(arguments) and "val.part" not in str(arguments):
+                raise OSError(errno.EIO, "Input/output error")
+            return real(*arguments)
 
-    def put_in_place(stage, out_dir):
-        monkeypatch.setattr(os, "rename", rename)
-        real_put(stage, out_dir)
+        return call
 
-    monkeypatch.setattr(prepare_module, "_put_in_place", put_in_place)
-    with pytest.raises(OSError, match="Input/output error"):
-        prepare(TextDocuments(TEXTS), tmp_path, tokenizer=tokenizer, progress=False)
-    assert snapshot(tmp_path) == before
+    monkeypatch.setattr(os, "rename", counted(real_rename))
+    monkeypatch.setattr(atomic, "_exchange", counted(real_put) if exchange else lambda one, two: False)
+    seen = 0
+    for failing in range(2, 12):  # noqa: B007  (the first two renames finish the token files)
+        calls.clear()
+        try:
+            prepare(TextDocuments(TEXTS), out, tokenizer=tokenizer, progress=False)
+        except OSError as error:
+            assert error.errno == errno.EIO
+            assert (snapshot(tmp_path), sorted(os.listdir(tmp_path))) == (before, listing)
+            seen += 1
+        else:
+            break
+    assert seen == (8 if others else 1 if exchange else 2)
+    assert sorted(os.listdir(tmp_path)) == listing and (out / "mine.txt").exists() == others
 
 
 def test_unreadable_text_leaves_everything_as_it_was(tmp_path, tokenizer):

@@ -180,17 +180,6 @@ def test_a_used_folder_is_refused_before_anything_is_trained(model: mom.MoM, dat
         finetune(model, data, resume=True)
 
 
-def test_other_rows_are_refused_and_other_settings_are_said(
-    model: mom.MoM, data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(small_run.Crash):
-        finetune(model, data, run_dir=tmp_path, callbacks=[At(5, crash)])
-    with pytest.raises(mom.DataError, match="rows is 45, but there are 44"):
-        finetune(model, {**data, "train": data["train"][:-1]}, run_dir=tmp_path, resume=True)
-    finetune(model, data, run_dir=tmp_path, resume=True, lr=0.02)
-    assert "resume: lr was 0.01 and is now 0.02" in capsys.readouterr().err
-
-
 # ---------------------------------------------------------------------- stopping and records
 def test_a_callback_may_stop_a_seed_with_its_last_evaluation(model: mom.MoM, data: Any) -> None:
     result = finetune(model, data, callbacks=[At(4, lambda: True)])

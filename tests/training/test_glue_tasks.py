@@ -518,6 +518,8 @@ def test_the_command_takes_settings_from_a_file_and_resumes(
     assert (status, again) == (0, out)
     assert json.loads((tmp_path / "out" / "rte" / "results.json").read_text())["seeds"] == written["seeds"]
     status, _, err = run(capsys, *command, "--resume", "--warmup", "1")  # a step
+    assert status == 1 and "belongs to another run: warmup was 0.5 and is now 1." in err
+    status, _, err = run(capsys, *command, "--resume", "--warmup", "1", "--allow_changes")
     assert status == 0 and "resume: warmup was 0.5 and is now 1" in err
     file.write_text("epoch = 1\n")
     status, _, err = run(capsys, *command, "--resume")

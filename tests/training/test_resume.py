@@ -221,22 +221,6 @@ def test_resume_needs_a_run_dir(data: Path) -> None:
         mom.train(small_run.model(), data, resume=True, progress=False, **small_run.SETTINGS)
 
 
-def test_resume_with_other_data_or_another_model_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(small_run.Crash):
-        train(data, tmp_path / "run", callbacks=[small_run.crash_at(5)])
-    with pytest.raises(mom.DataError, match="tokens is 3000, but this sampler has 2000"):
-        train(small_run.write_tokens(tmp_path / "other.bin", 2000), tmp_path / "run", resume=True)
-    with pytest.raises(mom.CheckpointError, match="does not fit the configuration"):
-        mom.train(
-            small_run.model(num_ffn=2),
-            data,
-            run_dir=tmp_path / "run",
-            resume=True,
-            progress=False,
-            **small_run.SETTINGS,
-        )
-
-
 def test_a_checkpoint_that_says_less_of_its_run_resumes_to_the_same_bits(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -252,14 +236,6 @@ def test_a_checkpoint_that_says_less_of_its_run_resumes_to_the_same_bits(
     result = train(data, tmp_path, resume=True).last_result  # type: ignore[attr-defined]
     assert states(tmp_path)[:2] == states(whole)[:2] and log(tmp_path) == log(whole)
     assert [step for step, _ in result.history] == [10, 15, 20]
-
-
-def test_changed_settings_are_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(small_run.Crash):
-        train(data, tmp_path, callbacks=[small_run.crash_at(5)])
-    train(data, tmp_path, resume=True, lr=2e-3, batch_size=2)
-    said = capsys.readouterr().err
-    assert "resume: lr was 0.01 and is now 0.002" in said and "resume: batch_size was 4 and is now 2" in said
 
 
 def test_only_the_newest_checkpoints_are_kept(whole: Path) -> None:

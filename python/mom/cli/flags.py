@@ -152,7 +152,7 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         try:
             changes[name] = words[text.lower()] if text.lower() in words else json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             changes[name] = text
     return changes
 

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "names the folder of phase one) and trains that model. The settings are those of the recipe; 'mom train' "
         "lets you choose all of them.",
     )  # fmt: skip
-    add_arguments(parser, pretrain, "phase", "data", "run_dir", "seed", "resume")
+    add_arguments(parser, pretrain, "phase", "data", "run_dir", "seed", "resume", "allow_changes")
     parser.add_argument("--from", dest="vanilla", metavar="FOLDER", help="with --phase mom: the model of phase one")
     parser.add_argument("--preset", default="mini", metavar="NAME", help=f"shape: {', '.join(PRESETS)}")
     add_changes(parser)
@@ -45,7 +45,7 @@ def _run(a: argparse.Namespace) -> int:
     result = pretrain(
         config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
         tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
-        **changes,
+        allow_changes=a.allow_changes, **changes,
     )  # fmt: skip
     training, plan = result.training, result.config
     print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")

@@ -14,9 +14,19 @@ from ..files import folders
 from ..files.hub import model_folder
 from ..model import MoM
 from ..training import TrainingConfig, train
-from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, read_progress
+from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, settings_of_checkpoint
 from ..training.pretraining import take_tokenizer
-from .flags import add_changes, add_dtype, add_fields, add_progress, add_threads, changes_of, command, given_fields
+from .flags import (
+    add_arguments,
+    add_changes,
+    add_dtype,
+    add_fields,
+    add_progress,
+    add_threads,
+    changes_of,
+    command,
+    given_fields,
+)
 from .results import print_losses
 
 
@@ -37,6 +47,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="continue from the newest valid checkpoint, with its model and settings",
     )
+    add_arguments(parser, train, "allow_changes")
     add_progress(parser)
     add_threads(parser)
     group = parser.add_argument_group("model", "one of --preset, --model or --init_from, unless a run is resumed")
@@ -70,7 +81,10 @@ def _run(a: argparse.Namespace) -> int:
     config = TrainingConfig().replace(**settings)
     print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
 
-    result = train(model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress)
+    result = train(
+        model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress,
+        allow_changes=a.allow_changes,
+    )  # fmt: skip
     folder = Path(a.run_dir) / "model"
     model.save_pretrained(folder)
     print(f"step {result.step}")
@@ -83,7 +97,7 @@ def _run(a: argparse.Namespace) -> int:
 
 def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, Any]:
     """Settings of the checkpoint to resume, if there is one, overridden by the file and then by the flags."""
-    settings = {} if latest is None else read_progress(latest)["config"]
+    settings = {} if latest is None else settings_of_checkpoint(latest).to_dict()
     return {**settings, **given_fields(a, TrainingConfig)}
 
 
@@ -122,7 +136,7 @@ def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> M
 
 
 def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
-    """A model of the checkpoint's shape; `mom.train` reads the weights. Flags may repeat the shape, not change it."""
+    """A model that `mom.train` reads the weights into. It compares the model with the checkpoint's."""
     config = MoMConfig.from_json(latest)
     changes = changes_of(a.changes)
     if a.preset is not None or a.model is not None:
@@ -134,8 +148,4 @@ def _model_to_resume(a: argparse.Namespace, latest: Path) -> MoM:
         asked = asked.vanilla_config() if a.vanilla else asked
     else:
         asked = config.replace(**changes)
-    for name in config.names():
-        ours, theirs = getattr(config, name), getattr(asked, name)
-        if ours != theirs:
-            raise ConfigError(f"resume: {name} is {ours!r} in {latest}, but {theirs!r} is asked for")
-    return model_of_checkpoint(latest, a.dtype)
+    return model_of_checkpoint(latest, a.dtype, asked)

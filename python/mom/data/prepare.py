@@ -3,9 +3,10 @@
 The format is nanoGPT's (ids one after the other, little-endian uint16, or uint32 for vocabularies beyond
 65,536). Beside each token file lies its description under its own name, ``train.bin.json``, which a copy of the file
 should take along. Documents are read, encoded and written in batches, so memory does not grow with the text.
-Everything is first written to temporary files beside the final ones. When all of them are on the disk, they are renamed
-into place, ``meta.json`` last; a failure on the way undoes the renames. So a folder holds the earlier content or the
-new one, never a mixture.
+Everything is first written to a temporary folder. When all files are on the disk, the folder takes the place of the
+earlier one in one step. If the folder holds other files, too, the new files are renamed into it one by one, and
+``meta.json`` is missing meanwhile. A failure on the way undoes the renames. So a folder holds the earlier content or
+the new one, never a mixture that looks whole.
 
 A hash of seed and document number decides which documents are for validation. If that leaves one side empty, as with a
 single long document, the last tokens of the whole text become the validation part.
@@ -18,10 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arguments import PathLike
+from .._reading import is_size, kind_of, read_json
 from ..errors import DataError
 from ..file_fields import check
-from ..files.folders import naming_file, sync_folder, write_json
+from ..files.atomic import mention_of, naming_file, replacing_files
+from ..files.folders import write_json
 from .sources import Documents, Piece, TextDocuments, pieces_for
 from .token_formats import DTYPES, description_file, read_description
 from .tokenizer import Tokenizer
@@ -41,7 +41,7 @@ from .tokenizer_files import TOKENIZER_FILES
 __all__ = ["prepare", "read_meta", "tokenizer_of"]
 
 
-#: What a folder of prepared data holds, in the order in which the files are renamed into place.
+#: What a folder of prepared data holds. The last one says that the others are complete.
 _NAMES = ("train.bin", "val.bin", "train.bin.json", "val.bin.json", *TOKENIZER_FILES, "meta.json")
 _BATCH_CHARS = 1 << 20
 _COPY_BYTES = 1 << 20
@@ -114,36 +114,23 @@ def prepare(
     if append_eos and tokenizer.eos_id is None:
         raise DataError("tokenizer: has no end-of-text token; use another one or append_eos=False")
 
-    out_dir = Path(out_dir)
-    stage = out_dir / f".prepare-{os.getpid()}-{secrets.token_hex(4)}"
-    missing = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
-    try:
-        stage.mkdir(parents=True)
+    with replacing_files(Path(out_dir), _NAMES) as stage:
         meta = _write_files(stage, documents, tokenizer, val_fraction, seed, append_eos, progress)
-        _put_in_place(stage, out_dir)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-    shutil.rmtree(stage, ignore_errors=True)
     return meta
 
 
 def read_meta(data: PathLike) -> dict[str, Any]:
     """``meta.json`` of prepared data, or a token file's own description; empty for a token file without either."""
     path = Path(data)
-    if not path.is_dir() and description_file(path).is_file():
+    if kind_of(path) == "file" and kind_of(description_file(path)) is not None:
         return read_description(path)[0]
-    file = (path if path.is_dir() else path.parent) / "meta.json"
-    if not file.is_file():
+    file = (path if kind_of(path) == "folder" else path.parent) / "meta.json"
+    if kind_of(file) is None:
+        if left := mention_of(file) or mention_of(file.parent):
+            raise DataError(f"{file}: no such file{left}")
         return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or not isinstance(values.get("vocab_size", 1), int):
+    values = read_json(file, DataError)
+    if not isinstance(values, dict) or not is_size(values.get("vocab_size", 1)):
         raise DataError(f"{file}: not written by 'mom prepare'")
     check("meta.json", values, str(file), DataError, also=None)
     return values
@@ -152,8 +139,8 @@ def read_meta(data: PathLike) -> dict[str, Any]:
 def tokenizer_of(data: PathLike) -> Tokenizer | None:
     """The tokenizer that lies beside prepared data or in the folder of a model; None if there is none."""
     path = Path(data)
-    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    return Tokenizer.load(file) if file.is_file() else None
+    file = (path if kind_of(path) == "folder" else path.parent) / "tokenizer.json"
+    return None if kind_of(file) is None else Tokenizer.load(file)
 
 
 def _write_files(
@@ -225,29 +212,6 @@ def _write_descriptions(stage: Path, meta: dict[str, Any]) -> None:
     for name, entry in meta["files"].items():
         write_json(description_file(stage / name), {**shared, **entry})
     write_json(stage / "meta.json", meta)
-
-
-def _put_in_place(stage: Path, out_dir: Path) -> None:
-    """Rename the files of `stage` to `out_dir`; what cannot be finished is undone.
-
-    An earlier ``val.bin`` is removed if there is no new one. If the machine stops between two renames, the sizes do not
-    fit ``meta.json``, which is renamed last, and `TokenFile` refuses the files.
-    """
-    undo: list[tuple[Path, Path]] = []
-    try:
-        for name in _NAMES:
-            old = out_dir / name
-            if old.exists():
-                os.rename(old, stage / f"{name}.old")
-                undo.append((stage / f"{name}.old", old))
-            if (stage / name).exists():
-                os.rename(stage / name, old)
-                undo.append((old, stage / name))
-        sync_folder(out_dir)
-    except BaseException:
-        for now, before in reversed(undo):
-            os.rename(now, before)
-        raise
 
 
 def _batches(documents: Documents | TextDocuments, tokenizer: Tokenizer, progress: bool) -> Iterator[list[Piece]]:

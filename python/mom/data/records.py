@@ -238,7 +238,7 @@ def parquet_label_names(path: Path, column: str) -> list[str] | None:
     try:
         metadata = pyarrow.parquet.ParquetFile(path).schema_arrow.metadata or {}
         names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, pyarrow.ArrowException):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 

@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arguments import PathLike
+from .._reading import kind_of
 from ..errors import DataError
-from ..files.folders import naming_file
+from ..files.atomic import mention_of, naming_file
 from .token_formats import DTYPES, layout_of
 
 __all__ = ["TokenFile", "WindowSampler"]
@@ -74,8 +75,13 @@ class TokenFile:
             raise DataError(f"dtype: {dtype!r} is not one of 'uint16', 'uint32'")
         if vocab_size is not None and vocab_size < 1:
             raise DataError(f"vocab_size: {vocab_size} is less than 1")
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file")
+        if kind_of(self.path) is None:
+            raise DataError(f"{self.path}: no such file{mention_of(self.path.parent)}")
+        if kind_of(self.path) != "file":
+            raise DataError(f"{self.path}: is a {kind_of(self.path)}, expected a token file")
+        beside = self.path.with_name("meta.json")
+        if kind_of(beside) is None and (left := mention_of(beside)):
+            raise DataError(f"{self.path}: what 'mom prepare' was writing when it was interrupted{left}")
         self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
         layout = layout_of(self.path, self._file, None if dtype is None else str(dtype), vocab_size)

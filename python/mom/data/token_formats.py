@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import struct
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from ..errors import DataError
+from ..file_fields import read_object
 
 __all__ = ["DTYPES", "Layout", "description_file", "layout_of", "read_description"]
 
@@ -116,7 +116,7 @@ def read_description(path: Path) -> tuple[dict[str, Any], Path]:
 
 def _said_of(path: Path, source: Path) -> dict[str, Any]:
     """What one description says of a token file: nothing if it is a ``meta.json`` without an entry for the file."""
-    values = _read_object(source) if source.is_file() else {}
+    values = read_object(source, DataError)
     files = values.get("files")
     entry = files.get(path.name) if isinstance(files, dict) else None
     if not values or (entry is None and source.name == "meta.json"):
@@ -126,16 +126,6 @@ def _said_of(path: Path, source: Path) -> dict[str, Any]:
         raise DataError(f"{source}: expected dtype, vocab_size, and the number of tokens of {path.name}")
     _check_description(found, source)
     return found
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{file}: expected a JSON object, got a {type(values).__name__}")
-    return values
 
 
 def _check_description(found: dict[str, Any], source: Path) -> None:

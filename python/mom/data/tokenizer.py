@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .._reading import parse_json, read_text, shown
 from ..errors import DataError
 from ..files.folders import write_file
 from .columns import checked_texts
@@ -353,24 +354,14 @@ def _checked_text(text: Any, row: int | None = None) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"{path}: {size} bytes, more than the limit of {MAX_FILE_BYTES} for a tokenizer file")
-        return path.read_bytes().decode("utf-8")
+        return read_text(path, DataError, MAX_FILE_BYTES, "a tokenizer file")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def _read_object(path: Path) -> tuple[dict[str, Any], str]:
     text = _read_text(path)
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: truncated or not valid JSON ({error})") from None
+    values = parse_json(text, str(path), DataError, flaw="truncated or not valid JSON")
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected a JSON object, got a {type(values).__name__}")
     return values, text
@@ -392,7 +383,8 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
     vocabulary, _ = _read_object(vocabulary_path)
     for token, id in vocabulary.items():
         if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= MAX_ID:
-            raise DataError(f"{vocabulary_path}: token {token!r} has id {id!r}, expected an integer in [0, {MAX_ID}]")
+            what = f"token {shown(token)} has id {shown(id)}"
+            raise DataError(f"{vocabulary_path}: {what}, expected an integer in [0, {MAX_ID}]")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise DataError(f"{vocabulary_path}: two tokens share one id")
     _check_alphabet(vocabulary, vocabulary_path)

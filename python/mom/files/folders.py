@@ -1,17 +1,10 @@
 """Folders that are either complete or not there at all.
 
 `write_folder` writes every file of a checkpoint into a temporary folder beside the final one and flushes each to the
-disk. It adds ``manifest.json`` with sizes and SHA-256 sums, and renames the folder into place. A crash or a full disk
-at any moment leaves the earlier folder as it was. `verify_folder` checks a folder against its manifest. `latest_valid`
-finds the newest valid checkpoint of a training run and reports the ones it passed over. `rotate` removes old ones.
-
-While a writer is at work, the folder beside ``X`` is called ``.X.<kind>-<process id>-<random>``. If the writer was
-interrupted, `clean_leftovers` deals with what is left, unless another living process owns it:
-
-``tmp``   a new version being written; a leftover is deleted
-``old``   the version being replaced; a leftover is renamed back to ``X`` if ``X`` is missing, as the process then died
-          between two renames; otherwise it is deleted
-``drop``  an outdated folder being deleted; a leftover is deleted
+disk. It adds ``manifest.json`` with sizes and SHA-256 sums, and puts the folder in place, see `mom.files.atomic`. A
+crash or a full disk at any moment leaves the earlier folder as it was. `verify_folder` checks a folder against its
+manifest. `latest_valid` finds the newest valid checkpoint of a training run and reports the ones it passed over.
+`rotate` removes old ones.
 
 Hashing costs about as much as writing. Files are written and read once, in pieces, and never held in memory.
 """
@@ -21,17 +14,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._json import to_json
-from ..errors import CheckpointError
+from .._reading import is_name, is_size, kind_of, open_file, read_json, shown
+from ..errors import CheckpointError, TrainingError
+from .atomic import clean_before, clean_leftovers, naming_file, replacing, sibling, sync_folder
+from .locks import lock_folder
 
 __all__ = [
     "MODEL_FILES",
@@ -58,9 +52,6 @@ MODEL_FILES = ("config.json", "model.safetensors", "generation_config.json", "to
                "special_tokens_map.json")  # fmt: skip
 _FORMAT = 1
 _CHUNK = 1 << 20
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|drop)-(?P<pid>\d+)-[0-9a-f]{8}")
-#: Temporary folders that this process works on. After a restart in a container another process can have had its id.
-_active: set[Path] = set()
 
 
 class _HashingWriter(io.RawIOBase):
@@ -85,17 +76,6 @@ class _HashingWriter(io.RawIOBase):
         return {"size": self._size, "sha256": self._hash.hexdigest()}
 
 
-@contextlib.contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-
-
 def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
     """Write one file through to the disk, and return its size and hash."""
     with naming_file(path), open(path, "wb") as file:
@@ -107,27 +87,6 @@ def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
         return writer.summary()
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable, if the system can; Windows cannot open folders."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _sibling(path: Path, kind: str) -> Iterator[Path]:
-    """An unused name beside `path`, marked as in use by this process until the block ends."""
-    sibling = Path(os.path.abspath(path.parent)) / f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
-    _active.add(sibling)
-    try:
-        yield sibling
-    finally:
-        _active.discard(sibling)
 
 
 def write_file(path: PathLike, content: Content) -> dict[str, Any]:
@@ -146,7 +105,8 @@ def write_file(path: PathLike, content: Content) -> dict[str, Any]:
         ``size`` in bytes and ``sha256``.
     """
     path = Path(path)
-    with _sibling(path, "tmp") as temporary:
+    clean_before(path)
+    with sibling(path, "tmp") as temporary:
         try:
             summary = _write_and_sync(temporary, content)
             os.replace(temporary, path)
@@ -201,27 +161,20 @@ def write_folder(
     >>> manifest["files"]["note.txt"]["size"], verify_folder(folder) == manifest
     (5, True)
     """
-    path = Path(os.path.realpath(path))  # a link stays; the folder behind it is written
     for name in files:
-        if not _is_plain_name(name) or name == MANIFEST:
+        if not is_name(name) or name == MANIFEST:
             raise CheckpointError(f"files: {name!r} cannot be the name of a file in a checkpoint")
     if keep_last is not None and keep_last < 1:
         raise CheckpointError(f"keep_last: {keep_last} is less than 1")
     check_replaceable(path, files)
+    path = Path(os.path.realpath(path))  # a link stays; the folder behind it is written
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _sibling(path, "tmp") as temporary:
-        try:
-            temporary.mkdir()
-            manifest = {
-                "format": _FORMAT,
-                "files": {name: _write_and_sync(temporary / name, content) for name, content in files.items()},
-            }
-            _write_and_sync(temporary / MANIFEST, to_json(manifest))
-            sync_folder(temporary)
-            _put_in_place(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with replacing(path) as temporary:
+        manifest = {
+            "format": _FORMAT,
+            "files": {name: _write_and_sync(temporary / name, content) for name, content in files.items()},
+        }
+        _write_and_sync(temporary / MANIFEST, to_json(manifest))
     if keep_last is not None:
         rotate(path.parent, keep_last, prefix=prefix, protect=path)
     return manifest
@@ -240,18 +193,21 @@ def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
     Raises
     ------
     CheckpointError
-        If the folder holds other files, is the current folder, or is a file; or if its parent is a file or cannot be
-        written to.
+        If the folder holds other files, is the current folder, the root or another mount point, or is a file; or if its
+        parent is a file or cannot be written to.
     """
+    kind = kind_of(path)
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
+    if kind not in (None, "folder"):
         raise CheckpointError(f"{path}: exists and is not a folder")
-    parent = next(folder for folder in path.parents if folder.exists())
+    if path == Path(path.anchor) or os.path.ismount(path):
+        raise CheckpointError(f"{path}: is a mount point, which cannot be replaced; choose a folder below it")
+    parent = next(folder for folder in path.parents if kind_of(folder) is not None)
     if not parent.is_dir():
         raise CheckpointError(f"{path}: {parent} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise CheckpointError(f"{path}: {parent} cannot be written to")
-    if not path.exists():
+    if kind is None:
         return
     own = {MANIFEST, *names}
     with contextlib.suppress(CheckpointError):
@@ -263,26 +219,6 @@ def check_replaceable(path: PathLike, names: Iterable[str] = ()) -> None:
         raise CheckpointError(f"{path}: is the current folder, which saving there would replace; choose another one")
 
 
-def _put_in_place(new: Path, path: Path) -> None:
-    with _sibling(path, "old") as old:
-        try:
-            if path.exists():
-                os.rename(path, old)
-            os.rename(new, path)
-            sync_folder(path.parent)
-        except BaseException:
-            if not new.exists():
-                os.rename(path, new)
-            if old.exists():
-                os.rename(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
-
-
 def read_manifest(path: PathLike) -> dict[str, Any]:
     """The manifest of a folder, checked for its form.
 
@@ -290,25 +226,28 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
     ------
     CheckpointError
         If it is missing, not JSON, or not a manifest.
+    OSError
+        If it cannot be read.
     """
     file = Path(path) / MANIFEST
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{file}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error})") from None
+    if kind_of(file) is None:
+        raise CheckpointError(f"{file}: no such file")
+    manifest = read_json(file, CheckpointError)
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise CheckpointError(f"{file}: not a manifest of format {_FORMAT}")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise CheckpointError(f"{file}: 'files' is not an object")
     for name, entry in files.items():
-        if not _is_plain_name(name):
-            raise CheckpointError(f"{file}: {name!r} is not the name of a file in the same folder")
-        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
-            raise CheckpointError(f"{file}: entry of {name!r} lacks size or sha256")
+        if not is_name(name):
+            raise CheckpointError(f"{file}: {shown(name)} is not the name of a file in the same folder")
+        if not isinstance(entry, dict) or not is_size(entry.get("size")) or not _is_sha256(entry.get("sha256")):
+            raise CheckpointError(f"{file}: entry of {shown(name)} lacks a size or a SHA-256 sum")
     return manifest
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
@@ -330,12 +269,14 @@ def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
     ------
     CheckpointError
         Naming the first file that is missing, of another size or of other content.
+    OSError
+        If a file cannot be read, which does not mean that it is damaged.
     """
     path = Path(path)
     manifest = read_manifest(path)
     for name, entry in manifest["files"].items():
         file = path / name
-        if not file.is_file():
+        if kind_of(file) != "file":
             raise CheckpointError(f"{file}: missing")
         if (size := file.stat().st_size) != entry["size"]:
             raise CheckpointError(f"{file}: {size} bytes, expected {entry['size']}")
@@ -346,7 +287,7 @@ def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with naming_file(path), open_file(path, CheckpointError) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -356,7 +297,9 @@ def _numbered(run_dir: Path, prefix: str) -> list[Path]:
     """Folders ``<prefix><number>`` of a run, newest (largest number) first."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)", re.ASCII)
     found = [
-        (int(m[1]), entry) for entry in run_dir.iterdir() if (m := pattern.fullmatch(entry.name)) and entry.is_dir()
+        (int(m[1]), entry)
+        for entry in run_dir.iterdir()
+        if (m := pattern.fullmatch(entry.name)) and kind_of(entry) == "folder"
     ]
     return [entry for _, entry in sorted(found, reverse=True)]
 
@@ -364,7 +307,7 @@ def _numbered(run_dir: Path, prefix: str) -> list[Path]:
 def latest_valid(run_dir: PathLike, prefix: str = "step-") -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest valid checkpoint of a run.
 
-    Leftovers of interrupted writers are cleaned up first.
+    Leftovers of interrupted writers are cleaned up first, unless a run is at work in the folder.
 
     Parameters
     ----------
@@ -379,16 +322,22 @@ def latest_valid(run_dir: PathLike, prefix: str = "step-") -> tuple[Path | None,
         The valid folder with the largest number, if any.
     passed_over : list of (Path, str)
         Newer folders that are not valid, and why.
+
+    Raises
+    ------
+    OSError
+        If a folder or a file cannot be read. So a run never begins again, or from an older checkpoint, for that reason.
     """
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
+    if kind_of(run_dir) != "folder":
         return None, []
-    clean_leftovers(run_dir)
+    with contextlib.suppress(OSError, TrainingError), lock_folder(run_dir):
+        clean_leftovers(run_dir)
     passed_over: list[tuple[Path, str]] = []
     for folder in _numbered(run_dir, prefix):
         try:
             verify_folder(folder)
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             passed_over.append((folder, str(error)))
         else:
             return folder, passed_over
@@ -422,53 +371,13 @@ def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect:
     kept, dropped = 0, []
     for folder in _numbered(run_dir, prefix):
         if kept < keep_last or folder.name == protected:
-            with contextlib.suppress(CheckpointError):
+            with contextlib.suppress(CheckpointError, OSError):
                 verify_folder(folder, hashes=False)
                 kept += 1
             continue
         # The folder is renamed first: while it is deleted, it must not look like a damaged checkpoint.
-        with _sibling(folder, "drop") as doomed:
+        with sibling(folder, "drop") as doomed:
             os.rename(folder, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
         dropped.append(folder)
     return dropped
-
-
-def clean_leftovers(folder: PathLike) -> list[Path]:
-    """Remove or restore what interrupted writers left in `folder`; see the module's description.
-
-    Returns
-    -------
-    list of Path
-        The leftovers that were removed or restored.
-    """
-    done = []
-    for entry in sorted(Path(folder).iterdir()):
-        match = _LEFTOVER.fullmatch(entry.name)
-        if match is None or Path(os.path.abspath(entry)) in _active or _is_alive(int(match["pid"])):
-            continue
-        target = entry.parent / match["name"]
-        if match["kind"] == "old" and not target.exists():
-            os.rename(entry, target)
-            sync_folder(entry.parent)
-        elif entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-        done.append(entry)
-    return done
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether another process has this id. True on systems where asking would do harm."""
-    if pid == os.getpid():
-        return False
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

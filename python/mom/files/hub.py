@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .atomic import mention_of
 from .weights import is_pickle_name, pickle_error
 
 __all__ = ["model_folder"]
@@ -46,8 +47,9 @@ def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path
             if is_pickle_name(folder):
                 raise pickle_error(folder)
             raise CheckpointError(f"{argument}: {text} is a file; give the folder that holds it and its config.json")
-        if not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
-            raise CheckpointError(f"{argument}: {text} is not a folder")
+        left = mention_of(folder)
+        if left or not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+            raise CheckpointError(f"{argument}: {text} is not a folder{left}")
     repository = text.removeprefix("hub:")
     try:
         from huggingface_hub import snapshot_download

@@ -16,6 +16,7 @@ huggingface/safetensors, "Format".
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -28,7 +29,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .._reading import decode, is_name, is_size, kind_of, open_file, parse_json, read_json, read_object, shown
 from ..errors import CheckpointError
+from .atomic import naming_file
 from .folders import write_file
 
 __all__ = ["is_pickle_name", "pickle_error", "read_safetensors", "read_weights", "write_safetensors"]
@@ -37,6 +40,8 @@ PathLike = str | os.PathLike[str]
 
 #: The format's own limit on the JSON header.
 MAX_HEADER_BYTES = 100_000_000
+#: Most axes of a tensor. Arrays of NumPy have no more in any version.
+_MOST_AXES = 32
 
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 #: How the names of other pickles begin that lie beside weights: a run's settings, optimizer, schedule, random state.
@@ -78,19 +83,17 @@ def read_safetensors(path: PathLike, *, keep_float64: bool = False) -> dict[str,
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with naming_file(path), open_file(path, CheckpointError) as raw:
+            file, size = io.BufferedReader(raw), os.fstat(raw.fileno()).st_size  # type: ignore[type-var]
             header, data_start = _read_header(file, size, path)
             entries = _check_entries(header, size - data_start, path)
             tensors = {}
             for name, (code, shape, begin, _) in entries.items():
                 file.seek(data_start + begin)
-                tensors[name] = _read_tensor(file, code, shape, keep_float64, f"{path}: tensor {name!r}")
+                tensors[name] = _read_tensor(file, code, shape, keep_float64, f"{path}: tensor {shown(name)}")
             return tensors
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path}: is a folder, expected a safetensors file") from None
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
@@ -110,12 +113,8 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
     raw = file.read(length)
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path}: header does not begin with '{{'; not a safetensors file?")
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: header is not UTF-8 ({error})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: header is not valid JSON ({error})") from None
+    source = f"{path}: header"
+    header: dict[str, Any] = parse_json(decode(raw, source, CheckpointError), source, CheckpointError, _no_duplicates)
     header.pop("__metadata__", None)
     return header, 8 + length
 
@@ -130,13 +129,12 @@ def _brace_follows(file: BinaryIO) -> bool:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"key {shown(name)} occurs twice")
+            seen.add(name)
     return result
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_entries(
@@ -145,16 +143,18 @@ def _check_entries(
     """Check the header: the tensors must cover the data part without gaps. Name -> (type code, shape, begin, end)."""
     entries = {}
     for name, entry in header.items():
-        where = f"{path}: tensor {name!r}"
+        where = f"{path}: tensor {shown(name)}"
         if not isinstance(entry, dict):
             raise CheckpointError(f"{where}: header entry is a {type(entry).__name__}, expected an object")
         code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
         if not isinstance(code, str) or code not in _DTYPES:
-            raise CheckpointError(f"{where}: dtype {code!r} is not supported")
-        if not isinstance(shape, list) or not all(map(_is_size, shape)):
-            raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-            raise CheckpointError(f"{where}: data_offsets {offsets!r} are not two byte positions")
+            raise CheckpointError(f"{where}: dtype {shown(code)} is not supported")
+        if not isinstance(shape, list) or not all(map(is_size, shape)):
+            raise CheckpointError(f"{where}: shape {shown(shape)} is not a list of sizes")
+        if len(shape) > _MOST_AXES:
+            raise CheckpointError(f"{where}: a shape of {len(shape)} axes is not possible; {_MOST_AXES} are the most")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
+            raise CheckpointError(f"{where}: data_offsets {shown(offsets)} are not two byte positions")
         begin, end = offsets
         wanted = math.prod(shape) * _DTYPES[code].itemsize
         if end - begin != wanted:
@@ -166,7 +166,7 @@ def _check_entries(
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
             what = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
-            raise CheckpointError(f"{path}: tensor {name!r}: {what} (begins at byte {begin}, expected {position})")
+            raise CheckpointError(f"{path}: tensor {shown(name)}: {what} (begins at byte {begin}, expected {position})")
         position = end
     if position != data_bytes:
         raise CheckpointError(f"{path}: {data_bytes - position} bytes after the last tensor")
@@ -212,9 +212,9 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
         If there are no readable weights, a shard is missing, or index and shards disagree.
     """
     path = Path(path)
-    if path.is_dir():
+    if kind_of(path) == "folder":
         for name in ("model.safetensors", "model.safetensors.index.json"):
-            if (path / name).is_file():
+            if kind_of(path / name) is not None:
                 return read_weights(path / name)
         if pickled := [file for file in sorted(path.iterdir()) if is_pickle_name(file)]:
             raise pickle_error(pickled[0])
@@ -228,18 +228,17 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
     try:
-        values = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        values = read_json(index, CheckpointError, _no_duplicates)
     except FileNotFoundError:
         raise CheckpointError(f"{index}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not valid JSON ({error})") from None
     weight_map = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no 'weight_map' from names to files")
     expected: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or shard != os.path.basename(shard) or shard in (".", ".."):
-            raise CheckpointError(f"{index}: tensor {name!r}: {shard!r} is not the name of a file in the same folder")
+        if not is_name(shard):
+            where = f"{index}: tensor {shown(name)}"
+            raise CheckpointError(f"{where}: {shown(shard)} is not the name of a file in the same folder")
         expected.setdefault(shard, set()).add(name)
     tensors: dict[str, np.ndarray] = {}
     for shard, names in sorted(expected.items()):
@@ -286,9 +285,9 @@ def _pickled_shards(path: Path) -> list[str]:
     if not index.name.endswith(".index.json"):
         return [path.name]
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        shards = sorted({name for name in listed if name == os.path.basename(name)})
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        listed = read_object(index, CheckpointError)["weight_map"].values()
+        shards = sorted({name for name in listed if is_name(name)})
+    except (OSError, CheckpointError, KeyError, AttributeError):
         shards = []
     if not shards and numbered is not None:
         shards = [f"{numbered[1]}-{i:05}-of-{numbered[2]}{numbered[3]}" for i in range(1, int(numbered[2]) + 1)]
@@ -338,7 +337,12 @@ def write_safetensors(
         end = position + arrays[name].size * _DTYPES[codes[name]].itemsize
         header[name] = {"dtype": codes[name], "shape": list(arrays[name].shape), "data_offsets": [position, end]}
         position = end
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    try:
+        raw = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = shown(text[max(0, error.start - 20) : error.end + 20])
+        raise CheckpointError(f"tensors: a name or the metadata hold half of a surrogate pair, near {near}") from None
     raw += b" " * (-len(raw) % 8)
     if len(raw) > MAX_HEADER_BYTES:
         raise CheckpointError(f"tensors: the names take {len(raw)} bytes, more than {MAX_HEADER_BYTES}")

@@ -34,6 +34,7 @@ from ..training.finetune import (
     fit_classifier,
     train_seeds,
 )
+from ..training.fingerprint import digest_of_rows, digest_of_weights
 from ..training.signals import StopSignals, stop_signals
 from .metrics import baseline_metrics, glue_metrics, task_score
 from .reader import GlueData, read_glue
@@ -62,6 +63,7 @@ def finetune(
     callbacks: Iterable[Callback] = (),
     run_dir: PathLike | None = None,
     resume: bool = False,
+    allow_changes: bool = False,
     **changes: Any,
 ) -> GlueResult:
     """Fine-tune a model on a GLUE task.
@@ -96,7 +98,10 @@ def finetune(
         written after every evaluation, and when a signal ends the run.
     resume : bool
         Continue from the checkpoints in `run_dir`, to the same bits as a run that was never stopped. Finished seeds are
-        not trained again.
+        not trained again. Model, data and settings must be those of the checkpoints, except for `epochs`, `max_steps`
+        and settings that have no effect on the weights.
+    allow_changes : bool
+        Resume even if model, settings or data are not those of the checkpoints.
     **changes
         Fields of `config` to override.
 
@@ -129,8 +134,9 @@ def finetune(
     with closing(callbacks) as listeners, stop_signals() as signals:
         checkpoints = None if run_dir is None else Path(run_dir) / task.name
         options = RunOptions(
-            progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume
-        )
+            progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume,
+            allow_changes=allow_changes, facts={} if run_dir is None else lesson.facts(),
+        )  # fmt: skip
         runs = train_seeds(seeds, lesson.classifier, lesson.fit, options, folder)
         other_metrics, submissions = _answer_other_sets(runs, sets, lesson, out_dir, signals, len(seeds))
         signals.handled = runs.interrupted is not None
@@ -192,6 +198,14 @@ class _Lesson:
         made.finetuning_task, made.finetuning_lengths = self._task.name, {"max_length": self.length}
         made.label_names = self._task.label_names
         return made
+
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the fingerprint of a run, see `mom.training.fingerprint`."""
+        return {
+            "data": digest_of_rows(self.rows, self._labels),
+            "dev_data": digest_of_rows(self.dev_rows, self._dev_labels),
+            "start": digest_of_weights(self._body),
+        }
 
     def fit(self, made: MoMForSequenceClassification, seed: int, options: RunOptions) -> LoopResult:
         """Train a classifier; the mean of the task's metrics on the dev set chooses the weights."""

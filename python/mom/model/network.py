@@ -19,9 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core, runtime
 from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, like, number
 from .._arguments import seed as seed_of
+from .._reading import kind_of
 from ..config import MoMConfig
 from ..errors import CheckpointError
 from ..files import folders, names, weights
+from ..files.atomic import mention_of
 from ..files.generation import GenerationDefaults
 from ..files.hub import model_folder
 from ..files.labels import check_labels
@@ -469,9 +471,9 @@ class Network:
         """
         check_dtype(dtype)
         folder = model_folder(folder)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json")
-        if (folder / folders.MANIFEST).is_file():
+        if kind_of(folder / "config.json") is None:
+            raise CheckpointError(f"{folder}: no config.json{mention_of(folder)}")
+        if kind_of(folder / folders.MANIFEST) is not None:
             folders.verify_folder(folder)
         config = MoMConfig.from_json(folder)
         tensors = weights.read_weights(folder)

@@ -38,6 +38,9 @@ class MicroBatch(NamedTuple):
 class Windows:
     """Windows of a token file; every token is predicted from those before it."""
 
+    #: Settings and facts that determine the order of the windows. If one changes, a saved position means nothing.
+    ordered_by = frozenset({"data", "sequence_length", "sampling", "seed"})
+
     def __init__(self, sampler: WindowSampler, accumulation: int) -> None:
         self._sampler, self._accumulation = sampler, accumulation
         self.state_dict, self.load_state_dict = sampler.state_dict, sampler.load_state_dict
@@ -68,6 +71,9 @@ class Rows:
     make : callable
         Takes row numbers and makes a micro-batch of these rows.
     """
+
+    #: See `Windows`.
+    ordered_by = frozenset({"data", "batch_size", "accumulation", "seed"})
 
     def __init__(
         self,

@@ -16,9 +16,9 @@ Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed`
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,10 @@ from typing import Any, Protocol
 
 from .._extras import need
 from .._json import to_json
-from ..files.folders import naming_file
+from .._reading import kind_of, open_file
+from ..errors import TrainingError
+from ..files.atomic import naming_file
+from ..files.folders import write_file
 
 __all__ = ["Callback", "Evaluations", "JsonLines", "Progress", "TensorBoard", "WandB", "closing"]
 
@@ -54,24 +57,25 @@ def closing(callbacks: Iterable[Callback]) -> Iterator[list[Callback]]:
         yield found
 
 
+def _is_before(line: str, step: int) -> bool:
+    """Whether a line of the log is whole and of a step up to `step`. A killed run may have left half a line."""
+    try:
+        return line.endswith("\n") and bool(json.loads(line).get("step", 0) <= step)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return False
+
+
 class JsonLines:
     """Writes one JSON object per line to ``log.jsonl``. A resumed run drops the lines of steps that it will repeat."""
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         self._path = path
         kept: list[str] = []
-        if resume_step is not None and path.is_file():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue  # a killed run may have left its last line incomplete
-                if entry.get("step", 0) <= resume_step:
-                    kept.append(line)
-        temporary = path.with_name(path.name + ".tmp")
-        with naming_file(temporary):
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        if resume_step is not None and kind_of(path) is not None:
+            with naming_file(path), open_file(path, TrainingError) as file:
+                lines = io.TextIOWrapper(io.BufferedReader(file), "utf-8", "replace")  # type: ignore[type-var]
+                kept = [line for line in lines if _is_before(line, resume_step)]
+        write_file(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, record: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._reading import kind_of, read_object, shown
 from ..config import MoMConfig
 from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
 from ..model import MoM, Network
 from ..model.beside import read_beside
+from .config import TrainingConfig
 from .optimizer import AdamW
 
 __all__ = [
-    "State", "check_no_run_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint", "read_progress",
-    "save_checkpoint",
+    "State", "check_no_run_in", "fingerprint_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint",
+    "read_progress", "remove_older", "save_checkpoint", "settings_of_checkpoint",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -75,11 +78,53 @@ class State:
     waited: int = 0
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_maybe_number(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_pair_of_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, list) and len(entry) == 2 and _is_count(entry[0]) and _is_number(entry[1]) for entry in value
+    )
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+#: What ``training.json`` may hold, and which of it must be there.
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("step", "skipped", "bad_in_a_row", "examples"), _is_count),
+    **dict.fromkeys(("evaluated_step", "best_step", "waited"), _is_count),
+    **dict.fromkeys(("lm_loss", "val_loss", "best_score"), _is_maybe_number),
+    **dict.fromkeys(("config", "sampler", "best_values"), _is_object),
+    "seconds": _is_number, "random_state": _is_pair_of_counts, "history": _is_history,
+    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "dtype": lambda value: value in ("float32", "bfloat16"),
+    "fingerprint": lambda value: _is_object(value) and all(map(_is_object, value.values())),
+}  # fmt: skip
+_NEEDED = ("step", "random_state", "config", "sampler")
+
+
 def check_no_run_in(run_dir: Path) -> None:
     """Raise if a folder already holds a run. The folder need not exist."""
+    if kind_of(run_dir) is None:
+        return
     log = run_dir / "log.jsonl"
-    for what, there in (("checkpoints", any(run_dir.glob(f"{_PREFIX}*"))),
-                        ("a log.jsonl", log.is_file() and log.stat().st_size > 0)):  # fmt: skip
+    for what, there in (("checkpoints", any(name.startswith(_PREFIX) for name in os.listdir(run_dir))),
+                        ("a log.jsonl", kind_of(log) is not None and log.stat().st_size > 0)):  # fmt: skip
         if there:
             raise TrainingError(f"run_dir: {run_dir} already holds {what}; use resume or another folder")
 
@@ -99,7 +144,7 @@ def save_checkpoint(
 ) -> Path:
     """Write everything a run needs to continue. Then remove all but the newest `keep_last` folders.
 
-    `progress` holds the ``step``. `best` holds the best weights so far, if the run keeps them.
+    `progress` holds the ``step`` and the ``fingerprint``. `best` holds the best weights so far, if the run keeps them.
     """
     path = run_dir / f"{_PREFIX}{progress['step']:08d}"
     files = model.pretrained_files()
@@ -107,22 +152,41 @@ def save_checkpoint(
     files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
     if best:
         files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
-    progress = {"random_state": model.random_state, "dtype": model.dtype, **progress}
+    # "config" repeats the settings where programs that read checkpoints expect them.
+    settings = progress["fingerprint"]["settings"]
+    progress = {"random_state": model.random_state, "dtype": model.dtype, "config": settings, **progress}
     # A state may hold non-finite numbers, which strict JSON does not allow.
     files["training.json"] = json.dumps(progress) + "\n"
     folders.write_folder(path, files)
-    folders.rotate(run_dir, keep_last, prefix=_PREFIX, protect=path)
+    remove_older(path, keep_last)
     return path
+
+
+def remove_older(path: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints of a run. `path` is one that stays."""
+    folders.rotate(path.parent, keep_last, prefix=_PREFIX, protect=path)
 
 
 def read_progress(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote beside the tensors: ``step``, ``random_state``, ``dtype``, ``config``, ..."""
-    try:
-        progress: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        progress["random_state"], int(progress["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/training.json: not readable ({error!r})") from None
+    file = path / "training.json"
+    if kind_of(file) is None:
+        raise CheckpointError(f"{file}: no such file")
+    progress = read_object(file, CheckpointError)
+    for name, is_right in _FORMS.items():
+        if not (name in progress and is_right(progress[name])) and (name in progress or name in _NEEDED):
+            raise CheckpointError(f"{file}: {name}: {shown(progress.get(name))} is not usable")
     return progress
+
+
+def fingerprint_in(path: Path) -> dict[str, Any]:
+    """The fingerprint of the run that a checkpoint belongs to, as far as the checkpoint knows it."""
+    progress = read_progress(path)
+    if "fingerprint" not in progress:  # as written before runs had one
+        model = MoMConfig.from_json(path).to_dict()
+        return {"model": model, "settings": progress["config"], "run": {"dtype": progress.get("dtype")}}
+    fingerprint: dict[str, Any] = progress["fingerprint"]
+    return fingerprint
 
 
 def load_checkpoint(
@@ -135,7 +199,7 @@ def load_checkpoint(
     tensors = weights.read_safetensors(path / "model.safetensors")
     moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
     best_file = path / "best.safetensors"
-    best = weights.read_safetensors(best_file) if best_file.is_file() else {}
+    best = {} if kind_of(best_file) is None else weights.read_safetensors(best_file)
     model.load_state(tensors, str(path))
     try:
         optimizer.load_state(moments)
@@ -145,7 +209,12 @@ def load_checkpoint(
     return progress, best
 
 
-def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
+def settings_of_checkpoint(path: Path) -> TrainingConfig:
+    """The settings of the run that a checkpoint belongs to."""
+    return TrainingConfig.from_dict(read_progress(path)["config"], f"{path}/training.json: config")
+
+
+def model_of_checkpoint(path: PathLike, dtype: str | None = None, config: MoMConfig | None = None) -> MoM:
     """A model of a checkpoint's shape, with all but the weights, which `mom.train` with ``resume=True`` reads.
 
     Parameters
@@ -154,8 +223,10 @@ def model_of_checkpoint(path: PathLike, dtype: str | None = None) -> MoM:
         A folder ``step-...`` of a run.
     dtype : {"float32", "bfloat16"}, optional
         By default that of the checkpoint.
+    config : MoMConfig, optional
+        By default that of the checkpoint.
     """
     path = Path(path)
-    model = MoM(MoMConfig.from_json(path), dtype=dtype or read_progress(path).get("dtype", "float32"))
+    model = MoM(config or MoMConfig.from_json(path), dtype=dtype or read_progress(path).get("dtype", "float32"))
     read_beside(model, path, fresh_head=True)
     return model

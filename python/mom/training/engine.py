@@ -21,12 +21,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._reading import check_name
+from ..data.prepare import tokenizer_of
 from ..errors import ConfigError, TrainingError
+from ..files.atomic import clean_leftovers
+from ..files.locks import lock_folder
 from ..model import Network
 from .batches import MicroBatch, Rows, Windows
 from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, WandB, closing
-from .checkpoint import State, check_no_run_in, load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoint import (
+    State,
+    check_no_run_in,
+    fingerprint_in,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_older,
+    save_checkpoint,
+)
 from .config import FinetuneConfig, TrainingConfig
+from .fingerprint import changes_between, check_changes, fingerprint_of
 from .optimizer import AdamW
 from .records import module_use, peak_memory_bytes
 from .signals import BrokenOff, StopSignals
@@ -100,8 +113,11 @@ class Engine:
         Where checkpoints go.
     label : str
         Begins messages.
-    seed : int, optional
-        The run's seed, if its records must name it.
+    facts : mapping of str to value, optional
+        What belongs to the run's fingerprint and only the caller knows: hashes of the data, and in fine-tuning the
+        ``seed``, which all records name.
+    allow_changes : bool
+        Resume even if model, settings or data are not those of the checkpoint.
 
     Attributes
     ----------
@@ -125,10 +141,12 @@ class Engine:
         evaluate: Callable[[], Mapping[str, Any]] | None = None,
         run_dir: Path | None = None,
         label: str = "train",
-        seed: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+        allow_changes: bool = False,
     ) -> None:
         self.model, self.source, self.config, self.schedule = model, source, config, schedule
-        self.evaluate, self.dir, self.label, self.seed = evaluate, run_dir, label, seed
+        self.evaluate, self.dir, self.label = evaluate, run_dir, label
+        self.facts, self.allow_changes = dict(facts or {}), allow_changes
         self.optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
         self.state = State()
         self.records: list[dict[str, Any]] = []
@@ -141,17 +159,25 @@ class Engine:
         self._save_is_due = self._stop_asked = False
 
     # ------------------------------------------------------------------ beginning
-    def _prepare(self, resume: bool) -> None:
-        """Check that the run folder is empty, or with `resume` read the newest valid state in it."""
+    @contextlib.contextmanager
+    def _folder(self, resume: bool) -> Iterator[None]:
+        """Own the run folder, if there is one: check that it is empty, or with `resume` read the newest valid state."""
+        if self.allow_changes and not resume:
+            raise ConfigError("allow_changes: has a meaning only with resume")
         if self.dir is None:
             if resume:
                 raise ConfigError("resume: needs a run_dir")
+            yield
             return
+        check_name(self.dir, ConfigError)
         self.dir.mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._resume(self.dir)
-        else:
-            check_no_run_in(self.dir)
+        with lock_folder(self.dir):
+            clean_leftovers(self.dir)
+            if resume:
+                self._resume(self.dir)
+            else:
+                check_no_run_in(self.dir)
+            yield
 
     def _resume(self, run_dir: Path) -> None:
         latest, self.passed_over = newest_checkpoint(run_dir)
@@ -159,17 +185,31 @@ class Engine:
             print(f"resume: passed over {path}: {reason}", file=sys.stderr)
         if latest is None:
             return
+        if self.model.tokenizer is None:
+            self.model.tokenizer = tokenizer_of(latest)
+        changed = self._changes_since(latest)
         found, self.best = load_checkpoint(latest, self.model, self.optimizer)
-        before = {**found["config"], "dtype": found.get("dtype", "float32")}
-        for name, new in {**self.config.to_dict(), "dtype": self.model.dtype}.items():
-            if before.get(name, new) != new:
-                print(f"resume: {name} was {before[name]} and is now {new}", file=sys.stderr)
-        self.source.load_state_dict(found["sampler"])
+        if changed & self.source.ordered_by:
+            print("resume: the training data begin anew", file=sys.stderr)
+        else:
+            self.source.load_state_dict(found["sampler"])
         found.setdefault("evaluated_step", found["step"])
         self.state = State(**{entry.name: found[entry.name] for entry in fields(State) if entry.name in found})
         self.state.history = [(step, measure) for step, measure in self.state.history]
         self._saved = (self.state.step, self.state.evaluated_step)
         self.checkpoint = latest
+        if not self.state.bad_in_a_row:  # the run may have been killed after a save, before it removed older ones
+            remove_older(latest, self.schedule.keep_last)
+
+    def _changes_since(self, latest: Path) -> set[str]:
+        """Compare this run with that of a checkpoint, and say what differs. Returns the names of what was changed."""
+        changes = changes_between(fingerprint_in(latest), self._fingerprint(), type(self.config))
+        for change in check_changes(changes, str(latest), self.allow_changes):
+            print(f"resume: {change}", file=sys.stderr)
+        return {change.name for change in changes}
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint_of(self.model, self.config, self.facts, self.schedule.trained)
 
     # ------------------------------------------------------------------ the loop
     @property
@@ -207,13 +247,12 @@ class Engine:
         Raises
         ------
         TrainingError
-            After too many steps in a row that were not finite.
+            After too many steps in a row that were not finite. Also if another run is at work in the run folder.
         KeyboardInterrupt
             If a callback or an evaluation raises it. In the second case, and with a `run_dir`, a checkpoint has been
             saved. A resumed run begins with that evaluation.
         """
-        self._prepare(resume)
-        with closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+        with self._folder(resume), closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
             self._callbacks, self._signals = [*callbacks, *own], signals
             with contextlib.suppress(BrokenOff):
                 if self.state.step:
@@ -372,7 +411,7 @@ class Engine:
         state = self.state
         if self.dir is None or self._saved == (state.step, state.evaluated_step):
             return
-        progress = {"config": self.config.to_dict(), "sampler": self.source.state_dict(), **vars(state)}
+        progress = {"fingerprint": self._fingerprint(), "sampler": self.source.state_dict(), **vars(state)}
         keep_last = self.schedule.keep_last if not state.bad_in_a_row else sys.maxsize
         self.checkpoint = save_checkpoint(self.dir, self.model, self.optimizer, progress, self.best, keep_last)
         self._saved = (state.step, state.evaluated_step)
@@ -388,7 +427,7 @@ class Engine:
         )  # fmt: skip
 
     def _record(self, kind: str, **values: Any) -> None:
-        whose = {} if self.seed is None else {"seed": self.seed}
+        whose = {name: value for name, value in self.facts.items() if name == "seed"}
         record = {"kind": kind, "step": self.state.step, "time": time.time(), **whose, **values}
         self.records.append({name: value for name, value in record.items() if name != "module_use"})
         for callback in self._callbacks:

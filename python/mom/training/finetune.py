@@ -23,6 +23,7 @@ from .callbacks import Callback
 from .checkpoint import check_no_run_in
 from .config import FinetuneConfig, warmup_steps
 from .engine import Engine, Schedule
+from .fingerprint import digest_of_rows
 from .schedules import learning_rate_factor
 from .signals import StopSignals, stop_signals
 
@@ -111,6 +112,10 @@ class RunOptions:
         Gets ``log.jsonl``, and a checkpoint after every evaluation and when a signal ends the run.
     resume : bool
         Go on from the newest valid checkpoint in `dir`, to the same bits as a run that was never stopped.
+    allow_changes : bool
+        Resume even if model, settings or data are not those of the checkpoint.
+    facts : mapping of str to value
+        What belongs to the run's fingerprint and only the caller knows.
     """
 
     label: str = "finetune"
@@ -119,6 +124,8 @@ class RunOptions:
     signals: StopSignals | None = None
     dir: Path | None = None
     resume: bool = False
+    allow_changes: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fit_rows(
@@ -137,7 +144,7 @@ def fit_rows(
     source : Rows
     config : FinetuneConfig
     seed : int
-        Only named in the records. The order of the data is determined by `source`.
+        Only named in the records and in checkpoints. The order of the data is determined by `source`.
     evaluate : callable, optional
         Measures the model on the dev set. Returns a score (larger is better), or a mapping of values with the key
         ``"score"``. Without it the model keeps the last weights.
@@ -155,7 +162,10 @@ def fit_rows(
     with shared as signals:
         measure = None if evaluate is None else _as_values(evaluate)
         schedule = _schedule(model, source, config)
-        engine = Engine(model, source, config, schedule, measure, options.dir, options.label, seed)
+        facts = {"seed": seed, **options.facts}
+        engine = Engine(
+            model, source, config, schedule, measure, options.dir, options.label, facts, options.allow_changes
+        )
         try:
             interrupted = engine.run(list(options.callbacks), signals, options.resume, options.progress)
         except KeyboardInterrupt:
@@ -240,6 +250,8 @@ def fit_classifier(
         return MicroBatch(inputs, len(chosen), len(chosen), len(tokens))
 
     source = Rows([len(row) for row in rows], config.batch_size, config.accumulation, seed, make)
+    if options is not None and options.dir is not None:
+        options = dataclasses.replace(options, facts={"data": digest_of_rows(rows, labels), **options.facts})
     return fit_rows(model, source, config, seed, evaluate, options)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._arguments import PathLike
+from .._reading import kind_of
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.token_files import TokenFile, WindowSampler
@@ -21,6 +22,7 @@ from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
 from .engine import Engine, Schedule
+from .fingerprint import digest_of_tokens
 from .records import perplexity_of
 from .schedules import learning_rate_factor
 from .signals import stop_signals
@@ -130,6 +132,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
     description: str = "train",
+    allow_changes: bool = False,
     **changes: Any,
 ) -> TrainingResult:
     """Train a language model.
@@ -147,13 +150,17 @@ def train(
         Validation tokens; by default ``val.bin`` beside ``train.bin``, if it is there.
     resume : bool
         Continue from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
-        Without a checkpoint the run starts from the beginning.
+        Without a checkpoint the run starts from the beginning. Model, settings and data must be those of the
+        checkpoint, except for `steps` and for settings that have no effect on the weights.
     callbacks : iterable of Callback
         Receive every record; one that returns True from ``record`` ends the run after the step at hand.
     progress : bool, optional
         Show progress on standard error (default True).
     description : str
         Label of the progress display.
+    allow_changes : bool
+        Resume even if model, settings or data are not those of the checkpoint. If the order of the data is another one,
+        the data begin anew.
     **changes
         Fields of `config` to override.
 
@@ -166,7 +173,7 @@ def train(
     TrainingError
         After ``max_bad_steps`` non-finite steps in a row; or if `run_dir` holds a run and `resume` is False.
     ConfigError, DataError
-        If settings, model and data do not fit together.
+        If settings, model and data do not fit together, or are not those of the checkpoint to resume.
     TypeError
         If `model` is no language model or `config` no `TrainingConfig`.
     TrainingInterrupted
@@ -190,9 +197,10 @@ def train(
         config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
     )  # fmt: skip
+    facts = {} if run_dir is None else _facts(tokens, validation)
     engine = Engine(
         model, Windows(sampler, config.accumulation), config, schedule, None if validation is None else evaluate,
-        None if run_dir is None else Path(run_dir), description,
+        None if run_dir is None else Path(run_dir), description, facts, allow_changes,
     )  # fmt: skip
     with closing(callbacks) as listeners, stop_signals() as signals:
         interrupted = engine.run(listeners, signals, resume, progress is not False)
@@ -206,6 +214,10 @@ def train(
         return result
     kept = "without a run_dir, nothing is saved" if run_dir is None else f"resume goes on from {engine.checkpoint}"
     raise TrainingInterrupted(f"{description}: step {state.step}/{config.steps}; {kept}", result, interrupted)
+
+
+def _facts(tokens: TokenFile, validation: TokenFile | None) -> dict[str, Any]:
+    return {"data": digest_of_tokens(tokens), "val_data": None if validation is None else digest_of_tokens(validation)}
 
 
 def _checked(
@@ -235,9 +247,9 @@ def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tu
         if source is not None:
             warn_of_other_tokenizer(model.tokenizer, source, stacklevel=3)
     found = False
-    if not isinstance(data, TokenFile) and Path(data).is_dir():
+    if not isinstance(data, TokenFile) and kind_of(data) == "folder":
         beside = Path(data) / "val.bin"
-        if val_data is None and beside.is_file() and beside.stat().st_size:
+        if val_data is None and kind_of(beside) == "file" and beside.stat().st_size:
             val_data, found = beside, True
     validation = None if val_data is None else open_one(val_data)
     if validation is not None and len(validation) < sequence_length:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from .._arguments import PathLike
+from .._reading import kind_of
 from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..model import MoM
 from .callbacks import Callback
-from .checkpoint import newest_checkpoint, read_progress
+from .checkpoint import newest_checkpoint, read_progress, settings_of_checkpoint
 from .config import TrainingConfig
 from .optimizer import AdamW
 from .pretraining import TrainingResult, take_tokenizer, train
@@ -128,10 +129,11 @@ def pretrain(
     minutes: float | None = None,
     recipe: str = "paper",
     dtype: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
+    allow_changes: bool = False,
     **changes: Any,
 ) -> PretrainResult:
     """One phase of the recipe.
@@ -155,11 +157,12 @@ def pretrain(
         One of `RECIPES`.
     dtype : {"float32", "bfloat16"}, optional
         By default float32; of a resumed run, that of its checkpoint.
-    seed : int
-        Of the weights, of the order of the data and of dropout.
+    seed : int, optional
+        By default 0; of a resumed run, that of its checkpoint.
     resume : bool
-        Go on from the newest valid checkpoint in `run_dir`, with its settings.
-    progress, callbacks
+        Go on from the newest valid checkpoint in `run_dir`, with its settings. Arguments that are given must be those
+        of the checkpoint. `minutes` and `vanilla` have no effect then.
+    progress, callbacks, allow_changes
         See `train`.
     **changes
         Fields of `TrainingConfig` to override.
@@ -186,18 +189,23 @@ def pretrain(
     planned, before = _earlier_settings(run) if resume else (None, "float32")
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
+    if seed is None:
+        seed = 0 if planned is None else planned.seed
     model = _model(config, data, phase, vanilla, dtype or before, seed)
-    if planned is None:
-        if minutes is not None:
-            tokens = _tokens_in(model, RECIPES[recipe], minutes)
-        assert tokens is not None
-        planned = RECIPES[recipe].scaled(int(tokens), model.config.n_positions).replace(seed=seed)
-    planned = planned.replace(**changes)
+    if planned is None and minutes is not None:
+        tokens = _tokens_in(model, RECIPES[recipe], minutes)
+    if tokens is not None:
+        scaled = RECIPES[recipe].scaled(int(tokens), model.config.n_positions)
+        by_budget = {name: getattr(scaled, name) for name in ("steps", "batch_size", "accumulation", "sequence_length")}
+        planned = scaled if planned is None else planned.replace(**by_budget)
+    assert planned is not None
+    planned = planned.replace(seed=seed, **changes)
     total = planned.steps * planned.tokens_per_step
     try:
         result = train(
-            model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase
-        )
+            model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase,
+            allow_changes=allow_changes,
+        )  # fmt: skip
     except TrainingInterrupted as stop:
         so_far = PretrainResult(model, stop.result, planned, total, run / "model")
         raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
@@ -216,16 +224,14 @@ def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
     latest, _ = newest_checkpoint(run)
     if latest is None:
         return None, "float32"
-    progress = read_progress(latest)
-    config = TrainingConfig.from_dict(progress["config"], f"{latest}/training.json")
-    return config, progress.get("dtype", "float32")
+    return settings_of_checkpoint(latest), read_progress(latest).get("dtype", "float32")
 
 
 def _model(
     config: MoMConfig | str, data: PathLike, phase: str, vanilla: MoM | PathLike | None, dtype: str, seed: int
 ) -> MoM:
     file = Path(data) / "meta.json"
-    if not file.is_file():
+    if kind_of(file) is None:
         raise DataError(f"{file}: no such file; make the folder with 'mom prepare'")
     vocabulary = read_meta(data).get("vocab_size")
     if vocabulary is None:

@@ -21,6 +21,7 @@ from ..training.batches import MicroBatch, Rows
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
 from ..training.finetune import LoopResult, RunOptions, fit_rows, train_seeds
+from ..training.fingerprint import digest_of_rows, digest_of_weights
 from ..training.records import perplexity_of
 from ..training.signals import stop_signals
 from .reader import read_xsum
@@ -84,6 +85,7 @@ def finetune(
     callbacks: Iterable[Callback] = (),
     run_dir: PathLike | None = None,
     resume: bool = False,
+    allow_changes: bool = False,
     **changes: Any,
 ) -> XsumResult:
     """Fine-tune a language model to summarise.
@@ -117,7 +119,11 @@ def finetune(
         Folder for ``xsum/seed-<number>``, with ``log.jsonl`` and the newest checkpoint. A checkpoint is written after
         every evaluation, and when a signal ends the run.
     resume : bool
-        Continue from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped.
+        Continue from the newest valid checkpoint in `run_dir`, to the same bits as a run that was never stopped. Model,
+        data and settings must be those of the checkpoint, except for `epochs`, `max_steps` and settings that have
+        no effect on the weights.
+    allow_changes : bool
+        Resume even if model, settings or data are not those of the checkpoint.
     **changes
         Fields of `config` to override.
 
@@ -158,7 +164,8 @@ def finetune(
 
     with closing(callbacks) as listeners, stop_signals() as signals:
         checkpoints = None if run_dir is None else Path(run_dir) / TASK
-        options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume)
+        facts = {} if run_dir is None else _facts(source, rows, held_out)
+        options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume, allow_changes, facts)
         runs = train_seeds((seed,), begin, fit, options, folder)
         signals.handled = runs.interrupted is not None
         loop = runs.loops[seed]
@@ -170,6 +177,15 @@ def finetune(
         runs.write_results(folder, {**result.to_dict(), "max_summary": max_summary, "seconds": loop.seconds}, config)
     runs.raise_interruption("" if folder is None else f"; kept in {folder}")
     return result
+
+
+def _facts(source: MoM, rows: list[Row], held_out: list[Row]) -> dict[str, Any]:
+    """What belongs to the fingerprint of a run, see `mom.training.fingerprint`."""
+
+    def digest(part: list[Row]) -> dict[str, Any]:
+        return digest_of_rows([row.tokens for row in part], [row.prompt for row in part])
+
+    return {"data": digest(rows), "dev_data": digest(held_out), "start": digest_of_weights(source)}
 
 
 def _batches(rows: list[Row], config: FinetuneConfig, seed: int) -> Rows:

@@ -1,0 +1,92 @@
+"""Who works in a folder: a lock that ends with its process.
+
+The lock is one of the system (``flock``) on a file ``.lock`` in the folder. When a process ends, in whatever way, the
+system releases its locks, so the next run takes over. The file names the process for messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import TrainingError
+from .atomic import naming_file
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LOCK_FILE", "lock_folder"]
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, argument: str = "run_dir") -> Iterator[None]:
+    """Hold the lock of a folder, which exists, until the block ends.
+
+    Raises
+    ------
+    TrainingError
+        If another run holds it, in this process or in another one. The message begins with `argument`.
+    """
+    file = folder / LOCK_FILE
+    descriptor = None if fcntl is None else _take(file, folder, argument)
+    owner = os.getpid()
+    try:
+        yield
+    finally:
+        if descriptor is not None and os.getpid() == owner:  # in a fork, the lock belongs to the parent
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _take(file: Path, folder: Path, argument: str) -> int | None:
+    """Open the lock file and lock it. None if the file system has no locks."""
+    while True:
+        with naming_file(file):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_still(file, descriptor):
+                os.close(descriptor)  # its owner has just removed it
+                continue
+            content = json.dumps({"process": os.getpid(), "host": socket.gethostname()})
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content.encode(), 0)
+            return descriptor
+        except OSError as error:
+            words = _owner(descriptor)
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise TrainingError(
+                    f"{argument}: {folder} is in use by {words}; wait for its end, or use another folder"
+                ) from None
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                words = f"{argument}: the file system of {folder} has no locks. Make sure that only one run uses it"
+                warnings.warn(words, stacklevel=4)
+                return None
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(file)) from None
+
+
+def _is_still(file: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(file), os.fstat(descriptor))
+    return False
+
+
+def _owner(descriptor: int) -> str:
+    """The process that holds the lock, in words."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        found = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {int(found['process'])} on {found['host']!s}"
+    return "another process"
