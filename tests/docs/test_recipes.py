@@ -56,6 +56,7 @@ EXAMPLES = {
             "python/mom/model/output.py": "named in the description of the losses",
             "tests/api/test_model_api.py": "what is special about it",
             "tests/training/test_finetune.py": CHOSEN,
+            "tests/training/test_fingerprint.py": "the field, see the recipe of configuration fields",
         },
     ),
     "Adding a configuration field": Example(r"\bweighted_qkv\b|SMALL_WEIGHTED"),

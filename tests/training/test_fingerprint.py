@@ -27,7 +27,8 @@ OTHER_MODEL: dict[str, Any] = {
     "layer_norm_epsilon": 1e-2, "initializer_range": 0.1, "scale_attn_weights": False, "bos_token_id": 1,
     "eos_token_id": 1, "pad_token_id": 1, "chunks": 2, "depth_multiplier": 3, "num_top_layers": 2,
     "num_bottom_layers": 2, "num_attn": 2, "num_ffn": 2, "bind_ffn_attn": True, "use_ste": True,
-    "output_router_logits": False, "router_aux_loss_coef": 0.5, "depth_per_chunk": 3, "router_type": "naive",
+    "output_router_logits": False, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.7, "depth_per_chunk": 3,
+    "router_type": "naive",
     "router_dim": 9, "router_softmax_temperature": 0.5, "enable_pause": False, "require_anchor_layer": True,
     "depthwise_bal_loss": True, "weighted_qkv": True, "routing_all_possible_path": True, "routing_top_k": 1,
     "num_labels": 2, "problem_type": "regression", "balance_loss": "reference", "balance_counts": "step",
@@ -39,7 +40,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "steps": 8, "batch_size": 2, "sequence_length": 15, "accumulation": 1, "lr": 2e-3, "schedule": "linear",
     "warmup": 2, "final_lr": 0.1, "beta1": 0.5, "beta2": 0.9, "eps": 1e-6, "weight_decay": 0.0, "clip": 0.1,
     "sampling": "consecutive", "seed": 6, "eval_every": 3, "eval_batches": 1, "save_every": 3, "keep_last": 1,
-    "log_every": 2, "max_bad_steps": 9, "activation_checkpointing": True, "tensorboard": True,
+    "log_every": 2, "max_bad_steps": 9, "activation_checkpointing": True, "tensorboard": True, "wandb": True,
 }  # fmt: skip
 #: Another value for every field of `FinetuneConfig`. Its own values are those of `TUNING`.
 OTHER_TUNING: dict[str, Any] = {
@@ -124,8 +125,8 @@ def test_a_field_of_the_configuration(data: Path, run: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER_TRAINING)
 def test_a_setting_of_training(data: Path, run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    if name == "tensorboard":
-        pytest.importorskip("tensorboard")
+    if name in ("tensorboard", "wandb"):
+        pytest.importorskip(name)
     value, verdict = OTHER_TRAINING[name], MAY_CHANGE["training"][name]
     before = mom.TrainingConfig(**{**small_run.SETTINGS, **STEPS}).to_dict()[name]
     changed, files = f"{name} was {before} and is now {value}", state(run)
@@ -147,8 +148,8 @@ def test_a_setting_of_training(data: Path, run: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("name", [n for n, verdict in MAY_CHANGE["training"].items() if verdict == FREE])
 def test_a_setting_that_may_change_freely_changes_no_weight(data: Path, run: Path, tmp_path: Path, name: str) -> None:
-    if name == "tensorboard":
-        pytest.importorskip("tensorboard")
+    if name in ("tensorboard", "wandb"):
+        pytest.importorskip(name)
     whole, changed = small_run.model(), small_run.model(seed=9)
     train(data, tmp_path / "whole", whole)
     train(data, run, changed, resume=True, **{name: OTHER_TRAINING[name]})

@@ -177,11 +177,15 @@ class Tokenizer:
         found = read_settings(path.parent if pair is not None or path.name == "tokenizer.json" else path)
         try:
             backend = apply(backend, found, from_pair=pair is not None)
-            return cls(backend, settings=end_token(backend, found, eos_token))
-        except DataError:
+            settings = end_token(backend, found, eos_token)
+        except DataError:  # it names the file
             raise
         except Exception as error:
             # The library reads some damaged files, but not what it writes from them.
+            raise DataError(f"{path}: not a usable tokenizer ({error})") from None
+        try:
+            return cls(backend, settings=settings)
+        except Exception as error:
             raise DataError(f"{path}: not a usable tokenizer ({error})") from None
 
     # ------------------------------------------------------------------ use

@@ -297,6 +297,10 @@ def end_token(backend: tokenizers.Tokenizer, found: _Found, asked: str | None) -
     bos = tokens.get("bos_token") or _token_of_ids(backend, folder, "bos_token_id")
     if bos is not None:
         settings = replace(settings, tokens={**settings.tokens, "bos_token": bos})
+    # They are written as special tokens, so they are special tokens from now on, too.
+    known = {added.content for added in backend.get_added_tokens_decoder().values() if added.special}
+    named = [text for text in settings.tokens.values() if text not in known and backend.token_to_id(text) is not None]
+    _add(backend, [{"content": text, "normalized": False, "special": True} for text in named])
     return replace(settings, add_bos=_begins_with_bos(backend, settings, found))
 
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from .._reading import open_file
 from .._version import __version__
 from ..config import MoMConfig
-from ..data.prepare import read_meta
 from ..data.token_files import TokenFile
+from ..data.token_formats import read_description
 from ..errors import ConfigError, DataError
 from ..files.atomic import naming_file
 from ..model import Network
@@ -49,7 +49,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "schedule": REFUSED, "warmup": REFUSED, "final_lr": REFUSED, "beta1": REFUSED, "beta2": REFUSED,
         "eps": REFUSED, "weight_decay": REFUSED, "clip": REFUSED, "sampling": REFUSED, "seed": REFUSED,
         "eval_every": FREE, "eval_batches": WARNED, "save_every": FREE, "keep_last": FREE, "log_every": FREE,
-        "max_bad_steps": FREE, "activation_checkpointing": FREE, "tensorboard": FREE,
+        "max_bad_steps": FREE, "activation_checkpointing": FREE, "tensorboard": FREE, "wandb": FREE,
     },
     # Evaluations choose the weights that are kept, so they count here.
     "fine-tuning": {
@@ -122,9 +122,9 @@ def fingerprint_of(
 def digest_of_tokens(tokens: TokenFile) -> dict[str, Any]:
     """Number of tokens and hashes of a token file.
 
-    ``sha256`` is what ``meta.json`` says of the file. ``sample`` is the hash of at most 16 MiB of the file itself: of
+    ``sha256`` is what its description says of the file. ``sample`` is the hash of at most 16 MiB of the file itself: of
     the whole file, or of 256 blocks over its whole length. So a large file is recognised in a fraction of a second. A
-    change between the blocks is not noticed if ``meta.json`` stays as it is.
+    change between the blocks is not noticed if the description stays as it is.
     """
     size, digest = os.stat(tokens.path).st_size, hashlib.sha256()
     block = _WHOLE // _BLOCKS
@@ -135,9 +135,7 @@ def digest_of_tokens(tokens: TokenFile) -> dict[str, Any]:
             file.seek(start)
             digest.update(file.read(block))
     found = {"tokens": len(tokens), "bytes": size, "sample": digest.hexdigest()}
-    files = read_meta(tokens.path).get("files")
-    entry = files.get(tokens.path.name) if isinstance(files, Mapping) else None
-    said = entry.get("sha256") if isinstance(entry, Mapping) else None
+    said = read_description(tokens.path)[0].get("sha256")
     return found if said is None else {**found, "sha256": said}
 
 

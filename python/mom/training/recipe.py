@@ -162,7 +162,9 @@ def pretrain(
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, with its settings. Arguments that are given must be those
         of the checkpoint. `minutes` and `vanilla` have no effect then.
-    progress, callbacks, allow_changes
+    allow_changes : bool
+        With `resume`: continue even if model, settings or data are not those of the checkpoint.
+    progress, callbacks
         See `train`.
     **changes
         Fields of `TrainingConfig` to override.
