@@ -153,7 +153,7 @@ def train(
         Without a checkpoint the run starts from the beginning. Model, settings and data must be those of the
         checkpoint, except for `steps` and for settings that have no effect on the weights.
     callbacks : iterable of Callback
-        Receive every record; one that returns True from ``record`` ends the run after the step at hand.
+        Receive every record. When one returns True from ``record``, the run ends as it would after its last step.
     progress : bool, optional
         Show progress on standard error (default True).
     description : str
