@@ -12,6 +12,7 @@ MOM_AMX_EMULATED=1  level amx on any processor with AVX-512, its instructions in
 
 import os
 import re
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,23 @@ def files(pattern: str) -> list[str]:
     return sorted(path.as_posix() for path in ROOT.glob(pattern) if path.parent.name not in ("examples", "tests"))
 
 
+#: Options of the compiler that decide for which processor and by which arithmetic it translates.
+_OWN = ("-m", "-O", "-ffast-math", "-funsafe-math-optimizations", "-ffinite-math-only", "-fassociative-math", "-flto")
+
+
+def without_own(command: list[str]) -> list[str]:
+    """A compiler's command without options from CFLAGS that only `mom_c/flags.mk` may set."""
+    return [word for word in command if not word.startswith(_OWN) or word in ("-m32", "-m64", "-mthreads")]
+
+
+NO_COMPILER = """mom is built from C, and no C compiler works here ({command}). Install one: \
+'apt install build-essential', 'dnf install gcc' or 'xcode-select --install'."""
+NO_HEADERS = """mom is built from C, and Python's header files are missing. Install them: \
+'apt install python3-dev' or 'dnf install python3-devel'."""
+NO_OPENMP = """The C compiler has no OpenMP, so mom will compute on one thread. For all of them, install OpenMP \
+('apt install libomp-dev' for Clang, 'brew install libomp' on macOS) or build with CC=gcc."""
+
+
 def words(name: str) -> list[str]:
     return FLAGS.get(name, "").split()
 
@@ -66,12 +84,39 @@ class BuildCore(build_ext):
             source = Path(folder) / "probe.c"
             source.write_text(FLAGS[f"PROBE_{feature}"] + "\n")
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                include = self.include_dirs if feature == "python" else []
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, include_dirs=include, extra_postargs=flags
+                )
                 if link:
                     self.compiler.link_executable(objects, str(Path(folder) / "probe"), extra_postargs=flags)
             except Exception:  # each compiler class has exceptions of its own
                 return False
         return True
+
+    def has_quietly(self, feature: str, link: bool = False) -> bool:
+        """The same without the compiler's own messages."""
+        saved = os.dup(2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, 2)
+            return self.has(feature, link)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(null)
+
+    def check_tools(self) -> bool:
+        """Leave with one sentence if there is no compiler or no Python.h. Returns whether there is OpenMP."""
+        if not self.has_quietly("c", link=True):
+            sys.exit(NO_COMPILER.format(command=" ".join(self.compiler.compiler_so[:1])))
+        if not self.has_quietly("python"):
+            sys.exit(NO_HEADERS)
+        wanted = enabled("MOM_OPENMP", default=True)
+        if wanted and not self.has_quietly("openmp", link=True):
+            print(NO_OPENMP, file=sys.stderr, flush=True)
+            return False
+        return wanted
 
     def common_flags(self) -> list[str]:
         flags = [*words("STANDARD"), f"-I{ROOT}", *words("DEBUG" if enabled("MOM_DEBUG") else "OPTIMISE")]
@@ -90,16 +135,18 @@ class BuildCore(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type == "msvc":
             raise RuntimeError("mom needs GCC or Clang; build with --compiler=mingw32")
+        self.compiler.compiler_so = without_own(self.compiler.compiler_so)
+        has_openmp = self.check_tools()
         flags = self.common_flags()
         link_flags = ["-lm"]
         if enabled("MOM_SANITIZE"):
             flags += words("SANITIZE")
             link_flags += words("SANITIZE")
-        if enabled("MOM_OPENMP", default=True) and self.has("openmp", link=True):
+        if has_openmp:
             flags.append("-fopenmp")
             link_flags.append("-fopenmp")
         level_flags = {level: words(f"LEVEL_{level}") for level in words("LEVELS")}
-        if not self.has("x86"):
+        if not self.has_quietly("x86"):
             flags.append("-DMOM_NO_X86_LEVELS")
             ext.sources = [source for source in ext.sources if level_of(source) in (None, "baseline")]
         else:
@@ -108,7 +155,7 @@ class BuildCore(build_ext):
                 flags.append("-DMOM_AMX_EMULATED")
                 level_flags["amx"] = level_flags["avx512"]
             for level in ("avx512bf16", "amx"):
-                if not self.has(level) and not (emulated and level == "amx"):
+                if not self.has_quietly(level) and not (emulated and level == "amx"):
                     flags.append(f"-DMOM_NO_{level.upper()}")
                     ext.sources = [source for source in ext.sources if level_of(source) != level]
         ext.extra_link_args = link_flags

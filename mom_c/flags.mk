@@ -4,7 +4,8 @@
 STANDARD := -std=c11 -fvisibility=hidden -fopenmp-simd
 OPTIMISE := -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
 DEBUG := -O1 -g -UNDEBUG -DMOM_DEBUG -ffp-contract=fast
-WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+# Clang does not vectorise every loop that is marked for it; that is no error.
+WARNINGS := -Wno-pass-failed -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 
 # The files of one instruction-set level (kernels/level_<level>.c and kernels/gemm_ukr_<level>.c) get the flags of that
@@ -22,7 +23,10 @@ LEVEL_amx := $(LEVEL_avx512bf16) -mamx-tile -mamx-bf16
 PROBE_x86 := int probe = __x86_64__;
 PROBE_avx512bf16 := int probe;
 PROBE_amx := void probe(void); void probe(void) { _tile_zero(0); _tile_dpbf16ps(0, 1, 2); }
+PROBE_c := int main(void) { return 0; }
+PROBE_python := int probe = PY_VERSION_HEX;
 PROBE_openmp := int main(void) { return omp_get_max_threads() < 1; }
+PROBE_FLAGS_python := -include Python.h
 PROBE_FLAGS_avx512bf16 := $(LEVEL_avx512bf16)
 PROBE_FLAGS_amx := $(LEVEL_amx) -include immintrin.h
 PROBE_FLAGS_openmp := -fopenmp -include omp.h
