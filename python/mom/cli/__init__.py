@@ -7,7 +7,9 @@ on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usa
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
+import io
 import logging
 import os
 import re
@@ -40,14 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status.
     """
-    arguments = parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    with _any_character_shown():
+        return _run(parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings(), _reports_shown():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             if getattr(arguments, "threads", None) is not None:
                 set_num_threads(arguments.threads)
             status: int = arguments.run(arguments)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it is None if the process was started with a closed standard output
+                sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
         name = stop.signal if isinstance(stop, TrainingInterrupted) else "SIGINT"
@@ -63,6 +70,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
+
+
+def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for a character that a stream cannot encode: an escape, or the byte of a name that is not UTF-8."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character, after = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":  # how Python holds such a byte
+        return bytes([ord(character) - 0xDC00]), after
+    return character.encode("ascii", "backslashreplace").decode("ascii"), after
+
+
+@contextlib.contextmanager
+def _any_character_shown() -> Iterator[None]:
+    """Let standard output and error show characters that they cannot encode, see `_shown`."""
+    codecs.register_error("mom.shown", _shown)
+    with contextlib.ExitStack() as undo:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                undo.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="mom.shown")
+        yield
 
 
 class _Shown(logging.Handler):
@@ -81,8 +110,8 @@ class _Shown(logging.Handler):
 
 @contextlib.contextmanager
 def _reports_shown() -> Iterator[None]:
-    """Print the summaries of the files that are read to standard error."""
-    logger, handler = logging.getLogger("mom.data"), _Shown()
+    """Print to standard error what was read, and what was cut or left out."""
+    logger, handler = logging.getLogger("mom"), _Shown()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ PROMPT = "\nTL;DR:"
 #: Name of the task in a fine-tuned model's folder.
 TASK = "xsum"
 _EVAL_BATCH = 8
+_LOG = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -74,6 +76,11 @@ def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tupl
         cut_summaries += len(ids) + 1 > max_summary
         summary = np.append(ids, tokenizer.eos_id)[:max_summary]
         rows.append(Row(np.concatenate([prompt, summary]).astype(np.int32), len(prompt)))
+    for what, count in (("documents", cut), ("summaries", cut_summaries)):
+        if count:
+            of = f"{count:,} of {len(rows):,} {what}"
+            source = data.report.source
+            _LOG.info("%s: %s were cut (max_length = %d, max_summary = %d)", source, of, length, max_summary)
     return rows, cut, cut_summaries
 
 
