@@ -18,9 +18,10 @@ _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def to_json(value: Any, indent: int | None = 2, *, words: bool = False, ascii: bool = False) -> str:
     """JSON text of a value, with a line feed at its end.
 
-    Numbers and arrays of NumPy are written as Python's. A number that is not finite becomes null, or with `words` one
-    of the strings "NaN", "Infinity" and "-Infinity", which `from_words` turns back into numbers. A character that UTF-8
-    cannot hold (names of files can have such characters) is escaped; with `ascii`, every character beyond ASCII is.
+    Numbers and arrays of NumPy are written as Python's. A number that is not finite becomes null. With `words` it
+    becomes one of the strings "NaN", "Infinity" and "-Infinity", and `from_words` reads these as numbers. A character
+    that UTF-8 cannot hold (names of files can have such characters) is escaped; with `ascii`, every character beyond
+    ASCII is.
     """
     text = json.dumps(_plain(value, words), indent=indent, ensure_ascii=ascii, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
