@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 
 import mom
-from mom import cli
+from mom import cli, glue, xsum
 from mom.data import Documents, TextDocuments, TokenFile, WindowSampler
 from mom.data.encode import encode_texts
 from mom.data.prepare import prepare
 from mom.errors import DataError
 from mom.evaluate import text_losses, token_file_loss
+from mom.xsum.rows import PROMPT, make_rows
 
 TEXT = "a fox and a dog ran "
 
@@ -139,6 +141,18 @@ def test_streams_are_left_as_they_were(capsys: pytest.CaptureFixture[str]) -> No
     assert sys.stdout.errors == before
 
 
+def test_messages_do_not_mix_with_results_if_standard_error_is_closed(folder: Path) -> None:
+    text = folder / "mixed"
+    text.mkdir()
+    (text / "a.txt").write_text(TEXT)
+    (text / "b.csv").write_text("a file to be passed over")
+    words = [sys.executable, "-m", "mom", "evaluate", "--model", str(folder / "model"), "--text", str(text), "--json"]
+    whole = subprocess.run(words, capture_output=True, timeout=120)
+    assert b"passed over 1 files" in whole.stderr and strict(whole.stdout.decode())[0]["tokens"] > 0
+    done = subprocess.run(f"{shlex.join(words)} 2>&-", shell=True, capture_output=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == whole.stdout
+
+
 def test_a_closed_standard_output_is_no_traceback() -> None:
     done = subprocess.run(f"{sys.executable} -m mom info >&-", shell=True, capture_output=True, timeout=120)
     assert done.returncode == 0 and done.stderr == b""
@@ -220,3 +234,31 @@ def test_the_tail_that_becomes_validation_data_is_told(tmp_path: Path, caplog: p
         meta = prepare(TextDocuments([TEXT * 50]), tmp_path / "data", vocab_size=300, val_fraction=0.1, progress=False)
     count = meta["files"]["val.bin"]["tokens"]
     assert f"val.bin: the last {count} tokens of the text" in caplog.text
+
+
+def test_the_terminal_says_how_many_documents_and_summaries_were_cut(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = mom.MoM.from_pretrained(folder / "model")
+    room = 16 - len(model.tokenizer.encode(PROMPT)) - 3
+    assert room > 0
+    rows = [{"document": "a", "summary": "a"}, {"document": TEXT * 3, "summary": TEXT}]
+    with caplog.at_level(logging.INFO, "mom.xsum"):
+        found, cut, cut_summaries = make_rows(model, xsum.read_xsum(rows), 16, 3)
+    assert (cut, cut_summaries) == (1, 1) and max(len(row.tokens) for row in found) == 16
+    assert [r.getMessage() for r in caplog.records] == [
+        f"1 of 2 documents were cut to {room} tokens", "1 of 2 summaries were cut to 3 tokens",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["", "data"])
+def test_missing_parts_of_a_set_are_an_error(where: str, tmp_path: Path) -> None:
+    folder = tmp_path / where
+    folder.mkdir(exist_ok=True)
+    for number in (0, 2):
+        (folder / f"train-{number:05}-of-00003.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="2 of 3 files ..-of-00003 are there; number 1 is missing"):
+        xsum.read_xsum(tmp_path, "train")
+    if not where:
+        with pytest.raises(DataError, match="number 1 is missing"):
+            glue.read_glue(tmp_path, "cola", "train")

@@ -53,8 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, "threads", None) is not None:
                 set_num_threads(arguments.threads)
             status: int = arguments.run(arguments)
-            if sys.stdout is not None:  # it is None if the process was started with a closed standard output
-                sys.stdout.flush()
+            sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
         name = stop.signal if isinstance(stop, TrainingInterrupted) else "SIGINT"
@@ -84,9 +83,17 @@ def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
 
 @contextlib.contextmanager
 def _any_character_shown() -> Iterator[None]:
-    """Let standard output and error show characters that they cannot encode, see `_shown`."""
+    """Let standard output and error show characters that they cannot encode, see `_shown`.
+
+    A stream that was closed before the process began is None, and messages for one would appear on the other. Within
+    the block it is the null device.
+    """
     codecs.register_error("mom.shown", _shown)
     with contextlib.ExitStack() as undo:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                undo.callback(setattr, sys, name, None)
+                setattr(sys, name, undo.enter_context(open(os.devnull, "w")))
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 undo.callback(stream.reconfigure, errors=stream.errors)

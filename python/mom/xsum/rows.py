@@ -64,7 +64,10 @@ def prompts_of(model: MoM, documents: Sequence[str], length: int, max_summary: i
         raise ConfigError(f"max_summary: {max_summary} of {length} tokens leaves no room for a document or a summary")
     found = tokenizer.encode_batch(list(documents))
     rows = [np.concatenate([ids[:room], end]).astype(np.int32) for ids in found]
-    return rows, sum(len(ids) > room for ids in found)
+    cut = sum(len(ids) > room for ids in found)
+    if cut:
+        _LOG.info("%s of %s documents were cut to %d tokens", f"{cut:,}", f"{len(rows):,}", room)
+    return rows, cut
 
 
 def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[list[Row], int, int]:
@@ -76,11 +79,8 @@ def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tupl
         cut_summaries += len(ids) + 1 > max_summary
         summary = np.append(ids, tokenizer.eos_id)[:max_summary]
         rows.append(Row(np.concatenate([prompt, summary]).astype(np.int32), len(prompt)))
-    for what, count in (("documents", cut), ("summaries", cut_summaries)):
-        if count:
-            of = f"{count:,} of {len(rows):,} {what}"
-            source = data.report.source
-            _LOG.info("%s: %s were cut (max_length = %d, max_summary = %d)", source, of, length, max_summary)
+    if cut_summaries:
+        _LOG.info("%s of %s summaries were cut to %d tokens", f"{cut_summaries:,}", f"{len(rows):,}", max_summary)
     return rows, cut, cut_summaries
 
 
