@@ -262,3 +262,18 @@ def test_missing_parts_of_a_set_are_an_error(where: str, tmp_path: Path) -> None
     if not where:
         with pytest.raises(DataError, match="number 1 is missing"):
             glue.read_glue(tmp_path, "cola", "train")
+
+
+def test_the_part_of_the_validation_data_that_is_used_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = TokenFile(folder / "data/train.bin")
+    settings: dict[str, Any] = {"steps": 1, "batch_size": 2, "sequence_length": 8, "progress": False}
+    with caplog.at_level(logging.INFO, "mom.training"):
+        mom.train(mom.MoM.from_pretrained(folder / "model"), tokens, val_data=tokens, eval_batches=3, **settings)
+        assert [r.getMessage() for r in caplog.records] == [
+            f"validation: the first 48 of {len(tokens)} tokens of {tokens.path}"
+        ]
+        caplog.clear()
+        whole = {**settings, "sequence_length": 2}
+        assert len(tokens) % 2 == 0
+        mom.train(mom.MoM.from_pretrained(folder / "model"), tokens, val_data=tokens, eval_batches=10**6, **whole)
+        assert not caplog.records
