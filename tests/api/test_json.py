@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mom._json import to_json
+from mom._json import from_words, to_json
 from mom.files.folders import write_json
 
 
@@ -48,3 +48,17 @@ def test_text_is_utf8_as_it_is_and_what_utf8_lacks_is_escaped(tmp_path: Path) ->
 def test_what_json_lacks_is_an_error() -> None:
     with pytest.raises(TypeError, match="set"):
         to_json({"a": {1, 2}})
+
+
+def test_numbers_that_json_lacks_come_back_from_words() -> None:
+    value = {"a": [float("inf"), -float("inf"), 1.5, "inf"], "b": {"c": np.float32("nan"), "d": None}}
+    text = to_json(value, words=True)
+    assert strict(text) == {"a": ["Infinity", "-Infinity", 1.5, "inf"], "b": {"c": "NaN", "d": None}}
+    found = from_words(json.loads(text))
+    assert found["a"] == value["a"] and np.isnan(found["b"]["c"]) and found["b"]["d"] is None
+
+
+def test_ascii_keeps_the_value_and_needs_no_other_character() -> None:
+    value = {"na\u00efve": "\u6771\u4eac \U0001f98a", "path": "caf\udce9"}
+    text = to_json(value, indent=None, ascii=True)
+    assert text.isascii() and strict(text) == value

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,12 +121,141 @@ def test_generation_stops_at_strings_tokens_and_limits(model: mom.MoM) -> None:
     assert all(isinstance(text, str) for text in mixed)
 
 
+# ---------------------------------------------------------------------- what the harness's own model asserts
+def own_value(model: mom.MoM, ids: list[int], count: int) -> float:
+    """Log-likelihood of the last `count` ids, one pass for each."""
+    return sum(
+        float(log_probabilities(model, ids[max(0, i - 32) : i])[-1, ids[i]]) for i in range(len(ids) - count, len(ids))
+    )
+
+
+@pytest.mark.parametrize("context", [" ", "  ", "\n", "\t \n"])
+def test_a_context_of_white_space_counts_with_the_answer(model: mom.MoM, context: str) -> None:
+    lm = harness().MomLM(model)
+    ids = model.tokenizer.encode(context + "The dog").tolist()
+    ((found, _),) = lm.loglikelihood(requests((context, "The dog")), disable_tqdm=True)
+    assert found == pytest.approx(own_value(model, [model.tokenizer.eos_id, *ids], len(ids)), rel=1e-4)
+
+
+def test_answers_fill_the_model_and_longer_ones_are_refused(model: mom.MoM) -> None:
+    lm = harness().MomLM(model)
+    ids = model.tokenizer.encode(TEXTS[1] * 6).tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one token of context and 32 of the answer fit
+        ((found, _),) = lm._loglikelihood_tokens([(None, ids[:1], ids[1:33])], disable_tqdm=True)
+    assert found == pytest.approx(own_value(model, ids[:33], 32), rel=1e-4)
+    with pytest.raises(DataError, match="the answer has 33 tokens, more than max_length = 32"):
+        lm._loglikelihood_tokens([(None, ids[:1], ids[1:34])], disable_tqdm=True)
+    with pytest.warns(UserWarning, match="1 of 2 requests do not fit into max_length = 32"):
+        cut = lm._loglikelihood_tokens([(None, ids[:9], ids[9:40]), (None, ids[:1], ids[1:3])], disable_tqdm=True)
+    assert cut[0][0] == pytest.approx(own_value(model, ids[:40][-33:], 31), rel=1e-4)
+
+
+@pytest.mark.parametrize("context", ["", "The cat", " "])
+def test_an_empty_answer_is_refused(model: mom.MoM, context: str) -> None:
+    with pytest.raises(DataError, match="the answer is empty"):
+        harness().MomLM(model).loglikelihood(requests(("a", "b"), (context, "")), disable_tqdm=True)
+    with pytest.raises(DataError, match="no token is left for the answer"):
+        harness().MomLM(model)._loglikelihood_tokens([(("a", "b"), [1, 2], [])], disable_tqdm=True)
+
+
+def test_everything_is_computed_in_evaluation_mode(model: mom.MoM) -> None:
+    noisy = mom.MoM(model.config.replace(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5), seed=2)
+    for name, value in model.parameters.items():
+        noisy.parameters[name] = value
+    noisy.tokenizer = model.tokenizer
+    noisy.train()
+    state = noisy.random_state
+    found, expected = [], []
+    for where, lm in ((found, harness().MomLM(noisy)), (expected, harness().MomLM(model))):
+        where += lm.loglikelihood(requests(("The cat", " sat on")), disable_tqdm=True)
+        where += lm.loglikelihood_rolling(requests(("The river runs",)), disable_tqdm=True)
+        where += lm.generate_until(requests(("The cat", {"max_gen_toks": 9})), disable_tqdm=True)
+    assert found == expected
+    assert noisy.training and noisy.random_state == state, "the model is left as it was"
+
+
+def generated(lm: Any, context: str, **settings: Any) -> str:
+    (text,) = lm.generate_until(requests((context, settings)), disable_tqdm=True)
+    return str(text)
+
+
+def test_every_name_of_the_budget_counts(model: mom.MoM) -> None:
+    lm = harness().MomLM(model, max_gen_toks=20)
+    whole, expected = generated(lm, "The cat"), generated(lm, "The cat", max_gen_toks=6)
+    assert whole.startswith(expected) and len(whole) > len(expected) > 0
+    for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
+        assert generated(lm, "The cat", **{name: 6}) == expected
+        assert generated(lm, "The cat", max_gen_toks=6, **{name: 9}) == expected, "the harness's order of names"
+    count = len(model.tokenizer.encode("The cat"))
+    assert generated(lm, "The cat", max_length=count + 6) == expected
+    assert generated(lm, "The cat", max_length=count + 9, max_gen_toks=6) == expected
+    both = lm.generate_until(
+        requests(("The cat", {"max_length": count + 6}), (TEXTS[0], {"max_length": 32})), disable_tqdm=True
+    )
+    assert both == [expected, generated(lm, TEXTS[0], max_gen_toks=32 - len(model.tokenizer.encode(TEXTS[0])))]
+
+
+def test_the_budget_must_leave_room_for_a_context(model: mom.MoM) -> None:
+    lm = harness().MomLM(model)
+    for settings, message in (
+        ({}, "max_gen_toks: 256 new tokens; expected at least 1, and less than the model's max_length = 32"),
+        ({"max_new_tokens": 32}, "max_new_tokens: 32 new tokens"), ({"max_tokens": 0}, "max_tokens: 0 new tokens"),
+        ({"max_length": 1}, "max_length: 1 tokens for a context of"), ({"max_length": 33}, "max_length: 33 tokens"),
+        ({"max_gen_toks": 4, "do_sample": True}, "do_sample: needs a temperature above 0"),
+        ({"max_gen_toks": 4, "until": 5}, "until: expected a string or a list of strings, got 5"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            lm.generate_until(requests(("The cat", {"max_gen_toks": 3}), ("The cat", settings)), disable_tqdm=True)
+    with pytest.raises(ConfigError, match="expected a mapping, got list"):
+        lm.generate_until(requests(("The cat", ["."])), disable_tqdm=True)
+    with pytest.warns(UserWarning, match="1 of 1 requests do not fit"):
+        text = generated(lm, TEXTS[0] * 5, max_gen_toks=31)
+    assert text == generated(lm, model.tokenizer.decode(model.tokenizer.encode(TEXTS[0] * 5)[-1:]), max_gen_toks=31)
+
+
+@pytest.mark.parametrize("until", ["", [""], ["", "\x00"], None, []])
+def test_an_empty_stop_string_stops_nothing(model: mom.MoM, until: Any) -> None:
+    lm = harness().MomLM(model)
+    assert generated(lm, "The cat", until=until, max_gen_toks=12) == generated(lm, "The cat", max_gen_toks=12) != ""
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_repeats_of_a_sampled_request_are_independent(model: mom.MoM, batch_size: int) -> None:
+    settings = {"max_gen_toks": 12, "do_sample": True, "temperature": 2.0}
+    asked = [("The cat", settings)] * 24
+    lm = harness().MomLM(model, batch_size=batch_size)
+    first = lm.generate_until(requests(*asked), disable_tqdm=True)
+    assert len(set(first)) == 24
+    assert not set(first) & set(lm.generate_until(requests(*asked), disable_tqdm=True)), "other samples"
+    again = harness().MomLM(model, batch_size=batch_size)
+    assert again.generate_until(requests(*asked), disable_tqdm=True) == first, "the seed repeats them"
+    other = harness().MomLM(model, batch_size=batch_size, seed=1)
+    assert not set(first) & set(other.generate_until(requests(*asked), disable_tqdm=True))
+
+
+def test_settings_without_effect_are_told(model: mom.MoM) -> None:
+    lm = harness().MomLM(model)
+    with pytest.warns(UserWarning, match="without effect on this model: num_beams, repetition_penalty"):
+        text = generated(lm, "The cat", max_gen_toks=5, repetition_penalty=2.0, num_beams=4, top_p=None)
+    assert text == generated(lm, "The cat", max_gen_toks=5)
+
+
+def test_a_chat_template_is_refused_with_a_sentence(model: mom.MoM) -> None:
+    lm = harness().MomLM(model)
+    assert lm.chat_template(False) == ""
+    for ask in (lambda: lm.chat_template(True), lambda: lm.chat_template("x"), lambda: lm.apply_chat_template([])):
+        with pytest.raises(ConfigError, match="has no chat template; run the harness without --apply_chat_template"):
+            ask()
+
+
 def test_arguments_are_checked(model: mom.MoM, tmp_path: Path) -> None:
     lm = harness().MomLM
     assert lm(model, device="cuda:0", max_batch_size=4).max_length == 32, "the harness's defaults"
     bare = mom.MoM(model.config)
     for changes, kind, message in (
         ({"batch_size": 0}, ConfigError, "batch_size: 0 is less than 1"),
+        ({"max_gen_toks": 0}, ConfigError, "max_gen_toks: 0 is less than 1"),
         ({"max_length": 33}, ConfigError, r"max_length: 33 is not in \[2, 32\]"),
         ({"pretrained": bare}, DataError, "holds no tokenizer"),
         ({"pretrained": str(tmp_path / "none")}, mom.CheckpointError, "is not a folder"),
@@ -170,15 +300,16 @@ def test_local_tasks_run(model: mom.MoM, tasks: Path, tmp_path: Path) -> None:
     harness()
     pytest.importorskip("datasets", reason="datasets is not installed")
     model.save_pretrained(tmp_path / "model")
-    done = subprocess.run(
-        [sys.executable, "-m", "mom", "lm_eval", "run", "--model", "mom",
-         "--model_args", f"pretrained={tmp_path / 'model'}", "--tasks", "local_choice,local_rolling,local_until",
-         "--include_path", str(tasks), "--output_path", str(tmp_path / "out"),
-         "--batch_size", "2"],
-        capture_output=True, text=True, timeout=600,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-             "HF_HOME": str(tmp_path / "home")},
-    )  # fmt: skip
+    words = [sys.executable, "-m", "mom", "lm_eval", "run", "--model", "mom",
+             "--model_args", f"pretrained={tmp_path / 'model'}", "--tasks", "local_choice,local_rolling,local_until",
+             "--include_path", str(tasks), "--output_path", str(tmp_path / "out"), "--batch_size", "2"]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+                   "HF_HOME": str(tmp_path / "home")}  # fmt: skip
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 600, "env": environment}
+    refused = subprocess.run([*words, "--apply_chat_template"], **options)
+    assert refused.returncode == 1 and refused.stderr.endswith("run the harness without --apply_chat_template\n")
+    assert "mom: error: apply_chat_template: this model continues texts" in refused.stderr
+    done = subprocess.run(words, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = (tmp_path / "out").rglob("results*.json")
     results = json.loads(file.read_text())["results"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,20 @@ from mom.evaluate import lead, rouge, sentences
 from shared_data import shared_path
 
 WORDS = "the cats cat running runs ran a police officer officers said says on Monday 12 £5 Wales's it".split()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_texts_without_anything_that_rouge_compares_are_warned_of(which: int) -> None:
+    pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed")
+    texts = [["A cat sat.", "", "7"], ["A cat sat.", "A dog.", "8"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an empty text is known to score 0
+        rouge(*texts)
+    texts[which][2] = "\u72ac\u304c\u8d70\u308b\u3002"
+    name = ("predictions", "references")[which]
+    with pytest.warns(UserWarning, match=f"{name}: 1 of 3 hold no letter .*; the first is row 2"):
+        found = rouge(*texts)
+    assert found["rouge1"] == pytest.approx(100 / 3)
 
 
 def test_equals_rouge_score_with_stemming(rng: np.random.Generator) -> None:

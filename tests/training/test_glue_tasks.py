@@ -409,9 +409,11 @@ OFFICIAL = {  # names and numbers of rows of the site's sample submission
 @pytest.mark.parametrize("name", TASKS)
 def test_submission_files_have_the_sites_form(name: str, tmp_path: Path) -> None:
     file, rows, first = OFFICIAL[name]
+    answers = np.zeros(rows, float if name == "stsb" else int)
+    answers[-1] = 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = glue.write_submission(name, np.zeros(rows, float if name == "stsb" else int), tmp_path / "new")
+        path = glue.write_submission(name, answers, tmp_path / "new")
     lines = path.read_text().splitlines()
     assert path.name == file and lines[:2] == ["index\tprediction", f"0\t{first}"] and len(lines) == rows + 1
     assert lines[-1].startswith(f"{rows - 1}\t")
@@ -432,6 +434,16 @@ def test_submissions_of_another_length_are_said(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             glue.write_submission(task, answers, tmp_path, index)
+
+
+@pytest.mark.filterwarnings("ignore:.*but the official test set")
+@pytest.mark.parametrize("name, answers, word", [("rte", [1, 1, 1], "not_entailment"), ("stsb", [7.0, 6.0], "5.000")])
+def test_a_submission_of_equal_answers_is_warned_of(name: str, answers: Any, word: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=f"{TASKS[name].submission}: all {len(answers)} answers are '{word}'"):
+        glue.write_submission(name, answers, tmp_path)
+    with warnings.catch_warnings():  # a single row says nothing about the model
+        warnings.filterwarnings("error", message=".*answers are")
+        glue.write_submission(name, answers[:1], tmp_path)
 
 
 # ---------------------------------------------------------------------- the command

@@ -7,7 +7,9 @@ on standard error; with ``MOM_DEBUG_TRACEBACK`` set, the traceback), 2 wrong usa
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
+import io
 import logging
 import os
 import re
@@ -40,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status.
     """
-    arguments = parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    with _any_character_shown():
+        return _run(parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings(), _reports_shown():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -65,6 +71,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for a character that a stream cannot encode: an escape, or the byte of a name that is not UTF-8."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character, after = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":  # how Python holds such a byte
+        return bytes([ord(character) - 0xDC00]), after
+    return character.encode("ascii", "backslashreplace").decode("ascii"), after
+
+
+@contextlib.contextmanager
+def _any_character_shown() -> Iterator[None]:
+    """Let standard output and error show characters that they cannot encode, see `_shown`.
+
+    A stream that was closed before the process began is None, and messages for one would appear on the other. Within
+    the block it is the null device.
+    """
+    codecs.register_error("mom.shown", _shown)
+    with contextlib.ExitStack() as undo:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                undo.callback(setattr, sys, name, None)
+                setattr(sys, name, undo.enter_context(open(os.devnull, "w")))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                undo.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="mom.shown")
+        yield
+
+
 class _Shown(logging.Handler):
     """Prints each message once, as a line on standard error."""
 
@@ -81,8 +117,8 @@ class _Shown(logging.Handler):
 
 @contextlib.contextmanager
 def _reports_shown() -> Iterator[None]:
-    """Print the summaries of the files that are read to standard error."""
-    logger, handler = logging.getLogger("mom.data"), _Shown()
+    """Print to standard error what was read, and what was cut or left out."""
+    logger, handler = logging.getLogger("mom"), _Shown()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

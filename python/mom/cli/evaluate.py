@@ -77,12 +77,14 @@ def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
         model, a.data, sequence_length=a.sequence_length, batch_size=a.batch_size, batches=a.batches
     )
     if a.json:
-        names = ("tokens", "loss", "perplexity")
+        names = ("tokens", "left_out", "loss", "perplexity")
         print_json({"data": str(found.path), **{name: getattr(found, name) for name in names}})
         return 0
     print(f"data {found.path}, {found.tokens:,} tokens in windows of {found.sequence_length}")
     print(f"loss {found.loss:.6f}")
     print(f"perplexity {found.perplexity:.4f}")
+    if found.left_out:
+        print(f"tokens left out at the end of the file {found.left_out:,}")
     print(f"tokens per second {found.tokens / found.seconds:,.0f}")
     return 0
 

@@ -12,8 +12,8 @@ from ..training import TrainingResult
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on standard output."""
-    print(to_json(value, indent=None), end="")
+    """One line of JSON on standard output, in ASCII, so that it stays JSON in every encoding."""
+    print(to_json(value, indent=None, ascii=True), end="")
 
 
 def print_losses(result: TrainingResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ from ..errors import DataError
 
 __all__ = ["encode_texts"]
 
+_LOG = logging.getLogger(__name__)
+
 
 def encode_texts(
-    tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int
+    tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int, name: str = "texts"
 ) -> tuple[list[npt.NDArray[np.int32]], int]:
     """Token rows in which every text ends with the end-of-text token. A classifier reads the state of the last one.
 
@@ -24,7 +27,10 @@ def encode_texts(
     texts : sequence of (str,) or (str, str)
     max_length : int
         Length of the longest row. A pair that is too long loses tokens from the end of the longer text. If both texts
-        exceed half, both are cut to half.
+        exceed half, both are cut to half. The number of cut rows goes to the logger of this module, and so to the
+        terminal of the command ``mom``.
+    name : str
+        What the log calls the texts.
 
     Returns
     -------
@@ -53,6 +59,9 @@ def encode_texts(
         cut += sum(lengths) < sum(len(part) for part in parts)
         pieces = [piece for part, n in zip(parts, lengths, strict=True) for piece in (part[:n], end)]
         rows.append(np.concatenate(pieces).astype(np.int32))
+    if cut:
+        of = f"{cut:,} of {len(rows):,}"
+        _LOG.info("%s: %s rows were cut to max_length = %d tokens", name, of, max_length)
     return rows, cut
 
 

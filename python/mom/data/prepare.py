@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ __all__ = ["prepare", "read_meta", "tokenizer_of"]
 _NAMES = ("train.bin", "val.bin", "train.bin.json", "val.bin.json", *TOKENIZER_FILES, "meta.json")
 _BATCH_CHARS = 1 << 20
 _COPY_BYTES = 1 << 20
+_LOG = logging.getLogger(__name__)
 
 
 def prepare(
@@ -280,3 +282,4 @@ def _move_tail(source: _TokenWriter, target: _TokenWriter, count: int) -> None:
         target.add(np.frombuffer(source.file.read(size * source.dtype.itemsize), source.dtype))
     source.file.truncate(position * source.dtype.itemsize)
     source.tokens = position
+    _LOG.info("val.bin: the last %d tokens of the text, as no split by documents was possible", count)

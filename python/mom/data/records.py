@@ -28,6 +28,8 @@ __all__ = ["MAX_LINE_BYTES", "DamagedFileError", "MissingSplitError", "RecordErr
 
 #: A longer line of a file of records is an error.
 MAX_LINE_BYTES = 64 * 1024 * 1024
+#: A set of files with more parts is not checked beyond this number.
+MAX_SHARDS = 100_000
 #: Problems that a report spells out; the rest is only counted.
 MAX_PROBLEMS = 20
 
@@ -307,6 +309,21 @@ def not_text(value: object) -> str | None:
 def listing(names: Iterable[Any]) -> str:
     """The first few names in quotes."""
     return ", ".join(map(repr, list(names)[:16])) or "none"
+
+
+def complete_shards(paths: Iterable[Path]) -> list[Path]:
+    """The paths in order. If names such as ``train-00000-of-00003.parquet`` tell of files that are missing, raise."""
+    found = sorted(paths)
+    parts = [match for path in found if (match := re.search(r"-(\d+)-of-(\d+)\.", path.name))]
+    for total in {match[2] for match in parts}:
+        there = {int(match[1]) for match in parts if match[2] == total}
+        missing = sorted(set(range(min(int(total), MAX_SHARDS))) - there)
+        if missing:
+            raise DataError(
+                f"{found[0].parent}: {len(there)} of {int(total)} files ..-of-{total} are there; "
+                f"number {missing[0]} is missing"
+            )
+    return found
 
 
 def looks_like_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:

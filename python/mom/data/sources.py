@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import os
 import platform
 import re
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .._arguments import PathLike
+from .._reading import kind_of
 from ..errors import DataError
 from .columns import checked_texts
 from .records import (
@@ -51,6 +53,7 @@ SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 #: Kinds of files that are read as text if the caller names the file itself.
 _TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
 _BLOCK = 1 << 18
+_LOG = logging.getLogger(__name__)
 #: A longer rest of a line is cut, so that memory is bounded.
 _LONGEST_REST = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
@@ -121,6 +124,8 @@ class _DocumentStream:
         for piece in _bounded_pieces(self._events(report), self.max_chars, report):
             report.kept += piece.end
             yield piece
+        if report.empty:
+            _LOG.info("%s: %s documents without any text left out", report.source, f"{report.empty:,}")
         if report.skipped:
             warnings.warn(
                 f"{report.skipped} unreadable records left out; the first: {report.problems[0]}",
@@ -176,8 +181,8 @@ class Documents(_DocumentStream):
     ----------
     sources : path or sequence of paths
         Files (``.txt``, ``.jsonl``, both also ``.gz``, or ``.parquet``) and folders. Folders are searched for such
-        files in sorted order; hidden files are passed by. A byte-order mark at the start of a text is dropped. Line
-        ends are left as they are.
+        files in sorted order. Hidden files and folders are passed by. Links to folders are not followed, and a warning
+        says so. A byte-order mark at the start of a text is dropped. Line ends are left as they are.
     key : str
         Field of a JSON object, or column of a Parquet file, that holds the text.
     split : {"file", "blank_line"}
@@ -236,14 +241,29 @@ class Documents(_DocumentStream):
             return [path]
         if not path.is_dir():
             raise DataError(f"{path}: no such file or folder")
-        found = []
-        for folder, subfolders, names in os.walk(path):
+        found: list[Path] = []
+        passed: list[Path] = []
+        linked: list[Path] = []
+        for folder, subfolders, names in os.walk(path, onerror=_refuse_folder):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(names):
-                if name.endswith(SUFFIXES) and not name.startswith("."):
-                    found.append(Path(folder, name))
-                else:
-                    self.ignored_files += 1
+            linked += (Path(folder, name) for name in subfolders if os.path.islink(os.path.join(folder, name)))
+            for file in (Path(folder, name) for name in sorted(names)):
+                wanted = file.name.endswith(SUFFIXES) and not file.name.startswith(".")
+                if wanted and kind_of(file) is None:
+                    raise DataError(f"{file}: a link to a file that does not exist; mend or remove the link")
+                (found if wanted and file.is_file() else passed).append(file)
+        self.ignored_files += len(passed)
+        if passed:
+            _LOG.info(
+                "%s: passed over %s files that are hidden, of no known kind, or not regular; the first: %s",
+                path, f"{len(passed):,}", passed[0],
+            )  # fmt: skip
+        if linked:
+            warnings.warn(
+                f"{path}: links to folders are not followed: {len(linked)} of them, the first {linked[0]}; "
+                "name such folders among the sources",
+                stacklevel=4,
+            )
         if not found:
             raise DataError(f"{path}: holds no file of a known kind ({', '.join(SUFFIXES)})")
         return found
@@ -311,6 +331,10 @@ class Documents(_DocumentStream):
             else:
                 yield text
             offset += len(part)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def _incomplete_character(data: bytes) -> bytes:

@@ -17,6 +17,7 @@ Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002 (the gener
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import weakref
@@ -35,6 +36,7 @@ from .token_formats import DTYPES, layout_of
 __all__ = ["TokenFile", "WindowSampler"]
 
 _FEISTEL_ROUNDS = 6
+_LOG = logging.getLogger(__name__)
 
 
 class TokenFile:
@@ -210,6 +212,8 @@ class WindowSampler:
             raise DataError(f"{tokens.path}: {len(tokens)} tokens, fewer than one window of seq_len = {seq_len}")
         self.tokens, self.batch_size, self.seq_len, self.seed, self.mode = tokens, batch_size, seq_len, seed, mode
         self.rank, self.num_ranks, self.position = rank, num_ranks, 0
+        if mode == "consecutive" and (tail := len(tokens) % seq_len):
+            _LOG.info("%s: the last %d tokens fill no window of %d and are not used", tokens.path, tail, seq_len)
 
     @property
     def windows_per_epoch(self) -> int:

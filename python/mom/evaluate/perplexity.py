@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ from ..training import evaluate_loss
 from ..training.records import perplexity_of
 
 __all__ = ["TextLoss", "TokenFileLoss", "text_losses", "token_file_loss"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class TokenFileLoss:
     path : Path
     tokens, sequence_length : int
         Tokens in all windows; tokens of a window.
+    left_out : int
+        Tokens of the file after the last window: its tail, which fills no window, and what `batches` excludes.
     loss : float
         Nats per predicted token.
     seconds : float
@@ -150,6 +155,7 @@ class TokenFileLoss:
     sequence_length: int
     loss: float
     seconds: float
+    left_out: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -194,8 +200,8 @@ def token_file_loss(
     most = -(-len(tokens) // (batch_size * length)) if batches is None else batches
     started = time.perf_counter()
     loss = evaluate_loss(model, tokens, batch_size, length, most)
-    windows = min(len(tokens) // length, batch_size * most)
-    return TokenFileLoss(path, windows * length, length, loss, time.perf_counter() - started)
+    seen = length * min(len(tokens) // length, batch_size * most)
+    return TokenFileLoss(path, seen, length, loss, time.perf_counter() - started, len(tokens) - seen)
 
 
 def _window_and_stride(model: MoM, window: int | None, stride: int | None) -> tuple[int, int]:
@@ -214,16 +220,20 @@ def _one_part(
 ) -> TextLoss:
     first = tokenizer.bos_id if tokenizer.settings.add_bos else tokenizer.eos_id
     start = [] if first is None else [np.array([first], np.int32)]
-    totals = {"bytes": 0, "documents": 0}
+    totals = {"bytes": 0, "documents": 0, "without": 0}
 
     def windows() -> Iterator[tuple[npt.NDArray[np.int32], int]]:
         for texts in _whole(pieces_for(documents, tokenizer)):
             totals["documents"] += 1
             totals["bytes"] += sum(len(text.encode("utf-8")) for text in texts)
             ids = np.concatenate([*start, *tokenizer.encode_batch(texts)])
+            totals["without"] += len(ids) < 2
             yield from windows_of(ids, window, stride)
 
     nats, tokens = token_loss(model, windows(), batch)
+    if totals["without"]:
+        of = f"{totals['without']:,} of {totals['documents']:,}"
+        _LOG.info("%s: %s documents have a single token, so there is nothing to predict in them", name, of)
     return TextLoss(name, nats, tokens, totals["bytes"], totals["documents"])
 
 

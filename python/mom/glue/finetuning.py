@@ -184,8 +184,8 @@ class _Lesson:
     def __init__(self, body: Network, task: GlueTask, sets: _Sets, config: FinetuneConfig) -> None:
         self._body, self._task, self._config = body, task, config
         self.length = config.length_for(body.config)
-        self.rows, self.cut = encode_texts(body.tokenizer, sets.train.texts, self.length)
-        self.dev_rows, _ = encode_texts(body.tokenizer, sets.dev.texts, self.length)
+        self.rows, self.cut = encode_texts(body.tokenizer, sets.train.texts, self.length, sets.train.report.source)
+        self.dev_rows, _ = encode_texts(body.tokenizer, sets.dev.texts, self.length, sets.dev.report.source)
         assert sets.train.labels is not None and sets.dev.labels is not None
         self._labels, self._dev_labels = sets.train.labels, sets.dev.labels
         # If packages for the metrics are missing, this raises now.
@@ -284,7 +284,8 @@ def _answers(task: GlueTask, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any
 
 def _logits_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> npt.NDArray[np.float32]:
     """Logits in the order of the task's labels, whatever the order of the model's own."""
-    logits = finite_logits(classify(model, encode_texts(model.tokenizer, data.texts, length)[0], _PREDICT_BATCH))
+    rows, _ = encode_texts(model.tokenizer, data.texts, length, data.report.source)
+    logits = finite_logits(classify(model, rows, _PREDICT_BATCH))
     named = model.label_names is not None and not data.task.is_regression
     return logits[:, data.task.outputs_of(model.label_names or ())] if named else logits
 

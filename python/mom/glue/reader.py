@@ -33,6 +33,7 @@ from ..data.records import (
     RecordError,
     RecordReport,
     check_on_error,
+    complete_shards,
     dict_rows,
     file_rows,
     listing,
@@ -193,7 +194,7 @@ def _find_files(path: Path, task: GlueTask, split: str) -> list[Path]:
         if (folder / task.files[split]).is_file():
             return [folder / task.files[split]]
         for name in task.names_of(split):
-            if found := sorted(folder.glob(f"{name}-*.parquet")) or sorted(folder.glob(f"{name}.parquet")):
+            if found := complete_shards(folder.glob(f"{name}-*.parquet")) or sorted(folder.glob(f"{name}.parquet")):
                 return found
     wanted = f"{task.files[split]} or {task.names_of(split)[0]}*.parquet"
     where = below[0] if below else path

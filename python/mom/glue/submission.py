@@ -39,7 +39,8 @@ def write_submission(
     Warns
     -----
     UserWarning
-        If the official test set has another number of rows. The site would refuse such a file.
+        If the official test set has another number of rows (the site would refuse such a file), or if all answers are
+        the same.
     """
     task = find_task(task)
     answers = np.asarray(predictions)
@@ -61,6 +62,8 @@ def write_submission(
             f"{task.submission}: {len(answers)} rows, but the official test set of {task.title} has {task.test_rows}",
             stacklevel=2,
         )
+    if len(words) > 1 and len(set(words)) == 1:
+        warnings.warn(f"{task.submission}: all {len(words)} answers are {words[0]!r}", stacklevel=2)
     path = Path(folder) / task.submission
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["index\tprediction", *(f"{number}\t{word}" for number, word in zip(numbers, words, strict=True))]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._json import from_words, to_json
 from .._reading import kind_of, read_object, shown
 from ..config import MoMConfig
 from ..errors import CheckpointError, TrainingError
@@ -155,8 +155,7 @@ def save_checkpoint(
     # "config" repeats the settings where programs that read checkpoints expect them.
     settings = progress["fingerprint"]["settings"]
     progress = {"random_state": model.random_state, "dtype": model.dtype, "config": settings, **progress}
-    # A state may hold non-finite numbers, which strict JSON does not allow.
-    files["training.json"] = json.dumps(progress) + "\n"
+    files["training.json"] = to_json(progress, indent=None, words=True)
     folders.write_folder(path, files)
     remove_older(path, keep_last)
     return path
@@ -172,7 +171,7 @@ def read_progress(path: Path) -> dict[str, Any]:
     file = path / "training.json"
     if kind_of(file) is None:
         raise CheckpointError(f"{file}: no such file")
-    progress = read_object(file, CheckpointError)
+    progress: dict[str, Any] = from_words(read_object(file, CheckpointError))
     for name, is_right in _FORMS.items():
         if not (name in progress and is_right(progress[name])) and (name in progress or name in _NEEDED):
             raise CheckpointError(f"{file}: {name}: {shown(progress.get(name))} is not usable")

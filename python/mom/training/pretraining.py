@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ from .schedules import learning_rate_factor
 from .signals import stop_signals
 
 __all__ = ["TrainingResult", "evaluate_loss", "take_tokenizer", "train"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def train(
     On SIGTERM and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
     """
     config = _checked(model, config, run_dir, changes)
-    tokens, validation = _open_data(data, val_data, model, config.sequence_length)
+    tokens, validation = _open_data(data, val_data, model, config)
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
 
     def evaluate() -> dict[str, float]:
@@ -239,7 +242,9 @@ def _checked(
     return config
 
 
-def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tuple[TokenFile, TokenFile | None]:
+def _open_data(data: Any, val_data: Any, model: MoM, config: TrainingConfig) -> tuple[TokenFile, TokenFile | None]:
+    sequence_length = config.sequence_length
+
     def open_one(source: Any) -> TokenFile:
         return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
 
@@ -258,4 +263,9 @@ def _open_data(data: Any, val_data: Any, model: MoM, sequence_length: int) -> tu
             raise DataError(f"val_data: {problem}")
         print(f"no validation: {problem}", file=sys.stderr)
         validation = None
+    if validation is not None:
+        whole, rows = len(validation), config.eval_batches * config.batch_size
+        used = min(rows, whole // sequence_length) * sequence_length
+        if used < whole:
+            _LOG.info("validation: the first %s of %s tokens of %s", f"{used:,}", f"{whole:,}", validation.path)
     return open_one(data), validation

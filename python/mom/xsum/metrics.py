@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 #: Words after which a full stop does not end a sentence.
 _ABBREVIATIONS = frozenset("mr mrs ms dr prof st sgt lt col gen capt rev hon vs etc jr sr inc ltd co corp".split())
+#: The characters that ROUGE compares, in lower case.
+_COMPARED = re.compile("[a-z0-9]")
 _END = re.compile(r"""[.!?]+["'\u2019\u201d)\]]*(?=\s+["'\u2018\u201c(\[]*[A-Z0-9\u00a3$\u20ac])""")
 
 
@@ -32,6 +35,12 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     -------
     dict of str to float
         ``rouge1``, ``rouge2``, ``rougeL``.
+
+    Warns
+    -----
+    UserWarning
+        If a text is not empty but holds none of the letters a to z and no digit. ROUGE compares nothing else, so such a
+        text scores 0.
 
     Raises
     ------
@@ -49,6 +58,14 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"predictions: {len(predictions)} of them for {len(references)} references")
     scoring = need("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
+    for name, texts in (("predictions", predictions), ("references", references)):
+        mute = [row for row, text in enumerate(texts) if text.strip() and not _COMPARED.search(text.lower())]
+        if mute:
+            warnings.warn(
+                f"{name}: {len(mute)} of {len(texts)} hold no letter a to z and no digit, which is all that ROUGE "
+                f"compares, so they score 0; the first is row {mute[0]}",
+                stacklevel=2,
+            )
     scorer = scoring.RougeScorer(list(ROUGE), use_stemmer=True)
     scores = [
         [score[name].fmeasure for name in ROUGE]

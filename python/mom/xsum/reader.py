@@ -19,6 +19,7 @@ from ..data.records import (
     MissingSplitError,
     RecordReport,
     check_on_error,
+    complete_shards,
     dict_rows,
     file_rows,
     listing,
@@ -155,9 +156,9 @@ def _find_files(path: Path, split: str) -> list[Path]:
         for suffix in _SUFFIXES[:3]:
             if (path / f"{name}{suffix}").is_file():
                 return [path / f"{name}{suffix}"]
-        if found := sorted(path.glob(f"{name}-*.parquet")) or sorted(path.glob(f"{name}.parquet")):
+        if found := complete_shards(path.glob(f"{name}-*.parquet")) or sorted(path.glob(f"{name}.parquet")):
             return found
-        if found := sorted((path / "data").glob(f"{name}-*.parquet")):
+        if found := complete_shards((path / "data").glob(f"{name}-*.parquet")):
             return found
     there = sorted(entry.name for entry in path.iterdir())
     raise MissingSplitError(f"{path}: holds no {split}.jsonl, .jsonl.gz or .parquet; it holds {listing(there)}")

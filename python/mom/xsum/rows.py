@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ PROMPT = "\nTL;DR:"
 #: Name of the task in a fine-tuned model's folder.
 TASK = "xsum"
 _EVAL_BATCH = 8
+_LOG = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -62,7 +64,10 @@ def prompts_of(model: MoM, documents: Sequence[str], length: int, max_summary: i
         raise ConfigError(f"max_summary: {max_summary} of {length} tokens leaves no room for a document or a summary")
     found = tokenizer.encode_batch(list(documents))
     rows = [np.concatenate([ids[:room], end]).astype(np.int32) for ids in found]
-    return rows, sum(len(ids) > room for ids in found)
+    cut = sum(len(ids) > room for ids in found)
+    if cut:
+        _LOG.info("%s of %s documents were cut to %d tokens", f"{cut:,}", f"{len(rows):,}", room)
+    return rows, cut
 
 
 def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tuple[list[Row], int, int]:
@@ -74,6 +79,8 @@ def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tupl
         cut_summaries += len(ids) + 1 > max_summary
         summary = np.append(ids, tokenizer.eos_id)[:max_summary]
         rows.append(Row(np.concatenate([prompt, summary]).astype(np.int32), len(prompt)))
+    if cut_summaries:
+        _LOG.info("%s of %s summaries were cut to %d tokens", f"{cut_summaries:,}", f"{len(rows):,}", max_summary)
     return rows, cut, cut_summaries
 
 
