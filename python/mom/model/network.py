@@ -30,7 +30,7 @@ from ..files.hub import model_folder
 from ..files.labels import check_labels
 from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
-from .memory_plan import MemoryPlan, plan
+from .memory_plan import MemoryPlan, check_model_fits, plan
 from .output import ModelOutput
 from .routes import of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
@@ -55,6 +55,8 @@ class Network:
 
     def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
         """Allocate the network. Without `fresh`, its weights are zero until the caller fills them."""
+        check_dtype(dtype)
+        check_model_fits(config)
         self._config, self._dtype = config, dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
