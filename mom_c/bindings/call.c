@@ -253,19 +253,28 @@ static int went_well(mom_call *call) {
 }
 
 double mom_arg_double(mom_call *call, const char *name) {
-    const double number = call->failed ? 0.0 : PyFloat_AsDouble(mom_arg(call, name));
+    PyObject *value = mom_arg(call, name); /* borrowed */
+    if (!call->failed && PyBool_Check(value))
+        mom_call_fail(call, PyExc_TypeError, "%s: bool, expected a number", name);
+    const double number = call->failed ? 0.0 : PyFloat_AsDouble(value);
     return went_well(call) ? number : 0.0;
 }
 
 float mom_arg_float(mom_call *call, const char *name) { return (float)mom_arg_double(call, name); }
 
 int mom_arg_flag(mom_call *call, const char *name) {
-    const int flag = PyObject_IsTrue(mom_arg(call, name));
+    PyObject *value = mom_arg(call, name); /* borrowed */
+    if (!call->failed && !PyLong_Check(value) && !PyArray_IsScalar(value, Bool))
+        mom_call_fail(call, PyExc_TypeError, "%s: %s, expected True or False", name, Py_TYPE(value)->tp_name);
+    const int flag = call->failed ? 0 : PyObject_IsTrue(value);
     return went_well(call) ? flag : 0;
 }
 
 size_t mom_arg_size(mom_call *call, const char *name) {
-    const Py_ssize_t size = call->failed ? 0 : PyNumber_AsSsize_t(mom_arg(call, name), PyExc_OverflowError);
+    PyObject *value = mom_arg(call, name); /* borrowed */
+    if (!call->failed && PyBool_Check(value))
+        mom_call_fail(call, PyExc_TypeError, "%s: bool, expected an integer", name);
+    const Py_ssize_t size = call->failed ? 0 : PyNumber_AsSsize_t(value, PyExc_OverflowError);
     if (went_well(call) && size < 0)
         mom_call_fail(call, PyExc_ValueError, "%s: %zd is negative", name, size);
     return call->failed ? 0 : (size_t)size;
@@ -322,23 +331,25 @@ static const void *converted(mom_call *call, const char *name, PyArrayObject *ar
     return check_shape(call, name, array, shape) ? PyArray_DATA(array) : NULL;
 }
 
-/* Values must be in [0, below), or `also` unless that is 0. */
-static const void *integers(mom_call *call, const char *name, const char *shape, int type, size_t below, int64_t also) {
+/* Values must be in [0, below), or *also if `also` is not NULL. */
+static const void *integers(mom_call *call, const char *name, const char *shape, int type, size_t below,
+                            const int64_t *also) {
     PyObject *value = mom_arg(call, name); /* borrowed */
     return call->failed ? NULL
                         : converted(call, name, mom_convert_integers(value, name, type, 0, (int64_t)below, also), shape);
 }
 
 const int32_t *mom_arg_i32(mom_call *call, const char *name, const char *shape, size_t below) {
-    return integers(call, name, shape, NPY_INT32, below, 0);
+    return integers(call, name, shape, NPY_INT32, below, NULL);
 }
 
 const int32_t *mom_arg_labels(mom_call *call, const char *name, const char *shape, size_t below) {
-    return integers(call, name, shape, NPY_INT32, below, MOM_IGNORED_LABEL);
+    const int64_t ignored = MOM_IGNORED_LABEL;
+    return integers(call, name, shape, NPY_INT32, below, &ignored);
 }
 
 const int16_t *mom_arg_i16(mom_call *call, const char *name, const char *shape) {
-    return integers(call, name, shape, NPY_INT16, INT16_MAX, 0);
+    return integers(call, name, shape, NPY_INT16, INT16_MAX, NULL);
 }
 
 const uint8_t *mom_arg_mask(mom_call *call, const char *name, const char *shape) {

@@ -81,16 +81,16 @@ static PyArrayObject *cast(PyArrayObject *array, int type) {
                                                                           NPY_ARRAY_FORCECAST | NPY_ARRAY_NOTSWAPPED);
 }
 
-/* As int64, unsigned values from 2^63 up look negative. They are never in range, not even if `also` is negative. */
+/* As int64, unsigned values from 2^63 up look negative. They are never in range, not even if *also is negative. */
 static int in_range(const int64_t *values, npy_intp n, int is_unsigned, const char *name, int64_t low, int64_t high,
-                    int64_t also) {
+                    const int64_t *also) {
     for (npy_intp i = 0; i < n; i++) {
         const int beyond = is_unsigned && values[i] < 0;
-        if (!beyond && ((values[i] >= low && values[i] < high) || (also != low && values[i] == also)))
+        if (!beyond && ((values[i] >= low && values[i] < high) || (also && values[i] == *also)))
             continue;
         char allowed[32] = "", value[32];
-        if (also != low)
-            snprintf(allowed, sizeof allowed, " or %lld", (long long)also);
+        if (also)
+            snprintf(allowed, sizeof allowed, " or %lld", (long long)*also);
         if (is_unsigned)
             snprintf(value, sizeof value, "%llu", (unsigned long long)values[i]);
         else
@@ -103,7 +103,7 @@ static int in_range(const int64_t *values, npy_intp n, int is_unsigned, const ch
 }
 
 PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type, int64_t low, int64_t high,
-                                    int64_t also) {
+                                    const int64_t *also) {
     PyArrayObject *array = as_array(object, name, "integers"), *wide = NULL, *result = NULL; /* new references */
     if (!array)
         return NULL;

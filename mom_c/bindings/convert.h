@@ -17,10 +17,10 @@ PyArrayObject *mom_check_array(PyObject *object, const char *name, int type, int
                                int writable);
 
 /* Converts integers of any integer dtype, layout and byte order, or nested sequences of them, to a new C-contiguous array
- * of `type` (NPY_INT16 or NPY_INT32). Values must be in [low, high), or equal to `also` unless `also` is `low`.
+ * of `type` (NPY_INT16 or NPY_INT32). Values must be in [low, high), or equal to *also if `also` is not NULL.
  * New reference. */
 PyArrayObject *mom_convert_integers(PyObject *object, const char *name, int type, int64_t low, int64_t high,
-                                    int64_t also);
+                                    const int64_t *also);
 
 /* Converts a mask of any boolean, integer or floating dtype to a C-contiguous uint8 array of 0 and 1. New reference. */
 PyArrayObject *mom_convert_mask(PyObject *object, const char *name);

@@ -51,6 +51,18 @@ static void take_weights(mom_decoder *d, weight_copier *w) {
     take_matrix(w, &d->head, mom_param_value(p, p->wte), MOM_WEIGHT_OUT_IN, c->C, c->V);
 }
 
+/* Fails if `count` times `size` bytes do not fit beside what the model's parameters and the decoder hold already. */
+static mom_status check_room(const mom_decoder *d, const char *what, size_t count, size_t size, mom_error *err) {
+    const size_t limit = d->gpt->memory.limit;
+    const size_t held = d->gpt->params.total * sizeof(float) + mom_decoder_bytes(d);
+    if (!limit || !size || (held <= limit && count <= (limit - held) / size))
+        return MOM_OK;
+    return mom_error_set(err, MOM_ERR_MEMORY,
+                         "%s: %zu times %zu bytes, beside %zu bytes of the model and the decoder, are more than the "
+                         "model's memory_limit of %zu. Use fewer or shorter sequences, or other weights",
+                         what, count, size, held, limit);
+}
+
 static mom_status init(mom_decoder *d, const mom_exec *exec, mom_error *err) {
     const mom_params *p = &d->gpt->params;
     MOM_ARENA_NEW(d->places, &d->tables, p->num_places, err);
@@ -67,6 +79,7 @@ static mom_status init(mom_decoder *d, const mom_exec *exec, mom_error *err) {
     take_weights(d, &measure);
     if (d->format == MOM_GEMV_F32)
         return MOM_OK;
+    MOM_TRY(check_room(d, "weights of the decoder", 1, measure.bytes, err));
     d->packed = mom_memory_alloc(measure.bytes, 1, "weights of the decoder", err);
     if (!d->packed)
         return MOM_ERR_MEMORY;
@@ -167,8 +180,9 @@ static void copy_cache(const mom_decoder *d, const mom_sequence *to, const mom_s
 
 static mom_status allocate_cache(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err) {
     s->capacity = mom_max(mom_round_up(capacity, MOM_PANEL), MOM_PANEL);
-    s->kv = mom_memory_alloc(d->entries, mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float),
-                             "cache of keys and values", err);
+    const size_t size = mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float);
+    MOM_TRY(check_room(d, "cache of keys and values", d->entries, size, err));
+    s->kv = mom_memory_alloc(d->entries, size, "cache of keys and values", err);
     return s->kv ? MOM_OK : MOM_ERR_MEMORY;
 }
 

@@ -17,7 +17,7 @@ from ._arguments import PathLike
 from ._json import to_json
 from ._reading import read_json
 from .errors import ConfigError
-from .routers import KINDS, router_kind
+from .routers import KINDS, router_kind, spelling_problem
 from .settings import Settings, at_least, between, one_of, setting
 
 __all__ = ["BEHAVIOUR_FIELDS", "MoMConfig", "PRESETS"]
@@ -93,16 +93,18 @@ class MoMConfig(Settings):
     depth_multiplier : float
         See `depth_per_chunk`.
     router_type : str
-        Read by substring: ``naive`` (two linear layers), else ``gru-dev``, else ``gru`` (recurrent
-        over rounds), else ``hash``; ``softmax`` normalises the scores; ``random`` adds the noise gate. A ``hash``
-        router has no parameters and no scores: a hash of token id, round and half chooses the modules, and all kept
-        choices have the same weight.
+        ``naive`` (two linear layers), ``gru-dev`` or ``gru`` (recurrent over rounds), or ``hash``. The suffixes
+        ``-softmax`` and ``-random`` may follow: ``"gru-random-softmax"``. The order of the words is free, but each
+        may stand there once, and other words are refused. ``softmax`` normalises the scores. ``random`` adds the
+        noise gate to a recurrent router; other kinds have none. A ``hash`` router has no parameters and no scores:
+        a hash of token id, round and half chooses the modules, and all kept choices have the same weight.
     router_dim : int
         Width R of the routers.
     router_softmax_temperature : float
         Divides the router's outputs before the softmax.
     routing_top_k : int
-        Choices kept per token, 0 to all.
+        Choices kept per token. A number above that of the choices keeps all of them. The published code does the
+        same, and its configurations use this, so it is no error.
     enable_pause : bool
         Whether SKIP is among the choices.
     use_ste, weighted_qkv, routing_all_possible_path : bool
@@ -218,9 +220,8 @@ class MoMConfig(Settings):
             self._check_routing()
 
     def _check_routing(self) -> None:
-        if router_kind(self.router_type) is None:
-            names = ", ".join(map(repr, KINDS))
-            raise ConfigError(f"router_type: {self.router_type!r} names no kind of router, expected one of {names}")
+        if problem := spelling_problem(self.router_type):
+            raise ConfigError(f"router_type: {problem}")
         if self.routing_all_possible_path and not KINDS[self.router_kind].scored:
             raise ConfigError(
                 f"routing_all_possible_path: weighs all modules with their scores, but a router of the type "

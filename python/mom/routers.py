@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import MoMConfig
 
-__all__ = ["KINDS", "RouterKind", "parameter_shapes", "router_kind"]
+__all__ = ["KINDS", "RouterKind", "parameter_shapes", "router_kind", "spelling_problem"]
+
+#: Words of a `MoMConfig.router_type` beside those of its kind.
+SUFFIXES = ("softmax", "random")
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,7 @@ class RouterKind:
     Attributes
     ----------
     name : str
-    words : tuple of str
-        A `MoMConfig.router_type` that contains all of these words is of this kind. The first kind in `KINDS` that fits
-        is used, as in the reference.
+        Its words are those that a `MoMConfig.router_type` of this kind has.
     scored : bool
         Whether the outputs are scores: they weigh the choices, and the balance loss counts them. Otherwise all kept
         choices have the same weight, there is no balance loss, and ``softmax`` and ``random`` have no effect.
@@ -40,7 +43,6 @@ class RouterKind:
     """
 
     name: str
-    words: tuple[str, ...]
     scored: bool
     recurrent: bool
     sized_by_ffn: bool
@@ -65,17 +67,39 @@ def _none(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
 KINDS: dict[str, RouterKind] = {
     kind.name: kind
     for kind in (
-        RouterKind("naive", ("naive",), scored=True, recurrent=False, sized_by_ffn=True, parameters=_two_layers),
-        RouterKind("gru-dev", ("gru", "dev"), scored=True, recurrent=True, sized_by_ffn=True, parameters=_recurrent),
-        RouterKind("gru", ("gru",), scored=True, recurrent=True, sized_by_ffn=False, parameters=_recurrent),
-        RouterKind("hash", ("hash",), scored=False, recurrent=False, sized_by_ffn=False, parameters=_none),
+        RouterKind("naive", scored=True, recurrent=False, sized_by_ffn=True, parameters=_two_layers),
+        RouterKind("gru-dev", scored=True, recurrent=True, sized_by_ffn=True, parameters=_recurrent),
+        RouterKind("gru", scored=True, recurrent=True, sized_by_ffn=False, parameters=_recurrent),
+        RouterKind("hash", scored=False, recurrent=False, sized_by_ffn=False, parameters=_none),
     )
 }
 
 
+#: All accepted spellings of `MoMConfig.router_type`: each word once, in any order, as the published code reads them.
+_SPELLINGS = {
+    "-".join(words): kind
+    for kind in KINDS.values()
+    for n in range(len(SUFFIXES) + 1)
+    for suffixes in itertools.combinations(SUFFIXES, n)
+    for words in itertools.permutations((*kind.name.split("-"), *suffixes))
+}
+
+
 def router_kind(router_type: str) -> RouterKind | None:
-    """The kind that a `MoMConfig.router_type` names, or None."""
-    return next((kind for kind in KINDS.values() if all(word in router_type for word in kind.words)), None)
+    """The kind that a `MoMConfig.router_type` names, or None if the type is not in `_SPELLINGS`."""
+    return _SPELLINGS.get(router_type)
+
+
+def spelling_problem(router_type: str) -> str | None:
+    """What is wrong with a `MoMConfig.router_type`, or None."""
+    if router_type in _SPELLINGS:
+        return None
+    close = difflib.get_close_matches(router_type.lower(), _SPELLINGS, n=1, cutoff=0.75)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return (
+        f"{router_type!r} names no kind of router, expected one of {', '.join(map(repr, KINDS))}, with "
+        f"{' and '.join(repr('-' + word) for word in SUFFIXES)} after it as needed{hint}"
+    )
 
 
 def parameter_shapes(config: MoMConfig, half: str) -> dict[str, tuple[int, ...]]:

@@ -254,3 +254,31 @@ def test_core_callables_carry_text_signatures() -> None:
         if callable(member) and not isinstance(member, type):
             assert member.__text_signature__, name
             assert member.__doc__, name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: ops.linear_forward(a, a, out_in="no"), "^out_in: str, expected True or False$"),
+        (lambda a: ops.topk_forward(a, True), "^k: bool, expected an integer$"),
+        (lambda a: ops.gelu_forward(True), "^inp: bool"),
+        (lambda a: ops.dropout(a, True), "^p: bool, expected a number$"),
+        (lambda a: ops.gemm_grouped([a]), "^products: expected GemmProduct, got ndarray$"),
+        (lambda a: ops.router_forward(a, (a, a), "gru"), "^weights: expected RouterTensors, got tuple$"),
+    ],
+)
+def test_flags_numbers_and_tensors_are_not_mixed_up(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(np.ones((2, 2), np.float32))
+
+
+def test_an_id_for_an_empty_table_is_refused() -> None:
+    none = np.zeros((0, 8), np.float32)
+    with pytest.raises(ValueError, match=r"^tokens: value 0, expected \[0, 0\)$"):
+        ops.embedding_forward([0], none, np.zeros((1, 8), np.float32))
+    with pytest.raises(ValueError, match=r"^tokens: value 0, expected \[0, 0\)$"):
+        ops.embedding_backward(np.ones((1, 8), np.float32), [0], 0, 1)
+    with pytest.raises(ValueError, match=r"^rows: value 0, expected \[0, 0\)$"):
+        ops.column_sum(none, rows=[0])
+    with pytest.raises(ValueError, match="with C at least 1$"):
+        ops.lm_head_gradient(np.zeros((5, 0), np.float32), np.zeros((4, 0), np.float32), [0] * 5)

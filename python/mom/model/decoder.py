@@ -52,6 +52,8 @@ class Decoder:
     ------
     TypeError
         For a classifier, which has no next token.
+    MemoryError
+        Here or in a later call, if copied weights or the cache would not fit in the model's ``memory_limit``.
 
     Notes
     ----- With ``"float32"`` the model's weights are read in place. If an optimizer step or a write to

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _core
+from .. import _core, runtime
 from .._arguments import count
 from ..config import MoMConfig
+from ..files.names import canonical_names
 from .core_config import core_config
 
-__all__ = ["MemoryPlan", "plan", "plan_for"]
+__all__ = ["MemoryPlan", "check_model_fits", "check_optimizer_fits", "plan", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,51 @@ def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float3
     """
     core = _core.Network(core_config(config, dtype))
     return plan(core, config, batch, length, **options)
+
+
+def check_model_fits(config: MoMConfig) -> None:
+    """Raise unless the parameters of a new model fit beside what this process holds already.
+
+    Nothing is allocated before. The limit is `mom.runtime.memory_limit`.
+
+    Raises
+    ------
+    MemoryError
+        With the bytes that the model needs, those that are in use, and the limit.
+    """
+    needed = 4 * sum(math.prod(shape) for shape in canonical_names(config).values())
+    _check_machine("config: the parameters of this model", needed, "Choose a smaller model, or delete others first")
+
+
+def check_optimizer_fits(numbers: int, trained: int, limit: int | None) -> None:
+    """Raise unless the gradients of a model and the moments of a new optimizer fit.
+
+    Two limits hold: that of the machine for all models of this process, and `limit`, the model's own. Of the model's
+    `numbers`, `trained` are trained; the others take no memory for gradients and moments.
+
+    Raises
+    ------
+    MemoryError
+        With the bytes that are needed, and the limit.
+    """
+    total = 4 * numbers + 12 * trained
+    way_out = "Train fewer parameters with train_only, or a smaller model"
+    if limit is not None and total > limit:
+        raise MemoryError(
+            f"model: parameters, gradients and AdamW's moments need {total} bytes, more than the model's memory_limit "
+            f"of {limit}. {way_out}"
+        )
+    _check_machine("model: the moments of AdamW", 8 * trained, way_out)
+
+
+def _check_machine(what: str, needed: int, way_out: str) -> None:
+    limit = runtime.memory_limit()
+    if limit is None or _core.memory_live_bytes() + needed <= limit:
+        return
+    gc.collect()  # models in reference cycles still hold memory
+    held = _core.memory_live_bytes()
+    if held + needed > limit:
+        raise MemoryError(
+            f"{what} need {needed} bytes. With {held} bytes that are in use, this is more than the limit of {limit} "
+            f"bytes of this machine or its control group. {way_out}"
+        )

@@ -11,6 +11,7 @@ import fnmatch
 import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ from ..files.hub import model_folder
 from ..files.labels import check_labels
 from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
-from .memory_plan import MemoryPlan, plan
+from .memory_plan import MemoryPlan, check_model_fits, plan
 from .output import ModelOutput
 from .routes import of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
@@ -37,6 +38,8 @@ from .tensors import Block, TensorMap, blocks_of
 __all__ = ["Network"]
 
 Self = TypeVar("Self", bound="Network")
+#: Attributes that live in the core. Copies of a model get their own.
+_OF_CORE = ("_core", "_parameters", "_gradients")
 
 
 class Network:
@@ -52,10 +55,9 @@ class Network:
 
     def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
         """Allocate the network. Without `fresh`, its weights are zero until the caller fills them."""
-        #: The model's configuration.
-        self.config = config
-        #: Number format of activations and of the factors of products. Weights are always float32.
-        self.dtype = dtype
+        check_dtype(dtype)
+        check_model_fits(config)
+        self._config, self._dtype = config, dtype
         #: Whether dropout is active in forward passes; see `train` and `eval`.
         self.training = False
         #: Whether a forward pass keeps only the input of every round; an anchor layer counts as a round. `backward`
@@ -83,13 +85,23 @@ class Network:
         raise NotImplementedError
 
     @property
+    def config(self) -> MoMConfig:
+        """The model's configuration. It cannot be replaced: a model with another one is another model."""
+        return self._config
+
+    @property
+    def dtype(self) -> str:
+        """Number format of activations and of the factors of products. Weights are always float32."""
+        return self._dtype
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer read with the model, or None; saved with it. Its ids of special tokens are the model's."""
         return self._tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
-        self.config, self._tokenizer = with_token_ids(self.config, tokenizer), tokenizer
+        self._config, self._tokenizer = with_token_ids(self.config, tokenizer), tokenizer
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -121,13 +133,13 @@ class Network:
         return self._gradients
 
     @property
-    def has_gradient(self) -> dict[str, bool]:
-        """Which parameters took part in a backward pass since `zero_grad`.
+    def has_gradient(self) -> Mapping[str, bool]:
+        """Which parameters took part in a backward pass since `zero_grad`. It is read-only; see `mark_gradient`.
 
         A module that no token reached has no gradient. The optimizer then leaves the module's parameters, moments and
         step count alone, as the reference does.
         """
-        return dict(zip(self._parameters, (bool(u) for u in self._core.used), strict=True))
+        return MappingProxyType(dict(zip(self._parameters, map(bool, self._core.used), strict=True)))
 
     def mark_gradient(self, name: str, has: bool = True) -> None:
         """Say whether a gradient counts in the next optimizer step, for gradients that are written by hand."""
@@ -139,9 +151,9 @@ class Network:
         self._core.used = used
 
     @property
-    def trainable(self) -> dict[str, bool]:
-        """Which parameters get gradients; see `train_only`."""
-        return dict(zip(self._parameters, (bool(t) for t in self._trained), strict=True))
+    def trainable(self) -> Mapping[str, bool]:
+        """Which parameters get gradients. It is read-only; see `train_only`."""
+        return MappingProxyType(dict(zip(self._parameters, map(bool, self._trained), strict=True)))
 
     def train_only(self, *patterns: str) -> None:
         """Choose the parameters that get gradients; the others are frozen.
@@ -387,28 +399,25 @@ class Network:
 
     # ------------------------------------------------------------------ copies
     def __getstate__(self) -> dict[str, Any]:
-        """Configuration, weights, modes and tokenizer, for `copy.deepcopy` and for other processes (joblib).
+        """All attributes, with copies of the weights, for `copy.deepcopy` and for other processes (joblib).
 
-        Gradients and the activations that `backward` needs are not copied. To keep a model, use `save_pretrained`.
+        Attributes that a program or a subclass has added are among them. Gradients and the activations that `backward`
+        needs are not copied. To keep a model, use `save_pretrained`.
         """
         return {
-            "config": self.config, "dtype": self.dtype, "training": self.training, "tokenizer": self.tokenizer,
-            "finetuning_task": self.finetuning_task, "finetuning_lengths": dict(self.finetuning_lengths),
-            "label_names": self.label_names, "generation": self.generation,
-            "activation_checkpointing": self.activation_checkpointing,
-            "memory_limit": self.memory_limit, "random_state": self.random_state, "trained": self._trained.copy(),
+            "attributes": {name: value for name, value in vars(self).items() if name not in _OF_CORE},
+            "memory_limit": self.memory_limit, "random_state": self.random_state,
             "weights": {n: v.copy() for n, v in self._parameters.items()},
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._set_up(state["config"], 0, state["dtype"], fresh=False)
+        attributes = state["attributes"]
+        self._set_up(attributes["_config"], 0, attributes["_dtype"], fresh=False)
         for name, value in state["weights"].items():
             self._parameters[name] = value
-        self.training, self.tokenizer, self.random_state = state["training"], state["tokenizer"], state["random_state"]
-        self.finetuning_task, self.finetuning_lengths = state["finetuning_task"], state["finetuning_lengths"]
-        self.label_names, self.generation = state["label_names"], state["generation"]
-        self.activation_checkpointing, self.memory_limit = state["activation_checkpointing"], state["memory_limit"]
-        self._select(state["trained"])
+        vars(self).update(attributes)
+        self.random_state, self.memory_limit = state["random_state"], state["memory_limit"]
+        self._select(self._trained.copy())
 
     # ------------------------------------------------------------------ files
     def save_pretrained(self, folder: PathLike, naming: str = "canonical", dtype: str | None = None) -> None:

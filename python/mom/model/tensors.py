@@ -76,9 +76,12 @@ class HasTensors(Protocol):
     def gradients(self) -> TensorMap: ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Tensors:
-    """Named tensors of one part of a model, with the gradients beside them."""
+    """Named tensors of one part of a model, with the gradients beside them.
+
+    Assigning to a tensor's attribute copies into the model. A number sets all elements.
+    """
 
     name: str
     _model: HasTensors
@@ -100,6 +103,17 @@ class _Tensors:
         if attribute in names:
             return self._model.parameters[names[attribute]]
         raise AttributeError(f"{self.name} has no tensor {key!r}; it has {', '.join(names)}")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        names = self.__dict__.get("_names")
+        if names is None:  # within the constructor, which sets `_names` last
+            object.__setattr__(self, key, value)
+            return
+        target = getattr(self, key) if key.replace("__", ".") in names else None
+        if target is None:
+            raise AttributeError(f"{self.name} has no tensor {key!r} to assign to; it has {', '.join(names)}")
+        number = np.ndim(value) == 0 and not isinstance(value, str)
+        self.parameters[key.replace("__", ".")] = np.full(target.shape, value) if number else value
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(k.replace(".", "__") for k in self._names)]

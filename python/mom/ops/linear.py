@@ -158,4 +158,8 @@ def gemm_grouped(
     -------
     list of ndarray of float32
     """
-    return _core.gemm([product._fields() for product in products], is_bfloat16(precision), prepack)
+    given = list(products)
+    for product in given:
+        if not isinstance(product, GemmProduct):
+            raise TypeError(f"products: expected GemmProduct, got {type(product).__name__}")
+    return _core.gemm([product._fields() for product in given], is_bfloat16(precision), prepack)

@@ -121,7 +121,9 @@ def router_backward(
     """
     so_far: Partial | None = None
     if add_to is not None:
-        so_far = (add_to[0], *((None,) * 6 if add_to[1] is None else _router_tensors(add_to[1])))
+        if not isinstance(add_to, tuple) or len(add_to) != 2:
+            raise TypeError(f"add_to: expected (dinp, dweights), got {type(add_to).__name__}")
+        so_far = (add_to[0], *((None,) * 6 if add_to[1] is None else _router_tensors(add_to[1], "add_to")))
     dinp, dbefore, *gradients = _core.router_backward(
         dlogits, inp, tuple(saved), dstate, _router_tensors(weights), _router_kind(kind), random, state, seed, counter,
         site, so_far,
@@ -130,7 +132,9 @@ def router_backward(
     return dinp, dbefore, RouterTensors(in_weight, in_bias, out_weight, out_bias, state_weight, state_bias)
 
 
-def _router_tensors(t: RouterTensors) -> tuple[Float | None, ...]:
+def _router_tensors(t: RouterTensors, name: str = "weights") -> tuple[Float | None, ...]:
+    if not isinstance(t, RouterTensors):
+        raise TypeError(f"{name}: expected RouterTensors, got {type(t).__name__}")
     return (t.in_weight, t.in_bias, t.state_weight, t.state_bias, t.out_weight, t.out_bias)
 
 

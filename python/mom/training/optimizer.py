@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._arguments import number as _number
 from ..model import Network
+from ..model.memory_plan import check_optimizer_fits
 
 __all__ = ["AdamW", "clip_grad_norm"]
 
@@ -43,6 +44,8 @@ class AdamW:
     ------
     ValueError
         Naming the argument that is out of range.
+    MemoryError
+        If gradients and moments do not fit (`MoM.memory_limit`, `mom.runtime.memory_limit`). Nothing is allocated then.
 
     Notes
     -----
@@ -64,6 +67,9 @@ class AdamW:
         self.betas = _checked_betas(betas)
         self.eps = _number(eps, "eps", _TINY, _POSITIVE)
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
+        trainable = model.trainable
+        trained = sum(tensor.size for name, tensor in model.parameters.items() if trainable[name])
+        check_optimizer_fits(model.num_parameters, trained, model.memory_limit)
         self._core = _core.AdamW(model.core)
 
     @overload
