@@ -43,6 +43,7 @@ EXAMPLES = {
             "tests/model/test_against_reference.py": CHOSEN,
             "tests/model/test_decoding.py": CHOSEN,
             "tests/model/test_thread_bits.py": CHOSEN,
+            "tests/api/test_values.py": "spellings of it, right and wrong",
             "tests/test_router_kinds.py": "an unusual spelling of it",
         },
     ),
