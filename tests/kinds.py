@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mom
-from mom.routers import KINDS
+from mom.routers import KINDS, router_kind
 
 __all__ = ["LOSSES", "NOISELESS_ROUTERS", "NOISY_ROUTERS", "ROUTERS"]
 
@@ -12,13 +12,19 @@ def _router_types(kinds: list[str], noise: str) -> list[str]:
     return [f"{kind}{noise}{softmax}" for kind in kinds for softmax in ("", "-softmax")]
 
 
-#: Kinds without a state first, then by name: the order decides the random numbers of some tests.
-_KINDS = sorted(KINDS, key=lambda name: (KINDS[name].recurrent, name))
+def _is_unscored(router_type: str) -> bool:
+    kind = router_kind(router_type)
+    return kind is None or not kind.scored
+
+
+#: Kinds with scores first, among them those without a state, then by name. The order decides the random numbers of some
+#: tests.
+_KINDS = sorted(KINDS, key=lambda name: (not KINDS[name].scored, KINDS[name].recurrent, name))
 #: Values of `MoMConfig.router_type`: every kind, with raw scores and with probabilities.
 NOISELESS_ROUTERS = _router_types(_KINDS, "")
 #: Every kind that has a noise gate.
 NOISY_ROUTERS = _router_types([name for name in _KINDS if KINDS[name].recurrent], "-random")
-ROUTERS = NOISELESS_ROUTERS + NOISY_ROUTERS
+ROUTERS = sorted(NOISELESS_ROUTERS + NOISY_ROUTERS, key=_is_unscored)
 
 #: Names of the terms of the loss.
 LOSSES = list(mom.MoMConfig().loss_weights)
