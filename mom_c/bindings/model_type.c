@@ -61,7 +61,7 @@ int mom_network_enter(mom_network *self) {
         return -1;
     }
     if (owner) /* a thread of the parent was using the network when this process was forked; here it does not exist */
-        self->gpt.last.can_backward = self->gpt.last.has_routes = 0;
+        mom_gpt_abandon_pass(&self->gpt);
     return 0;
 }
 

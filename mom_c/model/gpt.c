@@ -130,3 +130,11 @@ void mom_gpt_forget_grad(mom_gpt *gpt) {
     mom_gradients_forget(&gpt->gradients, &gpt->params);
     mom_balance_step_clear(&gpt->step, &gpt->config);
 }
+
+void mom_gpt_abandon_pass(mom_gpt *gpt) {
+    const size_t limit = gpt->memory.limit;
+    mom_memory_init(&gpt->memory);
+    gpt->memory.limit = limit;
+    memset(&gpt->last, 0, sizeof gpt->last);
+    mom_gpt_zero_grad(gpt);
+}

@@ -48,6 +48,10 @@ mom_status mom_gpt_logits(mom_gpt *gpt, const mom_exec *exec, float *out, const 
 /* See mom_gradients_set_trained. After this call, backward needs a new forward pass. */
 void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained);
 
+/* For a process made by a fork while a thread, which exists in the parent only, ran a pass: forgets the pass, its memory and
+ * all gradients. The memory may be half made, so it is not freed. */
+void mom_gpt_abandon_pass(mom_gpt *gpt);
+
 void mom_gpt_zero_grad(mom_gpt *gpt);
 /* The same for gradients with memory that has been zeroed already: see mom_gradients_forget. */
 void mom_gpt_forget_grad(mom_gpt *gpt);
