@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("setuptools")
+pytest.importorskip("setuptools", minversion="77")
 
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
