@@ -36,9 +36,9 @@ void mom_gpt_free(mom_gpt *gpt);
  * needs a new forward. `exec` supplies kernels and threads; the network uses its own workspace. */
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err);
 
-/* Adds the gradients of the sum of scales[term] * losses.value[term]. After an error all
- * gradients are zero, those of earlier passes, too. The random streams are those before the forward pass, so the same
- * forward pass draws the same numbers again. */
+/* Adds the gradients of the sum of scales[term] * losses.value[term]. Without a forward pass to go back from, it changes
+ * nothing. If the pass itself fails, all gradients become zero, those of earlier passes, too, and the random streams are
+ * those before the forward pass: the same forward pass draws the same numbers again. */
 mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, const float scales[MOM_TERMS], mom_error *err);
 
 /* Logits of the last forward pass: out (count, V). `rows` names count of the N rows; NULL means all N. Rows that the
