@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TEXT ?=
 TESTS ?= tests
+# Tests that run side by side; 0: one after the other, in one process.
+JOBS ?= auto
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 # Address of a package index to install PyTorch from, such as an index of CPU-only builds. Empty: the default index.
 TORCH_INDEX ?=
@@ -33,7 +35,7 @@ core: ## build the C core with a C compiler alone and test it, under sanitizers 
 
 test: ## install into a fresh .venv-test and run all tests
 	$(call build_in,$(TEST_VENV))
-	$(TEST_VENV)/bin/python -m pytest $(TESTS)
+	$(TEST_VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 # The packages are imported first, because tests are skipped, and do not fail, if a package is missing.
 test-ecosystem: ## run the tests that need PyTorch, transformers, datasets and lm-eval (a large download)
@@ -51,23 +53,24 @@ test-levels: ## run the tests of operators and kernels with each instruction-set
 test-no-openmp: ## run the tests of a build without threads
 	$(call build_in,.venv-serial,MOM_OPENMP=0)
 	.venv-serial/bin/python -c 'import mom; assert not mom.cpu_info()["openmp"]'
-	.venv-serial/bin/python -m pytest $(TESTS)
+	.venv-serial/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 # Level amx is the best level of this build, so tests that do not run at all levels use it.
 test-amx-emulated: ## run the tests of a build whose level amx runs on any processor with AVX-512, its instructions in plain C
 	$(call build_in,.venv-amx,MOM_AMX_EMULATED=1)
 	.venv-amx/bin/python -c 'import mom; assert mom.cpu_info()["level"] == "amx" and "emulated" in mom.cpu_info()["gemm_bf16"]'
-	.venv-amx/bin/python -m pytest $(TESTS)
+	.venv-amx/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 test-debug: ## run the tests of a build with assertions and all warnings as errors
 	$(call build_in,.venv-debug,MOM_DEBUG=1)
 	grep -q __assert .venv-debug/lib/python*/site-packages/mom/_core*.so
-	.venv-debug/bin/python -m pytest $(TESTS)
+	.venv-debug/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 # The sanitizer's library must be loaded before Python. Python keeps memory until it exits, so the tests look for leaks
 # (live bytes, reference counts) and the sanitizer does not. Allocations of impossible sizes must return NULL, as the C
 # library does, and not end the process. The build has no OpenMP, since the OpenMP runtime is not built with the
-# sanitizer. Reports go to files, because pytest captures the output and would lose it when the process ends.
+# sanitizer. Reports go to files, because pytest captures the output and would lose it when the process ends. Tests of
+# documents and of the NumPy twin are left out: they call nothing of the extension that other tests do not call.
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call build_in,.venv-asan,MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0)
 	grep -q __asan_init .venv-asan/lib/python*/site-packages/mom/_core*.so
@@ -75,7 +78,8 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
-		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
+		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/docs --ignore tests/reference \
+		$(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-import mom
+# Tests that run side by side share the processors. Those that are about threads set the number themselves.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import mom  # noqa: E402
 
 # Processes started in the background ignore Ctrl-C. The runs that tests stop with Ctrl-C would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
