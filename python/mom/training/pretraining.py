@@ -254,8 +254,11 @@ def _open_data(data: Any, val_data: Any, model: MoM, config: TrainingConfig) -> 
     found = False
     if not isinstance(data, TokenFile) and kind_of(data) == "folder":
         beside = Path(data) / "val.bin"
-        if val_data is None and kind_of(beside) == "file" and beside.stat().st_size:
-            val_data, found = beside, True
+        if val_data is None and kind_of(beside) == "file":
+            if beside.stat().st_size:
+                val_data, found = beside, True
+            else:
+                print(f"no validation: {beside} is empty", file=sys.stderr)
     validation = None if val_data is None else open_one(val_data)
     if validation is not None and len(validation) < sequence_length:
         problem = f"{validation.path} holds {len(validation)} tokens, fewer than sequence_length = {sequence_length}"
