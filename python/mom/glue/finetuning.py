@@ -32,6 +32,7 @@ from ..training.finetune import (
     RunOptions,
     SeedRuns,
     fit_classifier,
+    results_folder,
     train_seeds,
 )
 from ..training.fingerprint import digest_of_rows, digest_of_weights
@@ -113,6 +114,8 @@ def finetune(
     ------
     ConfigError, DataError
         If settings, model and data do not fit together.
+    TrainingError
+        If another fine-tuning on this task is at work in `out_dir`, or another run in `run_dir`.
     FinetuneInterrupted
         On SIGTERM and Ctrl-C. The best model so far and the results are in `out_dir`. The interrupted seed counts if it
         had been evaluated at least once.
@@ -131,7 +134,7 @@ def finetune(
         check_replaceable(folder, MODEL_FILES)
     sets = _read_sets(data, task, predict, on_error)
     lesson = _Lesson(body, task, sets, config)
-    with closing(callbacks) as listeners, stop_signals() as signals:
+    with closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
         checkpoints = None if run_dir is None else Path(run_dir) / task.name
         options = RunOptions(
             progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume,

@@ -20,7 +20,7 @@ from ..training.adapt import copy_of, warn_of_idle_routers
 from ..training.batches import MicroBatch, Rows
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
-from ..training.finetune import LoopResult, RunOptions, fit_rows, train_seeds
+from ..training.finetune import LoopResult, RunOptions, fit_rows, results_folder, train_seeds
 from ..training.fingerprint import digest_of_rows, digest_of_weights
 from ..training.records import perplexity_of
 from ..training.signals import stop_signals
@@ -133,6 +133,8 @@ def finetune(
 
     Raises
     ------
+    TrainingError
+        If another fine-tuning is at work in `out_dir`, or another run in `run_dir`.
     FinetuneInterrupted
         On SIGTERM and Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
     """
@@ -162,7 +164,7 @@ def finetune(
 
         return fit_rows(made, _batches(rows, config, seed), config, seed, measure, options)
 
-    with closing(callbacks) as listeners, stop_signals() as signals:
+    with closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
         checkpoints = None if run_dir is None else Path(run_dir) / TASK
         facts = {} if run_dir is None else _facts(source, rows, held_out)
         options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume, allow_changes, facts)
