@@ -188,6 +188,8 @@ class Engine:
         if self.model.tokenizer is None:
             self.model.tokenizer = tokenizer_of(latest)
         changed = self._changes_since(latest)
+        # What this call was not told stays true of the run.
+        self.facts = {**(fingerprint_in(latest).get("run") or {}), **self.facts}
         found, self.best = load_checkpoint(latest, self.model, self.optimizer)
         if changed & self.source.ordered_by:
             print("resume: the training data begin anew", file=sys.stderr)
