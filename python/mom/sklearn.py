@@ -27,7 +27,7 @@ from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
 from .model import MoM, MoMForSequenceClassification
-from .training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
+from .training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
 from .training.config import FinetuneConfig
 from .training.finetune import LoopResult, RunOptions, fit_classifier
 
@@ -108,6 +108,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
         config = self._config()
         body = self._body(texts)
+        warn_of_frozen(body, config.train, stacklevel=3)
         warn_of_idle_routers(body.config, config.train, language_model=False, stacklevel=3)
         made = classifier_from(body, num_labels, problem, self.seed, config.dropout)
         if "classes_" in learnt:

@@ -139,6 +139,20 @@ def test_routers_that_cannot_learn_are_said_once_for_all_seeds(model: mom.MoM) -
             assert f"train: '{train}' trains" in str(warning.message) and warning.filename == __file__
 
 
+def test_what_train_only_froze_is_said_once_to_be_trained(model: mom.MoM) -> None:
+    frozen = copy.deepcopy(model)
+    frozen.train_only("*.router.*")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        glue.finetune(frozen, "rte", GOLDEN, seeds=(0, 1), **QUICK)
+    said = [entry for entry in caught if "train_only has frozen" in str(entry.message)]
+    assert len(said) == 1 and "pass train='routers'" in str(said[0].message) and said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*train_only")
+        glue.finetune(frozen, "rte", GOLDEN, train="routers", **QUICK)
+        glue.finetune(model, "rte", GOLDEN, **QUICK)
+
+
 def test_callbacks_hear_of_every_seed_and_are_closed_once(model: mom.MoM) -> None:
     listener = Listener()
     glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), callbacks=(c for c in [listener]), **QUICK)

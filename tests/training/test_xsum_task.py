@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -47,6 +48,13 @@ def test_a_second_run_into_the_same_folder_is_refused(model: mom.MoM, tmp_path: 
         xsum.finetune(model, GOLDEN, out_dir=tmp_path, **QUICK)
     assert list((tmp_path / "xsum").iterdir()) == []
     assert xsum.finetune(model, GOLDEN, out_dir=tmp_path, **QUICK).folder == tmp_path / "xsum" / "model"
+
+
+def test_what_train_only_froze_is_said_to_be_trained(model: mom.MoM) -> None:
+    frozen = copy.deepcopy(model)
+    frozen.train_only("*.router.*")
+    with pytest.warns(UserWarning, match="train_only has frozen .* pass train='routers'"):
+        xsum.finetune(frozen, GOLDEN, **QUICK)
 
 
 def test_rows_fit_and_only_summaries_are_scored(model: mom.MoM) -> None:

@@ -23,7 +23,7 @@ from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
 from ..model import MoM, MoMForSequenceClassification, Network
-from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
+from ..training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
 from ..training.finetune import (
@@ -128,6 +128,7 @@ def finetune(
     if predict and out_dir is None:
         raise ConfigError("predict: needs an out_dir")
     body = model if isinstance(model, MoMForSequenceClassification) else MoM.resolve(model)
+    warn_of_frozen(body, config.train)
     warn_of_idle_routers(body.config, config.train, language_model=False)
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # checked now rather than after hours of training

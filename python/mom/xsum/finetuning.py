@@ -16,7 +16,7 @@ from ..data.records import check_iterators
 from ..errors import ConfigError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..model import MoM
-from ..training.adapt import copy_of, warn_of_idle_routers
+from ..training.adapt import copy_of, warn_of_frozen, warn_of_idle_routers
 from ..training.batches import MicroBatch, Rows
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
@@ -145,6 +145,7 @@ def finetune(
     if folder is not None:
         check_replaceable(folder, MODEL_FILES)
     source = MoM.resolve(model)
+    warn_of_frozen(source, config.train)
     warn_of_idle_routers(source.config, config.train, language_model=True)
     check_iterators(data)
     train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))
