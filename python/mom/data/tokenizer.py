@@ -286,8 +286,8 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Hash of `to_json`: equal for equal tokenizers."""
-        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+        """Hash of `to_json` and `eos_id`: equal for tokenizers that make the same tokens of the same documents."""
+        return hashlib.sha256(f"{self.to_json()}\n{self.eos_id}".encode()).hexdigest()
 
     def files(self, max_length: int | None = None) -> dict[str, str]:
         """What `save` writes: file names and contents. `max_length` is for ``model_max_length``."""

@@ -255,6 +255,8 @@ class Engine:
             saved. A resumed run begins with that evaluation.
         """
         with self._folder(resume), closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+            if self.model.tokenizer is None:  # checkpoints and the model have that of the data, too
+                self.model.tokenizer = self.source.tokenizer(self.model.config.vocab_size)
             self._callbacks, self._signals = [*callbacks, *own], signals
             with contextlib.suppress(BrokenOff):
                 if self.state.step:

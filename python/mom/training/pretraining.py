@@ -144,7 +144,7 @@ def train(
     Parameters
     ----------
     model : MoM
-        Trained in place.
+        Trained in place. A model without a tokenizer gets that of the data, if the data have one.
     data : path or TokenFile
         A folder made by ``mom prepare`` (``train.bin``, ``val.bin``) or one token file.
     config : TrainingConfig, optional
