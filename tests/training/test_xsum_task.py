@@ -17,8 +17,8 @@ import mom
 from mom import cli, xsum
 from mom.data.batches import pack_labelled
 from mom.errors import ConfigError, DataError, TrainingError
-from mom.files.locks import lock_folder
 from mom.evaluate import lead, rouge
+from mom.files.locks import lock_folder
 from mom.training.adapt import copy_of
 from mom.training.finetune import FinetuneInterrupted
 from mom.xsum.rows import make_rows, prompts_of, rows_loss
