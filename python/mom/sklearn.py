@@ -20,7 +20,7 @@ except ImportError as error:
         f"TextClassifier and TextRegressor need the package scikit-learn: pip install scikit-learn ({error})"
     ) from None
 
-from ._arguments import PathLike
+from ._arguments import PathLike, flag
 from .config import MoMConfig
 from .data.columns import checked_labels, checked_texts, is_missing
 from .data.encode import encode_texts
@@ -103,6 +103,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str, **learnt: Any
     ) -> None:
         """Train, then set all attributes at once, so that after an error the estimator predicts as before."""
+        verbose = flag(self.verbose, "verbose")
         _check_number(labels, texts)
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
@@ -129,7 +130,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
 
         loop = fit_classifier(
             made, [rows[i] for i in kept], labels[kept], config, self.seed, score if len(held_out) else None,
-            RunOptions(label=type(self).__name__, progress=self.verbose),
+            RunOptions(label=type(self).__name__, progress=verbose),
         )  # fmt: skip
         self.model_: MoMForSequenceClassification = made
         self.loop_: LoopResult = loop

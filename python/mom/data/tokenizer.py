@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import flag
 from .._reading import parse_json, read_text, shown
 from ..errors import DataError
 from ..files.folders import write_file
@@ -118,6 +119,7 @@ class Tokenizer:
         DataError
             If `vocab_size` is too small or too large, or `texts` yields something else than text.
         """
+        progress = flag(progress, "progress")
         special_tokens = list(special_tokens)
         texts = checked_texts(texts)
         if not special_tokens or len(set(special_tokens)) != len(special_tokens):
@@ -204,10 +206,11 @@ class Tokenizer:
         -------
         ndarray of int32, shape (T,)
         """
-        return self._encode([_checked_text(text)], special)[0]
+        return self._encode([_checked_text(text)], flag(special, "special"))[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[npt.NDArray[np.int32]]:
         """Token ids of several texts, with the library's worker threads; see `encode`."""
+        special = flag(special, "special")
         return self._encode([*map(_checked_text, checked_texts(texts), itertools.count())], special)
 
     def _encode(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:

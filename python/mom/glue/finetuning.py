@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from ..config import MoMConfig
 from ..data.encode import encode_texts
 from ..data.records import MissingSplitError, check_iterators
@@ -120,6 +120,8 @@ def finetune(
         On SIGTERM and Ctrl-C. The best model so far and the results are in `out_dir`. The interrupted seed counts if it
         had been evaluated at least once.
     """
+    predict, progress = flags(predict=predict, progress=progress)
+    resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)
     task = find_task(task)
     config = (config or FinetuneConfig()).replace(**changes)
     seeds = _checked_seeds(seeds)

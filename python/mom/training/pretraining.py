@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flag, flags
 from .._reading import kind_of
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
@@ -187,9 +187,11 @@ def train(
     -----
     On SIGTERM and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
     """
+    resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)
+    progress = progress is None or flag(progress, "progress")
     config = _checked(model, config, run_dir, changes)
     options = RunOptions(
-        description, progress is not False, callbacks, None, None if run_dir is None else Path(run_dir), resume,
+        description, progress, callbacks, None, None if run_dir is None else Path(run_dir), resume,
         allow_changes,
     )  # fmt: skip
     return run_training(model, data, val_data, config, options)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from .._reading import kind_of
 from ..config import MoMConfig
 from ..data.prepare import read_meta
@@ -184,6 +184,7 @@ def pretrain(
     TrainingInterrupted
         On SIGTERM and Ctrl-C. Its ``result`` is a `PretrainResult`; the model's folder has not been written.
     """
+    resume, progress, allow_changes = flags(resume=resume, progress=progress, allow_changes=allow_changes)
     if phase not in ("vanilla", "mom"):
         raise ConfigError(f"phase: {phase!r} is not one of 'vanilla', 'mom'")
     if phase == "vanilla" and vanilla is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from ..data.batches import pack_labelled
 from ..data.records import check_iterators
 from ..errors import ConfigError
@@ -138,6 +138,7 @@ def finetune(
     FinetuneInterrupted
         On SIGTERM and Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
     """
+    resume, progress, allow_changes = flags(resume=resume, progress=progress, allow_changes=allow_changes)
     config = (config or FinetuneConfig()).replace(**changes)
     if val_rows is not None and val_rows < 1:
         raise ConfigError(f"val_rows: {val_rows} is less than 1")
