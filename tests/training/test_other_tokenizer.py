@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mom
@@ -97,7 +98,7 @@ def test_another_end_token_is_a_difference(folder: Path) -> None:
     prepare(text, folder / "endless", tokenizer=ours, append_eos=False, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        token_file_loss(model, folder / "endless")  # the same tokens, whatever ends a document
+        token_file_loss(model, folder / "endless" / "train.bin")  # the same tokens, whatever ends a document
 
 
 def test_a_run_does_not_go_on_with_another_end_token(folder: Path) -> None:
@@ -138,7 +139,7 @@ def test_a_model_keeps_its_own_tokenizer_and_takes_none_that_may_not_be_that_of_
     small = mom.MoM(own.config.replace(vocab_size=8))
     (folder / "ours" / "meta.json").unlink()
     (folder / "ours" / "train.bin.json").unlink()
-    (folder / "ours" / "train.bin").write_bytes(bytes(200))
+    (folder / "ours" / "train.bin").write_bytes((np.arange(100, dtype="<u2") % 7 + 1).tobytes())
     with pytest.warns(UserWarning, match=r"its tokenizer has 2\d\d ids, more than the model's vocab_size = 8, so the"):
         mom.train(small, folder / "ours" / "train.bin", **STEPS)
     assert small.tokenizer is None

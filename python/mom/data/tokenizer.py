@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from .._reading import parse_json, read_text, shown
 from ..errors import DataError
 from ..files.folders import write_file
 from .columns import checked_texts
+from .cuts import safe_parts
+from .library_calls import LONGEST_CALL, groups, interruptible
 from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable_json, read_backend
 from .tokenizer_files import TokenizerSettings, apply, end_token, read_settings, settings_files
 
@@ -138,7 +140,16 @@ class Tokenizer:
             initial_alphabet=sorted(_alphabet()),
             show_progress=progress,
         )
-        backend.train_from_iterator(map(_checked_text, texts, itertools.count()), trainer=trainer)
+
+        def learn(check: Callable[[], None]) -> None:
+            def given() -> Iterator[str]:
+                for row, text in enumerate(texts):
+                    check()
+                    yield _checked_text(text, row)
+
+            backend.train_from_iterator(given(), trainer=trainer)
+
+        interruptible(learn)
         return cls(backend, eos_token=special_tokens[0])
 
     @classmethod
@@ -214,6 +225,26 @@ class Tokenizer:
         return self._encode([*map(_checked_text, checked_texts(texts), itertools.count())], special)
 
     def _encode(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
+        rows: list[npt.NDArray[np.int32]] = []
+        for group in groups(texts):
+            if len(group[0]) > LONGEST_CALL:
+                rows.append(self._encode_long(group[0], special))
+            else:
+                rows += self._call(group, special)
+        return rows
+
+    def _encode_long(self, text: str, special: bool) -> npt.NDArray[np.int32]:
+        """Token ids of a text that would take too long in one call, in parts where that changes no token."""
+        may_cut = self.pieces_are_safe and not special  # a cut could divide a special token
+        rows: list[npt.NDArray[np.int32]] = []
+        for part in safe_parts(text, LONGEST_CALL) if may_cut else [text]:
+            if len(part) > LONGEST_CALL:
+                rows += interruptible(lambda _, part=part: self._call([part], special))  # type: ignore[misc]
+            else:
+                rows += self._call([part], special)
+        return np.concatenate(rows)
+
+    def _call(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
         backend = self._with_special if special else self._plain
         encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
         with library_errors("texts: the tokenizer cannot encode them"):
