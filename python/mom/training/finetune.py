@@ -308,9 +308,15 @@ def results_folder(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
+    made = [path for path in (folder.parent, folder.parent.parent) if not path.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder.parent, "out_dir"):
-        yield
+    try:
+        with lock_folder(folder.parent, "out_dir"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # a run that saved nothing leaves no folder
+            for path in made:
+                path.rmdir()
 
 
 def train_seeds(

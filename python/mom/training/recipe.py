@@ -198,12 +198,9 @@ def pretrain(
         raise ConfigError("tokens: expected one of tokens and minutes")
     if seed is None:
         seed = 0 if planned is None else planned.seed
-    first = None if vanilla is None else MoM.resolve(vanilla, name="vanilla")
-    if first is not None and not first.config.is_vanilla:
-        raise ConfigError("vanilla: expected a plain GPT-2 (chunks = 0)")
+    first, start = _phase_one(vanilla, begins=planned is None)
     model = _model(config, data, phase, first, dtype or before, seed)
-    begins = planned is None
-    if begins and minutes is not None:
+    if planned is None and minutes is not None:
         tokens = _tokens_in(model, RECIPES[recipe], minutes)
     if tokens is not None:
         scaled = RECIPES[recipe].scaled(int(tokens), model.config.n_positions)
@@ -213,11 +210,6 @@ def pretrain(
     planned = planned.replace(seed=seed, **changes)
     total = planned.steps * planned.tokens_per_step
     try:
-        start = {}
-        if first is not None:
-            start = {"start": digest_of_weights(first)}
-        elif begins:
-            start = {"start": _FRESH}
         options = RunOptions(phase, progress, callbacks, None, run, resume, allow_changes, start)
         result = run_training(model, data, None, planned, options)
     except TrainingInterrupted as stop:
@@ -239,6 +231,16 @@ def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
     if latest is None:
         return None, "float32"
     return settings_of_checkpoint(latest), read_progress(latest).get("dtype", "float32")
+
+
+def _phase_one(vanilla: MoM | PathLike | None, begins: bool) -> tuple[MoM | None, dict[str, str]]:
+    """The model of phase one, and what the fingerprint says of it. A resumed run need not name the model again."""
+    if vanilla is None:
+        return None, {"start": _FRESH} if begins else {}
+    first = MoM.resolve(vanilla, name="vanilla")
+    if not first.config.is_vanilla:
+        raise ConfigError("vanilla: expected a plain GPT-2 (chunks = 0)")
+    return first, {"start": digest_of_weights(first)}
 
 
 def _model(
