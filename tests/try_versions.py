@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What the tests themselves need; tests that need more are skipped.
-FOR_TESTS = ("pytest", "hypothesis")
+FOR_TESTS = ("pytest", "hypothesis", "safetensors")
 #: Minor versions of Python 3 that are looked for, newest first.
 MINORS = range(30, 9, -1)
 
