@@ -17,8 +17,18 @@ __all__ = ["LONGEST_CALL", "Stopped", "groups", "interruptible"]
 
 Result = TypeVar("Result")
 
-#: Characters of one call. The library encodes some millions of characters per second on each CPU.
-LONGEST_CALL = (1 << 17) * min(8, os.cpu_count() or 1)
+
+def _workers() -> int:
+    """Threads of the library, which reads the same variables."""
+    if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("off", "false", "f", "no", "n", "0"):
+        return 1
+    number = os.environ.get("RAYON_NUM_THREADS", "")
+    return int(number) if number.isdecimal() and int(number) else os.cpu_count() or 1
+
+
+#: Characters of one call. A thread of the library encodes more than a million characters per second, so a call takes
+#: about 0.05 s. Every thread gets a piece of `mom.data.Documents`.
+LONGEST_CALL = (1 << 16) * min(16, _workers())
 #: How long the main thread sleeps between two looks for signals, and waits for a call that shall end.
 _INTERVAL, _PATIENCE = 0.05, 0.1
 
