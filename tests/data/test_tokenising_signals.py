@@ -27,7 +27,7 @@ CHILD = Path(__file__).with_name("tokenising_child.py")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("kind", ["train", "long", "batch", "prepare"])
 def test_a_signal_ends_the_work(kind: str, number: signal.Signals) -> None:
-    """It must react in a fraction of the time of the work, on a busy machine, too. Usually it takes a tenth of this."""
+    """The work takes ten seconds and more. On an idle machine the reaction takes less than 0.2 s."""
     with subprocess.Popen([sys.executable, str(CHILD), kind], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "begun\n"
         time.sleep(0.7)
@@ -35,7 +35,7 @@ def test_a_signal_ends_the_work(kind: str, number: signal.Signals) -> None:
         child.send_signal(number)
         name, clock = child.stdout.readline().split()
         assert name == ("KeyboardInterrupt" if number == signal.SIGINT else "SystemExit")
-        assert float(clock) - sent < 1.0
+        assert float(clock) - sent < 4.0
     assert child.returncode == 0
 
 

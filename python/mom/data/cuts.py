@@ -36,12 +36,13 @@ def safe_parts(text: str, longest: int) -> Iterator[str]:
 
     A part without such a place is longer.
     """
-    start = limit = 0
-    while len(text) - start > longest:
-        limit = max(limit, start) + longest
-        cut = safe_cut(text, start, limit) if limit < len(text) else len(text)
-        if cut is not None:
+    start = searched = 0
+    while len(text) - searched > longest:
+        cut = safe_cut(text, searched, searched + longest)
+        if cut is None:
+            searched += longest
+        else:
             yield text[start:cut]
-            start = limit = cut
+            start = searched = cut
     if start < len(text):
         yield text[start:]
