@@ -43,7 +43,7 @@ def flag(value: Any, name: str) -> bool:
 
 def flags(**values: Any) -> tuple[bool, ...]:
     """The same for several arguments, given and returned in one order."""
-    return tuple(flag(value, name) for name, value in values.items())
+    return tuple([flag(value, name) for name, value in values.items()])
 
 
 def seed(value: Any, name: str = "seed") -> int:
