@@ -4,6 +4,8 @@ TEXT ?=
 TESTS ?= tests
 # Tests that run side by side; 0: one after the other, in one process.
 JOBS ?= auto
+# Tests of make test-versions. They meet the library, NumPy and Python where versions differ.
+VERSION_TESTS ?= tests/api tests/ops/test_operators.py tests/data/test_tokenizer.py
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 # Address of a package index to install PyTorch from, such as an index of CPU-only builds. Empty: the default index.
 TORCH_INDEX ?=
@@ -16,7 +18,7 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,9 @@ test-levels: ## run the tests of operators and kernels with each instruction-set
 	$(call build_in,$(TEST_VENV))
 	set -e; for level in $$($(TEST_VENV)/bin/python -c 'import mom; print(*mom.cpu_info()["levels"])'); do \
 		echo "level $$level"; MOM_CPU=$$level $(TEST_VENV)/bin/python -m pytest -q $(TESTS); done
+
+test-versions: ## run some tests with the oldest and the newest Python and packages that are allowed (OLDEST_PYTHON, NEWEST_PYTHON)
+	$(PYTHON) tests/try_versions.py $(VERSION_TESTS)
 
 test-no-openmp: ## run the tests of a build without threads
 	$(call build_in,.venv-serial,MOM_OPENMP=0)

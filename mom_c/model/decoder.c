@@ -51,10 +51,33 @@ static void take_weights(mom_decoder *d, weight_copier *w) {
     take_matrix(w, &d->head, mom_param_value(p, p->wte), MOM_WEIGHT_OUT_IN, c->C, c->V);
 }
 
-/* Fails if `count` times `size` bytes do not fit beside what the model's parameters and the decoder hold already. */
-static mom_status check_room(const mom_decoder *d, const char *what, size_t count, size_t size, mom_error *err) {
+static size_t arena_bytes(const mom_arena *arena) {
+    size_t bytes = arena->spare ? arena->spare->capacity : 0;
+    for (const mom_arena_block *block = arena->top; block; block = block->previous)
+        bytes += block->capacity;
+    return bytes;
+}
+
+/* Bytes of a batch: its arrays and its caches. */
+static size_t batch_bytes(const mom_decoder *d, const mom_decoder_batch *batch) {
+    size_t bytes = arena_bytes(&batch->arena);
+    for (size_t b = 0; b < batch->B; b++) {
+        const mom_sequence *s = &batch->sequences[b];
+        bytes += s->kv ? d->entries * mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float) : 0;
+    }
+    return bytes;
+}
+
+size_t mom_decoder_bytes(const mom_decoder *d) {
+    return d->packed_bytes + arena_bytes(&d->tables) + arena_bytes(&d->workspace) + batch_bytes(d, &d->batch);
+}
+
+/* Fails if `count` times `size` bytes do not fit beside what the model's parameters and the decoder hold already.
+ * `batch` is one that is being made, or NULL; it counts, too. */
+static mom_status check_room(const mom_decoder *d, const mom_decoder_batch *batch, const char *what, size_t count,
+                             size_t size, mom_error *err) {
     const size_t limit = d->gpt->memory.limit;
-    const size_t held = d->gpt->params.total * sizeof(float) + mom_decoder_bytes(d);
+    const size_t held = d->gpt->params.total * sizeof(float) + mom_decoder_bytes(d) + (batch ? batch_bytes(d, batch) : 0);
     if (!limit || !size || (held <= limit && count <= (limit - held) / size))
         return MOM_OK;
     return mom_error_set(err, MOM_ERR_MEMORY,
@@ -79,7 +102,7 @@ static mom_status init(mom_decoder *d, const mom_exec *exec, mom_error *err) {
     take_weights(d, &measure);
     if (d->format == MOM_GEMV_F32)
         return MOM_OK;
-    MOM_TRY(check_room(d, "weights of the decoder", 1, measure.bytes, err));
+    MOM_TRY(check_room(d, NULL, "weights of the decoder", 1, measure.bytes, err));
     d->packed = mom_memory_alloc(measure.bytes, 1, "weights of the decoder", err);
     if (!d->packed)
         return MOM_ERR_MEMORY;
@@ -178,10 +201,12 @@ static void copy_cache(const mom_decoder *d, const mom_sequence *to, const mom_s
     }
 }
 
-static mom_status allocate_cache(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err) {
+/* Allocates the cache of a sequence. `batch` as in check_room. */
+static mom_status allocate_cache(const mom_decoder *d, const mom_decoder_batch *batch, mom_sequence *s, size_t capacity,
+                                 mom_error *err) {
     s->capacity = mom_max(mom_round_up(capacity, MOM_PANEL), MOM_PANEL);
     const size_t size = mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float);
-    MOM_TRY(check_room(d, "cache of keys and values", d->entries, size, err));
+    MOM_TRY(check_room(d, batch, "cache of keys and values", d->entries, size, err));
     s->kv = mom_memory_alloc(d->entries, size, "cache of keys and values", err);
     return s->kv ? MOM_OK : MOM_ERR_MEMORY;
 }
@@ -190,7 +215,7 @@ mom_status mom_sequence_reserve(const mom_decoder *d, mom_sequence *s, size_t ca
     if (s->kv && s->capacity >= capacity)
         return MOM_OK;
     mom_sequence larger = *s;
-    MOM_TRY(allocate_cache(d, &larger, capacity, err));
+    MOM_TRY(allocate_cache(d, NULL, &larger, capacity, err));
     if (s->kv)
         copy_cache(d, &larger, s);
     mom_memory_free(s->kv);
@@ -231,6 +256,25 @@ void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, co
     }
 }
 
+/* Copies the sequences `rows` of the decoder to a new batch. Of a sequence that is used several times the first use gets
+ * no cache here, since the cache itself moves later; the other uses get copies. The new batch counts beside the old one,
+ * as both exist until the old one is freed. */
+static mom_status copy_sequences(const mom_decoder *d, mom_decoder_batch *batch, const int32_t *rows, mom_error *err) {
+    MOM_TRY(check_room(d, NULL, "sequences of the decoder", 1, batch_bytes(d, batch), err));
+    for (size_t i = 0; i < batch->B; i++) {
+        size_t first = 0;
+        while (rows[first] != rows[i])
+            first++;
+        mom_sequence_copy(d, batch, i, &d->batch, (size_t)rows[i]);
+        if (first == i)
+            continue;
+        const mom_sequence *old = &d->batch.sequences[rows[i]];
+        MOM_TRY(allocate_cache(d, batch, &batch->sequences[i], old->capacity, err));
+        copy_cache(d, &batch->sequences[i], old);
+    }
+    return MOM_OK;
+}
+
 mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count, mom_error *err) {
     if (!d->batch.B)
         return mom_error_set(err, MOM_ERR_STATE, "reorder: there are no sequences yet");
@@ -242,23 +286,12 @@ mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count
         return mom_error_set(err, MOM_ERR_VALUE, "rows: is empty");
     mom_decoder_batch batch;
     MOM_TRY(mom_decoder_batch_init(d, &batch, count, err));
-    /* pass 1: the first use of a sequence takes over its cache as it is; later uses get copies */
-    for (size_t i = 0; i < count; i++) {
-        size_t first = 0;
-        while (rows[first] != rows[i])
-            first++;
-        mom_sequence_copy(d, &batch, i, &d->batch, (size_t)rows[i]);
-        if (first == i)
-            continue;
-        const mom_sequence *old = &d->batch.sequences[rows[i]];
-        const mom_status status = allocate_cache(d, &batch.sequences[i], old->capacity, err);
-        if (status != MOM_OK) {
-            mom_decoder_batch_free(&batch);
-            return status;
-        }
-        copy_cache(d, &batch.sequences[i], old);
+    const mom_status status = copy_sequences(d, &batch, rows, err);
+    if (status != MOM_OK) {
+        mom_decoder_batch_free(&batch);
+        return status;
     }
-    /* pass 2: the part that cannot fail */
+    /* the part that cannot fail: caches that were not copied move */
     for (size_t i = 0; i < count; i++) {
         mom_sequence *old = &d->batch.sequences[rows[i]];
         if (batch.sequences[i].kv)
@@ -270,20 +303,4 @@ mom_status mom_decoder_reorder(mom_decoder *d, const int32_t *rows, size_t count
     mom_decoder_batch_free(&d->batch);
     d->batch = batch;
     return MOM_OK;
-}
-
-static size_t arena_bytes(const mom_arena *arena) {
-    size_t bytes = arena->spare ? arena->spare->capacity : 0;
-    for (const mom_arena_block *block = arena->top; block; block = block->previous)
-        bytes += block->capacity;
-    return bytes;
-}
-
-size_t mom_decoder_bytes(const mom_decoder *d) {
-    size_t bytes = d->packed_bytes + arena_bytes(&d->tables) + arena_bytes(&d->workspace) + arena_bytes(&d->batch.arena);
-    for (size_t b = 0; b < d->batch.B; b++) {
-        const mom_sequence *s = &d->batch.sequences[b];
-        bytes += s->kv ? d->entries * mom_kv_floats(s->capacity, d->gpt->config.C) * sizeof(float) : 0;
-    }
-    return bytes;
 }

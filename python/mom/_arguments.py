@@ -34,6 +34,18 @@ def number(value: Any, name: str, low: float, wanted: str) -> float:
     return float(value)
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or False, of Python or NumPy. Any other value is refused, since the word ``"no"`` counts as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__} {value!r}")
+    return bool(value)
+
+
+def flags(**values: Any) -> tuple[bool, ...]:
+    """The same for several arguments, given and returned in one order."""
+    return tuple([flag(value, name) for name, value in values.items()])
+
+
 def seed(value: Any, name: str = "seed") -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= int(value) < 2**63:
         raise ValueError(f"{name}: expected an integer in [0, 2**63), got {value!r}")

@@ -20,14 +20,14 @@ except ImportError as error:
         f"TextClassifier and TextRegressor need the package scikit-learn: pip install scikit-learn ({error})"
     ) from None
 
-from ._arguments import PathLike
+from ._arguments import PathLike, flag
 from .config import MoMConfig
 from .data.columns import checked_labels, checked_texts, is_missing
 from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
 from .model import MoM, MoMForSequenceClassification
-from .training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
+from .training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
 from .training.config import FinetuneConfig
 from .training.finetune import LoopResult, RunOptions, fit_classifier
 
@@ -103,11 +103,13 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str, **learnt: Any
     ) -> None:
         """Train, then set all attributes at once, so that after an error the estimator predicts as before."""
+        verbose = flag(self.verbose, "verbose")
         _check_number(labels, texts)
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
         config = self._config()
         body = self._body(texts)
+        warn_of_frozen(body, config.train, stacklevel=3)
         warn_of_idle_routers(body.config, config.train, language_model=False, stacklevel=3)
         made = classifier_from(body, num_labels, problem, self.seed, config.dropout)
         if "classes_" in learnt:
@@ -128,7 +130,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
 
         loop = fit_classifier(
             made, [rows[i] for i in kept], labels[kept], config, self.seed, score if len(held_out) else None,
-            RunOptions(label=type(self).__name__, progress=self.verbose),
+            RunOptions(label=type(self).__name__, progress=verbose),
         )  # fmt: skip
         self.model_: MoMForSequenceClassification = made
         self.loop_: LoopResult = loop

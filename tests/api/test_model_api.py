@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import mom
-from kinds import LOSSES, ROUTERS
-from mom import _core, reference
+from kinds import LOSSES
+from mom import _core
 from mom.model.core_config import core_config
 from mom.routers import KINDS
 
@@ -208,59 +208,6 @@ def test_scales_of_backward() -> None:
     assert apart(added(config.loss_weights), of()) < 1e-6
 
 
-def test_z_loss_of_even_outputs_is_that_of_their_number() -> None:
-    model = mom.MoM(CONFIG.replace(router_z_loss_coef=0.2))
-    for name, value in model.parameters.items():
-        if ".router.router." in name:
-            value[:] = 0.0
-    out = model(TOKENS, TOKENS)
-    assert out.losses["z"] == pytest.approx(2 * np.log(4.0) ** 2, rel=1e-6)  # two halves, each of 3 modules and SKIP
-    assert out.loss == pytest.approx(out.losses["lm"] + 0.1 * out.losses["balance"] + 0.2 * out.losses["z"], rel=1e-12)
-    assert "z" not in mom.MoM(CONFIG)(TOKENS, TOKENS).losses
-    assert "z" not in mom.MoM(PLAIN.replace(router_z_loss_coef=0.2))(TOKENS, TOKENS).losses
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("router", [r for r in ROUTERS if KINDS[CONFIG.replace(router_type=r).router_kind].scored])
-def test_z_loss_has_the_same_bits_in_every_mode(router: str, dtype: str, kernel_level: str) -> None:
-    config = CONFIG.replace(router_type=router, n_positions=600)
-    tokens = np.random.default_rng(3).integers(0, 17, 900)
-
-    def run(threads: int = 1, checkpointing: bool = False, scales: Any = None, coef: float = 0.2) -> Any:
-        model = mom.MoM(config.replace(router_z_loss_coef=coef), seed=1, dtype=dtype)
-        model.activation_checkpointing = checkpointing
-        mom.set_num_threads(threads)
-        losses = model(tokens, tokens, lengths=[600, 1, 299]).losses
-        model.backward(scales=scales)
-        return losses, [g.tobytes() for g in model.gradients.values()]
-
-    first = run()
-    assert first == run(2) == run(3) == run(checkpointing=True)
-    others = {"lm": 1.0, "balance": 0.1}
-    without = run(scales=others, coef=0.0)
-    assert without[0] == {name: first[0][name] for name in others}
-    assert without[1] == run(scales=others)[1] != first[1]
-
-
-def test_z_loss_of_padded_and_packed_rows_is_the_same() -> None:
-    model = mom.MoM(CONFIG.replace(router_z_loss_coef=0.2))
-    mask = np.ones(TOKENS.shape, int)
-    mask[1, 3:] = 0
-    padded = model(TOKENS, TOKENS, mask).losses["z"]
-    packed = model(TOKENS[mask == 1], TOKENS[mask == 1], lengths=mask.sum(1)).losses["z"]
-    assert padded == pytest.approx(packed, rel=1e-6) and padded != model(TOKENS, TOKENS).losses["z"]
-
-
-def test_z_loss_alone_makes_outputs_small() -> None:
-    model = mom.MoM(CONFIG.replace(router_z_loss_coef=1.0, router_type="naive"))
-    optimizer, found = mom.AdamW(model, lr=0.01), []
-    for _ in range(30):
-        found.append(model(TOKENS, TOKENS).losses["z"])
-        model.backward(scales={"z": 1.0})
-        optimizer.step(zero_grad=True)
-    assert found[-1] < 0.3 * found[0]
-
-
 @pytest.mark.parametrize("counts", ["micro", "step"])
 def test_accumulation_equals_one_batch(counts: str) -> None:
     config = CONFIG.replace(balance_counts=counts)
@@ -353,75 +300,6 @@ def test_bad_random_states(value: Any) -> None:
     with pytest.raises(ValueError, match="random_state"):
         model.random_state = value
     assert model.random_state == (4, 0)
-
-
-# ---------------------------------------------------------------------- routers that hash
-HASHED = CONFIG.replace(router_type="hash", num_attn=4, num_ffn=5, router_choices="own")
-
-
-def hashed_order(tokens: np.ndarray, step: int, half: int, modules: int) -> np.ndarray:
-    """The choices in the order in which tokens prefer them, by the twin; SKIP is the last one."""
-    given = reference.router.HashInputs(tokens, step, half, modules, modules + 1)
-    return np.argsort(-reference.router.hash_forward(given), axis=-1)
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 9])
-@pytest.mark.parametrize("router_type", ["hash", "hash-softmax"])
-def test_a_hash_of_token_round_and_half_chooses_the_modules(router_type: str, top_k: int) -> None:
-    model = mom.MoM(HASHED.replace(router_type=router_type, routing_top_k=top_k))
-    routes = model(TOKENS, return_routes=True).routes
-    assert routes is not None
-    for number, half in enumerate(("attn", "ffn")):
-        for rounds in routes[half]:  # the same in every block
-            for r, entry in enumerate(rounds):
-                assert entry is not None
-                kept = hashed_order(TOKENS.ravel(), r, number, routes.num_modules[half])[:, :top_k]
-                assert np.array_equal(entry["index"].reshape(kept.shape), kept)
-                assert (entry["weight"] == np.float32(1 / kept.shape[1])).all()
-
-
-def test_hashed_choices_never_change_and_are_even() -> None:
-    assert hashed_order(np.array([50256]), 2, 1, 5).tolist() == [[3, 4, 2, 0, 1, 5]]
-    assert hashed_order(np.array([1, 7]), 0, 0, 5).tolist() == [[0, 1, 2, 3, 4, 5], [4, 1, 2, 3, 0, 5]]
-    pairs = np.concatenate([hashed_order(np.arange(2000), r, 0, 4)[:, :2] for r in range(2)])
-    counts = np.bincount(pairs @ [4, 1], minlength=16).reshape(4, 4)
-    assert not np.diag(counts).any()
-    assert (np.abs(counts[~np.eye(4, dtype=bool)] - 4000 / 12) < 75).all()  # four standard deviations
-
-
-def test_a_model_with_hash_routers_trains_and_is_saved_without_them(tmp_path: Any) -> None:
-    model = mom.MoM(HASHED.replace(initializer_range=0.3))
-    assert not any(".router." in name for name in model.parameters)
-    router = model.blocks[0].attention_router
-    assert router is not None and not router.parameters
-    optimizer = mom.AdamW(model, lr=0.01)
-    losses = []
-    for _ in range(20):
-        out = model(TOKENS, TOKENS)
-        assert out.balance_loss is None and out.loss == out.lm_loss
-        losses.append(out.loss)
-        model.backward()
-        optimizer.step(1.0, zero_grad=True)
-    assert losses[-1] < 0.5 * losses[0]
-    model.save_pretrained(tmp_path)
-    again = mom.MoM.from_pretrained(tmp_path)
-    assert again.config == model.config and again(TOKENS, TOKENS).loss == model(TOKENS, TOKENS).loss
-    decoder = mom.Decoder(again)
-    decoder.prefill([TOKENS[0], TOKENS[1, :2]])
-    decoder.reorder([1, 0, 1])
-    logits = decoder.step([5, 6, 7])
-    for row, last in ((TOKENS[1, :2], 5), (TOKENS[0], 6), (TOKENS[1, :2], 7)):
-        whole = model([*row, last], return_logits=True).logits
-        assert whole is not None
-        np.testing.assert_allclose(logits[last - 5], whole[0, -1], rtol=1e-4, atol=1e-4)
-
-
-def test_what_hash_routers_refuse() -> None:
-    with pytest.raises(mom.errors.ConfigError, match="routing_all_possible_path: weighs all modules with their scores"):
-        HASHED.replace(routing_all_possible_path=True)
-    tensors = mom.ops.RouterTensors(*(np.zeros(shape, np.float32) for shape in ((2, 3), 2, (4, 2), 4)))
-    with pytest.raises(ValueError, match="kind: a hash router reads the ids of tokens"):
-        mom.ops.router_forward(np.zeros((5, 3), np.float32), tensors, "hash")
 
 
 # ---------------------------------------------------------------------- construction

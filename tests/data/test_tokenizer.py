@@ -92,6 +92,8 @@ def test_special_tokens_are_text_unless_asked_for(tokenizer):
 def test_training_is_deterministic_and_of_the_size_asked_for(tokenizer):
     assert tokenizer.vocab_size == len(tokenizer) == 320
     assert Tokenizer.train(TEXT, 320).sha256 == tokenizer.sha256
+    other_end = Tokenizer(tokenizer._with_special, eos_token="t")
+    assert other_end.to_json() == tokenizer.to_json() and other_end.sha256 != tokenizer.sha256
     assert Tokenizer.train(["ab"], 5000).vocab_size < 300
 
 

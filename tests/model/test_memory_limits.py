@@ -136,3 +136,23 @@ def test_cache_of_a_decoder_is_compared_with_the_limit() -> None:
     model.memory_limit = None
     decoder.prefill(np.ones((2, 300), np.int32))
     assert decoder.lengths.tolist() == [303, 301]
+
+
+def test_reordered_sequences_are_compared_with_the_limit() -> None:
+    """All copies of a call count together, and beside the sequences that they are made of."""
+    model = mom.MoM(CONFIG)
+    decoder, other = mom.Decoder(model), mom.Decoder(model)
+    for each in (decoder, other):
+        each.prefill([list(range(40))])
+    other.reorder([0] * 5)
+    live = _core.memory_live_bytes()
+    for rows, needed in (([0] * 5, other.bytes), ([0], decoder.bytes + 1)):
+        model.memory_limit = parameter_bytes(CONFIG) + needed - 1
+        with pytest.raises(
+            MemoryError, match="(cache|sequences) of .*: .*fewer or shorter"
+        ):
+            decoder.reorder(rows)
+        assert decoder.lengths.tolist() == [40] and _core.memory_live_bytes() == live
+    model.memory_limit = parameter_bytes(CONFIG) + other.bytes + decoder.bytes
+    decoder.reorder([0] * 5)
+    assert decoder.bytes == other.bytes and np.array_equal(decoder.logits, other.logits)

@@ -277,3 +277,13 @@ def test_cross_validation_search_and_pipelines() -> None:
     values = [float(len(label)) for label in labels]
     assert len(selection.cross_val_score(mom.TextRegressor(CONFIG, **QUICK), texts, values, cv=2)) == 2
     assert len(selection.cross_val_score(classifier, texts, labels, cv=2, scoring="neg_log_loss")) == 2
+
+
+def test_what_train_only_froze_is_said_to_be_trained() -> None:
+    texts, labels = texts_and_labels(9)
+    model = mom.MoM(CONFIG)
+    model.tokenizer = mom.Tokenizer.train(texts, 290)
+    model.train_only("*.router.*")
+    with pytest.warns(UserWarning, match="train_only has frozen .* pass train='routers'") as caught:
+        mom.TextClassifier(model, epochs=1).fit(texts, labels)
+    assert [warning.filename for warning in caught] == [__file__]

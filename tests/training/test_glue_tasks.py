@@ -18,7 +18,8 @@ import pytest
 
 import mom
 from mom import cli, glue
-from mom.errors import CheckpointError, ConfigError, DataError
+from mom.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mom.files.locks import LOCK_FILE
 from mom.glue import TASKS, read_glue
 from mom.training.adapt import copy_of
 from mom.training.finetune import FinetuneInterrupted
@@ -138,10 +139,47 @@ def test_routers_that_cannot_learn_are_said_once_for_all_seeds(model: mom.MoM) -
             assert f"train: '{train}' trains" in str(warning.message) and warning.filename == __file__
 
 
+def test_what_train_only_froze_is_said_once_to_be_trained(model: mom.MoM) -> None:
+    frozen = copy.deepcopy(model)
+    frozen.train_only("*.router.*")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        glue.finetune(frozen, "rte", GOLDEN, seeds=(0, 1), **QUICK)
+    said = [entry for entry in caught if "train_only has frozen" in str(entry.message)]
+    assert len(said) == 1 and "pass train='routers'" in str(said[0].message) and said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*train_only")
+        glue.finetune(frozen, "rte", GOLDEN, train="routers", **QUICK)
+        glue.finetune(model, "rte", GOLDEN, **QUICK)
+
+
 def test_callbacks_hear_of_every_seed_and_are_closed_once(model: mom.MoM) -> None:
     listener = Listener()
     glue.finetune(model, "rte", GOLDEN, seeds=(4, 5), callbacks=(c for c in [listener]), **QUICK)
     assert set(listener.seeds) == {4, 5} and listener.closed == 1
+
+
+def test_a_second_run_into_the_same_folder_is_refused(model: mom.MoM, tmp_path: Path) -> None:
+    """The folder is that of the task, so several tasks may go into one folder at the same time."""
+    done: list[str] = []
+
+    def within(name: str) -> Any:
+        class Within:
+            def record(self, record: dict[str, Any]) -> None:
+                if name not in done:
+                    done.append(name)
+                    glue.finetune(model, name, GOLDEN, out_dir=tmp_path, **QUICK)
+
+            def close(self) -> None:
+                pass
+
+        return Within()
+
+    with pytest.raises(TrainingError, match=rf"^out_dir: \S*cola is in use by process {os.getpid()} on \S+; wait"):
+        glue.finetune(model, "cola", GOLDEN, out_dir=tmp_path, callbacks=[within("cola")], **QUICK)
+    glue.finetune(model, "cola", GOLDEN, out_dir=tmp_path, callbacks=[within("rte")], **QUICK)
+    for name in ("cola", "rte"):
+        assert (tmp_path / name / "model" / "config.json").exists() and not (tmp_path / name / LOCK_FILE).exists()
 
 
 def test_an_interrupted_run_keeps_the_best_model_so_far(model: mom.MoM, tmp_path: Path) -> None:

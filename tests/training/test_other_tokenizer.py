@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mom
@@ -93,6 +94,55 @@ def test_another_end_token_is_a_difference(folder: Path) -> None:
     model.tokenizer = mom.Tokenizer(model.tokenizer._with_special, eos_token="t")
     with pytest.warns(UserWarning, match="documents end with the token 0, but the model's tokenizer ends them with"):
         token_file_loss(model, folder / "ours")
+    text, ours = TextDocuments(["the cat sat on the mat and then left. " * 30]), mom.Tokenizer.load(folder / "ours")
+    prepare(text, folder / "endless", tokenizer=ours, append_eos=False, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        token_file_loss(model, folder / "endless" / "train.bin")  # the same tokens, whatever ends a document
+
+
+def test_a_run_does_not_go_on_with_another_end_token(folder: Path) -> None:
+    model = mom.MoM.from_pretrained(folder / "model")
+    mom.train(model, folder / "ours", run_dir=folder / "run", **STEPS)
+    model.tokenizer = mom.Tokenizer(model.tokenizer._with_special, eos_token="t")
+    model_settings = {**STEPS, "steps": 2, "run_dir": folder / "run", "resume": True}
+    with pytest.warns(UserWarning, match="documents end"), pytest.raises(mom.ConfigError, match="tokenizer was "):
+        mom.train(model, folder / "ours", **model_settings)
+
+
+@pytest.mark.parametrize("source", ["folder", "file", "open file"])
+def test_a_model_without_a_tokenizer_gets_that_of_the_data(source: str, folder: Path) -> None:
+    data: Any = folder / "theirs" if source == "folder" else folder / "theirs" / "train.bin"
+    data = TokenFile(data) if source == "open file" else data
+    theirs = mom.Tokenizer.load(folder / "theirs")
+    model = mom.MoM.from_pretrained(folder / "model")
+    model.tokenizer = None
+    mom.train(model, data, run_dir=folder / "run", **STEPS)
+    model.save_pretrained(folder / "trained")
+    for saved in (folder / "run" / "step-00000001", folder / "trained"):
+        assert mom.MoM.from_pretrained(saved).tokenizer.sha256 == theirs.sha256
+    assert (model.config.eos_token_id, model.config.bos_token_id) == (theirs.eos_id, theirs.bos_id)
+    again = mom.MoM(model.config)
+    mom.train(again, data, run_dir=folder / "run", resume=True, **{**STEPS, "steps": 2})
+    assert again.tokenizer.sha256 == theirs.sha256
+
+
+def test_a_model_keeps_its_own_tokenizer_and_takes_none_that_may_not_be_that_of_the_data(folder: Path) -> None:
+    own = mom.MoM.from_pretrained(folder / "model")
+    with pytest.warns(UserWarning, match=OTHER):
+        mom.train(own, folder / "theirs", **STEPS)
+    assert own.tokenizer.sha256 == mom.Tokenizer.load(folder / "ours").sha256
+    own.tokenizer = None
+    (folder / "theirs" / "copy.bin").write_bytes((folder / "theirs" / "train.bin").read_bytes())
+    mom.train(own, folder / "theirs" / "copy.bin", **STEPS)  # meta.json does not describe this file
+    assert own.tokenizer is None
+    small = mom.MoM(own.config.replace(vocab_size=8))
+    (folder / "ours" / "meta.json").unlink()
+    (folder / "ours" / "train.bin.json").unlink()
+    (folder / "ours" / "train.bin").write_bytes((np.arange(100, dtype="<u2") % 7 + 1).tobytes())
+    with pytest.warns(UserWarning, match=r"its tokenizer has 2\d\d ids, more than the model's vocab_size = 8, so the"):
+        mom.train(small, folder / "ours" / "train.bin", **STEPS)
+    assert small.tokenizer is None
 
 
 def test_the_commands_say_so_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,48 @@ def test_resuming_keeps_the_plan_and_the_dtype(dtype: str, data: Path, tmp_path:
     assert all(np.array_equal(v, resumed.model.parameters[n]) for n, v in whole.model.parameters.items())
 
 
+class Stop(Exception):
+    pass
+
+
+class StopAt:
+    """Ends a run with an exception after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def record(self, record: dict[str, Any]) -> None:
+        if record["step"] == self.step:
+            raise Stop
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_resumed_phase_two_has_begun_with_the_same_model(data: Path, tmp_path: Path) -> None:
+    plain = CONFIG.replace(vocab_size=300).vanilla_config()
+    one, other = (mom.MoM(plain, seed=seed) for seed in (1, 2))
+    other.save_pretrained(tmp_path / "other")
+
+    def run(folder: str, **changes: Any) -> Any:
+        settings = {"phase": "mom", "tokens": 20_000, "progress": False, "save_every": 1, **changes}
+        return pretrain(CONFIG, data, tmp_path / folder, **settings)
+
+    with pytest.raises(Stop):
+        run("run", vanilla=one, callbacks=[StopAt(3)])
+    for again in range(2):  # a resumed run that was not told of the model keeps what is known of it
+        with pytest.raises(ConfigError, match=r"another run: start was [0-9a-f]{12} and is now [0-9a-f]{12}\. "):
+            run("run", vanilla=tmp_path / "other", resume=True)
+        with pytest.raises(Stop):
+            run("run", vanilla=None if again else one, resume=True, callbacks=[StopAt(5 + again)])
+    assert run("run", vanilla=other, resume=True, allow_changes=True).training.step == 10
+    with pytest.raises(Stop):
+        run("fresh", callbacks=[StopAt(3)])
+    with pytest.raises(ConfigError, match="start was fresh weights and is now "):
+        run("fresh", vanilla=one, resume=True)
+    assert run("fresh", resume=True).training.step == 10
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
@@ -111,6 +153,7 @@ def test_resuming_keeps_the_plan_and_the_dtype(dtype: str, data: Path, tmp_path:
         ({"tokens": None, "minutes": 0.0}, ConfigError, "minutes: 0.0 is not a positive finite number"),
         ({"tokens": 9}, ConfigError, "tokens: 9 are less than two sequences of 32"),
         ({"config": "huge"}, ConfigError, "name: no preset 'huge'"),
+        ({"vanilla": mom.MoM(CONFIG), "phase": "mom"}, ConfigError, "vanilla: expected a plain GPT-2"),
         ({"config": "gpt2", "phase": "mom"}, ConfigError, "config: a plain GPT-2 has no phase 'mom'"),
         ({"data": "nowhere"}, DataError, "nowhere/meta.json: no such file; make the folder with 'mom prepare'"),
     ],
@@ -133,6 +176,10 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tokens in 10 steps of 2,048" in out and out.endswith(f"model {tmp_path / 'one' / 'model'}\n")
     second = [*common, "--phase", "mom", "--run_dir", str(tmp_path / "two")]
     assert cli.main(second) == 1 and "phase: 'mom' starts --from" in capsys.readouterr().err
+    assert cli.main([*second, "--from", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("mom: error: --from: ")
+    assert cli.main([*common, "--phase", "vanilla", "--run_dir", str(tmp_path / "x"), "--from", "y"]) == 1
+    assert capsys.readouterr().err.startswith("mom: error: --from: phase 'vanilla' makes this model")
     assert cli.main([*second, "--from", str(tmp_path / "one" / "model"), "--dtype", "bfloat16", "--lr", "0.01"]) == 0
     assert "validation loss" in capsys.readouterr().out
     assert json.loads((tmp_path / "two" / "recipe.json").read_text())["dtype"] == "bfloat16"

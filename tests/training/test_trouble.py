@@ -176,6 +176,11 @@ def test_short_validation_data_are_refused_or_left_out(tmp_path: Path, capsys: p
         mom.train(small_run.model(), folder, val_data=folder / "val.bin", **settings)
     assert mom.train(small_run.model(), folder, **settings).val_loss is None
     assert "no validation: " in capsys.readouterr().err
+    (folder / "val.bin").write_bytes(b"")
+    assert mom.train(small_run.model(), folder, **settings).val_loss is None
+    assert f"no validation: {folder / 'val.bin'} is empty" in capsys.readouterr().err
+    with pytest.raises(mom.DataError, match="val.bin: empty"):
+        mom.train(small_run.model(), folder, val_data=folder / "val.bin", **settings)
 
 
 def test_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:

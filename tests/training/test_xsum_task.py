@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ import pytest
 import mom
 from mom import cli, xsum
 from mom.data.batches import pack_labelled
-from mom.errors import ConfigError, DataError
+from mom.errors import ConfigError, DataError, TrainingError
 from mom.evaluate import lead, rouge
+from mom.files.locks import lock_folder
 from mom.training.adapt import copy_of
 from mom.training.finetune import FinetuneInterrupted
 from mom.xsum.rows import make_rows, prompts_of, rows_loss
@@ -37,6 +39,22 @@ def model() -> mom.MoM:
     made = mom.MoM(config, seed=0)
     made.tokenizer = tokenizer
     return made
+
+
+def test_a_second_run_into_the_same_folder_is_refused(model: mom.MoM, tmp_path: Path) -> None:
+    (tmp_path / "xsum").mkdir()
+    refused = rf"out_dir: \S*xsum is in use by process {os.getpid()} on \S+; wait"
+    with lock_folder(tmp_path / "xsum"), pytest.raises(TrainingError, match=refused):
+        xsum.finetune(model, GOLDEN, out_dir=tmp_path, **QUICK)
+    assert list((tmp_path / "xsum").iterdir()) == []
+    assert xsum.finetune(model, GOLDEN, out_dir=tmp_path, **QUICK).folder == tmp_path / "xsum" / "model"
+
+
+def test_what_train_only_froze_is_said_to_be_trained(model: mom.MoM) -> None:
+    frozen = copy.deepcopy(model)
+    frozen.train_only("*.router.*")
+    with pytest.warns(UserWarning, match="train_only has frozen .* pass train='routers'"):
+        xsum.finetune(frozen, GOLDEN, **QUICK)
 
 
 def test_rows_fit_and_only_summaries_are_scored(model: mom.MoM) -> None:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from ..config import PRESETS, MoMConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, MomError
 from ..training import RECIPES, pretrain
 from .flags import add_arguments, add_changes, add_dtype, add_progress, add_threads, changes_of, command
 from .results import print_losses
@@ -42,11 +42,17 @@ def _run(a: argparse.Namespace) -> int:
     changes = {"lr": a.lr} if hasattr(a, "lr") else {}
     if a.tokens is not None and not math.isfinite(a.tokens):
         raise ConfigError(f"tokens: {a.tokens} is not a finite number")
-    result = pretrain(
-        config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
-        tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
-        allow_changes=a.allow_changes, **changes,
-    )  # fmt: skip
+    try:
+        result = pretrain(
+            config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe,
+            seed=a.seed, tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume,
+            progress=a.progress, allow_changes=a.allow_changes, **changes,
+        )  # fmt: skip
+    except MomError as error:
+        if not str(error).startswith("vanilla: "):
+            raise
+        # The flag for this argument has another name.
+        raise type(error)(f"--from: {str(error).removeprefix('vanilla: ')}") from None
     training, plan = result.training, result.config
     print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")
     print_losses(training)

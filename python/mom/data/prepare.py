@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from .._reading import is_size, kind_of, read_json
 from ..errors import DataError
 from ..file_fields import check
@@ -100,6 +100,7 @@ def prepare(
     OSError
         If the disk fails or is full; `out_dir` is then as it was.
     """
+    append_eos, progress = flags(append_eos=append_eos, progress=progress)
     if not 0.0 <= val_fraction < 1.0:
         raise DataError(f"val_fraction: {val_fraction} is not in [0, 1)")
     if isinstance(sources, (Documents, TextDocuments)):

@@ -19,7 +19,6 @@ import io
 import logging
 import os
 import platform
-import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from .._arguments import PathLike
 from .._reading import kind_of
 from ..errors import DataError
 from .columns import checked_texts
+from .cuts import safe_cut
 from .records import (
     DamagedFileError,
     RecordReport,
@@ -57,10 +57,6 @@ _LOG = logging.getLogger(__name__)
 #: A longer rest of a line is cut, so that memory is bounded.
 _LONGEST_REST = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
-#: Between ASCII characters of two classes: letters, digits, and the rest. (An apostrophe may begin the token ``'s``.)
-_CLASS_ENDS = re.compile(
-    r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[0-9])(?=[!-/:-~])|(?<=[!-&(-/:-@\[-`{-~])(?=[0-9A-Za-z])"
-)
 
 
 class Piece(NamedTuple):
@@ -369,7 +365,7 @@ def _bounded_pieces(events: Iterator[str | None], max_chars: int, report: ReadRe
                 continue
             text, start = "".join(parts), 0
             while len(text) - start > max_chars:
-                cut = _safe_cut(text, start, start + max_chars)
+                cut = safe_cut(text, start, start + max_chars)
                 safe = cut is not None
                 cut = start + max_chars if cut is None else cut
                 yield Piece(text[start:cut], False, safe)
@@ -394,22 +390,6 @@ def pieces_for(documents: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Pie
         if piece.end or (piece.safe and tokenizer.pieces_are_safe):
             yield Piece("".join(parts), piece.end)
             parts = []
-
-
-def _safe_cut(text: str, start: int, limit: int) -> int | None:
-    """The last place in (start, limit] where a cut changes no token of GPT-2's pre-tokenizer, None if there is none.
-
-    Tokens of the pre-tokenizer have white space only at their beginning, or consist only of white space. So a token
-    always ends before white space that follows another character. Later tokens do not depend on the text before this
-    boundary. Text without white space is cut between letters, digits and punctuation, which share no token.
-    """
-    for mark in ("\n", " "):
-        found = text.rfind(mark, start + 1, limit + 1)
-        cut = start + len(text[start:found].rstrip(" \t\r\n")) if found > start else start
-        if cut > start and not text[cut - 1].isspace():
-            return cut
-    near = max(start + 1, limit - _BLOCK)
-    return max((match.start() for match in _CLASS_ENDS.finditer(text, near, limit)), default=None)
 
 
 def standard_library_text(*, max_chars: int = 1 << 16) -> Documents:

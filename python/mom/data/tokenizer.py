@@ -15,17 +15,20 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import flag
 from .._reading import parse_json, read_text, shown
 from ..errors import DataError
 from ..files.folders import write_file
 from .columns import checked_texts
+from .cuts import safe_parts
+from .library_calls import LONGEST_CALL, groups, interruptible
 from .tokenizer_checks import MAX_ID, check_behaviour, library_errors, pieces_are_safe, portable_json, read_backend
 from .tokenizer_files import TokenizerSettings, apply, end_token, read_settings, settings_files
 
@@ -118,6 +121,7 @@ class Tokenizer:
         DataError
             If `vocab_size` is too small or too large, or `texts` yields something else than text.
         """
+        progress = flag(progress, "progress")
         special_tokens = list(special_tokens)
         texts = checked_texts(texts)
         if not special_tokens or len(set(special_tokens)) != len(special_tokens):
@@ -136,7 +140,16 @@ class Tokenizer:
             initial_alphabet=sorted(_alphabet()),
             show_progress=progress,
         )
-        backend.train_from_iterator(map(_checked_text, texts, itertools.count()), trainer=trainer)
+
+        def learn(check: Callable[[], None]) -> None:
+            def given() -> Iterator[str]:
+                for row, text in enumerate(texts):
+                    check()
+                    yield _checked_text(text, row)
+
+            backend.train_from_iterator(given(), trainer=trainer)
+
+        interruptible(learn)
         return cls(backend, eos_token=special_tokens[0])
 
     @classmethod
@@ -204,13 +217,34 @@ class Tokenizer:
         -------
         ndarray of int32, shape (T,)
         """
-        return self._encode([_checked_text(text)], special)[0]
+        return self._encode([_checked_text(text)], flag(special, "special"))[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[npt.NDArray[np.int32]]:
         """Token ids of several texts, with the library's worker threads; see `encode`."""
+        special = flag(special, "special")
         return self._encode([*map(_checked_text, checked_texts(texts), itertools.count())], special)
 
     def _encode(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
+        rows: list[npt.NDArray[np.int32]] = []
+        for group in groups(texts):
+            if len(group[0]) > LONGEST_CALL:
+                rows.append(self._encode_long(group[0], special))
+            else:
+                rows += self._call(group, special)
+        return rows
+
+    def _encode_long(self, text: str, special: bool) -> npt.NDArray[np.int32]:
+        """Token ids of a text that would take too long in one call, in parts where that changes no token."""
+        may_cut = self.pieces_are_safe and not special  # a cut could divide a special token
+        rows: list[npt.NDArray[np.int32]] = []
+        for part in safe_parts(text, LONGEST_CALL) if may_cut else [text]:
+            if len(part) > LONGEST_CALL:
+                rows += interruptible(lambda _, part=part: self._call([part], special))  # type: ignore[misc]
+            else:
+                rows += self._call([part], special)
+        return np.concatenate(rows)
+
+    def _call(self, texts: list[str], special: bool) -> list[npt.NDArray[np.int32]]:
         backend = self._with_special if special else self._plain
         encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without offsets, since tokenizers 0.20
         with library_errors("texts: the tokenizer cannot encode them"):
@@ -286,8 +320,8 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Hash of `to_json`: equal for equal tokenizers."""
-        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+        """Hash of `to_json` and `eos_id`: equal for tokenizers that make the same tokens of the same documents."""
+        return hashlib.sha256(f"{self.to_json()}\n{self.eos_id}".encode()).hexdigest()
 
     def files(self, max_length: int | None = None) -> dict[str, str]:
         """What `save` writes: file names and contents. `max_length` is for ``model_max_length``."""

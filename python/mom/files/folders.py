@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .._arguments import flag
 from .._json import to_json
 from .._reading import is_name, is_size, kind_of, open_file, read_json, shown
 from ..errors import CheckpointError, TrainingError
@@ -272,6 +273,7 @@ def verify_folder(path: PathLike, *, hashes: bool = True) -> dict[str, Any]:
     OSError
         If a file cannot be read, which does not mean that it is damaged.
     """
+    hashes = flag(hashes, "hashes")
     path = Path(path)
     manifest = read_manifest(path)
     for name, entry in manifest["files"].items():

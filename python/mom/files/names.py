@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from .._arguments import flag
 from ..config import MoMConfig
 from ..errors import CheckpointError
 from ..routers import parameter_shapes
@@ -254,8 +255,10 @@ def vanilla_mapping(
     -----
     The published reference copies neither ``ln_f`` nor halves with a single module.
     """
-    copy_final_norm = config.copy_final_norm if copy_final_norm is None else copy_final_norm
-    copy_single_modules = config.copy_single_modules if copy_single_modules is None else copy_single_modules
+    copy_final_norm = config.copy_final_norm if copy_final_norm is None else flag(copy_final_norm, "copy_final_norm")
+    copy_single_modules = (
+        config.copy_single_modules if copy_single_modules is None else flag(copy_single_modules, "copy_single_modules")
+    )
     pairs = [(name, name) for name in ("transformer.wte.weight", "transformer.wpe.weight")]
     layer = 0
     for place, kind in enumerate(config.places()):

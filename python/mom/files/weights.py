@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import flag
 from .._reading import decode, is_name, is_size, kind_of, open_file, parse_json, read_json, read_object, shown
 from ..errors import CheckpointError
 from .atomic import naming_file
@@ -81,6 +82,7 @@ def read_safetensors(path: PathLike, *, keep_float64: bool = False) -> dict[str,
         If the file is missing, truncated, malformed, of an unsupported type, needs ``pickle``, or
         holds an F64 number beyond the range of float32.
     """
+    keep_float64 = flag(keep_float64, "keep_float64")
     path = Path(path)
     try:
         with naming_file(path), open_file(path, CheckpointError) as raw:

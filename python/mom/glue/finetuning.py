@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from ..config import MoMConfig
 from ..data.encode import encode_texts
 from ..data.records import MissingSplitError, check_iterators
@@ -23,7 +23,7 @@ from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
 from ..model import MoM, MoMForSequenceClassification, Network
-from ..training.adapt import classifier_from, classify, finite_logits, warn_of_idle_routers
+from ..training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
 from ..training.finetune import (
@@ -32,6 +32,7 @@ from ..training.finetune import (
     RunOptions,
     SeedRuns,
     fit_classifier,
+    results_folder,
     train_seeds,
 )
 from ..training.fingerprint import digest_of_rows, digest_of_weights
@@ -113,10 +114,14 @@ def finetune(
     ------
     ConfigError, DataError
         If settings, model and data do not fit together.
+    TrainingError
+        If another fine-tuning on this task is at work in `out_dir`, or another run in `run_dir`.
     FinetuneInterrupted
         On SIGTERM and Ctrl-C. The best model so far and the results are in `out_dir`. The interrupted seed counts if it
         had been evaluated at least once.
     """
+    predict, progress = flags(predict=predict, progress=progress)
+    resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)
     task = find_task(task)
     config = (config or FinetuneConfig()).replace(**changes)
     seeds = _checked_seeds(seeds)
@@ -125,13 +130,14 @@ def finetune(
     if predict and out_dir is None:
         raise ConfigError("predict: needs an out_dir")
     body = model if isinstance(model, MoMForSequenceClassification) else MoM.resolve(model)
+    warn_of_frozen(body, config.train)
     warn_of_idle_routers(body.config, config.train, language_model=False)
     folder = None if out_dir is None else Path(out_dir) / task.name / "model"
     if folder is not None:  # checked now rather than after hours of training
         check_replaceable(folder, MODEL_FILES)
     sets = _read_sets(data, task, predict, on_error)
     lesson = _Lesson(body, task, sets, config)
-    with closing(callbacks) as listeners, stop_signals() as signals:
+    with closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
         checkpoints = None if run_dir is None else Path(run_dir) / task.name
         options = RunOptions(
             progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume,

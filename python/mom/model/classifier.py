@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import LARGEST, as_array
+from .._arguments import LARGEST, as_array, flag, flags
 from ..config import MoMConfig
 from ..errors import ConfigError
 from .network import Network
@@ -128,6 +128,7 @@ class MoMForSequenceClassification(Network):
         ModelOutput
             With logits (B, num_labels) at the pooled position and the loss as ``lm_loss`` and ``loss``.
         """
+        return_logits, return_routes = flags(return_logits=return_logits, return_routes=return_routes)
         given = self.inputs(tokens, lengths, attention_mask, positions)
         ids = given["tokens"]
         if lengths is None:
@@ -141,11 +142,11 @@ class MoMForSequenceClassification(Network):
         targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))
         results = self._core.forward(
             **given,
-            keep=bool(labels is not None if keep is None else keep),
-            training=self.training,
-            checkpoint=bool(self.activation_checkpointing),
-            logits=bool(return_logits),
-            routes=bool(return_routes),
+            keep=labels is not None if keep is None else flag(keep, "keep"),
+            training=flag(self.training, "training"),
+            checkpoint=flag(self.activation_checkpointing, "activation_checkpointing"),
+            logits=return_logits,
+            routes=return_routes,
             **targets,
         )
         return self.output(given, *results)

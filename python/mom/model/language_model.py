@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import PathLike, as_ids, as_packed, like, prompts, sampling
+from .._arguments import PathLike, as_ids, as_packed, flag, flags, like, prompts, sampling
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..files import names
@@ -107,17 +107,18 @@ class MoM(Network):
         If less than three quarters of the tokens have labels, the other tokens cost less in the last round, unless
         that round is routed or `return_logits` asks for all logits. Results are the same up to rounding.
         """
+        return_logits, return_routes = flags(return_logits=return_logits, return_routes=return_routes)
         given = self.inputs(tokens, lengths, attention_mask, positions)
         shape = given["tokens"].shape
         as_labels = as_ids if lengths is None else as_packed
         losses, labelled, logits, routes = self._core.forward(
             **given,
             labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
-            keep=bool(labels is not None if keep is None else keep),
-            training=self.training,
-            checkpoint=bool(self.activation_checkpointing),
-            logits=bool(return_logits),
-            routes=bool(return_routes),
+            keep=labels is not None if keep is None else flag(keep, "keep"),
+            training=flag(self.training, "training"),
+            checkpoint=flag(self.activation_checkpointing, "activation_checkpointing"),
+            logits=return_logits,
+            routes=return_routes,
         )
         if logits is not None:
             logits = logits.reshape(*shape, self.config.vocab_size)
@@ -147,7 +148,7 @@ class MoM(Network):
         """
         wanted = as_packed(rows, "rows", "R")
         given = self.inputs(tokens, lengths, attention_mask, positions)
-        logits = self._core.forward(**given, training=self.training, rows=wanted, logits=True)[2]
+        logits = self._core.forward(**given, training=flag(self.training, "training"), rows=wanted, logits=True)[2]
         assert logits is not None
         return logits
 
@@ -302,11 +303,7 @@ class MoM(Network):
                     f"config: {name} = {getattr(config, name)}, the plain model has {getattr(source.config, name)}"
                 )
         model = cls(config, seed=seed, dtype=source.dtype if dtype is None else dtype)
-        mapping = names.vanilla_mapping(
-            config,
-            config.copy_final_norm if copy_final_norm is None else copy_final_norm,
-            config.copy_single_modules if copy_single_modules is None else copy_single_modules,
-        )
+        mapping = names.vanilla_mapping(config, copy_final_norm, copy_single_modules)
         if source.config.n_layer != config.vanilla_layers():
             warnings.warn(
                 f"gpt2: has {source.config.n_layer} layers, the model has places for {config.vanilla_layers()}; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _core, runtime
-from .._arguments import count
+from .._arguments import count, flags
 from ..config import MoMConfig
 from ..files.names import canonical_names
 from .core_config import core_config
@@ -95,6 +95,7 @@ def plan(
     activation_checkpointing: bool = False,
 ) -> MemoryPlan:
     """The plan of a network of the core with this configuration; see `MoM.memory_plan`."""
+    training, checkpoint = flags(training=training, activation_checkpointing=activation_checkpointing)
     batch, length = count(batch, "batch", 1), count(length, "length", 1)
     tokens = batch * length if tokens is None else count(tokens, "tokens", 1)
     if length > config.n_positions:
@@ -106,7 +107,7 @@ def plan(
             f"tokens: {tokens}, expected {length + batch - 1} to {batch * length} "
             f"in {batch} sequences, the longest of {length}"
         )
-    checkpoint = bool(activation_checkpointing and training)
+    checkpoint = checkpoint and training
     try:
         sizes = core.plan(batch, length, tokens, training, checkpoint, training)
     except ValueError as error:  # sizes are all that can be wrong

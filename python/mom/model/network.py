@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core, runtime
-from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, like, number
+from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, flag, like, number
 from .._arguments import seed as seed_of
 from .._reading import kind_of
 from ..config import MoMConfig
@@ -143,6 +143,7 @@ class Network:
 
     def mark_gradient(self, name: str, has: bool = True) -> None:
         """Say whether a gradient counts in the next optimizer step, for gradients that are written by hand."""
+        has = flag(has, "has")
         names = list(self._parameters)
         if name not in self._parameters:
             raise KeyError(f"name: no parameter {name!r}")

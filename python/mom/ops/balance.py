@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
+from .._arguments import flags
 from .shared import Float
 
 __all__ = ["balance_loss", "balance_loss_backward"]
@@ -110,6 +111,7 @@ def _balance_softmax(definition: str, probabilities: bool) -> bool:
 def _balance_groups(
     scores: Sequence[Float], definition: str, depthwise: bool, probabilities: bool, mask: ArrayLike | None
 ) -> list[_BalanceGroup]:
+    depthwise, probabilities = flags(depthwise=depthwise, probabilities=probabilities)
     softmax = _balance_softmax(definition, probabilities)
     groups = [_BalanceGroup(*_core.balance_counts(s, mask, softmax)) for s in scores]
     if depthwise or len(groups) < 2:

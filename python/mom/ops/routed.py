@@ -5,6 +5,7 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 
 from .. import _core
+from .._arguments import flag
 from .._core import RoutingPlan
 from .shared import Float, Partial
 
@@ -199,7 +200,7 @@ def routed_score_backward(
         Multiplied by the factors.
     """
     so_far = None if add_to is None else (add_to,)
-    return _core.routed_score_backward(dh, h, dout, biases, weight, plan, h_gathered, so_far)
+    return _core.routed_score_backward(dh, h, dout, biases, weight, plan, flag(h_gathered, "h_gathered"), so_far)
 
 
 def routed_layernorm_forward(

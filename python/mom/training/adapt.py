@@ -16,7 +16,7 @@ from ..model import MoM, MoMForSequenceClassification, Network
 
 __all__ = [
     "classifier_from", "classify", "copy_of", "finite_logits", "parameters_selected_by", "routers_are_idle",
-    "warn_of_idle_routers",
+    "warn_of_frozen", "warn_of_idle_routers",
 ]  # fmt: skip
 
 Made = TypeVar("Made", MoM, MoMForSequenceClassification)
@@ -72,6 +72,18 @@ def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, st
         "from_pretrained(folder, routing_top_k=2) does, or that was trained with a router_type without softmax.",
         stacklevel=stacklevel + 1,
     )
+
+
+def warn_of_frozen(model: Network, train: str, stacklevel: int = 2) -> None:
+    """Warn if `Network.train_only` froze parameters of a model whose copy is to be trained as a whole."""
+    frozen = [name for name, may in model.trainable.items() if not may]
+    if frozen and train == "all":
+        warnings.warn(
+            f"model: train_only has frozen {len(frozen)} of its {len(model.trainable)} parameters, but a copy of the "
+            "model is trained, in which nothing is frozen. To train a part of the copy, pass train='routers' or "
+            "train='head'",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def copy_of(model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any) -> Made:

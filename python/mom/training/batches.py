@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import bucketed
+from ..data.same_tokenizer import tokenizer_for
 from ..data.token_files import WindowSampler
+from ..data.tokenizer import Tokenizer
 from ..errors import DataError
 
 __all__ = ["MicroBatch", "Rows", "Windows"]
@@ -44,6 +46,10 @@ class Windows:
     def __init__(self, sampler: WindowSampler, accumulation: int) -> None:
         self._sampler, self._accumulation = sampler, accumulation
         self.state_dict, self.load_state_dict = sampler.state_dict, sampler.load_state_dict
+
+    def tokenizer(self, vocab_size: int) -> Tokenizer | None:
+        """The tokenizer of the data, for a model that has none; see `tokenizer_for`."""
+        return tokenizer_for(self._sampler.tokens, vocab_size)
 
     @property
     def epoch(self) -> int:
@@ -89,6 +95,9 @@ class Rows:
         self._begun = self._rng.bit_generator.state  # the state before the order of this epoch was drawn
         self._steps: list[npt.NDArray[np.int64]] = []
         self._done, self._epochs = 0, 0
+
+    def tokenizer(self, vocab_size: int) -> None:
+        """None: rows were made with the model's own tokenizer, if it has one."""
 
     @property
     def steps_per_epoch(self) -> int:

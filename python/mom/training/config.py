@@ -177,7 +177,7 @@ class FinetuneConfig(Settings):
     train : {"all", "routers", "head"}
         What is trained: everything; the routers (and a classifier's head); or only a classifier's head. Gradients that
         are not needed are not computed and take no memory. GLUE, XSUM and the estimators train a copy of the model, to
-        which `MoM.train_only` of the model does not apply.
+        which `MoM.train_only` of the model does not apply; a warning says so.
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
 

@@ -188,6 +188,8 @@ class Engine:
         if self.model.tokenizer is None:
             self.model.tokenizer = tokenizer_of(latest)
         changed = self._changes_since(latest)
+        # What this call was not told stays true of the run.
+        self.facts = {**(fingerprint_in(latest).get("run") or {}), **self.facts}
         found, self.best = load_checkpoint(latest, self.model, self.optimizer)
         if changed & self.source.ordered_by:
             print("resume: the training data begin anew", file=sys.stderr)
@@ -253,6 +255,8 @@ class Engine:
             saved. A resumed run begins with that evaluation.
         """
         with self._folder(resume), closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+            if self.model.tokenizer is None:  # checkpoints and the model have that of the data, too
+                self.model.tokenizer = self.source.tokenizer(self.model.config.vocab_size)
             self._callbacks, self._signals = [*callbacks, *own], signals
             with contextlib.suppress(BrokenOff):
                 if self.state.step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..data.batches import pack_rows
 from ..errors import TrainingInterrupted
 from ..files.folders import write_json
+from ..files.locks import lock_folder
 from ..model import MoMForSequenceClassification, Network
 from .adapt import Made, parameters_selected_by
 from .batches import MicroBatch, Rows
@@ -28,7 +29,8 @@ from .schedules import learning_rate_factor
 from .signals import StopSignals, stop_signals
 
 __all__ = [
-    "FinetuneInterrupted", "LoopResult", "RunOptions", "SeedRuns", "fit_classifier", "fit_rows", "train_seeds",
+    "FinetuneInterrupted", "LoopResult", "RunOptions", "SeedRuns", "fit_classifier", "fit_rows", "results_folder",
+    "train_seeds",
 ]  # fmt: skip
 
 Evaluate = Callable[[], "Mapping[str, Any] | float"]
@@ -287,6 +289,34 @@ class SeedRuns(Generic[Made]):
         """If the runs were interrupted, raise the interruption. Its message also says what was kept."""
         if (stop := self.interrupted) is not None:
             raise FinetuneInterrupted(f"{stop}{kept}", stop.loop, stop.signal)
+
+
+@contextlib.contextmanager
+def results_folder(folder: Path | None) -> Iterator[None]:
+    """Lock the folder that gets a task's model and results, until the block ends.
+
+    Parameters
+    ----------
+    folder : Path or None
+        The model's folder; the folder above it is made if it is missing, and locked. None: nothing is locked.
+
+    Raises
+    ------
+    TrainingError
+        If another fine-tuning holds the lock. The message names `out_dir`.
+    """
+    if folder is None:
+        yield
+        return
+    made = [path for path in (folder.parent, folder.parent.parent) if not path.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_folder(folder.parent, "out_dir"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # a run that saved nothing leaves no folder
+            for path in made:
+                path.rmdir()
 
 
 def train_seeds(

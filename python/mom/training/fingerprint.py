@@ -63,7 +63,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "val_data": WARNED,  # the data of an evaluation that only measures
         "dev_data": REFUSED,  # the data of an evaluation that chooses weights
         "tokenizer": REFUSED,  # its hash
-        "start": REFUSED,  # hash of the weights of the model that fine-tuning begins with
+        "start": REFUSED,  # hash of the weights of the model that fine-tuning or phase two begins with
         "frozen": REFUSED,  # which parameters are not trained
         "seed": REFUSED,  # of fine-tuning
         "dtype": WARNED, "level": WARNED, "compiler": WARNED, "version": WARNED,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from .._arguments import flag
 from .._arguments import number as _number
 from ..model import Network
 from ..model.memory_plan import check_optimizer_fits
@@ -97,9 +98,10 @@ class AdamW:
         float or None
             Norm over all gradients before clipping; None without `max_norm`.
         """
+        zero_grad = flag(zero_grad, "zero_grad")
         lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
         limit = None if max_norm is None else _max_norm(max_norm)
-        return self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, bool(zero_grad))
+        return self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, zero_grad)
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flag, flags
 from .._reading import kind_of
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
@@ -23,12 +23,13 @@ from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
 from .engine import Engine, Schedule
+from .finetune import RunOptions
 from .fingerprint import digest_of_tokens
 from .records import perplexity_of
 from .schedules import learning_rate_factor
 from .signals import stop_signals
 
-__all__ = ["TrainingResult", "evaluate_loss", "take_tokenizer", "train"]
+__all__ = ["TrainingResult", "evaluate_loss", "run_training", "take_tokenizer", "train"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def train(
     Parameters
     ----------
     model : MoM
-        Trained in place.
+        Trained in place. A model without a tokenizer gets that of the data, if the data have one.
     data : path or TokenFile
         A folder made by ``mom prepare`` (``train.bin``, ``val.bin``) or one token file.
     config : TrainingConfig, optional
@@ -186,7 +187,29 @@ def train(
     -----
     On SIGTERM and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
     """
+    resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)
+    progress = progress is None or flag(progress, "progress")
     config = _checked(model, config, run_dir, changes)
+    options = RunOptions(
+        description, progress, callbacks, None, None if run_dir is None else Path(run_dir), resume,
+        allow_changes,
+    )  # fmt: skip
+    return run_training(model, data, val_data, config, options)
+
+
+def run_training(
+    model: MoM, data: PathLike | TokenFile, val_data: PathLike | TokenFile | None, config: TrainingConfig,
+    options: RunOptions,
+) -> TrainingResult:  # fmt: skip
+    """Train a language model as `train` does, for a caller with facts of its own for the run's fingerprint.
+
+    Parameters
+    ----------
+    model, data, val_data, config
+        See `train`.
+    options : RunOptions
+        Its `signals` are not used.
+    """
     tokens, validation = _open_data(data, val_data, model, config)
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
 
@@ -200,13 +223,13 @@ def train(
         config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
     )  # fmt: skip
-    facts = {} if run_dir is None else _facts(tokens, validation)
+    facts = {} if options.dir is None else {**_facts(tokens, validation), **options.facts}
     engine = Engine(
         model, Windows(sampler, config.accumulation), config, schedule, None if validation is None else evaluate,
-        None if run_dir is None else Path(run_dir), description, facts, allow_changes,
+        options.dir, options.label, facts, options.allow_changes,
     )  # fmt: skip
-    with closing(callbacks) as listeners, stop_signals() as signals:
-        interrupted = engine.run(listeners, signals, resume, progress is not False)
+    with closing(options.callbacks) as listeners, stop_signals() as signals:
+        interrupted = engine.run(listeners, signals, options.resume, options.progress)
         signals.handled = True  # a signal at the very end has no effect on the run
     state = engine.state
     result = TrainingResult(
@@ -215,8 +238,8 @@ def train(
     )  # fmt: skip
     if interrupted is None:
         return result
-    kept = "without a run_dir, nothing is saved" if run_dir is None else f"resume goes on from {engine.checkpoint}"
-    raise TrainingInterrupted(f"{description}: step {state.step}/{config.steps}; {kept}", result, interrupted)
+    kept = "without a run_dir, nothing is saved" if options.dir is None else f"resume goes on from {engine.checkpoint}"
+    raise TrainingInterrupted(f"{options.label}: step {state.step}/{config.steps}; {kept}", result, interrupted)
 
 
 def _facts(tokens: TokenFile, validation: TokenFile | None) -> dict[str, Any]:
@@ -250,12 +273,15 @@ def _open_data(data: Any, val_data: Any, model: MoM, config: TrainingConfig) -> 
 
     for source in (data, val_data):
         if source is not None:
-            warn_of_other_tokenizer(model.tokenizer, source, stacklevel=3)
+            warn_of_other_tokenizer(model.tokenizer, source, stacklevel=4)
     found = False
     if not isinstance(data, TokenFile) and kind_of(data) == "folder":
         beside = Path(data) / "val.bin"
-        if val_data is None and kind_of(beside) == "file" and beside.stat().st_size:
-            val_data, found = beside, True
+        if val_data is None and kind_of(beside) == "file":
+            if beside.stat().st_size:
+                val_data, found = beside, True
+            else:
+                print(f"no validation: {beside} is empty", file=sys.stderr)
     validation = None if val_data is None else open_one(val_data)
     if validation is not None and len(validation) < sequence_length:
         problem = f"{validation.path} holds {len(validation)} tokens, fewer than sequence_length = {sequence_length}"

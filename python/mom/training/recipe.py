@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from .._reading import kind_of
 from ..config import MoMConfig
 from ..data.prepare import read_meta
@@ -25,14 +25,18 @@ from ..model import MoM
 from .callbacks import Callback
 from .checkpoint import newest_checkpoint, read_progress, settings_of_checkpoint
 from .config import TrainingConfig
+from .finetune import RunOptions
+from .fingerprint import digest_of_weights
 from .optimizer import AdamW
-from .pretraining import TrainingResult, take_tokenizer, train
+from .pretraining import TrainingResult, run_training, take_tokenizer
 
 __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"]
 
 
 #: Smallest number of tokens of a step, and the number of tokens that go through the model at once.
 _LEAST_STEP, _MICRO_BATCH = 2048, 4096
+#: What a fingerprint says of the start of a run that begins from scratch.
+_FRESH = "fresh weights"
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def pretrain(
         By default 0; of a resumed run, that of its checkpoint.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, with its settings. Arguments that are given must be those
-        of the checkpoint. `minutes` and `vanilla` have no effect then.
+        of the checkpoint, `vanilla` too. `minutes` has no effect then.
     allow_changes : bool
         With `resume`: continue even if model, settings or data are not those of the checkpoint.
     progress, callbacks
@@ -180,6 +184,7 @@ def pretrain(
     TrainingInterrupted
         On SIGTERM and Ctrl-C. Its ``result`` is a `PretrainResult`; the model's folder has not been written.
     """
+    resume, progress, allow_changes = flags(resume=resume, progress=progress, allow_changes=allow_changes)
     if phase not in ("vanilla", "mom"):
         raise ConfigError(f"phase: {phase!r} is not one of 'vanilla', 'mom'")
     if phase == "vanilla" and vanilla is not None:
@@ -193,7 +198,8 @@ def pretrain(
         raise ConfigError("tokens: expected one of tokens and minutes")
     if seed is None:
         seed = 0 if planned is None else planned.seed
-    model = _model(config, data, phase, vanilla, dtype or before, seed)
+    first, start = _phase_one(vanilla, begins=planned is None)
+    model = _model(config, data, phase, first, dtype or before, seed)
     if planned is None and minutes is not None:
         tokens = _tokens_in(model, RECIPES[recipe], minutes)
     if tokens is not None:
@@ -204,10 +210,8 @@ def pretrain(
     planned = planned.replace(seed=seed, **changes)
     total = planned.steps * planned.tokens_per_step
     try:
-        result = train(
-            model, data, planned, run_dir=run, resume=resume, progress=progress, callbacks=callbacks, description=phase,
-            allow_changes=allow_changes,
-        )  # fmt: skip
+        options = RunOptions(phase, progress, callbacks, None, run, resume, allow_changes, start)
+        result = run_training(model, data, None, planned, options)
     except TrainingInterrupted as stop:
         so_far = PretrainResult(model, stop.result, planned, total, run / "model")
         raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
@@ -229,8 +233,18 @@ def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
     return settings_of_checkpoint(latest), read_progress(latest).get("dtype", "float32")
 
 
+def _phase_one(vanilla: MoM | PathLike | None, begins: bool) -> tuple[MoM | None, dict[str, str]]:
+    """The model of phase one, and what the fingerprint says of it. A resumed run need not name the model again."""
+    if vanilla is None:
+        return None, {"start": _FRESH} if begins else {}
+    first = MoM.resolve(vanilla, name="vanilla")
+    if not first.config.is_vanilla:
+        raise ConfigError("vanilla: expected a plain GPT-2 (chunks = 0)")
+    return first, {"start": digest_of_weights(first)}
+
+
 def _model(
-    config: MoMConfig | str, data: PathLike, phase: str, vanilla: MoM | PathLike | None, dtype: str, seed: int
+    config: MoMConfig | str, data: PathLike, phase: str, first: MoM | None, dtype: str, seed: int
 ) -> MoM:
     file = Path(data) / "meta.json"
     if kind_of(file) is None:
@@ -242,8 +256,8 @@ def _model(
     shape = shape.replace(vocab_size=vocabulary)
     if shape.is_vanilla and phase == "mom":
         raise ConfigError("config: a plain GPT-2 has no phase 'mom'")
-    if vanilla is not None:
-        model = MoM.from_vanilla(MoM.resolve(vanilla, name="vanilla"), shape, seed=seed, dtype=dtype)
+    if first is not None:
+        model = MoM.from_vanilla(first, shape, seed=seed, dtype=dtype)
     else:
         model = MoM(shape.vanilla_config() if phase == "vanilla" else shape, seed=seed, dtype=dtype)
     take_tokenizer(model, data)

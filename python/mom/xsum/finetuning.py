@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike
+from .._arguments import PathLike, flags
 from ..data.batches import pack_labelled
 from ..data.records import check_iterators
 from ..errors import ConfigError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..model import MoM
-from ..training.adapt import copy_of, warn_of_idle_routers
+from ..training.adapt import copy_of, warn_of_frozen, warn_of_idle_routers
 from ..training.batches import MicroBatch, Rows
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
-from ..training.finetune import LoopResult, RunOptions, fit_rows, train_seeds
+from ..training.finetune import LoopResult, RunOptions, fit_rows, results_folder, train_seeds
 from ..training.fingerprint import digest_of_rows, digest_of_weights
 from ..training.records import perplexity_of
 from ..training.signals import stop_signals
@@ -133,9 +133,12 @@ def finetune(
 
     Raises
     ------
+    TrainingError
+        If another fine-tuning is at work in `out_dir`, or another run in `run_dir`.
     FinetuneInterrupted
         On SIGTERM and Ctrl-C. After the first evaluation, the best weights so far are in `out_dir`.
     """
+    resume, progress, allow_changes = flags(resume=resume, progress=progress, allow_changes=allow_changes)
     config = (config or FinetuneConfig()).replace(**changes)
     if val_rows is not None and val_rows < 1:
         raise ConfigError(f"val_rows: {val_rows} is less than 1")
@@ -143,6 +146,7 @@ def finetune(
     if folder is not None:
         check_replaceable(folder, MODEL_FILES)
     source = MoM.resolve(model)
+    warn_of_frozen(source, config.train)
     warn_of_idle_routers(source.config, config.train, language_model=True)
     check_iterators(data)
     train, validation = (read_xsum(data, split, on_error=on_error) for split in ("train", "validation"))
@@ -162,7 +166,7 @@ def finetune(
 
         return fit_rows(made, _batches(rows, config, seed), config, seed, measure, options)
 
-    with closing(callbacks) as listeners, stop_signals() as signals:
+    with closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
         checkpoints = None if run_dir is None else Path(run_dir) / TASK
         facts = {} if run_dir is None else _facts(source, rows, held_out)
         options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume, allow_changes, facts)
