@@ -5,6 +5,10 @@ TESTS ?= tests
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 # Address of a package index to install PyTorch from, such as an index of CPU-only builds. Empty: the default index.
 TORCH_INDEX ?=
+# How long `make fuzz` runs, its seed (empty: another one each time), and a Python that has mom and the test packages.
+SECONDS ?= 60
+SEED ?=
+FUZZ_PYTHON ?=
 
 VENV := .venv
 TEST_VENV := .venv-test
@@ -14,7 +18,7 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan fuzz lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +80,11 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
 		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
+
+# The part readers also reads Parquet where pyarrow is there, so the environment is that of the tests.
+fuzz: ## look for faults for SECONDS=60 with mutated files, random calls and sequences (FUZZ_PYTHON=python: with that one)
+	$(if $(FUZZ_PYTHON),,$(call build_in,$(TEST_VENV)))
+	$(or $(FUZZ_PYTHON),$(TEST_VENV)/bin/python) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py
