@@ -214,9 +214,9 @@ def _sequence(rng: Random, value: Any, others: list[Any]) -> Any:
 def _number(rng: Random, value: Any) -> Any:
     return pick(rng, (
         None, True, False, 0, 1, -1, 2, 7, 255, -(2**31), 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64,
-        -(2**63), 10**30, 0.0, -0.0, 0.5, -1.0, 1.0, 1e-45, 1e-320, 3.5e38, 1e308, float("nan"), float("inf"), -float("inf"),
-        np.int8(-1), np.uint64(2**64 - 1), np.float32(0.5), np.float16(1), np.bool_(True), np.array(1), np.array([1]),
-        np.longdouble(1), 1j, "1", b"1", [], Whole(3),
+        -(2**63), 10**30, 0.0, -0.0, 0.5, -1.0, 1.0, 1e-45, 1e-320, 3.5e38, 1e308, float("nan"), float("inf"),
+        -float("inf"), np.int8(-1), np.uint64(2**64 - 1), np.float32(0.5), np.float16(1), np.bool_(True), np.array(1),
+        np.array([1]), np.longdouble(1), 1j, "1", b"1", [], Whole(3),
     ))  # fmt: skip
 
 
@@ -227,7 +227,7 @@ class Whole(int):
 #: Arguments of no particular kind.
 ANYTHING: tuple[Any, ...] = (
     None, True, 0, -1, 1.5, 2**70, float("nan"), "x", "", b"x", "\ud800", [], [[]], [1, [2]], (), {}, set(), object(),
-    object, len, Ellipsis, slice(1), range(3), range(2**40), np.zeros(0), np.zeros((2, 3)), np.array(["a"]), np.array(None),
-    np.array([2**40]), np.float32(1), np.datetime64("2020-01-01"), np.zeros(3, [("a", "f4"), ("b", "i4")]),
+    object, len, Ellipsis, slice(1), range(3), range(2**40), np.zeros(0), np.zeros((2, 3)), np.array(["a"]),
+    np.array(None), np.array([2**40]), np.float32(1), np.datetime64("2020-01-01"), np.zeros(3, [("a", "f4"), ("b", "i4")]),
     memoryview(b"abc"), bytearray(b"abc"), iter([1, 2]), np.dtype("f4"), complex(1, 2), NotImplemented,
 )  # fmt: skip

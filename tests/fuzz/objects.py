@@ -115,7 +115,8 @@ def python_decoder(rng: np.random.Generator) -> tuple[Any, list[Method]]:
         made.prefill(TOKENS)
     return made, [
         ("prefill", (TOKENS,)), ("prefill", ([[1, 2], [3]],)), ("step", ([1, 2],)), ("generate", (2,)),
-        ("generate", (3, 0.5, 5, 0.9, 1, 7)), ("reorder", ([1, 0],)), ("clear", ()), ("route", (1, 0, "attn")), ("__repr__", ()),
+        ("generate", (3, 0.5, 5, 0.9, 1, 7)), ("reorder", ([1, 0],)), ("clear", ()), ("route", (1, 0, "attn")),
+        ("__repr__", ()),
     ]  # fmt: skip
 
 
