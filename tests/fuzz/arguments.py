@@ -120,7 +120,7 @@ def wrong(rng: Random, value: Any, others: list[Any]) -> Any:
     if isinstance(value, (bool, int, float, np.number)) or value is None:
         return _number(rng, value)
     if isinstance(value, str):
-        return pick(rng, ("", value + "\0", value.upper(), "\ud800", "x" * 5000, value.encode(), None, 1))
+        return pick(rng, ("", value + "\0", value.upper(), "\ud800", "x" * 5000, value.encode("utf-8", "replace"), None, 1))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         field = pick(rng, [f.name for f in dataclasses.fields(value) if f.init])
         return dataclasses.replace(value, **{field: wrong(rng, getattr(value, field), others)})
@@ -228,6 +228,7 @@ class Whole(int):
 ANYTHING: tuple[Any, ...] = (
     None, True, 0, -1, 1.5, 2**70, float("nan"), "x", "", b"x", "\ud800", [], [[]], [1, [2]], (), {}, set(), object(),
     object, len, Ellipsis, slice(1), range(3), range(2**40), np.zeros(0), np.zeros((2, 3)), np.array(["a"]),
-    np.array(None), np.array([2**40]), np.float32(1), np.datetime64("2020-01-01"), np.zeros(3, [("a", "f4"), ("b", "i4")]),
-    memoryview(b"abc"), bytearray(b"abc"), iter([1, 2]), np.dtype("f4"), complex(1, 2), NotImplemented,
+    np.array(None), np.array([2**40]), np.float32(1), np.datetime64("2020-01-01"),
+    np.zeros(3, [("a", "f4"), ("b", "i4")]), memoryview(b"abc"),
+    bytearray(b"abc"), iter([1, 2]), np.dtype("f4"), complex(1, 2), NotImplemented,
 )  # fmt: skip

@@ -30,7 +30,7 @@ from .objects import OBJECTS
 
 __all__ = ["Calls"]
 
-REFUSALS = (TypeError, ValueError, OverflowError, MemoryError, RuntimeError, Surprise)
+REFUSALS = (TypeError, ValueError, OverflowError, MemoryError, RuntimeError, IndexError, Surprise)
 #: They measure time, or change the process.
 LEFT_OUT = {"use_level", "peak_gflops", "memory_bandwidth", "gemm_seconds", "set_num_threads", "set_cpu_level",
             "memory_fail_at", "memory_reset_peak", "cpu_info"}  # fmt: skip
@@ -49,8 +49,9 @@ def functions() -> dict[str, tuple[Any, str]]:
 
 def recorded() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     """Valid calls of the functions: those that the tests of operators make on their cases."""
-    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in functions()}
-    real = {name: getattr(*place) for name, place in functions().items()}
+    places = functions()
+    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in places}
+    real = {name: getattr(*place) for name, place in places.items()}
 
     def listening(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -61,7 +62,7 @@ def recorded() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         return call
 
     try:
-        for name, (module, attribute) in functions().items():
+        for name, (module, attribute) in places.items():
             setattr(module, attribute, listening(name))
         for operator in CASES:
             for i, case in enumerate(cases_of(operator, "edge", "small", "odd")):
@@ -75,7 +76,7 @@ def recorded() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
                 except ValueError:  # sizes of 0
                     continue
     finally:
-        for name, (module, attribute) in functions().items():
+        for name, (module, attribute) in places.items():
             setattr(module, attribute, real[name])
     return calls
 
@@ -195,14 +196,12 @@ def checked(
 ) -> bool:
     """Call a function and look at what it leaves behind. Returns whether it accepted the arguments."""
     every = [*arguments, *options.values()]
-    arrays = list(arrays_in(every))
-    before = [array.tobytes() if array.dtype != object else b"" for array in arrays]
+    before = contents(every)
     counts = [sys.getrefcount(value) for value in every]
     accepted = call(function, arguments, options)
-    if not accepted and unchanged and not any(isinstance(value, Strange) for value in every):
-        for array, content in zip(arrays, before, strict=True):
-            if array.dtype != object and array.tobytes() != content:
-                raise Fault("a call that was refused has changed an argument")
+    if not accepted and unchanged and not any(map(changes_others, every)):
+        if before != contents(every):
+            raise Fault("a call that was refused has changed an argument")
     if counts != [sys.getrefcount(value) for value in every]:
         gc.collect()
         after = [sys.getrefcount(value) for value in every]
@@ -213,6 +212,17 @@ def checked(
                 f"argument {wrong_ones[0]}: {counts[wrong_ones[0]]} references before, {after[wrong_ones[0]]} after"
             )
     return accepted
+
+
+def changes_others(value: Any) -> bool:
+    """Whether an argument changes the others when it is asked for something; it may stand in a list."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, Strange) or any(map(changes_others, items))
+
+
+def contents(values: list[Any]) -> list[bytes]:
+    """The bytes of all arrays of numbers."""
+    return [array.tobytes() for array in arrays_in(values) if array.dtype != object]
 
 
 def is_own(value: Any) -> bool:

@@ -61,8 +61,8 @@ def dumps(value: Any) -> str:
         return "{" + ",".join(f"{json.dumps(name)}:{dumps(item)}" for name, item in value) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(dumps, value)) + "]"
-    if isinstance(value, int) and abs(value) >= 10**4000:
-        return hex(value)
+    if type(value) is int and value.bit_length() > 1000:  # Python does not write such an integer in decimal digits
+        return ("-" if value < 0 else "") + "9" * (abs(value).bit_length() * 3 // 10)
     return json.dumps(value)
 
 

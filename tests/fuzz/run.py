@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -98,6 +99,8 @@ def work(part: str, seed: int, first: int, seconds: float, folder: Path, answers
     """Run cases until the time is over, and write one line about each of them."""
     faulthandler.enable()
     cases = part_named(part, folder / "work")
+    gc.collect()
+    gc.freeze()  # so that a collection does not look at all modules again
     limit_memory()
     end, number, used = time.monotonic() + seconds, first, memory()
     while time.monotonic() < end:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import mom
+from mom.data.prepare import prepare
 from mom.files import weights
 
 __all__ = ["make"]
@@ -75,7 +76,7 @@ def _sharded(folder: Path) -> None:
 
 def _prepared(folder: Path) -> None:
     shutil.rmtree(folder)
-    mom.data.prepare(mom.data.TextDocuments(TEXTS * 8), folder, vocab_size=270, val_fraction=0.2, progress=False)
+    prepare(mom.data.TextDocuments(TEXTS * 8), folder, vocab_size=270, val_fraction=0.2, progress=False)
     (folder / "train.bin.json").unlink(missing_ok=True)
 
 

@@ -90,7 +90,7 @@ def _batch(rng: Random, world: World) -> dict[str, Any]:
         lengths = rng.integers(1, T + 1, b)
         tokens = rng.integers(0, V, int(lengths.sum()))
         given["lengths"] = lengths
-    elif rng.random() < 0.4:
+    elif rng.random() < 0.4 or world.is_classifier:
         given["attention_mask"] = (rng.random((b, t)) < 0.7).astype(int)
         given["attention_mask"][:, -1] = 1
     given["tokens"] = tokens
@@ -304,7 +304,7 @@ def train_copy(world: World, rng: Random) -> None:
     other = copy.deepcopy(world.model)
     optimizer = mom.AdamW(other, lr=0.1)
     tokens = np.zeros((2, 3), int)
-    other(tokens, labels=np.zeros(2, int) if world.is_classifier else tokens)
+    other(tokens, np.zeros(2, int) if world.is_classifier else tokens, np.ones((2, 3), int))
     other.backward()
     optimizer.step(zero_grad=True)
 
