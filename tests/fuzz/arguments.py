@@ -120,7 +120,9 @@ def wrong(rng: Random, value: Any, others: list[Any]) -> Any:
     if isinstance(value, (bool, int, float, np.number)) or value is None:
         return _number(rng, value)
     if isinstance(value, str):
-        return pick(rng, ("", value + "\0", value.upper(), "\ud800", "x" * 5000, value.encode("utf-8", "replace"), None, 1))
+        return pick(
+            rng, ("", value + "\0", value.upper(), "\ud800", "x" * 5000, value.encode("utf-8", "replace"), None, 1)
+        )
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         field = pick(rng, [f.name for f in dataclasses.fields(value) if f.init])
         return dataclasses.replace(value, **{field: wrong(rng, getattr(value, field), others)})
@@ -154,12 +156,12 @@ def _array(rng: Random, a: np.ndarray) -> Any:
             frozen = a.copy()
             frozen.flags.writeable = False
             return frozen
-        case 11:
+        case 11 if a.dtype != object:
             raw = np.zeros(a.nbytes + 1, np.uint8)[1:]
             raw[:] = np.frombuffer(a.tobytes(), np.uint8)
             return raw.view(a.dtype).reshape(a.shape)
         case 12:
-            return np.broadcast_to(a.reshape(-1)[:1], a.shape) if a.size else a
+            return np.broadcast_to(a.reshape(-1)[:1], a.shape) if a.ndim and a.size else a
         case 13:
             return pick(rng, (a.tolist(), memoryview(np.ascontiguousarray(a)), a.view(Odd), np.ma.array(a), a.ravel()))
         case 14:

@@ -65,10 +65,11 @@ def unpacked(case: Case) -> bytes:
 
 
 def store(folder: Path, name: str, case: Case, problem: str) -> Path:
-    """Write a case into a folder. Returns the file."""
+    """Write a case into a folder, and what was wrong into a file beside it. Returns the file of the case."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({**case, "problem": problem}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(case, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".txt").write_text(problem + "\n", encoding="utf-8", errors="backslashreplace")
     return path
 
 

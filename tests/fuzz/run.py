@@ -13,6 +13,7 @@ import faulthandler
 import gc
 import json
 import os
+import re
 import resource
 import secrets
 import select
@@ -187,7 +188,7 @@ class Parent:
         short = problem.strip().rsplit("\n", 1)[-1][:300]
         place = [line.strip() for line in problem.split("\n") if line.strip().startswith("File ")][-1:]
         short = f"{kind}: {short} {place[0] if place else ''}"
-        alike = short if tally.part != "readers" else short.replace(str(number), "")
+        alike = re.sub(r"\d+", "#", short)[:100] + (place[0] if place else "")
         tally.problems[alike] += 1
         if tally.problems[alike] == 1:
             safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in kind)

@@ -32,7 +32,7 @@ def test_kept_cases(parts: dict[str, Any], path: Path) -> None:
 
 @pytest.mark.parametrize("part", case.PARTS)
 def test_a_few_seconds(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = run.main(["--seconds", "3", "--seed", "1", "--part", part, "--failures", str(tmp_path)])
+    status = run.main(["--seconds", "2", "--seed", "1", "--part", part, "--failures", str(tmp_path)])
     said = capsys.readouterr().out
     assert status == 0 and "0 kinds of faults" in said, said
     cases = int(said.split(f"{part}: ")[1].split()[0])
@@ -60,7 +60,45 @@ def test_what_a_reader_does_wrong_is_found(
     outcome = parts["readers"].run(tried)
     assert outcome.problem is not None and "KeyError" in outcome.problem
     file = case.store(tmp_path, "kept", outcome.case, outcome.problem)
-    assert {**tried, "problem": outcome.problem} == case.load(file)
+    assert case.load(file) == tried and "KeyError" in file.with_suffix(".txt").read_text()
+
+
+def test_what_a_read_changes_is_found_and_the_sequence_is_shortened(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fuzz import world
+
+    def careless(model: Any, rng: np.random.Generator) -> None:
+        model.model.parameters["transformer.wte.weight"][0, 0] += 1
+
+    monkeypatch.setitem(world.IDLE, "read", careless)
+    actions = [["forward", 1], ["read", 2], ["zero_grad", 3], ["forward", 4]]
+    tried = {"part": "sequences", "config": "plain", "dtype": "float32", "actions": actions}
+    outcome = parts["sequences"].run(tried)
+    assert outcome.problem is not None and "differ" in outcome.problem
+    assert outcome.case["actions"] == [["read", 2]]
+
+
+def test_a_call_that_changes_an_argument_it_refuses_is_found() -> None:
+    from fuzz import arguments, calls
+
+    array = np.ones(3, np.float32)
+
+    def careless(values: Any, keep: list[Any] | None = None) -> None:
+        if keep is not None:
+            keep.append(values)
+            return
+        values[0] = 2
+        raise ValueError("values: no")
+
+    with pytest.raises(case.Fault, match="changed an argument"):
+        calls.checked(careless, [array], {})
+    kept: list[Any] = []
+    with pytest.raises(case.Fault, match="references before"):
+        calls.checked(lambda values: careless(values, kept), [array], {})
+    with pytest.raises(KeyError):
+        calls.checked(lambda values: {}[values], [3], {})
+    assert not calls.checked(len, [arguments.Strange("raises", 1, [])], {})
 
 
 def test_a_process_that_dies_is_found_and_the_loop_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +109,7 @@ def test_a_process_that_dies_is_found_and_the_loop_goes_on(tmp_path: Path, capsy
     )
     tally = run.Parent(3, tmp_path, [sys.executable, "-c", child]).run("calls", 1.0)
     assert tally.cases >= 2 and "SIGSEGV" in capsys.readouterr().out
-    assert [case.load(file)["number"] for file in tmp_path.iterdir()] == ["0"]
+    assert [case.load(file)["number"] for file in tmp_path.glob("*.json")] == ["0"]
 
 
 @pytest.mark.parametrize("change", [mutate.mutate_json, mutate.mutate_bytes, mutate.mutate_lines])
