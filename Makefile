@@ -82,7 +82,7 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 # The part readers also reads Parquet where pyarrow is there, so the environment is that of the tests.
-fuzz: ## look for faults for SECONDS=60 with mutated files, random calls and sequences (FUZZ_PYTHON=python: with that one)
+fuzz: ## look for faults with mutated files, random calls and random sequences, for SECONDS=60
 	$(if $(FUZZ_PYTHON),,$(call build_in,$(TEST_VENV)))
 	$(or $(FUZZ_PYTHON),$(TEST_VENV)/bin/python) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 

@@ -166,6 +166,8 @@ FORMATS: dict[str, Format] = {
     "config.json alone": Format("model/config.json", JSON, mom.MoMConfig.from_json),
     "generation_config.json": Format("model/generation_config.json", JSON, _model),
     "tokenizer.json": Format("model/tokenizer.json", JSON, _tokenizer),
+    "tokenizer.json of word pieces": Format("word pieces/tokenizer.json", JSON, _tokenizer),
+    "tokenizer.json of a unigram model": Format("unigram/tokenizer.json", JSON, _tokenizer),
     "tokenizer_config.json": Format("model/tokenizer_config.json", JSON, _tokenizer),
     "special_tokens_map.json": Format("model/special_tokens_map.json", JSON, _tokenizer),
     "added_tokens.json": Format("model/added_tokens.json", JSON, _tokenizer),

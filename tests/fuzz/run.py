@@ -36,8 +36,9 @@ HERE = Path(__file__).resolve().parent
 PATIENCE = 60.0
 #: Address space of a child beyond what it has after its start.
 ROOM = 1 << 30
-#: Cases until memory must no longer grow, and bytes that it may grow all the same: in all, and for each case.
-WARM, GROWTH, GROWTH_PER_CASE = 1000, 64 << 20, 2000
+#: Cases until memory must no longer grow, and bytes that it may grow all the same: in all, and for each case. (The
+#: library tokenizers keeps about 2 kB for each text that a new tokenizer encodes.)
+WARM, GROWTH, GROWTH_PER_CASE = 1000, 24 << 20, 3000
 
 
 @dataclass

@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,39 @@ def _plain(folder: Path) -> None:
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
     (folder / "vocab.json").write_text(json.dumps(content["vocab"]), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": false}')
+    end = {"content": "<end>", "special": True}
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "eos_token": end,
+        "added_tokens_decoder": {"270": end, "271": {"content": "<x>", "lstrip": True}},
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _word_pieces(folder: Path) -> None:
+    """A tokenizer with a normalizer, a template and words in pieces."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    words = ["[UNK]", "[CLS]", "[SEP]", *ascii_lowercase, *(f"##{c}" for c in ascii_lowercase)]
+    made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.Sequence([normalizers.BertNormalizer(), normalizers.Replace("x", "y")])
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(True)])
+    made.decoder = decoders.WordPiece()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 1)])
+    made.add_special_tokens(["[CLS]", "[SEP]"])
+    made.save(str(folder / "tokenizer.json"))
+
+
+def _unigram(folder: Path) -> None:
+    """A tokenizer with probabilities, bytes and decoders in a row."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    scored = [("<unk>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256)), *((c, -3.0) for c in "\u2581etaoinshrdlu")]
+    made = Tokenizer(models.Unigram(scored, 0, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.NFKC()])
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Strip(" ", 1, 0)])
+    made.add_tokens(["<one>", "<two>"])
+    made.save(str(folder / "tokenizer.json"))
 
 
 def _sharded(folder: Path) -> None:
@@ -153,4 +186,5 @@ def _tensors(folder: Path) -> None:
 MAKERS = {
     "model": _model, "manifest": _manifest, "classifier": _classifier, "plain": _plain, "sharded": _sharded,
     "prepared": _prepared, "tokens": _tokens, "run": _run, "texts": _texts, "glue": _glue, "tensors": _tensors,
+    "word pieces": _word_pieces, "unigram": _unigram,
 }  # fmt: skip
