@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,8 +123,66 @@ def python_decoder(rng: np.random.Generator) -> tuple[Any, list[Method]]:
     ]  # fmt: skip
 
 
+def classifier(rng: np.random.Generator) -> tuple[Any, list[Method]]:
+    made = mom.MoMForSequenceClassification(pick(rng, CONFIGS).replace(num_labels=3), seed=1)
+    mask = np.ones((2, 6), int)
+    return made, [
+        ("__call__", (TOKENS, [0, 2], mask)), ("__call__", (TOKENS, np.zeros((2, 3)), mask)), ("backward", ()),
+        ("__call__", (TOKENS, None, mask, True)), ("=label_names", (("a", "b", "c"),)), ("zero_grad", ()),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    return mom.Tokenizer.train(["The cat sat on the mat.", "A second text."], 270)
+
+
+def tokenizer(rng: np.random.Generator) -> tuple[Any, list[Method]]:
+    return _tokenizer(), [
+        ("encode", ("The cat<|endoftext|>", True)), ("encode_batch", (["The cat", "sat"], False)), ("token", (5,)),
+        ("decode", ([84, 104, 101],)), ("decode", (np.array([84, 104]),)), ("unused_ids", (100,)), ("files", (16,)),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _token_folder() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="mom-fuzz-")
+    (np.arange(500) * 7 % 40).astype("<u2").tofile(f"{folder.name}/train.bin")
+    return folder
+
+
+def tokens(rng: np.random.Generator) -> tuple[Any, list[Method]]:
+    file = mom.data.TokenFile(f"{_token_folder().name}/train.bin", "uint16", 40)
+    sampler = mom.data.WindowSampler(file, 2, 8, 3)
+    thing = SimpleNamespace(
+        read=file.read, windows=file.windows, starts=sampler.starts, load_state_dict=sampler.load_state_dict,
+        next_batch=sampler.next_batch, make=lambda *given: mom.data.WindowSampler(file, *given).next_batch(),
+        open=lambda *given: mom.data.TokenFile(file.path, *given),
+    )  # fmt: skip
+    return thing, [
+        ("read", (3, 5)), ("windows", (np.array([0, 7]), 4)), ("starts", (np.arange(3),)), ("next_batch", ()),
+        ("load_state_dict", (sampler.state_dict(),)), ("make", (2, 8, 1, "random", 0, 1)), ("open", ("uint16", 40)),
+    ]  # fmt: skip
+
+
+def settings(rng: np.random.Generator) -> tuple[Any, list[Method]]:
+    thing = SimpleNamespace(
+        model=lambda fields: mom.MoMConfig(**fields), model_of=mom.MoMConfig.from_dict,
+        training=lambda fields: mom.TrainingConfig(**fields), training_of=mom.TrainingConfig.from_dict,
+        tuning=lambda fields: mom.FinetuneConfig(**fields), preset=mom.MoMConfig.preset,
+        optimizer=lambda *given: mom.AdamW(mom.MoM(CONFIGS[0]), *given),
+    )  # fmt: skip
+    model_fields, training = pick(rng, CONFIGS).to_dict(), mom.TrainingConfig().to_dict()
+    return thing, [
+        ("model", ({name: model_fields[name] for name in mom.MoMConfig.names()},)), ("model_of", (model_fields,)),
+        ("training", (training,)), ("training_of", (training, "here")), ("preset", ("demo",)),
+        ("tuning", (mom.FinetuneConfig().to_dict(),)), ("optimizer", (1e-3, (0.9, 0.95), 1e-5, 0.1)),
+    ]  # fmt: skip
+
+
 #: Makers of an object and of valid calls of its methods.
 OBJECTS: dict[str, Callable[[np.random.Generator], tuple[Any, list[Method]]]] = {
     "Network": network, "_core.Decoder": decoder, "_core.AdamW": optimizer, "RoutingPlan": plan, "MoM": model,
+    "classifier": classifier, "Tokenizer": tokenizer, "tokens": tokens, "settings": settings,
     "Decoder": python_decoder,
 }  # fmt: skip
