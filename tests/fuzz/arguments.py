@@ -132,8 +132,8 @@ def wrong(rng: Random, value: Any, others: list[Any]) -> Any:
 def _array(rng: Random, a: np.ndarray) -> Any:
     """An array that differs in type, shape, layout, rights or values."""
     match int(rng.integers(16)):
-        case 0:
-            return a.astype(pick(rng, ("f2", "f8", "i1", "i4", "i8", "u1", "u8", "?", "c8", "O", "U3", "M8[s]")))
+        case 0 if a.dtype.kind in "iuf":
+            return a.astype(pick(rng, ("f2", "f8", "i1", "i4", "i8", "u1", "u8", "?", "c8", "O", "S3", "M8[s]")))
         case 1:
             return a.astype(a.dtype.newbyteorder())
         case 2:

@@ -124,7 +124,9 @@ class Calls:
                 outcome.accepted = self._methods(rng, name, case)
             else:
                 outcome.accepted = self._function(rng, name, case)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of Rust code is no Exception
             outcome.problem = traceback.format_exc()
         outcome.seconds = time.process_time() - started
         return outcome

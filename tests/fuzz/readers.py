@@ -252,7 +252,9 @@ class Readers:
                 outcome.seconds = min(outcome.seconds, self._read(form, content, name)[1])
             if outcome.seconds > SECONDS:
                 raise Fault(f"took {outcome.seconds:.1f} seconds")
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of Rust code is no Exception
             outcome.problem = traceback.format_exc()
         return outcome
 

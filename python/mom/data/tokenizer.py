@@ -175,14 +175,10 @@ class Tokenizer:
         backend = _from_json(path) if pair is None else _from_pair(*map(path.with_name, pair))
         # A file of another name says nothing of the other files in its folder.
         found = read_settings(path.parent if pair is not None or path.name == "tokenizer.json" else path)
-        try:
+        # The library reads some damaged files, but not what it writes from them, or it panics when it is used.
+        with library_errors(f"{path}: not a usable tokenizer"):
             backend = apply(backend, found, from_pair=pair is not None)
             settings = end_token(backend, found, eos_token)
-        except DataError:  # it names the file
-            raise
-        except Exception as error:
-            # The library reads some damaged files, but not what it writes from them.
-            raise DataError(f"{path}: not a usable tokenizer ({error})") from None
         try:
             return cls(backend, settings=settings)
         except Exception as error:
