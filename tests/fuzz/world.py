@@ -37,6 +37,8 @@ class World:
         Whether there is a forward pass that `backward` can follow.
     done : list of (str, int)
         The actions of `REAL` that have run, each with its seed.
+    held : list of ndarray
+        Views that outlive what they were taken from.
     """
 
     def __init__(self, config: str, dtype: str) -> None:
@@ -50,6 +52,7 @@ class World:
         self.alive = False
         self.done: list[tuple[str, int]] = []
         self.results: list[Any] = []
+        self.held: list[np.ndarray] = []
 
     def real(self, name: str, seed: int) -> None:
         """Run an action of `REAL` and keep what it returns. A backward pass that has no forward pass is left out."""
@@ -309,6 +312,32 @@ def train_copy(world: World, rng: Random) -> None:
     optimizer.step(zero_grad=True)
 
 
+def hold(world: World, rng: Random) -> None:
+    """Keep views, and read those that are kept."""
+    views = [*world.model.parameters.values(), *world.model.gradients.values(), *world.optimizer.state.values()]
+    if world.decoder is not None:
+        views += [world.decoder.logits, world.decoder.lengths]
+    world.held += [pick(rng, views) for _ in range(3)]
+    for view in world.held:
+        view.copy()
+
+
+def failing_copy(world: World, rng: Random) -> None:
+    """Make something of the model while an allocation fails."""
+    makers: list[Callable[[], Any]] = [
+        lambda: copy.deepcopy(world.model), lambda: mom.AdamW(world.model), lambda: pickle.dumps(world.model),
+        lambda: mom.Decoder(world.model, "int8"), lambda: world.model.memory_plan(3, 7),
+        lambda: train_copy(world, rng),
+    ]  # fmt: skip
+    make = makers[int(rng.integers(len(makers)))]
+    _core.memory_fail_at(int(rng.integers(1, 12)))
+    with contextlib.suppress(MemoryError, TypeError if world.is_classifier else MemoryError):
+        try:
+            make()
+        finally:
+            _core.memory_fail_at(0)
+
+
 def failing(world: World, rng: Random) -> None:
     """One of the real actions, while an allocation fails. What succeeds nevertheless counts."""
     name = str(pick(rng, ("forward", "forward", "backward", "step", "clip", "generate", "decoder")))
@@ -357,5 +386,6 @@ def reborn(world: World, rng: Random) -> None:
 
 IDLE: dict[str, Callable[[World, Random], None]] = {
     f.__name__: f
-    for f in (read, wrong_call, little_memory, look, idle_generate, threads, train_copy, failing, reborn)
+    for f in (read, wrong_call, little_memory, look, idle_generate, threads, train_copy, hold, failing_copy, failing,
+              reborn)
 }  # fmt: skip
