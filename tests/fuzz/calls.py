@@ -37,7 +37,7 @@ LEFT_OUT = {"use_level", "peak_gflops", "memory_bandwidth", "gemm_seconds", "set
 #: Bytes of arguments of a call that is kept as a beginning, and calls that are kept for each function.
 LARGEST, MOST = 1 << 17, 8
 
-Call = tuple[Any, str, tuple[Any, ...], dict[str, Any]]
+Beginning = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def functions() -> dict[str, tuple[Any, str]]:
@@ -47,10 +47,10 @@ def functions() -> dict[str, tuple[Any, str]]:
     return {name: place for name, place in found.items() if place[1] not in LEFT_OUT}
 
 
-def recorded() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+def recorded() -> dict[str, list[Beginning]]:
     """Valid calls of the functions: those that the tests of operators make on their cases."""
     places = functions()
-    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in places}
+    calls: dict[str, list[Beginning]] = {name: [] for name in places}
     real = {name: getattr(*place) for name, place in places.items()}
 
     def listening(name: str) -> Callable[..., Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,12 +78,3 @@ def load(path: Path) -> Case:
     if case.get("part") not in PARTS:
         raise SystemExit(f"{path}: not a case: its part is {case.get('part')!r}, expected one of {', '.join(PARTS)}")
     return case
-
-
-@contextlib.contextmanager
-def cause(what: str) -> Iterator[None]:
-    """Turn a failed assertion of the block into a fault that says when it happened."""
-    try:
-        yield
-    except AssertionError as error:
-        raise Fault(f"{what}: {error}") from error

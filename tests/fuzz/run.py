@@ -11,6 +11,7 @@ import collections
 import contextlib
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import re
@@ -73,14 +74,8 @@ class Tally:
 
 # ---------------------------------------------------------------------- the child
 def part_named(part: str, folder: Path) -> Any:
-    """The object that draws and runs the cases of a part."""
-    if part == "readers":
-        from .readers import Readers as Part
-    elif part == "calls":
-        from .calls import Calls as Part
-    else:
-        from .sequences import Sequences as Part
-    return Part(folder)
+    """What draws and runs the cases of a part, such as a ``Readers`` of the module ``readers``."""
+    return getattr(importlib.import_module(f".{part}", __package__), part.capitalize())(folder)
 
 
 def memory() -> int:
