@@ -9,6 +9,11 @@ VERSION_TESTS ?= tests/api tests/ops/test_operators.py tests/data/test_tokenizer
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 # Address of a package index to install PyTorch from, such as an index of CPU-only builds. Empty: the default index.
 TORCH_INDEX ?=
+# How long fuzz and faults run, their seed (empty: another one each time), and a Python that has mom and the test packages
+# (empty: a fresh .venv-test).
+SECONDS ?= 60
+SEED ?=
+WITH_PYTHON ?=
 
 VENV := .venv
 TEST_VENV := .venv-test
@@ -18,7 +23,8 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan \
+	fuzz faults coverage lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +91,11 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
 		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/docs --ignore tests/reference \
 		$(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
+
+# The part readers also reads Parquet where pyarrow is there, so the environment is that of the tests.
+fuzz: ## look for faults with mutated files, random calls and random sequences, for SECONDS=60
+	$(if $(WITH_PYTHON),,$(call build_in,$(TEST_VENV)))
+	$(or $(WITH_PYTHON),$(TEST_VENV)/bin/python) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py

@@ -189,7 +189,8 @@ static int match(mom_call *call, const shape_spec *spec, const PyArrayObject *ar
     memcpy(call->sizes, sizes, sizeof sizes);
     if (spec->leading && call->leading_ndim < 0) {
         call->leading_ndim = leading;
-        memcpy(call->leading, dims, (size_t)leading * sizeof *dims);
+        for (int i = 0; i < leading; i++) /* an array without dimensions has no list of them */
+            call->leading[i] = dims[i];
     }
     return 1;
 }

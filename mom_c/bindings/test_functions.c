@@ -104,7 +104,7 @@ static void kernel_map(mom_call *call) {
     } kernels[] = {{"exp", k->vec.exp}, {"tanh", k->vec.tanh}, {"gelu_forward", k->vec.gelu_forward}};
     void (*run)(float *, const float *, size_t) = NULL;
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
-        if (strcmp(kernels[i].name, name) == 0)
+        if (name && strcmp(kernels[i].name, name) == 0)
             run = kernels[i].run;
     if (!run)
         mom_call_fail(call, PyExc_ValueError, "name: '%s', expected exp, tanh or gelu_forward", name);
@@ -118,6 +118,8 @@ static void kernel_reduce(mom_call *call) {
     const mom_kernels *k = call->exec.k;
     const float *a = mom_arg_f32(call, "a", "N"), *b = mom_arg_optional_f32(call, "b", "N");
     const size_t n = mom_size(call, 'N');
+    if (!name)
+        return;
     if (strcmp(name, "sum") == 0)
         mom_new_number(call, call->failed ? 0.0 : (double)k->vec.sum(a, n));
     else if (strcmp(name, "max") == 0)

@@ -15,7 +15,7 @@ from typing import Any
 from . import file_fields
 from ._arguments import PathLike
 from ._json import to_json
-from ._reading import read_json
+from ._reading import read_json, shown
 from .errors import ConfigError
 from .routers import KINDS, router_kind, spelling_problem
 from .settings import Settings, at_least, between, one_of, setting
@@ -348,11 +348,11 @@ class MoMConfig(Settings):
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: expected a mapping of fields, got {type(values).__name__}")
         if (version := values.get("mom_format", 1)) != 1:
-            raise ConfigError(f"{source}: mom_format: {version!r} is not 1; written by a newer version of mom?")
+            raise ConfigError(f"{source}: mom_format: {shown(version)} is not 1; written by a newer version of mom?")
         own = "mom_format" in values or bool(_MOM_KEYS & set(values))
         kind = values.get("model_type")
         if not own and kind is not None and kind not in _MODEL_TYPES:
-            raise ConfigError(f"{source}: model_type: {kind!r} is no model of this package, which reads 'gpt2' alone")
+            raise ConfigError(f"{source}: model_type: {shown(kind)} is no model of this package; it reads 'gpt2'")
         resaved = "transformers_version" in values and values.get("chunks") == 0  # with our fields among its own
         of_transformers = kind == "gpt2" and (resaved or not own)
         fields = _without_others(cls.names(), values, source, of_transformers, own)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _reading
-from ._reading import PathLike
+from ._reading import PathLike, shown
 from .errors import MomError
 
 __all__ = ["LEGACY_GENERATION", "TABLE", "USES", "FileField", "as_markdown", "check", "read_object"]
@@ -235,7 +235,7 @@ def check(
         if row is None or row.use not in ("only", "told") or value is None or value in row.values:
             continue
         if row.use == "only":
-            raise error(f"{source}: {name}: {value!r} is not supported, only {' or '.join(map(repr, row.values))}")
+            raise error(f"{source}: {name}: {shown(value)} is not supported, only {' or '.join(map(repr, row.values))}")
         told.append(f"{name} = {_short(value)}" + (f" ({row.note})" if row.note else ""))
     if told:
         warnings.warn(f"{source}: has no counterpart here and is left out: {', '.join(told)}", stacklevel=4)

@@ -114,7 +114,7 @@ class Settings:
         if unknown:
             close = difflib.get_close_matches(str(unknown[0]), cls.names(), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{unknown[0]}: unknown {cls.noun} field{hint}")
+            raise ConfigError(f"{str(unknown[0])[:80]}: unknown {cls.noun} field{hint}")
 
     def replace(self: Self, **changes: Any) -> Self:
         """A copy with some fields changed (and checked)."""

@@ -420,6 +420,8 @@ def test_load_state_takes_every_naming_or_nothing() -> None:
         assert all(np.array_equal(target.parameters[n], a) for n, a in before.items())
     with pytest.raises(ValueError, match=f"{WTE}: not an array"):
         target.load_state({**other, WTE: [[1.0], [2.0, 3.0]]})
+    with pytest.raises(TypeError, match="tensors: expected a mapping of names to arrays, got list"):
+        target.load_state([*other])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- from a plain GPT-2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,11 @@ def test_max_of_infinities(kernel_level: str) -> None:
     assert _core.kernel_reduce("max", x, None) == -np.inf
     x[35] = np.inf
     assert _core.kernel_reduce("max", x, None) == np.inf
+
+
+@pytest.mark.parametrize("kernel", [_core.kernel_map, _core.kernel_reduce])
+def test_the_name_of_a_kernel_is_a_text(kernel: Any) -> None:
+    x = np.ones(3, np.float32)
+    for name in (5, None, b"sum", "\ud800"):
+        with pytest.raises((TypeError, ValueError)):
+            kernel(name, x, *([None] if kernel is _core.kernel_reduce else []))

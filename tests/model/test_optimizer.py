@@ -138,6 +138,8 @@ def test_state_that_does_not_fit_changes_nothing() -> None:
         with pytest.raises(ValueError, match=f"state: '{last}' {message}"):
             optimizer.load_state(bad)
         assert all(np.array_equal(a, good[n]) for n, a in optimizer.state.items())
+    with pytest.raises(TypeError, match="state: expected a mapping of names to arrays, got list"):
+        optimizer.load_state([*zeros])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- clipping, step and zeroing in one

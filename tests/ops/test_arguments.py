@@ -44,6 +44,12 @@ def test_wrong_shape_names_both_shapes() -> None:
         ops.gelu_backward(np.zeros((2, 3), dtype=np.float32), np.zeros((3, 2), dtype=np.float32))
 
 
+def test_an_array_without_dimensions_has_no_leading_ones() -> None:
+    for operator in (ops.gelu_forward, ops.ste_forward):
+        result = operator(np.array(0.5, np.float32))
+        assert result.shape == () and result > 0
+
+
 def test_wrong_byte_order_is_named() -> None:
     with pytest.raises(ValueError, match="^inp: is not in native byte order$"):
         layernorm(np.zeros((2, 8), dtype=np.dtype(np.float32).newbyteorder()))

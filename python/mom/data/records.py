@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .._reading import shown
 from ..errors import DataError
 
 __all__ = ["MAX_LINE_BYTES", "DamagedFileError", "MissingSplitError", "RecordError", "RecordReport", "check_on_error"]
@@ -308,7 +309,7 @@ def not_text(value: object) -> str | None:
 
 def listing(names: Iterable[Any]) -> str:
     """The first few names in quotes."""
-    return ", ".join(map(repr, list(names)[:16])) or "none"
+    return ", ".join(map(shown, list(names)[:16])) or "none"
 
 
 def complete_shards(paths: Iterable[Path]) -> list[Path]:

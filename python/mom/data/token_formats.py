@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from .._reading import shown
 from ..errors import DataError
 from ..file_fields import read_object
 
@@ -110,7 +111,7 @@ def read_description(path: Path) -> tuple[dict[str, Any], Path]:
     described, others = _said_of(path, own), _said_of(path, shared)
     for name in ("dtype", "vocab_size", "tokens"):
         if name in described and name in others and described[name] != others[name]:
-            raise DataError(f"{shared}: {name} is {others[name]!r}, but {own.name} says {described[name]!r}")
+            raise DataError(f"{shared}: {name} is {shown(others[name])}, but {own.name} says {shown(described[name])}")
     return (described, own) if described else (others, shared)
 
 
@@ -131,11 +132,11 @@ def _said_of(path: Path, source: Path) -> dict[str, Any]:
 def _check_description(found: dict[str, Any], source: Path) -> None:
     dtype = found.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise DataError(f"{source}: dtype is {dtype!r}, expected 'uint16' or 'uint32'")
+        raise DataError(f"{source}: dtype is {shown(dtype)}, expected 'uint16' or 'uint32'")
     for name in ("vocab_size", "tokens"):
         value = found.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise DataError(f"{source}: {name} is {value!r}, expected a positive integer")
+            raise DataError(f"{source}: {name} is {shown(value)}, expected a positive integer")
 
 
 def layout_of(path: Path, file: int, dtype: str | None, vocab_size: int | None) -> Layout:

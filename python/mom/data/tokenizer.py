@@ -188,14 +188,10 @@ class Tokenizer:
         backend = _from_json(path) if pair is None else _from_pair(*map(path.with_name, pair))
         # A file of another name says nothing of the other files in its folder.
         found = read_settings(path.parent if pair is not None or path.name == "tokenizer.json" else path)
-        try:
+        # The library reads some damaged files, but not what it writes from them, or it panics when it is used.
+        with library_errors(f"{path}: not a usable tokenizer"):
             backend = apply(backend, found, from_pair=pair is not None)
             settings = end_token(backend, found, eos_token)
-        except DataError:  # it names the file
-            raise
-        except Exception as error:
-            # The library reads some damaged files, but not what it writes from them.
-            raise DataError(f"{path}: not a usable tokenizer ({error})") from None
         try:
             return cls(backend, settings=settings)
         except Exception as error:
@@ -283,7 +279,7 @@ class Tokenizer:
 
     def token(self, id: int) -> str | None:
         """The token of an id, as the vocabulary writes it; None if the id has no token."""
-        return self._with_special.id_to_token(id)
+        return self._with_special.id_to_token(id) if 0 <= id < self._vocab_size else None
 
     @property
     def vocab_size(self) -> int:
@@ -435,14 +431,14 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
             raise DataError(f"{merges_path}: line {number}: {line[:80]!r} is not a pair of tokens")
         for token in (left, right, left + right):
             if token not in vocabulary:
-                raise DataError(f"{merges_path}: line {number}: {token!r} is not in {vocabulary_path.name}")
+                raise DataError(f"{merges_path}: line {number}: {shown(token)} is not in {vocabulary_path.name}")
         merges.append((left, right))
     # Every ordinary token is a byte or the result of a merge. All other tokens must be special.
     reachable = {left + right for left, right in merges} | _alphabet()
     unreachable = [token for token in vocabulary if token not in reachable and not _looks_special(token)]
     if unreachable:
         raise DataError(
-            f"{merges_path}: no merge makes {unreachable[0]!r} of {vocabulary_path.name} "
+            f"{merges_path}: no merge makes {shown(unreachable[0])} of {vocabulary_path.name} "
             f"({len(unreachable)} such tokens); truncated?"
         )
     from tokenizers import models

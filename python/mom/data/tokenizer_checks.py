@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .._reading import shown
 from ..errors import DataError, MomError
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def library_errors(what: str) -> Iterator[None]:
         # A panic of Rust code arrives as PanicException, which is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        shown = str(error)
-        shown = shown if len(shown) <= 300 else f"{shown[:300]}..."
-        raise DataError(f"{what} ({type(error).__name__}: {shown})") from None
+        text = str(error)
+        text = text if len(text) <= 300 else f"{text[:300]}..."
+        raise DataError(f"{what} ({type(error).__name__}: {text})") from None
 
 
 def read_backend(values: dict[str, Any], text: str, path: Any) -> tokenizers.Tokenizer:
@@ -87,7 +88,8 @@ def read_backend(values: dict[str, Any], text: str, path: Any) -> tokenizers.Tok
     unusual = [name for name, value in values["model"].items() if value not in (None, False) and name not in _FIELDS]
     known = json.loads(backend.to_str())["model"] if unusual else {}
     if ignored := [name for name in unusual if name not in known]:
-        raise DataError(f"{path}: the library ignores {', '.join(ignored)} of the model. {version}: {way_out}")
+        names = ", ".join(name[:80] for name in ignored[:16])
+        raise DataError(f"{path}: the library ignores {names} of the model. {version}: {way_out}")
     _check_added_tokens(backend, values, path)
     return backend
 
@@ -139,7 +141,8 @@ def _check_ids(values: dict[str, Any], path: Any) -> None:
         content = token["content"]
         if isinstance(vocabulary, dict) and content in vocabulary and vocabulary[content] != token.get("id"):
             raise DataError(
-                f"{path}: added token {content!r} has id {token.get('id')!r}, in the vocabulary {vocabulary[content]}"
+                f"{path}: added token {shown(content)} has id {shown(token.get('id'))}, "
+                f"in the vocabulary {shown(vocabulary[content])}"
             )
         _take(owners, content, token.get("id"), path)
 
@@ -167,9 +170,9 @@ def _growth(step: dict[str, Any]) -> float:
 def _take(owners: dict[int, str], token: str, id: Any, path: Any) -> None:
     """Note that a token has an id."""
     if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= MAX_ID:
-        raise DataError(f"{path}: token {token!r} has id {id!r}, expected an integer in [0, {MAX_ID}]")
+        raise DataError(f"{path}: token {shown(token)} has id {shown(id)}, expected an integer in [0, {MAX_ID}]")
     if owners.setdefault(id, token) != token:
-        raise DataError(f"{path}: two tokens share one id: {owners[id]!r} and {token!r} have id {id}")
+        raise DataError(f"{path}: two tokens share one id: {shown(owners[id])} and {shown(token)} have id {id}")
 
 
 def _check_added_tokens(backend: tokenizers.Tokenizer, values: dict[str, Any], path: Any) -> None:
@@ -178,8 +181,8 @@ def _check_added_tokens(backend: tokenizers.Tokenizer, values: dict[str, Any], p
         found = backend.token_to_id(token["content"])
         if found != token["id"]:
             raise DataError(
-                f"{path}: added token {token['content']!r} has id {token['id']}, but the library makes it {found}: "
-                "added tokens must follow the vocabulary without a gap, or be part of it"
+                f"{path}: added token {shown(token['content'])} has id {token['id']}, but the library makes it {found}:"
+                " added tokens must follow the vocabulary without a gap, or be part of it"
             )
 
 
@@ -253,8 +256,8 @@ def _damage(text: str, got: str) -> str:
     """What happened to a text, in words."""
     lost = [c for c in dict.fromkeys(text) if not c.isspace() and got.count(c) < text.count(c)]
     if lost:
-        shown = " ".join(c if c.isalnum() or c.isascii() else f"U+{ord(c):04X}" for c in lost[:12])
-        return f"drops or replaces characters ({shown}{' ...' if len(lost) > 12 else ''})"
+        words = " ".join(c if c.isalnum() or c.isascii() else f"U+{ord(c):04X}" for c in lost[:12])
+        return f"drops or replaces characters ({words}{' ...' if len(lost) > 12 else ''})"
     if got.strip() == text.strip():
         return f"{'adds' if len(got) > len(text) else 'drops'} white space around a text"
     if _letters(got) == _letters(text):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._json import to_json
+from .._reading import shown
 from ..errors import DataError
 from ..file_fields import TABLE, check, read_object
 
@@ -103,7 +104,7 @@ def read_settings(folder: Path) -> _Found:
         for name in ("additional_special_tokens", "extra_special_tokens"):
             listed = values.get(name) or ()
             if not isinstance(listed, (list, tuple, dict)):
-                raise DataError(f"{file}: {name}: expected a list of tokens, got {listed!r}")
+                raise DataError(f"{file}: {name}: expected a list of tokens, got {shown(listed)}")
             listed = listed.values() if isinstance(listed, dict) else listed
             extra += [_token(token, f"{file}: {name}") for token in listed]
     special_tokens = {token["content"]: token for token in (*extra, *tokens.values())}
@@ -127,13 +128,13 @@ def _token(token: Any, where: str) -> dict[str, Any]:
     values = token if isinstance(token, Mapping) else {"content": token}
     text = values.get("content")
     if not isinstance(text, str) or not text:
-        raise DataError(f"{where}: {token!r} is no token")
+        raise DataError(f"{where}: {shown(token)} is no token")
     return {"content": text, **{name: bool(values[name]) for name in (*_FLAGS, "special") if name in values}}
 
 
 def _flag(values: Mapping[str, Any], name: str, source: Path) -> bool | None:
     if not isinstance(value := values.get(name), (bool, type(None))):
-        raise DataError(f"{source}: {name}: expected true or false, got {value!r}")
+        raise DataError(f"{source}: {name}: expected true or false, got {shown(value)}")
     return value
 
 
@@ -146,7 +147,7 @@ def _added(
     if not isinstance(decoder, Mapping):
         raise DataError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder: expected an object")
     for text, number in slow.items():
-        id = _id(number, f"{folder / 'added_tokens.json'}: token {text!r}")
+        id = _id(number, f"{folder / 'added_tokens.json'}: token {shown(text)}")
         if id in found:
             raise DataError(f"{folder / 'added_tokens.json'}: two tokens have the id {id}")
         found[id] = {
@@ -155,11 +156,11 @@ def _added(
             "special": text in special,
         }
     for number, token in decoder.items():
-        where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder: {number!r}"
+        where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder: {shown(number)}"
         id, made = _id(number, where), _token(token, where)
         text = made["content"]
         if id in found and found[id]["content"] != text:
-            raise DataError(f"{where} is {text!r}, but added_tokens.json says {found[id]['content']!r}")
+            raise DataError(f"{where} is {shown(text)}, but added_tokens.json says {shown(found[id]['content'])}")
         found[id] = {**special.get(text, {}), **made, "special": text in special or made.get("special", False)}
     return dict(sorted(found.items()))
 
@@ -167,7 +168,7 @@ def _added(
 def _id(value: Any, where: str) -> int:
     text = value if isinstance(value, str) else str(value)
     if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) >= _LARGEST_ID:
-        raise DataError(f"{where}: {value!r} is no id below {_LARGEST_ID}")
+        raise DataError(f"{where}: {shown(value)} is no id below {_LARGEST_ID}")
     return int(text)
 
 
@@ -190,8 +191,8 @@ def apply(backend: tokenizers.Tokenizer, found: _Found, from_pair: bool) -> toke
     """
     if from_pair and found.tokenizer_class and found.tokenizer_class not in _CUT_LIKE_GPT2:
         raise DataError(
-            f"{found.source}: tokenizer_class: {found.tokenizer_class!r} may cut text otherwise than GPT-2, and no "
-            "tokenizer.json says how. Save the tokenizer with transformers as a fast one, which writes that file"
+            f"{found.source}: tokenizer_class: {shown(found.tokenizer_class)} may cut text otherwise than GPT-2, and "
+            "no tokenizer.json says how. Save the tokenizer with transformers as a fast one, which writes that file"
         )
     backend.no_truncation()
     backend.no_padding()
@@ -199,7 +200,7 @@ def apply(backend: tokenizers.Tokenizer, found: _Found, from_pair: bool) -> toke
     if found.prefix_space is not None:
         backend = _with_prefix_space(backend, found)
     missing = [
-        f"{name} {token!r}" for name, token in found.settings.tokens.items() if backend.token_to_id(token) is None
+        f"{name} {shown(token)}" for name, token in found.settings.tokens.items() if backend.token_to_id(token) is None
     ]
     if missing:
         warnings.warn(
@@ -236,8 +237,8 @@ def _with_added_tokens(backend: tokenizers.Tokenizer, found: _Found) -> tokenize
     for id, token in found.added.items():
         have, there = backend.token_to_id(token["content"]), backend.id_to_token(id)
         if have not in (None, id) or there not in (None, token["content"]):
-            what = f"the id {have}" if have not in (None, id) else f"this id for {there!r}"
-            raise DataError(f"{found.source.parent}: added token {token['content']!r}: its id is {id}, but the "
+            what = f"the id {have}" if have not in (None, id) else f"this id for {shown(there)}"
+            raise DataError(f"{found.source.parent}: added token {shown(token['content'])}: its id is {id}, but the "
                             f"vocabulary has {what}")  # fmt: skip
         if have is None:
             new[id] = token
@@ -328,8 +329,8 @@ def _begins_with_bos(backend: tokenizers.Tokenizer, settings: TokenizerSettings,
     if whole not in (bare, [*start, *bare]):
         extra = [backend.id_to_token(id) for id in whole if id not in bare]
         warnings.warn(
-            f"{found.source.parent}: the tokenizer's post_processor puts {', '.join(map(str, extra))} around a text, "
-            "but `encode` adds nothing. Add these tokens to your texts if the model was trained with them",
+            f"{found.source.parent}: the tokenizer's post_processor puts {', '.join(map(str, extra[:16]))} around a "
+            "text, but `encode` adds nothing. Add these tokens to your texts if the model was trained with them",
             stacklevel=4,
         )
     if found.add_bos is None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._reading import shown
 from ..errors import CheckpointError
 
 __all__ = ["check_labels", "label_fields", "read_labels"]
@@ -25,7 +26,7 @@ def check_labels(names: Sequence[Any], count: int, what: str) -> tuple[str, ...]
     if len(names) != count:
         raise CheckpointError(f"{what}: {len(names)} names, but the model has {count} labels")
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != count:
-        raise CheckpointError(f"{what}: expected distinct names, got {', '.join(map(repr, names))}")
+        raise CheckpointError(f"{what}: expected distinct names, got {', '.join(map(shown, names[:16]))}")
     return tuple(names)
 
 
@@ -52,7 +53,7 @@ def read_labels(fields: Mapping[str, Any], count: int, source: str) -> tuple[str
     others = _named(_in_order({str(number): name for name, number in by_name.items()}, source, "label2id"))
     if names and others and names != others:
         raise CheckpointError(
-            f"{source}: id2label says {', '.join(names)}, but label2id says {', '.join(others)}; make them agree"
+            f"{source}: id2label says {_listing(names)}, but label2id says {_listing(others)}; make them agree"
         )
     found = names or others
     return check_labels(found, count, f"{source}: id2label") if found else None
@@ -69,13 +70,19 @@ def _in_order(names: Mapping[str, Any], source: str, field: str) -> list[Any]:
     """The names in the order of their numbers, which must be 0, 1, 2, ..."""
     wanted = [str(number) for number in range(len(names))]
     if set(names) != set(wanted):
-        raise CheckpointError(f"{source}: {field}: the numbers are {', '.join(names)}, expected 0 to {len(names) - 1}")
+        found = _listing([*names])
+        raise CheckpointError(f"{source}: {field}: the numbers are {found}, expected 0 to {len(names) - 1}")
     return [names[number] for number in wanted]
 
 
 def _named(names: list[Any]) -> list[Any]:
     """The names, or none if they are only numbered."""
     return [] if all(isinstance(name, str) and _UNNAMED.fullmatch(name) for name in names) else names
+
+
+def _listing(names: Sequence[Any]) -> str:
+    """The first few names, shortened; they may be no texts."""
+    return ", ".join(str(name)[:80] for name in names[:16])
 
 
 def label_fields(names: Sequence[str] | None, count: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from .._arguments import flag
+from .._reading import shown
 from ..config import MoMConfig
 from ..errors import CheckpointError
 from ..routers import parameter_shapes
@@ -192,7 +193,7 @@ def detect_and_canonicalise(
         elif (canonical := canonical_of.get(bare)) is None:
             unexpected.append(name)
         elif canonical in found:
-            raise CheckpointError(f"{source}: {found_as[canonical]!r} and {name!r} are the same tensor")
+            raise CheckpointError(f"{source}: {shown(found_as[canonical])} and {shown(name)} are the same tensor")
         else:
             found[canonical], found_as[canonical] = tensor, name
 
@@ -223,7 +224,7 @@ def detect_and_canonicalise(
 
 def _listing(items: list[str], limit: int = 8) -> str:
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + rest
+    return ", ".join(item[:120] for item in items[:limit]) + rest
 
 
 # ---------------------------------------------------------------------- phase two

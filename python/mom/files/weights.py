@@ -247,10 +247,11 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         part = read_safetensors(index.parent / shard)
         if missing := sorted(names - part.keys()):
             raise CheckpointError(
-                f"{index.parent / shard}: lacks tensor {missing[0]!r} that {index.name} says it holds"
+                f"{index.parent / shard}: lacks tensor {shown(missing[0])} that {index.name} says it holds"
             )
         if extra := sorted(part.keys() - names):
-            raise CheckpointError(f"{index.parent / shard}: holds tensor {extra[0]!r} that {index.name} does not list")
+            where = f"{index.parent / shard}"
+            raise CheckpointError(f"{where}: holds tensor {shown(extra[0])} that {index.name} does not list")
         tensors.update(part)
     return {name: tensors[name] for name in weight_map}
 

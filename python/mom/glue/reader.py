@@ -336,7 +336,7 @@ class _Collector:
             if not value:
                 return None, ("empty label", f"column {column!r}: the label is empty")
         if is_missing(value) or value in (-1, "-", "hidden"):
-            return None, ("unlabelled", f"column {column!r}: {value!r} says that there is no label")
+            return None, ("unlabelled", f"column {column!r}: {_shown(value)} says that there is no label")
         labels = self.task.labels
         if labels is None:
             return _score(value, column)

@@ -453,7 +453,11 @@ class Network:
         ------
         CheckpointError
             Listing missing, unexpected and wrongly shaped names; the model is then unchanged.
+        TypeError
+            If `tensors` is no mapping.
         """
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors: expected a mapping of names to arrays, got {type(tensors).__name__}")
         arrays = {name: as_array(tensor, name) for name, tensor in tensors.items()}
         canonical = names.detect_and_canonicalise(arrays, self.config, source)
         for name, target in self._parameters.items():

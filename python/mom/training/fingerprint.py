@@ -89,7 +89,7 @@ class Change(NamedTuple):
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{name} {_shown(item)}" for name, item in value.items())
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)[:200]
 
 
 # ---------------------------------------------------------------------- making one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -114,6 +114,8 @@ class AdamW:
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
         """Copy a complete `state` back. If a name or shape does not fit, nothing changes."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping of names to arrays, got {type(state).__name__}")
         own = self.state
         for name, view in own.items():
             if name not in state:
