@@ -2,6 +2,10 @@
 PYTHON ?= python3
 TEXT ?=
 TESTS ?= tests
+# Of make faults: how long, the seed (empty: a new one), and an interpreter with this package (empty: a fresh .venv-test).
+SECONDS ?= 60
+SEED ?=
+FAULTS_PYTHON ?=
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 # Address of a package index to install PyTorch from, such as an index of CPU-only builds. Empty: the default index.
 TORCH_INDEX ?=
@@ -14,7 +18,7 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan faults lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +80,10 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
 		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
+
+faults: ## fail and kill at every call to the system of saves and runs, for SECONDS=60 (SEED=1: repeat that order)
+	$(if $(FAULTS_PYTHON),,$(call build_in,$(TEST_VENV)))
+	$(or $(FAULTS_PYTHON),$(TEST_VENV)/bin/python) tests/faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py
