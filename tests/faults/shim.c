@@ -33,7 +33,7 @@ struct fault {
 static struct fault faults[4];
 static char watched[PATH_MAX];
 static size_t watched_length;
-static int no_exchange;
+static int no_exchange, tells;
 static long made, injected;
 static char trace[1 << 21], last[PATH_MAX + 64];
 static size_t trace_length;
@@ -65,6 +65,12 @@ void faults_disarm(void)
 void faults_no_exchange(int number)
 {
     no_exchange = number;
+}
+
+/* Send this signal to this thread wherever a call is made to fail, so that Python can tell where that was. */
+void faults_tell(int number)
+{
+    tells = number;
 }
 
 long faults_count(void)
@@ -151,6 +157,8 @@ static int enter(int kind, const char *name, const char *path)
         snprintf(last, sizeof last, "%s\t%s", name, path);
         if (fault->mode == KILL_BEFORE)
             end();
+        if (tells && injected == 1)
+            raise(tells);
         if (fault->mode == FAIL)
             errno = fault->number;
         return fault->mode;

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import faulthandler
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +102,10 @@ def run_under_shim(arguments: list[str]) -> int:
         return subprocess.run([sys.executable, *arguments], env=environment).returncode
 
 
+def _functions(stack: str) -> list[str]:
+    return [f"{Path(file.strip('<>').removeprefix('frozen ')).stem}.{name}" for file, name in re.findall(r'File "(.*)", line \d+ in (.*)', stack)]
+
+
 class Shim:
     """The shim in this process. A fork has the same one with a counter of its own."""
 
@@ -125,6 +134,22 @@ class Shim:
     def no_exchange(self, error: str) -> None:
         """Refuse to exchange two folders, as a system or a file system does that does not know how."""
         self._library.faults_no_exchange(getattr(errno, error))
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[Callable[[], list[str]]]:
+        """Yields a function that says which functions of Python were at work when the first call failed.
+
+        They are named like ``atomic.clean_before``, innermost first.
+        """
+        report = os.memfd_create("stack")
+        faulthandler.register(signal.SIGUSR1, report, all_threads=False)
+        self._library.faults_tell(signal.SIGUSR1)
+        try:
+            yield lambda: _functions(os.pread(report, 1 << 16, 0).decode())
+        finally:
+            self._library.faults_tell(0)
+            faulthandler.unregister(signal.SIGUSR1)
+            os.close(report)
 
     def disarm(self) -> None:
         """Neither count nor fail anything more."""

@@ -27,7 +27,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .._reading import kind_of
+from .._reading import kind_of, naming_file
 
 __all__ = [
     "clean_before", "clean_leftovers", "mention_of", "naming_file", "replacing", "replacing_files",
@@ -44,17 +44,6 @@ _LONGEST = 200
 
 
 # ---------------------------------------------------------------------- names
-@contextlib.contextmanager
-def naming_file(path: PathLike) -> Iterator[None]:
-    """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-
-
 def _stem(name: str) -> str:
     """What the temporary names beside a file contain: its name, or for a long name its beginning and a hash."""
     raw = os.fsencode(name)
