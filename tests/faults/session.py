@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import shim
 from allocations import failing_allocations
 from children import finish, start
 from injection import (
@@ -94,7 +95,12 @@ class Session:
         cases = [case for name, work in self._works.items() for case in make(work, self._expected[name])]
         self._possible.update((case.work, part) for case in cases)
         self._rng.shuffle(cases)
+        if part == "kills":  # first where there is something else to find than at the call before
+            cases.sort(key=self._only_reads)
         return iter(cases)
+
+    def _only_reads(self, case: Case) -> bool:
+        return not self._expected[case.work].calls[case.faults[0].first - 1].kind & shim.CHANGES
 
     def _random_cases(self) -> Iterator[Case]:
         """Two faults, faults that stay, systems that cannot exchange folders, and folders on the disk."""

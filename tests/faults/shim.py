@@ -103,7 +103,9 @@ def run_under_shim(arguments: list[str]) -> int:
 
 
 def _functions(stack: str) -> list[str]:
-    return [f"{Path(file.strip('<>').removeprefix('frozen ')).stem}.{name}" for file, name in re.findall(r'File "(.*)", line \d+ in (.*)', stack)]
+    """Names of functions in a report of `faulthandler`."""
+    found = re.findall(r'File "(.*)", line \d+ in (.*)', stack)
+    return [f"{Path(file.strip('<>').removeprefix('frozen ')).stem}.{name}" for file, name in found]
 
 
 class Shim:

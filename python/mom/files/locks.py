@@ -43,11 +43,12 @@ def lock_folder(folder: Path, argument: str = "run_dir") -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor is not None and os.getpid() == owner:  # in a fork, the lock belongs to the parent
-            with contextlib.suppress(OSError):
-                os.unlink(file)
         if descriptor is not None:
-            os.close(descriptor)
+            if os.getpid() == owner:  # in a fork, the lock belongs to the parent
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
+            with contextlib.suppress(OSError):  # the lock is released in any case
+                os.close(descriptor)
 
 
 def _take(file: Path, folder: Path, argument: str) -> int | None:
