@@ -75,12 +75,14 @@ def run(session: object, arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     parts = [part for part in SHARES if arguments.part in (None, part)]
     whole = sum(SHARES[part] for part in parts)
+    if {"kills", "errors"} & {*parts}:
+        session.prepare()
     for part in parts:
         left = began + arguments.seconds - time.monotonic()
         session.run(part, left * SHARES[part] / whole, arguments.cases)
         whole -= SHARES[part]
     left = began + arguments.seconds - time.monotonic()
-    if left > 1 and arguments.cases is None and set(parts) & {"kills", "errors"}:
+    if left > 1 and arguments.cases is None and {"kills", "errors"} & {*parts}:
         session.run("random", left)
     return session.summary()
 

@@ -22,9 +22,9 @@ from mom import _core
 
 
 class Allocations(NamedTuple):
-    """How failing allocations went, by work: how many there are; and what was wrong."""
+    """How failing allocations went: by work, how many failed and whether these are all; and what was wrong."""
 
-    failed: dict[str, int]
+    failed: dict[str, tuple[int, bool]]
     problems: list[str]
     longest: float
 
@@ -104,35 +104,40 @@ def _fail(make: Callable[[], Piece], number: int, expected: Any) -> bool:
     return True
 
 
-def failing_allocations(seconds: float, seed: int, limit: int | None = None) -> Allocations:
-    """Fail each allocation of each piece, or `limit` of each, as long as there is time."""
-    failed: dict[str, int] = {}
+def failing_allocations(seconds: float, limit: int | None = None) -> Allocations:
+    """Fail each allocation of each piece, the first of all pieces first, as long as there is time."""
     problems: list[str] = []
     end, longest = time.monotonic() + seconds, 0.0
     template = new_home(False)
     try:
         Finetune(resumed=False).begin(template)
         Train(resumed=False).begin(template)
-        for name, _ in _pieces(template):
-            expected = _in_copy(name, template, lambda make: make().call())
-            for number in itertools.count(1):
-                began = time.monotonic()
-                if began > end or (limit is not None and number > limit) or expected.problem:
-                    break
-                ended = _in_copy(name, template, lambda make, n=number, e=expected: _fail(make, n, e.value))
-                longest = max(longest, time.monotonic() - began)
-                if ended.problem or ended.killed:
-                    words = (ended.problem or "killed").strip().splitlines()[-1]
-                    problems.append(f"allocations, {name}, allocation {number}: {words} (--part allocations)")
-                if ended.problem is None and not ended.value:
-                    break
-                failed[name] = number
-            failed.setdefault(name, 0)
-            if expected.problem:
-                problems.append(f"allocations, {name}: {expected.problem.strip().splitlines()[-1]}")
+        expected = {name: _in_copy(name, template, lambda make: make().call()) for name, _ in _pieces(template)}
+        problems += [f"allocations, {name}: {ended.problem}" for name, ended in expected.items() if ended.problem]
+        failed = dict.fromkeys(expected, 0)
+        unfinished = [name for name, ended in expected.items() if not ended.problem]
+        for number, name in _turns(unfinished, limit):
+            began = time.monotonic()
+            if began > end:
+                break
+            ended = _in_copy(name, template, lambda make, n=number, e=expected[name]: _fail(make, n, e.value))
+            longest = max(longest, time.monotonic() - began)
+            if ended.problem or ended.killed:
+                words = (ended.problem or "killed").strip().splitlines()[-1]
+                problems.append(f"allocations, {name}, allocation {number}: {words} (--part allocations)")
+            elif not ended.value:
+                unfinished.remove(name)
+                continue
+            failed[name] = number
     finally:
         shutil.rmtree(template, ignore_errors=True)
-    return Allocations(failed, problems, longest)
+    return Allocations({name: (count, name not in unfinished) for name, count in failed.items()}, problems, longest)
+
+
+def _turns(unfinished: list[str], limit: int | None) -> Iterator[tuple[int, str]]:
+    """Numbers of allocations, each for all pieces that are not finished, up to `limit` in all."""
+    turns = ((number, name) for number in itertools.count(1) for name in list(unfinished) or [""])
+    return itertools.islice(itertools.takewhile(lambda turn: turn[1], turns), limit)
 
 
 def _in_copy(name: str, template: Path, work: Callable[[Callable[[], Piece]], Any]) -> Any:

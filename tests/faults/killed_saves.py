@@ -29,17 +29,16 @@ class Killed(NamedTuple):
     longest: float
 
 
-def _save_on_and_on(path: Path, number: int, board: Board) -> None:
+def _save_on_and_on(model: mom.MoM, path: Path, number: int, board: Board) -> None:
     """Save a model again and again. All parameters of save `number` have the value `number`."""
-    model = mom.MoM(CONFIG, seed=0)
-    model.tokenizer = tokenizer()
     board.mark(1, 1)
     while True:
-        number += 1
+        number, began = number + 1, time.monotonic()
         for array in model.parameters.values():
             array[...] = number
         model.save_pretrained(path)
         board.mark(0, number)
+        board.mark(2, int(1e6 * (time.monotonic() - began)))
 
 
 def _number_in(path: Path) -> int:
@@ -51,56 +50,73 @@ def _number_in(path: Path) -> int:
     return int(found.pop())
 
 
-def _kill_once(path: Path, number: int, rng: random.Random) -> tuple[int, int]:
-    """Kill a process that saves. Returns the newest save that the process had finished, and the one in the folder."""
-    board = Board()
-    board.mark(0, number)
-    child = os.fork()
-    if child == 0:
-        try:
-            _save_on_and_on(path, number, board)
-        finally:
-            os._exit(1)
-    while not board[1]:
-        time.sleep(0.0005)
-    time.sleep(rng.uniform(0.0, 0.03))
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    need(os.WIFSIGNALED(status), "the process that saves ended by itself")
-    return board[0], _number_in(path)
+class _Folder:
+    """A folder in which saves are killed.
+
+    Parameters
+    ----------
+    model : MoM
+    on_disk : bool
+        Whether the folder is on the disk, rather than in memory.
+    """
+
+    def __init__(self, model: mom.MoM, on_disk: bool) -> None:
+        self.home = new_home(on_disk)
+        self._model, self._number, self._span = model, 1, 0.02
+        for array in model.parameters.values():
+            array[...] = 1
+        model.save_pretrained(self.home / "model")
+
+    def kill_once(self, rng: random.Random) -> bool:
+        """Kill a process that saves. Returns whether the folder then holds the save that was under way."""
+        board, path = Board(), self.home / "model"
+        board.mark(0, self._number)
+        child = os.fork()
+        if child == 0:
+            try:
+                _save_on_and_on(self._model, path, self._number, board)
+            finally:
+                os._exit(1)
+        while not board[1]:
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0.0, 3.0 * self._span))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        need(os.WIFSIGNALED(status), "the process that saves ended by itself")
+        self._span = 0.9 * self._span + 0.1 * (board[2] / 1e6 or 2.0 * self._span)  # of one save
+        told, found = board[0], _number_in(path)
+        need(told <= found <= told + 1, f"save {told} was finished, the folder holds {found}")
+        self._number = found
+        return found > told
+
+    def leftovers(self) -> list[str]:
+        return sorted(set(os.listdir(self.home)) - {"model"})
 
 
 def killed_saves(seconds: float, seed: int, limit: int | None = None) -> Killed:
     """Kill saves for so long, or so often: half of them in memory, half on the disk."""
     rng, end = random.Random(seed), time.monotonic() + seconds
-    homes = [new_home(False), new_home(True)]
-    numbers, problems = [1, 1], []
+    model = mom.MoM(CONFIG, seed=0)
+    model.tokenizer = tokenizer()
+    folders = [_Folder(model, False), _Folder(model, True)]
+    problems: list[str] = []
     kills = newer = leftovers = 0
     longest = 0.0
     try:
-        for home in homes:
-            model = mom.MoM(CONFIG, seed=0)
-            for array in model.parameters.values():
-                array[...] = 1
-            model.save_pretrained(home / "model")
         while time.monotonic() < end and (limit is None or kills < limit) and not problems:
-            which = kills % 2
-            path, began = homes[which] / "model", time.monotonic()
-            try:
-                told, found = _kill_once(path, numbers[which], rng)
-                need(told <= found <= told + 1, f"save {told} was finished, the folder holds {found}")
-                newer += found > told
-                leftovers += len(os.listdir(homes[which])) > 1
-                numbers[which] = found
-            except (Lost, OSError, mom.MomError) as error:
-                problems.append(f"saves, kill {kills + 1}: {error} (--part saves --seed {seed})")
+            folder, began = folders[kills % 2], time.monotonic()
             kills += 1
+            try:
+                newer += folder.kill_once(rng)
+            except (Lost, OSError, mom.MomError) as error:
+                problems.append(f"saves, kill {kills}: {error} (--part saves)")
+            leftovers += bool(folder.leftovers())
             longest = max(longest, time.monotonic() - began)
-        for home in homes:
-            mom.MoM(CONFIG, seed=0).save_pretrained(home / "model")
-            if os.listdir(home) != ["model"]:
-                problems.append(f"saves: left over after the next save: {sorted(os.listdir(home))} (--seed {seed})")
+        for folder in folders:
+            model.save_pretrained(folder.home / "model")
+            if folder.leftovers():
+                problems.append(f"saves: left over after the next save: {folder.leftovers()} (--part saves)")
     finally:
-        for home in homes:
-            shutil.rmtree(home, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder.home, ignore_errors=True)
     return Killed(kills, newer, leftovers, problems, longest)

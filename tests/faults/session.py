@@ -62,7 +62,7 @@ class Session:
         self._longest, self._slowest = 0.0, ""
         print(f"faults: seed {seed}", flush=True)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Begin each work once, here, so that children find all imports done; and see what it does undisturbed."""
         for name, work in self._works.items():
             if name not in self._expected:
@@ -85,7 +85,7 @@ class Session:
             self._run_allocations(seconds, limit)
         else:
             end = time.monotonic() + seconds
-            self._prepare()
+            self.prepare()
             self._run_cases(part, itertools.islice(self._cases(part), limit), end)
 
     def _cases(self, part: str) -> Iterator[Case]:
@@ -164,15 +164,15 @@ class Session:
         done = killed_saves(seconds, self._rng.randrange(2**32), limit)
         self._lines.append(
             f"saves: {done.kills} killed at random moments; {done.kills - done.newer} left the save that was finished "
-            f"before, {done.newer} the one at hand; lost {len(done.problems)}"
+            f"before, {done.newer} the one under way; {done.leftovers} left something over, which the next save removed"
         )
         self._time(done.longest, "a killed save")
         for problem in done.problems:
             self._problem(problem)
 
     def _run_allocations(self, seconds: float, limit: int | None) -> None:
-        done = failing_allocations(seconds, self._seed, limit)
-        words = ", ".join(f"{name} {count}" for name, count in done.failed.items())
+        done = failing_allocations(seconds, limit)
+        words = ", ".join(f"{name} {count}{' (all)' * done_all}" for name, (count, done_all) in done.failed.items())
         self._lines.append(f"allocations that failed: {words}")
         self._time(done.longest, "a failed allocation")
         for problem in done.problems:
@@ -210,7 +210,7 @@ class Session:
 
     def list_calls(self) -> None:
         """Print the calls of each work with their numbers."""
-        self._prepare()
+        self.prepare()
         for name, expected in self._expected.items():
             for number, call in enumerate(expected.calls, 1):
                 print(f"{name} {number} {call.name} {call.path}")
@@ -221,7 +221,7 @@ class Session:
         if case.work not in self._works:
             raise SystemExit(f"--case: {case.work!r} is none of {', '.join(self._works)}")
         self._works = {case.work: self._works[case.work]}
-        self._prepare()
+        self.prepare()
         outcome = self._run_one(case)
         print(f"{case}: {outcome.injected} calls met; left: {outcome.left or 'silence'} {outcome.silent}")
         print(outcome.details, end="")
