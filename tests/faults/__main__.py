@@ -21,7 +21,7 @@ from pathlib import Path
 
 import shim
 
-PARTS = ("kills", "errors", "saves", "allocations")
+PARTS = ("kills", "errors", "saves", "allocations", "random")
 #: Share of the time that each part gets. What a part does not need goes to random combinations.
 SHARES = {"saves": 0.2, "allocations": 0.15, "kills": 0.25, "errors": 0.4}
 FAMILIES = ("save", "prepare", "train", "finetune", "resume")
@@ -75,15 +75,15 @@ def run(session: object, arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     parts = [part for part in SHARES if arguments.part in (None, part)]
     whole = sum(SHARES[part] for part in parts)
-    if {"kills", "errors"} & {*parts}:
+    if arguments.part not in ("saves", "allocations"):
         session.prepare()
     for part in parts:
         left = began + arguments.seconds - time.monotonic()
         session.run(part, left * SHARES[part] / whole, arguments.cases)
         whole -= SHARES[part]
     left = began + arguments.seconds - time.monotonic()
-    if left > 1 and arguments.cases is None and {"kills", "errors"} & {*parts}:
-        session.run("random", left)
+    if arguments.part == "random" or (left > 1 and arguments.cases is None and {"kills", "errors"} & {*parts}):
+        session.run("random", left, arguments.cases)
     return session.summary()
 
 

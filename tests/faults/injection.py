@@ -152,6 +152,7 @@ HARMLESS = [
     ("posixpath.realpath", "lstat", "the path is taken as it is named"),
     ("posixpath.ismount", "lstat", "the path is taken for no mount point"),
     ("pathlib.mkdir", "mkdir", "the folder is there"),
+    ("", "fstat", "Python's open asks for the size of a block; without it, there is a usual one"),
 ]
 
 
@@ -160,8 +161,6 @@ def reason_for_silence(last: str, error: str, stack: list[str]) -> str | None:
     if error == "EINTR":
         return "the call was made again"
     name = last.split(" ")[0]
-    if name.startswith("fstat") and stack and not stack[0].startswith(("atomic", "locks", "_reading")):
-        return "Python's open asks for the size of a block; without it, there is a usual one"
     found = (why for functions, calls, why in HARMLESS if {*functions.split()} <= {*stack} and re.search(calls, name))
     return next(found, None)
 
