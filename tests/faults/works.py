@@ -89,9 +89,13 @@ def contents(folder: Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- works
 class Work:
-    """A work: its family and its own name."""
+    """A work: its family and its own name.
+
+    If its result is not `whole`, it writes files one by one. If the last one cannot be flushed, it is there all the same.
+    """
 
     name = ""
+    whole = True
 
     @property
     def family(self) -> str:
@@ -163,6 +167,7 @@ class SaveTokenizer(Work):
     """`Tokenizer.save` over another tokenizer: file by file, each of them the old or the new one."""
 
     name = "save/tokenizer"
+    whole = False
 
     def begin(self, home: Path) -> None:
         tokenizer("some other words ").save(home / "words")
