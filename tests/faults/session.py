@@ -45,12 +45,12 @@ class Session:
     jobs : int
         Cases that run at the same time.
     family : str, optional
-        Only these works.
+        Only the works of a family, or one work.
     """
 
     def __init__(self, folder: Path, seed: int, jobs: int, family: str | None = None) -> None:
         self._seed, self._jobs, self._rng = seed, jobs, random.Random(seed)
-        self._works = {work.name: work for work in works() if family in (None, work.family)}
+        self._works = {work.name: work for work in works() if family in (None, work.family, work.name)}
         self._folder, self._expected = folder, {}
         self._began = time.monotonic()
         self._problems: list[str] = []

@@ -91,7 +91,8 @@ def contents(folder: Path) -> dict[str, Any]:
 class Work:
     """A work: its family and its own name.
 
-    If its result is not `whole`, it writes files one by one. If the last one cannot be flushed, it is there all the same.
+    A work whose result is not `whole` writes files one by one. If the last one cannot be flushed, it is there all the
+    same.
     """
 
     name = ""
