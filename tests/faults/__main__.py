@@ -33,9 +33,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=60.0, help="how long (default: 60)")
     made.add_argument("--seed", type=int, help="of the order and of all that is random (default: a new one each time)")
     made.add_argument("--part", choices=PARTS, help="only this part")
-    made.add_argument(
-        "--work", choices=FAMILIES, help="only works of this family, in all parts but saves and allocations"
-    )
+    made.add_argument("--work", choices=FAMILIES, help="only works of this family; saves and allocations have none")
     made.add_argument("--cases", type=int, metavar="N", help="at most N cases of each part, and no random ones")
     made.add_argument("--case", metavar="TEXT", help="repeat one case, as a failure names it")
     made.add_argument("--jobs", type=int, default=2, help="cases that run at the same time (default: 2)")

@@ -151,17 +151,20 @@ HARMLESS = [
     ("folders.rotate", "", "a checkpoint that cannot be read is neither counted nor deleted"),
     ("posixpath.realpath", "lstat", "the path is taken as it is named"),
     ("posixpath.ismount", "lstat", "the path is taken for no mount point"),
+    ("atomic._may_be_replaced", "access|lstat", "the files are replaced one by one"),
     ("pathlib.mkdir", "mkdir", "the folder is there"),
     ("", "fstat", "Python's open asks for the size of a block; without it, there is a usual one"),
 ]
 
 
-def reason_for_silence(last: str, error: str, stack: list[str]) -> str | None:
+def reason_for_silence(call: shim.Met, stack: list[str]) -> str | None:
     """Why a call that failed may go unnoticed, or None."""
-    if error == "EINTR":
+    if call.error in ("", "EINTR"):
         return "the call was made again"
-    name = last.split(" ")[0]
-    found = (why for functions, calls, why in HARMLESS if {*functions.split()} <= {*stack} and re.search(calls, name))
+    at_work = {*stack, ""}
+    found = (
+        why for functions, names, why in HARMLESS if {*functions.split()} <= at_work and re.search(names, call.name)
+    )
     return next(found, None)
 
 
@@ -173,7 +176,7 @@ class Outcome:
     problem: str = ""
     injected: int = 0
     left: str = ""
-    silent: str = ""
+    silent: list[str] = field(default_factory=list)
     seconds: float = 0.0
     details: str = field(default="", repr=False)
 
@@ -260,14 +263,14 @@ def _failed(outcome: Outcome, work: Work, home: Path, expected: Expected) -> Out
             error = caught
         functions = stack()
     arming.disarm()
-    outcome.injected, last = arming.injected, arming.last().replace(f"{home}/", "")
+    outcome.injected, met = arming.injected, arming.met()
     try:
         if error is not None:
             outcome.details = "".join(traceback.format_exception(error))
-            _check_error(error, home, last)
+            _check_error(error, home, met)
             outcome.left = f"{type(error).__name__}"
         elif outcome.injected:
-            _check_silence(outcome, last, functions)
+            _check_silence(outcome, met, functions)
             need(result == expected.result, "silence, and another result")
         error = result = None
         gc.collect()
@@ -278,13 +281,13 @@ def _failed(outcome: Outcome, work: Work, home: Path, expected: Expected) -> Out
             need(left != "new" or not work.whole, "an error was raised, but the new state is there")
         _go_on(work, home, expected)
     except BaseException as found:
-        at = f" (at {last})" if last else ""
+        at = f" (at {met[0].name} {met[0].path.replace(f'{home}/', '')})" if met else ""
         outcome.problem = f"{type(found).__name__}: {found}{at}"
         outcome.details += traceback.format_exc()
     return outcome
 
 
-def _check_error(error: BaseException, home: Path, last: str) -> None:
+def _check_error(error: BaseException, home: Path, met: list[shim.Met]) -> None:
     """An error of the system, or of this package, that names a file. (Nobody hears why `os.access` said no.)"""
     need(isinstance(error, (OSError, MomError)), f"raised {type(error).__name__}: {error}")
     names = str(getattr(error, "filename", None) or "") + str(error)
@@ -293,16 +296,17 @@ def _check_error(error: BaseException, home: Path, last: str) -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
-        need(cause is not None or "access" in last.split(" ")[0], f"the cause is not kept: {error}")
+        silent_access = any("access" in call.name for call in met)
+        need(cause is not None or silent_access, f"the cause is not kept: {error}")
 
 
-def _check_silence(outcome: Outcome, last: str, stack: list[str]) -> None:
-    fault = outcome.case.faults[0]
-    if fault.mode == "short":
-        return
-    why = reason_for_silence(last, fault.error, stack)
-    outcome.silent = f"{last.split(' ')[0]}: {why}"
-    need(why is not None, f"silence in {' < '.join(stack[:8])}")
+def _check_silence(outcome: Outcome, met: list[shim.Met], stacks: list[list[str]]) -> None:
+    reasons = set()
+    for call, stack in zip(met, stacks, strict=True):
+        why = reason_for_silence(call, stack)
+        need(why is not None, f"silence in {' < '.join(stack[:8])}")
+        reasons.add(f"{call.name}: {why}")
+    outcome.silent = sorted(reasons)
 
 
 # ---------------------------------------------------------------------- all cases

@@ -128,8 +128,7 @@ class Session:
             if outcome.injected or outcome.problem:
                 self._done[case.work, part] += 1
                 self._left[part, outcome.left or "silence"] += 1
-            if outcome.silent:
-                self._silent[outcome.silent] += 1
+            self._silent.update(outcome.silent)
             self._time(outcome.seconds, str(case))
             if outcome.problem:
                 failures += 1
@@ -223,7 +222,7 @@ class Session:
         self._works = {case.work: self._works[case.work]}
         self.prepare()
         outcome = self._run_one(case)
-        print(f"{case}: {outcome.injected} calls met; left: {outcome.left or 'silence'} {outcome.silent}")
+        print(f"{case}: {outcome.injected} calls met; left: {outcome.left or 'silence'}", *outcome.silent)
         print(outcome.details, end="")
         print(f"FAILED {outcome.problem}" if outcome.problem else "no problem")
         return 1 if outcome.problem else 0

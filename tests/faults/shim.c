@@ -35,8 +35,8 @@ static char watched[PATH_MAX];
 static size_t watched_length;
 static int no_exchange, tells;
 static long made, injected;
-static char trace[1 << 21], last[PATH_MAX + 64];
-static size_t trace_length;
+static char trace[1 << 21], met[1 << 18];
+static size_t trace_length, met_length;
 
 /* ---------------------------------------------------------------- the Python side */
 void faults_watch(const char *folder)
@@ -45,8 +45,8 @@ void faults_watch(const char *folder)
     memcpy(watched, folder, watched_length + 1);
     memset(faults, 0, sizeof faults);
     made = injected = 0;
-    trace_length = 0;
-    trace[0] = last[0] = 0;
+    trace_length = met_length = 0;
+    trace[0] = met[0] = 0;
     no_exchange = 0;
 }
 
@@ -67,7 +67,7 @@ void faults_no_exchange(int number)
     no_exchange = number;
 }
 
-/* Send this signal to this thread wherever a call is made to fail, so that Python can tell where that was. */
+/* Send this signal to this thread wherever one of the first calls is made to fail, so that Python can tell where. */
 void faults_tell(int number)
 {
     tells = number;
@@ -88,10 +88,10 @@ const char *faults_trace(void)
     return trace;
 }
 
-/* The call that the latest fault met. */
-const char *faults_last(void)
+/* The first calls that faults met. */
+const char *faults_met(void)
 {
-    return last;
+    return met;
 }
 
 /* ---------------------------------------------------------------- what is watched */
@@ -154,10 +154,12 @@ static int enter(int kind, const char *name, const char *path)
         if (fault->mode == NOTHING || call < fault->first || call > fault->last || !(fault->kinds & kind))
             continue;
         injected++;
-        snprintf(last, sizeof last, "%s\t%s", name, path);
+        int is_told = met_length + 8192 < sizeof met;
+        if (is_told)
+            met_length += (size_t)snprintf(met + met_length, 8192, "%s\t%s\t%d\n", name, path, fault->number);
         if (fault->mode == KILL_BEFORE)
             end();
-        if (tells && injected == 1)
+        if (tells && is_told)
             raise(tells);
         if (fault->mode == FAIL)
             errno = fault->number;

@@ -66,6 +66,14 @@ class Call(NamedTuple):
         return found
 
 
+class Met(NamedTuple):
+    """A call that a fault met, and the error that it got; empty if it was not to fail."""
+
+    name: str
+    path: str
+    error: str
+
+
 def why_not() -> str | None:
     """Why this machine cannot run the shim, or None if it can."""
     if not sys.platform.startswith("linux"):
@@ -102,10 +110,14 @@ def run_under_shim(arguments: list[str]) -> int:
         return subprocess.run([sys.executable, *arguments], env=environment).returncode
 
 
-def _functions(stack: str) -> list[str]:
-    """Names of functions in a report of `faulthandler`."""
-    found = re.findall(r'File "(.*)", line \d+ in (.*)', stack)
-    return [f"{Path(file.strip('<>').removeprefix('frozen ')).stem}.{name}" for file, name in found]
+def _functions(report: str) -> list[list[str]]:
+    """Names of functions in the stacks that `faulthandler` reports."""
+    parts = report.split("most recent call first")[1:]
+    return [[_function(*found) for found in re.findall(r'File "(.*)", line \d+ in (.*)', part)] for part in parts]
+
+
+def _function(file: str, name: str) -> str:
+    return f"{Path(file.strip('<>').removeprefix('frozen ')).stem}.{name}"
 
 
 class Shim:
@@ -113,7 +125,7 @@ class Shim:
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(None)
-        self._library.faults_trace.restype = self._library.faults_last.restype = ctypes.c_char_p
+        self._library.faults_trace.restype = self._library.faults_met.restype = ctypes.c_char_p
         self._library.faults_count.restype = self._library.faults_injected.restype = ctypes.c_long
         self._slots = 0
 
@@ -138,16 +150,16 @@ class Shim:
         self._library.faults_no_exchange(getattr(errno, error))
 
     @contextlib.contextmanager
-    def telling(self) -> Iterator[Callable[[], list[str]]]:
-        """Yields a function that says which functions of Python were at work when the first call failed.
+    def telling(self) -> Iterator[Callable[[], list[list[str]]]]:
+        """Yields a function that says which functions of Python were at work whenever a call failed.
 
-        They are named like ``atomic.clean_before``, innermost first.
+        They are named like ``atomic.clean_before``, innermost first. There is a list for each of the calls in `met`.
         """
         report = os.memfd_create("stack")
         faulthandler.register(signal.SIGUSR1, report, all_threads=False)
         self._library.faults_tell(signal.SIGUSR1)
         try:
-            yield lambda: _functions(os.pread(report, 1 << 16, 0).decode())
+            yield lambda: _functions(os.pread(report, 1 << 22, 0).decode())
         finally:
             self._library.faults_tell(0)
             faulthandler.unregister(signal.SIGUSR1)
@@ -167,6 +179,7 @@ class Shim:
         lines = os.fsdecode(self._library.faults_trace()).splitlines()
         return [Call(int(kind), name, path) for kind, name, path in (line.split("\t") for line in lines)]
 
-    def last(self) -> str:
-        """The call that the latest fault met, and its path."""
-        return os.fsdecode(self._library.faults_last()).replace("\t", " ")
+    def met(self) -> list[Met]:
+        """The first calls that faults met."""
+        lines = [line.split("\t") for line in os.fsdecode(self._library.faults_met()).splitlines()]
+        return [Met(name, path, errno.errorcode.get(int(number), "")) for name, path, number in lines]
