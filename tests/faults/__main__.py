@@ -2,8 +2,8 @@
 
     python tests/faults --seconds 60
 
-Calls to the system fail, or the process is killed at them, in each call of a save, of preparing data, of training, of
-fine-tuning and of resuming (parts ``kills`` and ``errors``). Saves are killed at random moments (``saves``).
+Saving, preparing data, training, fine-tuning and resuming are disturbed at each of their calls to the system: the call
+fails (part ``errors``), or the process is killed (part ``kills``). Saves are killed at random moments (``saves``).
 Allocations of the C core fail (``allocations``). The order of the cases is drawn from the seed, so a short time covers
 some of each. When all cases have been run, random combinations follow: two faults, a disk that stays full, a system
 that cannot exchange folders, another file system. Exit status 0 if nothing failed.

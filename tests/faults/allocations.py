@@ -1,6 +1,7 @@
 """Each allocation of the C core fails once, in training, fine-tuning, generation, saving and loading.
 
-The call raises `MemoryError`, what it was given is as it was, and a second try gives what an undisturbed one gives.
+The call raises `MemoryError` and changes nothing that was given to it. A second try succeeds, with the result of an
+undisturbed call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Work in forks: what they return, whether they were killed, and what they have told their parent so far."""
+"""Work in forks of this process. A fork returns a result, or is killed; meanwhile it can tell its parent numbers."""
 
 from __future__ import annotations
 
