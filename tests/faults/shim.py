@@ -80,6 +80,8 @@ def why_not() -> str | None:
         return "needs Linux: faults are injected by a library in LD_PRELOAD that reads /proc/self/fd"
     if compiler() is None:
         return "needs a C compiler: cc, gcc, clang or $CC"
+    if re.search("lib[a-z]+san", os.environ.get("LD_PRELOAD", "")):
+        return "needs a build without a sanitizer, which replaces the same functions of the C library"
     if not os.path.isdir("/proc/self/fd"):
         return "needs /proc"
     return None
