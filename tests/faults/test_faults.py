@@ -26,14 +26,14 @@ def faults(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_nothing_is_lost_by_a_sample_of_faults() -> None:
-    found = faults("--seconds", "200", "--cases", "12", "--seed", "1")
+    found = faults("--seconds", "200", "--cases", "8", "--seed", "1")
     assert "faults: seed 1" in found and "failed: 0" in found
-    assert "saves: 12 killed at random moments" in found
+    assert "saves: 8 killed at random moments" in found
     for part in ("kills", "errors"):
         left = re.search(rf"^  {part} left: (.*)$", found, re.MULTILINE)
         assert left is not None, found
-        assert sum(map(int, re.findall(r" (\d+)(?:,|$)", left[1]))) == 12, left[0]
-    assert "allocations that failed: train 3, finetune 3, generate 2, save 2, load 2" in found
+        assert sum(map(int, re.findall(r" (\d+)(?:,|$)", left[1]))) == 8, left[0]
+    assert "allocations that failed: train 2, finetune 2, generate 2, save 1, load 1" in found
 
 
 def test_a_case_can_be_repeated() -> None:
