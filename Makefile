@@ -97,6 +97,10 @@ fuzz: ## look for faults with mutated files, random calls and random sequences, 
 	$(if $(WITH_PYTHON),,$(call build_in,$(TEST_VENV)))
 	$(or $(WITH_PYTHON),$(TEST_VENV)/bin/python) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+faults: ## fail and kill at every call to the system of saves and runs, for SECONDS=60 (SEED=1: repeat that order)
+	$(if $(WITH_PYTHON),,$(call build_in,$(TEST_VENV)))
+	$(or $(WITH_PYTHON),$(TEST_VENV)/bin/python) tests/faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py
 	$(VENV)/bin/python -m mypy

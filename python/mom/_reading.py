@@ -8,11 +8,12 @@ does not mean that the file is damaged; a missing file is a `FileNotFoundError`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from .errors import CheckpointError, MomError
@@ -23,8 +24,8 @@ else:
     import tomli as tomllib
 
 __all__ = [
-    "MAX_BYTES", "check_name", "decode", "is_name", "is_size", "kind_of", "open_file", "parse_json", "read_bytes",
-    "read_json", "read_object", "read_text", "read_toml_file", "shown",
+    "MAX_BYTES", "check_name", "decode", "is_name", "is_size", "kind_of", "naming_file", "open_file", "parse_json",
+    "read_bytes", "read_json", "read_object", "read_text", "read_toml_file", "shown",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -60,6 +61,17 @@ def is_name(value: Any) -> bool:
 
 
 # ---------------------------------------------------------------------- opening
+@contextlib.contextmanager
+def naming_file(path: PathLike) -> Iterator[None]:
+    """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def check_name(path: PathLike, error: type[MomError] = CheckpointError) -> None:
     """Raise if no file can have this name: it holds a NUL, or a character that the system cannot encode."""
     try:
@@ -111,7 +123,9 @@ def open_file(path: PathLike, error: type[MomError], limit: int | None = None, w
     # A pipe that has taken the file's place in between must not block.
     file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     try:
-        _check_kind(path, os.fstat(file.fileno()), error, limit, what)
+        with naming_file(path):
+            found = os.fstat(file.fileno())
+        _check_kind(path, found, error, limit, what)
     except BaseException:
         file.close()
         raise
@@ -128,17 +142,14 @@ def _check_kind(path: PathLike, found: os.stat_result, error: type[MomError], li
 # ---------------------------------------------------------------------- reading
 def read_bytes(path: PathLike, error: type[MomError], limit: int = MAX_BYTES, what: str = "") -> bytes:
     """The content of a regular file of at most `limit` bytes; see `open_file`."""
-    with open_file(path, error, limit, what) as file:
-        parts, size = [], 0
-        try:
-            while part := file.read(1 << 20):
-                parts.append(part)
-                size += len(part)
-                if size > limit:  # it grows, or the system does not know its size
-                    raise error(f"{path}: more than the limit of {limit} bytes{what and f' for {what}'}")
-        except OSError as problem:
-            raise OSError(problem.errno, os.strerror(problem.errno or 0), str(path)) from problem
-        return b"".join(parts)
+    parts, size = [], 0
+    with naming_file(path), open_file(path, error, limit, what) as file:
+        while part := file.read(1 << 20):
+            parts.append(part)
+            size += len(part)
+            if size > limit:  # it grows, or the system does not know its size
+                raise error(f"{path}: more than the limit of {limit} bytes{what and f' for {what}'}")
+    return b"".join(parts)
 
 
 def read_text(path: PathLike, error: type[MomError], limit: int = MAX_BYTES, what: str = "") -> str:

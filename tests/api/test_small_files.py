@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import signal
@@ -332,3 +334,23 @@ def test_a_message_does_not_repeat_a_whole_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="config.json: ") as caught:
         mom.MoMConfig.from_json(tmp_path)
     assert len(str(caught.value)) < 2_000
+
+
+@pytest.mark.parametrize("call", ["fstat", "read"])
+def test_an_error_of_an_open_file_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    (tmp_path / "small.json").write_text("{}")
+
+    def refuse(*arguments: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    class Unreadable(io.FileIO):
+        read = refuse
+
+    with monkeypatch.context() as patch:
+        if call == "fstat":
+            patch.setattr(os, "fstat", refuse)
+        else:
+            patch.setattr(_reading, "open", lambda path, *more, **others: Unreadable(path), raising=False)
+        with pytest.raises(OSError, match="Input/output error.*small.json") as caught:
+            _reading.read_bytes(tmp_path / "small.json", DataError)
+    assert caught.value.filename == str(tmp_path / "small.json")

@@ -180,6 +180,33 @@ def test_failing_rename_is_undone(tmp_path, tokenizer, monkeypatch, others, exch
     assert sorted(os.listdir(tmp_path)) == listing and (out / "mine.txt").exists() == others
 
 
+class Broken:
+    """A file of which one function fails."""
+
+    def __init__(self, file, name):
+        self._file, self._name = file, name
+
+    def __getattr__(self, name):
+        if name == self._name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("name", ["seek", "read", "flush", "truncate", "write"])
+def test_an_error_of_a_token_file_names_the_file(tmp_path, name):
+    writers = [prepare_module._TokenWriter(tmp_path / part, np.dtype("<u2")) for part in ("train.part", "val.part")]
+    for writer in writers:
+        writer.add(np.arange(10))
+    broken = writers[name == "write"]
+    broken.file = Broken(broken.file, name)
+    with pytest.raises(OSError, match="Input/output error.*(train|val).part") as caught:
+        prepare_module._move_tail(*writers, 2)
+        writers[0].finish(tmp_path / "train.bin")
+    assert caught.value.filename == str(broken.path)
+    for writer in writers:
+        writer.close()
+
+
 def test_unreadable_text_leaves_everything_as_it_was(tmp_path, tokenizer):
     source = tmp_path / "a.jsonl"
     source.write_text('{"text": "' + "fine " * 1000 + '"}\nnot json\n')

@@ -265,10 +265,10 @@ class _TokenWriter:
         with naming_file(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
-        self.file.seek(0)
-        digest = hashlib.sha256()
-        while block := self.file.read(_COPY_BYTES):
-            digest.update(block)
+            self.file.seek(0)
+            digest = hashlib.sha256()
+            while block := self.file.read(_COPY_BYTES):
+                digest.update(block)
         os.rename(self.path, path)
         return {"tokens": self.tokens, "documents": self.documents, "sha256": digest.hexdigest()}
 
@@ -277,10 +277,11 @@ def _move_tail(source: _TokenWriter, target: _TokenWriter, count: int) -> None:
     """Move the last `count` tokens from one file to the end of another."""
     position = source.tokens - count
     block_size = _COPY_BYTES // source.dtype.itemsize
-    source.file.seek(position * source.dtype.itemsize)
-    for start in range(0, count, block_size):
-        size = min(block_size, count - start)
-        target.add(np.frombuffer(source.file.read(size * source.dtype.itemsize), source.dtype))
-    source.file.truncate(position * source.dtype.itemsize)
+    with naming_file(source.path):  # an error of the target has its name already
+        source.file.seek(position * source.dtype.itemsize)
+        for start in range(0, count, block_size):
+            size = min(block_size, count - start)
+            target.add(np.frombuffer(source.file.read(size * source.dtype.itemsize), source.dtype))
+        source.file.truncate(position * source.dtype.itemsize)
     source.tokens = position
     _LOG.info("val.bin: the last %d tokens of the text, as no split by documents was possible", count)

@@ -77,12 +77,13 @@ class TokenFile:
             raise DataError(f"dtype: {dtype!r} is not one of 'uint16', 'uint32'")
         if vocab_size is not None and vocab_size < 1:
             raise DataError(f"vocab_size: {vocab_size} is less than 1")
+        beside = self.path.with_name("meta.json")
+        left = mention_of(beside) if kind_of(beside) is None else ""
         if kind_of(self.path) is None:
-            raise DataError(f"{self.path}: no such file{mention_of(self.path.parent)}")
+            raise DataError(f"{self.path}: no such file{left or mention_of(self.path.parent)}")
         if kind_of(self.path) != "file":
             raise DataError(f"{self.path}: is a {kind_of(self.path)}, expected a token file")
-        beside = self.path.with_name("meta.json")
-        if kind_of(beside) is None and (left := mention_of(beside)):
+        if left:
             raise DataError(f"{self.path}: what 'mom prepare' was writing when it was interrupted{left}")
         self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)

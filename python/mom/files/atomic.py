@@ -27,11 +27,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .._reading import kind_of
+from .._reading import kind_of, naming_file
 
 __all__ = [
-    "clean_before", "clean_leftovers", "mention_of", "naming_file", "replacing", "replacing_files",
-    "sibling", "sync_folder",
+    "clean_before", "clean_leftovers", "mention_of", "naming_file", "remove_folder", "replacing",
+    "replacing_files", "sibling", "sync_folder",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -44,17 +44,6 @@ _LONGEST = 200
 
 
 # ---------------------------------------------------------------------- names
-@contextlib.contextmanager
-def naming_file(path: PathLike) -> Iterator[None]:
-    """Put the file's name into an OSError that has none, such as writing to an open file on a full disk raises."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-
-
 def _stem(name: str) -> str:
     """What the temporary names beside a file contain: its name, or for a long name its beginning and a hash."""
     raw = os.fsencode(name)
@@ -107,11 +96,17 @@ def clean_leftovers(folder: PathLike, name: str | None = None) -> list[Path]:
             os.rename(entry, target)
             sync_folder(entry.parent)
         elif entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
+            remove_folder(entry)
         else:
             entry.unlink(missing_ok=True)
         done.append(entry)
     return done
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder that nobody needs. What cannot be deleted is left over for the next writer."""
+    with contextlib.suppress(OSError):  # with ignore_errors, too, some errors are raised
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def clean_before(path: Path) -> None:
@@ -204,7 +199,7 @@ def replacing(path: Path) -> Iterator[Path]:
             sync_folder(temporary)
             _put_in_place(temporary, path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_folder(temporary)
             raise
 
 
@@ -215,7 +210,7 @@ def _put_in_place(new: Path, path: Path) -> None:
         except BaseException:
             _exchange(new, path)
             raise
-        shutil.rmtree(new, ignore_errors=True)  # the earlier version
+        remove_folder(new)  # the earlier version
         return
     with sibling(path, "old") as old:
         try:
@@ -229,7 +224,7 @@ def _put_in_place(new: Path, path: Path) -> None:
             if old.exists():
                 os.rename(old, path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
 
 @contextlib.contextmanager
@@ -278,9 +273,9 @@ def _replacing_one_by_one(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             sync_folder(stage)
             _move_files(stage, folder, [last, *names[:-1]], [*names[:-1], last])
         except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
+            remove_folder(stage)
             raise
-        shutil.rmtree(stage, ignore_errors=True)
+        remove_folder(stage)
     clean_before(folder / last)  # only now: until the files are there, a leftover says that they were not
 
 

@@ -16,7 +16,6 @@ import hashlib
 import io
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +24,7 @@ from .._arguments import flag
 from .._json import to_json
 from .._reading import is_name, is_size, kind_of, open_file, read_json, shown
 from ..errors import CheckpointError, TrainingError
-from .atomic import clean_before, clean_leftovers, naming_file, replacing, sibling, sync_folder
+from .atomic import clean_before, clean_leftovers, naming_file, remove_folder, replacing, sibling, sync_folder
 from .locks import lock_folder
 
 __all__ = [
@@ -380,6 +379,6 @@ def rotate(run_dir: PathLike, keep_last: int, *, prefix: str = "step-", protect:
         # The folder is renamed first: while it is deleted, it must not look like a damaged checkpoint.
         with sibling(folder, "drop") as doomed:
             os.rename(folder, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_folder(doomed)
         dropped.append(folder)
     return dropped

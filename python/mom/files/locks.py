@@ -43,39 +43,44 @@ def lock_folder(folder: Path, argument: str = "run_dir") -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor is not None and os.getpid() == owner:  # in a fork, the lock belongs to the parent
-            with contextlib.suppress(OSError):
-                os.unlink(file)
         if descriptor is not None:
-            os.close(descriptor)
+            if os.getpid() == owner:  # in a fork, the lock belongs to the parent
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
+            with contextlib.suppress(OSError):  # the lock is released in any case
+                os.close(descriptor)
 
 
 def _take(file: Path, folder: Path, argument: str) -> int | None:
     """Open the lock file and lock it. None if the file system has no locks."""
     while True:
-        with naming_file(file):
+        with naming_file(file), contextlib.ExitStack() as undo:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_still(file, descriptor):
-                os.close(descriptor)  # its owner has just removed it
-                continue
-            content = json.dumps({"process": os.getpid(), "host": socket.gethostname()})
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, content.encode(), 0)
-            return descriptor
-        except OSError as error:
-            words = _owner(descriptor)
-            os.close(descriptor)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise TrainingError(
-                    f"{argument}: {folder} is in use by {words}; wait for its end, or use another folder"
-                ) from None
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-                words = f"{argument}: the file system of {folder} has no locks. Make sure that only one run uses it"
-                warnings.warn(words, stacklevel=4)
+            undo.callback(os.close, descriptor)
+            if not _lock(descriptor, folder, argument):
                 return None
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(file)) from None
+            if _is_still(file, descriptor):  # otherwise its owner has just removed it
+                content = json.dumps({"process": os.getpid(), "host": socket.gethostname()})
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, content.encode(), 0)
+                undo.pop_all()
+                return descriptor
+
+
+def _lock(descriptor: int, folder: Path, argument: str) -> bool:
+    """Lock an open file. False, after a warning, if the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            words = f"{argument}: {folder} is in use by {_owner(descriptor)}; wait for its end, or use another folder"
+            raise TrainingError(words) from None
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            words = f"{argument}: the file system of {folder} has no locks. Make sure that only one run uses it"
+            warnings.warn(words, stacklevel=5)
+            return False
+        raise
+    return True
 
 
 def _is_still(file: Path, descriptor: int) -> bool:
