@@ -14,7 +14,7 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan lint stubs bench dist clean
+.PHONY: help demo dev core test test-ecosystem test-levels test-no-openmp test-amx-emulated test-debug test-asan coverage lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,18 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
 		.venv-asan/bin/python -m pytest -q $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
+# Goals of `coverage`, in percent of the C core.
+COVERAGE_LINES ?= 97
+COVERAGE_BRANCHES ?= 90
+
+# The counters lie beside the objects in build/. Level amx is emulated where the processor has AVX-512 without AMX.
+coverage: ## run the tests and show which lines and branches of the C core they reach; needs GCC
+	$(call build_in,.venv-coverage,MOM_COVERAGE=1 \
+		MOM_AMX_EMULATED=$(shell awk '/^flags/ { print /avx512f/ && !/amx_bf16/; exit }' /proc/cpuinfo 2>/dev/null))
+	find build -name '*.gcda' -delete
+	.venv-coverage/bin/python -m pytest -q $(TESTS)
+	.venv-coverage/bin/python tests/core_coverage.py build --lines $(COVERAGE_LINES) --branches $(COVERAGE_BRANCHES)
+
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py
 	$(VENV)/bin/python -m mypy
@@ -93,6 +105,6 @@ dist: ## source distribution and wheel in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove everything that was built
-	rm -rf build dist .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan .venv-coverage $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
 	rm -rf python/*.egg-info python/mom/_core*.so .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,6 @@
 
 #include "base/memory.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__GLIBC__)
@@ -26,12 +25,11 @@ typedef struct {
 
 _Static_assert(sizeof(block_header) <= MOM_ALIGNMENT, "the header must fit before the data");
 
-static int told_to_fail(void) {
-    long n = atomic_load(&fail_countdown);
-    while (n > 0) {
-        if (atomic_compare_exchange_weak(&fail_countdown, &n, n - 1))
+int mom_count_down(atomic_long *count) {
+    long n = atomic_load(count);
+    while (n > 0)
+        if (atomic_compare_exchange_weak(count, &n, n - 1))
             return n == 1;
-    }
     return 0;
 }
 
@@ -108,7 +106,7 @@ static void *allocate(size_t count, size_t size, int reserved, const char *what,
     }
     const size_t bytes = count * size;
     void *data = NULL;
-    if (!told_to_fail()) {
+    if (!mom_count_down(&fail_countdown)) {
         if (bytes >= HUGE_BLOCK)
             data = map_block(bytes, reserved);
         if (!data)

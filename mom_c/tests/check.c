@@ -285,13 +285,15 @@ static mom_status run_again(void *context, mom_error *err) {
     return run(c, (mom_exec){.k = mom_kernels_best(), .threads = 2}, &bytes, err);
 }
 
-void check_failing_memory(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context) {
+/* `fail_at` makes the 1st, 2nd, ... allocation fail, until the attempt comes through. */
+static void refuse_each(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context,
+                        void (*fail_at)(long n)) {
     const size_t before = mom_memory_live_bytes();
     for (long n = 1;; n++) {
         mom_error err = {0};
-        mom_memory_fail_at(n);
+        fail_at(n);
         const mom_status status = attempt(context, &err);
-        mom_memory_fail_at(0);
+        fail_at(0);
         check_that(mom_memory_live_bytes() == before, "%s: %zu bytes before, %zu after allocation %ld failed", what, before,
                    mom_memory_live_bytes(), n);
         if (status == MOM_OK)
@@ -301,6 +303,11 @@ void check_failing_memory(const char *what, mom_status (*attempt)(void *context,
         if (status != MOM_ERR_MEMORY)
             return;
     }
+}
+
+void check_failing_memory(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context) {
+    refuse_each(what, attempt, context, mom_memory_fail_at);
+    refuse_each(what, attempt, context, mom_arena_fail_at);
 }
 
 static void check_one_case(const check_operator *op, size_t i) {

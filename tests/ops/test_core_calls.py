@@ -1,0 +1,211 @@
+"""What holds for every call of the extension itself, below the Python layer that checks arguments.
+
+Each argument in turn is replaced by something wrong, and Python's own allocations are refused one after the other. The
+call returns or raises an ordinary exception, and the core holds as much memory as before.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from operators import make
+
+import mom
+from cases import CASES, cases_of
+from mom import _core
+from mom.model.core_config import core_config
+
+Call = Callable[..., Any]
+#: Functions without arrays, which no operator of `mom.ops` calls with small sizes.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "cpu_info": (), "config_fields": (), "router_kinds": (), "get_num_threads": (), "set_num_threads": (1,),
+    "set_cpu_level": ("baseline",), "memory_live_bytes": (), "memory_peak_bytes": (), "quota_cpus": ("1 1",),
+    "cgroup_cpus": ("/nowhere",), "peak_gflops": ("float32", 1, 0.0), "memory_bandwidth": (64, 1, 1),
+    "kernel_map": ("exp", np.ones(3, np.float32)), "kernel_reduce": ("dot", *[np.ones(3, np.float32)] * 2),
+    "kernel_exp_sum": (np.ones(3, np.float32), 1.0, 0.0), "sample": (np.ones((2, 5), np.float32), 1.0, 3, 0.9, 0, 0),
+    "gemv": (np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.ones(4, np.float32), False, "int8", True),
+}  # fmt: skip
+
+
+def recorded_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Calls of `_core` that the operators make, with their arguments. One for each function and choice of None."""
+    calls: dict[str, tuple[str, tuple[Any, ...]]] = {name: (name, arguments) for name, arguments in PLAIN.items()}
+    functions = {name: getattr(_core, name) for name in dir(_core) if not isinstance(getattr(_core, name), type)}
+
+    def recorder(name: str, function: Call) -> Call:
+        def call(*arguments: Any) -> Any:
+            given = "".join("-" if argument is None else "x" for argument in arguments)
+            calls.setdefault(f"{name} {given}", (name, arguments))
+            return function(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in functions.items():
+            if callable(function) and not name.startswith("__"):
+                patch.setattr(_core, name, recorder(name, function))
+        for operator in CASES:
+            for case in cases_of(operator, "small"):
+                made = make(case, np.random.default_rng(0))
+                made.run(**made.inputs)
+    return calls
+
+
+CALLS = recorded_calls()
+
+
+class Objects:
+    """A network with an optimizer and a decoder, ready for every method."""
+
+    def __init__(self) -> None:
+        config = mom.MoMConfig.preset("demo", vocab_size=11, n_embd=8, n_head=2, n_positions=512, router_dim=4)
+        self.config = core_config(config, "float32")
+        self.network = _core.Network(self.config)
+        self.network.randomize(1)
+        self.optimizer = _core.AdamW(self.network)
+        self.decoder = _core.Decoder(self.network)
+        self.tokens = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+        self.rows = np.array([1, 0], np.int32)
+        self.flags = np.ones(len(self.network.parameter_table()), np.uint8)
+        self.decoder.prefill(self.tokens)
+        self.forward()
+
+    def forward(self) -> None:
+        self.network.forward(self.tokens, labels=self.tokens, keep=True)
+
+    def calls(self) -> dict[str, tuple[Call, tuple[Any, ...]]]:
+        """Every method and property, with arguments that are right."""
+        network, decoder, optimizer = self.network, self.decoder, self.optimizer
+        plan = _core.routing_plan(np.array([[0], [1]]), 2)
+        mask = np.ones((2, 3), np.uint8)
+        positions = np.array([[0, 1, 2]] * 2, np.int32)
+        results = (self.tokens, None, self.tokens, mask, positions, None, None, None, 0, True, False, False)
+        half = self.routed_half()
+        calls: dict[str, tuple[Call, tuple[Any, ...]]] = {
+            "Network": (_core.Network, (self.config,)), "AdamW": (_core.AdamW, (network,)),
+            "Decoder": (_core.Decoder, (network, "int8")),
+            "forward": (network.forward, (*results, self.rows, True, True)),
+            "forward packed": (network.forward, (self.tokens.reshape(-1), np.array([2, 4], np.int32))),
+            "plan": (network.plan, (2, 3, 6, True, False, True)), "zero_grad": (network.zero_grad, ()),
+            "randomize": (network.randomize, (1,)), "logits": (network.logits, (self.rows,)),
+            "route": (network.route, half), "route_counts": (network.route_counts, half),
+            "parameter_table": (network.parameter_table, ()), "parameter": (network.parameter, (0,)),
+            "gradient": (network.gradient, (0,)), "set_trained": (network.set_trained, (self.flags,)),
+            "clip_grad_norm": (_core.clip_grad_norm, (network, 1.0)),
+            "optimizer.step": (optimizer.step, (0.1, 0.9, 0.9, 1e-5, 0.1, 1.0, True)),
+            "exp_avg": (optimizer.exp_avg, (0,)), "exp_avg_sq": (optimizer.exp_avg_sq, (0,)),
+            "prefill": (decoder.prefill, (self.tokens[:, :1].copy(), np.array([1, 0], np.int32))),
+            "decoder.step": (decoder.step, (self.rows,)),
+            "generate": (decoder.generate, (1, 1.0, 3, 0.9, 0, 0, 1, np.ones(2, np.uint8), 10, self.rows)),
+            "reorder": (decoder.reorder, (self.rows,)), "reserve": (decoder.reserve, (12,)),
+            "decoder.route": (decoder.route, half), "clear": (_core.Decoder(network).clear, ()),
+            "plan.repr": (plan.__repr__, ()),
+        }  # fmt: skip
+        setters = {"used": self.flags, "memory_limit": 0, "random_state": (1, 2)}
+        for name, value in setters.items():
+            calls[f"set {name}"] = (setattr, (network, name, value))
+        for owner in (network, decoder, optimizer, plan):
+            for name, member in vars(type(owner)).items():
+                if type(member).__name__ in ("getset_descriptor", "member_descriptor"):
+                    calls[f"get {type(owner).__name__}.{name}"] = (getattr, (owner, name))
+        return calls
+
+    def routed_half(self) -> tuple[int, int, int]:
+        places = range(10)
+        return next((p, 0, h) for p in places for h in (0, 1) if self.network.route(p, 0, h) is not None)
+
+
+METHODS = sorted(Objects().calls())
+JUNK: list[Any] = [
+    None, object(), "x", "é\udc80", -1, 2**70, -(2**70), float("nan"), True, b"x", [], (), {}, [object()], (None,) * 3,
+    np.zeros(3), np.zeros((2, 2), np.int32), np.zeros(0, np.float32), np.array("x"), np.array([[-7, 99]], np.int32),
+]  # fmt: skip
+ORDINARY = (TypeError, ValueError, OverflowError, IndexError, RuntimeError)
+
+
+@pytest.fixture
+def nothing_lost() -> Iterator[None]:
+    gc.collect()
+    held = _core.memory_live_bytes()
+    yield
+    gc.collect()
+    assert _core.memory_live_bytes() == held
+
+
+def with_junk(function: Call, arguments: tuple[Any, ...]) -> int:
+    """Call with each argument replaced by each piece of junk, and with too few and too many. How often it was refused."""
+    tries = [(*arguments[:i], junk, *arguments[i + 1 :]) for i in range(len(arguments)) for junk in JUNK]
+    refused = 0
+    for call in [*tries, arguments[:-1], (*arguments, None), (None,) * 30]:
+        try:
+            function(*call)
+        except ORDINARY as error:
+            refused += 1
+            assert str(error)
+    return refused
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_arguments_of_functions(name: str) -> None:
+    function, arguments = CALLS[name]
+    assert with_junk(getattr(_core, function), arguments) > len(arguments)
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("name", METHODS)
+def test_wrong_arguments_of_methods(name: str) -> None:
+    function, arguments = Objects().calls()[name]
+    if function in (getattr, setattr):
+        owner, attribute, *value = arguments
+        with pytest.raises((AttributeError, TypeError)):
+            delattr(owner, attribute)
+        function, arguments = (lambda *value: setattr(owner, attribute, *value)), tuple(value)
+    assert with_junk(function, arguments) > len(arguments)
+
+
+def refuse_each(call: Callable[[], Any]) -> int:
+    """Refuse the 1st, 2nd, ... allocation of Python objects, until five calls in a row succeed. How many failed."""
+    testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that refuses allocations")
+    refused = n = 0
+    last_failure = -1
+    while n - last_failure <= 5:
+        testcapi.set_nomemory(n, n + 1)
+        try:
+            call()
+        except MemoryError:
+            refused, last_failure = refused + 1, n
+        finally:
+            testcapi.remove_mem_hooks()
+        n += 1
+    return refused
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("name", CALLS)
+def test_refused_objects_of_functions(name: str) -> None:
+    function, arguments = getattr(_core, CALLS[name][0]), CALLS[name][1]
+    refuse_each(lambda: function(*arguments))
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("name", METHODS)
+def test_refused_objects_of_methods(name: str) -> None:
+    function, arguments = Objects().calls()[name]
+    refuse_each(lambda: function(*arguments))
+
+
+def test_refused_objects_while_the_module_is_made() -> None:
+    assert _core.__spec__ is not None
+    specification = importlib.util.spec_from_file_location("mom._core", _core.__spec__.origin)
+    assert specification is not None and specification.loader is not None
+
+    made = [importlib.util.module_from_spec(specification) for _ in range(2000)]
+    execute = specification.loader.exec_module
+    assert refuse_each(lambda: execute(made.pop())) > 20
+    assert vars(made[0]).keys() < vars(made[-1]).keys()
