@@ -5,8 +5,8 @@ the counters. The script needs the `gcov` of the compiler; the variable `GCOV` n
 
 Rules of counting:
 
-- A file counts once, even if several objects contain it, such as the `*.inc` files of the kernels. A line or a branch has
-  run if it ran in any of these objects.
+- A file counts once, even if several objects contain it, such as the `*.inc` files of the kernels. A line or a branch
+  has run if it ran in any of these objects.
 - Files of instruction-set levels that the processor lacks are left out, since their code cannot run here.
 - Branches that no test can take are left out. `NEVER_TAKEN` lists them by the text of their line.
 """
@@ -62,8 +62,10 @@ def level_of(source: Path) -> str | None:
 
 def read(counters: list[Path]) -> dict[str, File]:
     """Sum up the counters of some objects by source file."""
-    command = [os.environ.get("GCOV", "gcov"), "--json-format", "--stdout", "--branch-probabilities", *map(str, counters)]
-    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    command = [os.environ.get("GCOV", "gcov"), "--json-format", "--stdout", "--branch-probabilities"]
+    output = subprocess.run(
+        [*command, *map(str, counters)], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     files: dict[str, File] = defaultdict(File)
     for document in output.splitlines():
         for source in json.loads(document)["files"]:
@@ -129,7 +131,8 @@ def main() -> int:
     if left_out:
         print("left out, because this processor lacks the level:", *left_out)
     reached = lines >= goals.lines and branches >= goals.branches
-    print(f"goal: {goals.lines:g} % of lines and {goals.branches:g} % of branches, {'reached' if reached else 'missed'}")
+    result = "reached" if reached else "missed"
+    print(f"goal: {goals.lines:g} % of lines and {goals.branches:g} % of branches: {result}")
     return 0 if reached else 1
 
 

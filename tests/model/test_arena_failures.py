@@ -1,7 +1,7 @@
 """Every allocation from an arena is made to fail once: MemoryError, nothing else, and the model works on.
 
-Arenas keep their memory and seldom ask the system, so `test_memory_failures` reaches few failure paths. Here nearly every
-function of the core is left once at each of its allocations.
+Arenas keep their memory and seldom ask the system, so `test_memory_failures` reaches few failure paths. Here nearly
+every function of the core is left once at each of its allocations.
 """
 
 from __future__ import annotations

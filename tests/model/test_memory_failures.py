@@ -45,9 +45,7 @@ def failing(n: int, fail_at: FailAt = _core.memory_fail_at) -> Iterator[None]:
         fail_at(0)
 
 
-def every_failure(
-    call: Callable[[], Any], after: Callable[[], None], fail_at: FailAt = _core.memory_fail_at
-) -> int:
+def every_failure(call: Callable[[], Any], after: Callable[[], None], fail_at: FailAt = _core.memory_fail_at) -> int:
     """Run `call` with its 1st, 2nd, ... allocation failing until it comes through; `after` each failure."""
     for n in itertools.count(1):
         with failing(n, fail_at):
