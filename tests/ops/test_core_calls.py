@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,9 +63,10 @@ CALLS = recorded_calls()
 class Objects:
     """A network with an optimizer and a decoder, ready for every method."""
 
-    def __init__(self) -> None:
-        config = mom.MoMConfig.preset("demo", vocab_size=11, n_embd=8, n_head=2, n_positions=512, router_dim=4)
+    def __init__(self, width: int = 8) -> None:
+        config = mom.MoMConfig.preset("demo", vocab_size=11, n_embd=width, n_head=2, n_positions=512, router_dim=4)
         self.config = core_config(config, "float32")
+        self.classifier = _core.Network({**self.config, "num_labels": 2})
         self.network = _core.Network(self.config)
         self.network.randomize(1)
         self.optimizer = _core.AdamW(self.network)
@@ -91,6 +93,10 @@ class Objects:
             "Decoder": (_core.Decoder, (network, "int8")),
             "forward": (network.forward, (*results, self.rows, True, True)),
             "forward packed": (network.forward, (self.tokens.reshape(-1), np.array([2, 4], np.int32))),
+            "forward classes": (self.classifier.forward, (self.tokens, *[None] * 4, self.rows, self.rows, None, 1)),
+            "forward values": (
+                self.classifier.forward, (self.tokens, *[None] * 4, self.rows, None, np.ones((2, 2), np.float32), 0),
+            ),
             "plan": (network.plan, (2, 3, 6, True, False, True)), "zero_grad": (network.zero_grad, ()),
             "randomize": (network.randomize, (1,)), "logits": (network.logits, (self.rows,)),
             "route": (network.route, half), "route_counts": (network.route_counts, half),
@@ -122,8 +128,10 @@ class Objects:
 
 METHODS = sorted(Objects().calls())
 JUNK: list[Any] = [
-    None, object(), "x", "é\udc80", -1, 2**70, -(2**70), float("nan"), True, b"x", [], (), {}, [object()], (None,) * 3,
+    None, object(), "x", "é\udc80", -1, 10**5, 2**70, -(2**70), float("nan"), True, b"x", [], (), {}, [object()],
+    (None,) * 3,
     np.zeros(3), np.zeros((2, 2), np.int32), np.zeros(0, np.float32), np.array("x"), np.array([[-7, 99]], np.int32),
+    np.array([-7, 99], np.int32), np.array([99, -7], np.int32), np.array([2, 3], np.int32),
 ]  # fmt: skip
 ORDINARY = (TypeError, ValueError, OverflowError, IndexError, RuntimeError, AttributeError)
 
@@ -167,6 +175,81 @@ def test_wrong_arguments_of_methods(name: str) -> None:
             delattr(owner, attribute)
         function, arguments = (lambda *value: setattr(owner, attribute, *value)), tuple(value)
     assert with_junk(function, arguments) > len(arguments)
+
+
+FIELDS = _core.config_fields()
+#: Values of a field that no network can have, by what the core says about them.
+BAD_FIELDS = {
+    **{name: (0, 2**25) for name in ("V", "P", "C", "F", "R")}, "H": (0, 3), "num_labels": (2**25,),
+    **{name: (4097,) for name in ("bottom", "top", "chunks")}, "num_attn": (0, 4097), "num_ffn": (0, 4097),
+    "rounds": (65537,), "choices_attn": (0, 2**15 - 1), "choices_ffn": (0, 2**15 - 1), "temperature": (0.0, -1.0),
+    "router_kind": (99,), "masked_query_reference": (2,), "bf16": (2,),
+}  # fmt: skip
+
+
+class NotTrue:
+    """An object that is neither true nor false, and no number either."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("neither true nor false")
+
+    __float__ = __bool__
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("field", FIELDS)
+def test_wrong_configurations(field: str) -> None:
+    config = Objects().config
+    for bad in BAD_FIELDS.get(field, ()):
+        with pytest.raises(ValueError, match="^[a-z_]+: "):
+            _core.Network({**config, field: bad})
+    with pytest.raises(TypeError):
+        _core.Network({**config, field: NotTrue()})
+    with pytest.raises(TypeError, match=f"^config: key '{field}' is missing$"):
+        _core.Network({name: value for name, value in config.items() if name != field})
+    if isinstance(config[field], int) and not isinstance(config[field], bool):
+        for bad in (-1, 2**70):
+            with pytest.raises(ValueError):
+                _core.Network({**config, field: bad})
+
+
+def test_a_configuration_with_another_field() -> None:
+    with pytest.raises(TypeError, match=f"^config: {len(FIELDS) + 1} keys, expected the {len(FIELDS)} of"):
+        _core.Network({**Objects().config, "more": 1})
+
+
+#: What may be asked of a network that another call is using.
+ALWAYS = {
+    "Network", "forward classes", "forward values", "parameter_table", "parameter", "plan.repr", "get AdamW.steps",
+    "get Decoder.weights", "get Network.memory_limit",
+}  # fmt: skip
+
+
+def test_every_call_that_needs_the_network_says_that_it_is_in_use() -> None:
+    """Asked by the handler of a signal, which runs in the middle of a forward pass."""
+    objects = Objects(width=64)
+    calls, answers = objects.calls(), {}
+
+    def ask(*_: Any) -> None:
+        try:
+            objects.network.zero_grad()
+        except RuntimeError:  # the signal came while the core computes
+            for name, (function, arguments) in calls.items():
+                try:
+                    function(*arguments)
+                except RuntimeError as error:
+                    answers[name] = str(error)
+
+    before = signal.signal(signal.SIGALRM, ask)
+    try:
+        while not answers:
+            signal.setitimer(signal.ITIMER_REAL, 0.03)
+            objects.network.forward(np.ones((16, 500), np.int32))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert set(answers.values()) == {"model: in use by another thread; a model is used by one thread at a time"}
+    assert set(calls) - set(answers) == {name for name in calls if name in ALWAYS or "RoutingPlan" in name}
 
 
 def refuse_each(call: Callable[[], Any], *errors: type[Exception]) -> int:
