@@ -285,9 +285,8 @@ static mom_status run_again(void *context, mom_error *err) {
     return run(c, (mom_exec){.k = mom_kernels_best(), .threads = 2}, &bytes, err);
 }
 
-/* `fail_at` makes the 1st, 2nd, ... allocation fail, until the attempt comes through. */
-static void refuse_each(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context,
-                        void (*fail_at)(long n)) {
+void check_failing_memory(const char *what, void (*fail_at)(long n),
+                          mom_status (*attempt)(void *context, mom_error *err), void *context) {
     const size_t before = mom_memory_live_bytes();
     for (long n = 1;; n++) {
         mom_error err = {0};
@@ -305,11 +304,6 @@ static void refuse_each(const char *what, mom_status (*attempt)(void *context, m
     }
 }
 
-void check_failing_memory(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context) {
-    refuse_each(what, attempt, context, mom_memory_fail_at);
-    refuse_each(what, attempt, context, mom_arena_fail_at);
-}
-
 static void check_one_case(const check_operator *op, size_t i) {
     check_case c = {.op = op, .options = op->cases[i].options, .key = mom_rng_key(7, i, 0)};
     memcpy(c.size, op->cases[i].size, sizeof c.size);
@@ -317,7 +311,8 @@ static void check_one_case(const check_operator *op, size_t i) {
     op->define(&c);
     for (const char *const *level = mom_kernels_available(); *level; level++)
         check_level(&c, mom_kernels_get(*level), level == mom_kernels_available());
-    check_failing_memory(op->name, run_again, &c);
+    check_failing_memory(op->name, mom_memory_fail_at, run_again, &c);
+    check_failing_memory(op->name, mom_arena_fail_at, run_again, &c);
     free_arrays(&c);
 }
 
