@@ -101,6 +101,18 @@ faults: ## fail and kill at every call to the system of saves and runs, for SECO
 	$(if $(WITH_PYTHON),,$(call build_in,$(TEST_VENV)))
 	$(or $(WITH_PYTHON),$(TEST_VENV)/bin/python) tests/faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+# Goals of `coverage`, in percent of the C core.
+COVERAGE_LINES ?= 97
+COVERAGE_BRANCHES ?= 90
+
+# The counters lie beside the objects in build/. Level amx is emulated where the processor has AVX-512 without AMX.
+coverage: ## run the tests and show which lines and branches of the C core they reach; needs GCC
+	$(call build_in,.venv-coverage,MOM_COVERAGE=1 \
+		MOM_AMX_EMULATED=$(shell awk '/^flags/ { print /avx512f/ && !/amx_bf16/; exit }' /proc/cpuinfo 2>/dev/null))
+	find build -name '*.gcda' -delete
+	.venv-coverage/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
+	.venv-coverage/bin/python tests/core_coverage.py build --lines $(COVERAGE_LINES) --branches $(COVERAGE_BRANCHES)
+
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
 	$(VENV)/bin/python -m ruff check python tests setup.py
 	$(VENV)/bin/python -m mypy
@@ -117,6 +129,6 @@ dist: ## source distribution and wheel in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove everything that was built
-	rm -rf build dist .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan .venv-coverage $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
 	rm -rf python/*.egg-info python/mom/_core*.so .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ MOM_OPENMP=0        no OpenMP, even where the compiler has it
 MOM_DEBUG=1         assertions, debug information, all warnings as errors
 MOM_WERROR=1        optimised as usual, all warnings as errors
 MOM_SANITIZE=1      AddressSanitizer and UndefinedBehaviorSanitizer
+MOM_COVERAGE=1      counts how often each line and branch runs, for `make coverage`; needs GCC
 MOM_AMX_EMULATED=1  level amx on any processor with AVX-512, its instructions in plain C: slow, to test all the rest
 """
 
@@ -142,6 +143,9 @@ class BuildCore(build_ext):
         if enabled("MOM_SANITIZE"):
             flags += words("SANITIZE")
             link_flags += words("SANITIZE")
+        if enabled("MOM_COVERAGE"):
+            flags += words("COVERAGE")
+            link_flags += words("COVERAGE")
         if has_openmp:
             flags.append("-fopenmp")
             link_flags.append("-fopenmp")

@@ -7,6 +7,9 @@ DEBUG := -O1 -g -UNDEBUG -DMOM_DEBUG -ffp-contract=fast
 # Clang does not vectorise every loop that is marked for it; that is no error.
 WARNINGS := -Wno-pass-failed -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+# Counters are exact with threads. No function is inlined, not even one that asks for it, because every inlined copy would
+# have counters of its own. Headers of the compiler spell the attribute __always_inline__, so their functions are.
+COVERAGE := --coverage -fprofile-update=atomic -O1 -fno-inline -Dalways_inline=noinline -Wno-attributes
 
 # The files of one instruction-set level (kernels/level_<level>.c and kernels/gemm_ukr_<level>.c) get the flags of that
 # level. No other file gets them, so that the check of the processor runs on any machine.

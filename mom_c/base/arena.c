@@ -16,6 +16,10 @@ static void forbid(const void *data, size_t bytes) { (void)data, (void)bytes; }
 static void permit(const void *data, size_t bytes) { (void)data, (void)bytes; }
 #endif
 
+static atomic_long fail_countdown;
+
+void mom_arena_fail_at(long n) { atomic_store(&fail_countdown, n); }
+
 void mom_arena_init(mom_arena *arena, const char *name) { *arena = (mom_arena){.name = name}; }
 
 /* Takes back what one side has beyond `used` bytes. */
@@ -111,6 +115,10 @@ void *mom_arena_alloc(mom_arena *arena, size_t count, size_t size, mom_error *er
         return NULL;
     }
     const size_t bytes = (count * size + MOM_ALIGNMENT - 1) / MOM_ALIGNMENT * MOM_ALIGNMENT;
+    if (mom_count_down(&fail_countdown)) {
+        mom_error_set(err, MOM_ERR_MEMORY, "%s: cannot allocate %zu bytes", arena->name, bytes);
+        return NULL;
+    }
     mom_arena_block *top = arena->top;
     if (arena->region && (!top || !arena->region->data)) {
         void *shared = take(arena->region, arena->side, bytes);

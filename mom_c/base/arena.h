@@ -58,6 +58,10 @@ mom_arena_mark mom_arena_get_mark(const mom_arena *arena);
 void mom_arena_release(mom_arena *arena, mom_arena_mark mark);
 void mom_arena_clear(mom_arena *arena); /* releases everything and keeps one block of the peak size */
 
+/* The n-th allocation of any arena from now (1 = the next) fails, once, also if its block has room; 0 switches this off.
+ * An arena rarely asks for memory, so mom_memory_fail_at alone would not reach most failure paths. */
+void mom_arena_fail_at(long n);
+
 /* Allocates the region's memory. Its arenas must be empty and have no blocks. */
 mom_status mom_region_init(mom_region *region, size_t capacity, const char *name, mom_error *err);
 void mom_region_free(mom_region *region); /* arenas must be empty */

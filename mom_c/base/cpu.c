@@ -116,10 +116,9 @@ static int least_limit(const char *mount, const char *group, int version) {
         return 0;
     for (;;) {
         least = smaller_limit(least, group_cpus(folder, version));
-        char *end = strrchr(folder, '/');
-        if (strlen(folder) <= strlen(mount) || !end)
+        if (strlen(folder) <= strlen(mount))
             return least;
-        *end = 0;
+        *strrchr(folder, '/') = 0; /* `mount` has one, too */
     }
 }
 

@@ -6,7 +6,6 @@
 
 #include "base/memory.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__GLIBC__)
@@ -26,14 +25,7 @@ typedef struct {
 
 _Static_assert(sizeof(block_header) <= MOM_ALIGNMENT, "the header must fit before the data");
 
-static int told_to_fail(void) {
-    long n = atomic_load(&fail_countdown);
-    while (n > 0) {
-        if (atomic_compare_exchange_weak(&fail_countdown, &n, n - 1))
-            return n == 1;
-    }
-    return 0;
-}
+int mom_count_down(atomic_long *count) { return atomic_load(count) > 0 && atomic_fetch_sub(count, 1) == 1; }
 
 /* Large blocks begin at a huge page, and the system is asked to use huge pages for them. Matrix products walk through
  * memory in strides of whole rows. With pages of 4 KB, much of their time would go into address translation. */
@@ -46,10 +38,7 @@ static block_header *header_of(void *block) {
 
 #if defined(__linux__)
 /* The unit in which memory is mapped: 4 KB on most machines, up to 64 KB on some. */
-static size_t page_size(void) {
-    const long size = sysconf(_SC_PAGESIZE);
-    return size > 0 ? (size_t)size : 4096;
-}
+static size_t page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* A mapping filled with zeros. Its data begin at a huge page. NULL if the system refuses. */
 static void *map_block(size_t bytes, int reserved) {
@@ -108,7 +97,7 @@ static void *allocate(size_t count, size_t size, int reserved, const char *what,
     }
     const size_t bytes = count * size;
     void *data = NULL;
-    if (!told_to_fail()) {
+    if (!mom_count_down(&fail_countdown)) {
         if (bytes >= HUGE_BLOCK)
             data = map_block(bytes, reserved);
         if (!data)

@@ -7,6 +7,7 @@
 #ifndef MOM_BASE_MEMORY_H
 #define MOM_BASE_MEMORY_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,8 @@ void mom_memory_trim(void);
 
 /* The n-th allocation from now (1 = the next) fails, once; 0 switches this off. */
 void mom_memory_fail_at(long n);
+/* Counts down by one. Returns 1 for the call that reaches 0, and 0 for all others. A count of 0 or less stays. */
+int mom_count_down(atomic_long *count);
 size_t mom_memory_live_bytes(void);
 size_t mom_memory_peak_bytes(void);
 void mom_memory_reset_peak(void);

@@ -41,8 +41,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     PyObject *network;
     const char *weights = "float32";
     mom_gemv_format format;
-    if (!state ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|s:Decoder", names, state->network_type, &network, &weights) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|s:Decoder", names, state->network_type, &network, &weights) ||
         mom_read_weight_format(weights, &format) < 0)
         return NULL;
     if (((mom_network *)network)->gpt.config.num_labels) {

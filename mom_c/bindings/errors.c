@@ -13,7 +13,7 @@ void mom_init_exceptions(mom_state *state) {
 PyObject *mom_raise(PyObject *owner, const mom_error *err) {
     const mom_state *state =
         PyType_Check(owner) ? PyType_GetModuleState((PyTypeObject *)owner) : PyModule_GetState(owner);
-    if (state && err->code != MOM_ERR_STOPPED) /* a signal's handler has set the exception */
+    if (err->code != MOM_ERR_STOPPED) /* a signal's handler has set the exception */
         PyErr_SetString(state->exceptions[err->code], err->text);
     return NULL;
 }

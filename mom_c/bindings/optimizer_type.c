@@ -66,7 +66,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     static char *names[] = {"network", NULL};
     mom_state *state = PyType_GetModuleState(type);
     PyObject *network;
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!:AdamW", names, state->network_type, &network))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!:AdamW", names, state->network_type, &network))
         return NULL;
     mom_optimizer *self = (mom_optimizer *)type->tp_alloc(type, 0);
     if (!self)

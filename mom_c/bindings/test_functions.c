@@ -66,6 +66,14 @@ static PyObject *memory_fail_at(PyObject *Py_UNUSED(module), PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject *arena_fail_at(PyObject *Py_UNUSED(module), PyObject *arg) {
+    const long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred())
+        return NULL;
+    mom_arena_fail_at(n);
+    Py_RETURN_NONE;
+}
+
 static PyObject *memory_live_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
     return PyLong_FromSize_t(mom_memory_live_bytes());
 }
@@ -97,6 +105,8 @@ static PyObject *config_fields(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(
 
 static void kernel_map(mom_call *call) {
     const char *name = mom_arg_text(call, "name");
+    if (call->failed)
+        return;
     const mom_kernels *k = call->exec.k;
     const struct {
         const char *name;
@@ -118,14 +128,14 @@ static void kernel_reduce(mom_call *call) {
     const mom_kernels *k = call->exec.k;
     const float *a = mom_arg_f32(call, "a", "N"), *b = mom_arg_optional_f32(call, "b", "N");
     const size_t n = mom_size(call, 'N');
-    if (!name)
+    if (call->failed)
         return;
     if (strcmp(name, "sum") == 0)
-        mom_new_number(call, call->failed ? 0.0 : (double)k->vec.sum(a, n));
+        mom_new_number(call, (double)k->vec.sum(a, n));
     else if (strcmp(name, "max") == 0)
-        mom_new_number(call, call->failed ? 0.0 : (double)k->vec.max(a, n));
+        mom_new_number(call, (double)k->vec.max(a, n));
     else if (strcmp(name, "sum_squares") == 0)
-        mom_new_number(call, call->failed ? 0.0 : k->vec.sum_squares(a, n));
+        mom_new_number(call, k->vec.sum_squares(a, n));
     else if (strcmp(name, "dot") == 0 && b)
         mom_new_number(call, (double)k->vec.dot(a, b, n));
     else
@@ -181,6 +191,8 @@ static void sample(mom_call *call) {
 static PyMethodDef functions[] = {
     {"memory_fail_at", memory_fail_at, METH_O,
      "memory_fail_at($module, n, /)\n--\n\nThe n-th allocation of the core from now fails once; 0: none."},
+    {"arena_fail_at", arena_fail_at, METH_O,
+     "arena_fail_at($module, n, /)\n--\n\nThe n-th allocation of the core's arenas from now fails once; 0: none."},
     {"memory_live_bytes", memory_live_bytes, METH_NOARGS, "memory_live_bytes($module, /)\n--\n\nBytes the core holds."},
     {"memory_peak_bytes", memory_peak_bytes, METH_NOARGS,
      "memory_peak_bytes($module, /)\n--\n\nMost bytes the core has held since the start or memory_reset_peak."},

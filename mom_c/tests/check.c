@@ -285,13 +285,14 @@ static mom_status run_again(void *context, mom_error *err) {
     return run(c, (mom_exec){.k = mom_kernels_best(), .threads = 2}, &bytes, err);
 }
 
-void check_failing_memory(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context) {
+void check_failing_memory(const char *what, void (*fail_at)(long n),
+                          mom_status (*attempt)(void *context, mom_error *err), void *context) {
     const size_t before = mom_memory_live_bytes();
     for (long n = 1;; n++) {
         mom_error err = {0};
-        mom_memory_fail_at(n);
+        fail_at(n);
         const mom_status status = attempt(context, &err);
-        mom_memory_fail_at(0);
+        fail_at(0);
         check_that(mom_memory_live_bytes() == before, "%s: %zu bytes before, %zu after allocation %ld failed", what, before,
                    mom_memory_live_bytes(), n);
         if (status == MOM_OK)
@@ -310,7 +311,8 @@ static void check_one_case(const check_operator *op, size_t i) {
     op->define(&c);
     for (const char *const *level = mom_kernels_available(); *level; level++)
         check_level(&c, mom_kernels_get(*level), level == mom_kernels_available());
-    check_failing_memory(op->name, run_again, &c);
+    check_failing_memory(op->name, mom_memory_fail_at, run_again, &c);
+    check_failing_memory(op->name, mom_arena_fail_at, run_again, &c);
     free_arrays(&c);
 }
 

@@ -92,9 +92,10 @@ static inline double *check_expected(const check_case *c, size_t slot) { return 
 void check_that(int condition, const char *format, ...) MOM_PRINTF(2, 3);
 void check_ok(mom_status status, const mom_error *err, const char *what);
 void check_operators(const check_operator *operators, size_t count);
-/* Calls attempt(context) with its first, second, ... allocation refused until it succeeds. Every failure must be
- * MOM_ERR_MEMORY and give back what it took. */
-void check_failing_memory(const char *what, mom_status (*attempt)(void *context, mom_error *err), void *context);
+/* Calls attempt(context) with its first, second, ... allocation refused until it succeeds. `fail_at` is
+ * mom_memory_fail_at or mom_arena_fail_at. Every failure must be MOM_ERR_MEMORY and give back what it took. */
+void check_failing_memory(const char *what, void (*fail_at)(long n),
+                          mom_status (*attempt)(void *context, mom_error *err), void *context);
 /* Set by --quick, for ThreadSanitizer, which takes long: networks run on the best level only, and just what differs with
  * threads. */
 extern int check_quick;

@@ -174,6 +174,6 @@ void check_decoder(void) {
             check_kind(kinds[i], mom_kernels_get(*level));
     for (mom_gemv_format format = MOM_GEMV_F32; format <= MOM_GEMV_INT8; format++) {
         life_of of = {0, format};
-        check_failing_memory("decoder", life, &of);
+        check_failing_memory("decoder", mom_memory_fail_at, life, &of);
     }
 }

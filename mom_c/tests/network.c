@@ -226,6 +226,6 @@ void check_network(void) {
             check_gradients(options);
         check_levels(options);
         check_plan(options);
-        check_failing_memory(kind_name(options), life, &options);
+        check_failing_memory(kind_name(options), mom_memory_fail_at, life, &options);
     }
 }

@@ -33,19 +33,22 @@ CONFIGS = {
 SHAPE = (90, 16)
 
 
+FailAt = Callable[[int], None]
+
+
 @contextmanager
-def failing(n: int) -> Iterator[None]:
-    _core.memory_fail_at(n)
+def failing(n: int, fail_at: FailAt = _core.memory_fail_at) -> Iterator[None]:
+    fail_at(n)
     try:
         yield
     finally:
-        _core.memory_fail_at(0)
+        fail_at(0)
 
 
-def every_failure(call: Callable[[], Any], after: Callable[[], None]) -> int:
+def every_failure(call: Callable[[], Any], after: Callable[[], None], fail_at: FailAt = _core.memory_fail_at) -> int:
     """Run `call` with its 1st, 2nd, ... allocation failing until it comes through; `after` each failure."""
     for n in itertools.count(1):
-        with failing(n):
+        with failing(n, fail_at):
             try:
                 call()
             except MemoryError as error:
@@ -60,18 +63,21 @@ def every_failure(call: Callable[[], Any], after: Callable[[], None]) -> int:
 class Work:
     """A model and one training step of it, repeatable to the bit."""
 
-    def __init__(self, config: mom.MoMConfig, checkpointing: bool = False) -> None:
-        self.checkpointing = checkpointing
+    def __init__(
+        self, config: mom.MoMConfig, checkpointing: bool = False, shape: tuple[int, int] = SHAPE,
+        dtype: str = "float32",
+    ) -> None:  # fmt: skip
+        self.checkpointing, self.dtype = checkpointing, dtype
         rng = np.random.default_rng(3)
         self.config = config
-        self.tokens = rng.integers(0, 17, SHAPE)
-        self.mask = (rng.random(SHAPE) < 0.8).astype(int)
+        self.tokens = rng.integers(0, 17, shape)
+        self.mask = (rng.random(shape) < 0.8).astype(int)
         self.mask[:, 0] = 1
-        self.labels = self.tokens if config.num_labels is None else rng.integers(0, 3, SHAPE[0])
+        self.labels = self.tokens if config.num_labels is None else rng.integers(0, 3, shape[0])
 
     def new_model(self) -> Any:
         kind = mom.MoM if self.config.num_labels is None else mom.MoMForSequenceClassification
-        model = kind(self.config, seed=1)
+        model = kind(self.config, seed=1, dtype=self.dtype)
         model.train()
         model.activation_checkpointing = self.checkpointing
         return model

@@ -34,6 +34,15 @@ def test_a_refused_allocation_is_a_memory_error() -> None:
     assert _core.memory_live_bytes() == live
 
 
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [(2**60, "cannot allocate"), (2**61, "are more than can be addressed"), (2**62, "are more than can be addressed")],
+)
+def test_sizes_beyond_all_memory_are_memory_errors(modules: int, message: str) -> None:
+    with pytest.raises(MemoryError, match=f"^routing plan: .*{message}"):
+        _core.routing_plan_dense(0, modules)
+
+
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="^dtype: 'float16', expected 'float32' or 'bfloat16'$"):
         runtime.machine_peak("float16")

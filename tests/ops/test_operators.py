@@ -6,6 +6,7 @@ Inputs do not change and gradients add up. Failed allocations have no side effec
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -125,11 +126,11 @@ def test_gradients_are_added_to_those_given(case: Case, rng: np.random.Generator
         assert np.array_equal(b, copy)
 
 
-def run_with_failing_allocations(operator: Operator) -> int:
+def run_with_failing_allocations(operator: Operator, fail_at: Callable[[int], None]) -> int:
     """Let the first, second, ... allocation fail until there are no more; how many failed."""
     for n in range(1, 1000):
         held = _core.memory_live_bytes()
-        _core.memory_fail_at(n)
+        fail_at(n)
         try:
             operator.run(**operator.inputs)
         except MemoryError as error:
@@ -138,15 +139,16 @@ def run_with_failing_allocations(operator: Operator) -> int:
         else:
             return n - 1
         finally:
-            _core.memory_fail_at(0)
+            fail_at(0)
     raise AssertionError("allocations do not end")
 
 
+@pytest.mark.parametrize("fail_at", [_core.memory_fail_at, _core.arena_fail_at], ids=["system", "arena"])
 @pytest.mark.parametrize("name", CASES)
-def test_nth_allocation_fails_cleanly(name: str, rng: np.random.Generator) -> None:
+def test_nth_allocation_fails_cleanly(name: str, fail_at: Callable[[int], None], rng: np.random.Generator) -> None:
     operator = make(cases_of(name, "odd", "small")[-1], rng)
     before = flat(operator.run(**operator.inputs))
-    run_with_failing_allocations(operator)
+    run_with_failing_allocations(operator, fail_at)
     assert flat(operator.run(**operator.inputs)) == before
 
 

@@ -100,6 +100,7 @@ def test_quota_of_a_control_group_is_rounded_up(limit: str, cpus: int) -> None:
         ("2:cpuacct,cpu:/o\n", {"cpuacct,cpu/cpu.cfs_quota_us": "50000", "cpuacct,cpu/cpu.cfs_period_us": "10000"}, 5),
         ("2:cpuset,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "15000", "cpu/a/cpu.cfs_period_us": "10000"}, 0),
         ("nonsense\n\n", {}, 0),
+        ("0::/" + "a/" * 2040, {"cpu.max": "100000 100000\n"}, 0),  # the folder's name would be too long
         (None, {"cpu.max": "100000 100000\n"}, 0),
     ],
 )
@@ -132,18 +133,30 @@ int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set) {
     return 0;
 }
 """
+NO_AFFINITY = """
+#define _GNU_SOURCE
+#include <sched.h>
+int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set) {
+    (void)pid, (void)size, (void)set;
+    return -1;
+}
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux" or "LD_PRELOAD" in os.environ, reason="needs Linux")
-def test_cpus_beyond_1024_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "scheduled"), [(MANY_CPUS, 2000), (NO_AFFINITY, os.cpu_count())], ids=["many", "unknown"]
+)
+def test_cpus_that_the_scheduler_allows(source: str, scheduled: int, tmp_path: Path) -> None:
+    """More than 1,024; and if the system does not tell, all that are there."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         pytest.skip("no C compiler")
-    (tmp_path / "many.c").write_text(MANY_CPUS)
-    library = tmp_path / "many.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "many.c"], check=True, timeout=60)
+    (tmp_path / "scheduler.c").write_text(source)
+    library = tmp_path / "scheduler.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "scheduler.c"], check=True, timeout=60)
     done = run_python("import mom; print(mom.cpu_info()['cpus'])", LD_PRELOAD=str(library))
-    assert done.stdout.strip() == str(_core.cgroup_cpus("") or 2000), done.stderr
+    assert done.stdout.strip() == str(min(_core.cgroup_cpus("") or scheduled, scheduled)), done.stderr
 
 
 @pytest.mark.parametrize("n", [0, -1, 257])
