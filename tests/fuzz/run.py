@@ -92,15 +92,15 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def work(part: str, seed: int, first: int, seconds: float, folder: Path, answers: Any) -> None:
-    """Run cases until the time is over, and write one line about each of them."""
+def work(part: str, seed: int, first: int, seconds: float, most: int | None, folder: Path, answers: Any) -> None:
+    """Run cases, at most so many, until the time is over, and write one line about each of them."""
     faulthandler.enable()
     cases = part_named(part, folder / "work")
     gc.collect()
     gc.freeze()  # so that a collection does not look at all modules again
     limit_memory()
     end, number, used = time.monotonic() + seconds, first, memory()
-    while time.monotonic() < end:
+    while time.monotonic() < end and (most is None or number - first < most):
         case = cases.draw(seed, number)
         (folder / "current.json").write_text(json.dumps(case))
         outcome = cases.run(case)
@@ -124,19 +124,26 @@ class Parent:
     seed : int
     failures : Path
         The folder for what fails.
+    most : int, optional
+        Cases of each part; by default as many as the time allows.
     command : sequence of str
         Begins a child's command line.
     """
 
-    def __init__(self, seed: int, failures: Path, command: Sequence[str] = (sys.executable, str(HERE))) -> None:
-        self.seed, self.failures, self.command = seed, failures, command
+    def __init__(
+        self, seed: int, failures: Path, most: int | None = None, command: Sequence[str] = (sys.executable, str(HERE))
+    ) -> None:
+        self.seed, self.failures, self.most, self.command = seed, failures, most, command
 
     def run(self, part: str, seconds: float) -> Tally:
         """Run a part for some time, in as many children as it takes."""
         tally, end, first = Tally(part), time.monotonic() + seconds, 0
-        while (left := end - time.monotonic()) > 0.5 or tally.cases == 0:
+        while self._goes_on(tally, left := end - time.monotonic()):
             first = self._child(tally, first, max(left, 1.0))
         return tally
+
+    def _goes_on(self, tally: Tally, left: float) -> bool:
+        return (left > 0.5 or tally.cases == 0) and (self.most is None or tally.cases < self.most)
 
     def _child(self, tally: Tally, first: int, seconds: float) -> int:
         """Run one child until it ends. Returns the number to go on with."""
@@ -145,6 +152,8 @@ class Parent:
             (folder / "work").mkdir()
             command = [*self.command, "--worker", tally.part, "--seed", str(self.seed), "--first", str(first),
                        "--seconds", str(seconds), "--folder", name]  # fmt: skip
+            if self.most is not None:
+                command[-2:-2] = ["--cases", str(self.most - tally.cases)]
             with open(folder / "errors", "wb") as errors:
                 child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
             number, memories = first, []
@@ -243,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 1 if there was a fault."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="time for all parts together")
+    parser.add_argument("--cases", type=int, help="at most so many cases of each part")
     parser.add_argument("--seed", type=int, help="of all cases (default: another one each time)")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="repeat the case of a file")
@@ -253,13 +263,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if a.worker:
         answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what libraries print is no answer
-        work(a.worker, a.seed, a.first, a.seconds, a.folder, answers)
+        work(a.worker, a.seed, a.first, a.seconds, a.cases, a.folder, answers)
         return 0
     if a.replay:
         return replay(a.replay)
     seed = secrets.randbelow(2**31) if a.seed is None else a.seed
     print(f"seed {seed}", flush=True)
-    parent, parts = Parent(seed, a.failures), a.part or PARTS
+    parent, parts = Parent(seed, a.failures, a.cases), a.part or PARTS
     tallies = [parent.run(part, a.seconds / len(parts)) for part in parts]
     print(f"\nseed {seed}")
     for tally in tallies:

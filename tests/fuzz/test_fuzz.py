@@ -30,12 +30,13 @@ def test_kept_cases(parts: dict[str, Any], path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", case.PARTS)
-def test_a_few_seconds(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = run.main(["--seconds", "2", "--seed", "1", "--part", part, "--failures", str(tmp_path)])
+def test_a_few_cases(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = run.main(
+        ["--seconds", "600", "--cases", "20", "--seed", "1", "--part", part, "--failures", str(tmp_path)]
+    )
     said = capsys.readouterr().out
     assert status == 0 and "0 kinds of faults" in said, said
-    cases = int(said.split(f"{part}: ")[1].split()[0])
-    assert cases >= 3, said
+    assert int(said.split(f"{part}: ")[1].split()[0]) == 20, said
 
 
 @pytest.mark.parametrize("part", case.PARTS)
@@ -106,8 +107,8 @@ def test_a_process_that_dies_is_found_and_the_loop_goes_on(tmp_path: Path, capsy
         "pathlib.Path(sys.argv[-1], 'current.json').write_text(json.dumps({'part': 'calls', 'number': first})); "
         f"os.kill(os.getpid(), {signal.SIGSEGV.value})"
     )
-    tally = run.Parent(3, tmp_path, [sys.executable, "-c", child]).run("calls", 1.0)
-    assert tally.cases >= 2 and "SIGSEGV" in capsys.readouterr().out
+    tally = run.Parent(3, tmp_path, 2, [sys.executable, "-c", child]).run("calls", 600.0)
+    assert tally.cases == 2 and "SIGSEGV" in capsys.readouterr().out
     assert [case.load(file)["number"] for file in tmp_path.glob("*.json")] == ["0"]
 
 

@@ -259,6 +259,23 @@ def test_rows_go_on_where_they_were(done: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("rows", "x" * 9999), ("rows", 4), ("epochs", -1), ("epochs", "1"), ("done", 9), ("done", True),
+     ("random", None), ("random", {"bit_generator": "PCG64"}), ("random", {"bit_generator": "MT19937"})],
+)  # fmt: skip
+def test_a_malformed_position_is_an_error_that_names_the_field(name: str, value: Any) -> None:
+    def made() -> Rows:
+        return Rows([3, 5, 4], 2, 1, 0, lambda rows: MicroBatch({"rows": rows}, 0, 0, 0))
+
+    state = made().state_dict()
+    with pytest.raises(mom.DataError, match=f"^state: {name} is ") as caught:
+        made().load_state_dict({**state, name: value})
+    assert len(str(caught.value)) < 300
+    with pytest.raises(mom.DataError, match="^state: expected the keys"):
+        made().load_state_dict({key: item for key, item in state.items() if key != name})
+
+
+@pytest.mark.parametrize(
     ("warmup", "rates"),
     [(4, [0.25, 0.5, 0.75, 1.0]), (0.25, [0.5, 1.0]), (0.5, [0.25, 0.5, 0.75, 1.0]), (0, [1.0]), (1, [1.0])],
 )

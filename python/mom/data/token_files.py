@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arguments import PathLike
-from .._reading import kind_of
+from .._reading import kind_of, shown
 from ..errors import DataError
 from ..files.atomic import mention_of, naming_file
 from .token_formats import DTYPES, layout_of
@@ -283,12 +283,12 @@ class WindowSampler:
             raise DataError(f"state: expected the keys {', '.join(wanted)}")
         for name in ("mode", "seq_len", "tokens"):
             if state[name] != wanted[name]:
-                raise DataError(f"state: {name} is {state[name]!r}, but this sampler has {wanted[name]!r}")
+                raise DataError(f"state: {name} is {shown(state[name])}, but this sampler has {wanted[name]!r}")
         for name in ("seed", "position"):
             if not isinstance(state[name], int) or isinstance(state[name], bool):
-                raise DataError(f"state: {name} is {state[name]!r}, expected an integer")
+                raise DataError(f"state: {name} is {shown(state[name])}, expected an integer")
         if state["position"] < 0:
-            raise DataError(f"state: position {state['position']} is negative")
+            raise DataError(f"state: position {shown(state['position'])} is negative")
         self.seed, self.position = state["seed"], state["position"]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._reading import shown
 from ..data.batches import bucketed
 from ..data.same_tokenizer import tokenizer_for
 from ..data.token_files import WindowSampler
@@ -128,10 +129,27 @@ class Rows:
         return {"rows": len(self._lengths), "epochs": self._epochs, "done": self._done, "random": self._begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the position of another source of the same rows."""
+        """Continue from the position of another source of the same rows.
+
+        Raises
+        ------
+        DataError
+            If the state belongs to other rows or is malformed.
+        """
+        wanted = self.state_dict()
+        if not isinstance(state, dict) or state.keys() != wanted.keys():
+            raise DataError(f"state: expected the keys {', '.join(wanted)}")
         if state["rows"] != len(self._lengths):
-            raise DataError(f"state: rows is {state['rows']}, but there are {len(self._lengths)}")
-        self._rng.bit_generator.state = state["random"]
+            raise DataError(f"state: rows is {shown(state['rows'])}, but there are {len(self._lengths)}")
+        for name in ("epochs", "done"):
+            if type(state[name]) is not int or state[name] < 0:
+                raise DataError(f"state: {name} is {shown(state[name])}, expected a number of at least 0")
+        try:
+            self._rng.bit_generator.state = state["random"]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"state: random is no state of the random numbers ({error!r})") from None
         if state["epochs"]:
             self._begin_epoch()
+        if state["done"] > len(self._steps):
+            raise DataError(f"state: done is {shown(state['done'])}, but an epoch has {len(self._steps)} steps")
         self._epochs, self._done = state["epochs"], state["done"]
