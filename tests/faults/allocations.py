@@ -50,12 +50,11 @@ def _pieces(home: Path) -> Iterator[tuple[str, Callable[[], Piece]]]:
         made.tokenizer = tokenizer()
         return made
 
-    def generation() -> Piece:
+    def generation(temperature: float) -> Piece:
         made, prompts = model(), [np.arange(3), np.arange(5)]
 
         def call() -> Any:
-            found = [made.generate(prompts, 6, temperature=0.8, seed=1), made.generate(prompts, 5)]
-            return [np.asarray(row).tolist() for rows in found for row in rows]
+            return [np.asarray(row).tolist() for row in made.generate(prompts, 6, temperature=temperature, seed=1)]
 
         return Piece(call, call, lambda: (digest(made), made.random_state))
 
@@ -82,7 +81,8 @@ def _pieces(home: Path) -> Iterator[tuple[str, Callable[[], Piece]]]:
 
         return Piece(lambda: run(False), lambda: run(True), lambda: digest(body))
 
-    pieces = {"train": training, "finetune": finetuning, "generate": generation, "save": saving, "load": loading}
+    pieces = {"train": training, "finetune": finetuning, "generate": lambda: generation(0.8),
+              "generate greedily": lambda: generation(0.0), "save": saving, "load": loading}  # fmt: skip
     yield from pieces.items()
 
 
