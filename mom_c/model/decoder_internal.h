@@ -28,8 +28,9 @@ void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, co
 mom_status mom_sequence_reserve(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err);
 /* Keys and values of one attention half-round. */
 mom_kv mom_decoder_cache(const mom_decoder *d, const mom_sequence *s, size_t entry);
-/* Copies row `row` of `from` to row b of `to`. */
-void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, const mom_pool *pool);
+/* Copies row `row` of `from`, whose rows of choices are `stride` apart, to row b of `to`. */
+void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, size_t stride,
+                            const mom_pool *pool);
 
 /* ---- steps (decoder_step.c) */
 

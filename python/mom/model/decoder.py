@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from .._arguments import as_ids, count, prompts, sampling
+from ..interventions.layout import continued
+from ..interventions.scope import Call, make_call
 from .network import Network
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ class Decoder:
             raise ValueError(f"capacity: {capacity} tokens, n_positions is {model.config.n_positions}")
         self._model = model
         self._core = _core.Decoder(model.core, weights)
+        self._tokens: list[list[int]] = []  # of each sequence, also those that the core has not read yet
+        self._prompt: list[int] = []  # the prompt that each sequence continues
         self._draws = 0  # sampled tokens per sequence: later calls of generate draw other numbers
 
     @property
@@ -138,7 +142,9 @@ class Decoder:
         padded = np.zeros((len(rows), int(lengths.max())), dtype=np.int32)
         for b, row in enumerate(rows):
             padded[b, : len(row)] = row
-        logits = self._core.prefill(padded, lengths)
+        changes = self._changes(rows)
+        logits = self._core.prefill(padded, lengths, None if changes is None else changes.core)
+        self._appended(rows, changes)
         if self._capacity:
             self._core.reserve(self._capacity)
         return logits
@@ -158,7 +164,38 @@ class Decoder:
         ids = as_ids(tokens, "tokens")
         if ids.shape[0] != 1:
             raise ValueError(f"tokens: shape {np.shape(tokens)}, expected (B,)")
-        return self._core.step(ids[0])
+        rows = list(ids[0][:, None])
+        changes = self._changes(rows)
+        logits = self._core.step(ids[0], None if changes is None else changes.core)
+        self._appended(rows, changes)
+        return logits
+
+    def _changes(self, added: list[NDArray[np.int32]], finished: NDArray[np.uint8] | None = None) -> Call | None:
+        """What the model's interventions give to the core when these tokens are added to each sequence.
+
+        The core reads a chosen token, which is the last of `_tokens`, before the tokens that are added. With `finished`
+        nothing is added, and only sequences that go on read theirs.
+        """
+        if not self._model.scopes:
+            return None
+        known = self._tokens or [[] for _ in added]
+        pending = self._core.pending if self._tokens else np.full(len(added), -1)
+        parts = []
+        for b, new in enumerate(added):
+            reads = int(pending[b]) >= 0 and (len(new) > 0 if finished is None else not finished[b])
+            start = len(known[b]) - (1 if pending[b] >= 0 else 0)
+            ids = np.array([*known[b][start : start + reads], *new], np.int32)
+            parts.append((self._prompt[b] if self._tokens else b, start, ids, known[b][:start]))
+        layout = continued(parts)
+        return make_call(self._model.config, layout, list(self._model.scopes)) if len(layout.tokens) else None
+
+    def _appended(self, rows: list[NDArray[np.int32]], changes: Call | None) -> None:
+        if not self._tokens:
+            self._tokens, self._prompt = [[] for _ in rows], list(range(len(rows)))
+        for tokens, new in zip(self._tokens, rows, strict=True):
+            tokens.extend(int(token) for token in new)
+        if changes is not None:
+            changes.finish()
 
     def generate(
         self,
@@ -192,12 +229,14 @@ class Decoder:
         banned = unused if unused is not None and len(unused) else None
         chunks = [np.zeros((0, lengths.size), np.int32)]
         made = 0
-        step = _CHUNK if len(stops) < 2 else 1
+        step = _CHUNK if len(stops) < 2 and not self._model.scopes else 1
         while made < new and not finished.all():
+            changes = self._changes([np.zeros(0, np.int32)] * lengths.size, finished)
             chunk = self._core.generate(
                 min(step, new - made), temperature, kept, mass, seed, self._draws, stop, finished, choices,
-                banned,
+                banned, None if changes is None else changes.core,
             )  # fmt: skip
+            self._appended(list(chunk.T), changes)
             chunks.append(chunk)
             made += len(chunk)
             self._draws += len(chunk)
@@ -217,12 +256,16 @@ class Decoder:
         rows : array of int, shape (B',)
             A row may occur more than once; its cache is then copied. The cache of a row that does not occur is freed.
         """
-        self._core.reorder(as_ids(rows, "rows").reshape(-1))
+        order = as_ids(rows, "rows").reshape(-1)
+        self._core.reorder(order)
+        self._tokens = [list(self._tokens[row]) for row in order]
+        self._prompt = [self._prompt[row] for row in order]
 
     def clear(self) -> None:
         """Forget all sequences; the next `prefill` begins a new batch."""
         self._core.clear()
         self._draws = 0
+        self._tokens, self._prompt = [], []
 
     def route(self, place: int, round: int = 0, half: str = "attn") -> dict[str, NDArray[Any]] | None:
         """How the last token of every sequence was routed.

@@ -13,9 +13,11 @@ from .._arguments import PathLike, as_ids, as_packed, like, prompts, sampling
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..files import names
+from ..interventions.rules import Intervention
 from .decoder import Decoder
 from .network import Network
 from .output import ModelOutput
+from .routes import Routes
 
 __all__ = ["MoM"]
 
@@ -62,6 +64,9 @@ class MoM(Network):
         lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         keep: bool | None = None,
+        routes: Routes | None = None,
+        interventions: Sequence[Intervention] = (),
+        capture: str | Sequence[str] = (),
     ) -> ModelOutput:
         """Forward pass.
 
@@ -84,6 +89,14 @@ class MoM(Network):
             Position ids; by default 0, 1, 2, ... in every sequence.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
+        routes : Routes, optional
+            Choices to force, of the same tokens. Weights are computed anew from the live scores, so that gradients
+            reach the routers. A model's own routes give the same bits.
+        interventions : sequence of Intervention
+            What to change in this call, see `mom.interventions`; beside those of `intervene`.
+        capture : str or sequence of str
+            Names of places, or shell patterns, whose activations `ModelOutput.captured` shall have. All rows are
+            computed then.
 
         Returns
         -------
@@ -108,20 +121,23 @@ class MoM(Network):
         that round is routed or `return_logits` asks for all logits. Results are the same up to rounding.
         """
         given = self.inputs(tokens, lengths, attention_mask, positions)
+        keep = bool(labels is not None if keep is None else keep)
+        call = self.call_of(given, interventions, routes, capture, keep)
         shape = given["tokens"].shape
         as_labels = as_ids if lengths is None else as_packed
-        losses, labelled, logits, routes = self._core.forward(
+        losses, labelled, logits, found = self._core.forward(
             **given,
             labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
-            keep=bool(labels is not None if keep is None else keep),
+            keep=keep,
             training=self.training,
             checkpoint=bool(self.activation_checkpointing),
             logits=bool(return_logits),
             routes=bool(return_routes),
+            interventions=None if call is None else call.core,
         )
         if logits is not None:
             logits = logits.reshape(*shape, self.config.vocab_size)
-        return self.output(given, losses, labelled, logits, routes)
+        return self.output(given, losses, labelled, logits, found, call)
 
     def logits_at(
         self,
@@ -147,8 +163,13 @@ class MoM(Network):
         """
         wanted = as_packed(rows, "rows", "R")
         given = self.inputs(tokens, lengths, attention_mask, positions)
-        logits = self._core.forward(**given, training=self.training, rows=wanted, logits=True)[2]
+        call = self.call_of(given)
+        logits = self._core.forward(
+            **given, training=self.training, rows=wanted, logits=True, interventions=None if call is None else call.core
+        )[2]
         assert logits is not None
+        if call is not None:
+            call.finish()
         return logits
 
     def generate(

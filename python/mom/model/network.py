@@ -28,18 +28,21 @@ from ..files.atomic import mention_of
 from ..files.generation import GenerationDefaults
 from ..files.hub import model_folder
 from ..files.labels import check_labels
+from ..interventions.layout import layout_of
+from ..interventions.rules import Intervention, as_interventions
+from ..interventions.scope import Call, Captured, Scope, capture_bytes, make_call
 from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
 from .memory_plan import MemoryPlan, check_model_fits, plan
 from .output import ModelOutput
-from .routes import of_rounds, read_routes
+from .routes import Routes, of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
 
 __all__ = ["Network"]
 
 Self = TypeVar("Self", bound="Network")
 #: Attributes that live in the core. Copies of a model get their own.
-_OF_CORE = ("_core", "_parameters", "_gradients")
+_OF_CORE = ("_core", "_parameters", "_gradients", "_scopes", "_captured")
 
 
 class Network:
@@ -79,6 +82,8 @@ class Network:
         table = self._core.parameter_table()
         self._parameters = TensorMap("parameters", {row[0]: self._core.parameter(i) for i, row in enumerate(table)})
         self._gradients: TensorMap | None = None
+        self._scopes: list[Scope] = []
+        self._captured: Captured | None = None  # of the last forward pass
         self._trained = np.ones(len(table), np.uint8)
 
     def _check_config(self, config: MoMConfig) -> MoMConfig:
@@ -298,6 +303,73 @@ class Network:
             raise ValueError(f"random_state: expected (seed, counter), got {value!r}")
         self._core.random_state = (seed_of(value[0], "random_state"), seed_of(value[1], "random_state"))
 
+    # ------------------------------------------------------------------ interventions
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Interventions that every call uses now, see `intervene`."""
+        return tuple(rule for scope in self._scopes for rule in scope.rules)
+
+    @contextlib.contextmanager
+    def intervene(self, interventions: Intervention | Sequence[Intervention]) -> Iterator[None]:
+        """Change what the model computes, in every call within the block: forward, backward, generation, evaluation.
+
+        Blocks may be nested; all their interventions apply. A call may lack the rows and positions that a rule names.
+
+        Parameters
+        ----------
+        interventions : sequence of Intervention
+
+        Raises
+        ------
+        ValueError
+            At the end of the block, if an intervention has touched nothing.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+        >>> with model.intervene([mom.Forbid("attn", modules=[2])]):
+        ...     routes = model([[1, 2, 3]], return_routes=True).routes
+        >>> bool((routes.index["attn"] == 2).any())
+        False
+        """
+        scope = Scope(as_interventions(interventions))
+        self._scopes.append(scope)
+        try:
+            yield
+            scope.check()
+        finally:
+            self._scopes = [other for other in self._scopes if other is not scope]
+
+    @property
+    def scopes(self) -> Sequence[Scope]:
+        """The blocks of `intervene` that are open; decoders read them."""
+        return self._scopes
+
+    def call_of(
+        self,
+        given: Mapping[str, Any],
+        interventions: Any = (),
+        routes: Routes | None = None,
+        capture: str | Sequence[str] = (),
+        keep: bool = False,
+    ) -> Call | None:
+        """What these `inputs` give to the core beside the batch; None if nothing applies."""
+        own = as_interventions(interventions)
+        names = [capture] if isinstance(capture, str) else list(capture)
+        if not (own or names or self._scopes or routes is not None):
+            return None
+        if routes is not None and not isinstance(routes, Routes):
+            raise TypeError(f"routes: expected mom.Routes, got {type(routes).__name__}")
+        layout = layout_of(given["tokens"], given.get("mask"), given.get("lengths"))
+        needed = capture_bytes(self.config, names, len(layout.tokens), keep)
+        if self.memory_limit is not None and needed > self.memory_limit:
+            raise MemoryError(
+                f"capture: the copies need {needed:,} bytes, more than the model's memory_limit of {self.memory_limit:,}. "
+                "Capture fewer places or use a smaller batch"
+            )
+        return make_call(self.config, layout, list(self._scopes), own, routes, names, keep)
+
     # ------------------------------------------------------------------ gradients
     def zero_grad(self) -> None:
         """Set all gradients to zero and forget which parameters had one."""
@@ -339,6 +411,8 @@ class Network:
             All gradients are then zero, those of earlier passes, too. Repeat the forward pass.
         """
         self._core.backward(self._all_scales({"lm": lm_scale, "balance": balance_scale}, scales))
+        if self._captured is not None:
+            self._captured.has_gradients = True
 
     def _all_scales(self, single: Mapping[str, float | None], scales: Any) -> dict[str, float]:
         """The scale of each term: from the arguments of `backward` for a `single` term, or from `scales`."""
@@ -384,11 +458,13 @@ class Network:
         labelled: int,
         logits: NDArray[np.float32] | None,
         routes: Mapping[tuple[int, int, int], dict[str, NDArray[Any]]] | None,
+        call: Call | None = None,
     ) -> ModelOutput:
         """What a call returns, from what the core returned for these `inputs`."""
-        shape, lengths = given["tokens"].shape, given.get("lengths")
-        read = None if routes is None else read_routes(routes, self.config, shape, lengths)
-        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled)
+        self._captured = None if call is None else call.finish()
+        tokens, lengths, mask = given["tokens"], given.get("lengths"), given.get("mask")
+        read = None if routes is None else read_routes(routes, self.config, tokens, lengths, mask)
+        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled, self._captured)
 
     def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
         """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.

@@ -1,0 +1,5 @@
+"""Changing what a model computes: rules as data, and how a call turns them into arrays for the core."""
+
+from .rules import Bias, Forbid, Force, Intervention, Patch, RandomRoutes, Scale, TopK, Zero
+
+__all__ = ["Bias", "Forbid", "Force", "Intervention", "Patch", "RandomRoutes", "Scale", "TopK", "Zero"]
