@@ -131,7 +131,7 @@ static size_t appended_rows(const mom_decoder *d, const appended *in) {
 
 static PyObject *run_append(decoder_object *self, const appended *in) {
     mom_held_interventions *held;
-    if (mom_hold_interventions(in->interventions, self->decoder.gpt, appended_rows(&self->decoder, in), &held) < 0)
+    if (mom_hold_interventions(in->interventions, self->decoder.gpt, NULL, appended_rows(&self->decoder, in), &held) < 0)
         return NULL;
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
@@ -207,7 +207,7 @@ static int hold_for_pending(const decoder_object *self, PyObject *interventions,
         PyErr_SetString(PyExc_ValueError, "interventions: are of one token, so n must be 1");
         return -1;
     }
-    return mom_hold_interventions(interventions, self->decoder.gpt, rows, held);
+    return mom_hold_interventions(interventions, self->decoder.gpt, NULL, rows, held);
 }
 
 static PyObject *decoder_generate(decoder_object *self, PyObject *args) {

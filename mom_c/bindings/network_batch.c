@@ -161,7 +161,7 @@ int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_gpt *gpt, mom_bat
     batch->label_loss = (mom_label_loss)label_loss;
     PyArrayObject *tokens = read_tokens(&in, config, batch); /* borrowed */
     if (!tokens || read_arrays(&in, config, tokens, batch) < 0 || check_values(batch, config, (size_t)PyArray_SIZE(tokens)) < 0 ||
-        mom_hold_interventions(interventions, gpt, (size_t)PyArray_SIZE(tokens), held) < 0)
+        mom_hold_interventions(interventions, gpt, batch, (size_t)PyArray_SIZE(tokens), held) < 0)
         return -1;
     batch->interventions = mom_interventions_of(*held);
     return 0;

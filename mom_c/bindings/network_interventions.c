@@ -16,7 +16,7 @@ struct mom_held_interventions {
 typedef struct {
     mom_held_interventions *held;
     const mom_gpt *gpt;
-    size_t N;
+    size_t N, B, T;
 } reader;
 
 /* Room for `count` items in the tables. NULL with MemoryError set on failure. */
@@ -235,15 +235,49 @@ static int read_captures(const reader *r, PyObject *list) {
     return 0;
 }
 
+/* (place, round, rows, out), where the sequences have T tokens, the longest of them */
+static int read_attention(const reader *r, PyObject *object) {
+    const mom_params *params = &r->gpt->params;
+    Py_ssize_t place, round;
+    PyObject *rows_o, *out_o;
+    void *rows, *out;
+    if (object == Py_None)
+        return 0;
+    if (!PyArg_ParseTuple(object, "nnOO:attention", &place, &round, &rows_o, &out_o))
+        return -1;
+    if (place < 0 || (size_t)place >= params->num_places || round < 0 || (size_t)round >= params->places[place].rounds) {
+        PyErr_Format(PyExc_ValueError, "attention: no place %zd with a round %zd", place, round);
+        return -1;
+    }
+    const npy_intp any[1] = {-1};
+    if (hold(r, rows_o, "attention: rows", NPY_INT32, 1, any, 0, 0, &rows) < 0)
+        return -1;
+    const npy_intp count = PyArray_DIM((PyArrayObject *)rows_o, 0), T = (npy_intp)r->T, H = (npy_intp)r->gpt->config.H;
+    const npy_intp shape[4] = {count, H, T, T};
+    for (npy_intp i = 0; i < count; i++)
+        if (((const int32_t *)rows)[i] < 0 || (size_t)((const int32_t *)rows)[i] >= r->B) {
+            PyErr_Format(PyExc_ValueError, "attention: row %d, the batch has %zu", ((const int32_t *)rows)[i], r->B);
+            return -1;
+        }
+    mom_attention_capture *capture = new_table(r, 1, sizeof *capture);
+    if (!capture || hold(r, out_o, "attention: out", NPY_FLOAT32, 4, shape, 1, 0, &out) < 0)
+        return -1;
+    *capture = (mom_attention_capture){(size_t)place, (size_t)round, rows, (size_t)count, out};
+    r->held->interventions.attention = capture;
+    return 0;
+}
+
 /* ---- all of them */
 
 static int read_all(const reader *r, PyObject *tuple) {
     mom_interventions *in = &r->held->interventions;
     const mom_config *c = &r->gpt->config;
     Py_ssize_t attn, ffn;
-    PyObject *routes, *patches, *captures, *touched;
-    if (!PyArg_ParseTuple(tuple, "(nn)pO!O!O!O:interventions", &attn, &ffn, &in->balance_used, &PyList_Type, &routes,
-                          &PyList_Type, &patches, &PyList_Type, &captures, &touched))
+    PyObject *routes, *patches, *captures, *touched, *attention, *losses;
+    const npy_intp N[1] = {(npy_intp)r->N};
+    void *token_losses;
+    if (!PyArg_ParseTuple(tuple, "(nn)O!O!O!OOO:interventions", &attn, &ffn, &PyList_Type, &routes, &PyList_Type, &patches,
+                          &PyList_Type, &captures, &touched, &attention, &losses))
         return -1;
     if (attn < 0 || (size_t)attn > c->choices_attn || ffn < 0 || (size_t)ffn > c->choices_ffn) {
         PyErr_Format(PyExc_ValueError, "choices: (%zd, %zd), expected 0 to %zu and 0 to %zu", attn, ffn, c->choices_attn,
@@ -252,10 +286,15 @@ static int read_all(const reader *r, PyObject *tuple) {
     }
     in->choices[0] = (size_t)attn;
     in->choices[1] = (size_t)ffn;
-    return read_routes(r, routes) < 0 || read_patches(r, patches, touched) < 0 ? -1 : read_captures(r, captures);
+    if (read_routes(r, routes) < 0 || read_patches(r, patches, touched) < 0 || read_captures(r, captures) < 0 ||
+        read_attention(r, attention) < 0 || hold(r, losses, "token_losses", NPY_FLOAT32, 1, N, 1, 1, &token_losses) < 0)
+        return -1;
+    in->token_losses = token_losses;
+    return 0;
 }
 
-int mom_hold_interventions(PyObject *object, const mom_gpt *gpt, size_t N, mom_held_interventions **held) {
+int mom_hold_interventions(PyObject *object, const mom_gpt *gpt, const mom_batch *batch, size_t N,
+                           mom_held_interventions **held) {
     *held = NULL;
     if (object == Py_None)
         return 0;
@@ -270,7 +309,7 @@ int mom_hold_interventions(PyObject *object, const mom_gpt *gpt, size_t N, mom_h
     }
     mom_arena_init(&own->arena, "interventions");
     own->arrays = PyList_New(0);
-    const reader r = {own, gpt, N};
+    const reader r = {own, gpt, N, batch ? batch->B : 0, batch ? batch->T : 0};
     if (!own->arrays || read_all(&r, object) < 0) {
         mom_release_interventions(own);
         return -1;

@@ -33,7 +33,9 @@ static mom_status lm_loss(mom_activations *a, const mom_params *p, int embedding
             MOM_ARENA_NEW(a->dwte, pass->exec->workspace, V * C, pass->err);
     }
     a->head_end = mom_arena_get_mark(pass->exec->workspace);
-    const mom_lm_head head = {a->hidden, value(p, p->wte), r->scored, r->labels, n, V, C};
+    const mom_interventions *in = pass->interventions;
+    const mom_lm_head head = {.hidden = a->hidden, .wte = value(p, p->wte), .rows = r->scored, .labels = r->labels, .n = n,
+                              .V = V, .C = C, .losses = in ? in->token_losses : NULL};
     MOM_TRY(mom_lm_head_gradient(pass->exec, &sum, a->dhidden, a->dwte, &head, pass->err));
     a->losses.labelled = n;
     a->losses.has[MOM_TERM_LM] = 1;

@@ -56,14 +56,23 @@ typedef struct {
     float *gradients; /* (N, width), written by backward; or NULL */
 } mom_capture;
 
+/* Probabilities of one attention half-round: see ops/attention_probabilities.h. */
+typedef struct {
+    size_t place, round;
+    const int32_t *rows; /* (row_count) sequences */
+    size_t row_count;
+    float *out; /* (row_count, H, T, T) */
+} mom_attention_capture;
+
 typedef struct {
     const mom_route_change *const *routes; /* by place: rounds * 2 entries, attention then feed-forward; or NULL */
     size_t choices[2];                     /* kept choices of a half's rounds in place of the configuration's; 0: those */
-    int balance_used; /* the balance loss counts first choices as they were made, not as the router preferred them */
     const mom_patch *patches;
     size_t patch_count;
     const mom_capture *captures;
     size_t capture_count;
+    const mom_attention_capture *attention; /* or NULL */
+    float *token_losses; /* (N) the loss of each row with a label; the others are left alone. Or NULL */
     int all_outputs; /* a dry run: as if every half-round had a patch and a capture of its outputs */
 } mom_interventions;
 

@@ -48,7 +48,7 @@ class Resolved:
     def touched(self) -> dict[int, bool]:
         """By number in the list: whether an intervention has touched anything in this call."""
         used = dict(self._used)
-        for number, count in zip(self._patches, self.core[5], strict=True):
+        for number, count in zip(self._patches, self.core[4], strict=True):
             used[number] = used.get(number, False) or bool(count)
         return used
 
@@ -277,7 +277,7 @@ class _Resolver:
         keys = sorted(set(self.forced) | set(self.bias))
         routes = [(*key, self.forced.get(key), self.bias.get(key)) for key in keys]
         touched = np.zeros(len(self.patches), np.int64)
-        core = (tuple(self.kept), False, routes, self.patches, captures, touched)
+        core = (tuple(self.kept), routes, self.patches, captures, touched, None, None)
         return Resolved(core, _used=self.used, _patches=self.patch_owner, **arrays)
 
 

@@ -85,11 +85,15 @@ class Call:
     own: Scope
     resolved: Resolved
     shape: tuple[int, ...]
+    #: (N,) for the core to fill in, NaN elsewhere.
+    token_losses: Floats | None = None
+    #: (place, round, rows, out) for the core to fill in.
+    attention: tuple[Any, ...] | None = None
 
     @property
     def core(self) -> tuple[Any, ...]:
         """For the core's ``interventions``."""
-        return self.resolved.core
+        return (*self.resolved.core[:5], self.attention, self.token_losses)
 
     def finish(self) -> Captured | None:
         """After the call: note what was touched, raise for an own intervention that touched nothing."""
@@ -116,13 +120,16 @@ def make_call(
     routes: Routes | None = None,
     capture: Sequence[str] = (),
     gradients: bool = False,
+    token_losses: bool = False,
+    attention: tuple[Any, ...] | None = None,
 ) -> Call | None:
     """Resolve everything that applies to one call; None if nothing does."""
     ambient = [rule for scope in scopes for rule in scope.rules]
-    if not ambient and not own and routes is None and not capture:
+    if not (ambient or own or capture or token_losses or attention or routes is not None):
         return None
     resolved = resolve(config, layout, own, routes, capture, gradients, ambient=ambient)
-    return Call(scopes, Scope(tuple(own)), resolved, layout.shape)
+    losses = np.full(len(layout.tokens), np.nan, np.float32) if token_losses else None
+    return Call(scopes, Scope(tuple(own)), resolved, layout.shape, losses, attention)
 
 
 def capture_bytes(config: MoMConfig, capture: Sequence[str], tokens: int, gradients: bool) -> int:

@@ -67,6 +67,7 @@ class MoM(Network):
         routes: Routes | None = None,
         interventions: Sequence[Intervention] = (),
         capture: str | Sequence[str] = (),
+        return_token_losses: bool = False,
     ) -> ModelOutput:
         """Forward pass.
 
@@ -97,6 +98,8 @@ class MoM(Network):
         capture : str or sequence of str
             Names of places, or shell patterns, whose activations `ModelOutput.captured` shall have. All rows are
             computed then.
+        return_token_losses : bool
+            Also return the loss of every prediction, `ModelOutput.token_losses`.
 
         Returns
         -------
@@ -122,7 +125,9 @@ class MoM(Network):
         """
         given = self.inputs(tokens, lengths, attention_mask, positions)
         keep = bool(labels is not None if keep is None else keep)
-        call = self.call_of(given, interventions, routes, capture, keep)
+        if return_token_losses and labels is None:
+            raise ValueError("return_token_losses: needs labels")
+        call = self.call_of(given, interventions, routes, capture, keep, bool(return_token_losses))
         shape = given["tokens"].shape
         as_labels = as_ids if lengths is None else as_packed
         losses, labelled, logits, found = self._core.forward(

@@ -7,8 +7,11 @@ writes files.
 from __future__ import annotations
 
 import contextlib
+import copy
+import difflib
 import fnmatch
 import html
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -22,15 +25,17 @@ from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed
 from .._arguments import seed as seed_of
 from .._reading import kind_of
 from ..config import MoMConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..files import folders, names, weights
 from ..files.atomic import mention_of
 from ..files.generation import GenerationDefaults
 from ..files.hub import model_folder
 from ..files.labels import check_labels
 from ..interventions.layout import layout_of
+from ..interventions.places import places_of
 from ..interventions.rules import Intervention, as_interventions
 from ..interventions.scope import Call, Captured, Scope, capture_bytes, make_call
+from ..interventions.selection import numbers
 from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
 from .memory_plan import MemoryPlan, check_model_fits, plan
@@ -353,22 +358,25 @@ class Network:
         routes: Routes | None = None,
         capture: str | Sequence[str] = (),
         keep: bool = False,
+        token_losses: bool = False,
+        attention: tuple[Any, ...] | None = None,
     ) -> Call | None:
         """What these `inputs` give to the core beside the batch; None if nothing applies."""
         own = as_interventions(interventions)
         names = [capture] if isinstance(capture, str) else list(capture)
-        if not (own or names or self._scopes or routes is not None):
+        if not (own or names or self._scopes or token_losses or attention or routes is not None):
             return None
         if routes is not None and not isinstance(routes, Routes):
             raise TypeError(f"routes: expected mom.Routes, got {type(routes).__name__}")
         layout = layout_of(given["tokens"], given.get("mask"), given.get("lengths"))
         needed = capture_bytes(self.config, names, len(layout.tokens), keep)
-        if self.memory_limit is not None and needed > self.memory_limit:
-            raise MemoryError(
-                f"capture: the copies need {needed:,} bytes, more than the model's memory_limit of {self.memory_limit:,}. "
-                "Capture fewer places or use a smaller batch"
-            )
-        return make_call(self.config, layout, list(self._scopes), own, routes, names, keep)
+        self._check_room("capture: the copies", needed, "Capture fewer places or use a smaller batch")
+        return make_call(self.config, layout, list(self._scopes), own, routes, names, keep, token_losses, attention)
+
+    def _check_room(self, what: str, needed: int, way_out: str) -> None:
+        limit = self.memory_limit
+        if limit is not None and needed > limit:
+            raise MemoryError(f"{what} need {needed:,} bytes, more than the model's memory_limit of {limit:,}. {way_out}")
 
     # ------------------------------------------------------------------ gradients
     def zero_grad(self) -> None:
@@ -464,7 +472,8 @@ class Network:
         self._captured = None if call is None else call.finish()
         tokens, lengths, mask = given["tokens"], given.get("lengths"), given.get("mask")
         read = None if routes is None else read_routes(routes, self.config, tokens, lengths, mask)
-        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled, self._captured)
+        by_token = None if call is None or call.token_losses is None else call.token_losses.reshape(tokens.shape)
+        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled, self._captured, by_token)
 
     def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
         """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.
@@ -473,7 +482,102 @@ class Network:
         """
         return of_rounds(self.config, self._core.route_counts)
 
+    def attention(
+        self,
+        tokens: ArrayLike,
+        place: str,
+        rows: Sequence[int] | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> NDArray[np.float32]:
+        """Probabilities with which queries attend to keys in one half-round, without dropout.
+
+        Parameters
+        ----------
+        tokens, attention_mask, lengths, interventions
+            As for a forward pass.
+        place : str
+            Such as ``"block0.round1.attn"`` or ``"anchor0.attn"``.
+        rows : sequence of int, optional
+            Sequences of the batch; by default all. Only theirs are computed and held.
+
+        Returns
+        -------
+        ndarray of float32, shape (rows, H, T, T)
+            Of each head, query by key. A query whose token chose no module has zeros. In packed rows T is the longest
+            length, and what lies beyond a sequence's own is zero.
+
+        Raises
+        ------
+        ValueError
+            For an unknown place or row.
+        MemoryError
+            If the result would exceed `memory_limit`; the message has the figures.
+        """
+        given = self.inputs(tokens, lengths, attention_mask, None)
+        known = places_of(self.config)
+        names = [name.removesuffix(".input") for name in known if name.endswith(".attn.input")]
+        if place not in names:
+            near = difflib.get_close_matches(str(place), names, n=3, cutoff=0.4)
+            raise ValueError(f"place: no attention at {place!r}; there is {', '.join(map(repr, near or names))}")
+        _, number, round, _, _ = known[f"{place}.input"].site
+        count = len(given["tokens"]) if lengths is None else len(given["lengths"])
+        longest = given["tokens"].shape[1] if lengths is None else int(given["lengths"].max())
+        chosen = np.arange(count, dtype=np.int32) if rows is None else np.array(numbers(rows, "rows"), np.int32)
+        if chosen.max(initial=-1) >= count:
+            raise ValueError(f"rows: there is no row {chosen.max()}; the batch has {count}")
+        shape = (len(chosen), self.config.n_head, longest, longest)
+        self._check_room("rows: the probabilities", 4 * math.prod(shape), "Ask for fewer rows")
+        out = np.zeros(shape, np.float32)
+        call = self.call_of(given, interventions, attention=(number, round, chosen, out))
+        assert call is not None
+        if self.is_classifier and lengths is None:
+            given["pooled"] = np.zeros(count, np.int32)
+        self._core.forward(**given, training=False, interventions=call.core)
+        call.finish()
+        return out
+
     # ------------------------------------------------------------------ copies
+    def copy(self: Self) -> Self:
+        """A model with copies of the weights and of everything else but gradients and activations."""
+        return copy.deepcopy(self)
+
+    def with_config(self: Self, **changes: Any) -> Self:
+        """A model with copies of these weights under another configuration.
+
+        Parameters
+        ----------
+        **changes
+            Fields of the configuration, such as ``routing_top_k=1`` or ``depth_per_chunk=6``.
+
+        Raises
+        ------
+        ConfigError
+            If a field changes the name or the shape of a parameter, or is not valid.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+        >>> model.with_config(routing_top_k=1).config.routing_top_k
+        1
+        """
+        config = self.config.replace(**changes)
+        before, after = names.canonical_names(self.config), names.canonical_names(config)
+        if before != after:
+            other = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            raise ConfigError(
+                f"{', '.join(changes)}: the weights do not fit; {other[0]} is {before.get(other[0], 'absent')} now and would "
+                f"be {after.get(other[0], 'absent')}"
+            )
+        state = self.__getstate__()
+        state["attributes"] = {**state["attributes"], "_config": config}
+        model = type(self).__new__(type(self))
+        model.__setstate__(state)
+        return model
+
     def __getstate__(self) -> dict[str, Any]:
         """All attributes, with copies of the weights, for `copy.deepcopy` and for other processes (joblib).
 

@@ -33,6 +33,9 @@ class ModelOutput:
         How many positions were scored.
     captured : Captured or None
         Activations by name of the place, if the call asked for some.
+    token_losses : ndarray of float32 or None
+        (B, T), or (N,) for packed rows: at each position the loss of its prediction of the next token; NaN where that has
+        no label. Their mean is `lm_loss`.
     """
 
     loss: float | None
@@ -41,6 +44,7 @@ class ModelOutput:
     routes: Routes | None
     num_labelled: int
     captured: Captured | None = None
+    token_losses: NDArray[np.float32] | None = None
 
     @property
     def lm_loss(self) -> float | None:

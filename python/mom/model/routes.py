@@ -6,7 +6,6 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from .._extras import need
 from .._reading import read_bytes
 from ..config import MoMConfig
 from ..errors import DataError
-from ..files.atomic import replacing
+from ..files.folders import write_file
 from ..interventions.layout import layout_of
 from ..interventions.selection import FREE, HALVES, choices_to_keep, rounds_of, selected
 
@@ -246,8 +245,7 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
                        f"{half}.weight": self.weight[half]}  # fmt: skip
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        with replacing(Path(path)) as new:
-            new.write_bytes(buffer.getvalue())
+        write_file(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: PathLike) -> Routes:
