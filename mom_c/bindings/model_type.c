@@ -177,7 +177,8 @@ static PyObject *network_backward(mom_network *self, PyObject *arg) {
 static PyObject *network_plan(mom_network *self, PyObject *args) {
     Py_ssize_t B, T, N;
     mom_memory_key key = {0};
-    if (!PyArg_ParseTuple(args, "nnnppp:plan", &B, &T, &N, &key.keep, &key.checkpoint, &key.training))
+    if (!PyArg_ParseTuple(args, "nnnppp|p:plan", &B, &T, &N, &key.keep, &key.checkpoint, &key.training,
+                          &key.outputs))
         return NULL;
     if (B < 1 || T < 1 || B > INT32_MAX / T) {
         PyErr_Format(PyExc_ValueError, "batch, length: %zd sequences of %zd tokens, expected 1 to %d tokens in all", B, T,
@@ -470,7 +471,8 @@ static PyMethodDef network_methods[] = {
     {"backward", (PyCFunction)network_backward, METH_O,
      "backward($self, scales, /)\n--\n\nAdd to the gradients those of the sum of loss terms, each times its scale by name."},
     {"plan", (PyCFunction)network_plan, METH_VARARGS,
-     "plan($self, batch, length, tokens, keep, checkpoint, training, /)\n--\n\nBytes of a labelled forward pass, by kind."},
+     "plan($self, batch, length, tokens, keep, checkpoint, training, outputs=False, /)\n--\n\n"
+     "Bytes of a labelled forward pass, by kind; with `outputs`, one in which outputs are captured or patched."},
     {"zero_grad", (PyCFunction)network_zero_grad, METH_NOARGS, "zero_grad($self, /)\n--\n\nZero all gradients."},
     {"randomize", (PyCFunction)network_randomize, METH_O, "randomize($self, seed, /)\n--\n\nFresh parameters."},
     {"logits", (PyCFunction)network_logits, METH_O,

@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from .training import AdamW, FinetuneConfig, TrainingConfig, clip_grad_norm, pretrain, train
 
 __all__ = [
-    "AdamW", "Bias", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "Forbid", "Force",
-    "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module", "MomError",
-    "Patch", "Pool", "RandomRoutes", "Router", "Routes", "Scale", "Tokenizer", "TopK", "TrainingConfig", "TrainingError",
-    "TrainingInterrupted", "Zero", "__version__", "clip_grad_norm", "cpu_info", "data", "evaluate", "get_num_threads",
-    "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level", "set_num_threads", "train", "xsum",
+    "AdamW", "Bias", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "Forbid",
+    "Force", "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module",
+    "MomError", "Patch", "Pool", "RandomRoutes", "Router", "Routes", "Scale", "Tokenizer", "TopK", "TrainingConfig",
+    "TrainingError", "TrainingInterrupted", "Zero", "__version__", "clip_grad_norm", "cpu_info", "data", "evaluate",
+    "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level", "set_num_threads", "train",
+    "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (

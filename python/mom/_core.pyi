@@ -296,7 +296,15 @@ class Network:
     @property
     def region_parts(self) -> tuple[int, int, int]: ...
     def plan(
-        self, batch: int, length: int, tokens: int, keep: bool, checkpoint: bool, training: bool, /
+        self,
+        batch: int,
+        length: int,
+        tokens: int,
+        keep: bool,
+        checkpoint: bool,
+        training: bool,
+        outputs: bool = False,
+        /,
     ) -> dict[str, int]: ...
     def backward(self, scales: dict[str, float], /) -> None: ...
     def zero_grad(self) -> None: ...

@@ -128,8 +128,8 @@ class MoMConfig(Settings):
         Whether the share of tokens f_m is counted in each micro-batch (default; the reference) or
         over the micro-batches since the gradients were last zeroed (arXiv:2501.11873).
     balance_routes : {"preferred", "used"}
-        Which choice of a token f_m counts: the one with the best score (default; the reference), or the first one that was
-        made. They differ where choices are forced, see `mom.Force`.
+        Which choice of a token f_m counts: the one with the best score (default; the reference), or the first one that
+        was made. They differ where choices are forced, see `mom.Force`.
     router_choices : {"max", "own", "reference"}
         Outputs of a router, without SKIP: ``"max"`` (default) the larger pool for both halves,
         ``"own"`` each half's own pool, ``"reference"`` ``num_ffn`` for linear and ``dev`` routers

@@ -13,6 +13,7 @@ from mom.config import MoMConfig
 from mom.errors import ConfigError
 from mom.routing import module_use, paths
 from padding import padded
+from route_entries import entries
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 97, "n_positions": 40, "n_embd": 48, "n_head": 3, "n_layer": 2, "chunks": 1, "num_attn": 3,
@@ -92,10 +93,6 @@ def run(model: Any, call: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     gradients = {name: value.copy() for name, value in model.gradients.items()}
     model.zero_grad()
     return out, gradients
-
-
-def entries(out: Any) -> list[dict[str, np.ndarray]]:
-    return [entry for half in out.routes.values() for rounds in half for entry in rounds if entry is not None]
 
 
 def check_gradients(have: dict[str, np.ndarray], want: dict[str, np.ndarray], dtype: str, what: str) -> None:
@@ -247,7 +244,7 @@ def test_routes_know_their_rows() -> None:
     routes = model(**setting.packed(), return_routes=True).routes
     alone = [model(row[None], return_routes=True).routes for row in setting.rows]
     for b, own in enumerate(alone):
-        for have, want in zip(entries_of(routes), entries_of(own), strict=True):
+        for have, want in zip(entries(routes), entries(own), strict=True):
             assert np.array_equal(routes.of_row(have["index"], b), own.of_row(want["index"], 0))
         assert paths(routes, b) == paths(own)
     counted = np.repeat([0, 0, 1], setting.lengths)
@@ -255,10 +252,6 @@ def test_routes_know_their_rows() -> None:
         np.testing.assert_array_equal(use.share, module_use(alone[2])[half].share)
     with pytest.raises(ValueError, match=r"mask: shape \(8,\), expected \(9,\) like the tokens"):
         module_use(routes, counted[:8])
-
-
-def entries_of(routes: Any) -> list[dict[str, np.ndarray]]:
-    return [entry for half in routes.values() for rounds in half for entry in rounds if entry is not None]
 
 
 TOKENS = np.arange(9)

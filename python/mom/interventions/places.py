@@ -54,7 +54,10 @@ def places_of(config: MoMConfig) -> dict[str, Place]:
                     Place(f"anchor{anchors}.{name}.output", (_OUTPUT, number, 0, half, 0), config.n_embd),
                 ]
             anchors += 1
-    found += [Place("final", (_FINAL, 0, 0, 0, 0), config.n_embd), Place("hidden", (_HIDDEN, 0, 0, 0, 0), config.n_embd)]
+    found += [
+        Place("final", (_FINAL, 0, 0, 0, 0), config.n_embd),
+        Place("hidden", (_HIDDEN, 0, 0, 0, 0), config.n_embd),
+    ]
     return {place.name: place for place in found}
 
 

@@ -42,7 +42,8 @@ def _prefixes(layout: Layout) -> npt.NDArray[np.uint64]:
 def _new_sequence(layout: Layout) -> npt.NDArray[np.bool_]:
     """Whether token i + 1 begins another sequence than token i."""
     jump = layout.position[1:] != layout.position[:-1] + 1
-    return jump | (layout.row[1:] != layout.row[:-1])
+    new: npt.NDArray[np.bool_] = jump | (layout.row[1:] != layout.row[:-1])
+    return new
 
 
 def random_choices(
@@ -51,8 +52,8 @@ def random_choices(
     """Distinct choices for every token, uniform among all, shape (N, kept). `key` is the half-round."""
     with np.errstate(over="ignore"):
         place, round, half = (np.uint64(i) for i in key)
-        stream = _mix(_mix(np.array([seed & (2**64 - 1)], np.uint64)) ^ ((place * np.uint64(4096) + round) * np.uint64(2)
-                                                                         + half) * _STEP)  # fmt: skip
+        number = (place * np.uint64(4096) + round) * np.uint64(2) + half
+        stream = _mix(_mix(np.array([seed & (2**64 - 1)], np.uint64)) ^ number * _STEP)
         state = _mix(_prefixes(layout) ^ stream)
         numbers = _mix(state[:, None] + (np.arange(choices, dtype=np.uint64) + np.uint64(1)) * _STEP)
     return np.argsort(numbers, axis=1, kind="stable")[:, :kept].astype(np.int16)

@@ -106,7 +106,9 @@ class _Resolver:
     def force(self, key: Key, chosen: npt.NDArray[np.intp], entries: npt.NDArray[np.int16], by: object) -> None:
         """Fix the entries (K,) or (chosen, K) of these tokens; entries that are all free fix nothing."""
         if self.config.routing_all_possible_path:
-            raise ValueError(f"{by}: choices cannot be forced where every token uses all modules; Forbid removes a module")
+            raise ValueError(
+                f"{by}: choices cannot be forced where every token uses all modules; Forbid removes a module"
+            )
         K = self.kept_by(HALVES[key[2]])
         if key not in self.forced:
             self.forced[key] = np.full((len(self.layout.tokens), K), FREE, np.int16)
@@ -195,10 +197,10 @@ class _Resolver:
             self.force(key, chosen, drawn[chosen], rule)
         elif isinstance(rule, Forbid):
             for outputs in self.outputs_of(half, rule.modules):
-                self.biased(key)[np.ix_(chosen, outputs)] = -np.inf
+                self.biased(key)[chosen[:, None], outputs] = -np.inf
         elif isinstance(rule, Bias):
             for outputs, value in zip(self.outputs_of(half, rule.values), rule.values.values(), strict=True):
-                self.biased(key)[np.ix_(chosen, outputs)] += np.float32(value)
+                self.biased(key)[chosen[:, None], outputs] += np.float32(value)
 
     def replay(self, routes: Routes) -> None:
         """Force every choice of `routes`."""
@@ -267,9 +269,10 @@ class _Resolver:
             order = np.argsort(np.array(rule.tokens), kind="stable")
             where = np.searchsorted(np.array(rule.tokens)[order], self.layout.position[chosen])
             return np.ascontiguousarray(value), order[where].astype(np.int32)
+        accepted = [(width,), (*self.layout.shape, width)]
+        accepted += [] if rule.tokens is None else [(len(rule.tokens), width)]
         raise ValueError(
-            f"value: shape {value.shape} at {place.name!r}, expected ({width},), ({', '.join(map(str, self.layout.shape))}, "
-            f"{width})" + (f" or ({len(rule.tokens)}, {width})" if rule.tokens is not None else "")
+            f"value: shape {value.shape} at {place.name!r}, expected {' or '.join(map(str, accepted))}"
         )
 
     # ------------------------------------------------------------------ the result

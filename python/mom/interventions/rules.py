@@ -81,7 +81,7 @@ class Intervention:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(other) is type(self) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash(repr(self))
@@ -202,8 +202,8 @@ class Bias(Intervention):
 class RandomRoutes(Intervention):
     """Choose uniformly at random among all choices of a router.
 
-    The choices are a function of seed, half, round, position and the tokens up to this one. So they are the same in a full
-    pass and in decoding, and for any composition of the batch.
+    The choices are a function of seed, half, round, position and the tokens up to this one. So they are the same in a
+    full pass and in decoding, and for any composition of the batch.
 
     Parameters
     ----------
@@ -286,8 +286,8 @@ class Patch(PlaceIntervention):
     place : str
         Name of a place, such as ``"block0.round2.ffn.output"``, or a shell pattern.
     value : float, or array of float
-        Shape (width,) for all chosen tokens; (number of `tokens`, width), a row for each position; or that of a captured
-        array, (B, T, width) or (N, width), of which the chosen tokens take their own rows.
+        Shape (width,) for all chosen tokens; (number of `tokens`, width), a row for each position; or that of a
+        captured array, (B, T, width) or (N, width), of which the chosen tokens take their own rows.
     tokens, rows : optional
         As for `Force`. In places of single modules only tokens that chose the module count.
     """

@@ -40,8 +40,8 @@ class Scope:
 class Captured(Mapping[str, Floats]):
     """Copies of activations by name of the place: (B, T, width), or (N, width) for packed rows.
 
-    After ``model.backward()``, `gradients` has the gradients of the loss at the same places, with the scales of that call.
-    A gradient is NaN where all trained parameters lie above the place, so that it is not computed.
+    After ``model.backward()``, `gradients` has the gradients of the loss at the same places, with the scales of that
+    call. A gradient is NaN where all trained parameters lie above the place, so that it is not computed.
     """
 
     def __init__(self, values: dict[str, Floats], gradients: dict[str, Floats]) -> None:

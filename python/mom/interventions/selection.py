@@ -50,7 +50,7 @@ def rounds_of(value: Sequence[Any] | None, rounds: Sequence[tuple[int, int]]) ->
             pair = tuple(int(i) for i in item)
             if pair not in rounds:
                 raise ValueError(f"rounds: there is no (block, round) {pair}; {_rounds_there_are(rounds)}")
-            found.append(rounds.index(pair))  # type: ignore[arg-type]
+            found.append(rounds.index(pair))
         else:
             number = operator.index(item)
             if not 0 <= number < len(rounds):

@@ -241,6 +241,7 @@ class Network:
         tokens: int | None = None,
         training: bool = True,
         activation_checkpointing: bool | None = None,
+        capture: str | Sequence[str] = (),
     ) -> MemoryPlan:
         """Bytes that batches of this shape need. A dry run of the code that allocates memory measures them.
 
@@ -254,11 +255,18 @@ class Network:
             A training step with AdamW; otherwise a forward pass that keeps nothing.
         activation_checkpointing : bool, optional
             By default, the model's attribute decides.
+        capture : str or sequence of str
+            Names or patterns of places that the pass captures, as for a call.
 
         Returns
         -------
         MemoryPlan
             For the number of threads that calls use now.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range, or no place fits a pattern of `capture`.
 
         Examples
         --------
@@ -271,7 +279,7 @@ class Network:
         checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
         return plan(
             self._core, self.config, batch, length, tokens=tokens, training=training,
-            activation_checkpointing=checkpoint,
+            activation_checkpointing=checkpoint, capture=capture,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ modes and random numbers
@@ -376,7 +384,9 @@ class Network:
     def _check_room(self, what: str, needed: int, way_out: str) -> None:
         limit = self.memory_limit
         if limit is not None and needed > limit:
-            raise MemoryError(f"{what} need {needed:,} bytes, more than the model's memory_limit of {limit:,}. {way_out}")
+            raise MemoryError(
+                f"{what} need {needed:,} bytes, more than the model's memory_limit of {limit:,}. {way_out}"
+            )
 
     # ------------------------------------------------------------------ gradients
     def zero_grad(self) -> None:
@@ -569,8 +579,8 @@ class Network:
         if before != after:
             other = [name for name in {**before, **after} if before.get(name) != after.get(name)]
             raise ConfigError(
-                f"{', '.join(changes)}: the weights do not fit; {other[0]} is {before.get(other[0], 'absent')} now and would "
-                f"be {after.get(other[0], 'absent')}"
+                f"{', '.join(changes)}: the weights do not fit; {other[0]} is {before.get(other[0], 'absent')} now and "
+                f"would be {after.get(other[0], 'absent')}"
             )
         state = self.__getstate__()
         state["attributes"] = {**state["attributes"], "_config": config}

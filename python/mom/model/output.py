@@ -34,8 +34,8 @@ class ModelOutput:
     captured : Captured or None
         Activations by name of the place, if the call asked for some.
     token_losses : ndarray of float32 or None
-        (B, T), or (N,) for packed rows: at each position the loss of its prediction of the next token; NaN where that has
-        no label. Their mean is `lm_loss`.
+        (B, T), or (N,) for packed rows: at each position the loss of its prediction of the next token; NaN where that
+        has no label. Their mean is `lm_loss`.
     """
 
     loss: float | None

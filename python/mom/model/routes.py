@@ -44,8 +44,8 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     lengths : ndarray of int32, shape (B,), or None
         Of packed rows.
     index : dict of str to ndarray of int16, shape (L, B, T, K) or (L, N, K)
-        By half: kept choices as the router numbers them, in falling order of score. The first axis has the rounds of all
-        blocks in order. Numbers from ``num_modules[half]`` on mean SKIP. -1 is free, -2 none, -3 the best SKIP.
+        By half: kept choices as the router numbers them, in falling order of score. The first axis has the rounds of
+        all blocks in order. Numbers from ``num_modules[half]`` on mean SKIP. -1 is free, -2 none, -3 the best SKIP.
     scores : dict of str to ndarray of float32, shape (L, B, T, S) or (L, N, S)
     weight : dict of str to ndarray of float32, as `index`
         Kept scores, renormalised with softmax, before any straight-through sign.
@@ -206,8 +206,8 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         Returns
         -------
         pandas.DataFrame
-            Columns ``row, position, token, block, round, half, choice, module, weight, score``. `module` is a number, or
-            ``"SKIP"``. `score` is NaN where the choice has none.
+            Columns ``row, position, token, block, round, half, choice, module, weight, score``. `module` is a number,
+            or ``"SKIP"``. `score` is NaN where the choice has none.
         """
         pandas = need("pandas", "a table of routes", "pandas")
         layout = layout_of(self.tokens, self.mask, self.lengths)
@@ -263,11 +263,12 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
             if facts["format"] != _FORMAT:
                 raise DataError(f"{path}: format {facts['format']}, this version reads {_FORMAT}")
             halves = {half: int(facts["num_modules"][half]) for half in HALVES if f"{half}.index" in arrays}
+            index, scores, weight = (
+                {half: arrays[f"{half}.{kind}"] for half in halves} for kind in ("index", "scores", "weight")
+            )
             return cls(
-                arrays["tokens"], *({half: arrays[f"{half}.{kind}"] for half in halves} for kind in
-                                    ("index", "scores", "weight")),
-                [(int(b), int(r)) for b, r in facts["rounds"]], {h: int(n) for h, n in facts["num_modules"].items()},
-                arrays.get("lengths"), arrays.get("mask"),
+                arrays["tokens"], index, scores, weight, [(int(b), int(r)) for b, r in facts["rounds"]],
+                {half: int(n) for half, n in facts["num_modules"].items()}, arrays.get("lengths"), arrays.get("mask"),
             )  # fmt: skip
         except (KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
             if isinstance(error, DataError):
@@ -276,7 +277,8 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
 
     def __repr__(self) -> str:
         halves = ", ".join(f"{half} top-{i.shape[-1]} of {self.num_modules[half]}" for half, i in self.index.items())
-        return f"<Routes: {self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds; {halves or 'none'}>"
+        size = f"{self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds"
+        return f"<Routes: {size}; {halves or 'none'}>"
 
     # ------------------------------------------------------------------ the earlier form
     def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:

@@ -137,8 +137,8 @@ class Module(_Tensors):
         Parameters
         ----------
         x : array of float, shape (N, C)
-            For a feed-forward module, any rows. For an attention module they are the tokens of one sequence, each of which
-            attends to itself and to those before it.
+            For a feed-forward module, any rows. For an attention module they are the tokens of one sequence, each of
+            which attends to itself and to those before it.
 
         Returns
         -------
@@ -161,8 +161,8 @@ class Module(_Tensors):
         if first == "c_fc":
             mixed = ops.gelu_forward(inner)
         else:
-            scale = {} if config.scale_attn_weights else {"scale": 1.0}
-            mixed = ops.attention_forward(inner[None], config.n_head, **scale)[0][0]
+            scale = None if config.scale_attn_weights else 1.0
+            mixed = ops.attention_forward(inner[None], config.n_head, scale=scale)[0][0]
         return ops.linear_forward(mixed, tensors["c_proj.weight"], tensors["c_proj.bias"])
 
 
