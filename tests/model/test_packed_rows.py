@@ -123,7 +123,7 @@ def test_packed_rows_equal_padded_ones(name: str, dtype: str, kernel_level: str)
             np.testing.assert_allclose(have, loss, rtol=1e-6, err_msg=f"{side}: {term}")
         # A row of a product, its routes included, does not depend on the rows beside it: the very same numbers.
         assert np.array_equal(packed.logits, want.logits if classifier else want.logits[real])
-        for have, wanted in zip(entries(packed), entries(want), strict=True):
+        for have, wanted in zip(entries(packed.routes), entries(want.routes), strict=True):
             for key, value in have.items():
                 assert np.array_equal(value, wanted[key][real]), f"{side}: {key}"
         check_gradients(gradients, expected, dtype, side)
@@ -141,7 +141,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str, dtype: str, kern
         model = setting.model()
         model.train()
         out, gradients = run(model, setting.packed())
-        arrays = [out.logits, *(a for entry in entries(out) for a in entry.values()), *gradients.values()]
+        arrays = [out.logits, *(a for entry in entries(out.routes) for a in entry.values()), *gradients.values()]
         found.append((out.loss, [a.tobytes() for a in arrays]))
     assert found[0] == found[1] == found[2]
 
@@ -193,7 +193,7 @@ def test_padding_may_be_nan(name: str, side: str, kernel_level: str) -> None:
     # The tied head has a column of NaN, which the losses see: those are taken from the other columns.
     assert np.array_equal(out.logits[real][:, :96], packed.logits[:, :96])
     assert out.balance_loss == packed.balance_loss
-    for have, wanted in zip(entries(out), entries(packed), strict=True):
+    for have, wanted in zip(entries(out.routes), entries(packed.routes), strict=True):
         for key, value in have.items():
             assert np.array_equal(value[real], wanted[key]), key
 

@@ -13,7 +13,7 @@ from ..config import MoMConfig
 from .layout import Layout
 from .places import Place, matching_places, places_of
 from .random_routes import random_choices
-from .rules import Bias, Forbid, Force, Intervention, PlaceIntervention, RandomRoutes, TopK
+from .rules import Bias, Forbid, Force, Intervention, PlaceIntervention, RandomRoutes, Scale, TopK
 from .selection import FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class _Resolver:
     bias: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
     patches: list[tuple[Any, ...]] = field(default_factory=list)
     patch_owner: list[int] = field(default_factory=list)
+    replaced: dict[tuple[int, ...], list[tuple[npt.NDArray[np.int32], Any]]] = field(default_factory=dict)
     used: dict[int, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,6 +146,9 @@ class _Resolver:
 
     # ------------------------------------------------------------------ rules
     def top_k(self, rules: Sequence[tuple[int, TopK]]) -> None:
+        for _, rule in rules:
+            if rule.half is not None or not any(map(self.has_router, HALVES)):
+                self.need_router(rule.half or "attn")
         for half in HALVES:
             mine = [(n, rule) for n, rule in rules if rule.half in (None, half)]
             if not mine or not self.has_router(half):
@@ -210,6 +214,9 @@ class _Resolver:
             raise ValueError("routes: are of a model with other rounds or modules")
         if routes.tokens.shape != self.layout.shape:
             raise ValueError(f"routes: are of tokens of shape {routes.tokens.shape}, these have {self.layout.shape}")
+        lengths = np.bincount(self.layout.row, minlength=self.layout.rows).tolist()
+        if routes.lengths is not None and routes.lengths.tolist() != lengths:
+            raise ValueError(f"routes: are of rows of lengths {routes.lengths.tolist()}, these have {lengths}")
         for half, index in routes.index.items():
             if not self.has_router(half):
                 raise ValueError(f"routes: have choices of the {half} half, which has no router here")
@@ -217,11 +224,16 @@ class _Resolver:
                 self.choices(half), self.modules(half) + 1
             ):
                 raise ValueError(f"routes: have choices that the {half} router of this model does not have")
+            number = HALVES.index(half)
+            if self.kept[number] and self.kept[number] != index.shape[-1]:
+                raise ValueError(
+                    f"routes: keep {index.shape[-1]} choices of the {half} half, and TopK asks for {self.kept[number]}"
+                )
             if index.shape[-1] != self.kept_by(half):
-                self.kept[HALVES.index(half)] = index.shape[-1]
+                self.kept[number] = index.shape[-1]
             everything = np.arange(len(self.layout.tokens))
-            for number, key in enumerate(self.keys(half, None)):
-                entries = index[number].reshape(-1, index.shape[-1])
+            for chosen, key in zip(index, self.keys(half, None), strict=True):
+                entries = chosen.reshape(-1, index.shape[-1])
                 self.force(key, everything, np.ascontiguousarray(entries, np.int16), "routes")
 
     def check_forbidden(self) -> None:
@@ -250,11 +262,29 @@ class _Resolver:
             else:
                 values, rows = self._values(rule, place, rule.constant, chosen)
                 value_row[chosen] = rows
+            if not isinstance(rule, Scale):
+                self._check_replaced(rule, place, value_row, values)
             self.patches.append((*place.site, value_row, values, rule.multiplier))
             self.patch_owner.append(number)
             if not place.is_module:
                 self.used[number] = self.used.get(number, False) or len(chosen) > 0
             self.used.setdefault(number, False)
+
+    def _check_replaced(
+        self, rule: PlaceIntervention, place: Place, value_row: npt.NDArray[np.int32], values: Any
+    ) -> None:
+        """Raise if another rule replaces the same row of this place by something else."""
+        for other_row, other in self.replaced.setdefault(place.site, []):
+            both = np.flatnonzero((value_row >= 0) & (other_row >= 0))
+            mine = 0.0 if values is None else values[value_row[both]]
+            theirs = 0.0 if other is None else other[other_row[both]]
+            clash = both[np.broadcast_to(mine != theirs, (len(both), place.width)).any(axis=1)]
+            if len(clash):
+                raise ValueError(
+                    f"interventions: {rule} and another one replace {place.name!r} for row {self.layout.row[clash[0]]}, "
+                    f"position {self.layout.position[clash[0]]}, by different values"
+                )
+        self.replaced[place.site].append((value_row, values))
 
     def _values(
         self, rule: PlaceIntervention, place: Place, value: npt.NDArray[np.float32], chosen: npt.NDArray[np.intp]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -88,7 +88,7 @@ class Intervention:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -109,9 +109,21 @@ def from_dict(values: Mapping[str, Any]) -> Intervention:
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{kind}: has no {unknown[0]!r}; it has {', '.join(known)}")
-    if kind == "Bias" and isinstance(given.get("values"), Mapping):
-        given["values"] = {key if key == "SKIP" else int(key): value for key, value in given["values"].items()}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.default is MISSING and field.name not in given:
+            raise ValueError(f"{kind}: needs {field.name!r}")
+    if kind == "Bias" and isinstance(given["values"], Mapping):
+        given["values"] = {_choice_of(key): value for key, value in given["values"].items()}
     return cls(**given)
+
+
+def _choice_of(key: Any) -> Any:
+    """A choice from a key of a JSON object, which is always a string."""
+    if key == "SKIP" or not isinstance(key, str):
+        return key
+    if not key.isdecimal():
+        raise ValueError(f"values: {key!r} is no module's number and not 'SKIP'")
+    return int(key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,7 +150,8 @@ class Force(Intervention):
     rows: Any = None
 
     def __post_init__(self) -> None:
-        to = tuple(self.to) if isinstance(self.to, (list, tuple, np.ndarray)) else self.to
+        to = _plain(self.to)
+        to = tuple(map(_plain, to)) if isinstance(to, (list, tuple)) else to
         self._set(half=_half(self.half), to=to, rounds=_rounds(self.rounds), tokens=numbers(self.tokens, "tokens"),
                   rows=numbers(self.rows, "rows"))  # fmt: skip
 
@@ -165,7 +178,7 @@ class Forbid(Intervention):
         given = [self.modules] if isinstance(self.modules, str) or np.ndim(self.modules) == 0 else list(self.modules)
         if not given:
             raise ValueError("modules: is empty")
-        self._set(half=_half(self.half), modules=tuple(given), rounds=_rounds(self.rounds),
+        self._set(half=_half(self.half), modules=tuple(map(_plain, given)), rounds=_rounds(self.rounds),
                   tokens=numbers(self.tokens, "tokens"), rows=numbers(self.rows, "rows"))  # fmt: skip
 
 
