@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -266,14 +268,42 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
             index, scores, weight = (
                 {half: arrays[f"{half}.{kind}"] for half in halves} for kind in ("index", "scores", "weight")
             )
-            return cls(
+            routes = cls(
                 arrays["tokens"], index, scores, weight, [(int(b), int(r)) for b, r in facts["rounds"]],
                 {half: int(n) for half, n in facts["num_modules"].items()}, arrays.get("lengths"), arrays.get("mask"),
             )  # fmt: skip
-        except (KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
-            if isinstance(error, DataError):
-                raise
+            routes._check_forms()
+            return routes
+        except DataError:
+            raise
+        except (KeyError, ValueError, TypeError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: is no file of routes ({error})") from None
+
+    def _check_forms(self) -> None:
+        """Raise unless the arrays, as a file has them, fit together."""
+        kinds: list[tuple[str, NDArray[Any], type, tuple[int, ...]]] = []
+        shape = self.tokens.shape
+        for half, index in self.index.items():
+            for name, array, dtype, last in (
+                ("index", index, np.int16, index.shape[-1]),
+                ("scores", self.scores[half], np.float32, self.scores[half].shape[-1]),
+                ("weight", self.weight[half], np.float32, index.shape[-1]),
+            ):
+                kinds.append((f"{half}.{name}", array, dtype, (len(self.rounds), *shape, last)))
+        if self.lengths is not None:
+            kinds.append(("lengths", self.lengths, np.int32, (len(self.lengths),)))
+        if self.mask is not None:
+            kinds.append(("mask", self.mask, np.bool_, shape))
+        kinds.append(("tokens", self.tokens, np.int32, shape))
+        for name, array, kind, expected in kinds:
+            if array.dtype != kind or array.shape != expected:
+                raise ValueError(
+                    f"{name}: {array.dtype} {array.shape}, expected {np.dtype(kind)} {expected} beside the tokens"
+                )
+        if (self.lengths is None) != (len(shape) == 2) or (
+            self.lengths is not None and ((self.lengths < 1).any() or int(self.lengths.sum()) != len(self.tokens))
+        ):
+            raise ValueError("lengths: do not fit the tokens")
 
     def __repr__(self) -> str:
         halves = ", ".join(f"{half} top-{i.shape[-1]} of {self.num_modules[half]}" for half, i in self.index.items())
