@@ -5,6 +5,7 @@
 
 #include "bindings/convert.h"
 #include "bindings/errors.h"
+#include "bindings/routes.h"
 #include "ops/forced_choices.h"
 
 struct mom_held_interventions {
@@ -24,7 +25,7 @@ static void *new_table(const reader *r, size_t count, size_t size) {
     mom_error err;
     void *table = mom_arena_alloc(&r->held->arena, count, size, &err);
     if (!table)
-        PyErr_NoMemory();
+        PyErr_SetString(PyExc_MemoryError, err.text);
     else
         memset(table, 0, count * size);
     return table;
@@ -267,17 +268,58 @@ static int read_attention(const reader *r, PyObject *object) {
     return 0;
 }
 
+/* ---- routes that a decoder writes */
+
+static int read_record(const reader *r, PyObject *item, mom_route_record **records) {
+    const mom_params *params = &r->gpt->params;
+    Py_ssize_t place, round;
+    int half;
+    PyObject *index_o, *kept_o, *scores_o;
+    void *index, *kept, *scores;
+    if (!PyArg_ParseTuple(item, "nniOOO:records", &place, &round, &half, &index_o, &kept_o, &scores_o))
+        return -1;
+    const mom_pool *pool = half < 0 || half > 1 ? NULL : mom_find_pool(params, place, round, half);
+    if (!pool || !pool->routed) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "records: no router at place %zd, round %zd, half %d", place, round, half);
+        return -1;
+    }
+    const size_t own = r->held->interventions.choices[half], K = own ? own : pool->K;
+    const npy_intp choices[2] = {(npy_intp)r->N, (npy_intp)K}, outputs[2] = {(npy_intp)r->N, (npy_intp)pool->S};
+    if (hold(r, index_o, "records: index", NPY_INT16, 2, choices, 1, 0, &index) < 0 ||
+        hold(r, kept_o, "records: kept", NPY_FLOAT32, 2, choices, 1, 0, &kept) < 0 ||
+        hold(r, scores_o, "records: scores", NPY_FLOAT32, 2, outputs, 1, 0, &scores) < 0)
+        return -1;
+    records[place][2 * round + half] = (mom_route_record){index, kept, scores};
+    return 0;
+}
+
+static int read_records(const reader *r, PyObject *list) {
+    const mom_params *params = &r->gpt->params;
+    if (!PyList_GET_SIZE(list))
+        return 0;
+    mom_route_record **records = new_table(r, params->num_places, sizeof *records);
+    for (size_t i = 0; records && i < params->num_places; i++)
+        if (!(records[i] = new_table(r, 2 * params->places[i].rounds, sizeof **records)))
+            return -1;
+    for (Py_ssize_t i = 0; records && i < PyList_GET_SIZE(list); i++)
+        if (read_record(r, PyList_GET_ITEM(list, i), records) < 0)
+            return -1;
+    r->held->interventions.records = (const mom_route_record *const *)records;
+    return records ? 0 : -1;
+}
+
 /* ---- all of them */
 
 static int read_all(const reader *r, PyObject *tuple) {
     mom_interventions *in = &r->held->interventions;
     const mom_config *c = &r->gpt->config;
     Py_ssize_t attn, ffn;
-    PyObject *routes, *patches, *captures, *touched, *attention, *losses;
+    PyObject *routes, *patches, *captures, *touched, *attention, *losses, *records;
     const npy_intp N[1] = {(npy_intp)r->N};
     void *token_losses;
-    if (!PyArg_ParseTuple(tuple, "(nn)O!O!O!OOO:interventions", &attn, &ffn, &PyList_Type, &routes, &PyList_Type, &patches,
-                          &PyList_Type, &captures, &touched, &attention, &losses))
+    if (!PyArg_ParseTuple(tuple, "(nn)O!O!O!OOOO!:interventions", &attn, &ffn, &PyList_Type, &routes, &PyList_Type, &patches,
+                          &PyList_Type, &captures, &touched, &attention, &losses, &PyList_Type, &records))
         return -1;
     if (attn < 0 || (size_t)attn > c->choices_attn || ffn < 0 || (size_t)ffn > c->choices_ffn) {
         PyErr_Format(PyExc_ValueError, "choices: (%zd, %zd), expected 0 to %zu and 0 to %zu", attn, ffn, c->choices_attn,
@@ -287,7 +329,8 @@ static int read_all(const reader *r, PyObject *tuple) {
     in->choices[0] = (size_t)attn;
     in->choices[1] = (size_t)ffn;
     if (read_routes(r, routes) < 0 || read_patches(r, patches, touched) < 0 || read_captures(r, captures) < 0 ||
-        read_attention(r, attention) < 0 || hold(r, losses, "token_losses", NPY_FLOAT32, 1, N, 1, 1, &token_losses) < 0)
+        read_attention(r, attention) < 0 || read_records(r, records) < 0 ||
+        hold(r, losses, "token_losses", NPY_FLOAT32, 1, N, 1, 1, &token_losses) < 0)
         return -1;
     in->token_losses = token_losses;
     return 0;

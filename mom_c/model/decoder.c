@@ -220,6 +220,19 @@ void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_r
     to->K = from->K;
 }
 
+void mom_decoder_record(const mom_decoder *d, size_t place, size_t round, int half, size_t first_row, size_t rows,
+                        const mom_decoder_route *from) {
+    if (!d->interventions || !d->interventions->records)
+        return;
+    const mom_route_record *record = &d->interventions->records[place][2 * round + (size_t)half];
+    const size_t S = mom_place_pool(&d->gpt->params.places[place], half)->S, K = from->K;
+    if (!record->index)
+        return;
+    memcpy(record->index + first_row * K, from->index, rows * K * sizeof *record->index);
+    memcpy(record->kept + first_row * K, from->kept, rows * K * sizeof *record->kept);
+    memcpy(record->scores + first_row * S, from->scores, rows * S * sizeof *record->scores);
+}
+
 void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, const mom_decoder_batch *from, size_t row) {
     const mom_params *p = &d->gpt->params;
     const size_t V = d->gpt->config.V;

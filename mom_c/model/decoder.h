@@ -80,7 +80,7 @@ mom_status mom_decoder_reserve(mom_decoder *decoder, size_t capacity, mom_error 
  * of a row beyond its length are not read. In the first call every length is at least 1. If `lengths` is NULL, all are
  * T.
  * Interventions of the call have a row for each token that is added, sequence after sequence. A pending token comes before
- * the others of its sequence. Captures are not made. */
+ * the others of its sequence. Captures are not made; records of routes are. */
 mom_status mom_decoder_append(mom_decoder *decoder, const mom_exec *exec, const int32_t *tokens, const int32_t *lengths,
                               size_t B, size_t T, mom_error *err);
 

@@ -47,7 +47,10 @@ static void fill_half(void *context, const mom_pass *pass, size_t place, size_t 
         mom_parallel_for(pass->exec, pass->B * pass->config->H, run_fill, f);
     const mom_route *r = &saved->route;
     const mom_decoder_route route = {r->scores, r->kept, r->index, r->K};
-    for (size_t b = 0; f->pool->routed && b < pass->B; b++)
+    if (!f->pool->routed)
+        return;
+    mom_decoder_record(d, place, round, half, 0, pass->N, &route);
+    for (size_t b = 0; b < pass->B; b++)
         mom_decoder_route_copy(&d->batch.routes[place][2 * round + (size_t)half], b, &route,
                                (size_t)f->offsets[b + 1] - 1, r->K, f->pool);
 }

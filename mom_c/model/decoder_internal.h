@@ -32,6 +32,10 @@ mom_kv mom_decoder_cache(const mom_decoder *d, const mom_sequence *s, size_t ent
 void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, size_t stride,
                             const mom_pool *pool);
 
+/* Copies the routes of rows to the caller's records, where they are wanted. The rows are first_row and those after it. */
+void mom_decoder_record(const mom_decoder *d, size_t place, size_t round, int half, size_t first_row, size_t rows,
+                        const mom_decoder_route *from);
+
 /* ---- steps (decoder_step.c) */
 
 /* One token of one sequence. */

@@ -182,7 +182,10 @@ static mom_status step_half(const half_step *h, const float *state, float *next_
 static void record_routes(const half_step *h, mom_decoder_route *to) {
     const mom_route *r = &h->saved->route;
     const mom_decoder_route route = {r->scores, r->kept, r->index, r->K};
-    for (size_t i = 0; h->pool->routed && i < h->pass->N; i++)
+    if (!h->pool->routed)
+        return;
+    mom_decoder_record(h->d, h->at->index, h->at->round, h->at->half, h->pass->first_row, h->pass->N, &route);
+    for (size_t i = 0; i < h->pass->N; i++)
         if (h->rows[i].last)
             mom_decoder_route_copy(to, h->rows[i].sequence, &route, i, r->K, h->pool);
 }

@@ -56,6 +56,13 @@ typedef struct {
     float *gradients; /* (N, width), written by backward; or NULL */
 } mom_capture;
 
+/* The routes of every row of one half-round, written by a decoder. NULL: not wanted. */
+typedef struct {
+    int16_t *index; /* (N, K) kept choices */
+    float *kept;    /* (N, K) their weights */
+    float *scores;  /* (N, S) */
+} mom_route_record;
+
 /* Probabilities of one attention half-round: see ops/attention_probabilities.h. */
 typedef struct {
     size_t place, round;
@@ -72,6 +79,7 @@ typedef struct {
     const mom_capture *captures;
     size_t capture_count;
     const mom_attention_capture *attention; /* or NULL */
+    const mom_route_record *const *records; /* by place: rounds * 2 entries, as routes; or NULL */
     float *token_losses; /* (N) the loss of each row with a label; the others are left alone. Or NULL */
     int all_outputs; /* a dry run: as if every half-round had a patch and a capture of its outputs */
 } mom_interventions;

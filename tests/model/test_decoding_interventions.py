@@ -230,3 +230,95 @@ def test_other_formats_of_weights_take_the_same_interventions(weights: str) -> N
         full = model(tokens, return_logits=True).logits[:, -1]
     assert np.abs(logits - full).max() < 0.1 * np.abs(full).max()
     assert (route["index"][:, 0] == 1).all()  # position 7 is forced
+
+
+# ---------------------------------------------------------------------- routes of generated tokens
+def same_routes(have: mom.Routes, row: int, want: mom.Routes) -> None:
+    """A packed row has the routes of a full pass over its tokens."""
+    assert have.rounds == want.rounds and have.num_modules == want.num_modules
+    assert np.array_equal(have.of_row(have.tokens, row), want.tokens[0])
+    for half, index in want.index.items():
+        assert np.array_equal(have.of_row(have.index[half], row), index[:, 0])
+        np.testing.assert_allclose(have.of_row(have.weight[half], row), want.weight[half][:, 0], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(have.of_row(have.scores[half], row), want.scores[half][:, 0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 30])
+@pytest.mark.parametrize("name", [*SETTINGS, "single attention", "all paths"])
+def test_routes_of_generated_tokens_are_those_of_the_full_pass(name: str, length: int) -> None:
+    fields = {"single attention": {"num_attn": 1}, "all paths": {"routing_all_possible_path": True}}
+    model = made(n_positions=48, **(SETTINGS | fields)[name])
+    prompts = [tokens_of(1, n, seed=n)[0] for n in (length, length + 3)]
+    want = model.generate(prompts, max_new_tokens=6)
+    found, routes = model.generate(prompts, max_new_tokens=6, return_routes=True)
+    assert [row.tolist() for row in found] == [row.tolist() for row in want]
+    assert routes.lengths.tolist() == [length + 5, length + 8]  # nothing has read the last token
+    for b, row in enumerate(found):
+        same_routes(routes, b, model(row[None, :-1], return_routes=True).routes)
+
+
+def test_routes_with_interventions_and_other_calls() -> None:
+    model, tokens = made(), tokens_of(2, 8)
+    rules = [mom.Force("ffn", to=1, rounds=[1], tokens=[2, 7]), mom.Forbid("attn", modules=[2])]
+    decoder = mom.Decoder(model, keep_routes=True)
+    with model.intervene(rules):
+        decoder.prefill(tokens[:, :3])
+        decoder.generate(2)
+        decoder.step(tokens[:, 3])
+        decoder.reorder([1, 1, 0])
+        decoder.prefill([[5], [6, 7], [8]])
+        routes = decoder.routes
+        assert routes.lengths.tolist() == [7, 8, 7]
+        for b in range(3):
+            row = routes.of_row(routes.tokens, b)
+            same_routes(routes, b, model(row[None], return_routes=True).routes)
+    with model.intervene([mom.TopK(3, half="ffn")]):
+        decoder.step([1, 2, 3])
+    wide = decoder.routes
+    assert wide.index["ffn"].shape[-1] == 3 and wide.index["attn"].shape[-1] == 2
+    assert np.array_equal(wide.of_row(wide.index["ffn"], 0)[:, :7, :2], routes.of_row(routes.index["ffn"], 0))
+    assert (wide.of_row(wide.index["ffn"], 0)[:, :7, 2] == -2).all() and (wide.of_row(wide.index["ffn"], 0)[:, 7] >= 0).all()
+    decoder.clear()
+    with pytest.raises(RuntimeError, match="routes: there are no sequences yet"):
+        decoder.routes  # noqa: B018
+    with pytest.raises(RuntimeError, match="routes: are not kept; use Decoder.model, keep_routes=True"):
+        mom.Decoder(model).routes  # noqa: B018
+
+
+def test_routes_of_a_prompt_alone_and_of_a_plain_model() -> None:
+    model, prompt = made(), tokens_of(1, 6)
+    found, routes = model.generate(prompt[0], max_new_tokens=0, return_routes=True)
+    assert found.tolist() == prompt[0].tolist()
+    same_routes(routes, 0, model(prompt, return_routes=True).routes)
+    _, none = made(chunks=0, n_layer=2).generate(prompt, max_new_tokens=3, return_routes=True)
+    assert none.index == {} and none.lengths.tolist() == [8]
+
+
+def test_rows_that_have_stopped_can_go_on() -> None:
+    """Stop tokens that fill up a finished row are no tokens of it."""
+    model, prompts = made(), tokens_of(4, 3)
+    whole = model.generate(prompts, max_new_tokens=10)
+    stop = int(whole[0, 5])
+    rule = mom.RandomRoutes("attn", seed=2)
+    with model.intervene([rule]):
+        decoder = mom.Decoder(model, keep_routes=True)
+        decoder.prefill(prompts)
+        added = decoder.generate(10, stop_token=stop)
+        rows = [[*prompt, *new] for prompt, new in zip(prompts.tolist(), added, strict=True)]
+        assert decoder.lengths.tolist() == [len(row) for row in rows]
+        logits = decoder.step([1, 2, 3, 4])
+        for b, row in enumerate(rows):
+            full = model([[*row, b + 1]], return_logits=True, return_routes=True)
+            close(logits[b], full.logits[0, -1])
+            same_routes(decoder.routes, b, full.routes)
+
+
+def test_noise_of_decoding_is_in_its_routes() -> None:
+    model = made(router_type="gru-random-softmax")
+    tokens, routes = model.generate(tokens_of(2, 4), max_new_tokens=5, return_routes=True)
+    model.random_state = (1, 0)
+    again, same = model.generate(tokens_of(2, 4), max_new_tokens=5, return_routes=True)
+    model.random_state = (1, 0)
+    third, equal = model.generate(tokens_of(2, 4), max_new_tokens=5, return_routes=True)
+    assert np.array_equal(again, third) and same == equal
+    assert routes.index["ffn"].shape == (3, 16, 2) and tokens.shape == (2, 9)

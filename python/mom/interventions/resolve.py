@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from .layout import Layout
+from .layout import Layout, layout_of
 from .places import Place, matching_places, places_of
 from .random_routes import random_choices
 from .rules import Bias, Forbid, Force, Intervention, PlaceIntervention, RandomRoutes, Scale, TopK
@@ -19,7 +19,7 @@ from .selection import FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
 if TYPE_CHECKING:
     from ..model.routes import Routes
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "check_rules", "resolve"]
 
 #: A half-round with a router: place in ``transformer.h``, round, half.
 Key = tuple[int, int, int]
@@ -58,6 +58,7 @@ class _Resolver:
     config: MoMConfig
     layout: Layout
     ambient: int  # the first so many may name rows and positions that this call does not have
+    alone: bool = False  # without a call: arrays with a row per token cannot be compared with it
     rounds: list[tuple[int, int]] = field(init=False)  # (block, round)
     places: list[int] = field(init=False)  # of each round in transformer.h
     kept: list[int] = field(init=False)  # by half
@@ -295,6 +296,8 @@ class _Resolver:
             return np.broadcast_to(value, (1, width)).astype(np.float32), np.zeros(len(chosen), np.int32)
         if value.shape == (*self.layout.shape, width) or value.shape == (N, width):
             return np.ascontiguousarray(value.reshape(N, width)), chosen.astype(np.int32)
+        if self.alone and value.ndim > 1 and value.shape[-1] == width:
+            return np.zeros((1, width), np.float32), np.zeros(len(chosen), np.int32)
         if rule.tokens is not None and value.shape == (len(rule.tokens), width):
             order = np.argsort(np.array(rule.tokens), kind="stable")
             where = np.searchsorted(np.array(rule.tokens)[order], self.layout.position[chosen])
@@ -310,8 +313,22 @@ class _Resolver:
         keys = sorted(set(self.forced) | set(self.bias))
         routes = [(*key, self.forced.get(key), self.bias.get(key)) for key in keys]
         touched = np.zeros(len(self.patches), np.int64)
-        core = (tuple(self.kept), routes, self.patches, captures, touched, None, None)
+        core = (tuple(self.kept), routes, self.patches, captures, touched)
         return Resolved(core, _used=self.used, _patches=self.patch_owner, **arrays)
+
+
+def check_rules(config: MoMConfig, interventions: Sequence[Intervention]) -> None:
+    """Raise for what a model with this configuration does not have, and for rules that contradict each other anywhere.
+
+    Rows and positions are compared with each call later on.
+    """
+    layout = layout_of(np.zeros((1, 1), np.int32))
+    r = _Resolver(config, layout, len(interventions), alone=True)
+    r.top_k([(n, rule) for n, rule in enumerate(interventions) if isinstance(rule, TopK)])
+    for n, rule in enumerate(interventions):
+        if not isinstance(rule, TopK):
+            r.rule(n, rule)
+    r.check_forbidden()
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from .layout import Layout
 from .places import matching_places, places_of
 from .resolve import Resolved, resolve
 from .rules import Intervention
+from .selection import HALVES, NONE
 
 if TYPE_CHECKING:
     from ..model.routes import Routes
@@ -25,16 +27,29 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass
 class Scope:
-    """A list of interventions that is active, and which of them have touched something so far."""
+    """A list of interventions that is active, and which of them have touched something so far.
+
+    A copy of a model that fine-tuning makes shares its scopes. They end for both when the block of `intervene` ends.
+    """
 
     rules: tuple[Intervention, ...]
     touched: set[int] = field(default_factory=set)
+    is_open: bool = True
+
+    @property
+    def unused(self) -> list[Intervention]:
+        """Interventions that have touched nothing so far."""
+        return [rule for number, rule in enumerate(self.rules) if number not in self.touched]
 
     def check(self) -> None:
         """Raise if an intervention has touched nothing."""
-        for number, rule in enumerate(self.rules):
-            if number not in self.touched:
-                raise ValueError(f"interventions: {rule} touched nothing")
+        if self.unused:
+            raise ValueError(f"interventions: {self.unused[0]} touched nothing")
+
+    def warn(self) -> None:
+        """Warn if an intervention has touched nothing."""
+        if self.unused:
+            warnings.warn(f"interventions: {', '.join(map(str, self.unused))} touched nothing", stacklevel=2)
 
 
 class Captured(Mapping[str, Floats]):
@@ -89,11 +104,13 @@ class Call:
     token_losses: Floats | None = None
     #: (place, round, rows, out) for the core to fill in.
     attention: tuple[Any, ...] | None = None
+    #: (place, round, half, index, weight, scores) of half-rounds, for a decoder to fill in.
+    records: list[tuple[Any, ...]] = field(default_factory=list)
 
     @property
     def core(self) -> tuple[Any, ...]:
         """For the core's ``interventions``."""
-        return (*self.resolved.core[:5], self.attention, self.token_losses)
+        return (*self.resolved.core, self.attention, self.token_losses, self.records)
 
     def finish(self) -> Captured | None:
         """After the call: note what was touched, raise for an own intervention that touched nothing."""
@@ -122,14 +139,31 @@ def make_call(
     gradients: bool = False,
     token_losses: bool = False,
     attention: tuple[Any, ...] | None = None,
+    records: bool = False,
 ) -> Call | None:
-    """Resolve everything that applies to one call; None if nothing does."""
+    """Resolve everything that applies to one call; None if nothing does. A decoder can ask for `Call.records`."""
     ambient = [rule for scope in scopes for rule in scope.rules]
-    if not (ambient or own or capture or token_losses or attention or routes is not None):
+    if not (ambient or own or capture or token_losses or attention or records or routes is not None):
         return None
     resolved = resolve(config, layout, own, routes, capture, gradients, ambient=ambient)
     losses = np.full(len(layout.tokens), np.nan, np.float32) if token_losses else None
-    return Call(scopes, Scope(tuple(own)), resolved, layout.shape, losses, attention)
+    wanted = _records(config, resolved.core[0], len(layout.tokens)) if records else []
+    return Call(scopes, Scope(tuple(own)), resolved, layout.shape, losses, attention, wanted)
+
+
+def _records(config: MoMConfig, kept: tuple[int, int], tokens: int) -> list[tuple[Any, ...]]:
+    """Arrays for the routes of all half-rounds that have a router; `kept` as in `Resolved.core`."""
+    found: list[tuple[Any, ...]] = []
+    for place, kind in enumerate(config.places()):
+        for r in range(config.rounds if kind == "block" else 0):
+            for half, name in enumerate(HALVES):
+                if (config.num_attn, config.num_ffn)[half] < 2:
+                    continue
+                choices = config.num_choices(name)
+                shape = (tokens, kept[half] or min(config.routing_top_k, choices))
+                found.append((place, r, half, np.full(shape, NONE, np.int16), np.zeros(shape, np.float32),
+                              np.zeros((tokens, choices), np.float32)))  # fmt: skip
+    return found
 
 
 def capture_bytes(config: MoMConfig, capture: Sequence[str], tokens: int, gradients: bool) -> int:

@@ -187,6 +187,7 @@ class MoM(Network):
         seed: int = 0,
         stop_token: int | Sequence[int] | None = None,
         weights: str | None = None,
+        return_routes: bool = False,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
@@ -207,12 +208,17 @@ class MoM(Network):
             A row ends after producing this token, or one of these.
         weights : {"float32", "bfloat16", "int8"}, optional
             Number format in which single tokens read the weights, see `Decoder`; by default the model's dtype.
+        return_routes : bool
+            Also return how prompts and new tokens were routed while they were read.
 
         Returns
         -------
         ndarray of int32 or list of them
             Prompt and continuation: 1-D for one prompt, (B, T + new) for an array of prompts without
             `stop_token`, else a list.
+        Routes
+            With `return_routes`: of packed rows, one for each prompt. The last token of a row is chosen but not read by
+            any pass, so it has no routes, and each row is one token shorter than the continuation.
 
         Notes
         -----
@@ -235,14 +241,15 @@ class MoM(Network):
         top_p = defaults.top_p if top_p is None else top_p
         sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
         added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
-        if max_new_tokens:
-            decoder = Decoder(self, weights)
+        decoder = None
+        if max_new_tokens or return_routes:
+            decoder = Decoder(self, weights, keep_routes=return_routes)
             decoder.prefill(rows)
             added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
-        result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
-        if single:
-            return result[0]
-        return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
+        joined = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
+        stacked = isinstance(prompt, np.ndarray) and stop_token is None
+        result = joined[0] if single else np.stack(joined) if stacked else joined
+        return result if decoder is None or not return_routes else (result, decoder.routes)
 
     def generate_text(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> str:
         """Continue a text with the model's tokenizer.
@@ -269,6 +276,8 @@ class MoM(Network):
         """
         if self.tokenizer is None:
             raise DataError("tokenizer: the model has none")
+        if sampling.get("return_routes"):
+            raise TypeError("return_routes: a text has none; use generate with the tokenizer's ids")
         end, begin = self.tokenizer.eos_id, self.tokenizer.bos_id
         ids = self.tokenizer.encode(prompt, special=True)
         begun = len(ids)

@@ -33,6 +33,7 @@ from ..files.hub import model_folder
 from ..files.labels import check_labels
 from ..interventions.layout import layout_of
 from ..interventions.places import places_of
+from ..interventions.resolve import check_rules
 from ..interventions.rules import Intervention, as_interventions
 from ..interventions.scope import Call, Captured, Scope, capture_bytes, make_call
 from ..interventions.selection import numbers
@@ -320,22 +321,29 @@ class Network:
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """Interventions that every call uses now, see `intervene`."""
-        return tuple(rule for scope in self._scopes for rule in scope.rules)
+        return tuple(rule for scope in self.scopes for rule in scope.rules)
 
     @contextlib.contextmanager
-    def intervene(self, interventions: Intervention | Sequence[Intervention]) -> Iterator[None]:
+    def intervene(
+        self, interventions: Intervention | Sequence[Intervention], untouched: str = "raise"
+    ) -> Iterator[None]:
         """Change what the model computes, in every call within the block: forward, backward, generation, evaluation.
 
         Blocks may be nested; all their interventions apply. A call may lack the rows and positions that a rule names.
+        Fine-tuning within the block trains copies of the model with the same interventions.
 
         Parameters
         ----------
         interventions : sequence of Intervention
+        untouched : {"raise", "warn"}
+            What to do at the end of the block if an intervention has touched nothing. Functions that train warn, so
+            that their results are not lost.
 
         Raises
         ------
         ValueError
-            At the end of the block, if an intervention has touched nothing.
+            At the beginning, for a module, a place or a round that the model does not have, and for interventions that
+            contradict each other. At the end of the block, if an intervention has touched nothing.
 
         Examples
         --------
@@ -346,18 +354,28 @@ class Network:
         >>> bool((routes.index["attn"] == 2).any())
         False
         """
+        if untouched not in ("raise", "warn"):
+            raise ValueError(f"untouched: {untouched!r} is not one of 'raise', 'warn'")
         scope = Scope(as_interventions(interventions))
-        self._scopes.append(scope)
+        check_rules(self.config, [*self.interventions, *scope.rules])
+        self._scopes = [*self.scopes, scope]
         try:
             yield
-            scope.check()
+            if untouched == "raise":
+                scope.check()
+            else:
+                scope.warn()
         finally:
-            self._scopes = [other for other in self._scopes if other is not scope]
+            scope.is_open = False
 
     @property
     def scopes(self) -> Sequence[Scope]:
-        """The blocks of `intervene` that are open; decoders read them."""
-        return self._scopes
+        """The blocks of `intervene` that are open and not empty; decoders read them."""
+        return [scope for scope in self._scopes if scope.is_open and scope.rules]
+
+    def share_scopes(self, other: Network) -> None:
+        """Take over the interventions that are active in another model, until the end of their blocks."""
+        self._scopes = [*self.scopes, *other.scopes]
 
     def call_of(
         self,
@@ -372,14 +390,14 @@ class Network:
         """What these `inputs` give to the core beside the batch; None if nothing applies."""
         own = as_interventions(interventions)
         names = [capture] if isinstance(capture, str) else list(capture)
-        if not (own or names or self._scopes or token_losses or attention or routes is not None):
+        if not (own or names or self.scopes or token_losses or attention or routes is not None):
             return None
         if routes is not None and not isinstance(routes, Routes):
             raise TypeError(f"routes: expected mom.Routes, got {type(routes).__name__}")
         layout = layout_of(given["tokens"], given.get("mask"), given.get("lengths"))
         needed = capture_bytes(self.config, names, len(layout.tokens), keep)
         self._check_room("capture: the copies", needed, "Capture fewer places or use a smaller batch")
-        return make_call(self.config, layout, list(self._scopes), own, routes, names, keep, token_losses, attention)
+        return make_call(self.config, layout, self.scopes, own, routes, names, keep, token_losses, attention)
 
     def _check_room(self, what: str, needed: int, way_out: str) -> None:
         limit = self.memory_limit

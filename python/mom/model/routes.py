@@ -20,12 +20,12 @@ from ..config import MoMConfig
 from ..errors import DataError
 from ..files.folders import write_file
 from ..interventions.layout import layout_of
-from ..interventions.selection import FREE, HALVES, choices_to_keep, rounds_of, selected
+from ..interventions.selection import FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Routes", "of_rounds", "read_routes", "rounds_of_blocks"]
+__all__ = ["Routes", "of_rounds", "read_routes", "rounds_of_blocks", "routes_of_rows"]
 
 Value = TypeVar("Value")
 _FORMAT = 1
@@ -383,3 +383,34 @@ def read_routes(
         {"attn": config.num_attn, "ffn": config.num_ffn}, None if lengths is None else lengths.copy(),
         None if mask is None else mask.astype(bool),
     )  # fmt: skip
+
+
+def routes_of_rows(
+    config: MoMConfig, tokens: Sequence[Sequence[int]], records: Sequence[Sequence[Sequence[tuple[NDArray[Any], ...]]]]
+) -> Routes:
+    """Routes of packed rows from what a decoder has recorded: by row and call (index, weight, scores) of all
+    half-rounds.
+    """
+    rounds = rounds_of_blocks(config)
+    halves = [half for half, modules in zip(HALVES, (config.num_attn, config.num_ffn), strict=True) if modules > 1]
+    calls = [call for row in records for call in row]
+    arrays: dict[str, dict[str, NDArray[Any]]] = {"index": {}, "weight": {}, "scores": {}}
+    for number, half in enumerate(halves if rounds else []):
+        parts = [[call[number + len(halves) * r] for r in range(len(rounds))] for call in calls]
+        most = max(index.shape[1] for part in parts for index, _, _ in part)
+        for which, (kind, by_half) in enumerate(arrays.items()):
+            joined = [np.stack([_widened(entry[which], most, kind) for entry in part]) for part in parts]
+            by_half[half] = np.concatenate(joined, axis=1)
+    lengths = [len(row) for row in tokens]
+    return Routes(
+        np.concatenate([np.array(row, np.int32) for row in tokens]), arrays["index"], arrays["scores"], arrays["weight"], [(b, r) for _, b, r in rounds],
+        {"attn": config.num_attn, "ffn": config.num_ffn}, np.array(lengths, np.int32),
+    )  # fmt: skip
+
+
+def _widened(array: NDArray[Any], columns: int, kind: str) -> NDArray[Any]:
+    """Choices (N, K) with columns of none, up to as many as another call has kept."""
+    if kind == "scores" or array.shape[1] == columns:
+        return array
+    missing = columns - array.shape[1]
+    return np.pad(array, ((0, 0), (0, missing)), constant_values=NONE if kind == "index" else 0)
