@@ -664,7 +664,7 @@ def test_core_refuses_what_python_would_not_send() -> None:
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),
         ({"router_kind": len(KINDS)}, f"config: 'router_kind' is {len(KINDS)}, expected less than {len(KINDS)}"),
-        ({"depth": 3}, "config: 40 keys, expected the 39 of"),
+        ({"depth": 3}, "config: 41 keys, expected the 40 of"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):
             _core.Network({**fields, **wrong})

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from intervened import SMALL, gradients_of, made, moved, same_gradients, tokens_of
 
 import mom
-from intervened import SMALL, gradients_of, made, moved, same_gradients, tokens_of
 
 #: Fields of the configuration, dtype, and whether activations are computed again in backward.
 SETTINGS: dict[str, tuple[dict[str, Any], str, bool]] = {
@@ -152,11 +152,15 @@ def test_captured_gradients_are_those_of_the_loss(router: str) -> None:
 
 def test_no_gradient_passes_through_a_patch() -> None:
     model, tokens = made(), tokens_of()
-    model(tokens, labels=tokens, interventions=[mom.Patch("block0.round0.attn.input", np.ones(16))], capture="embedding")
+    model(
+        tokens, labels=tokens, interventions=[mom.Patch("block0.round0.attn.input", np.ones(16))], capture="embedding"
+    )
     model.backward()
     lower = [name for name in model.gradients if name.startswith(("transformer.wpe", "transformer.h.0."))]
     assert lower and not any(model.gradients[name].any() for name in lower)
-    partly = model(tokens, labels=tokens, interventions=[mom.Zero("anchor0.ffn.input", tokens=[4])], capture="anchor0.*")
+    partly = model(
+        tokens, labels=tokens, interventions=[mom.Zero("anchor0.ffn.input", tokens=[4])], capture="anchor0.*"
+    )
     model.backward()
     gradient = partly.captured.gradients
     assert not partly.captured["anchor0.ffn.input"][:, 4].any()
@@ -284,7 +288,9 @@ def test_attention_outputs_are_the_probabilities_times_the_values() -> None:
     model, tokens = made(), tokens_of()
     at = model(tokens, capture="anchor0.attn.*").captured
     probabilities = model.attention(tokens, "anchor0.attn").astype(np.float64)
-    p = {name: value.astype(np.float64) for name, value in model.parameters.items() if name.startswith("transformer.h.0")}
+    p = {
+        name: value.astype(np.float64) for name, value in model.parameters.items() if name.startswith("transformer.h.0")
+    }
     prefix = {name.rsplit(".", 2)[-2]: name for name in p if "c_attn" in name or "c_proj" in name}
     assert {"c_attn", "c_proj"} <= set(prefix)
     x = at["anchor0.attn.input"].astype(np.float64)

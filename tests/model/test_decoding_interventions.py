@@ -1,4 +1,4 @@
-"""Decoding with interventions equals the full pass: by steps, by a forward pass, generated, reordered, in a beam search."""
+"""Decoding with interventions equals the full pass: steps, long prompts, generation, reordered rows, beam search."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from intervened import made, tokens_of
 
 import mom
-from intervened import made, tokens_of
 from mom.model import beam_search
 
 RULES = [
     mom.Force("ffn", to=1, rounds=[1], tokens=[2, 7]), mom.Force("attn", to="SKIP", rounds=[0], tokens=[4]),
-    mom.Forbid("attn", modules=[2]), mom.Bias("ffn", {0: 1.5, "SKIP": -2.0}), mom.RandomRoutes("ffn", rounds=[2], seed=3),
+    mom.Forbid("attn", modules=[2]), mom.Bias("ffn", {0: 1.5, "SKIP": -2.0}),
+    mom.RandomRoutes("ffn", rounds=[2], seed=3),
     mom.Scale("block0.round1.ffn.output", 0.5), mom.Patch("block0.round0.ffn.output", np.full(16, 0.1), tokens=[5]),
     mom.Zero("embedding", tokens=[1]), mom.Scale("hidden", 1.3),
 ]  # fmt: skip
@@ -214,7 +215,10 @@ def test_what_decoding_cannot_do_is_refused_and_nothing_is_appended() -> None:
         decoder.step([1, 2])
     assert decoder.lengths.tolist() == [4, 4]
     close(decoder.step([1, 2]), model(np.column_stack([tokens, [1, 2]]), return_logits=True).logits[:, -1])
-    with pytest.raises(ValueError, match="expected .16,. or .2, 16."), model.intervene([mom.Patch("hidden", np.ones((3, 2, 16)))]):
+    with (
+        pytest.raises(ValueError, match="expected .16,. or .2, 16."),
+        model.intervene([mom.Patch("hidden", np.ones((3, 2, 16)))]),
+    ):
         decoder.step([1, 2])
 
 
@@ -277,7 +281,9 @@ def test_routes_with_interventions_and_other_calls() -> None:
     wide = decoder.routes
     assert wide.index["ffn"].shape[-1] == 3 and wide.index["attn"].shape[-1] == 2
     assert np.array_equal(wide.of_row(wide.index["ffn"], 0)[:, :7, :2], routes.of_row(routes.index["ffn"], 0))
-    assert (wide.of_row(wide.index["ffn"], 0)[:, :7, 2] == -2).all() and (wide.of_row(wide.index["ffn"], 0)[:, 7] >= 0).all()
+    assert (wide.of_row(wide.index["ffn"], 0)[:, :7, 2] == -2).all() and (
+        wide.of_row(wide.index["ffn"], 0)[:, 7] >= 0
+    ).all()
     decoder.clear()
     with pytest.raises(RuntimeError, match="routes: there are no sequences yet"):
         decoder.routes  # noqa: B018

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from intervened import SMALL, gradients_of, made, moved, same_gradients, tokens_of
 
 import mom
-from intervened import SMALL, gradients_of, made, moved, same_gradients, tokens_of
 from padding import padded
 
 
@@ -79,7 +79,8 @@ def test_scaling_a_modules_output_by_zero_is_zeroing_its_projection(half: str, m
     zeroed.backward()
     np.testing.assert_allclose(have.logits, want.logits, rtol=1e-6, atol=1e-6)
     assert have.loss == pytest.approx(want.loss, abs=1e-6)
-    own = f"mot_{half}.c_proj.{module}."  # whose gradients differ: no gradient passes a zero, but one reaches zeroed weights
+    own = f"mot_{half}.c_proj.{module}."
+    # These gradients differ: none passes a factor of zero, but one reaches weights that are zero.
     for name, gradient in model.gradients.items():
         if own in name:
             assert not gradient.any() and zeroed.gradients[name].any()
@@ -266,7 +267,6 @@ BAD: list[tuple[list[Any], str]] = [
     ([mom.Force("ffn", to=9)], "to: there is no module 9; there are 4, and 'SKIP'"),
     ([mom.Force("ffn", to=[0, 1, 2])], "to: 3 choices, the router keeps 2"),
     ([mom.Force("ffn", to=[1, 1])], "names a choice twice"),
-    ([mom.Force("ffn", to="skip")], "to: expected a module's number or 'SKIP', got 'skip'"),
     ([mom.Force("ffn", to=1, rounds=[3])], r"rounds: there is no round 3; rounds are 0 to 2, or pairs up to \(0, 2\)"),
     ([mom.Force("ffn", to=1, rounds=[(1, 0)])], r"rounds: there is no \(block, round\) \(1, 0\)"),
     ([mom.Force("ffn", to=1, tokens=[10])], "tokens: position 10 is outside of every row; the longest has 10 tokens"),
@@ -282,11 +282,12 @@ BAD: list[tuple[list[Any], str]] = [
     ([mom.TopK(1), mom.TopK(2)], r"TopK\(1\) and TopK\(2\) contradict each other"),
     ([mom.TopK(9)], "k: 9 choices, the attn router has 5"),
     ([mom.Patch("hidden", 0.0), mom.Patch("hidden", 1.0, tokens=[3])],
-     r"Patch\(place='hidden', value=1.0, tokens=\[3\]\) and another one replace 'hidden' for row 0, position 3, by different values"),
+     r"value=1.0, tokens=\[3\]\) and another one replace 'hidden' for row 0, position 3, by different values"),
     ([mom.Patch("hidden", 0.5), mom.Zero("h*")], "replace 'hidden' for row 0, position 0, by different values"),
     ([mom.Patch("hidden", np.ones(3))], r"value: shape \(3,\) at 'hidden', expected \(16,\) or \(2, 10, 16\)"),
     ([mom.Patch("hidden", np.ones((3, 16)), tokens=[1, 2])], r"value: shape \(3, 16\) at 'hidden'"),
-    ([mom.Patch("block0.*.state", np.ones(16))], r"value: shape \(16,\) at 'block0.round0.attn.state', expected \(8,\)"),
+    ([mom.Patch("block0.*.state", np.ones(16))],
+     r"value: shape \(16,\) at 'block0.round0.attn.state', expected \(8,\)"),
 ]  # fmt: skip
 
 
@@ -318,6 +319,10 @@ def test_arguments_of_the_wrong_type_are_refused() -> None:
         model(tokens, interventions=["x"])
     with pytest.raises(TypeError, match="tokens: expected integers or None"):
         mom.Force("ffn", to=1, tokens=[1.5])
+    with pytest.raises(ValueError, match="to: expected a module's number or 'SKIP', got 'skip'"):
+        mom.Force("ffn", to="skip")
+    with pytest.raises(TypeError, match="modules: expected a module's number or 'SKIP', got 1.5"):
+        mom.Forbid("ffn", modules=[1.5])
     with pytest.raises(ValueError, match="rows: -1 is below 0"):
         mom.Force("ffn", to=1, rows=[-1])
 
@@ -350,7 +355,9 @@ def test_halves_and_models_without_a_router() -> None:
 def test_an_intervention_that_touches_nothing_raises_at_the_end_of_the_call() -> None:
     model, tokens = made(routing_top_k=1), tokens_of()
     unused = mom.Zero("block0.round0.ffn.module1.output")
-    with pytest.raises(ValueError, match=r"interventions: Zero\(place='block0.round0.ffn.module1.output'\) touched nothing"):
+    with pytest.raises(
+        ValueError, match=r"interventions: Zero\(place='block0.round0.ffn.module1.output'\) touched nothing"
+    ):
         model(tokens, interventions=[mom.Forbid("ffn", [1]), unused])
     model(tokens, interventions=[mom.Force("ffn", to=1, tokens=[3]), unused])
 
@@ -391,7 +398,10 @@ def test_blocks_nest_and_end() -> None:
 def test_an_exception_leaves_a_clean_model() -> None:
     model, tokens = made(), tokens_of()
     plain = model(tokens, labels=tokens).loss
-    with pytest.raises(KeyError, match="mine"), model.intervene([mom.Scale("final", 0.5), mom.Zero("hidden", rows=[9])]):
+    with (
+        pytest.raises(KeyError, match="mine"),
+        model.intervene([mom.Scale("final", 0.5), mom.Zero("hidden", rows=[9])]),
+    ):
         model(tokens)
         raise KeyError("mine")  # not replaced by the complaint that something touched nothing
     with pytest.raises(ValueError, match="no place fits"), model.intervene([mom.Zero("hiden")]):
@@ -440,7 +450,9 @@ def test_other_questions_see_the_interventions() -> None:
     rule = mom.Forbid("attn", [2])
     want = model(tokens, return_logits=True, interventions=[rule]).logits
     with model.intervene([rule]):
-        np.testing.assert_allclose(model.logits_at(tokens, [3, 12]), want.reshape(20, -1)[[3, 12]], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            model.logits_at(tokens, [3, 12]), want.reshape(20, -1)[[3, 12]], rtol=1e-5, atol=1e-6
+        )
         assert all(counts[2] == 0 for counts in model.route_counts()["attn"][0])
         inside = model.attention(tokens, "block0.round2.attn")
     assert np.array_equal(inside, model.attention(tokens, "block0.round2.attn", interventions=[rule]))
@@ -465,7 +477,12 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_with_config_has_copies_of_the_weights() -> None:
     model, tokens = made(), tokens_of()
     deeper = model.with_config(depth_per_chunk=5, routing_top_k=1)
-    assert deeper.config.depth_per_chunk == 5 and deeper(tokens, return_routes=True).routes.index["ffn"].shape == (5, 2, 10, 1)
+    assert deeper.config.depth_per_chunk == 5 and deeper(tokens, return_routes=True).routes.index["ffn"].shape == (
+        5,
+        2,
+        10,
+        1,
+    )
     deeper.parameters["transformer.wte.weight"][...] = 0.0
     assert model.parameters["transformer.wte.weight"].any()
     with pytest.raises(mom.ConfigError, match="n_embd: the weights do not fit; transformer.wte.weight is"):

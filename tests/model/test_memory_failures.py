@@ -264,8 +264,9 @@ def test_repeated_steps_allocate_nothing(shape: tuple[int, int]) -> None:
 
 
 RULES = [
-    mom.Force("ffn", to=1, rounds=[1], tokens=[2]), mom.Forbid("attn", modules=[1]), mom.RandomRoutes("ffn", rounds=[0]),
-    mom.Scale("block0.*.output", 0.5), mom.Patch("block0.round0.ffn.output", 0.1, tokens=[5]), mom.Zero("final", rows=[3]),
+    mom.Force("ffn", to=1, rounds=[1], tokens=[2]), mom.Forbid("attn", modules=[1]),
+    mom.RandomRoutes("ffn", rounds=[0]), mom.Scale("block0.*.output", 0.5),
+    mom.Patch("block0.round0.ffn.output", 0.1, tokens=[5]), mom.Zero("final", rows=[3]),
 ]  # fmt: skip
 
 

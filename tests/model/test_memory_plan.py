@@ -679,7 +679,8 @@ def test_a_plan_follows_interventions_and_goes_back() -> None:
     model, tokens = new_model(BASE), tokens_of(SHAPE)
     run(model, tokens)
     plain = model._core.region[0]
-    rules = [mom.TopK(3), mom.Scale("block0.*.output", 0.5), mom.Forbid("ffn", [1]), mom.Force("attn", to=0, tokens=[2])]
+    rules = [mom.TopK(3), mom.Scale("block0.*.output", 0.5), mom.Forbid("ffn", [1])]
+    rules += [mom.Force("attn", to=0, tokens=[2])]
     for _ in range(2):
         out = model(tokens, tokens, np.ones(SHAPE, int), interventions=rules, capture="block1.*")
         model.backward()

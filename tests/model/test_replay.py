@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from intervened import SMALL, gradients_of, made, same_gradients, tokens_of
 
 import mom
-from intervened import SMALL, gradients_of, made, same_gradients, tokens_of
 
 #: A covering set: each row has fields of the configuration, then dtype, packed rows, activation checkpointing.
 SETTINGS: dict[str, tuple[dict[str, Any], str, bool, bool]] = {

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from intervened import made, tokens_of
 
 import mom
-from intervened import made, tokens_of
 
 
 def routes_of(packed: bool = False, **changes: object) -> mom.Routes:
@@ -201,6 +201,7 @@ def test_a_table_leaves_out_padding() -> None:
     routes = made()(tokens_of(), attention_mask=mask, return_routes=True).routes
     table = routes.to_pandas()
     assert len(table) == (4 + 10) * 3 * 2 * 2
-    assert table[table.row == 0].position.max() == 3 and table[(table.row == 0) & (table.position == 0)].token.iloc[0] == (
-        tokens_of()[0, 6]
+    assert (
+        table[table.row == 0].position.max() == 3
+        and table[(table.row == 0) & (table.position == 0)].token.iloc[0] == (tokens_of()[0, 6])
     )

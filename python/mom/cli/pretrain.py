@@ -9,7 +9,17 @@ from typing import Any
 from ..config import PRESETS, MoMConfig
 from ..errors import ConfigError
 from ..training import RECIPES, pretrain
-from .flags import add_arguments, add_changes, add_dtype, add_progress, add_threads, changes_of, command
+from .flags import (
+    add_arguments,
+    add_changes,
+    add_dtype,
+    add_interventions,
+    add_progress,
+    add_threads,
+    changes_of,
+    command,
+    interventions_of,
+)
 from .results import print_losses
 
 
@@ -31,6 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="recipe with the settings")
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="highest learning rate")
     add_dtype(parser, resumed=True)
+    add_interventions(parser, resumed=True)
     add_progress(parser)
     add_threads(parser)
 
@@ -45,7 +56,7 @@ def _run(a: argparse.Namespace) -> int:
     result = pretrain(
         config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe, seed=a.seed,
         tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume, progress=a.progress,
-        allow_changes=a.allow_changes, **changes,
+        allow_changes=a.allow_changes, interventions=interventions_of(a) if a.interventions else None, **changes,
     )  # fmt: skip
     training, plan = result.training, result.config
     print(f"{result.tokens:,} tokens in {plan.steps:,} steps of {plan.tokens_per_step:,}")

@@ -282,8 +282,8 @@ class _Resolver:
             clash = both[np.broadcast_to(mine != theirs, (len(both), place.width)).any(axis=1)]
             if len(clash):
                 raise ValueError(
-                    f"interventions: {rule} and another one replace {place.name!r} for row {self.layout.row[clash[0]]}, "
-                    f"position {self.layout.position[clash[0]]}, by different values"
+                    f"interventions: {rule} and another one replace {place.name!r} for row "
+                    f"{self.layout.row[clash[0]]}, position {self.layout.position[clash[0]]}, by different values"
                 )
         self.replaced[place.site].append((value_row, values))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
@@ -40,6 +41,26 @@ def _rounds(value: Any) -> tuple[int | tuple[int, int], ...] | None:
             raise ValueError(f"rounds: expected numbers or (block, round) pairs, got {item!r}")
         found.append((whole[0], whole[1]) if pair else whole[0])
     return tuple(found)
+
+
+def _choice(value: Any, name: str) -> int | str:
+    """A module's number or ``"SKIP"``."""
+    if isinstance(value, str) and value == "SKIP":
+        return "SKIP"
+    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__index__"):
+        raise (ValueError if isinstance(value, str) else TypeError)(
+            f"{name}: expected a module's number or 'SKIP', got {value!r}"
+        )
+    return operator.index(value)
+
+
+def _number(value: Any, choice: Any) -> float:
+    if isinstance(value, (bool, np.bool_, str)):
+        raise TypeError(f"values: expected a number for {choice!r}, got {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"values: expected a number for {choice!r}, got {value!r}") from None
 
 
 class Intervention:
@@ -103,7 +124,7 @@ def from_dict(values: Mapping[str, Any]) -> Intervention:
         raise TypeError(f"interventions: expected a mapping, got {type(values).__name__}")
     given = dict(values)
     kind = given.pop("kind", None)
-    if kind not in Intervention._kinds:
+    if not isinstance(kind, str) or kind not in Intervention._kinds:
         raise ValueError(f"kind: {kind!r} is not one of {', '.join(map(repr, Intervention._kinds))}")
     cls = Intervention._kinds[kind]
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
@@ -150,8 +171,8 @@ class Force(Intervention):
     rows: Any = None
 
     def __post_init__(self) -> None:
-        to = _plain(self.to)
-        to = tuple(map(_plain, to)) if isinstance(to, (list, tuple)) else to
+        several = isinstance(self.to, (list, tuple, np.ndarray)) and np.ndim(self.to) > 0
+        to = tuple(_choice(item, "to") for item in self.to) if several else _choice(self.to, "to")
         self._set(half=_half(self.half), to=to, rounds=_rounds(self.rounds), tokens=numbers(self.tokens, "tokens"),
                   rows=numbers(self.rows, "rows"))  # fmt: skip
 
@@ -178,7 +199,8 @@ class Forbid(Intervention):
         given = [self.modules] if isinstance(self.modules, str) or np.ndim(self.modules) == 0 else list(self.modules)
         if not given:
             raise ValueError("modules: is empty")
-        self._set(half=_half(self.half), modules=tuple(map(_plain, given)), rounds=_rounds(self.rounds),
+        self._set(half=_half(self.half), modules=tuple(_choice(item, "modules") for item in given),
+                  rounds=_rounds(self.rounds),
                   tokens=numbers(self.tokens, "tokens"), rows=numbers(self.rows, "rows"))  # fmt: skip
 
 
@@ -204,7 +226,7 @@ class Bias(Intervention):
     def __post_init__(self) -> None:
         if not isinstance(self.values, Mapping) or not self.values:
             raise TypeError(f"values: expected a dict of choices to numbers, got {self.values!r}")
-        values = {key: float(value) for key, value in self.values.items()}
+        values = {_choice(key, "values"): _number(value, key) for key, value in self.values.items()}
         if bad := [key for key, value in values.items() if not math.isfinite(value)]:
             raise ValueError(f"values: {values[bad[0]]} for {bad[0]!r} is not finite; Forbid takes choices away")
         self._set(half=_half(self.half), values=values, rounds=_rounds(self.rounds),

@@ -37,6 +37,8 @@ def numbers(value: Any, name: str, least: int = 0) -> tuple[int, ...] | None:
         raise ValueError(f"{name}: is empty; None means all")
     if min(found) < least:
         raise ValueError(f"{name}: {min(found)} is below {least}")
+    if max(found) >= 2**31:
+        raise ValueError(f"{name}: {max(found)} is too large")
     return found
 
 

@@ -198,10 +198,21 @@ class Network:
                     f"patterns: expected str, got {type(pattern).__name__} {pattern!r}. Each pattern is an argument of "
                     "its own: train_only('*.router.*', 'transformer.ln_f.*')"
                 )
+        self._select(self.parameters_fitting(patterns, "patterns"))
+
+    def parameters_fitting(self, patterns: Sequence[str], argument: str) -> NDArray[np.uint8]:
+        """1 for each parameter that a pattern fits, in the model's order.
+
+        Raises
+        ------
+        ValueError
+            If a pattern fits no parameter; the message begins with the name of the `argument`.
+        """
+        for pattern in patterns:
             if not fnmatch.filter(self._parameters, pattern):
-                raise ValueError(f"patterns: {pattern!r} fits no parameter of this model")
+                raise ValueError(f"{argument}: {pattern!r} fits no parameter of this model")
         chosen = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in self._parameters]
-        self._select(np.array(chosen, np.uint8))
+        return np.array(chosen, np.uint8)
 
     def _select(self, trained: NDArray[np.uint8]) -> None:
         self._core.set_trained(trained)

@@ -388,9 +388,7 @@ def read_routes(
 def routes_of_rows(
     config: MoMConfig, tokens: Sequence[Sequence[int]], records: Sequence[Sequence[Sequence[tuple[NDArray[Any], ...]]]]
 ) -> Routes:
-    """Routes of packed rows from what a decoder has recorded: by row and call (index, weight, scores) of all
-    half-rounds.
-    """
+    """Routes of packed rows from a decoder's records: by row and call (index, weight, scores) of all half-rounds."""
     rounds = rounds_of_blocks(config)
     halves = [half for half, modules in zip(HALVES, (config.num_attn, config.num_ffn), strict=True) if modules > 1]
     calls = [call for row in records for call in row]
@@ -403,8 +401,9 @@ def routes_of_rows(
             by_half[half] = np.concatenate(joined, axis=1)
     lengths = [len(row) for row in tokens]
     return Routes(
-        np.concatenate([np.array(row, np.int32) for row in tokens]), arrays["index"], arrays["scores"], arrays["weight"], [(b, r) for _, b, r in rounds],
-        {"attn": config.num_attn, "ffn": config.num_ffn}, np.array(lengths, np.int32),
+        np.concatenate([np.array(row, np.int32) for row in tokens]), arrays["index"], arrays["scores"],
+        arrays["weight"], [(b, r) for _, b, r in rounds], {"attn": config.num_attn, "ffn": config.num_ffn},
+        np.array(lengths, np.int32),
     )  # fmt: skip
 
 
