@@ -34,6 +34,7 @@ class Scope:
 
     rules: tuple[Intervention, ...]
     touched: set[int] = field(default_factory=set)
+    calls: int = 0
     is_open: bool = True
 
     @property
@@ -47,8 +48,8 @@ class Scope:
             raise ValueError(f"interventions: {self.unused[0]} touched nothing")
 
     def warn(self) -> None:
-        """Warn if an intervention has touched nothing."""
-        if self.unused:
+        """Warn if an intervention has touched nothing, unless there were no calls (as in a run that was over)."""
+        if self.unused and self.calls:
             warnings.warn(f"interventions: {', '.join(map(str, self.unused))} touched nothing", stacklevel=2)
 
 
@@ -117,6 +118,7 @@ class Call:
         start = 0
         touched = self.resolved.touched()
         for scope in [*self.scopes, self.own]:
+            scope.calls += 1
             scope.touched |= {n for n in range(len(scope.rules)) if touched.get(start + n)}
             start += len(scope.rules)
         self.own.check()
