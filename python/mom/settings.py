@@ -33,7 +33,6 @@ Rule = Callable[[Any], "str | None"]
 #: them.
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "int": (int, np.integer), "float": (int, float, np.integer, np.floating), "bool": (bool, np.bool_), "str": (str,),
-    "tuple[str, ...]": (str, list, tuple),
 }  # fmt: skip
 
 
@@ -170,12 +169,11 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
         if kind == "None":
             if value is None:
                 return None
+        elif kind == "tuple[str, ...]":
+            items = [value] if isinstance(value, str) else value
+            if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+                return tuple(items)
         elif isinstance(value, _ACCEPTED[kind]) and (kind == "bool" or not isinstance(value, bool)):
-            if kind == "tuple[str, ...]":
-                items = (value,) if isinstance(value, str) else tuple(value)
-                if not all(isinstance(item, str) for item in items):
-                    break
-                return items
             return value.item() if isinstance(value, np.generic) else value
     raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {shown(value)}")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_run
 
 import mom
-import small_run
 from mom.data import TextDocuments
 from mom.data.prepare import prepare
 from mom.errors import ConfigError
@@ -173,9 +173,8 @@ def test_a_phase_of_the_recipe(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "whole" / "recipe.json").read_text())
     assert written["interventions"] == [rule.to_dict() for rule in rules]
     with pytest.raises(small_run.Crash):
-        pretrain(
-            config, tmp_path / "data", tmp_path / "run", interventions=rules, save_every=1, callbacks=[small_run.crash_at(2)], **settings
-        )
+        crash = {"callbacks": [small_run.crash_at(2)], "save_every": 1, **settings}
+        pretrain(config, tmp_path / "data", tmp_path / "run", interventions=rules, **crash)
     resumed = pretrain(config, tmp_path / "data", tmp_path / "run", resume=True, save_every=1, **settings)
     assert small_run.parameter_bytes(resumed.model) == small_run.parameter_bytes(whole.model)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["interventions"] == written["interventions"]
@@ -186,7 +185,7 @@ def test_a_phase_of_the_recipe(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- files
 def test_a_file_of_interventions(tmp_path: Path) -> None:
     path = tmp_path / "rules.json"
-    rules = (*RULES, mom.Patch("hidden", np.linspace(0, 1, 16) / 7), mom.Bias("ffn", {0: 1.5, "SKIP": -0.1}), mom.TopK(1))
+    rules = (*RULES, mom.Patch("hidden", np.linspace(0, 1, 16) / 7), mom.Bias("ffn", {0: 1.5, "SKIP": -0.1}))
     write_interventions(path, rules)
     assert read_interventions(path) == rules
     write_interventions(path, [])
