@@ -328,3 +328,49 @@ def test_noise_of_decoding_is_in_its_routes() -> None:
     third, equal = model.generate(tokens_of(2, 4), max_new_tokens=5, return_routes=True)
     assert np.array_equal(again, third) and same == equal
     assert routes.index["ffn"].shape == (3, 16, 2) and tokens.shape == (2, 9)
+
+
+@pytest.mark.parametrize("name", ["recurrent", "one choice", "naive", "hash", "plain", "all paths"])
+def test_every_kind_of_place_is_changed_in_decoding(name: str) -> None:
+    fields = {"plain": {"chunks": 0, "n_layer": 2}, "all paths": {"routing_all_possible_path": True}}
+    model = made(**(SETTINGS | fields)[name])
+    tokens = tokens_of(2, 12)
+    rules = [mom.Scale("embedding", 1.1), mom.Scale("anchor*.*.input", 0.9), mom.Scale("final", 1.2)]
+    rules += [mom.Patch("anchor0.attn.output", np.linspace(-1, 1, 16), tokens=[3, 8]), mom.Scale("hidden", 0.8)]
+    if name != "plain":
+        rules += [mom.Scale("block0.*.module*.output", 0.5), mom.Scale("block0.*.ffn.input", 0.95)]
+        rules += [mom.Zero("block0.round1.attn.output", tokens=[5])]
+    if name in ("recurrent", "one choice", "all paths"):
+        rules += [mom.Scale("block0.*.state", 1.5, tokens=[2, 6, 9])]
+    with model.intervene(rules):
+        full = model(tokens, return_logits=True).logits
+        decoder = mom.Decoder(model)
+        close(decoder.prefill(tokens[:, :4]), full[:, 3])
+        close(decoder.prefill(tokens[:, 4:7]), full[:, 6])
+        for t in range(7, 12):
+            close(decoder.step(tokens[:, t]), full[:, t])
+
+
+def test_routes_of_decoding_can_be_replayed() -> None:
+    model = made()
+    with model.intervene([mom.RandomRoutes("ffn", seed=6), mom.Forbid("attn", [0])]):
+        tokens, routes = model.generate(tokens_of(2, 5), max_new_tokens=4, return_routes=True)
+        full = model(tokens[:, :-1], return_logits=True).logits
+    free = model(tokens[:, :-1].ravel(), lengths=[8, 8], routes=routes, return_routes=True, return_logits=True)
+    assert free.routes == routes
+    # Forbidden modules change the scores that weights come from, so only the forced half could be compared by itself.
+    with model.intervene([mom.Forbid("attn", [0])]):
+        again = model(tokens[:, :-1].ravel(), lengths=[8, 8], routes=routes, return_logits=True)
+    close(again.logits.reshape(full.shape), full)
+
+
+def test_values_by_position_are_those_of_the_full_pass_for_any_number_of_rows() -> None:
+    model, tokens = made(), tokens_of(2, 12)
+    values = np.random.default_rng(4).standard_normal((2, 16))
+    rule = mom.Patch("block0.round1.ffn.output", values, tokens=[9, 5])  # as many values as a step has tokens
+    with model.intervene([rule]):
+        full = model(tokens, return_logits=True).logits
+        decoder = mom.Decoder(model)
+        decoder.prefill(tokens[:, :4])
+        for t in range(4, 12):
+            close(decoder.step(tokens[:, t]), full[:, t])

@@ -513,3 +513,46 @@ def test_a_single_module_as_a_function(half: str) -> None:
     np.testing.assert_allclose(pool[1](x)[:4], shorter, rtol=1e-5, atol=1e-6)  # no row sees later ones
     with pytest.raises(ValueError, match=r"x: shape \(7, 15\), expected \(N, 16\)"):
         pool[1](x[:, :15])
+
+
+# ---------------------------------------------------------------------- rows that no loss needs
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"chunks": 0, "n_layer": 2}, {"num_attn": 1, "num_ffn": 1}], ids=str)
+def test_few_labels_see_the_same_changes(fields: dict[str, Any], packed: bool) -> None:
+    """Rows that no loss needs are skipped in the last round; a change at the other rows is the same."""
+    model, tokens = made(**fields), tokens_of(3, 12)
+    labels = np.full_like(tokens, -100)
+    labels[:, [4, 9]] = tokens[:, [4, 9]]
+    rng = np.random.default_rng(3)
+    last = "anchor1" if "n_layer" in fields else "anchor2"
+    rules = [
+        mom.Patch(f"{last}.attn.output", rng.normal(0, 0.3, (3, 12, 16))), mom.Scale(f"{last}.ffn.output", 0.4),
+        mom.Scale(f"{last}.ffn.input", 1.3, tokens=[3, 8]), mom.Patch("final", 0.2, tokens=[8], rows=[1]),
+        mom.Scale("hidden", 1.5), mom.Zero(f"{last}.attn.input", tokens=[2]),
+    ]  # fmt: skip
+    call: dict[str, Any] = {"tokens": tokens, "labels": labels}
+    if packed:
+        rules[0] = mom.Patch(rules[0].place, rules[0].value.reshape(36, 16))
+        call = {"tokens": tokens.ravel(), "labels": labels.ravel(), "lengths": [12, 12, 12]}
+    few = model(**call, interventions=rules)
+    model.backward()
+    gradients = gradients_of(model)
+    every = model(**call, interventions=rules, return_logits=True)  # computes all rows
+    model.backward()
+    assert few.lm_loss == pytest.approx(every.lm_loss, rel=1e-6) and few.lm_loss != model(**call).lm_loss
+    for name, gradient in gradients_of(model).items():
+        np.testing.assert_allclose(gradients[name], gradient, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("pooling", ["mask", "reference"])
+def test_a_classifier_sees_the_same_changes_at_its_pooled_rows(pooling: str) -> None:
+    config = SMALL.replace(num_labels=3, pooling=pooling, pad_token_id=0)
+    model, tokens = moved(mom.MoMForSequenceClassification(config, seed=0)), tokens_of(3, 9) % 36 + 1
+    value = np.random.default_rng(1).standard_normal(16).astype(np.float32)
+    rules = [mom.Patch("hidden", value, tokens=[8]), mom.Force("ffn", to=2, rounds=[1])]
+    out = model(tokens, labels=[0, 1, 2], attention_mask=np.ones(tokens.shape, int), interventions=rules)
+    want = np.tile(model.parameters["score.weight"] @ value, (3, 1))
+    np.testing.assert_allclose(out.logits, want, rtol=1e-5, atol=1e-6)
+    model.backward()
+    assert model.gradients["score.weight"].any()
+    assert not any(g.any() for name, g in model.gradients.items() if not name.startswith("score."))

@@ -294,11 +294,12 @@ class _Resolver:
         N, width = len(self.layout.tokens), place.width
         if value.ndim == 0 or value.shape == (width,):
             return np.broadcast_to(value, (1, width)).astype(np.float32), np.zeros(len(chosen), np.int32)
-        if value.shape == (*self.layout.shape, width) or value.shape == (N, width):
+        by_position = rule.tokens is not None and value.shape == (len(rule.tokens), width)
+        if not by_position and value.shape in ((*self.layout.shape, width), (N, width)):
             return np.ascontiguousarray(value.reshape(N, width)), chosen.astype(np.int32)
         if self.alone and value.ndim > 1 and value.shape[-1] == width:
             return np.zeros((1, width), np.float32), np.zeros(len(chosen), np.int32)
-        if rule.tokens is not None and value.shape == (len(rule.tokens), width):
+        if by_position:
             order = np.argsort(np.array(rule.tokens), kind="stable")
             where = np.searchsorted(np.array(rule.tokens)[order], self.layout.position[chosen])
             return np.ascontiguousarray(value), order[where].astype(np.int32)
