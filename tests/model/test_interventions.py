@@ -10,6 +10,7 @@ import pytest
 from intervened import SMALL, gradients_of, made, moved, same_gradients, tokens_of
 
 import mom
+from kinds import ROUTERS
 from padding import padded
 
 
@@ -556,3 +557,64 @@ def test_a_classifier_sees_the_same_changes_at_its_pooled_rows(pooling: str) -> 
     model.backward()
     assert model.gradients["score.weight"].any()
     assert not any(g.any() for name, g in model.gradients.items() if not name.startswith("score."))
+
+
+# ---------------------------------------------------------------------- the edges of routing
+@pytest.mark.parametrize(
+    ("fields", "dtype"),
+    [({}, "bfloat16"), ({"use_ste": True}, "float32"), ({"weighted_qkv": True}, "float32")],
+    ids=str,
+)
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_single_choice_is_left(router: str, fields: dict[str, Any], dtype: str) -> None:
+    """Two choices are kept and only one is allowed: the forbidden one is not done."""
+    model, tokens = made(router_type=router, dtype=dtype, **fields), tokens_of()
+    rules = [mom.Forbid("ffn", modules=[0, 1, 3, "SKIP"]), mom.Forbid("attn", modules=[0, 1, 2])]
+    out = model(tokens, labels=tokens, return_logits=True, return_routes=True, interventions=rules, capture="block0.*")
+    model.backward()
+    assert np.isfinite(out.loss) and np.isfinite(out.logits).all()
+    assert all(np.isfinite(g).all() for g in model.gradients.values())
+    assert all(np.isfinite(value).all() for value in out.captured.gradients.values())
+    ran = [m for m in range(4) if any(out.captured[f"block0.round{r}.ffn.module{m}.output"].any() for r in range(3))]
+    assert ran == [2] and not any(out.captured[f"block0.round{r}.attn.output"].any() for r in range(3))
+    if dtype == "bfloat16" or "random" in router:
+        return
+    with model.intervene(rules):
+        decoder = mom.Decoder(model)
+        decoder.prefill(tokens[:, :4])
+        for t in range(4, 10):
+            logits = decoder.step(tokens[:, t])
+    np.testing.assert_allclose(logits, out.logits[:, -1], rtol=1e-3, atol=3e-5)
+
+
+@pytest.mark.parametrize("router", ["gru-softmax", "gru", "naive-softmax"])
+def test_skip_where_the_router_has_none(router: str) -> None:
+    model, tokens = made(router_type=router, enable_pause=False, num_attn=4), tokens_of()
+    rules = [mom.Force(half, to="SKIP", tokens=[4, 7]) for half in ("attn", "ffn")]
+    out = model(tokens, labels=tokens, interventions=rules, return_routes=True, capture="block0.*.output")
+    model.backward()
+    assert all(not value[:, [4, 7]].any() for value in out.captured.values())
+    assert (out.routes.module["ffn"][:, :, [4, 7]] == 4).all()
+    assert all(np.isfinite(g).all() for g in model.gradients.values())
+    assert all(np.isfinite(weight).all() for weight in out.routes.weight.values())
+
+
+def test_skip_is_the_best_of_several_choices_that_mean_it() -> None:
+    model, tokens = made(num_attn=2, num_ffn=5), tokens_of()  # choices 2 to 5 of the attention router mean SKIP
+    out = model(tokens, return_routes=True, interventions=[mom.Force("attn", to="SKIP")])
+    scores, index = out.routes.scores["attn"], out.routes.index["attn"]
+    assert np.array_equal(index[..., 0], 2 + scores[..., 2:].argmax(-1)) and (index[..., 1] == -2).all()
+    np.testing.assert_allclose(out.routes.weight["attn"][..., 0], 1.0, rtol=1e-6)
+    rules = [mom.Force("attn", to="SKIP"), mom.Forbid("attn", modules=["SKIP"])]
+    with pytest.raises(ValueError, match="a choice of the attn router is forced and forbidden at once"):
+        model(tokens, interventions=rules)
+
+
+def test_random_routes_keep_as_many_choices_as_the_token() -> None:
+    model, tokens = made(), tokens_of()
+    rules = [mom.RandomRoutes("ffn", seed=3), mom.TopK(3, half="ffn", tokens=[5])]
+    routes = model(tokens, return_routes=True, interventions=rules).routes
+    ran = routes.index["ffn"] >= 0
+    assert ran[:, :, 5].all() and (ran.sum(-1)[:, :, [0, 4, 9]] == 2).all()
+    alone = model(tokens, return_routes=True, interventions=rules[:1]).routes
+    assert np.array_equal(alone.index["ffn"][0, :, :5], routes.index["ffn"][0, :, :5, :2])

@@ -14,7 +14,7 @@ from .layout import Layout, layout_of
 from .places import Place, matching_places, places_of
 from .random_routes import random_choices
 from .rules import Bias, Forbid, Force, Intervention, PlaceIntervention, RandomRoutes, Scale, TopK
-from .selection import FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
+from .selection import ANY_SKIP, FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
 
 if TYPE_CHECKING:
     from ..model.routes import Routes
@@ -199,6 +199,8 @@ class _Resolver:
             self.force(key, chosen, choices_to_keep(rule.to, modules, choices, K), rule)
         elif isinstance(rule, RandomRoutes):
             drawn = random_choices(self.layout, rule.seed, key, choices, K)
+            if key in self.forced:  # a token keeps as many as TopK allows it
+                drawn[(self.forced[key] == NONE) & ~self.fixed[key][:, None]] = NONE
             self.force(key, chosen, drawn[chosen], rule)
         elif isinstance(rule, Forbid):
             for outputs in self.outputs_of(half, rule.modules):
@@ -249,7 +251,8 @@ class _Resolver:
                 continue
             known = (forced >= 0) & (forced < bias.shape[1])
             taken = np.take_along_axis(bias, np.where(known, forced, 0).astype(np.int64), axis=1)
-            if (known & np.isneginf(taken)).any():
+            no_skip = np.isneginf(bias[:, self.modules(half) :]).all(axis=1, keepdims=True)
+            if ((known & np.isneginf(taken)) | ((forced == ANY_SKIP) & no_skip)).any():
                 raise ValueError(f"interventions: a choice of the {half} router is forced and forbidden at once")
 
     # ------------------------------------------------------------------ places
