@@ -41,7 +41,7 @@ FORCED = 1e4
 def routes(model: Any, tokens: Any) -> dict[str, list[Any]]:
     """Indices of chosen modules by half, of every block and round."""
     found = model(tokens, return_routes=True, keep=False).routes
-    return {half: [r["index"] for rounds in blocks for r in rounds if r is not None] for half, blocks in found.items()}
+    return {half: list(index) for half, index in found.index.items()}
 
 
 def skip_shares(model: Any, tokens: Any) -> dict[str, float]:

@@ -361,11 +361,7 @@ def build_mom(request: Mapping[str, Any]) -> Contestant:
 
     def choices(tokens: Any) -> dict[str, list[Any]]:
         routes = model(tokens, return_routes=True).routes
-        found: dict[str, list[Any]] = {}
-        for half in ("attn", "ffn"):
-            if half in routes:
-                found[half] = [chosen["index"] for rounds in routes[half] for chosen in rounds]
-        return found
+        return {half: list(index) for half, index in routes.index.items()}
 
     versions = {"mom": str(getattr(mom, "__version__", "unknown"))}
     return Contestant(step, None if implementation.vanilla else choices, config, versions)

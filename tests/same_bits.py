@@ -131,6 +131,13 @@ def update(model: Any, optimizer: mom.AdamW, at_once: bool) -> float:
 
 def routes(out: Any) -> list[Any]:
     """Scores, indices and weights of all halves, blocks and rounds."""
+    if hasattr(out.routes, "index"):
+        return [
+            [out.routes.scores[half][n], out.routes.index[half][n], out.routes.weight[half][n]]
+            if half in out.routes.index else None
+            for half in ("attn", "ffn") for n in range(len(out.routes.rounds))
+        ]  # fmt: skip
+    # versions before routes were arrays
     rounds = [entry for half in ("attn", "ffn") for block in out.routes[half] for entry in block]
     return [entry and [entry["scores"], entry["index"], entry["weight"]] for entry in rounds]
 

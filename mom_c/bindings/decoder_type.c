@@ -14,6 +14,7 @@
 #include "bindings/runtime.h"
 #include "bindings/state.h"
 #include "model/decoder.h"
+#include "ops/forced_choices.h"
 
 typedef struct {
     PyObject_HEAD
@@ -102,22 +103,57 @@ static int check_tokens(const int32_t *tokens, const int32_t *lengths, size_t B,
     return 0;
 }
 
-static PyObject *append(decoder_object *self, const int32_t *tokens, const int32_t *lengths, size_t B, size_t T) {
-    if (check_tokens(tokens, lengths, B, T, self->decoder.gpt->config.V) < 0 || mom_network_enter(self->network) < 0)
+/* After a call. The pass that read a first prompt has no backward pass, so nothing refers to them any more. */
+static void forget_interventions(decoder_object *self, mom_held_interventions *held) {
+    if (held && self->network->gpt.last.pass.interventions == mom_interventions_of(held))
+        self->network->gpt.last.pass.interventions = NULL;
+    self->decoder.interventions = NULL;
+    mom_release_interventions(held);
+}
+
+/* What the decoder is given: tokens (B, T), lengths (B) or NULL, and interventions or None. */
+typedef struct {
+    const int32_t *tokens, *lengths;
+    size_t B, T;
+    PyObject *interventions; /* borrowed */
+} appended;
+
+/* Rows of the interventions: the tokens that are added, and the pending tokens before them. */
+static size_t appended_rows(const mom_decoder *d, const appended *in) {
+    size_t rows = 0;
+    for (size_t b = 0; b < in->B; b++) {
+        const size_t length = in->lengths ? (size_t)in->lengths[b] : in->T;
+        rows += length + (length && b < d->batch.B && d->batch.sequences[b].pending >= 0);
+    }
+    return rows;
+}
+
+static PyObject *run_append(decoder_object *self, const appended *in) {
+    mom_held_interventions *held;
+    if (mom_hold_interventions(in->interventions, self->decoder.gpt, NULL, appended_rows(&self->decoder, in), &held) < 0)
         return NULL;
     const mom_exec exec = mom_current_exec(NULL);
     mom_error err;
     mom_status status;
-    MOM_WITHOUT_GIL(status = mom_decoder_append(&self->decoder, &exec, tokens, lengths, B, T, &err));
-    PyObject *out = status == MOM_OK ? copy_logits(self) : mom_raise((PyObject *)Py_TYPE(self), &err);
+    self->decoder.interventions = mom_interventions_of(held);
+    MOM_WITHOUT_GIL(status = mom_decoder_append(&self->decoder, &exec, in->tokens, in->lengths, in->B, in->T, &err));
+    forget_interventions(self, held);
+    return status == MOM_OK ? copy_logits(self) : mom_raise((PyObject *)Py_TYPE(self), &err);
+}
+
+static PyObject *append(decoder_object *self, const appended *in) {
+    if (check_tokens(in->tokens, in->lengths, in->B, in->T, self->decoder.gpt->config.V) < 0 ||
+        mom_network_enter(self->network) < 0)
+        return NULL;
+    PyObject *out = run_append(self, in);
     mom_network_leave(self->network);
     return out;
 }
 
 static PyObject *decoder_prefill(decoder_object *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "lengths", NULL};
-    PyObject *tokens_o, *lengths_o = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:prefill", names, &tokens_o, &lengths_o))
+    static char *names[] = {"tokens", "lengths", "interventions", NULL};
+    PyObject *tokens_o, *lengths_o = Py_None, *interventions = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:prefill", names, &tokens_o, &lengths_o, &interventions))
         return NULL;
     const npy_intp any[2] = {-1, -1};
     PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, 2, any, 0), *lengths = NULL; /* borrowed */
@@ -132,14 +168,22 @@ static PyObject *decoder_prefill(decoder_object *self, PyObject *args, PyObject 
         PyErr_Format(PyExc_ValueError, "tokens: %zd tokens in one batch are more than %d", PyArray_SIZE(tokens), INT32_MAX);
         return NULL;
     }
-    return append(self, PyArray_DATA(tokens), lengths ? PyArray_DATA(lengths) : NULL, (size_t)PyArray_DIM(tokens, 0),
-                  (size_t)PyArray_DIM(tokens, 1));
+    const appended in = {PyArray_DATA(tokens), lengths ? PyArray_DATA(lengths) : NULL, (size_t)PyArray_DIM(tokens, 0),
+                         (size_t)PyArray_DIM(tokens, 1), interventions};
+    return append(self, &in);
 }
 
-static PyObject *decoder_step(decoder_object *self, PyObject *tokens_o) {
+static PyObject *decoder_step(decoder_object *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"tokens", "interventions", NULL};
+    PyObject *tokens_o, *interventions = Py_None;
     const npy_intp any[1] = {-1};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:step", names, &tokens_o, &interventions))
+        return NULL;
     PyArrayObject *tokens = mom_check_array(tokens_o, "tokens", NPY_INT32, 1, any, 0); /* borrowed */
-    return tokens ? append(self, PyArray_DATA(tokens), NULL, (size_t)PyArray_DIM(tokens, 0), 1) : NULL;
+    if (!tokens)
+        return NULL;
+    const appended in = {PyArray_DATA(tokens), NULL, (size_t)PyArray_DIM(tokens, 0), 1, interventions};
+    return append(self, &in);
 }
 
 /* The first `made` rows of (n, B) tokens. */
@@ -151,14 +195,28 @@ static PyObject *first_rows(PyObject *out, size_t made) {
     return rows;
 }
 
+/* Interventions have a row for each pending token of a sequence that is not finished. */
+static int hold_for_pending(const decoder_object *self, PyObject *interventions, Py_ssize_t n, const uint8_t *finished,
+                            mom_held_interventions **held) {
+    const mom_decoder_batch *batch = &self->decoder.batch;
+    size_t rows = 0;
+    for (size_t b = 0; b < batch->B; b++)
+        rows += !finished[b] && batch->sequences[b].pending >= 0;
+    if (interventions != Py_None && n != 1) {
+        PyErr_SetString(PyExc_ValueError, "interventions: are of one token, so n must be 1");
+        return -1;
+    }
+    return mom_hold_interventions(interventions, self->decoder.gpt, NULL, rows, held);
+}
+
 static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
     Py_ssize_t n, top_k, choices = 0;
     unsigned long long seed, step;
     int stop_token;
-    PyObject *finished_o, *banned_o = Py_None;
+    PyObject *finished_o, *banned_o = Py_None, *interventions = Py_None;
     mom_sampling s = {0};
-    if (!PyArg_ParseTuple(args, "nfnfKKiO|nO:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
-                          &finished_o, &choices, &banned_o))
+    if (!PyArg_ParseTuple(args, "nfnfKKiO|nOO:generate", &n, &s.temperature, &top_k, &s.top_p, &seed, &step, &stop_token,
+                          &finished_o, &choices, &banned_o, &interventions))
         return NULL;
     const npy_intp rows[1] = {(npy_intp)self->decoder.batch.B};
     PyArrayObject *finished = mom_check_array(finished_o, "finished", NPY_UINT8, 1, rows, 1); /* borrowed */
@@ -193,13 +251,21 @@ static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
         PyErr_SetString(PyExc_RuntimeError, "generate: the sequences were changed by another thread");
         return NULL;
     }
+    mom_held_interventions *held;
+    if (hold_for_pending(self, interventions, n, PyArray_DATA(finished), &held) < 0) {
+        mom_network_leave(self->network);
+        Py_DECREF(out);
+        return NULL;
+    }
     const mom_exec exec = mom_current_exec(NULL);
     int32_t *data = PyArray_DATA((PyArrayObject *)out);
     uint8_t *flags = PyArray_DATA(finished);
     size_t made = 0;
     mom_error err;
     mom_status status;
+    self->decoder.interventions = mom_interventions_of(held);
     MOM_WITHOUT_GIL(status = mom_decoder_generate(&self->decoder, &exec, data, flags, &made, &s, stop_token, (size_t)n, &err));
+    forget_interventions(self, held);
     mom_network_leave(self->network);
     if (status == MOM_OK)
         return first_rows(out, made);
@@ -245,6 +311,25 @@ static PyObject *decoder_clear(decoder_object *self, PyObject *Py_UNUSED(ignored
     Py_RETURN_NONE;
 }
 
+/* As many columns of choices as the configuration keeps, or more if a sequence has more. */
+static PyObject *copy_kept(const mom_pool *pool, size_t B, const mom_decoder_route *r) {
+    const size_t S = pool->S;
+    size_t K = pool->K;
+    for (size_t i = 0; i < B * S; i++)
+        if (r->index[i] != MOM_NONE && i % S >= K)
+            K = i % S + 1;
+    int16_t *index = PyMem_Malloc(B * K * sizeof *index);
+    float *kept = PyMem_Malloc(B * K * sizeof *kept);
+    for (size_t i = 0; index && kept && i < B * K; i++) {
+        index[i] = r->index[i / K * S + i % K];
+        kept[i] = r->kept[i / K * S + i % K];
+    }
+    PyObject *out = index && kept ? mom_copy_route(pool, B, K, r->scores, index, kept) : PyErr_NoMemory();
+    PyMem_Free(index);
+    PyMem_Free(kept);
+    return out;
+}
+
 static PyObject *copy_route(const mom_decoder *d, Py_ssize_t place, Py_ssize_t round, int half) {
     if (!d->batch.B) {
         PyErr_SetString(PyExc_RuntimeError, "route: there are no sequences yet");
@@ -256,7 +341,7 @@ static PyObject *copy_route(const mom_decoder *d, Py_ssize_t place, Py_ssize_t r
     if (!pool->routed)
         Py_RETURN_NONE;
     const mom_decoder_route *r = &d->batch.routes[place][2 * (size_t)round + (size_t)half];
-    return mom_copy_route(pool, d->batch.B, r->scores, r->index, r->kept);
+    return copy_kept(pool, d->batch.B, r);
 }
 
 static PyObject *decoder_route(decoder_object *self, PyObject *args) {
@@ -289,6 +374,18 @@ static PyObject *decoder_get_lengths(decoder_object *self, void *Py_UNUSED(closu
     return out;
 }
 
+static PyObject *decoder_get_pending(decoder_object *self, void *Py_UNUSED(closure)) {
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    const mom_decoder_batch *batch = &self->decoder.batch;
+    const npy_intp dims[1] = {(npy_intp)batch->B};
+    PyObject *out = PyArray_SimpleNew(1, dims, NPY_INT32); /* new reference */
+    for (size_t b = 0; out && b < batch->B; b++)
+        ((int32_t *)PyArray_DATA((PyArrayObject *)out))[b] = batch->sequences[b].pending;
+    mom_network_leave(self->network);
+    return out;
+}
+
 static PyObject *decoder_get_bytes(decoder_object *self, void *Py_UNUSED(closure)) {
     if (mom_network_enter(self->network) < 0)
         return NULL;
@@ -303,11 +400,12 @@ static PyObject *decoder_get_weights(decoder_object *self, void *Py_UNUSED(closu
 
 static PyMethodDef decoder_methods[] = {
     {"prefill", (PyCFunction)(void (*)(void))decoder_prefill, METH_VARARGS | METH_KEYWORDS,
-     "prefill($self, tokens, lengths=None)\n--\n\nAppend (B, T) tokens, of each row the first lengths; logits (B, V)."},
-    {"step", (PyCFunction)decoder_step, METH_O,
-     "step($self, tokens, /)\n--\n\nAppend one token (B,) per sequence; logits (B, V)."},
+     "prefill($self, tokens, lengths=None, interventions=None)\n--\n\nAppend (B, T) tokens, of each row the first lengths; logits (B, V)."},
+    {"step", (PyCFunction)(void (*)(void))decoder_step, METH_VARARGS | METH_KEYWORDS,
+     "step($self, tokens, interventions=None)\n--\n\nAppend one token (B,) per sequence; logits (B, V)."},
     {"generate", (PyCFunction)decoder_generate, METH_VARARGS,
-     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, choices=0, banned=None, /)\n--\n\n"
+     "generate($self, n, temperature, top_k, top_p, seed, step, stop_token, finished, choices=0, banned=None, "
+     "interventions=None, /)\n--\n\n"
      "Choose and append up to n tokens per sequence, of ids below choices (0: all), none of banned; (made, B)."},
     {"reorder", (PyCFunction)decoder_reorder, METH_O,
      "reorder($self, rows, /)\n--\n\nSequence i becomes what sequence rows[i] was."},
@@ -320,6 +418,7 @@ static PyMethodDef decoder_methods[] = {
 static PyGetSetDef decoder_getset[] = {
     {"logits", (getter)decoder_get_logits, NULL, "float32 (B, V): after each sequence's last cached token", NULL},
     {"lengths", (getter)decoder_get_lengths, NULL, "int32 (B,): tokens of each sequence", NULL},
+    {"pending", (getter)decoder_get_pending, NULL, "int32 (B,): a chosen token that the next call reads, or -1", NULL},
     {"bytes", (getter)decoder_get_bytes, NULL, "bytes of copied weights, cache and workspace", NULL},
     {"weights", (getter)decoder_get_weights, NULL, "number format of the weights", NULL},
     {NULL, NULL, NULL, NULL, NULL}};

@@ -49,6 +49,7 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static void network_dealloc(mom_network *self) {
     PyTypeObject *type = Py_TYPE(self);
     mom_gpt_free(&self->gpt);
+    mom_release_interventions(self->held);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
@@ -99,11 +100,27 @@ static PyObject *take_results(mom_network *self, const mom_batch *batch, const m
     return NULL;
 }
 
+/* Keeps the interventions that the last pass refers to, and releases the others. */
+static void keep_interventions(mom_network *self, mom_held_interventions *held) {
+    const mom_interventions *last = self->gpt.last.pass.interventions;
+    if (last && last == mom_interventions_of(self->held)) {
+        mom_release_interventions(held);
+        return;
+    }
+    mom_release_interventions(self->held);
+    self->held = held;
+}
+
 static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kwargs) {
     mom_batch batch;
     mom_wanted wanted;
-    if (mom_read_batch(args, kwargs, &self->gpt.config, &batch, &wanted) < 0 || mom_network_enter(self) < 0)
+    mom_held_interventions *held;
+    if (mom_read_batch(args, kwargs, &self->gpt, &batch, &wanted, &held) < 0)
         return NULL;
+    if (mom_network_enter(self) < 0) {
+        mom_release_interventions(held);
+        return NULL;
+    }
     const mom_exec exec = mom_current_exec(NULL);
     mom_losses losses;
     mom_error err;
@@ -115,6 +132,7 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
         mom_raise((PyObject *)Py_TYPE(self), &err);
     else if (!(results = take_results(self, &batch, &wanted, &losses)))
         self->gpt.counter = counter; /* the same call draws the same numbers again */
+    keep_interventions(self, held);
     mom_network_leave(self);
     return results;
 }
@@ -159,7 +177,8 @@ static PyObject *network_backward(mom_network *self, PyObject *arg) {
 static PyObject *network_plan(mom_network *self, PyObject *args) {
     Py_ssize_t B, T, N;
     mom_memory_key key = {0};
-    if (!PyArg_ParseTuple(args, "nnnppp:plan", &B, &T, &N, &key.keep, &key.checkpoint, &key.training))
+    if (!PyArg_ParseTuple(args, "nnnppp|p:plan", &B, &T, &N, &key.keep, &key.checkpoint, &key.training,
+                          &key.outputs))
         return NULL;
     if (B < 1 || T < 1 || B > INT32_MAX / T) {
         PyErr_Format(PyExc_ValueError, "batch, length: %zd sequences of %zd tokens, expected 1 to %d tokens in all", B, T,
@@ -256,13 +275,13 @@ static PyObject *count_choices(const mom_gpt *gpt, const mom_pool *pool, const m
     if (!out)
         return NULL;
     int64_t *counts = PyArray_DATA((PyArrayObject *)out);
-    for (size_t i = 0; i < gpt->last.pass.N * pool->K; i++)
+    for (size_t i = 0; i < gpt->last.pass.N * r->K; i++)
         counts[(size_t)r->index[i] < pool->M ? (size_t)r->index[i] : pool->M]++;
     return out;
 }
 
 static PyObject *copy_route(const mom_gpt *gpt, const mom_pool *pool, const mom_route *r) {
-    return mom_copy_route(pool, gpt->last.pass.N, r->scores, r->index, r->kept);
+    return mom_copy_route(pool, gpt->last.pass.N, r->K, r->scores, r->index, r->kept);
 }
 
 /* route_counts(place, round, half) -> int64 (M + 1): kept choices of each module, then of SKIP; None without a router */
@@ -447,12 +466,13 @@ static PyObject *network_get_region_parts(mom_network *self, void *Py_UNUSED(clo
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
      "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
-     "label_loss=0, keep=False, training=False, checkpoint=False, rows=None, logits=False, routes=False)\n--\n\n"
+     "label_loss=0, keep=False, training=False, checkpoint=False, rows=None, logits=False, routes=False, interventions=None)\n--\n\n"
      "Forward pass; returns ({term: loss}, labelled, logits or None, routes or None)."},
     {"backward", (PyCFunction)network_backward, METH_O,
      "backward($self, scales, /)\n--\n\nAdd to the gradients those of the sum of loss terms, each times its scale by name."},
     {"plan", (PyCFunction)network_plan, METH_VARARGS,
-     "plan($self, batch, length, tokens, keep, checkpoint, training, /)\n--\n\nBytes of a labelled forward pass, by kind."},
+     "plan($self, batch, length, tokens, keep, checkpoint, training, outputs=False, /)\n--\n\n"
+     "Bytes of a labelled forward pass, by kind; with `outputs`, one in which outputs are captured or patched."},
     {"zero_grad", (PyCFunction)network_zero_grad, METH_NOARGS, "zero_grad($self, /)\n--\n\nZero all gradients."},
     {"randomize", (PyCFunction)network_randomize, METH_O, "randomize($self, seed, /)\n--\n\nFresh parameters."},
     {"logits", (PyCFunction)network_logits, METH_O,

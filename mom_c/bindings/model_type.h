@@ -4,11 +4,13 @@
 
 #include "bindings/numpy_api.h"
 
+#include "bindings/network_interventions.h"
 #include "model/gpt.h"
 
 typedef struct {
     PyObject_HEAD
     mom_gpt gpt;
+    mom_held_interventions *held; /* of the last forward pass, which backward reads; or NULL */
     _Atomic int owner; /* id of the process with the thread that has claimed the network, 0: none */
 } mom_network;
 

@@ -141,22 +141,28 @@ static int check_values(const mom_batch *batch, const mom_config *c, size_t N) {
     return 0;
 }
 
-int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_config *config, mom_batch *batch, mom_wanted *wanted) {
+int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_gpt *gpt, mom_batch *batch, mom_wanted *wanted,
+                   mom_held_interventions **held) {
     static char *names[] = {"tokens", "lengths", "labels", "mask", "positions", "pooled", "classes", "values",
-                            "label_loss", "keep", "training", "checkpoint", "rows", "logits", "routes", NULL};
+                            "label_loss", "keep", "training", "checkpoint", "rows", "logits", "routes",
+                            "interventions", NULL};
+    const mom_config *config = &gpt->config;
+    PyObject *interventions = Py_None;
     batch_objects in = {Py_None, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None};
     int label_loss = 0;
     *batch = (mom_batch){0};
     *wanted = (mom_wanted){0, 0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOipppOpp:forward", names, &in.tokens, &in.lengths, &in.labels,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOipppOppO:forward", names, &in.tokens, &in.lengths, &in.labels,
                                      &in.mask, &in.positions, &in.pooled, &in.classes, &in.values, &label_loss,
                                      &batch->keep, &batch->training, &batch->checkpoint, &in.rows, &wanted->logits,
-                                     &wanted->routes))
+                                     &wanted->routes, &interventions))
         return -1;
     batch->all_rows = wanted->logits && in.rows == Py_None && !config->num_labels;
     batch->label_loss = (mom_label_loss)label_loss;
     PyArrayObject *tokens = read_tokens(&in, config, batch); /* borrowed */
-    if (!tokens || read_arrays(&in, config, tokens, batch) < 0)
+    if (!tokens || read_arrays(&in, config, tokens, batch) < 0 || check_values(batch, config, (size_t)PyArray_SIZE(tokens)) < 0 ||
+        mom_hold_interventions(interventions, gpt, batch, (size_t)PyArray_SIZE(tokens), held) < 0)
         return -1;
-    return check_values(batch, config, (size_t)PyArray_SIZE(tokens));
+    batch->interventions = mom_interventions_of(*held);
+    return 0;
 }

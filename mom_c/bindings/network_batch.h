@@ -2,8 +2,7 @@
 #ifndef MOM_BINDINGS_NETWORK_BATCH_H
 #define MOM_BINDINGS_NETWORK_BATCH_H
 
-#include "bindings/numpy_api.h"
-#include "model/gpt.h"
+#include "bindings/network_interventions.h"
 
 /* What Network.forward returns beside the losses. */
 typedef struct {
@@ -11,9 +10,10 @@ typedef struct {
     int routes;
 } mom_wanted;
 
-/* Fills *batch, which borrows the arrays' memory from args and kwargs, and *wanted. Checks every shape, every id and
- * every combination of arguments. Returns -1 with an exception set if one is wrong. */
-int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_config *config, mom_batch *batch, mom_wanted *wanted);
+/* Fills *batch, which borrows the arrays' memory from args and kwargs, *wanted and *held. Checks every shape, every id and
+ * every combination of arguments. Returns -1 with an exception set if one is wrong; there is then nothing to release. */
+int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_gpt *gpt, mom_batch *batch, mom_wanted *wanted,
+                   mom_held_interventions **held);
 
 /* Reads row numbers below N from a one-dimensional int32 array (borrowed). Returns -1 with an exception set on
  * failure. */

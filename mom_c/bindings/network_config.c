@@ -42,6 +42,7 @@ static const config_field fields[] = {
     FIELD("balance_reference", FLAG, balance_reference),
     FIELD("balance_depthwise", FLAG, balance_depthwise),
     FIELD("balance_step_counts", FLAG, balance_step_counts),
+    FIELD("balance_used", FLAG, balance_used),
     FIELD("z_loss", FLAG, z_loss),
     FIELD_OF("masked_query_reference", masked_query, MOM_MASKED_QUERY_REFERENCE + 1),
     FIELD("embd_pdrop", NUMBER, embd_pdrop),

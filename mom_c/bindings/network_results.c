@@ -37,7 +37,7 @@ static int add_route(PyObject *dict, const mom_gpt *gpt, size_t place, size_t ro
         return 0;
     const mom_route *r = &gpt->last.halves[place][2 * round + (size_t)half].route;
     PyObject *key = Py_BuildValue("(nni)", (Py_ssize_t)place, (Py_ssize_t)round, half);    /* new reference */
-    PyObject *entry = mom_copy_route(pool, gpt->last.pass.N, r->scores, r->index, r->kept); /* new reference */
+    PyObject *entry = mom_copy_route(pool, gpt->last.pass.N, r->K, r->scores, r->index, r->kept); /* new reference */
     const int failed = !key || !entry || PyDict_SetItem(dict, key, entry) < 0;
     Py_XDECREF(key);
     Py_XDECREF(entry);

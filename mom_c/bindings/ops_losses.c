@@ -115,7 +115,7 @@ static void balance_counts(mom_call *call) {
     double *counts = mom_new_f64(call, "S"), *prob_sums = mom_new_f64(call, "S"), tokens = 0.0;
     for (size_t i = 0; i < S && !call->failed; i++)
         counts[i] = prob_sums[i] = 0.0;
-    const mom_balance_scores in = {scores, mask, softmax, N, S};
+    const mom_balance_scores in = {.scores = scores, .mask = mask, .softmax = softmax, .N = N, .S = S};
     MOM_RUN(call, call->status = mom_balance_accumulate(&call->exec, counts, prob_sums, &tokens, &in, &call->error));
     mom_new_number(call, tokens);
 }
@@ -139,7 +139,7 @@ static void balance_backward(mom_call *call) {
     const double *counts = mom_arg_f64(call, "counts", "S+");
     float *dscores = mom_new_sum(call, "dscores", 0, 1, "N S");
     const size_t N = mom_size(call, 'N'), S = mom_size(call, 'S');
-    const mom_balance_scores in = {scores, mask, softmax, N, S};
+    const mom_balance_scores in = {.scores = scores, .mask = mask, .softmax = softmax, .N = N, .S = S};
     MOM_RUN(call, mom_balance_backward(&call->exec, dscores, &in, counts, count_tokens, tokens, scale));
 }
 

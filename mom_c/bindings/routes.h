@@ -9,6 +9,7 @@
 const mom_pool *mom_find_pool(const mom_params *params, Py_ssize_t place, Py_ssize_t round, int half);
 
 /* Copies of rows of {"scores": (rows, S), "index": (rows, K), "weight": (rows, K)}. */
-PyObject *mom_copy_route(const mom_pool *pool, size_t rows, const float *scores, const int16_t *index, const float *weight);
+PyObject *mom_copy_route(const mom_pool *pool, size_t rows, size_t K, const float *scores, const int16_t *index,
+                         const float *weight);
 
 #endif

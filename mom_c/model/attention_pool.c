@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "model/pool.h"
-#include "ops/attention.h"
+#include "ops/attention_probabilities.h"
 #include "ops/layernorm.h"
 #include "ops/routed_half.h"
 
@@ -108,11 +108,17 @@ static mom_status allocate(const mom_pass *pass, mom_half_saved *saved) {
     return MOM_OK;
 }
 
+static int wants_probabilities(const mom_pass *pass, const mom_half_round *at) {
+    const mom_attention_capture *wanted = pass->interventions ? pass->interventions->attention : NULL;
+    return wanted && wanted->place == at->index && wanted->round == at->round && !pass->exec->dry_run && !pass->again;
+}
+
 mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, float **x_out,
                                       const float *x_in, const float *state) {
     const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
     const mom_pool *pool = mom_half_round_pool(at);
     const mom_config *c = pass->config;
+    const mom_interventions *in = pass->interventions;
     saved->input = x_in;
     MOM_TRY(mom_half_start(pass, at, saved, state));
     MOM_TRY(find_active(pass, at, saved));
@@ -122,12 +128,14 @@ mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round
 
     mom_layernorm_stats(pass->exec, saved->mean, saved->rstd, x_in, c->ln_eps, pass->N, c->C);
     const mom_half half = mom_half_of(pass, pool, saved), last = half_of_last_layer(&half, saved);
-    const mom_half_layer out = mom_half_out_layer(pool, at->packed);
-    const mom_half_output output = output_of(pass, at, saved);
+    mom_half_output output = output_of(pass, at, saved);
     const mom_attention_spec spec = attention_spec(pass, at, saved);
     MOM_TRY(mix_qkv(pass, at, saved, &half));
     MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, &spec, pass->err));
-    MOM_TRY(mom_half_last_layer(&last, *x_out, &output, &out));
+    if (wants_probabilities(pass, at))
+        MOM_TRY(mom_attention_probabilities(pass->exec, in->attention->out, saved->inner, &spec, in->attention->rows,
+                                            in->attention->row_count, pass->err));
+    MOM_TRY(mom_half_output_forward(pass, at, &last, &output, *x_out));
     mom_arena_release(pass->exec->workspace, mark);
     return MOM_OK;
 }
@@ -135,17 +143,9 @@ mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round
 /* dheads from the gradient of the half's output; adds to the gradients of the projection and to dused. */
 static mom_status project_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                                    const mom_half_backward *b, void *dheads, float *dused) {
-    const mom_exec *x = pass->exec;
     const mom_half half = mom_half_of(pass, mom_half_round_pool(at), saved), last = half_of_last_layer(&half, saved);
-    const mom_half_layer out = mom_half_out_layer(mom_half_round_pool(at), at->packed);
-    const mom_half_gradient gradient = mom_half_out_gradient(b->pool);
-    const mom_half_output output = output_of(pass, at, saved);
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const float *dout;
-    MOM_TRY(mom_half_output_gradient(pass, &dout, b->dx, output.dropout));
-    MOM_TRY(mom_half_last_layer_backward(&last, &gradient, dused, saved->heads, dheads, &output, dout, &out));
-    mom_arena_release(x->workspace, mark);
-    return MOM_OK;
+    mom_half_output output = output_of(pass, at, saved);
+    return mom_half_output_backward(pass, at, &last, &output, b, dused, saved->heads, dheads);
 }
 
 /* Adds to dx and to the gradients of the first projection and of the LayerNorms. */

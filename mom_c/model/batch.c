@@ -26,7 +26,9 @@ static mom_status allocate(mom_rows *r, const mom_config *c, const mom_batch *ba
         MOM_ARENA_NEW(r->scored, arena, r->N, err);
         MOM_ARENA_NEW(r->labels, arena, r->N, err);
     }
-    if (!batch->all_rows && chosen)
+    const mom_interventions *in = batch->interventions;
+    const int all_rows = batch->all_rows || (in && (in->patch_count || in->capture_count || in->attention)); /* they see all rows */
+    if (!all_rows && chosen)
         MOM_ARENA_NEW(r->unneeded, arena, r->N, err);
     return MOM_OK;
 }

@@ -6,6 +6,7 @@
 #define MOM_MODEL_BATCH_H
 
 #include "model/config.h"
+#include "model/interventions.h"
 
 typedef struct mom_observer mom_observer; /* model/gpt.h */
 
@@ -32,6 +33,7 @@ typedef struct {
     int checkpoint; /* with keep: keep only the input of every round; backward computes the rest again */
     int training;   /* dropout */
     const mom_observer *observer; /* or NULL */
+    const mom_interventions *interventions; /* or NULL */
 } mom_batch;
 
 /* A pass's own copies and lists; arrays come from its arena. */

@@ -28,6 +28,7 @@ typedef struct {
     int balance_reference; /* definition: 1 "reference", 0 "switch" */
     int balance_depthwise;
     int balance_step_counts; /* counts are added up since gradients were last zeroed */
+    int balance_used;        /* counts are of first choices as they were made, not as the router preferred them */
     int z_loss;              /* there is a router z-loss */
     mom_masked_query masked_query;
     float embd_pdrop, attn_pdrop, resid_pdrop;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "model/decoder_internal.h"
+#include "ops/forced_choices.h"
 
 /* ------------------------------------------------------------------ weights */
 
@@ -165,12 +166,12 @@ mom_status mom_decoder_batch_allocate(const mom_decoder *d, mom_decoder_batch *b
         for (size_t j = 0; j < n; j++) {
             const mom_pool *pool = mom_place_pool(&p->places[i], (int)(j % 2));
             mom_decoder_route *r = &batch->routes[i][j];
-            *r = (mom_decoder_route){NULL, NULL, NULL};
+            *r = (mom_decoder_route){.K = pool->K};
             if (!pool->routed)
                 continue;
             MOM_ARENA_NEW(r->scores, arena, B * pool->S, err);
-            MOM_ARENA_NEW(r->kept, arena, B * pool->K, err);
-            MOM_ARENA_NEW(r->index, arena, B * pool->K, err);
+            MOM_ARENA_NEW(r->kept, arena, B * pool->S, err);
+            MOM_ARENA_NEW(r->index, arena, B * pool->S, err);
         }
     }
     batch->B = B;
@@ -232,10 +233,29 @@ mom_status mom_decoder_reserve(mom_decoder *d, size_t capacity, mom_error *err) 
     return MOM_OK;
 }
 
-void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, const mom_pool *pool) {
+void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, size_t stride,
+                            const mom_pool *pool) {
     memcpy(to->scores + b * pool->S, from->scores + row * pool->S, pool->S * sizeof *to->scores);
-    memcpy(to->kept + b * pool->K, from->kept + row * pool->K, pool->K * sizeof *to->kept);
-    memcpy(to->index + b * pool->K, from->index + row * pool->K, pool->K * sizeof *to->index);
+    memcpy(to->kept + b * pool->S, from->kept + row * stride, from->K * sizeof *to->kept);
+    memcpy(to->index + b * pool->S, from->index + row * stride, from->K * sizeof *to->index);
+    for (size_t k = from->K; k < pool->S; k++) {
+        to->kept[b * pool->S + k] = 0.0f;
+        to->index[b * pool->S + k] = MOM_NONE;
+    }
+    to->K = from->K;
+}
+
+void mom_decoder_record(const mom_decoder *d, size_t place, size_t round, int half, size_t first_row, size_t rows,
+                        const mom_decoder_route *from) {
+    if (!d->interventions || !d->interventions->records)
+        return;
+    const mom_route_record *record = &d->interventions->records[place][2 * round + (size_t)half];
+    const size_t S = mom_place_pool(&d->gpt->params.places[place], half)->S, K = from->K;
+    if (!record->index)
+        return;
+    memcpy(record->index + first_row * K, from->index, rows * K * sizeof *record->index);
+    memcpy(record->kept + first_row * K, from->kept, rows * K * sizeof *record->kept);
+    memcpy(record->scores + first_row * S, from->scores, rows * S * sizeof *record->scores);
 }
 
 void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, const mom_decoder_batch *from, size_t row) {
@@ -251,7 +271,7 @@ void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, co
         for (size_t j = 0; j < 2 * p->places[i].rounds; j++) {
             const mom_pool *pool = mom_place_pool(&p->places[i], (int)(j % 2));
             if (pool->routed)
-                mom_decoder_route_copy(&to->routes[i][j], b, &from->routes[i][j], row, pool);
+                mom_decoder_route_copy(&to->routes[i][j], b, &from->routes[i][j], row, pool->S, pool);
         }
     }
 }

@@ -33,8 +33,9 @@ typedef struct {
 
 /* Routing of each sequence's last token in one half and round. */
 typedef struct {
-    float *scores, *kept; /* (B, S), (B, K) */
-    int16_t *index;       /* (B, K) */
+    float *scores, *kept; /* (B, S) */
+    int16_t *index;       /* (B, S): kept choices, then MOM_NONE, as a call can keep up to S choices */
+    size_t K;             /* kept by the last call */
 } mom_decoder_route;
 
 typedef struct {
@@ -64,6 +65,7 @@ typedef struct {
     mom_gemv_matrix head;
     size_t entries; /* attention halves of all rounds */
     mom_decoder_batch batch;
+    const mom_interventions *interventions; /* of the next call, or NULL: see mom_decoder_append */
 } mom_decoder;
 
 mom_status mom_decoder_init(mom_decoder *decoder, mom_gpt *gpt, mom_gemv_format format, const mom_exec *exec,
@@ -76,7 +78,9 @@ mom_status mom_decoder_reserve(mom_decoder *decoder, size_t capacity, mom_error 
 
 /* Appends tokens[b][0 .. lengths[b] - 1] of tokens (B, T) to each sequence and computes the logits after them. Entries
  * of a row beyond its length are not read. In the first call every length is at least 1. If `lengths` is NULL, all are
- * T. */
+ * T.
+ * Interventions of the call have a row for each token that is added, sequence after sequence. A pending token comes before
+ * the others of its sequence. Captures are not made; records of routes are. */
 mom_status mom_decoder_append(mom_decoder *decoder, const mom_exec *exec, const int32_t *tokens, const int32_t *lengths,
                               size_t B, size_t T, mom_error *err);
 

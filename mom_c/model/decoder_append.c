@@ -45,10 +45,14 @@ static void fill_half(void *context, const mom_pass *pass, size_t place, size_t 
     f->entry = d->places[place].first_entry + round;
     if (!half)
         mom_parallel_for(pass->exec, pass->B * pass->config->H, run_fill, f);
-    const mom_decoder_route route = {saved->route.scores, saved->route.kept, saved->route.index};
-    for (size_t b = 0; f->pool->routed && b < pass->B; b++)
+    const mom_route *r = &saved->route;
+    const mom_decoder_route route = {r->scores, r->kept, r->index, r->K};
+    if (!f->pool->routed)
+        return;
+    mom_decoder_record(d, place, round, half, 0, pass->N, &route);
+    for (size_t b = 0; b < pass->B; b++)
         mom_decoder_route_copy(&d->batch.routes[place][2 * round + (size_t)half], b, &route,
-                               (size_t)f->offsets[b + 1] - 1, f->pool);
+                               (size_t)f->offsets[b + 1] - 1, r->K, f->pool);
 }
 
 /* tokens (B, T) with lengths of at least 1 */
@@ -75,7 +79,7 @@ static mom_status run_forward(mom_decoder *d, const mom_exec *x, const int32_t *
     fill_context fill = {.d = d};
     const mom_observer observer = {fill_half, &fill};
     const mom_batch batch = {.B = B, .T = longest, .lengths = lengths, .tokens = packed, .rows = last, .row_count = B,
-                             .observer = &observer};
+                             .observer = &observer, .interventions = d->interventions};
     mom_losses losses;
     MOM_TRY(mom_gpt_forward(d->gpt, x, &batch, &losses, err));
     for (size_t b = 0; b < B; b++) {

@@ -28,8 +28,13 @@ void mom_sequence_copy(const mom_decoder *d, mom_decoder_batch *to, size_t b, co
 mom_status mom_sequence_reserve(const mom_decoder *d, mom_sequence *s, size_t capacity, mom_error *err);
 /* Keys and values of one attention half-round. */
 mom_kv mom_decoder_cache(const mom_decoder *d, const mom_sequence *s, size_t entry);
-/* Copies row `row` of `from` to row b of `to`. */
-void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, const mom_pool *pool);
+/* Copies row `row` of `from`, whose rows of choices are `stride` apart, to row b of `to`. */
+void mom_decoder_route_copy(mom_decoder_route *to, size_t b, const mom_decoder_route *from, size_t row, size_t stride,
+                            const mom_pool *pool);
+
+/* Copies the routes of rows to the caller's records, where they are wanted. The rows are first_row and those after it. */
+void mom_decoder_record(const mom_decoder *d, size_t place, size_t round, int half, size_t first_row, size_t rows,
+                        const mom_decoder_route *from);
 
 /* ---- steps (decoder_step.c) */
 

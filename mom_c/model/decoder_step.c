@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "model/decoder_internal.h"
+#include "model/sites.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
 #include "ops/routed_rows.h"
@@ -70,13 +71,24 @@ static void normalise(const half_step *h, float *xn) {
 }
 
 /* x += outputs y (slots, C), weighted */
-static void add_outputs(const half_step *h, const float *y) {
+static mom_status add_outputs(const half_step *h, float *y) {
     const mom_exec *x = h->pass->exec;
     const size_t N = h->pass->N, C = h->pass->config->C;
+    mom_routing_plan single;
+    mom_output_parts parts = {.plan = &h->saved->route.plan, .weight = h->saved->route.used};
+    mom_output_visit visit;
+    if (h->pass->interventions && !h->pool->routed) {
+        MOM_TRY(mom_routing_plan_init_dense(x, &single, x->workspace, N, 1, h->pass->err));
+        parts = (mom_output_parts){.plan = &single};
+    }
+    MOM_TRY(mom_output_visit_begin(h->pass, h->at, &parts, h->x, h->x, &visit));
+    if (visit.slots)
+        visit.slots = y;
     if (h->pool->routed)
         mom_routed_combine_forward(x, h->x, y, h->saved->route.used, &h->saved->route.plan, C, 1);
     else
         x->k->vec.add(h->x, y, N * C);
+    return mom_output_visit_end(h->pass, h->at, &parts, &visit, h->x);
 }
 
 int mom_route_is_active(const mom_route *route, size_t token) {
@@ -133,8 +145,7 @@ static mom_status attention_step(const half_step *h) {
         inp = xn;
     }
     MOM_TRY(pool_products(h, y, inp, h->matrices->out, w->out_bias, 0));
-    add_outputs(h, y);
-    return MOM_OK;
+    return add_outputs(h, y);
 }
 
 static mom_status ffn_step(const half_step *h) {
@@ -148,8 +159,7 @@ static mom_status ffn_step(const half_step *h) {
     normalise(h, xn);
     MOM_TRY(pool_products(h, g, xn, h->matrices->in, w->in_bias, 1));
     MOM_TRY(pool_products(h, y, g, h->matrices->out, w->out_bias, 0));
-    add_outputs(h, y);
-    return MOM_OK;
+    return add_outputs(h, y);
 }
 
 /* One half of one round. state (n, R) is the recurrent state after the round before, or NULL for zero. The new state is
@@ -159,6 +169,7 @@ static mom_status step_half(const half_step *h, const float *state, float *next_
     const size_t N = pass->N;
     MOM_ARENA_NEW(h->saved->mean, pass->saved, N, pass->err);
     MOM_ARENA_NEW(h->saved->rstd, pass->saved, N, pass->err);
+    mom_site_visit(pass, mom_half_round_site(h->at, MOM_SITE_INPUT), h->x, pass->config->C);
     h->saved->input = h->x;
     if (h->pool->routed) {
         MOM_TRY(mom_route_forward(pass, h->at, h->saved, state));
@@ -169,10 +180,14 @@ static mom_status step_half(const half_step *h, const float *state, float *next_
 }
 
 static void record_routes(const half_step *h, mom_decoder_route *to) {
-    const mom_decoder_route route = {h->saved->route.scores, h->saved->route.kept, h->saved->route.index};
-    for (size_t i = 0; h->pool->routed && i < h->pass->N; i++)
+    const mom_route *r = &h->saved->route;
+    const mom_decoder_route route = {r->scores, r->kept, r->index, r->K};
+    if (!h->pool->routed)
+        return;
+    mom_decoder_record(h->d, h->at->index, h->at->round, h->at->half, h->pass->first_row, h->pass->N, &route);
+    for (size_t i = 0; i < h->pass->N; i++)
         if (h->rows[i].last)
-            mom_decoder_route_copy(to, h->rows[i].sequence, &route, i, h->pool);
+            mom_decoder_route_copy(to, h->rows[i].sequence, &route, i, r->K, h->pool);
 }
 
 static mom_status step_place(mom_decoder *d, const mom_pass *pass, const mom_decoder_row *rows, size_t i, float *x) {
@@ -185,7 +200,7 @@ static mom_status step_place(mom_decoder *d, const mom_pass *pass, const mom_dec
     for (size_t round = 0; round < place->rounds; round++) {
         for (int half = 0; half < 2; half++) {
             const mom_arena_mark mark = mom_arena_get_mark(pass->saved);
-            const mom_half_round at = {.place = place, .round = round, .half = half, .packed = &none};
+            const mom_half_round at = {.place = place, .index = i, .round = round, .half = half, .packed = &none};
             mom_half_saved saved = {0};
             half_step h = {d, pass, rows, d->places[i].first_entry + round, &at, mom_place_pool(place, half),
                            &d->places[i].halves[half], &saved, x};
@@ -224,12 +239,18 @@ static mom_status step_head(mom_decoder *d, const mom_pass *pass, const mom_deco
         if (!rows[i].last)
             continue;
         mom_layernorm_forward(exec, hidden + count * C, mean, rstd, x + i * C, &norm, 1, C);
+        mom_pass row = *pass;
+        row.N = 1;
+        row.first_row = pass->first_row + i;
+        mom_site_visit(&row, (mom_site){.kind = MOM_SITE_HIDDEN}, hidden + count * C, C);
         targets[count++] = rows[i].sequence;
     }
     return count ? mom_decoder_head(d, exec, hidden, targets, count, pass->err) : MOM_OK;
 }
 
-static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t n, mom_error *err) {
+/* Rows first to first + n - 1 of the call. */
+static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t first, size_t n,
+                            mom_error *err) {
     mom_gpt *gpt = d->gpt;
     const mom_config *c = &gpt->config;
     const mom_params *p = &gpt->params;
@@ -239,27 +260,30 @@ static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder
     MOM_ARENA_NEW(positions, x->workspace, n, err);
     MOM_ARENA_NEW(stream, x->workspace, n * c->C, err);
     const mom_pass pass = {.exec = x, .config = c, .saved = x->workspace, .B = n, .T = 1, .N = n, .tokens = tokens,
-                           .seed = gpt->seed, .counter = gpt->counter, .few_rows = 1, .err = err};
+                           .seed = gpt->seed, .counter = gpt->counter, .few_rows = 1, .interventions = d->interventions,
+                           .first_row = first, .err = err};
     for (size_t i = 0; i < n; i++) {
-        tokens[i] = rows[i].token;
-        positions[i] = (int32_t)rows[i].position;
+        tokens[i] = rows[first + i].token;
+        positions[i] = (int32_t)rows[first + i].position;
     }
     mom_embedding_forward(x, stream, tokens, positions, mom_param_value(p, p->wte), mom_param_value(p, p->wpe),
                           (mom_dropout){0.0f, 0}, n, c->C);
+    mom_site_visit(&pass, (mom_site){.kind = MOM_SITE_EMBEDDING}, stream, c->C);
     for (size_t i = 0; i < p->num_places; i++)
-        MOM_TRY(step_place(d, &pass, rows, i, stream));
-    MOM_TRY(step_head(d, &pass, rows, stream));
+        MOM_TRY(step_place(d, &pass, rows + first, i, stream));
+    mom_site_visit(&pass, (mom_site){.kind = MOM_SITE_FINAL}, stream, c->C);
+    MOM_TRY(step_head(d, &pass, rows + first, stream));
     if (mom_config_draws(c))
         gpt->counter++;
     for (size_t i = 0; i < n; i++)
-        d->batch.sequences[rows[i].sequence].length++;
+        d->batch.sequences[rows[first + i].sequence].length++;
     return MOM_OK;
 }
 
 mom_status mom_decoder_run_rows(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t count, mom_error *err) {
     for (size_t i = 0; i < count; i += BLOCK_ROWS) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-        MOM_TRY(run_block(d, x, rows + i, mom_min(BLOCK_ROWS, count - i), err));
+        MOM_TRY(run_block(d, x, rows, i, mom_min(BLOCK_ROWS, count - i), err));
         mom_arena_release(x->workspace, mark);
     }
     return MOM_OK;

@@ -30,10 +30,10 @@ mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, 
     MOM_TRY(mom_half_end(pass, saved, x_out));
     mom_layernorm_stats(pass->exec, saved->mean, saved->rstd, x_in, c->ln_eps, pass->N, c->C);
     const mom_half half = mom_half_of(pass, pool, saved);
-    const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
-    const mom_half_output output = output_of(pass, at, saved);
+    const mom_half_layer in = mom_half_in_layer(pool, at->packed);
+    mom_half_output output = output_of(pass, at, saved);
     MOM_TRY(mom_half_first_layer(&half, saved->inner, c->dtype, 0, NULL, &in));
-    MOM_TRY(mom_half_last_layer(&half, *x_out, &output, &out));
+    MOM_TRY(mom_half_output_forward(pass, at, &half, &output, *x_out));
     mom_arena_release(pass->exec->workspace, mark);
     return MOM_OK;
 }
@@ -45,15 +45,13 @@ mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at,
     const mom_exec *x = pass->exec;
     const size_t scores = pass->N * saved->route.plan.K;
     const mom_half half = mom_half_of(pass, pool, saved);
-    const mom_half_layer in = mom_half_in_layer(pool, at->packed), out = mom_half_out_layer(pool, at->packed);
-    const mom_half_gradient in_gradient = mom_half_in_gradient(b->pool), out_gradient = mom_half_out_gradient(b->pool);
-    const mom_half_output output = output_of(pass, at, saved);
+    const mom_half_layer in = mom_half_in_layer(pool, at->packed);
+    const mom_half_gradient in_gradient = mom_half_in_gradient(b->pool);
+    mom_half_output output = output_of(pass, at, saved);
     float *dused = NULL;
-    const float *dout;
     if (pool->routed)
         MOM_ARENA_ZEROS(dused, x, x->workspace, scores, pass->err);
-    MOM_TRY(mom_half_output_gradient(pass, &dout, b->dx, output.dropout));
-    MOM_TRY(mom_half_last_layer_backward(&half, &out_gradient, dused, saved->inner, saved->inner, &output, dout, &out));
+    MOM_TRY(mom_half_output_backward(pass, at, &half, &output, b, dused, saved->inner, saved->inner));
     MOM_TRY(mom_half_first_layer_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
     if (pool->routed)
         MOM_TRY(mom_route_backward(pass, at, saved, b, dused, NULL));

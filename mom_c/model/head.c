@@ -1,5 +1,6 @@
 #include "model/head.h"
 
+#include "model/sites.h"
 #include "ops/elementwise.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
@@ -15,7 +16,9 @@ static mom_status final_layernorm(mom_activations *a, const mom_params *p) {
     MOM_ARENA_NEW(a->rstd, pass->saved, N, pass->err);
     MOM_ARENA_NEW(a->hidden, pass->saved, N * C, pass->err);
     const mom_layernorm norm = {value(p, p->lnf_weight), value(p, p->lnf_bias), pass->config->ln_eps};
+    mom_site_visit(pass, (mom_site){.kind = MOM_SITE_FINAL}, a->x, C);
     mom_layernorm_forward(pass->exec, a->hidden, a->mean, a->rstd, a->x, &norm, N, C);
+    mom_site_visit(pass, (mom_site){.kind = MOM_SITE_HIDDEN}, a->hidden, C);
     return MOM_OK;
 }
 
@@ -30,7 +33,9 @@ static mom_status lm_loss(mom_activations *a, const mom_params *p, int embedding
             MOM_ARENA_NEW(a->dwte, pass->exec->workspace, V * C, pass->err);
     }
     a->head_end = mom_arena_get_mark(pass->exec->workspace);
-    const mom_lm_head head = {a->hidden, value(p, p->wte), r->scored, r->labels, n, V, C};
+    const mom_interventions *in = pass->interventions;
+    const mom_lm_head head = {.hidden = a->hidden, .wte = value(p, p->wte), .rows = r->scored, .labels = r->labels, .n = n,
+                              .V = V, .C = C, .losses = in ? in->token_losses : NULL};
     MOM_TRY(mom_lm_head_gradient(pass->exec, &sum, a->dhidden, a->dwte, &head, pass->err));
     a->losses.labelled = n;
     a->losses.has[MOM_TERM_LM] = 1;

@@ -47,10 +47,12 @@ static mom_status run_dry(mom_gpt *dry, const mom_memory_key *key, const int32_t
     const mom_config *c = &dry->config;
     const mom_exec exec = {.k = key->k, .threads = key->threads,
                            .dry_run = c->chunks && !c->all_paths ? MOM_DRY_ANY_ROUTES : MOM_DRY};
+    const mom_interventions interventions = {.choices = {key->choices[0], key->choices[1]}, .all_outputs = key->outputs};
     const mom_batch batch = {.B = key->B, .T = key->T, .lengths = lengths, .keep = key->keep,
                              .checkpoint = key->checkpoint, .training = key->training,
                              .labels = key->labels && !c->num_labels ? &label : NULL,
-                             .values = key->labels && c->num_labels ? &value : NULL, .label_loss = MOM_LOSS_MSE};
+                             .values = key->labels && c->num_labels ? &value : NULL, .label_loss = MOM_LOSS_MSE,
+                             .interventions = &interventions};
     for (int term = 0; term < MOM_TERMS; term++)
         scales[term] = 1.0f;
     MOM_TRY(mom_gpt_forward_pass(dry, &exec, &batch, err));
@@ -102,7 +104,8 @@ static int covers(const mom_memory_key *have, const mom_memory_key *want) {
     const size_t have_scored = have->N - have->B, want_scored = want->N - want->B;
     return have->B >= want->B && have->T >= want->T && have->N >= want->N && have_scored >= want_scored &&
            have->labels >= want->labels && have->training >= want->training && have->checkpoint == want->checkpoint &&
-           have->threads == want->threads && have->k == want->k;
+           have->threads == want->threads && have->k == want->k && have->choices[0] >= want->choices[0] &&
+           have->choices[1] >= want->choices[1] && have->outputs >= want->outputs;
 }
 
 static mom_status grow(mom_gpt *gpt, size_t bytes, mom_error *err) {
@@ -118,10 +121,13 @@ static mom_status grow(mom_gpt *gpt, size_t bytes, mom_error *err) {
 mom_status mom_gpt_prepare_memory(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
     mom_memory *memory = &gpt->memory;
     mom_region *region = &memory->region;
+    const mom_interventions *in = batch->interventions;
     const mom_memory_key key = {.B = batch->B, .T = batch->T, .N = mom_batch_tokens(batch),
                                 .labels = batch->labels || batch->classes || batch->values, .keep = batch->keep,
                                 .checkpoint = batch->keep && batch->checkpoint, .training = batch->training,
-                                .threads = exec->threads, .k = exec->k};
+                                .threads = exec->threads, .k = exec->k,
+                                .choices = {in ? in->choices[0] : 0, in ? in->choices[1] : 0},
+                                .outputs = in && (in->patch_count || in->capture_count)};
     if (region->data && !region->full && covers(&memory->planned[key.keep], &key))
         return MOM_OK;
     mom_memory_plan plan;

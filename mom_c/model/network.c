@@ -10,6 +10,7 @@
 
 #include "model/gpt.h"
 #include "model/head.h"
+#include "model/sites.h"
 #include "ops/embedding.h"
 #include "ops/layernorm.h"
 #include "ops/z_loss.h"
@@ -70,6 +71,7 @@ static mom_status embed(mom_gpt *gpt, const mom_batch *batch) {
     mom_embedding_forward(pass->exec, a->embedded, a->rows.tokens, a->rows.positions, mom_param_value(p, p->wte),
                           mom_param_value(p, p->wpe), dropout, N, C);
     clear_padding(a, batch);
+    mom_site_visit(pass, (mom_site){.kind = MOM_SITE_EMBEDDING}, a->embedded, C);
     return MOM_OK;
 }
 
@@ -100,7 +102,8 @@ static mom_half_round half_round(const mom_gpt *gpt, size_t i, size_t round, int
     const mom_params *p = &gpt->params;
     const mom_place *place = &p->places[i];
     const int last = i + 1 == p->num_places && round + 1 == place->rounds && !place->ffn.routed;
-    return (mom_half_round){place, round, half, &gpt->last.packed[half], last ? gpt->last.rows.unneeded : NULL};
+    return (mom_half_round){.place = place, .index = i, .round = round, .half = half, .packed = &gpt->last.packed[half],
+                            .unneeded = last ? gpt->last.rows.unneeded : NULL};
 }
 
 /* Where a round puts its results. */
@@ -120,6 +123,8 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const roun
         const mom_half_round at = half_round(gpt, i, round, half);
         mom_half_saved *saved = mom_saved_half(&gpt->last, i, round, half);
         float *next = memory->keep ? NULL : *x;
+        if (half || !pass->again)
+            mom_site_visit(pass, mom_half_round_site(&at, MOM_SITE_INPUT), *x, gpt->config.C);
         saved->start = mom_arena_get_mark(pass->saved);
         if (memory->new_stream && !half)
             MOM_ARENA_NEW(next, pass->saved, pass->N * gpt->config.C, pass->err);
@@ -256,7 +261,7 @@ static void begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mo
     a->exec.precision = gpt->config.dtype;
     a->pass = (mom_pass){.exec = &a->exec, .config = &gpt->config, .saved = &gpt->memory.saved, .B = batch->B, .T = batch->T,
                          .N = mom_batch_tokens(batch), .training = batch->training, .seed = gpt->seed,
-                         .counter = gpt->counter, .err = err};
+                         .counter = gpt->counter, .interventions = batch->interventions, .err = err};
     for (int term = 0; term < MOM_TERMS; term++)
         a->losses.value[term] = NAN;
 }
@@ -311,6 +316,7 @@ static mom_status backward_half(mom_gpt *gpt, size_t i, size_t block, size_t rou
     if (mom_half_round_pool(&at)->routed && saved->route.counts)
         args.balance = mom_balance_terms_of(&b->balance, &gpt->config, block, round, half, b->balance_scale);
     MOM_TRY((half ? mom_ffn_pool_backward : mom_attention_pool_backward)(pass, &at, saved, &args));
+    mom_site_visit_backward(pass, mom_half_round_site(&at, MOM_SITE_INPUT), b->dx, gpt->config.C);
     mom_arena_release(pass->saved, saved->start);
     return MOM_OK;
 }
@@ -326,7 +332,9 @@ static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t ro
         const round_memory memory = {.keep = 1};
         const float *next[2] = {states[0] = input->states[0], states[1] = input->states[1]};
         float *x = (float *)(uintptr_t)input->x; /* only read, since activations are kept from here on */
+        gpt->last.pass.again = 1;
         MOM_TRY(forward_round(gpt, i, round, &memory, &x, next));
+        gpt->last.pass.again = 0;
     }
     for (int half = 1; half >= 0; half--)
         MOM_TRY(backward_half(gpt, i, block, round, half, states[half], b));
@@ -366,9 +374,11 @@ static mom_status backward_head(mom_gpt *gpt, const float *scales, backward_stat
     a->dwte = NULL;
     MOM_TRY(mom_balance_collect(&b->balance, pass, p, a->halves, &gpt->step, 1, x->workspace));
     MOM_ARENA_ZEROS(b->dx, x, x->workspace, N * C, pass->err);
+    mom_site_visit_backward(pass, (mom_site){.kind = MOM_SITE_HIDDEN}, a->dhidden, C);
     const mom_normed_rows rows = {a->x, a->mean, a->rstd, N, C};
     MOM_TRY(mom_layernorm_backward(x, b->dx, mom_param_grad(g, p, p->lnf_weight), mom_param_grad(g, p, p->lnf_bias),
                                    a->dhidden, mom_param_value(p, p->lnf_weight), &rows, pass->err));
+    mom_site_visit_backward(pass, (mom_site){.kind = MOM_SITE_FINAL}, b->dx, C);
     a->hidden = a->dhidden = NULL;
     mom_arena_release(pass->saved, a->head_start);
     return MOM_OK;
@@ -399,8 +409,10 @@ static mom_status backward(mom_gpt *gpt, const float *scales) {
         return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
     MOM_TRY(backward_head(gpt, scales, &b));
     MOM_TRY(backward_places(gpt, &b));
-    if (!lowest)
-        backward_embedding(gpt, b.dx);
+    if (lowest)
+        return MOM_OK;
+    mom_site_visit_backward(&gpt->last.pass, (mom_site){.kind = MOM_SITE_EMBEDDING}, b.dx, gpt->config.C);
+    backward_embedding(gpt, b.dx);
     return MOM_OK;
 }
 

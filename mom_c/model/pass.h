@@ -7,6 +7,7 @@
 #define MOM_MODEL_PASS_H
 
 #include "base/dropout.h"
+#include "model/interventions.h"
 #include "model/params.h"
 
 typedef struct {
@@ -20,6 +21,9 @@ typedef struct {
     int training;           /* dropout is active */
     uint64_t seed, counter; /* of the random streams */
     int few_rows;           /* a step of generation: routers read their weights once, and there is no balance loss */
+    const mom_interventions *interventions; /* or NULL */
+    size_t first_row;       /* of the interventions' arrays: the pass is this part of a longer call */
+    int again;              /* backward computes a round again: nothing is captured, and the stream is patched already */
     mom_error *err;
 } mom_pass;
 
@@ -31,11 +35,17 @@ typedef struct {
 
 typedef struct {
     const mom_place *place;
+    size_t index; /* of the place */
     size_t round;
     int half; /* 0: attention, 1: feed-forward */
     const mom_packed_pool *packed;
     const int16_t *unneeded; /* half not routed: (N) 1 for rows with output that is not needed, else 0; or NULL */
 } mom_half_round;
+
+/* One of its sites; for a module's, the caller sets the module. */
+static inline mom_site mom_half_round_site(const mom_half_round *at, mom_site_kind kind) {
+    return (mom_site){.kind = kind, .place = at->index, .round = at->round, .half = at->half};
+}
 
 static inline const mom_pool *mom_half_round_pool(const mom_half_round *at) { return mom_place_pool(at->place, at->half); }
 

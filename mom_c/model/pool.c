@@ -1,10 +1,13 @@
 /* Code that attention and feed-forward pools share: layers, packing, the router's part of a half. */
 #include "model/pool.h"
 
+#include <math.h>
 #include <string.h>
 
+#include "model/sites.h"
 #include "ops/balance_loss.h"
 #include "ops/elementwise.h"
+#include "ops/forced_choices.h"
 #include "ops/z_loss.h"
 
 /* Whether the balance loss applies a softmax to the scores to get probabilities. */
@@ -75,7 +78,21 @@ mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_o
     return MOM_OK;
 }
 
-mom_status mom_half_output_gradient(const mom_pass *pass, const float **dout, const float *dx, mom_dropout dropout) {
+/* ------------------------------------------------------------------ the last layer */
+
+mom_status mom_half_output_forward(const mom_pass *pass, const mom_half_round *at, const mom_half *half,
+                                   mom_half_output *output, float *x_out) {
+    const mom_half_layer layer = mom_half_out_layer(mom_half_round_pool(at), at->packed);
+    const mom_output_parts parts = {half->plan, output->weight, output->dropout};
+    mom_output_visit visit;
+    MOM_TRY(mom_output_visit_begin(pass, at, &parts, half->x, x_out, &visit));
+    output->slots = visit.slots;
+    MOM_TRY(mom_half_last_layer(half, x_out, output, &layer));
+    return mom_output_visit_end(pass, at, &parts, &visit, x_out);
+}
+
+/* *dout: the gradient of a half's output before dropout. It is dx itself without dropout, else it is in the workspace. */
+static mom_status output_gradient(const mom_pass *pass, const float **dout, const float *dx, mom_dropout dropout) {
     const size_t n = pass->N * pass->config->C;
     float *masked;
     *dout = dx;
@@ -84,6 +101,25 @@ mom_status mom_half_output_gradient(const mom_pass *pass, const float **dout, co
     MOM_ARENA_NEW(masked, pass->exec->workspace, n, pass->err);
     mom_dropout_apply(pass->exec, masked, dx, dropout, n);
     *dout = masked;
+    return MOM_OK;
+}
+
+mom_status mom_half_output_backward(const mom_pass *pass, const mom_half_round *at, const mom_half *half,
+                                    mom_half_output *output, const mom_half_backward *b, float *dused, void *inner,
+                                    void *dinner) {
+    const mom_exec *x = pass->exec;
+    const mom_half_layer layer = mom_half_out_layer(mom_half_round_pool(at), at->packed);
+    const mom_half_gradient gradient = mom_half_out_gradient(b->pool);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    mom_output_parts parts = {half->plan, output->weight, output->dropout};
+    const float *factor, *dout;
+    MOM_TRY(mom_output_visit_backward(pass, at, &parts, b->dx, &factor));
+    output->weight = parts.weight;
+    MOM_TRY(output_gradient(pass, &dout, b->dx, output->dropout));
+    MOM_TRY(mom_half_last_layer_backward(half, &gradient, dused, inner, dinner, output, dout, &layer));
+    if (dused && factor && !x->dry_run)
+        x->k->vec.multiply(dused, dused, factor, pass->N * half->plan->K);
+    mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
 
@@ -156,9 +192,14 @@ static mom_router_inputs router_inputs(const mom_pass *pass, const mom_half_roun
                                .noise_key = mom_half_round_key(pass, at, MOM_STREAM_NOISE), .N = pass->N};
 }
 
+size_t mom_pass_choices(const mom_pass *pass, const mom_pool *pool) {
+    const size_t own = pass->interventions ? pass->interventions->choices[pool->kind == MOM_POOL_FFN] : 0;
+    return own ? own : pool->K;
+}
+
 mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *r) {
-    const size_t N = pass->N, S = pool->S, K = pool->K;
-    *r = (mom_route){0};
+    const size_t N = pass->N, S = pool->S, K = mom_pass_choices(pass, pool);
+    *r = (mom_route){.K = K};
     MOM_ARENA_NEW(r->scores, pass->saved, N * S, pass->err);
     r->outputs = r->scores;
     if (pass->config->router_softmax)
@@ -171,6 +212,20 @@ mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_ro
         MOM_ARENA_NEW(r->prob_sums, pass->saved, S, pass->err);
     }
     return MOM_OK;
+}
+
+/* outputs (N, S) += bias */
+static void add_bias(const mom_pass *pass, float *outputs, const mom_route_change *change, size_t S) {
+    for (size_t t = 0; t < pass->N && !pass->exec->dry_run; t++)
+        pass->exec->k->vec.add(outputs + t * S, change->bias + (pass->first_row + t) * change->bias_stride, S);
+}
+
+static mom_status force(const mom_pass *pass, const mom_pool *pool, mom_route *r, const mom_route_change *change,
+                        const mom_topk_spec *topk) {
+    const mom_forced_choices choices = {.topk = *topk, .M = pool->M, .scores = r->scores, .outputs = r->outputs,
+                                        .forced = change->forced ? change->forced + pass->first_row * topk->K : NULL,
+                                        .scored = mom_router_type_of(&pool->spec)->scored};
+    return mom_forced_choices_forward(pass->exec, r->index, r->kept, &choices, pass->err);
 }
 
 /* Outputs and scores of the router, and the choices it makes from them. */
@@ -192,17 +247,25 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     spec.few_rows = pass->few_rows;
     const mom_router_tensors weights = router_weights(at);
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, state);
-    MOM_TRY(mom_router_forward(x, r->outputs, &r->router, &inputs, &spec, pass->err));
+    MOM_TRY(mom_router_hidden_forward(x, &r->router, &inputs, &spec, pass->err));
+    if (type->recurrent)
+        mom_site_visit(pass, mom_half_round_site(at, MOM_SITE_STATE), r->router.hidden, R);
+    MOM_TRY(mom_router_outputs_forward(x, r->outputs, &r->router, &inputs, &spec, pass->err));
+    const mom_route_change *change = mom_route_change_of(pass, at);
+    if (change && change->bias)
+        add_bias(pass, r->outputs, change, S);
     mom_router_scores_forward(x, r->scores, r->outputs, c->router_softmax, c->temperature, N, S);
-    const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
+    const mom_topk_spec topk = {N, S, r->K, c->router_softmax};
+    if (change)
+        return force(pass, pool, r, change, &topk);
     mom_router_topk_forward(x, r->index, r->kept, r->scores, &topk);
-    for (size_t i = 0; !type->scored && !x->dry_run && i < N * pool->K; i++)
-        r->kept[i] = 1.0f / (float)pool->K;
+    for (size_t i = 0; !type->scored && !x->dry_run && i < N * r->K; i++)
+        r->kept[i] = 1.0f / (float)r->K;
     return MOM_OK;
 }
 
 /* Makes the plan that sends tokens to their modules, and the weights that multiply the modules' outputs. */
-static mom_status dispatch(const mom_pass *pass, const mom_pool *pool, mom_route *r) {
+static mom_status dispatch(const mom_pass *pass, const mom_pool *pool, mom_route *r, int biased) {
     const mom_config *c = pass->config;
     const mom_exec *x = pass->exec;
     const size_t N = pass->N, M = pool->M, width = M * sizeof(float);
@@ -210,8 +273,11 @@ static mom_status dispatch(const mom_pass *pass, const mom_pool *pool, mom_route
         MOM_TRY(mom_routing_plan_init_dense(x, &r->plan, pass->saved, N, M, pass->err));
         MOM_ARENA_NEW(r->used, pass->saved, N * M, pass->err);
         mom_copy_rows(x, r->used, width, r->scores, pool->S * sizeof(float), N, width);
+        for (size_t i = 0; biased && i < N * M; i++)
+            if (r->outputs[i / M * pool->S + i % M] == -INFINITY)
+                r->used[i] = 0.0f; /* forbidden; without a softmax its score is not 0 */
     } else {
-        MOM_TRY(mom_routing_plan_init(x, &r->plan, pass->saved, r->index, N, pool->K, M, pass->err));
+        MOM_TRY(mom_routing_plan_init(x, &r->plan, pass->saved, r->index, N, r->K, M, pass->err));
         r->used = r->kept;
     }
     for (size_t m = 0; m < M; m++)
@@ -233,13 +299,14 @@ mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom
     if (!r->scores)
         MOM_TRY(mom_route_allocate(pass, pool, r));
     MOM_TRY(choose(pass, at, saved, state));
-    MOM_TRY(dispatch(pass, pool, r));
+    MOM_TRY(dispatch(pass, pool, r, mom_route_is_biased(pass, at)));
     r->tokens = 0.0;
     if (!r->counts)
         return MOM_OK;
     memset(r->counts, 0, S * sizeof *r->counts);
     memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
-    const mom_balance_scores scores = {r->scores, pass->mask, balance_softmax(pass->config), pass->N, S};
+    const mom_balance_scores scores = {.scores = r->scores, .mask = pass->mask, .softmax = balance_softmax(pass->config),
+                                       .N = pass->N, .S = S, .used = pass->config->balance_used ? r->index : NULL, .used_stride = r->K};
     return mom_balance_accumulate(pass->exec, r->counts, r->prob_sums, &r->tokens, &scores, pass->err);
 }
 
@@ -266,24 +333,35 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     if (!x->dry_run)
         join_uses(x, dused, dused2, c->use_ste, N * r->plan.K);
 
-    const mom_topk_spec topk = {N, S, pool->K, c->router_softmax};
-    float *dscores;
+    const mom_topk_spec topk = {N, S, r->K, c->router_softmax};
+    float *dscores, *dhidden;
     MOM_ARENA_ZEROS(dscores, x, x->workspace, N * S, pass->err);
     if (c->all_paths)
         mom_copy_rows(x, dscores, S * sizeof *dscores, dused, width, N, width);
     else
         mom_router_topk_backward(x, dscores, dused, r->index, r->kept, r->scores, &topk);
-    const mom_balance_scores scores = {r->scores, pass->mask, balance_softmax(c), N, S};
+    const mom_balance_scores scores = {.scores = r->scores, .mask = pass->mask, .softmax = balance_softmax(c), .N = N, .S = S};
     if (balance->active)
         mom_balance_backward(x, dscores, &scores, balance->counts, balance->count_tokens, balance->tokens, balance->scale);
     mom_router_scores_backward(x, dscores, dscores, r->scores, c->router_softmax, c->temperature, N, S);
     const mom_router_outputs outputs = {r->outputs, pass->mask, N, S};
     if (b->z_scale != 0.0f)
         mom_z_loss_backward(x, dscores, &outputs, b->z_scale); /* dscores are the gradients of the outputs by now */
+    for (size_t i = 0; mom_route_is_biased(pass, at) && i < N * S; i++)
+        if (r->outputs[i] == -INFINITY)
+            dscores[i] = 0.0f; /* a forbidden choice */
 
     const mom_router_tensors weights = router_weights(at);
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, b->state);
     const mom_router_gradients gradients = {b->dx, b->state ? b->dstate : NULL, &b->pool->router};
-    return mom_router_backward(x, &gradients, dscores, b->has_dstate ? b->dstate : NULL, &inputs, &r->router, &pool->spec,
-                               pass->err);
+    const float *dstate_out = b->has_dstate ? b->dstate : NULL;
+    const mom_site state = mom_half_round_site(at, MOM_SITE_STATE);
+    MOM_TRY(mom_router_outputs_backward(x, &dhidden, gradients.dweights, dscores, &inputs, &r->router, &pool->spec, pass->err));
+    if (mom_site_used(pass, state) && !x->dry_run) {
+        if (dstate_out)
+            x->k->vec.add(dhidden, dstate_out, N * pool->spec.R);
+        dstate_out = NULL;
+        mom_site_visit_backward(pass, state, dhidden, pool->spec.R);
+    }
+    return mom_router_hidden_backward(x, &gradients, dhidden, dstate_out, &inputs, &r->router, &pool->spec, pass->err);
 }

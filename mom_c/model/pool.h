@@ -16,7 +16,8 @@
 typedef struct {
     float *outputs;  /* (N, S) what the router computes; without a softmax the same array as `scores` */
     float *scores;   /* (N, S) outputs after the softmax, if there is one */
-    int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP */
+    size_t K;        /* kept choices */
+    int16_t *index;  /* (N, K) kept choices in falling order; >= M means SKIP. Interventions: see ops/forced_choices.h */
     float *kept;     /* (N, K) kept scores (renormalised with softmax), before any straight-through sign */
     uint8_t *reached; /* (M) whether a token goes there */
     /* balance loss of this half-round, if there is one */
@@ -82,8 +83,14 @@ mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_r
 mom_status mom_half_start(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 /* Marks the end of what backward needs and provides the output array; see x_out above. */
 mom_status mom_half_end(const mom_pass *pass, mom_half_saved *saved, float **x_out);
-/* *dout: the gradient of a half's output before dropout. It is dx itself without dropout, else it is in the workspace. */
-mom_status mom_half_output_gradient(const mom_pass *pass, const float **dout, const float *dx, mom_dropout dropout);
+/* The last layer of a half with the visits of its outputs (model/sites.h): *x_out = x_in + output. */
+mom_status mom_half_output_forward(const mom_pass *pass, const mom_half_round *at, const mom_half *half,
+                                   mom_half_output *output, float *x_out);
+/* Its backward. dx (N, C): gradient of the stream after the half. dused, inner and dinner as dscore, inner and dinner of
+ * mom_half_last_layer_backward. */
+mom_status mom_half_output_backward(const mom_pass *pass, const mom_half_round *at, const mom_half *half,
+                                    mom_half_output *output, const mom_half_backward *b, float *dused, void *inner,
+                                    void *dinner);
 mom_half mom_half_of(const mom_pass *pass, const mom_pool *pool, const mom_half_saved *saved);
 mom_half_layer mom_half_in_layer(const mom_pool *pool, const mom_packed_pool *packed);
 mom_half_layer mom_half_out_layer(const mom_pool *pool, const mom_packed_pool *packed);
@@ -95,6 +102,8 @@ mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *gradients);
 mom_status mom_pool_pack(const mom_pass *pass, const mom_pool *pool, size_t rounds, int transposed, mom_packed_pool *packed);
 
 mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *route);
+/* Kept choices of the pool's half-rounds in this pass. */
+size_t mom_pass_choices(const mom_pass *pass, const mom_pool *pool);
 /* Computes the route. Allocates it first, unless that has been done. */
 mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 

@@ -43,8 +43,12 @@ static void accumulate_task(void *context, size_t task, int thread) {
             probabilities = row;
         }
         int16_t best;
-        mom_topk(&best, probabilities, S, 1);
-        counts[best] += 1.0;
+        if (in->used)
+            best = in->used[t * in->used_stride];
+        else
+            mom_topk(&best, probabilities, S, 1);
+        if ((size_t)best < S)
+            counts[best] += 1.0;
         *tokens += 1.0;
         for (size_t m = 0; m < S; m++)
             prob_sums[m] += (double)probabilities[m];

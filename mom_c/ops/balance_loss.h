@@ -16,6 +16,10 @@ typedef struct {
     const uint8_t *mask; /* (N) of 0 and 1, or NULL */
     int softmax;         /* probabilities are the softmax of the scores (1), or the scores themselves (0) */
     size_t N, S;
+    /* First choices to count in place of the largest scores: entry t * used_stride belongs to token t, and numbers outside of
+     * [0, S) are not counted. Or NULL. */
+    const int16_t *used;
+    size_t used_stride;
 } mom_balance_scores;
 
 /* Adds to counts (S), prob_sums (S) and *tokens, the number of unmasked tokens. Sums over tokens are made in fixed chunks

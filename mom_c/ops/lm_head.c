@@ -147,8 +147,11 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
                                  .precision = x->precision, .finish = finish_exp, .whole_blocks = 1, .context = &job};
         MOM_TRY(mom_gemm_run(x, &logits, 1, err));
         mom_parallel_rows(x, job.rows, TASK_ROWS, softmax_task, &job);
-        for (size_t i = 0; i < job.rows && !x->dry_run; i++)
+        for (size_t i = 0; i < job.rows && !x->dry_run; i++) {
             *loss_sum += job.loss[i];
+            if (head->losses)
+                head->losses[head->rows[r + i]] = (float)job.loss[i];
+        }
         if (!dhidden)
             continue;
         MOM_TRY(multiply_gradients(x, &job, selected, dwte, &inputs, head, r > 0, err));

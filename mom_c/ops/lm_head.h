@@ -14,6 +14,7 @@ typedef struct {
     const float *hidden, *wte;
     const int32_t *rows, *labels;
     size_t n, V, C;
+    float *losses; /* (N) or NULL: rows `rows` are written, each with its own loss */
 } mom_lm_head;
 
 /* Writes loss_sum (float64, added up row by row in order), rows `rows` of dhidden, and dwte. With n = 0 dwte is left

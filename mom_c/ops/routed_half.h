@@ -60,6 +60,7 @@ typedef struct {
     int by_token, gelu;
     const float *weight;  /* scores */
     mom_dropout dropout;  /* of the half's output; index t * C + c */
+    float *slots; /* forward: where the modules' outputs are left, (slots, Out), before weight and dropout; or NULL */
 } mom_half_output;
 
 /* x_out = x + dropout(sum over a token's slots of weight * (inner W + b)); x_out may be x itself. */

@@ -50,6 +50,8 @@ void mom_half_finish_residual(const mom_kernels *k, const mom_gemm *g, float *su
         const row_place p = place_of(f, i0 + r);
         float *row = sums + r * ld, *out = (float *)f->out + p.token * f->width + j0;
         const float *x = f->half->x + p.token * f->width + j0;
+        if (f->slots)
+            memcpy(f->slots + p.slot * f->width + j0, row, n * sizeof *row);
         if (f->dropout.p > 0.0f)
             k->vec.dropout(row, row, f->dropout, (uint64_t)p.token * f->width + j0, n);
         if (out != x)

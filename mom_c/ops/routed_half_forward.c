@@ -70,11 +70,11 @@ mom_status mom_half_last_layer(const mom_half *half, float *x_out, const mom_hal
     const mom_routing_plan *plan = half->plan;
     const size_t C = layer->Out;
     const mom_half_block residual = {.half = half, .width = C, .out = x_out, .weight = output->weight,
-                                     .dropout = output->dropout};
+                                     .dropout = output->dropout, .slots = output->slots};
     mom_half_products list;
-    float *y = NULL;
+    float *y = output->slots;
     MOM_TRY(mom_half_products_init(&list, half, plan->M));
-    if (plan->K > 1)
+    if (plan->K > 1 && !y)
         MOM_ARENA_NEW(y, x->workspace, plan->slots * C, half->err);
     for (size_t m = 0; m < plan->M; m++) {
         if (!mom_module_slots(plan, m))

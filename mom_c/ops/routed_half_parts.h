@@ -64,6 +64,7 @@ typedef struct {
     const void *inner;   /* other factor of the score's gradient */
     float *partial;      /* (slots, blocks): <sums, other factor> per block of columns */
     size_t blocks;
+    float *slots;        /* (slots, width) a copy of the sums, or NULL */
 } mom_half_block;
 
 #define MOM_HALF_FINISH(name)                                                                                          \

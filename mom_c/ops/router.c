@@ -24,13 +24,13 @@ static const mom_router_param recurrent_params[] = {
 #define PARAMS(list) .params = list, .param_count = sizeof list / sizeof *list
 
 const mom_router_type mom_router_types[MOM_ROUTER_KINDS] = {
-    [MOM_ROUTER_NAIVE] = {.name = "naive", .scored = 1, PARAMS(naive_params), .forward = mom_naive_forward,
-                          .backward = mom_naive_backward},
+    [MOM_ROUTER_NAIVE] = {.name = "naive", .scored = 1, PARAMS(naive_params), .hidden_forward = mom_naive_forward,
+                          .hidden_backward = mom_naive_backward},
     [MOM_ROUTER_GRU_DEV] = {.name = "gru-dev", .recurrent = 1, .scored = 1, .gates = 3, PARAMS(recurrent_params),
-                            .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
+                            .hidden_forward = mom_recurrent_forward, .hidden_backward = mom_recurrent_backward},
     [MOM_ROUTER_GRU] = {.name = "gru", .recurrent = 1, .scored = 1, .gates = 3, PARAMS(recurrent_params),
-                        .forward = mom_recurrent_forward, .backward = mom_recurrent_backward},
-    [MOM_ROUTER_HASH] = {.name = "hash", .forward = mom_hash_forward, .backward = mom_hash_backward},
+                        .hidden_forward = mom_recurrent_forward, .hidden_backward = mom_recurrent_backward},
+    [MOM_ROUTER_HASH] = {.name = "hash", .outputs = mom_hash_outputs},
 };
 
 size_t mom_router_dim_size(const mom_router_spec *spec, mom_router_dim dim) {
@@ -43,10 +43,58 @@ float **mom_router_tensor(mom_router_tensors *tensors, const mom_router_param *p
     return (float **)(void *)((unsigned char *)tensors + param->offset);
 }
 
+mom_status mom_router_hidden_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+                                     const mom_router_spec *spec, mom_error *err) {
+    const mom_router_type *type = mom_router_type_of(spec);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    if (!type->hidden_forward)
+        return MOM_OK;
+    MOM_TRY(type->hidden_forward(x, saved, in, spec, err));
+    mom_arena_release(x->workspace, mark);
+    return MOM_OK;
+}
+
+/* outputs = saved->hidden * out_weight^T + out_bias, or the kind's own */
+mom_status mom_router_outputs_forward(const mom_exec *x, float *outputs, const mom_router_saved *saved,
+                                      const mom_router_inputs *in, const mom_router_spec *spec, mom_error *err) {
+    const mom_router_type *type = mom_router_type_of(spec);
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    if (type->outputs) {
+        MOM_TRY(type->outputs(x, outputs, in, spec, err));
+    } else {
+        const mom_router_map map = {in->weights->out_weight, in->weights->out_bias, spec->R, spec->S};
+        MOM_TRY(mom_router_apply(x, outputs, saved->hidden, &map, spec->few_rows, in->N, err));
+    }
+    mom_arena_release(x->workspace, mark);
+    return MOM_OK;
+}
+
 mom_status mom_router_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                               const mom_router_spec *spec, mom_error *err) {
+    MOM_TRY(mom_router_hidden_forward(x, saved, in, spec, err));
+    return mom_router_outputs_forward(x, logits, saved, in, spec, err);
+}
+
+mom_status mom_router_outputs_backward(const mom_exec *x, float **dhidden, mom_router_tensors *dweights, const float *dlogits,
+                                       const mom_router_inputs *in, const mom_router_saved *saved,
+                                       const mom_router_spec *spec, mom_error *err) {
+    const mom_linear_shape shape = {MOM_WEIGHT_OUT_IN, in->N, spec->R, spec->S};
+    *dhidden = NULL;
+    if (mom_router_type_of(spec)->outputs)
+        return MOM_OK;
+    MOM_ARENA_NEW(*dhidden, x->workspace, in->N * spec->R, err);
+    MOM_TRY(mom_linear_backward_input(x, *dhidden, dlogits, in->weights->out_weight, 0, &shape, err));
+    return mom_linear_backward_weight(x, dweights->out_weight, dweights->out_bias, saved->hidden, dlogits, &shape, err);
+}
+
+mom_status mom_router_hidden_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+                                      const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                                      const mom_router_spec *spec, mom_error *err) {
+    const mom_router_type *type = mom_router_type_of(spec);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    MOM_TRY(mom_router_type_of(spec)->forward(x, logits, saved, in, spec, err));
+    if (!type->hidden_backward)
+        return MOM_OK;
+    MOM_TRY(type->hidden_backward(x, out, dhidden, dstate_out, in, saved, spec, err));
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }
@@ -55,7 +103,9 @@ mom_status mom_router_backward(const mom_exec *x, const mom_router_gradients *ou
                                const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                const mom_router_spec *spec, mom_error *err) {
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    MOM_TRY(mom_router_type_of(spec)->backward(x, out, dlogits, dstate_out, in, saved, spec, err));
+    float *dhidden;
+    MOM_TRY(mom_router_outputs_backward(x, &dhidden, out->dweights, dlogits, in, saved, spec, err));
+    MOM_TRY(mom_router_hidden_backward(x, out, dhidden, dstate_out, in, saved, spec, err));
     mom_arena_release(x->workspace, mark);
     return MOM_OK;
 }

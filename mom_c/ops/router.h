@@ -58,7 +58,13 @@ typedef struct {
     size_t N;
 } mom_router_inputs;
 
-/* Writes logits (N, S) and *saved. */
+/* Forward has two steps: the hidden values (of a recurrent kind: the new state), which go to *saved, then the outputs
+ * (N, S). Between them a caller may change the hidden values. */
+mom_status mom_router_hidden_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+                                     const mom_router_spec *spec, mom_error *err);
+mom_status mom_router_outputs_forward(const mom_exec *x, float *outputs, const mom_router_saved *saved,
+                                      const mom_router_inputs *in, const mom_router_spec *spec, mom_error *err);
+/* Both steps. Writes logits (N, S) and *saved. */
 mom_status mom_router_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
                               const mom_router_spec *spec, mom_error *err);
 
@@ -69,7 +75,15 @@ typedef struct {
     mom_router_tensors *dweights; /* added to */
 } mom_router_gradients;
 
-/* dlogits (N, S); dstate_out (N, R): the gradient that arrives from the next round, or NULL. */
+/* Backward has the same steps in reverse. *dhidden (N, R) comes from the workspace, for a kind without parameters it is NULL.
+ * The first step adds to the gradients of the last map; the second overwrites dhidden. */
+mom_status mom_router_outputs_backward(const mom_exec *x, float **dhidden, mom_router_tensors *dweights, const float *dlogits,
+                                       const mom_router_inputs *in, const mom_router_saved *saved,
+                                       const mom_router_spec *spec, mom_error *err);
+mom_status mom_router_hidden_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+                                      const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                                      const mom_router_spec *spec, mom_error *err);
+/* Both steps. dlogits (N, S); dstate_out (N, R): the gradient that arrives from the next round, or NULL. */
 mom_status mom_router_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
                                const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                const mom_router_spec *spec, mom_error *err);
@@ -94,11 +108,14 @@ typedef struct {
     size_t gates;           /* of a recurrent cell, without the noise gate; 0: none */
     size_t param_count;
     const mom_router_param *params; /* in the order of the state dict */
-    mom_status (*forward)(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
-                          const mom_router_spec *spec, mom_error *err);
-    mom_status (*backward)(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                           const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                           const mom_router_spec *spec, mom_error *err);
+    /* A kind with parameters has hidden values, and a linear map from them to the outputs. A kind without has outputs. */
+    mom_status (*hidden_forward)(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+                                 const mom_router_spec *spec, mom_error *err);
+    mom_status (*hidden_backward)(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+                                  const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                                  const mom_router_spec *spec, mom_error *err);
+    mom_status (*outputs)(const mom_exec *x, float *outputs, const mom_router_inputs *in, const mom_router_spec *spec,
+                          mom_error *err);
 } mom_router_type;
 
 extern const mom_router_type mom_router_types[MOM_ROUTER_KINDS];

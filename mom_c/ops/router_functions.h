@@ -20,29 +20,18 @@ typedef struct {
 mom_status mom_router_apply(const mom_exec *x, float *out, const float *inp, const mom_router_map *map, int few_rows,
                             size_t N, mom_error *err);
 
-/* logits = saved->hidden * out_weight^T + out_bias */
-mom_status mom_router_to_logits(const mom_exec *x, float *logits, const mom_router_saved *saved, const mom_router_inputs *in,
-                                const mom_router_spec *spec, mom_error *err);
-/* *dhidden (N, R) comes from the workspace; adds to the gradients of out_weight and out_bias. */
-mom_status mom_router_to_logits_backward(const mom_exec *x, float **dhidden, mom_router_tensors *dweights, const float *dlogits,
-                                         const mom_router_saved *saved, const mom_router_inputs *in,
-                                         const mom_router_spec *spec, mom_error *err);
-
-/* As mom_router_type.forward and .backward; the caller releases the workspace. */
-mom_status mom_naive_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+/* The entries of mom_router_type; the caller releases the workspace. */
+mom_status mom_naive_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
                              const mom_router_spec *spec, mom_error *err);
-mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                              const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                              const mom_router_spec *spec, mom_error *err);
-mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden, const float *dstate_out,
+                              const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
+                              mom_error *err);
+mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
                                  const mom_router_spec *spec, mom_error *err);
-mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
+mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
                                   const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                   const mom_router_spec *spec, mom_error *err);
-mom_status mom_hash_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
-                            const mom_router_spec *spec, mom_error *err);
-mom_status mom_hash_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                             const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                             const mom_router_spec *spec, mom_error *err);
+mom_status mom_hash_outputs(const mom_exec *x, float *outputs, const mom_router_inputs *in, const mom_router_spec *spec,
+                            mom_error *err);
 
 #endif

@@ -33,19 +33,11 @@ static void hash_task(void *context, size_t task, int thread) {
     }
 }
 
-mom_status mom_hash_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
-                            const mom_router_spec *spec, mom_error *err) {
-    (void)saved;
+mom_status mom_hash_outputs(const mom_exec *x, float *outputs, const mom_router_inputs *in, const mom_router_spec *spec,
+                            mom_error *err) {
     if (!in->tokens)
         return mom_error_set(err, MOM_ERR_VALUE, "kind: a hash router reads the ids of tokens, which only a model has");
-    hash_job job = {logits, in, spec->S};
+    hash_job job = {outputs, in, spec->S};
     mom_parallel_for(x, mom_router_tasks(in->N), hash_task, &job);
     return MOM_OK;
-}
-
-mom_status mom_hash_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                             const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                             const mom_router_spec *spec, mom_error *err) {
-    (void)x, (void)out, (void)dlogits, (void)dstate_out, (void)in, (void)saved, (void)spec, (void)err;
-    return MOM_OK; /* nothing has a gradient */
 }

@@ -19,23 +19,21 @@ static void relu_task(const void *context, size_t begin, size_t end) {
     }
 }
 
-mom_status mom_naive_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+mom_status mom_naive_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
                              const mom_router_spec *spec, mom_error *err) {
     const mom_router_map to_hidden = {in->weights->in_weight, in->weights->in_bias, spec->C, spec->R};
     MOM_TRY(mom_router_apply(x, saved->hidden, in->inp, &to_hidden, spec->few_rows, in->N, err));
     relu_job job = {saved->hidden, NULL, spec->R};
     mom_parallel_rows(x, in->N, MOM_ROUTER_ROWS, relu_task, &job);
-    return mom_router_to_logits(x, logits, saved, in, spec, err);
+    return MOM_OK;
 }
 
-mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                              const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                              const mom_router_spec *spec, mom_error *err) {
+mom_status mom_naive_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden, const float *dstate_out,
+                              const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
+                              mom_error *err) {
     const mom_linear_shape shape = {MOM_WEIGHT_OUT_IN, in->N, spec->C, spec->R};
     mom_router_tensors *d = out->dweights;
-    float *dhidden;
     (void)dstate_out; /* no state */
-    MOM_TRY(mom_router_to_logits_backward(x, &dhidden, d, dlogits, saved, in, spec, err));
     relu_job job = {dhidden, saved->hidden, spec->R};
     mom_parallel_rows(x, in->N, MOM_ROUTER_ROWS, relu_task, &job);
     MOM_TRY(mom_linear_backward_weight(x, d->in_weight, d->in_bias, in->inp, dhidden, &shape, err));

@@ -182,10 +182,9 @@ static mom_status run_products(const cell_products *p, const mom_exec *x, const 
     return state ? mom_router_apply(x, p->h_pre, state, &h2h, 1, rows, err) : MOM_OK;
 }
 
-mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_saved *saved, const mom_router_inputs *in,
+mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
                                  const mom_router_spec *spec, mom_error *err) {
     const size_t most = block_rows(in->N, 0);
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     cell_products products;
     MOM_TRY(products_init(&products, x, in, spec, err));
     cell_job job = {.x_pre = products.x_pre, .h_pre = products.h_pre};
@@ -203,8 +202,7 @@ mom_status mom_recurrent_forward(const mom_exec *x, float *logits, mom_router_sa
         MOM_TRY(run_products(&products, x, in, spec, c->first, c->rows, err));
         mom_parallel_for(x, mom_router_tasks(c->rows), cell_task, &job);
     }
-    mom_arena_release(x->workspace, mark);
-    return mom_router_to_logits(x, logits, saved, in, spec, err);
+    return MOM_OK;
 }
 
 /* ---- backward */
@@ -267,10 +265,10 @@ static mom_status allocate_backward(cell_backward_job *job, const mom_exec *x, s
     return MOM_OK;
 }
 
-/* dhidden (N, R): the gradient of the new state from the logits. */
-static mom_status backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden, const float *dstate_out,
-                           const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
-                           mom_error *err) {
+/* dhidden (N, R): the gradient of the new state from the outputs. */
+mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+                                  const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                                  const mom_router_spec *spec, mom_error *err) {
     const size_t N = in->N, C = spec->C, R = spec->R, most = block_rows(N, 0);
     const mom_router_tensors *w = in->weights;
     mom_router_tensors *dw = out->dweights;
@@ -302,12 +300,4 @@ static mom_status backward(const mom_exec *x, const mom_router_gradients *out, f
     mom_column_sum(x, dw->in_bias, job.dx_sums, NULL, NULL, mom_router_tasks(N), GR);
     mom_column_sum(x, dw->state_bias, job.dh_sums, NULL, NULL, mom_router_tasks(N), GR);
     return MOM_OK;
-}
-
-mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, const float *dlogits,
-                                  const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
-                                  const mom_router_spec *spec, mom_error *err) {
-    float *dhidden;
-    MOM_TRY(mom_router_to_logits_backward(x, &dhidden, out->dweights, dlogits, saved, in, spec, err));
-    return backward(x, out, dhidden, dstate_out, in, saved, spec, err);
 }

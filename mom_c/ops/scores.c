@@ -111,7 +111,8 @@ typedef struct {
     const mom_topk_spec *spec;
 } topk_backward_job;
 
-/* Kept scores only: dscore = dweight or, renormalised, (dweight - <dweight, weight>) / (sum of kept scores). */
+/* Kept scores only: dscore = dweight or, renormalised, (dweight - <dweight, weight>) / (sum of kept scores). Choices without
+ * a score, and rows whose scores sum to 0, have no gradient (ops/forced_choices.h). */
 static void topk_backward_task(const void *context, size_t begin, size_t end) {
     const topk_backward_job *job = context;
     const size_t S = job->spec->S, K = job->spec->K;
@@ -121,11 +122,14 @@ static void topk_backward_task(const void *context, size_t begin, size_t end) {
         float *dscores = job->dscores + t * S;
         float sum = 0.0f, mean = 0.0f;
         for (size_t k = 0; k < K; k++) {
-            sum += scores[index[k]];
+            sum += (size_t)index[k] < S ? scores[index[k]] : 0.0f;
             mean += dweight[k] * weight[k];
         }
+        if (job->spec->renormalise && sum == 0.0f)
+            continue;
         for (size_t k = 0; k < K; k++)
-            dscores[index[k]] += job->spec->renormalise ? (dweight[k] - mean) / sum : dweight[k];
+            if ((size_t)index[k] < S)
+                dscores[index[k]] += job->spec->renormalise ? (dweight[k] - mean) / sum : dweight[k];
     }
 }
 

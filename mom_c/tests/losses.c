@@ -270,8 +270,8 @@ static void balance_define(check_case *c) {
 
 static mom_status balance_run(check_case *c, const mom_exec *x, mom_error *err) {
     const size_t S = c->size[1];
-    const mom_balance_scores in = {check_f32(c, SCORES), c->options & MASK ? check_u8(c, COUNTED) : NULL,
-                                   !!(c->options & SOFTMAX), c->size[0], S};
+    const mom_balance_scores in = {.scores = check_f32(c, SCORES), .mask = c->options & MASK ? check_u8(c, COUNTED) : NULL,
+                                   .softmax = !!(c->options & SOFTMAX), .N = c->size[0], .S = S};
     double *counts = check_f64(c, COUNTS), *tokens = check_f64(c, TOKENS), total = 0.0;
     MOM_TRY(mom_balance_accumulate(x, counts, check_f64(c, PROB_SUMS), tokens, &in, err));
     for (size_t s = 0; s < S; s++)

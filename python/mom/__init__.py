@@ -17,6 +17,7 @@ from . import _openmp as _openmp  # must come first: it loads the extension
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError, TrainingInterrupted
+from .interventions import Bias, Forbid, Force, Intervention, Patch, RandomRoutes, Scale, TopK, Zero
 from .model import (
     Block,
     Decoder,
@@ -44,11 +45,12 @@ if TYPE_CHECKING:
     from .training import AdamW, FinetuneConfig, TrainingConfig, clip_grad_norm, pretrain, train
 
 __all__ = [
-    "AdamW", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "MemoryPlan", "MoM",
-    "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module", "MomError", "Pool", "Router", "Routes",
-    "Tokenizer", "TrainingConfig", "TrainingError", "TrainingInterrupted", "__version__", "clip_grad_norm", "cpu_info",
-    "data", "evaluate", "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level",
-    "set_num_threads", "train", "xsum",
+    "AdamW", "Bias", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "Forbid",
+    "Force", "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module",
+    "MomError", "Patch", "Pool", "RandomRoutes", "Router", "Routes", "Scale", "Tokenizer", "TopK", "TrainingConfig",
+    "TrainingError", "TrainingInterrupted", "Zero", "__version__", "clip_grad_norm", "cpu_info", "data", "evaluate",
+    "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level", "set_num_threads", "train",
+    "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (

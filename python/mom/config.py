@@ -127,6 +127,9 @@ class MoMConfig(Settings):
     balance_counts : {"micro", "step"}
         Whether the share of tokens f_m is counted in each micro-batch (default; the reference) or
         over the micro-batches since the gradients were last zeroed (arXiv:2501.11873).
+    balance_routes : {"preferred", "used"}
+        Which choice of a token f_m counts: the one with the best score (default; the reference), or the first one that
+        was made. They differ where choices are forced, see `mom.Force`.
     router_choices : {"max", "own", "reference"}
         Outputs of a router, without SKIP: ``"max"`` (default) the larger pool for both halves,
         ``"own"`` each half's own pool, ``"reference"`` ``num_ffn`` for linear and ``dev`` routers
@@ -206,6 +209,7 @@ class MoMConfig(Settings):
     )
     balance_loss: str = setting("switch", one_of("reference", "switch"))
     balance_counts: str = setting("micro", one_of("micro", "step"))
+    balance_routes: str = setting("preferred", one_of("preferred", "used"))
     router_choices: str = setting("max", one_of("max", "own", "reference"))
     masked_query_attention: str = setting("causal", one_of("causal", "reference"))
     pooling: str = setting("mask", one_of("mask", "reference"))

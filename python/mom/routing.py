@@ -64,23 +64,22 @@ def module_use(routes: Routes, mask: NDArray[Any] | None = None) -> dict[str, Mo
     result = {}
     counted = None if mask is None else np.asarray(mask, bool)
     for half in _HALVES:
-        modules = routes.num_modules[half]
-        rows, labels = [], []
-        for b, block in enumerate(routes[half]):
-            for r, entry in enumerate(block):
-                if entry is None:
-                    continue
-                index = entry["index"]
-                if counted is not None:
-                    if counted.shape != index.shape[:-1]:
-                        raise ValueError(f"mask: shape {counted.shape}, expected {index.shape[:-1]} like the tokens")
-                    index = index[counted]
-                counts = np.bincount(np.minimum(index.ravel(), modules), minlength=modules + 1)
-                rows.append(counts / max(1, counts.sum()))
-                labels.append(f"block {b} round {r}" if len(routes[half]) > 1 else f"round {r}")
-        if rows:
-            result[half] = ModuleUse(half, np.array(rows), labels)
+        if half not in routes.index:
+            continue
+        if counted is not None and counted.shape != routes.tokens.shape:
+            raise ValueError(f"mask: shape {counted.shape}, expected {routes.tokens.shape} like the tokens")
+        modules, rows = routes.num_modules[half], []
+        for module in routes.module[half]:
+            chosen = module if counted is None else module[counted]
+            counts = np.bincount(chosen.ravel(), minlength=modules + 1)
+            rows.append(counts / max(1, counts.sum()))
+        result[half] = ModuleUse(half, np.array(rows), _round_names(routes))
     return result
+
+
+def _round_names(routes: Routes) -> list[str]:
+    several = any(block for block, _ in routes.rounds)
+    return [f"block {block} round {r}" if several else f"round {r}" for block, r in routes.rounds]
 
 
 def paths(routes: Routes, row: int = 0) -> list[list[str]]:
@@ -98,23 +97,17 @@ def paths(routes: Routes, row: int = 0) -> list[list[str]]:
         One list per token, with an entry per round, block after block. A half without a router is written ``A`` or
         ``F``.
     """
-    entries = {half: [entry for block in routes[half] for entry in block] for half in _HALVES}
-    chosen = {
-        half: [None if entry is None else routes.of_row(entry["index"], row) for entry in rounds]
-        for half, rounds in entries.items()
-    }
-    lengths = [len(index) for indices in chosen.values() for index in indices if index is not None]
+    chosen = {half: routes.of_row(module, row) for half, module in routes.module.items()}
+    length = next((module.shape[1] for module in chosen.values()), 0)
 
-    def written(half: str, index: NDArray[Any] | None, t: int) -> str:
+    def written(half: str, number: int, t: int) -> str:
         letter = half[0].upper()
-        if index is None:
+        if half not in chosen:
             return letter
-        return "+".join(f"{letter}{i}" for i in index[t] if i < routes.num_modules[half]) or "-"
+        return "+".join(f"{letter}{i}" for i in chosen[half][number, t] if i < routes.num_modules[half]) or "-"
 
-    return [
-        [f"{written('attn', attn, t)} {written('ffn', ffn, t)}" for attn, ffn in zip(*chosen.values(), strict=True)]
-        for t in range(lengths[0] if lengths else 0)
-    ]
+    rounds = range(len(routes.rounds))
+    return [[f"{written('attn', n, t)} {written('ffn', n, t)}" for n in rounds] for t in range(length)]
 
 
 def format_paths(
@@ -148,8 +141,7 @@ def format_paths(
         return f"{type(model).__name__} has no routers"
     if len(table) != len(tokens):
         raise ValueError(f"tokens: {len(tokens)} of them, but the routes are of {len(table)}")
-    blocks, rounds = len(routes["attn"]), model.config.rounds
-    heads = [f"block {b} round {r}" if blocks > 1 else f"round {r}" for b in range(blocks) for r in range(rounds)]
+    heads = _round_names(routes)
     width = max([len(n) for n in names] + [5])
     cell = max(len(c) for line in [heads, *table] for c in line)
     head = "token".ljust(width) + "  " + "  ".join(h.ljust(cell) for h in heads)

@@ -145,7 +145,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_toml(cls: type[Self], path: PathLike) -> Self:
@@ -163,11 +164,15 @@ class Settings:
 
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value, checked against the field's type; numbers of NumPy's types become Python's."""
+    """The value, checked against the field's type. Numbers of NumPy's types become Python's, and lists tuples."""
     for kind in type_names_of(field):
         if kind == "None":
             if value is None:
                 return None
+        elif kind == "tuple[str, ...]":
+            items = [value] if isinstance(value, str) else value
+            if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+                return tuple(items)
         elif isinstance(value, _ACCEPTED[kind]) and (kind == "bool" or not isinstance(value, bool)):
             return value.item() if isinstance(value, np.generic) else value
     raise ConfigError(f"{field.name}: expected {field.type}, got {type(value).__name__} {shown(value)}")

@@ -26,6 +26,7 @@ from .data.columns import checked_labels, checked_texts, is_missing
 from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
+from .interventions.rules import Intervention
 from .model import MoM, MoMForSequenceClassification
 from .training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
 from .training.config import FinetuneConfig
@@ -57,6 +58,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         patience: int = 3,
         seed: int = 0,
         verbose: bool = False,
+        interventions: Sequence[Intervention] | None = None,
     ) -> None:
         self.model = model
         self.epochs = epochs
@@ -71,6 +73,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         self.patience = patience
         self.seed = seed
         self.verbose = verbose
+        self.interventions = interventions
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -103,14 +106,30 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
         self, texts: list[tuple[str, ...]], labels: npt.NDArray[Any], num_labels: int, problem: str, **learnt: Any
     ) -> None:
         """Train, then set all attributes at once, so that after an error the estimator predicts as before."""
-        verbose = flag(self.verbose, "verbose")
+        flag(self.verbose, "verbose")
         _check_number(labels, texts)
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ConfigError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
         config = self._config()
         body = self._body(texts)
-        warn_of_frozen(body, config.train, stacklevel=3)
-        warn_of_idle_routers(body.config, config.train, language_model=False, stacklevel=3)
+        with body.intervene(self._rules(), untouched="warn"):
+            self._fit_body(body, config, texts, labels, num_labels, problem, **learnt)
+
+    def _rules(self) -> Sequence[Intervention]:
+        return () if self.interventions is None else self.interventions
+
+    def _fit_body(
+        self,
+        body: MoM | MoMForSequenceClassification,
+        config: FinetuneConfig,
+        texts: list[tuple[str, ...]],
+        labels: npt.NDArray[Any],
+        num_labels: int,
+        problem: str,
+        **learnt: Any,
+    ) -> None:
+        warn_of_frozen(body, config.train, stacklevel=4)
+        warn_of_idle_routers(body.config, config.train, language_model=False, stacklevel=4)
         made = classifier_from(body, num_labels, problem, self.seed, config.dropout)
         if "classes_" in learnt:
             made.label_names = _names(learnt["classes_"])
@@ -130,7 +149,7 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
 
         loop = fit_classifier(
             made, [rows[i] for i in kept], labels[kept], config, self.seed, score if len(held_out) else None,
-            RunOptions(label=type(self).__name__, progress=verbose),
+            RunOptions(label=type(self).__name__, progress=bool(self.verbose)),
         )  # fmt: skip
         self.model_: MoMForSequenceClassification = made
         self.loop_: LoopResult = loop
@@ -141,7 +160,8 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     def _logits(self, texts: Iterable[Any]) -> npt.NDArray[np.float32]:
         check_is_fitted(self, "model_")
         rows, _ = encode_texts(self.model_.tokenizer, _texts(texts), self.max_length_)
-        return finite_logits(classify(self.model_, rows))
+        with self.model_.intervene(self._rules(), untouched="warn"):
+            return finite_logits(classify(self.model_, rows))
 
 
 def _texts(values: Any) -> list[tuple[str, ...]]:
@@ -189,6 +209,8 @@ _PARAMETERS = """
         Of new weights, the order of the data and dropout.
     verbose : bool
         Write progress to standard error.
+    interventions : sequence of Intervention, optional
+        Active in training and in predictions, see `MoM.intervene`; ``model_`` itself is without them.
 """
 
 

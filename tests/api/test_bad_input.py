@@ -213,8 +213,7 @@ def test_parameters_that_are_not_finite_raise_nothing_in_forward() -> None:
             out = model(TOKENS, TOKENS, return_logits=True, return_routes=True)
             model.backward()
             assert out.routes is not None
-            for entry in (e for half in out.routes.values() for rounds in half for e in rounds):
-                assert entry is not None and (entry["index"] >= 0).all() and (entry["index"] < 4).all()
+            assert all((index >= 0).all() and (index < 4).all() for index in out.routes.index.values())
             model.parameters[name] = kept
             model.zero_grad()
     assert model(TOKENS, TOKENS).loss == good

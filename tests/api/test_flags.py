@@ -22,7 +22,7 @@ CONFIG = mom.MoMConfig.preset("demo", vocab_size=30, n_embd=16, n_head=2, router
 ONES = np.ones((2, 2), np.float32)
 #: `mom.reference` is the readable twin that tests compare with; `mom.sklearn` needs another package and is tried below.
 MODULES = ("data data.prepare data.tokenizer demo evaluate files.folders files.hub files.labels files.names "
-           "files.weights glue model ops routers routing runtime training xsum").split()  # fmt: skip
+           "files.weights glue interventions model ops routers routing runtime training xsum").split()  # fmt: skip
 
 
 def public_functions() -> Iterator[Callable[..., Any]]:
@@ -74,10 +74,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "files.weights.read_safetensors": lambda **f: weights.read_safetensors("nowhere", **f),
     "glue.finetuning.finetune": lambda **f: mom.glue.finetune("nowhere", "cola", "nowhere", **f),
     "model.classifier.MoMForSequenceClassification.__call__": lambda **f: classifier()([[1, 2]], **f),
-    "model.language_model.MoM.__call__": lambda **f: model()([[1, 2]], **f),
+    "model.decoder.Decoder.__init__": lambda **f: mom.Decoder(model(), **f),
+    "model.intervening.Intervening.call_of": lambda **f: model().call_of(
+        model().inputs([[1, 2]], None, None, None), **f
+    ),
+    "model.language_model.MoM.__call__": lambda **f: model()([[1, 2]], labels=[[1, 2]], **f),
     "model.language_model.MoM.from_vanilla": lambda **f: mom.MoM.from_vanilla(
         mom.MoM(CONFIG.vanilla_config()), CONFIG, **f
     ),
+    "model.language_model.MoM.generate": lambda **f: model().generate([1, 2], 1, **f),
     "model.network.Network.mark_gradient": lambda **f: model().mark_gradient("transformer.wte.weight", **f),
     "model.network.Network.memory_plan": lambda **f: model().memory_plan(1, 2, **f),
     "ops.balance.balance_loss": lambda **f: mom.ops.balance_loss([ONES], **f),

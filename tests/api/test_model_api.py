@@ -18,6 +18,7 @@ from kinds import LOSSES
 from mom import _core
 from mom.model.core_config import core_config
 from mom.routers import KINDS
+from route_entries import entries
 
 CONFIG = mom.MoMConfig(
     vocab_size=17, n_positions=10, n_embd=8, n_head=2, chunks=2, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -55,32 +56,29 @@ def test_output_holds_what_was_asked_for() -> None:
 def test_routes_have_the_documented_form() -> None:
     routes = mom.MoM(CONFIG)(TOKENS, return_routes=True).routes
     assert routes is not None
-    assert list(routes) == ["attn", "ffn"] and len(routes) == 2 and routes.num_modules == {"attn": 2, "ffn": 3}
-    for half in routes:
-        assert len(routes[half]) == 2 and all(len(rounds) == 2 for rounds in routes[half])
-        for entry in (e for rounds in routes[half] for e in rounds):
-            assert entry is not None
-            assert entry["scores"].shape == (3, 7, 4) and entry["scores"].dtype == np.float32
-            assert entry["index"].shape == (3, 7, 2) and entry["index"].dtype == np.int16
-            assert entry["weight"].shape == (3, 7, 2) and entry["weight"].dtype == np.float32
-            kept = np.take_along_axis(entry["scores"], entry["index"].astype(int), -1)
-            assert (np.diff(kept, axis=-1) <= 0).all() and np.allclose(entry["weight"].sum(-1), 1)
-            assert np.allclose(entry["scores"].sum(-1), 1, atol=1e-6)
+    assert routes.num_modules == {"attn": 2, "ffn": 3} and routes.rounds == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert list(routes.index) == list(routes.scores) == list(routes.weight) == ["attn", "ffn"]
+    for half in routes.index:
+        scores, index, weight = routes.scores[half], routes.index[half], routes.weight[half]
+        assert scores.shape == (4, 3, 7, 4) and scores.dtype == np.float32
+        assert index.shape == (4, 3, 7, 2) and index.dtype == np.int16
+        assert weight.shape == (4, 3, 7, 2) and weight.dtype == np.float32
+        kept = np.take_along_axis(scores, index.astype(int), -1)
+        assert (np.diff(kept, axis=-1) <= 0).all() and np.allclose(weight.sum(-1), 1)
+        assert np.allclose(scores.sum(-1), 1, atol=1e-6)
     single = mom.MoM(CONFIG.replace(num_attn=1))(TOKENS, return_routes=True).routes
-    assert single is not None and single["attn"] == [[None, None], [None, None]] and single["ffn"][0][0] is not None
+    assert single is not None and list(single.index) == ["ffn"]
     plain = mom.MoM(PLAIN)(TOKENS, return_routes=True).routes
-    assert plain is not None and dict(plain) == {"attn": [], "ffn": []}
+    assert plain is not None and plain.index == plain.scores == plain.weight == {} and plain.rounds == []
 
 
 def test_results_are_copies() -> None:
     model = mom.MoM(CONFIG)
     first = model(TOKENS, return_logits=True, return_routes=True)
     assert first.logits is not None and first.routes is not None
-    entry = first.routes["ffn"][0][0]
-    assert entry is not None
-    logits, scores = first.logits.copy(), entry["scores"].copy()
+    logits, scores = first.logits.copy(), first.routes.scores["ffn"].copy()
     model((TOKENS + 1) % 17, return_logits=True, return_routes=True)
-    assert np.array_equal(first.logits, logits) and np.array_equal(entry["scores"], scores)
+    assert np.array_equal(first.logits, logits) and np.array_equal(first.routes.scores["ffn"], scores)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "<i4", ">i4", "u4", "i8", "u8"])
@@ -251,7 +249,8 @@ def test_modules_without_tokens_have_no_gradient() -> None:
     assert out.routes is not None
     for half, norm in (("attn", "attention_layernorm"), ("ffn", "ffn_layernorm")):
         for block, place in enumerate((1, 2)):
-            reached = {int(i) for entry in out.routes[half][block] if entry is not None for i in entry["index"].ravel()}
+            rounds = [number for number, (of, _) in enumerate(out.routes.rounds) if of == block]
+            reached = set(out.routes.index[half][rounds].ravel().tolist())
             for module in range(6):
                 name = f"transformer.h.{place}.mot_{half}.{norm}.{module}.weight"
                 assert model.has_gradient[name] == (module in reached)
@@ -434,8 +433,7 @@ def test_a_call_takes_its_results_before_another_thread_can_run_the_model(kind: 
             return [model.logits_at(tokens, [0, 5])]
         out = model(tokens, return_logits=kind != "routes", return_routes=kind == "routes")
         if kind == "routes":
-            rounds = [r for half in out.routes.values() for block in half for r in block if r is not None]
-            return [array for r in rounds for array in r.values()]
+            return [array for r in entries(out.routes) for array in r.values()]
         return [out.logits]
 
     expected, others = call(a), call(b)
@@ -546,7 +544,7 @@ def test_core_refuses_what_python_would_not_send() -> None:
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),
         ({"router_kind": len(KINDS)}, f"config: 'router_kind' is {len(KINDS)}, expected less than {len(KINDS)}"),
-        ({"depth": 3}, "config: 40 keys, expected the 39 of"),
+        ({"depth": 3}, "config: 41 keys, expected the 40 of"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):
             _core.Network({**fields, **wrong})
@@ -632,10 +630,8 @@ def test_route_counts_are_those_of_the_routes() -> None:
     routes = model(TOKENS, return_routes=True).routes
     counts = model.route_counts()
     assert routes is not None and counts["attn"] == [[None, None], [None, None]]
-    for rounds, entries in zip(counts["ffn"], routes["ffn"], strict=True):
-        for count, entry in zip(rounds, entries, strict=True):
-            assert entry is not None
-            np.testing.assert_array_equal(count, np.bincount(np.minimum(entry["index"], 3).ravel(), minlength=4))
+    for (block, r), module in zip(routes.rounds, routes.module["ffn"], strict=True):
+        np.testing.assert_array_equal(counts["ffn"][block][r], np.bincount(module.ravel(), minlength=4))
 
 
 # ---------------------------------------------------------------------- a model or where it is

@@ -12,17 +12,16 @@ import mom
 from mom import Routes, routing
 
 
-def entry(index: list[list[list[int]]]) -> dict[str, Any]:
-    array = np.array(index, np.int16)
-    return {"index": array, "scores": None, "weight": None}
-
-
 @pytest.fixture
 def routes() -> Routes:
     """One row of three tokens, top-2, one block of two rounds; 2 attention and 3 feed-forward modules."""
-    attention = [entry([[[0, 1], [1, 2], [2, 3]]]), entry([[[0, 2], [0, 2], [1, 0]]])]  # 2 and above: SKIP
-    feed_forward = [entry([[[2, 0], [2, 3], [3, 2]]]), entry([[[1, 0], [1, 0], [1, 0]]])]  # 3: SKIP
-    return Routes({"attn": [attention], "ffn": [feed_forward]}, {"attn": 2, "ffn": 3})
+    attention = [[[[0, 1], [1, 2], [2, 3]]], [[[0, 2], [0, 2], [1, 0]]]]  # 2 and above: SKIP
+    feed_forward = [[[[2, 0], [2, 3], [3, 2]]], [[[1, 0], [1, 0], [1, 0]]]]  # 3: SKIP
+    index = {half: np.array(chosen, np.int16) for half, chosen in (("attn", attention), ("ffn", feed_forward))}
+    weight = {half: np.full(array.shape, 0.5, np.float32) for half, array in index.items()}
+    scores = {half: np.full((2, 1, 3, 4), 0.25, np.float32) for half in index}
+    tokens = np.array([[5, 6, 7]], np.int32)
+    return Routes(tokens, index, scores, weight, [(0, 0), (0, 1)], {"attn": 2, "ffn": 3})
 
 
 def small_model(**changes: Any) -> mom.MoM:
@@ -105,7 +104,7 @@ def test_plain_model_has_no_routes() -> None:
     model = mom.MoM(small_model().config.vanilla_config())
     routes = model(np.arange(4), return_routes=True).routes
     assert routes is not None
-    assert routing.module_use(routes) == {} and routing.paths(Routes({"attn": [], "ffn": []}, {})) == []
+    assert routing.module_use(routes) == {} and routing.paths(routes) == []
     assert routing.format_paths(model, np.arange(4), routes, list("abcd")) == "MoM has no routers"
     with pytest.raises(ValueError, match="use: empty"):
         routing.plot_module_use({})

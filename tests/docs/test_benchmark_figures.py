@@ -17,6 +17,7 @@ import pytest
 
 import mom
 from mom.glue import TASKS, finetuning
+from route_entries import entry
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -77,7 +78,7 @@ def count_one_by_one(model: mom.MoM, shape: tuple[int, int], routes: Any) -> dic
                 folder = {"attn": ".attn." if config.is_vanilla else ".mot_attn.",
                           "ffn": ".mlp." if config.is_vanilla else ".mot_ffn."}[half]  # fmt: skip
                 modules = getattr(config, f"num_{half}") if kind == "block" else 1
-                route = routes[half][block][round] if kind == "block" and modules > 1 else None
+                route = entry(routes, half, block, round) if kind == "block" else None
                 for b in range(shape[0]):
                     earlier = 0  # tokens with a key and a value
                     for t in range(shape[1]):
@@ -144,8 +145,7 @@ def test_skip_is_forced_as_far_as_wanted(share: float) -> None:
     tokens = np.random.default_rng(1).integers(0, 60, (8, 24))
     told = scaling.force_skip(model, tokens, share)
     for half, modules in (("attn", 3), ("ffn", 3)):
-        index = np.concatenate([r["index"].ravel() for rounds in model(tokens, return_routes=True).routes[half]
-                                for r in rounds])  # fmt: skip
+        index = model(tokens, return_routes=True).routes.index[half]
         assert told[half] == pytest.approx((index >= modules).mean())
         assert told[half] == pytest.approx(share, abs=0.0 if share in (0.0, 1.0) else 0.05)
 

@@ -126,9 +126,8 @@ def forward(world: World, rng: Random) -> Any:
     given = _batch(rng, world)
     out = world.model(**given)
     world.alive = "labels" in given
-    routes = None if out.routes is None else [
-        None if r is None else dict(r) for half in out.routes.values() for rounds in half for r in rounds
-    ]  # fmt: skip
+    r = out.routes
+    routes = None if r is None else [kind[half] for kind in (r.scores, r.index, r.weight) for half in kind]
     return [out.loss, out.losses, out.logits, out.num_labelled, routes]
 
 

@@ -106,9 +106,8 @@ def test_edges_against_the_twin(name: str, kernel_level: str) -> None:
     (call,), (want,) = comparison.batches, comparison.expected.outputs
     out = model(**call, return_logits=True, return_routes=True)
     for half, places in want.routes.items():
-        for entries, rounds in zip(out.routes[half], places.values(), strict=True):
-            for have, route in zip(entries, rounds, strict=True):
-                assert np.array_equal(np.sort(have["index"], -1), np.sort(route.index, -1))
+        for have, route in zip(out.routes.index[half], (r for rounds in places.values() for r in rounds), strict=True):
+            assert np.array_equal(np.sort(have, -1), np.sort(route.index, -1))
     assert relative_error(out.logits, want.logits) < 0.02
     assert want.lm_loss is not None and out.lm_loss is not None
     assert np.isnan(out.lm_loss) == np.isnan(want.lm_loss)

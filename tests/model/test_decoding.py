@@ -15,6 +15,7 @@ import mom
 from kinds import NOISELESS_ROUTERS as ROUTERS
 from mom import _core, reference
 from parity_cases import case_names, load_case
+from route_entries import entry
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31, "n_positions": 96, "n_embd": 18, "n_head": 2, "n_inner": 23, "n_layer": 2, "chunks": 1,
@@ -84,7 +85,7 @@ def check(decoder: mom.Decoder, model: mom.MoM, rows: list[np.ndarray], logits: 
         assert out.logits is not None and out.routes is not None
         assert error(logits[b], out.logits[0, -1]) < 2e-5
         for block, place, r, half in halves(model):
-            want, have = out.routes[half][block][r], decoder.route(place, r, half)
+            want, have = entry(out.routes, half, block, r), decoder.route(place, r, half)
             assert want is not None and have is not None
             assert np.array_equal(have["index"][b], want["index"][0, -1])
             np.testing.assert_allclose(have["scores"][b], want["scores"][0, -1], rtol=1e-3, atol=1e-5)
@@ -238,8 +239,8 @@ def test_tokens_that_only_skip(half: str, skips: list[int]) -> None:
     skipping(model, half, skips)
     text = np.concatenate([[0, 0, 3, 1], np.random.default_rng(1).integers(0, 31, 40), [0, 3, 30]])
     out = model(text, return_routes=True)
-    assert out.routes is not None and out.routes[half][0][0] is not None
-    chosen = out.routes[half][0][0]["index"][0, :, 0]
+    assert out.routes is not None
+    chosen = out.routes.index[half][0, 0, :, 0]
     assert (chosen[np.isin(text, skips)] == 3).all()
     for begin in (1, 2, 25):
         decoder = mom.Decoder(model)

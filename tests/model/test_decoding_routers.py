@@ -17,6 +17,7 @@ from twin import Draws
 import mom
 from kinds import ROUTERS
 from mom import ops, reference
+from route_entries import entry
 
 NEW = 5  # tokens generated after each text
 BLOCK, FEW = 32, 16  # rows of a block of steps; most tokens with which a decoder begins by steps
@@ -110,7 +111,8 @@ def recompute(model: mom.MoM, row: np.ndarray, noise: Any) -> Whole:
         # modules kept) this pass is 1.5e-4 away from the one in float64, and the cached one 3e-5.
         rounded = np.array([error(a, b) for a, b in zip(out.logits[0], twin.logits[0], strict=True)])
         assert rounded.max() < 1e-3
-    return Whole(out.logits[0], rounded, {(p, r, half): out.routes[half][b][r] for b, p, r, half in halves(model)})
+    routes = {(p, r, half): entry(out.routes, half, b, r) for b, p, r, half in halves(model)}
+    return Whole(out.logits[0], rounded, routes)
 
 
 @dataclass

@@ -31,12 +31,10 @@ def test_a_hash_of_token_round_and_half_chooses_the_modules(router_type: str, to
     routes = model(TOKENS, return_routes=True).routes
     assert routes is not None
     for number, half in enumerate(("attn", "ffn")):
-        for rounds in routes[half]:  # the same in every block
-            for r, entry in enumerate(rounds):
-                assert entry is not None
-                kept = hashed_order(TOKENS.ravel(), r, number, routes.num_modules[half])[:, :top_k]
-                assert np.array_equal(entry["index"].reshape(kept.shape), kept)
-                assert (entry["weight"] == np.float32(1 / kept.shape[1])).all()
+        for (_, r), index in zip(routes.rounds, routes.index[half], strict=True):  # the same in every block
+            kept = hashed_order(TOKENS.ravel(), r, number, routes.num_modules[half])[:, :top_k]
+            assert np.array_equal(index.reshape(kept.shape), kept)
+        assert (routes.weight[half] == np.float32(1 / routes.index[half].shape[-1])).all()
 
 
 def test_hashed_choices_never_change_and_are_even() -> None:

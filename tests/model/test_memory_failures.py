@@ -13,6 +13,7 @@ import pytest
 
 import mom
 from mom import _core
+from route_entries import entries
 
 BASE = mom.MoMConfig(
     vocab_size=17, n_positions=16, n_embd=24, n_head=2, chunks=1, num_attn=2, num_ffn=3, depth_per_chunk=2,
@@ -94,7 +95,7 @@ class Work:
 
 
 def same(a: Any, b: Any) -> bool:
-    routes = [[r for half in x.routes.values() for rounds in half for r in rounds if r is not None] for x in (a, b)]
+    routes = [entries(x.routes) for x in (a, b)]
     return bool(
         a.loss == b.loss
         and a.losses == b.losses
@@ -266,3 +267,60 @@ def test_repeated_steps_allocate_nothing(shape: tuple[int, int]) -> None:
     step()
     with failing(1):
         step()
+
+
+RULES = [
+    mom.Force("ffn", to=1, rounds=[1], tokens=[2]), mom.Forbid("attn", modules=[1]),
+    mom.RandomRoutes("ffn", rounds=[0]), mom.Scale("block0.*.output", 0.5),
+    mom.Patch("block0.round0.ffn.output", 0.1, tokens=[5]), mom.Zero("final", rows=[3]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["recurrent", "naive, signs, weighted", "checkpointing"])
+def test_a_pass_with_interventions(name: str) -> None:
+    work = Work(CONFIGS[name], name == "checkpointing")
+    places = ["block0.*", "hidden"]
+
+    def step(model: Any) -> Any:
+        model.random_state = (7, 0)
+        out = model(work.tokens, work.labels, work.mask, interventions=RULES, capture=places, return_token_losses=True)
+        model.backward()
+        return out
+
+    good = work.new_model()
+    want = step(good)
+    gradients = {n: g.copy() for n, g in good.gradients.items()}
+    state: dict[str, Any] = {}
+
+    def fresh() -> None:
+        state["model"] = work.new_model()
+        state["model"].random_state = (7, 0)
+        state["out"] = step(state["model"])
+
+    def usable() -> None:
+        if "model" in state:
+            state["model"].zero_grad()
+            assert step(state["model"]).losses == want.losses
+        state.clear()
+
+    assert every_failure(fresh, usable) >= 8
+    assert state["out"].losses == want.losses
+    assert all(np.array_equal(value, want.captured[place]) for place, value in state["out"].captured.items())
+    assert all(np.array_equal(g, state["model"].gradients[n]) for n, g in gradients.items())
+
+
+def test_decoding_with_interventions() -> None:
+    model = mom.MoM(BASE.replace(router_type="gru-softmax"), seed=1)
+    rows = np.random.default_rng(3).integers(0, 17, (3, 6))
+    with model.intervene(RULES[:5] + [mom.Zero("final", rows=[2])]):
+        want = model.generate(rows, max_new_tokens=4)
+        state: dict[str, Any] = {}
+
+        def generate() -> None:
+            state["out"] = model.generate(rows, max_new_tokens=4)
+
+        def usable() -> None:
+            assert np.array_equal(model.generate(rows, max_new_tokens=4), want)
+
+        assert every_failure(generate, usable) >= 5
+    assert np.array_equal(state["out"], want)

@@ -656,3 +656,35 @@ def test_resident_memory_stays_below_the_plan(checkpointing: int) -> None:
     )
     grown, planned = map(int, done.stdout.split())
     assert grown < planned + 2**24  # code pages and huge ones that are not full
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["recurrent", "naive, one choice", "weighted", "all paths", "plain", "classifier"])
+def test_the_plan_of_a_pass_with_captures_is_what_is_allocated(name: str, checkpointing: bool) -> None:
+    model = new_model(CONFIGS[name], checkpointing=checkpointing)
+    plan = model.memory_plan(*SHAPE, capture="*")
+    tokens = tokens_of(SHAPE)
+    mask = np.ones(SHAPE, int)
+    mask[0, 15:] = 0
+    out = model(tokens, labels_of(model.config, tokens), mask, capture="*")
+    model.backward()
+    size, most, beside, full = model._core.region
+    assert (size, beside, full) == (plan.arena, 0, 0) and most <= size
+    copies = [*out.captured.values(), *out.captured.gradients.values()]
+    assert plan.captured == sum(array.nbytes for array in copies)
+    assert plan.arena >= model.memory_plan(*SHAPE).arena
+
+
+def test_a_plan_follows_interventions_and_goes_back() -> None:
+    model, tokens = new_model(BASE), tokens_of(SHAPE)
+    run(model, tokens)
+    plain = model._core.region[0]
+    rules = [mom.TopK(3), mom.Scale("block0.*.output", 0.5), mom.Forbid("ffn", [1])]
+    rules += [mom.Force("attn", to=0, tokens=[2])]
+    for _ in range(2):
+        out = model(tokens, tokens, np.ones(SHAPE, int), interventions=rules, capture="block1.*")
+        model.backward()
+        size, most, beside, full = model._core.region
+        assert plain <= size and most <= size and (beside, full) == (0, 0) and np.isfinite(out.loss)
+        run(model, tokens)
+        assert model._core.region[2:] == (0, 0)

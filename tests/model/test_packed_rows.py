@@ -13,6 +13,7 @@ from mom.config import MoMConfig
 from mom.errors import ConfigError
 from mom.routing import module_use, paths
 from padding import padded
+from route_entries import entries
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 97, "n_positions": 40, "n_embd": 48, "n_head": 3, "n_layer": 2, "chunks": 1, "num_attn": 3,
@@ -94,10 +95,6 @@ def run(model: Any, call: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     return out, gradients
 
 
-def entries(out: Any) -> list[dict[str, np.ndarray]]:
-    return [entry for half in out.routes.values() for rounds in half for entry in rounds if entry is not None]
-
-
 def check_gradients(have: dict[str, np.ndarray], want: dict[str, np.ndarray], dtype: str, what: str) -> None:
     """Gradients are sums over tokens: zeros of the padding lie between them, and where a sum is cut differs. In
     bfloat16 what is stored between operators may then round the other way."""
@@ -126,7 +123,7 @@ def test_packed_rows_equal_padded_ones(name: str, dtype: str, kernel_level: str)
             np.testing.assert_allclose(have, loss, rtol=1e-6, err_msg=f"{side}: {term}")
         # A row of a product, its routes included, does not depend on the rows beside it: the very same numbers.
         assert np.array_equal(packed.logits, want.logits if classifier else want.logits[real])
-        for have, wanted in zip(entries(packed), entries(want), strict=True):
+        for have, wanted in zip(entries(packed.routes), entries(want.routes), strict=True):
             for key, value in have.items():
                 assert np.array_equal(value, wanted[key][real]), f"{side}: {key}"
         check_gradients(gradients, expected, dtype, side)
@@ -144,7 +141,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str, dtype: str, kern
         model = setting.model()
         model.train()
         out, gradients = run(model, setting.packed())
-        arrays = [out.logits, *(a for entry in entries(out) for a in entry.values()), *gradients.values()]
+        arrays = [out.logits, *(a for entry in entries(out.routes) for a in entry.values()), *gradients.values()]
         found.append((out.loss, [a.tobytes() for a in arrays]))
     assert found[0] == found[1] == found[2]
 
@@ -196,7 +193,7 @@ def test_padding_may_be_nan(name: str, side: str, kernel_level: str) -> None:
     # The tied head has a column of NaN, which the losses see: those are taken from the other columns.
     assert np.array_equal(out.logits[real][:, :96], packed.logits[:, :96])
     assert out.balance_loss == packed.balance_loss
-    for have, wanted in zip(entries(out), entries(packed), strict=True):
+    for have, wanted in zip(entries(out.routes), entries(packed.routes), strict=True):
         for key, value in have.items():
             assert np.array_equal(value[real], wanted[key]), key
 
@@ -247,7 +244,7 @@ def test_routes_know_their_rows() -> None:
     routes = model(**setting.packed(), return_routes=True).routes
     alone = [model(row[None], return_routes=True).routes for row in setting.rows]
     for b, own in enumerate(alone):
-        for have, want in zip(entries_of(routes), entries_of(own), strict=True):
+        for have, want in zip(entries(routes), entries(own), strict=True):
             assert np.array_equal(routes.of_row(have["index"], b), own.of_row(want["index"], 0))
         assert paths(routes, b) == paths(own)
     counted = np.repeat([0, 0, 1], setting.lengths)
@@ -255,10 +252,6 @@ def test_routes_know_their_rows() -> None:
         np.testing.assert_array_equal(use.share, module_use(alone[2])[half].share)
     with pytest.raises(ValueError, match=r"mask: shape \(8,\), expected \(9,\) like the tokens"):
         module_use(routes, counted[:8])
-
-
-def entries_of(routes: Any) -> list[dict[str, np.ndarray]]:
-    return [entry for half in routes.values() for rounds in half for entry in rounds if entry is not None]
 
 
 TOKENS = np.arange(9)

@@ -11,6 +11,7 @@ import pytest
 
 import mom
 from parity_cases import Case, case_names, load_case
+from route_entries import entry as entry_of
 
 OUTPUT, GRADIENT = 1e-5, 1e-4
 
@@ -53,7 +54,7 @@ def check_routes(case: Case, out, real) -> None:
     for half in ("attn", "ffn"):
         for b, place in enumerate(blocks):
             for r in range(case.config.rounds):
-                key, entry = f"block{place}/round{r}/{half}", out.routes[half][b][r]
+                key, entry = f"block{place}/round{r}/{half}", entry_of(out.routes, half, b, r)
                 assert (entry is None) == (f"score/{key}" not in case.expected)
                 if entry is None:
                     continue

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mom
+from route_entries import entries
 
 LARGE: dict[str, Any] = {
     "vocab_size": 331, "n_positions": 64, "n_embd": 96, "n_head": 4, "chunks": 1, "num_attn": 4, "num_ffn": 4,
@@ -60,7 +61,7 @@ def training_run(changes: dict[str, Any], batch: int, steps: int, masked: bool) 
             where = f"step {step} batch {micro}"
             result[f"{where}: losses"] = (out.losses, out.loss)
             result[f"{where}: logits"] = digest(out.logits)
-            routes = [r for half in out.routes.values() for rounds in half for r in rounds if r is not None]
+            routes = entries(out.routes)
             result[f"{where}: routes"] = digest(*(a for r in routes for a in r.values()))
             if steps > 1:
                 model.backward(0.5)
@@ -119,7 +120,7 @@ def test_forward_without_keeping_gives_the_same_bits(rng: np.random.Generator) -
         for keep in (True, False):
             model.random_state = (1, 0)
             out = model(tokens, tokens, return_logits=True, return_routes=True, keep=keep)
-            routes = [r for half in out.routes.values() for rounds in half for r in rounds if r is not None]
+            routes = entries(out.routes)
             outputs.append(
                 (
                     repr(out.loss),

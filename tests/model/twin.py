@@ -15,6 +15,7 @@ import numpy as np
 import mom
 from mom import ops, reference
 from mom.config import MoMConfig
+from route_entries import entry as entry_of
 
 #: Relative norm errors, and for gradients that are (close to) zero in exact arithmetic a share of the norm of all.
 OUTPUT, GRADIENT, NOISE = 1e-5, 1e-4, 1e-6
@@ -288,7 +289,7 @@ class Comparison:
         for half in ("attn", "ffn"):
             for b, place in enumerate(i for i, kind in enumerate(config.places()) if kind == "block"):
                 for r in range(config.rounds):
-                    entry, expected = have[half][b][r], want.routes[half].get(place)
+                    entry, expected = entry_of(have, half, b, r), want.routes[half].get(place)
                     assert (entry is None) == (expected is None)
                     if entry is None or expected is None:
                         continue

@@ -33,14 +33,15 @@ OTHER_MODEL: dict[str, Any] = {
     "depthwise_bal_loss": True, "weighted_qkv": True, "routing_all_possible_path": True, "routing_top_k": 1,
     "num_labels": 2, "problem_type": "regression", "balance_loss": "reference", "balance_counts": "step",
     "router_choices": "own", "masked_query_attention": "reference", "pooling": "reference", "copy_final_norm": False,
-    "copy_single_modules": False,
+    "copy_single_modules": False, "balance_routes": "used",
 }  # fmt: skip
 #: Another value for every field of `TrainingConfig`. Its own values are those of `small_run.SETTINGS`.
 OTHER_TRAINING: dict[str, Any] = {
     "steps": 8, "batch_size": 2, "sequence_length": 15, "accumulation": 1, "lr": 2e-3, "schedule": "linear",
     "warmup": 2, "final_lr": 0.1, "beta1": 0.5, "beta2": 0.9, "eps": 1e-6, "weight_decay": 0.0, "clip": 0.1,
     "sampling": "consecutive", "seed": 6, "eval_every": 3, "eval_batches": 1, "save_every": 3, "keep_last": 1,
-    "log_every": 2, "max_bad_steps": 9, "activation_checkpointing": True, "tensorboard": True, "wandb": True,
+    "log_every": 2, "max_bad_steps": 9, "trainable": ["*.router.*"], "activation_checkpointing": True,
+    "tensorboard": True, "wandb": True,
 }  # fmt: skip
 #: Another value for every field of `FinetuneConfig`. Its own values are those of `TUNING`.
 OTHER_TUNING: dict[str, Any] = {
@@ -135,7 +136,8 @@ def test_a_setting_of_training(data: Path, run: Path, capsys: pytest.CaptureFixt
         if verdict == REFUSED:
             with pytest.raises(mom.ConfigError, match="allow_changes=True") as refused:
                 train(data, run, resume=True, **{name: value})
-            assert f"another run: {changed}. " in str(refused.value) and state(run) == files
+            also = "; frozen was parameters 0 " if name == "trainable" else ". "
+            assert f"another run: {changed}{also}" in str(refused.value) and state(run) == files
             train(data, run, resume=True, allow_changes=True, **{name: value})
         else:
             train(data, run, resume=True, **{name: value})

@@ -11,8 +11,8 @@ from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError
 from ..evaluate import text_losses, token_file_loss
 from ..model import MoM
-from .flags import add_arguments, add_generation, add_threads, command
-from .results import print_json, show_summaries
+from .flags import add_arguments, add_generation, add_interventions, add_threads, command, interventions_of
+from .results import active, print_json, show_summaries
 
 
 def add(commands: Any) -> None:
@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--task", metavar="NAME", help=f"xsum, or one of {', '.join(glue.TASKS)}")
     add_arguments(parser, Documents, "on_error")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_interventions(parser)
     add_threads(parser)
     group = parser.add_argument_group("with --task")
     group.add_argument("--task_split", choices=("dev", "test", "train"), help="which set (default: dev; xsum: test)")
@@ -64,9 +65,11 @@ def _evaluate_task(a: argparse.Namespace) -> int:
         show_summaries(a, MoM.resolve(a.model), a.task_split or "test", a.max_length, a.batch_size)
         return 0
     split = a.task_split or "dev"
-    metrics = glue.evaluate(a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error)
+    metrics = glue.evaluate(
+        a.model, a.task, a.data, split, max_length=a.max_length, on_error=a.on_error, interventions=interventions_of(a)
+    )
     if a.json:
-        print_json(metrics)
+        print_json({**metrics, **active(a)})
     else:
         print("\n".join(f"{name:10}{100 * value:8.2f}" for name, value in metrics.items()))
     return 0
@@ -74,11 +77,12 @@ def _evaluate_task(a: argparse.Namespace) -> int:
 
 def _evaluate_tokens(a: argparse.Namespace, model: MoM) -> int:
     found = token_file_loss(
-        model, a.data, sequence_length=a.sequence_length, batch_size=a.batch_size, batches=a.batches
-    )
+        model, a.data, sequence_length=a.sequence_length, batch_size=a.batch_size, batches=a.batches,
+        interventions=interventions_of(a),
+    )  # fmt: skip
     if a.json:
         names = ("tokens", "left_out", "loss", "perplexity")
-        print_json({"data": str(found.path), **{name: getattr(found, name) for name in names}})
+        print_json({"data": str(found.path), **{name: getattr(found, name) for name in names}, **active(a)})
         return 0
     print(f"data {found.path}, {found.tokens:,} tokens in windows of {found.sequence_length}")
     print(f"loss {found.loss:.6f}")
@@ -93,10 +97,11 @@ def _evaluate_texts(a: argparse.Namespace, model: MoM) -> int:
     results = text_losses(
         model, a.text, tokenizer=None if a.tokenizer is None else Tokenizer.load(a.tokenizer), window=a.window,
         stride=a.stride, batch_size=a.batch_size, key=a.key, split=a.split, on_error=a.on_error,
+        interventions=interventions_of(a),
     )  # fmt: skip
     if a.json:
         names = ("name", "documents", "tokens", "bytes", "loss", "perplexity", "bits_per_byte")
-        rows = [{name: getattr(result, name) for name in names} for result in results]
+        rows = [{**{name: getattr(result, name) for name in names}, **active(a)} for result in results]
         print_json(rows)
         return 0
     width = max(len(result.name) for result in results)

@@ -11,7 +11,17 @@ from .. import glue, xsum
 from ..errors import ConfigError
 from ..model import MoM
 from ..training import FinetuneConfig
-from .flags import add_arguments, add_dtype, add_fields, add_generation, add_threads, command, given_fields
+from .flags import (
+    add_arguments,
+    add_dtype,
+    add_fields,
+    add_generation,
+    add_interventions,
+    add_threads,
+    command,
+    given_fields,
+    interventions_of,
+)
 from .results import show_summaries
 
 
@@ -38,6 +48,7 @@ def add(commands: Any) -> None:
     add_dtype(parser, resumed=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run for each")
     add_arguments(parser, glue.finetune, "run_dir", "resume", "allow_changes", "predict", "on_error", "progress")
+    add_interventions(parser)
     add_threads(parser)
     group = parser.add_argument_group("settings", "fields of mom.FinetuneConfig")
     add_fields(group, FinetuneConfig, {})
@@ -64,6 +75,7 @@ def _finetune_xsum(a: argparse.Namespace, config: FinetuneConfig) -> int:
         MoM.resolve(a.model, a.dtype), a.data, config=config, seed=a.seeds[0], out_dir=a.out_dir,
         max_summary=64 if a.max_summary is None else a.max_summary, val_rows=a.val_rows, on_error=a.on_error,
         progress=a.progress, run_dir=a.run_dir, resume=a.resume, allow_changes=a.allow_changes,
+        interventions=interventions_of(a),
     )  # fmt: skip
     print(f"{result!r}: {result.folder}", file=sys.stderr)
     show_summaries(a, result.model, "test", config.max_length, config.batch_size)
@@ -87,7 +99,7 @@ def _finetune_glue(a: argparse.Namespace, config: FinetuneConfig) -> int:
             result = glue.finetune(
                 body, task, a.data, config=config, seeds=a.seeds, out_dir=a.out_dir, predict=a.predict,
                 on_error=a.on_error, progress=a.progress, run_dir=a.run_dir, resume=a.resume,
-                allow_changes=a.allow_changes,
+                allow_changes=a.allow_changes, interventions=interventions_of(a),
             )  # fmt: skip
             results.append(result)
             print(f"{result!r}, {result.examples_per_second:.1f} examples/s: {result.folder}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import xsum
 from ..errors import ConfigError
+from ..interventions import Intervention, read_interventions
 from ..model import beam_search
 from ..settings import Settings, read_toml, type_names_of
 
@@ -59,6 +60,20 @@ def add_changes(group: Any) -> None:
     )  # fmt: skip
 
 
+def add_interventions(group: Any, resumed: bool = False) -> None:
+    """``--interventions``. For a run that may be `resumed`, the checkpoint's are the default."""
+    text = "JSON file with interventions that are active throughout, as mom.interventions.write_interventions writes it"
+    group.add_argument(
+        "--interventions", metavar="FILE.json",
+        help=text + (" (default: none, or those of the checkpoint)" if resumed else ""),
+    )  # fmt: skip
+
+
+def interventions_of(a: argparse.Namespace) -> tuple[Intervention, ...]:
+    """What the file of ``--interventions`` holds; without the flag, nothing."""
+    return () if a.interventions is None else read_interventions(a.interventions)
+
+
 def add_dtype(group: Any, resumed: bool) -> None:
     """``--dtype``. For a run that may be `resumed` the default is None, and the checkpoint decides."""
     group.add_argument(
@@ -105,6 +120,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "str": {"type": str, "metavar": "NAME"},
     "PathLike": {"metavar": "PATH"},
     "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},
+    "tuple[str, ...]": {"metavar": "PATTERN", "nargs": "+"},
 }
 
 

@@ -9,7 +9,17 @@ from typing import Any
 from ..config import PRESETS, MoMConfig
 from ..errors import ConfigError, MomError
 from ..training import RECIPES, pretrain
-from .flags import add_arguments, add_changes, add_dtype, add_progress, add_threads, changes_of, command
+from .flags import (
+    add_arguments,
+    add_changes,
+    add_dtype,
+    add_interventions,
+    add_progress,
+    add_threads,
+    changes_of,
+    command,
+    interventions_of,
+)
 from .results import print_losses
 
 
@@ -31,6 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="recipe with the settings")
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="highest learning rate")
     add_dtype(parser, resumed=True)
+    add_interventions(parser, resumed=True)
     add_progress(parser)
     add_threads(parser)
 
@@ -42,11 +53,12 @@ def _run(a: argparse.Namespace) -> int:
     changes = {"lr": a.lr} if hasattr(a, "lr") else {}
     if a.tokens is not None and not math.isfinite(a.tokens):
         raise ConfigError(f"tokens: {a.tokens} is not a finite number")
+    rules = interventions_of(a) if a.interventions else None
     try:
         result = pretrain(
             config, a.data, a.run_dir, phase=a.phase, vanilla=a.vanilla, minutes=a.minutes, recipe=a.recipe,
             seed=a.seed, tokens=None if a.tokens is None else int(a.tokens), dtype=a.dtype, resume=a.resume,
-            progress=a.progress, allow_changes=a.allow_changes, **changes,
+            progress=a.progress, allow_changes=a.allow_changes, interventions=rules, **changes,
         )  # fmt: skip
     except MomError as error:
         if not str(error).startswith("vanilla: "):

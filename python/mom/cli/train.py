@@ -12,20 +12,28 @@ from ..data.prepare import read_meta
 from ..errors import ConfigError
 from ..files import folders
 from ..files.hub import model_folder
+from ..interventions import Intervention
 from ..model import MoM
 from ..training import TrainingConfig, train
-from ..training.checkpoint import model_of_checkpoint, newest_checkpoint, settings_of_checkpoint
+from ..training.checkpoint import (
+    interventions_of_checkpoint,
+    model_of_checkpoint,
+    newest_checkpoint,
+    settings_of_checkpoint,
+)
 from ..training.pretraining import take_tokenizer
 from .flags import (
     add_arguments,
     add_changes,
     add_dtype,
     add_fields,
+    add_interventions,
     add_progress,
     add_threads,
     changes_of,
     command,
     given_fields,
+    interventions_of,
 )
 from .results import print_losses
 
@@ -48,6 +56,7 @@ def add(commands: Any) -> None:
         help="continue from the newest valid checkpoint, with its model and settings",
     )
     add_arguments(parser, train, "allow_changes")
+    add_interventions(parser, resumed=True)
     add_progress(parser)
     add_threads(parser)
     group = parser.add_argument_group("model", "one of --preset, --model or --init_from, unless a run is resumed")
@@ -83,7 +92,7 @@ def _run(a: argparse.Namespace) -> int:
 
     result = train(
         model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress,
-        allow_changes=a.allow_changes,
+        allow_changes=a.allow_changes, interventions=_interventions(a, latest),
     )  # fmt: skip
     folder = Path(a.run_dir) / "model"
     model.save_pretrained(folder)
@@ -99,6 +108,11 @@ def _training_settings(a: argparse.Namespace, latest: Path | None) -> dict[str, 
     """Settings of the checkpoint to resume, if there is one, overridden by the file and then by the flags."""
     settings = {} if latest is None else settings_of_checkpoint(latest).to_dict()
     return {**settings, **given_fields(a, TrainingConfig)}
+
+
+def _interventions(a: argparse.Namespace, latest: Path | None) -> tuple[Intervention, ...]:
+    """Those of the file that is given, or else of the checkpoint to resume."""
+    return interventions_of(a) if a.interventions or latest is None else interventions_of_checkpoint(latest)
 
 
 def _base_config(a: argparse.Namespace) -> MoMConfig:

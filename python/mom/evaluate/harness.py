@@ -24,6 +24,9 @@ from tqdm.auto import tqdm
 from .. import ops
 from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
+from ..interventions import Intervention, read_interventions
+from ..interventions.resolve import check_rules
+from ..interventions.rules import as_interventions
 from ..model import Decoder, MoM
 from ..runtime import set_num_threads
 
@@ -62,6 +65,9 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         Seed of the sampling, for tasks that sample. Requests are sampled independently, repeats of one request too.
     max_batch_size, device
         The harness passes these to every model. They have no effect, as the CPU computes.
+    interventions : str or sequence of Intervention
+        Active in all requests, see `MoM.intervene`; or the JSON file that holds them. `rows` are those of a batch. A
+        warning says if one of them touched nothing.
     """
 
     def __init__(
@@ -75,11 +81,16 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
+        interventions: str | Sequence[Intervention] = (),
     ) -> None:
         super().__init__()
         if threads is not None:
             set_num_threads(int(threads))
         self.model = MoM.resolve(pretrained, dtype, name="pretrained")
+        if isinstance(interventions, str):
+            interventions = read_interventions(interventions)
+        self.interventions = as_interventions(interventions)
+        check_rules(self.model.config, self.interventions)
         if self.model.tokenizer is None:
             raise DataError(f"pretrained: {pretrained} holds no tokenizer")
         if self.model.tokenizer.eos_id is None:
@@ -160,7 +171,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             rows.append(whole[-(self.max_length + 1) :])
             counts.append(len(continuation))
         self._warn_of_cuts(cut, len(rows))
-        with self.model.evaluating():
+        with self.model.evaluating(), self.model.intervene(self.interventions, untouched="warn"):
             return self._scores(rows, counts, disable_tqdm)
 
     def _scores(self, rows: list[np.ndarray], counts: list[int], disable_tqdm: bool) -> list[tuple[float, bool]]:
@@ -228,6 +239,7 @@ class MomLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         results = [""] * len(requests)
         with (
             self.model.evaluating(),
+            self.model.intervene(self.interventions, untouched="warn"),
             tqdm(total=len(requests), disable=disable_tqdm, desc="generation", leave=False) as bar,
         ):
             for numbers in groups.values():

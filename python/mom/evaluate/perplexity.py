@@ -18,6 +18,7 @@ from ..data import TokenFile
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.sources import Documents, Piece, TextDocuments, pieces_for
 from ..errors import ConfigError, DataError
+from ..interventions.rules import Intervention
 from ..model import MoM
 from ..model.token_loss import token_loss
 from ..training import evaluate_loss
@@ -75,6 +76,7 @@ def text_losses(
     key: str = "text",
     split: str = "file",
     on_error: str = "raise",
+    interventions: Sequence[Intervention] = (),
 ) -> list[TextLoss]:
     """Perplexity and bits per byte of texts.
 
@@ -97,6 +99,8 @@ def text_losses(
         Windows computed together; without effect on the result.
     key, split, on_error
         See `mom.data.Documents`.
+    interventions : sequence of Intervention
+        Active throughout, see `MoM.intervene`. Positions are those within a window.
 
     Returns
     -------
@@ -126,7 +130,8 @@ def text_losses(
     else:
         files = Documents(sources, key=key, split=split, on_error=on_error).files
         parts = [(str(file), Documents(file, key=key, split=split, on_error=on_error)) for file in files]
-    results = [_one_part(model, tokenizer, name, documents, window, stride, batch_size) for name, documents in parts]
+    with model.intervene(interventions):
+        results = [_one_part(model, tokenizer, name, docs, window, stride, batch_size) for name, docs in parts]
     sums = {name: sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")}
     if not sums["tokens"]:
         raise DataError(f"{results[0].name}: no text to score")
@@ -170,6 +175,7 @@ def token_file_loss(
     sequence_length: int | None = None,
     batch_size: int = 8,
     batches: int | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> TokenFileLoss:
     """Loss and perplexity on a token file, in windows that do not overlap.
 
@@ -184,6 +190,8 @@ def token_file_loss(
         Windows computed together.
     batches : int, optional
         At most so many batches; by default the whole file.
+    interventions : sequence of Intervention
+        Active throughout, see `MoM.intervene`.
     """
     for name, value in (("batch_size", batch_size), ("batches", batches)):
         if value is not None and value < 1:
@@ -199,7 +207,8 @@ def token_file_loss(
     tokens = TokenFile(path, vocab_size=model.config.vocab_size)
     most = -(-len(tokens) // (batch_size * length)) if batches is None else batches
     started = time.perf_counter()
-    loss = evaluate_loss(model, tokens, batch_size, length, most)
+    with model.intervene(interventions):
+        loss = evaluate_loss(model, tokens, batch_size, length, most)
     seen = length * min(len(tokens) // length, batch_size * most)
     return TokenFileLoss(path, seen, length, loss, time.perf_counter() - started, len(tokens) - seen)
 

@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
 from ..files.weights import read_weights
+from ..interventions.rules import Intervention
 from ..model import MoM, MoMForSequenceClassification, Network
 from ..training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
@@ -65,6 +66,7 @@ def finetune(
     run_dir: PathLike | None = None,
     resume: bool = False,
     allow_changes: bool = False,
+    interventions: Sequence[Intervention] = (),
     **changes: Any,
 ) -> GlueResult:
     """Fine-tune a model on a GLUE task.
@@ -103,6 +105,10 @@ def finetune(
         and settings that have no effect on the weights.
     allow_changes : bool
         Resume even if model, settings or data are not those of the checkpoints.
+    interventions : sequence of Intervention
+        Active in training and in all answers, beside those that are active in `model`, see `MoM.intervene`. Checkpoints
+        and results hold all of them, and a resumed run needs the same ones. The model that is returned or saved is
+        without them. A warning says if one of them touched nothing.
     **changes
         Fields of `config` to override.
 
@@ -137,7 +143,8 @@ def finetune(
         check_replaceable(folder, MODEL_FILES)
     sets = _read_sets(data, task, predict, on_error)
     lesson = _Lesson(body, task, sets, config)
-    with closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
+    active = body.intervene(interventions, untouched="warn")
+    with active, closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
         checkpoints = None if run_dir is None else Path(run_dir) / task.name
         options = RunOptions(
             progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume,
@@ -330,6 +337,7 @@ def evaluate(
     *,
     max_length: int | None = None,
     on_error: str = "raise",
+    interventions: Sequence[Intervention] = (),
 ) -> dict[str, float]:
     """Official metrics of a fine-tuned model.
 
@@ -344,6 +352,8 @@ def evaluate(
         The set must have labels.
     max_length : int, optional
         By default the length of fine-tuning, or ``n_positions`` if the model does not record it.
+    interventions : sequence of Intervention
+        Active throughout, see `MoM.intervene`.
 
     Returns
     -------
@@ -351,7 +361,8 @@ def evaluate(
     """
     task = find_task(task)
     model, length = _classifier(model, task, max_length)
-    return _metrics_of(model, read_glue(data, task, split, on_error=on_error), length)
+    with model.intervene(interventions):
+        return _metrics_of(model, read_glue(data, task, split, on_error=on_error), length)
 
 
 def predict(
@@ -361,15 +372,17 @@ def predict(
     split: str = "test",
     *,
     max_length: int | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> npt.NDArray[Any]:
     """Answers of a fine-tuned model: label numbers (N,) int64, or scores (N,) float32 for STS-B.
 
     Parameters
     ----------
-    model, task, data, max_length
+    model, task, data, max_length, interventions
         See `evaluate`.
     split : {"test", "dev", "train"}
     """
     task = find_task(task)
     model, length = _classifier(model, task, max_length)
-    return _answers(task, _logits_of(model, read_glue(data, task, split), length))
+    with model.intervene(interventions):
+        return _answers(task, _logits_of(model, read_glue(data, task, split), length))

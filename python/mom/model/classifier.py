@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments import LARGEST, as_array, flag, flags
 from ..config import MoMConfig
 from ..errors import ConfigError
+from ..interventions.rules import Intervention
 from .network import Network
 from .output import ModelOutput
+from .routes import Routes
 
 __all__ = ["MoMForSequenceClassification"]
 
@@ -101,6 +103,9 @@ class MoMForSequenceClassification(Network):
         lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         keep: bool | None = None,
+        routes: Routes | None = None,
+        interventions: Sequence[Intervention] = (),
+        capture: str | Sequence[str] = (),
     ) -> ModelOutput:
         """Forward pass.
 
@@ -122,6 +127,14 @@ class MoMForSequenceClassification(Network):
             padding on the left takes up positions, as in the published code.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
+        routes : Routes, optional
+            Choices to force, of the same tokens. Weights are computed anew from the live scores, so that gradients
+            reach the routers. A model's own routes give the same bits.
+        interventions : sequence of Intervention
+            What to change in this call, see `mom.interventions`; beside those of `intervene`.
+        capture : str or sequence of str
+            Names of places, or shell patterns, whose activations `ModelOutput.captured` shall have. All rows are
+            computed then.
 
         Returns
         -------
@@ -139,14 +152,17 @@ class MoMForSequenceClassification(Network):
                 given["positions"] = np.maximum(np.arange(ids.shape[1]) - first, 0).astype(np.int32)
         elif self.config.pooling != "mask":
             raise ConfigError(f"pooling: {self.config.pooling!r} looks for padding; packed rows need 'mask'")
+        keep = labels is not None if keep is None else flag(keep, "keep")
+        call = self.call_of(given, interventions, routes, capture, keep)
         targets = {} if labels is None else self._targets(labels, len(ids if lengths is None else given["lengths"]))
         results = self._core.forward(
             **given,
-            keep=labels is not None if keep is None else flag(keep, "keep"),
+            keep=keep,
             training=flag(self.training, "training"),
             checkpoint=flag(self.activation_checkpointing, "activation_checkpointing"),
             logits=return_logits,
             routes=return_routes,
+            interventions=None if call is None else call.core,
             **targets,
         )
-        return self.output(given, *results)
+        return self.output(given, *results, call)

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
-from .._arguments import as_ids, count, prompts, sampling
+from .._arguments import as_ids, count, flag, prompts, sampling
+from ..interventions.layout import continued
+from ..interventions.scope import Call, make_call
 from .network import Network
+from .routes import Routes, routes_of_rows
 
 if TYPE_CHECKING:
     from .language_model import MoM
@@ -37,6 +40,8 @@ class Decoder:
         Routers, biases, LayerNorms, embeddings, activations and the cache are always float32.
     capacity : int, optional
         Tokens per sequence to allocate for at once; the cache grows when needed.
+    keep_routes : bool
+        Keep how all tokens are routed, for `routes`.
 
     Attributes
     ----------
@@ -56,7 +61,8 @@ class Decoder:
         Here or in a later call, if copied weights or the cache would not fit in the model's ``memory_limit``.
 
     Notes
-    ----- With ``"float32"`` the model's weights are read in place. If an optimizer step or a write to
+    -----
+    With ``"float32"`` the model's weights are read in place. If an optimizer step or a write to
     ``model.parameters`` changes them, the next token uses the new weights. Keys and values in the cache still belong to
     the old weights; call `clear` to begin anew. With the other formats the decoder copies the weights when it is made
     and does not see later changes. int8 has one scale per output channel.
@@ -65,6 +71,11 @@ class Decoder:
     through steps. In float32, splitting a text into several calls changes results only by rounding.
 
     Routers of a ``random`` type draw noise for each token once, when it is added, from ``model.random_state``.
+
+    Interventions of `MoM.intervene` apply to every call within the block. `rows` of a rule are prompts, also after
+    `reorder`. Rules with `tokens` apply when that position is reached. A rule applies while a token is read: keys and
+    values in the cache stay as they were computed. Activations cannot be captured here; a forward pass over the same
+    tokens has them.
 
     Examples
     --------
@@ -80,7 +91,9 @@ class Decoder:
     [5, 5, 5]
     """
 
-    def __init__(self, model: MoM, weights: str | None = None, capacity: int = 0) -> None:
+    def __init__(
+        self, model: MoM, weights: str | None = None, capacity: int = 0, keep_routes: bool = False
+    ) -> None:
         if not isinstance(model, Network) or model.is_classifier:
             raise TypeError(f"model: expected MoM, got {type(model).__name__}")
         weights = model.dtype if weights is None else weights
@@ -91,6 +104,11 @@ class Decoder:
             raise ValueError(f"capacity: {capacity} tokens, n_positions is {model.config.n_positions}")
         self._model = model
         self._core = _core.Decoder(model.core, weights)
+        self._tokens: list[list[int]] = []  # of each sequence, also those that the core has not read yet
+        self._prompt: list[int] = []  # the prompt that each sequence continues
+        self._keep_routes = flag(keep_routes, "keep_routes")
+        self._routes: list[list[list[tuple[NDArray[Any], ...]]]] = []  # of each sequence and call: see `Call.records`
+        self._read: list[int] = []  # tokens of each sequence that the core reads in the call at hand
         self._draws = 0  # sampled tokens per sequence: later calls of generate draw other numbers
 
     @property
@@ -138,7 +156,11 @@ class Decoder:
         padded = np.zeros((len(rows), int(lengths.max())), dtype=np.int32)
         for b, row in enumerate(rows):
             padded[b, : len(row)] = row
-        logits = self._core.prefill(padded, lengths)
+        if self._tokens and len(rows) != len(self._tokens):
+            raise ValueError(f"tokens: {len(rows)} rows, expected {len(self._tokens)}, one per sequence")
+        changes = self._changes(rows)
+        logits = self._core.prefill(padded, lengths, None if changes is None else changes.core)
+        self._appended(rows, changes)
         if self._capacity:
             self._core.reserve(self._capacity)
         return logits
@@ -158,7 +180,52 @@ class Decoder:
         ids = as_ids(tokens, "tokens")
         if ids.shape[0] != 1:
             raise ValueError(f"tokens: shape {np.shape(tokens)}, expected (B,)")
-        return self._core.step(ids[0])
+        if self._tokens and ids.shape[1] != len(self._tokens):
+            raise ValueError(f"tokens: {ids.shape[1]} rows, expected {len(self._tokens)}, one per sequence")
+        rows = list(ids[0][:, None])
+        changes = self._changes(rows)
+        logits = self._core.step(ids[0], None if changes is None else changes.core)
+        self._appended(rows, changes)
+        return logits
+
+    def _changes(self, added: list[NDArray[np.int32]], finished: NDArray[np.uint8] | None = None) -> Call | None:
+        """What the model's interventions give to the core when these tokens are added to each sequence.
+
+        The core reads a chosen token, which is the last of `_tokens`, before the tokens that are added. With `finished`
+        nothing is added, and only sequences that go on read theirs.
+        """
+        scopes = self._model.scopes
+        if not scopes and not self._keep_routes:
+            return None
+        known = self._tokens or [[] for _ in added]
+        pending = self._core.pending if self._tokens else np.full(len(added), -1)
+        parts = []
+        for b, new in enumerate(added):
+            reads = int(pending[b]) >= 0 and (len(new) > 0 if finished is None else not finished[b])
+            start = len(known[b]) - (1 if pending[b] >= 0 else 0)
+            ids = np.array([*known[b][start : start + reads], *new], np.int32)
+            parts.append((self._prompt[b] if self._tokens else b, start, ids, known[b][:start]))
+        self._read = [len(ids) for _, _, ids, _ in parts]
+        layout = continued(parts)
+        if not len(layout.tokens):
+            return None
+        return make_call(self._model.config, layout, scopes, records=self._keep_routes)
+
+    def _appended(self, rows: list[NDArray[np.int32]], changes: Call | None) -> None:
+        if not self._tokens:
+            self._tokens, self._prompt = [[] for _ in rows], list(range(len(rows)))
+            self._routes = [[] for _ in rows]
+        for tokens, new, length in zip(self._tokens, rows, self.lengths.tolist(), strict=True):
+            tokens.extend(int(token) for token in new)
+            del tokens[length:]  # stop tokens that fill up finished rows
+        if changes is None:
+            return
+        if self._keep_routes:
+            ends = np.cumsum(self._read)
+            for own, count, end in zip(self._routes, self._read, ends, strict=True):
+                if count:
+                    own.append([tuple(a[end - count : end] for a in record[3:]) for record in changes.records])
+        changes.finish()
 
     def generate(
         self,
@@ -192,12 +259,14 @@ class Decoder:
         banned = unused if unused is not None and len(unused) else None
         chunks = [np.zeros((0, lengths.size), np.int32)]
         made = 0
-        step = _CHUNK if len(stops) < 2 else 1
+        step = _CHUNK if len(stops) < 2 and not self._model.scopes and not self._keep_routes else 1
         while made < new and not finished.all():
+            changes = self._changes([np.zeros(0, np.int32)] * lengths.size, finished)
             chunk = self._core.generate(
                 min(step, new - made), temperature, kept, mass, seed, self._draws, stop, finished, choices,
-                banned,
+                banned, None if changes is None else changes.core,
             )  # fmt: skip
+            self._appended(list(chunk.T), changes)
             chunks.append(chunk)
             made += len(chunk)
             self._draws += len(chunk)
@@ -217,12 +286,40 @@ class Decoder:
         rows : array of int, shape (B',)
             A row may occur more than once; its cache is then copied. The cache of a row that does not occur is freed.
         """
-        self._core.reorder(as_ids(rows, "rows").reshape(-1))
+        order = as_ids(rows, "rows").reshape(-1)
+        self._core.reorder(order)
+        self._tokens = [list(self._tokens[row]) for row in order]
+        self._prompt = [self._prompt[row] for row in order]
+        self._routes = [list(self._routes[row]) for row in order]
 
     def clear(self) -> None:
         """Forget all sequences; the next `prefill` begins a new batch."""
         self._core.clear()
         self._draws = 0
+        self._tokens, self._prompt, self._routes = [], [], []
+
+    @property
+    def routes(self) -> Routes:
+        """How every token that was read has been routed, with `keep_routes`.
+
+        Returns
+        -------
+        Routes
+            Packed rows: a row for each sequence, with the tokens that the model has read. The token that `generate`
+            chose last is missing, as no pass has read it yet. Arrays have as many choices as the call that kept most.
+
+        Raises
+        ------
+        RuntimeError
+            Without `keep_routes`, or if there are no sequences.
+        """
+        if not self._keep_routes:
+            raise RuntimeError("routes: are not kept; use Decoder(model, keep_routes=True)")
+        if not self._tokens:
+            raise RuntimeError("routes: there are no sequences yet; begin with prefill")
+        waiting = self._core.pending >= 0
+        read = [row[: len(row) - pending] for row, pending in zip(self._tokens, waiting.tolist(), strict=True)]
+        return routes_of_rows(self._model.config, read, self._routes)
 
     def route(self, place: int, round: int = 0, half: str = "attn") -> dict[str, NDArray[Any]] | None:
         """How the last token of every sequence was routed.

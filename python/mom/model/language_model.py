@@ -13,9 +13,11 @@ from .._arguments import PathLike, as_ids, as_packed, flag, flags, like, prompts
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..files import names
+from ..interventions.rules import Intervention
 from .decoder import Decoder
 from .network import Network
 from .output import ModelOutput
+from .routes import Routes
 
 __all__ = ["MoM"]
 
@@ -62,6 +64,10 @@ class MoM(Network):
         lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         keep: bool | None = None,
+        routes: Routes | None = None,
+        interventions: Sequence[Intervention] = (),
+        capture: str | Sequence[str] = (),
+        return_token_losses: bool = False,
     ) -> ModelOutput:
         """Forward pass.
 
@@ -84,6 +90,16 @@ class MoM(Network):
             Position ids; by default 0, 1, 2, ... in every sequence.
         keep : bool, optional
             Keep what `backward` needs; by default exactly when there are labels.
+        routes : Routes, optional
+            Choices to force, of the same tokens. Weights are computed anew from the live scores, so that gradients
+            reach the routers. A model's own routes give the same bits.
+        interventions : sequence of Intervention
+            What to change in this call, see `mom.interventions`; beside those of `intervene`.
+        capture : str or sequence of str
+            Names of places, or shell patterns, whose activations `ModelOutput.captured` shall have. All rows are
+            computed then.
+        return_token_losses : bool
+            Also return the loss of every prediction, `ModelOutput.token_losses`.
 
         Returns
         -------
@@ -108,21 +124,27 @@ class MoM(Network):
         that round is routed or `return_logits` asks for all logits. Results are the same up to rounding.
         """
         return_logits, return_routes = flags(return_logits=return_logits, return_routes=return_routes)
+        return_token_losses = flag(return_token_losses, "return_token_losses")
         given = self.inputs(tokens, lengths, attention_mask, positions)
+        keep = labels is not None if keep is None else flag(keep, "keep")
+        if return_token_losses and labels is None:
+            raise ValueError("return_token_losses: needs labels")
+        call = self.call_of(given, interventions, routes, capture, keep, return_token_losses)
         shape = given["tokens"].shape
         as_labels = as_ids if lengths is None else as_packed
-        losses, labelled, logits, routes = self._core.forward(
+        losses, labelled, logits, found = self._core.forward(
             **given,
             labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
-            keep=labels is not None if keep is None else flag(keep, "keep"),
+            keep=keep,
             training=flag(self.training, "training"),
             checkpoint=flag(self.activation_checkpointing, "activation_checkpointing"),
             logits=return_logits,
             routes=return_routes,
+            interventions=None if call is None else call.core,
         )
         if logits is not None:
             logits = logits.reshape(*shape, self.config.vocab_size)
-        return self.output(given, losses, labelled, logits, routes)
+        return self.output(given, losses, labelled, logits, found, call)
 
     def logits_at(
         self,
@@ -148,8 +170,14 @@ class MoM(Network):
         """
         wanted = as_packed(rows, "rows", "R")
         given = self.inputs(tokens, lengths, attention_mask, positions)
-        logits = self._core.forward(**given, training=flag(self.training, "training"), rows=wanted, logits=True)[2]
+        call = self.call_of(given)
+        logits = self._core.forward(
+            **given, training=flag(self.training, "training"), rows=wanted, logits=True,
+            interventions=None if call is None else call.core,
+        )[2]  # fmt: skip
         assert logits is not None
+        if call is not None:
+            call.finish()
         return logits
 
     def generate(
@@ -162,6 +190,7 @@ class MoM(Network):
         seed: int = 0,
         stop_token: int | Sequence[int] | None = None,
         weights: str | None = None,
+        return_routes: bool = False,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
@@ -182,12 +211,17 @@ class MoM(Network):
             A row ends after producing this token, or one of these.
         weights : {"float32", "bfloat16", "int8"}, optional
             Number format in which single tokens read the weights, see `Decoder`; by default the model's dtype.
+        return_routes : bool
+            Also return how prompts and new tokens were routed while they were read.
 
         Returns
         -------
         ndarray of int32 or list of them
             Prompt and continuation: 1-D for one prompt, (B, T + new) for an array of prompts without
             `stop_token`, else a list.
+        Routes
+            With `return_routes`: of packed rows, one for each prompt. The last token of a row is chosen but not read by
+            any pass, so it has no routes, and each row is one token shorter than the continuation.
 
         Notes
         -----
@@ -208,16 +242,18 @@ class MoM(Network):
         temperature = defaults.temperature if temperature is None else temperature
         top_k = defaults.top_k if top_k is None else top_k
         top_p = defaults.top_p if top_p is None else top_p
+        return_routes = flag(return_routes, "return_routes")
         sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
         added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
-        if max_new_tokens:
-            decoder = Decoder(self, weights)
+        decoder = None
+        if max_new_tokens or return_routes:
+            decoder = Decoder(self, weights, keep_routes=return_routes)
             decoder.prefill(rows)
             added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
-        result = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
-        if single:
-            return result[0]
-        return np.stack(result) if isinstance(prompt, np.ndarray) and stop_token is None else result
+        joined = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
+        stacked = isinstance(prompt, np.ndarray) and stop_token is None
+        result = joined[0] if single else np.stack(joined) if stacked else joined
+        return result if decoder is None or not return_routes else (result, decoder.routes)
 
     def generate_text(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> str:
         """Continue a text with the model's tokenizer.
@@ -244,6 +280,8 @@ class MoM(Network):
         """
         if self.tokenizer is None:
             raise DataError("tokenizer: the model has none")
+        if sampling.get("return_routes"):
+            raise TypeError("return_routes: a text has none; use generate with the tokenizer's ids")
         end, begin = self.tokenizer.eos_id, self.tokenizer.bos_id
         ids = self.tokenizer.encode(prompt, special=True)
         begun = len(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from .. import _core, runtime
 from .._arguments import count, flags
 from ..config import MoMConfig
 from ..files.names import canonical_names
+from ..interventions.scope import capture_bytes
 from .core_config import core_config
 
 __all__ = ["MemoryPlan", "check_model_fits", "check_optimizer_fits", "plan", "plan_for"]
@@ -44,6 +46,8 @@ class MemoryPlan:
         fullest at another moment. In training, that moment is mostly the computation of the output head.
     workspace : int
         Temporaries.
+    captured : int
+        Copies of captured activations and, in training, of their gradients.
     """
 
     batch: int
@@ -57,6 +61,7 @@ class MemoryPlan:
     activations: int
     packed: int
     workspace: int
+    captured: int = 0
 
     @property
     def arena(self) -> int:
@@ -66,12 +71,13 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes of everything. The interpreter and its libraries (some 40 MB) are not counted."""
-        return self.parameters + self.gradients + self.moments + self.arena
+        return self.parameters + self.gradients + self.moments + self.arena + self.captured
 
     def rows(self) -> list[tuple[str, int]]:
-        """Names and bytes of the parts, then of the total."""
-        parts = ("parameters", "gradients", "moments", "activations", "packed", "workspace", "total")
-        return [(name, getattr(self, name)) for name in parts]
+        """Names and bytes of the parts, then of the total. `captured` is among them if something is captured."""
+        parts = ["parameters", "gradients", "moments", "activations", "packed", "workspace"]
+        parts += ["captured"] if self.captured else []
+        return [(name, getattr(self, name)) for name in [*parts, "total"]]
 
     def __str__(self) -> str:
         kind = "training" if self.training else "forward pass"
@@ -93,6 +99,7 @@ def plan(
     tokens: int | None = None,
     training: bool = True,
     activation_checkpointing: bool = False,
+    capture: str | Sequence[str] = (),
 ) -> MemoryPlan:
     """The plan of a network of the core with this configuration; see `MoM.memory_plan`."""
     training, checkpoint = flags(training=training, activation_checkpointing=activation_checkpointing)
@@ -108,11 +115,14 @@ def plan(
             f"in {batch} sequences, the longest of {length}"
         )
     checkpoint = checkpoint and training
+    names = [capture] if isinstance(capture, str) else list(capture)
     try:
-        sizes = core.plan(batch, length, tokens, training, checkpoint, training)
+        sizes = core.plan(batch, length, tokens, training, checkpoint, training, bool(names))
     except ValueError as error:  # sizes are all that can be wrong
         raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
-    return MemoryPlan(batch, length, tokens, training, checkpoint, **sizes)
+    return MemoryPlan(
+        batch, length, tokens, training, checkpoint, **sizes, captured=capture_bytes(config, names, tokens, training)
+    )
 
 
 def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float32", **options: Any) -> MemoryPlan:

@@ -7,6 +7,7 @@ writes files.
 from __future__ import annotations
 
 import contextlib
+import copy
 import fnmatch
 import html
 import os
@@ -22,14 +23,16 @@ from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed
 from .._arguments import seed as seed_of
 from .._reading import kind_of
 from ..config import MoMConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..files import folders, names, weights
 from ..files.atomic import mention_of
 from ..files.generation import GenerationDefaults
 from ..files.hub import model_folder
 from ..files.labels import check_labels
+from ..interventions.scope import Call, Captured, Scope
 from .beside import files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
+from .intervening import Intervening
 from .memory_plan import MemoryPlan, check_model_fits, plan
 from .output import ModelOutput
 from .routes import of_rounds, read_routes
@@ -39,14 +42,11 @@ __all__ = ["Network"]
 
 Self = TypeVar("Self", bound="Network")
 #: Attributes that live in the core. Copies of a model get their own.
-_OF_CORE = ("_core", "_parameters", "_gradients")
+_OF_CORE = ("_core", "_parameters", "_gradients", "_scopes", "_captured")
 
 
-class Network:
+class Network(Intervening):
     """What the language model and the classifier share."""
-
-    #: Whether the model answers with labels instead of next tokens.
-    is_classifier = False
 
     def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
         if not isinstance(config, MoMConfig):
@@ -79,6 +79,8 @@ class Network:
         table = self._core.parameter_table()
         self._parameters = TensorMap("parameters", {row[0]: self._core.parameter(i) for i, row in enumerate(table)})
         self._gradients: TensorMap | None = None
+        self._scopes: list[Scope] = []
+        self._captured: Captured | None = None  # of the last forward pass
         self._trained = np.ones(len(table), np.uint8)
 
     def _check_config(self, config: MoMConfig) -> MoMConfig:
@@ -188,10 +190,21 @@ class Network:
                     f"patterns: expected str, got {type(pattern).__name__} {pattern!r}. Each pattern is an argument of "
                     "its own: train_only('*.router.*', 'transformer.ln_f.*')"
                 )
+        self._select(self.parameters_fitting(patterns, "patterns"))
+
+    def parameters_fitting(self, patterns: Sequence[str], argument: str) -> NDArray[np.uint8]:
+        """1 for each parameter that a pattern fits, in the model's order.
+
+        Raises
+        ------
+        ValueError
+            If a pattern fits no parameter; the message begins with the name of the `argument`.
+        """
+        for pattern in patterns:
             if not fnmatch.filter(self._parameters, pattern):
-                raise ValueError(f"patterns: {pattern!r} fits no parameter of this model")
+                raise ValueError(f"{argument}: {pattern!r} fits no parameter of this model")
         chosen = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in self._parameters]
-        self._select(np.array(chosen, np.uint8))
+        return np.array(chosen, np.uint8)
 
     def _select(self, trained: NDArray[np.uint8]) -> None:
         self._core.set_trained(trained)
@@ -232,6 +245,7 @@ class Network:
         tokens: int | None = None,
         training: bool = True,
         activation_checkpointing: bool | None = None,
+        capture: str | Sequence[str] = (),
     ) -> MemoryPlan:
         """Bytes that batches of this shape need. A dry run of the code that allocates memory measures them.
 
@@ -245,11 +259,18 @@ class Network:
             A training step with AdamW; otherwise a forward pass that keeps nothing.
         activation_checkpointing : bool, optional
             By default, the model's attribute decides.
+        capture : str or sequence of str
+            Names or patterns of places that the pass captures, as for a call.
 
         Returns
         -------
         MemoryPlan
             For the number of threads that calls use now.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range, or no place fits a pattern of `capture`.
 
         Examples
         --------
@@ -262,7 +283,7 @@ class Network:
         checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
         return plan(
             self._core, self.config, batch, length, tokens=tokens, training=training,
-            activation_checkpointing=checkpoint,
+            activation_checkpointing=checkpoint, capture=capture,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ modes and random numbers
@@ -340,6 +361,8 @@ class Network:
             All gradients are then zero, those of earlier passes, too. Repeat the forward pass.
         """
         self._core.backward(self._all_scales({"lm": lm_scale, "balance": balance_scale}, scales))
+        if self._captured is not None:
+            self._captured.has_gradients = True
 
     def _all_scales(self, single: Mapping[str, float | None], scales: Any) -> dict[str, float]:
         """The scale of each term: from the arguments of `backward` for a `single` term, or from `scales`."""
@@ -385,11 +408,14 @@ class Network:
         labelled: int,
         logits: NDArray[np.float32] | None,
         routes: Mapping[tuple[int, int, int], dict[str, NDArray[Any]]] | None,
+        call: Call | None = None,
     ) -> ModelOutput:
         """What a call returns, from what the core returned for these `inputs`."""
-        shape, lengths = given["tokens"].shape, given.get("lengths")
-        read = None if routes is None else read_routes(routes, self.config, shape, lengths)
-        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled)
+        self._captured = None if call is None else call.finish()
+        tokens, lengths, mask = given["tokens"], given.get("lengths"), given.get("mask")
+        read = None if routes is None else read_routes(routes, self.config, tokens, lengths, mask)
+        by_token = None if call is None or call.token_losses is None else call.token_losses.reshape(tokens.shape)
+        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled, self._captured, by_token)
 
     def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
         """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.
@@ -399,6 +425,44 @@ class Network:
         return of_rounds(self.config, self._core.route_counts)
 
     # ------------------------------------------------------------------ copies
+    def copy(self: Self) -> Self:
+        """A model with copies of the weights and of everything else but gradients and activations."""
+        return copy.deepcopy(self)
+
+    def with_config(self: Self, **changes: Any) -> Self:
+        """A model with copies of these weights under another configuration.
+
+        Parameters
+        ----------
+        **changes
+            Fields of the configuration, such as ``routing_top_k=1`` or ``depth_per_chunk=6``.
+
+        Raises
+        ------
+        ConfigError
+            If a field changes the name or the shape of a parameter, or is not valid.
+
+        Examples
+        --------
+        >>> import mom
+        >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+        >>> model.with_config(routing_top_k=1).config.routing_top_k
+        1
+        """
+        config = self.config.replace(**changes)
+        before, after = names.canonical_names(self.config), names.canonical_names(config)
+        if before != after:
+            other = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            raise ConfigError(
+                f"{', '.join(changes)}: the weights do not fit; {other[0]} is {before.get(other[0], 'absent')} now and "
+                f"would be {after.get(other[0], 'absent')}"
+            )
+        state = self.__getstate__()
+        state["attributes"] = {**state["attributes"], "_config": config}
+        model = type(self).__new__(type(self))
+        model.__setstate__(state)
+        return model
+
     def __getstate__(self) -> dict[str, Any]:
         """All attributes, with copies of the weights, for `copy.deepcopy` and for other processes (joblib).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..interventions.scope import Captured
 from .routes import Routes
 
 __all__ = ["ModelOutput"]
@@ -30,6 +31,11 @@ class ModelOutput:
     routes : Routes or None
     num_labelled : int
         How many positions were scored.
+    captured : Captured or None
+        Activations by name of the place, if the call asked for some.
+    token_losses : ndarray of float32 or None
+        (B, T), or (N,) for packed rows: at each position the loss of its prediction of the next token; NaN where that
+        has no label. Their mean is `lm_loss`.
     """
 
     loss: float | None
@@ -37,6 +43,8 @@ class ModelOutput:
     logits: NDArray[np.float32] | None
     routes: Routes | None
     num_labelled: int
+    captured: Captured | None = None
+    token_losses: NDArray[np.float32] | None = None
 
     @property
     def lm_loss(self) -> float | None:

@@ -71,6 +71,8 @@ class HasTensors(Protocol):
     """What parts of a model need of the model."""
 
     @property
+    def config(self) -> MoMConfig: ...
+    @property
     def parameters(self) -> TensorMap: ...
     @property
     def gradients(self) -> TensorMap: ...
@@ -128,6 +130,40 @@ class Module(_Tensors):
     Its tensors are ``ln.weight``, ``ln.bias``, ``c_attn.*`` (attention) or ``c_fc.*``, and ``c_proj.*``. In the names
     of attributes, a dot is written as two underscores: ``module.c_proj__weight``.
     """
+
+    def __call__(self, x: ArrayLike) -> NDArray[np.float32]:
+        """What the module computes from rows of the residual stream, before its weight, in float32.
+
+        Parameters
+        ----------
+        x : array of float, shape (N, C)
+            For a feed-forward module, any rows. For an attention module they are the tokens of one sequence, each of
+            which attends to itself and to those before it.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, C)
+
+        Raises
+        ------
+        ValueError
+            For another shape.
+        """
+        from .. import ops
+
+        rows = np.ascontiguousarray(as_array(x, "x"), np.float32)
+        config, tensors = self._model.config, self.parameters
+        if rows.ndim != 2 or rows.shape[1] != config.n_embd:
+            raise ValueError(f"x: shape {rows.shape}, expected (N, {config.n_embd})")
+        first = "c_attn" if "c_attn.weight" in tensors else "c_fc"
+        normed = ops.layernorm_forward(rows, tensors["ln.weight"], tensors["ln.bias"], config.layer_norm_epsilon)[0]
+        inner = ops.linear_forward(normed, tensors[f"{first}.weight"], tensors[f"{first}.bias"])
+        if first == "c_fc":
+            mixed = ops.gelu_forward(inner)
+        else:
+            scale = None if config.scale_attn_weights else 1.0
+            mixed = ops.attention_forward(inner[None], config.n_head, scale=scale)[0][0]
+        return ops.linear_forward(mixed, tensors["c_proj.weight"], tensors["c_proj.bias"])
 
 
 class Router(_Tensors):

@@ -89,6 +89,8 @@ def warn_of_frozen(model: Network, train: str, stacklevel: int = 2) -> None:
 def copy_of(model: Network, kind: type[Made], seed: int = 0, dropout: float | None = None, **changes: Any) -> Made:
     """Make a network of a given kind with a model's body and tokenizer. A classifier gets a fresh head.
 
+    The copy takes over the interventions that are active in the model, see `MoM.intervene`.
+
     Parameters
     ----------
     model : MoM or MoMForSequenceClassification
@@ -118,6 +120,7 @@ def copy_of(model: Network, kind: type[Made], seed: int = 0, dropout: float | No
             made.parameters[name] = value
     made.tokenizer, made.generation = tokenizer, model.generation
     made.activation_checkpointing, made.memory_limit = model.activation_checkpointing, model.memory_limit
+    made.share_scopes(model)
     return made
 
 

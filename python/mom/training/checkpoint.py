@@ -19,14 +19,17 @@ from .._reading import kind_of, read_object, shown
 from ..config import MoMConfig
 from ..errors import CheckpointError, TrainingError
 from ..files import folders, weights
+from ..interventions.files import interventions_from
+from ..interventions.rules import Intervention
 from ..model import MoM, Network
 from ..model.beside import read_beside
 from .config import TrainingConfig
 from .optimizer import AdamW
 
 __all__ = [
-    "State", "check_no_run_in", "fingerprint_in", "load_checkpoint", "model_of_checkpoint", "newest_checkpoint",
-    "read_progress", "remove_older", "save_checkpoint", "settings_of_checkpoint",
+    "State", "check_no_run_in", "fingerprint_in", "interventions_of_checkpoint", "load_checkpoint",
+    "model_of_checkpoint", "newest_checkpoint", "read_progress", "remove_older", "save_checkpoint",
+    "settings_of_checkpoint",
 ]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
@@ -211,6 +214,12 @@ def load_checkpoint(
 def settings_of_checkpoint(path: Path) -> TrainingConfig:
     """The settings of the run that a checkpoint belongs to."""
     return TrainingConfig.from_dict(read_progress(path)["config"], f"{path}/training.json: config")
+
+
+def interventions_of_checkpoint(path: Path) -> tuple[Intervention, ...]:
+    """The interventions of the run that a checkpoint belongs to."""
+    values = fingerprint_in(path)["run"].get("interventions", [])
+    return interventions_from(values, f"{path}/training.json: interventions")
 
 
 def model_of_checkpoint(path: PathLike, dtype: str | None = None, config: MoMConfig | None = None) -> MoM:

@@ -69,6 +69,9 @@ class TrainingConfig(Settings):
         Steps between lines of the log.
     max_bad_steps : int
         A step with a non-finite loss or gradient is skipped; after this many in a row the run stops.
+    trainable : str or sequence of str, optional
+        Names of parameters or shell patterns such as ``"*.router.*"``: only these are trained. By default all are. What
+        `MoM.train_only` has frozen stays frozen.
     activation_checkpointing : bool
         Keep just the input of every round for backward, which computes the rest again: less memory, more time, the
         same numbers. See `mom.MoM.memory_plan`.
@@ -108,6 +111,7 @@ class TrainingConfig(Settings):
     keep_last: int = setting(2, at_least(1))
     log_every: int = setting(1, at_least(1))
     max_bad_steps: int = setting(5, at_least(1))
+    trainable: tuple[str, ...] | None = setting(None, lambda value: None if value else "is empty; None trains all")
     activation_checkpointing: bool = setting(False)
     tensorboard: bool = setting(False)
     wandb: bool = setting(False)

@@ -17,6 +17,7 @@ from ..data.batches import pack_rows
 from ..errors import TrainingInterrupted
 from ..files.folders import write_json
 from ..files.locks import lock_folder
+from ..interventions.files import described
 from ..model import MoMForSequenceClassification, Network
 from .adapt import Made, parameters_selected_by
 from .batches import MicroBatch, Rows
@@ -279,10 +280,11 @@ class SeedRuns(Generic[Made]):
     interrupted: FinetuneInterrupted | None = None
 
     def write_results(self, folder: Path | None, values: dict[str, Any], config: FinetuneConfig) -> None:
-        """Write ``results.json`` beside the model's folder."""
+        """Write ``results.json`` beside the model's folder, with the interventions that are active."""
         if folder is not None:
             signal = None if self.interrupted is None else self.interrupted.signal
-            values = {**values, "interrupted": signal, "config": config.to_dict()}
+            rules = [] if self.best is None else described(self.best.interventions)
+            values = {**values, "interrupted": signal, "config": config.to_dict(), "interventions": rules}
             write_json(folder.parent / "results.json", values)
 
     def raise_interruption(self, kept: str) -> None:

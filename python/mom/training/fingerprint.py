@@ -23,6 +23,7 @@ from ..data.token_files import TokenFile
 from ..data.token_formats import read_description
 from ..errors import ConfigError, DataError
 from ..files.atomic import naming_file
+from ..interventions.files import described
 from ..model import Network
 from ..runtime import cpu_info
 from ..settings import Settings
@@ -49,7 +50,8 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "schedule": REFUSED, "warmup": REFUSED, "final_lr": REFUSED, "beta1": REFUSED, "beta2": REFUSED,
         "eps": REFUSED, "weight_decay": REFUSED, "clip": REFUSED, "sampling": REFUSED, "seed": REFUSED,
         "eval_every": FREE, "eval_batches": WARNED, "save_every": FREE, "keep_last": FREE, "log_every": FREE,
-        "max_bad_steps": FREE, "activation_checkpointing": FREE, "tensorboard": FREE, "wandb": FREE,
+        "max_bad_steps": FREE, "trainable": REFUSED, "activation_checkpointing": FREE, "tensorboard": FREE,
+        "wandb": FREE,
     },
     # Evaluations choose the weights that are kept, so they count here.
     "fine-tuning": {
@@ -66,6 +68,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "start": REFUSED,  # hash of the weights of the model that fine-tuning or phase two begins with
         "frozen": REFUSED,  # which parameters are not trained
         "seed": REFUSED,  # of fine-tuning
+        "interventions": REFUSED,  # those that are active in the whole run
         "dtype": WARNED, "level": WARNED, "compiler": WARNED, "version": WARNED,
     },
 }  # fmt: skip
@@ -89,7 +92,8 @@ class Change(NamedTuple):
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{name} {_shown(item)}" for name, item in value.items())
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)[:200]
+    text = value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 # ---------------------------------------------------------------------- making one
@@ -113,6 +117,7 @@ def fingerprint_of(
     frozen = [name for (name, may), is_chosen in pairs if not (may and is_chosen)]
     run = {
         **facts, "tokenizer": getattr(model.tokenizer, "sha256", None),
+        "interventions": described(model.interventions),
         "frozen": {"parameters": len(frozen), "sha256": hashlib.sha256("\n".join(frozen).encode()).hexdigest()},
         "dtype": model.dtype, "level": cpu["level"], "compiler": cpu["compiler"], "version": __version__,
     }  # fmt: skip
@@ -172,7 +177,7 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any], settings:
             old, new = before[part].get(field.name, field.default), now[part][field.name]
             if old != new:
                 changes.append(Change(field.name, old, new, verdicts.get(field.name, REFUSED)))
-    known = before.get("run") or {}
+    known = {"interventions": [], **(before.get("run") or {})}  # earlier versions had none
     for name, verdict in MAY_CHANGE["run"].items():
         old, new = known.get(name), now["run"].get(name)
         if old is not None and new is not None and _differ(old, new):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._arguments import PathLike, flag, flags
 from .._reading import kind_of
@@ -18,6 +19,7 @@ from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingInterrupted
+from ..interventions.rules import Intervention
 from ..model import MoM
 from .batches import Windows
 from .callbacks import Callback, closing
@@ -137,6 +139,7 @@ def train(
     progress: bool | None = None,
     description: str = "train",
     allow_changes: bool = False,
+    interventions: Sequence[Intervention] = (),
     **changes: Any,
 ) -> TrainingResult:
     """Train a language model.
@@ -165,6 +168,9 @@ def train(
     allow_changes : bool
         Resume even if model, settings or data are not those of the checkpoint. If the order of the data is another one,
         the data begin anew.
+    interventions : sequence of Intervention
+        Active in every step and every evaluation, beside those of `MoM.intervene`. Checkpoints hold all of them, and a
+        resumed run needs the same ones. A warning says if one of them touched nothing.
     **changes
         Fields of `config` to override.
 
@@ -194,7 +200,8 @@ def train(
         description, progress, callbacks, None, None if run_dir is None else Path(run_dir), resume,
         allow_changes,
     )  # fmt: skip
-    return run_training(model, data, val_data, config, options)
+    with model.intervene(interventions, untouched="warn"):
+        return run_training(model, data, val_data, config, options)
 
 
 def run_training(
@@ -210,6 +217,7 @@ def run_training(
     options : RunOptions
         Its `signals` are not used.
     """
+    trained = None if config.trainable is None else _selected(model, config.trainable)
     tokens, validation = _open_data(data, val_data, model, config)
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
 
@@ -220,7 +228,7 @@ def run_training(
 
     schedule = Schedule(
         config.steps, learning_rate_factor(config.schedule, config.warmup_steps, config.steps, config.final_lr),
-        config.is_evaluated, config.is_saved, measure="val_loss", log_every=config.log_every,
+        config.is_evaluated, config.is_saved, measure="val_loss", trained=trained, log_every=config.log_every,
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
     )  # fmt: skip
     facts = {} if options.dir is None else {**_facts(tokens, validation), **options.facts}
@@ -240,6 +248,13 @@ def run_training(
         return result
     kept = "without a run_dir, nothing is saved" if options.dir is None else f"resume goes on from {engine.checkpoint}"
     raise TrainingInterrupted(f"{options.label}: step {state.step}/{config.steps}; {kept}", result, interrupted)
+
+
+def _selected(model: MoM, patterns: Sequence[str]) -> NDArray[np.uint8]:
+    try:
+        return model.parameters_fitting(patterns, "trainable")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _facts(tokens: TokenFile, validation: TokenFile | None) -> dict[str, Any]:

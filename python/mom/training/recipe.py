@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,16 @@ from ..config import MoMConfig
 from ..data.prepare import read_meta
 from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
+from ..interventions.files import described
+from ..interventions.rules import Intervention, as_interventions
 from ..model import MoM
 from .callbacks import Callback
-from .checkpoint import newest_checkpoint, read_progress, settings_of_checkpoint
+from .checkpoint import (
+    interventions_of_checkpoint,
+    newest_checkpoint,
+    read_progress,
+    settings_of_checkpoint,
+)
 from .config import TrainingConfig
 from .finetune import RunOptions
 from .fingerprint import digest_of_weights
@@ -138,6 +145,7 @@ def pretrain(
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
     allow_changes: bool = False,
+    interventions: Sequence[Intervention] | None = None,
     **changes: Any,
 ) -> PretrainResult:
     """One phase of the recipe.
@@ -170,6 +178,8 @@ def pretrain(
         With `resume`: continue even if model, settings or data are not those of the checkpoint.
     progress, callbacks
         See `train`.
+    interventions : sequence of Intervention, optional
+        Active throughout, see `train`. By default none; of a resumed run, those of its checkpoint.
     **changes
         Fields of `TrainingConfig` to override.
 
@@ -193,7 +203,8 @@ def pretrain(
         raise ConfigError(f"recipe: {recipe!r} is not one of {', '.join(RECIPES)}")
     run = Path(run_dir)
     check_replaceable(run / "model", MODEL_FILES)
-    planned, before = _earlier_settings(run) if resume else (None, "float32")
+    planned, before, earlier = _earlier_settings(run) if resume else (None, "float32", ())
+    rules = earlier if interventions is None else as_interventions(interventions)
     if planned is None and (tokens is None) == (minutes is None):
         raise ConfigError("tokens: expected one of tokens and minutes")
     if seed is None:
@@ -211,7 +222,8 @@ def pretrain(
     total = planned.steps * planned.tokens_per_step
     try:
         options = RunOptions(phase, progress, callbacks, None, run, resume, allow_changes, start)
-        result = run_training(model, data, None, planned, options)
+        with model.intervene(rules, untouched="warn"):
+            result = run_training(model, data, None, planned, options)
     except TrainingInterrupted as stop:
         so_far = PretrainResult(model, stop.result, planned, total, run / "model")
         raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
@@ -219,18 +231,19 @@ def pretrain(
     summary = {
         "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
         "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
-        "training": planned.to_dict(),
+        "training": planned.to_dict(), "interventions": described([*model.interventions, *rules]),
     }  # fmt: skip
     write_json(run / "recipe.json", summary)
     return PretrainResult(model, result, planned, total, run / "model")
 
 
-def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str]:
-    """Settings and dtype of the newest checkpoint."""
+def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str, tuple[Intervention, ...]]:
+    """Settings, dtype and interventions of the newest checkpoint."""
     latest, _ = newest_checkpoint(run)
     if latest is None:
-        return None, "float32"
-    return settings_of_checkpoint(latest), read_progress(latest).get("dtype", "float32")
+        return None, "float32", ()
+    dtype = read_progress(latest).get("dtype", "float32")
+    return settings_of_checkpoint(latest), dtype, interventions_of_checkpoint(latest)
 
 
 def _phase_one(vanilla: MoM | PathLike | None, begins: bool) -> tuple[MoM | None, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..data.batches import pack_labelled
 from ..data.records import check_iterators
 from ..errors import ConfigError
 from ..files.folders import MODEL_FILES, check_replaceable
+from ..interventions.rules import Intervention
 from ..model import MoM
 from ..training.adapt import copy_of, warn_of_frozen, warn_of_idle_routers
 from ..training.batches import MicroBatch, Rows
@@ -86,6 +87,7 @@ def finetune(
     run_dir: PathLike | None = None,
     resume: bool = False,
     allow_changes: bool = False,
+    interventions: Sequence[Intervention] = (),
     **changes: Any,
 ) -> XsumResult:
     """Fine-tune a language model to summarise.
@@ -124,6 +126,10 @@ def finetune(
         no effect on the weights.
     allow_changes : bool
         Resume even if model, settings or data are not those of the checkpoint.
+    interventions : sequence of Intervention
+        Active in training and evaluation, beside those that are active in `model`, see `MoM.intervene`. Checkpoints and
+        results hold all of them, and a resumed run needs the same ones. The model that is returned or saved is without
+        them. A warning says if one of them touched nothing.
     **changes
         Fields of `config` to override.
 
@@ -166,7 +172,8 @@ def finetune(
 
         return fit_rows(made, _batches(rows, config, seed), config, seed, measure, options)
 
-    with closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
+    active = source.intervene(interventions, untouched="warn")
+    with active, closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
         checkpoints = None if run_dir is None else Path(run_dir) / TASK
         facts = {} if run_dir is None else _facts(source, rows, held_out)
         options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume, allow_changes, facts)

@@ -11,6 +11,7 @@ from ..data.batches import bucketed
 from ..data.columns import checked_texts
 from ..errors import ConfigError, DataError
 from ..glue.tasks import TASKS
+from ..interventions.rules import Intervention
 from ..model import Decoder, MoM, beam_search
 from .metrics import ROUGE, lead, rouge
 from .reader import read_xsum
@@ -63,6 +64,7 @@ def summarize(
     length_penalty: float = 1.0,
     no_repeat_ngram_size: int = 0,
     batch_size: int = 8,
+    interventions: Sequence[Intervention] = (),
 ) -> list[str]:
     """Summarise documents.
 
@@ -79,6 +81,8 @@ def summarize(
         See `mom.model.beam_search`.
     batch_size : int
         Documents decoded together. It has no effect on the result except for rounding.
+    interventions : sequence of Intervention
+        Active throughout, see `MoM.intervene`. `rows` are those of a batch.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def summarize(
     length, max_summary = lengths_of(model, max_length, max_summary)
     prompts, _ = prompts_of(model, documents, length, max_summary)
     summaries = [""] * len(prompts)
-    with model.evaluating():
+    with model.evaluating(), model.intervene(interventions):
         decoder = Decoder(model)
         for chosen in bucketed([len(prompt) for prompt in prompts], batch_size):
             decoder.clear()
@@ -116,6 +120,7 @@ def evaluate(
     *,
     rows: int | None = None,
     on_error: str = "raise",
+    interventions: Sequence[Intervention] = (),
     **generation: Any,
 ) -> XsumScores:
     """Compute ROUGE of a model's summaries and of LEAD-1 and LEAD-3, and the loss on the references.
@@ -128,6 +133,8 @@ def evaluate(
     split : {"test", "validation", "train"}
     rows : int, optional
         Use the first so many rows.
+    interventions : sequence of Intervention
+        Active throughout, see `MoM.intervene`.
     **generation
         See `summarize`.
 
@@ -146,11 +153,12 @@ def evaluate(
     if rows is not None and rows < 1:
         raise ValueError(f"rows: {rows} is less than 1")
     read = read_xsum(data, split, on_error=on_error)[:rows]
-    summaries = summarize(found, read.documents, **generation)
-    lengths = lengths_of(found, generation.get("max_length"), generation.get("max_summary"))
-    scored, _, _ = make_rows(found, read, *lengths)
+    with found.intervene(interventions):
+        summaries = summarize(found, read.documents, **generation)
+        lengths = lengths_of(found, generation.get("max_length"), generation.get("max_summary"))
+        scored, _, _ = make_rows(found, read, *lengths)
+        loss = rows_loss(found, scored)
     baselines = {f"LEAD-{n}": rouge([lead(document, n) for document in read.documents], read.summaries) for n in (1, 3)}
-    loss = rows_loss(found, scored)
     return XsumScores(rouge(summaries, read.summaries), baselines, read.documents, read.summaries, summaries, loss)
 
 
