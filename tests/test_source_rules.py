@@ -138,6 +138,7 @@ PARTS = [
     *("errors", "_version", "_json", "_reading", "_openmp", "_core", "_extras", "_arguments", "settings", "routers"),
     *("file_fields", "config"),
     *("runtime", "ops", "reference", "files", "data", "model", "routing", "training", "glue", "xsum", "evaluate"),
+    "analysis",
     *("sklearn", "demo", "cli", "__main__", "__init__"),
 ]
 MODULES = {
