@@ -34,8 +34,8 @@ from .model import (
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
 
 if TYPE_CHECKING:
-    from . import cli as cli
     from . import analysis, data, evaluate, glue, ops, reference, routing, xsum
+    from . import cli as cli
     from . import demo as demo
     from . import files as files
     from . import sklearn as sklearn

@@ -104,7 +104,9 @@ def test_padding_is_left_out() -> None:
     ids = np.random.default_rng(5).integers(0, 5, (8, 10))
     choices = (ids % 4)[None, ..., None]
     wide = np.concatenate([choices, np.random.default_rng(6).integers(0, 4, (1, 8, 3, 1))], axis=2)
-    padded = routes({"ffn": wide}, tokens=np.pad(ids, ((0, 0), (0, 3))), mask=np.pad(np.ones((8, 10)), ((0, 0), (0, 3))))
+    padded = routes(
+        {"ffn": wide}, tokens=np.pad(ids, ((0, 0), (0, 3))), mask=np.pad(np.ones((8, 10)), ((0, 0), (0, 3)))
+    )
     assert shares(padded) == shares(routes({"ffn": choices}, tokens=ids))
 
 

@@ -43,7 +43,9 @@ class Tokens:
 def routes_of(routes: Any, name: str = "routes") -> Routes:
     """Check the type of an argument."""
     if not isinstance(routes, Routes):
-        raise TypeError(f"{name}: expected mom.Routes, got {type(routes).__name__}; model(ids, return_routes=True).routes")
+        raise TypeError(
+            f"{name}: expected mom.Routes, got {type(routes).__name__}; model(ids, return_routes=True).routes"
+        )
     return routes
 
 

@@ -134,7 +134,9 @@ def drift(a: Routes, b: Routes, half: str | None = None) -> pandas.DataFrame:
 
 def _padded(runs: Integers, size: int) -> Integers:
     """Columns for `size` modules, SKIP last."""
-    return np.concatenate([runs[:, :-1], np.zeros((len(runs), size + 1 - runs.shape[1]), np.int64), runs[:, -1:]], axis=1)
+    return np.concatenate(
+        [runs[:, :-1], np.zeros((len(runs), size + 1 - runs.shape[1]), np.int64), runs[:, -1:]], axis=1
+    )
 
 
 def _with_skip(partner: Integers, size: int) -> Integers:
