@@ -6,11 +6,12 @@ Tables are pandas DataFrames and pictures are matplotlib figures. Padding is lef
 from .audit import Audit, audit
 from .dependence import dependence, mutual_information
 from .drift import drift, match_modules, prefill_against_decode
+from .oracle import Oracle, oracle
 from .paths import coactivation, dead_modules, effective_modules, path_entropy, paths
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
 
 __all__ = [
-    "Audit", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules", "match_modules",
-    "mutual_information", "path_entropy", "paths", "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use",
+    "Audit", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules", "match_modules",
+    "mutual_information", "oracle", "path_entropy", "paths", "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use",
     "plot_routes", "prefill_against_decode",
 ]  # fmt: skip

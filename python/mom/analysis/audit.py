@@ -22,7 +22,7 @@ from .pictures import plot_audit
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Audit", "audit"]
+__all__ = ["Audit", "audit", "own_copy"]
 
 
 class Audit:
@@ -222,7 +222,7 @@ def audit(
     losses: list[Floats] = []
     parts: dict[str, list[tuple[Floats, Floats]]] = {measure: [] for measure in chosen}
     tokens = 0
-    with _own_copy(model) as own:
+    with own_copy(model) as own:
         for ids in _batches(own, data, sequence_length, batch_size, batches):
             sums, found = of_batch(own, ids, chosen, items, seed)
             losses.append(sums / (ids.shape[1] - 1))
@@ -261,7 +261,7 @@ def _check_measures(measures: Sequence[str], model: MoM) -> list[str]:
 
 
 @contextlib.contextmanager
-def _own_copy(model: MoM) -> Iterator[MoM]:
+def own_copy(model: MoM) -> Iterator[MoM]:
     """A copy in evaluation mode that computes all gradients, with the interventions that are active."""
     own = model.copy()
     own.eval()

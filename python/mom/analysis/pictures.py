@@ -86,7 +86,7 @@ def plot_routes(
     -------
     matplotlib.figure.Figure
         Rounds stand from top to bottom. A round has a stripe for each choice, the best at the top. Shade and number
-        name the module; SKIP is blank.
+        name the module; SKIP is a dash.
     """
     halves = _need_halves(routes, half)
     if not 0 <= row < routes.rows:
@@ -125,9 +125,9 @@ def _stripes(axis: Any, chosen: npt.NDArray[Any], modules: int) -> None:
     if T > _MOST_LABELLED:
         return
     for (y, x), module in np.ndenumerate(cells):
-        if module < modules:
-            color = "white" if shade[y, x] > 0.5 else "black"
-            axis.text(x, y, str(module), ha="center", va="center", fontsize=7, color=color)
+        runs = module < modules
+        color = "0.5" if not runs else "white" if shade[y, x] > 0.5 else "black"
+        axis.text(x, y, str(module) if runs else "–", ha="center", va="center", fontsize=7, color=color)
 
 
 def plot_flow(routes: Routes, half: str | None = None, block: int = 0, ax: Any = None) -> Any:
@@ -223,7 +223,8 @@ def _bands(axis: Any, x: int, left: Any, right: Any, below_left: Any, below_righ
             points = [(a, low), (middle, low), (middle, high), (b, high), (b, high + share), (middle, high + share),
                       (middle, low + share), (a, low + share), (a, low)]  # fmt: skip
             shade = f"{0.86 - 0.42 * i / max(1, len(start) - 1):.2f}"
-            axis.add_patch(patches.PathPatch(path(points, curve), facecolor=shade, edgecolor="white", linewidth=0.4))
+            edge = "white" if share > 0.02 else shade
+            axis.add_patch(patches.PathPatch(path(points, curve), facecolor=shade, edgecolor=edge, linewidth=0.4))
             start[i] += share
             end[j] += share
 
@@ -277,8 +278,8 @@ def plot_drift(table: pandas.DataFrame, ax: Any = None) -> Any:
         x, value = np.arange(len(own)), own["matched"].to_numpy()
         reach = np.nan_to_num([value - own["low"].to_numpy(), own["high"].to_numpy() - value])
         axis.errorbar(x, value, reach, color=_INK, marker="o", capsize=3, linewidth=1.4, label="matched")
-        axis.plot(x, own["agreement"], color="0.45", marker="o", markerfacecolor="white", linewidth=1.0,
-                  label="same number")  # fmt: skip
+        axis.plot(x, own["agreement"], color="0.45", marker="o", markersize=9, markerfacecolor="white", linewidth=1.0,
+                  label="before matching")  # fmt: skip
         axis.plot(x, own["chance"], color="0.45", linestyle="--", linewidth=1.0, label="chance")
         names = [f"{b}.{r}" if several else str(r) for b, r in zip(own["block"], own["round"], strict=True)]
         axis.set_xticks(x, names)
@@ -316,6 +317,8 @@ def plot_audit(result: Audit, against: str = "drop_one") -> Any:
         axis.set_visible(False)
     for axis, measure in zip(axes, cheap, strict=False):
         _scatter(axis, result, measure, against)
+    if cheap:
+        axes[0].legend(frameon=False, fontsize=7)
     for axis, half in zip(axes[len(cheap) :], halves, strict=False):
         _bars(axis, result, half, of_rounds)
     return figure
@@ -338,7 +341,6 @@ def _scatter(axis: Any, result: Audit, measure: str, against: str) -> None:
     axis.set_title(shown, fontsize=9)
     axis.set_xlabel(measure)
     axis.set_ylabel(f"{against} (nats)" if against in ("drop_one", "taylor") else against)
-    axis.legend(frameon=False, fontsize=7)
     _plain_frame(axis)
 
 
