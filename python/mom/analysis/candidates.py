@@ -42,7 +42,7 @@ class Space:
         How many modules each candidate runs.
     modules : dict of str to int
     budget : int or None
-        Most modules that a token may run, over all half-rounds.
+        Most modules that a token of these sites may run, over all half-rounds.
     """
 
     sites: list[Site]
@@ -50,6 +50,11 @@ class Space:
     runs: dict[str, npt.NDArray[np.int64]]
     modules: dict[str, int]
     budget: int | None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens whose choices may change."""
+        return sorted({site.token for site in self.sites})
 
     def used(self, index: Index) -> npt.NDArray[np.int64]:
         """How many modules each token runs, shape (T,)."""
@@ -79,10 +84,10 @@ class Space:
         found = {half: i.copy() for half, i in index.items()}
         if self.budget is None:
             return found
-        for token in np.flatnonzero(self.used(found) > self.budget):
+        for token in [t for t in self.tokens if self.used(found)[t] > self.budget]:
             sites = [site for site in self.sites if site.token == token]
             while self.used(found)[token] > self.budget:
-                place, entry = self._lightest(found, weight, sites, int(token))
+                place, entry = self._lightest(found, weight, sites, token)
                 kept = [m for m in found[place.half][place.number, token] if 0 <= m < self.modules[place.half]]
                 kept.remove(entry)
                 found[place.half][place.number, token] = self._just(place.half, kept)
@@ -153,7 +158,7 @@ class Space:
             one = {half: i.copy() for half, i in index.items()}
             for site, c in zip(self.sites, chosen, strict=True):
                 one[site.half][site.number, site.token] = self.entries[site.half][c]
-            if self.budget is None or (self.used(one) <= self.budget).all():
+            if self.budget is None or (self.used(one)[self.tokens] <= self.budget).all():
                 found.append(one)
         return found
 

@@ -11,20 +11,17 @@ import numpy.typing as npt
 from .._arguments import PathLike, as_ids, count
 from .._arguments import seed as seed_of
 from .._extras import need
-from ..interventions import Intervention, Patch
-from ..interventions.places import places_of
-from ..interventions.selection import ANY_SKIP, FREE, NONE
 from ..model import MoM, Routes
 from .audit import own_copy
 from .candidates import Index, Site, Space, space_of
-from .restart import places_to_restart, restart, rounds_of_config, routed_halves
+from .restart import routed_halves
+from .trials import State, Trials
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["Oracle", "oracle"]
 
-Floats = npt.NDArray[np.float64]
 SEARCHES = ("exhaustive", "greedy", "beam")
 
 
@@ -64,82 +61,6 @@ class Oracle:
         )
 
 
-class _Sequence:
-    """One sequence of a model: losses of routes, with as little computed again as possible."""
-
-    def __init__(self, model: MoM, ids: npt.NDArray[np.int32], batch_size: int) -> None:
-        self.model, self.ids, self.batch_size, self.config = model, ids, batch_size, model.config
-        self.rounds = rounds_of_config(self.config)
-        self.inputs = [name for name in places_of(self.config) if name.endswith("attn.input")]
-        own = model(ids[None], labels=ids[None], return_routes=True, keep=False)
-        assert own.routes is not None and own.lm_loss is not None
-        self.own, self.loss = own.routes, own.lm_loss
-        self.evaluated = 0
-
-    def _routes(self, rows: Sequence[Index], cut: int | None = None, begin: Site | None = None) -> Routes:
-        """Routes of a batch; before the site `begin` choices are free. Tokens before `cut` skip feed-forward modules."""
-        r = self.own
-        index = {half: np.stack([row[half] for row in rows], axis=1) for half in r.index}
-        for half, chosen in index.items():
-            if cut and half == "ffn":
-                chosen[:, :, :cut] = [ANY_SKIP, *[NONE] * (chosen.shape[-1] - 1)]
-            if begin is not None:
-                chosen[: begin.number + (half == "attn" and begin.half == "ffn")] = FREE
-        tokens = np.broadcast_to(self.ids, (len(rows), len(self.ids))).copy()
-        return Routes(tokens, index, {}, {}, r.rounds, r.num_modules)
-
-    def state(self, index: Index) -> _State:
-        """The pass with these routes, from which others begin."""
-        names = [*places_to_restart(self.config), *self.inputs]
-        out = self.model(self.ids[None], labels=self.ids[None], routes=self._routes([index]), capture=names, keep=False,
-                         return_token_losses=True)  # fmt: skip
-        assert out.token_losses is not None and out.captured is not None
-        return _State(index, out.token_losses[0].astype(np.float64), dict(out.captured))
-
-    def losses(self, state: _State, rows: Sequence[Index], site: Site) -> Floats:
-        """Sum of losses of routes that equal those of `state` before `site`."""
-        found = []
-        for first in range(0, len(rows), self.batch_size):
-            found.append(self._batch(state, rows[first : first + self.batch_size], site))
-        self.evaluated += len(rows)
-        return np.concatenate(found) + np.nansum(state.losses[: site.token])
-
-    def _batch(self, state: _State, rows: Sequence[Index], site: Site) -> Floats:
-        tokens = np.broadcast_to(self.ids, (len(rows), len(self.ids)))
-        labels = tokens.copy()
-        labels[:, : site.token + 1] = -100
-        captured = {name: np.broadcast_to(a, (len(rows), *a.shape[1:])) for name, a in state.captured.items()}
-        rules = restart(self.config, captured, site.number, site.half)
-        rules += self._past(captured, site)
-        cut = site.token if self.can_cut else None
-        out = self.model(tokens, labels=labels, routes=self._routes(rows, cut, site if rules else None), keep=False,
-                         interventions=rules, return_token_losses=True)  # fmt: skip
-        assert out.token_losses is not None
-        sums: Floats = np.nansum(out.token_losses, axis=1, dtype=np.float64)
-        return sums
-
-    @property
-    def can_cut(self) -> bool:
-        """Whether tokens before a change may skip feed-forward modules."""
-        return "ffn" in routed_halves(self.config)
-
-    def _past(self, captured: dict[str, Any], site: Site) -> list[Intervention]:
-        """The residual stream of the tokens before a site at the attention halves after it, whose keys they give."""
-        if not self.can_cut or not site.token:
-            return []
-        block, round = self.rounds[site.number]
-        later = self.inputs[self.inputs.index(f"block{block}.round{round}.attn.input") + 1 :]
-        return [Patch(name, captured[name], tokens=range(site.token)) for name in later]
-
-
-class _State:
-    """Routes, the losses of their tokens, and the activations of their pass."""
-
-    def __init__(self, index: Index, losses: Floats, captured: dict[str, npt.NDArray[np.float32]]) -> None:
-        self.index, self.losses, self.captured = index, losses, captured
-        self.loss = float(np.nansum(losses))
-
-
 def oracle(
     model: MoM | PathLike,
     ids: npt.ArrayLike,
@@ -169,9 +90,9 @@ def oracle(
         ``"exhaustive"`` tries all routes. ``"beam"`` goes through tokens and half-rounds in the order of computation and
         keeps the `width` best routes; it repeats this as long as the loss falls. ``"greedy"`` keeps one.
     samples : int
-        At most so many routes are tried for each sequence.
+        At most so many routes are tried for each trials.
     tokens : sequence of int, optional
-        Positions whose choices may change; by default all.
+        Positions whose choices may change, and for which the budget holds; by default all.
     rounds : sequence of int or (block, round), optional
         Rounds whose choices may change; by default all.
     half : {"attn", "ffn"}, optional
@@ -226,8 +147,8 @@ def oracle(
     rows, best = [], []
     with own_copy(model) as own:
         for row in given:
-            sequence = _Sequence(own, row, batch_size=max(1, 4096 // len(row)))
-            result = _search(sequence, space, search, limit, width, random)
+            trials = Trials(own, row, batch_size=max(1, 4096 // len(row)))
+            result = _search(trials, space, search, limit, width, random)
             rows.append(result[0])
             best.append(result[1])
         routes = _final(own, given, best)
@@ -250,23 +171,23 @@ def _check(model: MoM, ids: npt.NDArray[np.int32], search: str) -> None:
 
 
 def _search(
-    sequence: _Sequence, space: Space, search: str, limit: int, width: int, random: np.random.Generator
+    trials: Trials, space: Space, search: str, limit: int, width: int, random: np.random.Generator
 ) -> tuple[tuple[float, float, float, float, int], Index]:
     """(router, start, oracle, random, evaluated) of a sequence, and the best routes."""
-    predicted = len(sequence.ids) - 1
-    own = {h: i[:, 0] for h, i in sequence.own.index.items()}
-    start = sequence.state(space.within_budget(own, {h: w[:, 0] for h, w in sequence.own.weight.items()}))
+    predicted = len(trials.ids) - 1
+    own = {h: i[:, 0] for h, i in trials.own.index.items()}
+    start = trials.state(space.within_budget(own, {h: w[:, 0] for h, w in trials.own.weight.items()}))
     if search == "exhaustive":
-        best = _exhaustive(sequence, space, start)
+        best = _exhaustive(trials, space, start)
     else:
-        best = _beam(sequence, space, start, limit, width if search == "beam" else 1)
-    tried = sequence.evaluated
+        best = _beam(trials, space, start, limit, width if search == "beam" else 1)
+    tried = trials.evaluated
     drawn = np.inf
-    for first in range(0, tried, sequence.batch_size):
-        rows = space.random(start.index, min(sequence.batch_size, tried - first), random)
-        drawn = min(drawn, float(sequence.losses(start, rows, _first(space)).min()))
+    for first in range(0, tried, trials.batch_size):
+        rows = space.random(start.index, min(trials.batch_size, tried - first), random)
+        drawn = min(drawn, float(trials.losses(start, rows, _first(space)).min()))
     losses = (start.loss / predicted, best.loss / predicted, (drawn if tried else start.loss) / predicted)
-    return (sequence.loss, *losses, tried), best.index
+    return (trials.loss, *losses, tried), best.index
 
 
 def _first(space: Space) -> Site:
@@ -276,19 +197,19 @@ def _first(space: Space) -> Site:
     return Site(space.sites[0].token, number, "attn" if "attn" in halves else "ffn")
 
 
-def _better(sequence: _Sequence, now: _State, index: Index) -> _State:
+def _better(trials: Trials, now: State, index: Index) -> State:
     """The state of these routes if a whole pass confirms that they are better."""
-    found = sequence.state(index)
+    found = trials.state(index)
     return found if found.loss < now.loss else now
 
 
-def _exhaustive(sequence: _Sequence, space: Space, start: _State) -> _State:
+def _exhaustive(trials: Trials, space: Space, start: State) -> State:
     rows = space.all_routes(start.index)
-    losses = sequence.losses(start, rows, _first(space))
-    return _better(sequence, start, rows[int(losses.argmin())])
+    losses = trials.losses(start, rows, _first(space))
+    return _better(trials, start, rows[int(losses.argmin())])
 
 
-def _beam(sequence: _Sequence, space: Space, start: _State, limit: int, width: int) -> _State:
+def _beam(trials: Trials, space: Space, start: State, limit: int, width: int) -> State:
     """Sweeps over all sites that keep the `width` best routes, while the best one improves."""
     best = start
     while True:
@@ -297,30 +218,28 @@ def _beam(sequence: _Sequence, space: Space, start: _State, limit: int, width: i
             rows: list[tuple[float, int, Index]] = []
             for number, state in enumerate(states):
                 tried = [_changed(state.index, site, space.entries[site.half][c])
-                         for c in space.affordable(state.index, site)][: max(0, limit - sequence.evaluated)]  # fmt: skip
+                         for c in space.affordable(state.index, site)][: max(0, limit - trials.evaluated)]  # fmt: skip
                 if tried:
-                    losses = sequence.losses(state, tried, site)
+                    losses = trials.losses(state, tried, site)
                     rows += [(float(loss), number, one) for loss, one in zip(losses, tried, strict=True)]
-            states = _survivors(sequence, states, rows, width)
+            states = _survivors(trials, states, rows, width)
         best = min([best, *states], key=lambda state: state.loss)
-        if best.loss >= before or sequence.evaluated >= limit:
+        if best.loss >= before or trials.evaluated >= limit:
             return best
 
 
-def _survivors(
-    sequence: _Sequence, states: list[_State], rows: list[tuple[float, int, Index]], width: int
-) -> list[_State]:
+def _survivors(trials: Trials, states: list[State], rows: list[tuple[float, int, Index]], width: int) -> list[State]:
     """The best `width` of the states and of the routes that were tried, with other routes each."""
     ranked = sorted([*((state.loss, 0, state) for state in states), *((loss, 1, one) for loss, _, one in rows)],
                     key=lambda item: item[:2])  # fmt: skip
-    kept: list[_State] = []
+    kept: list[State] = []
     seen: list[Index] = []
     for _, _, item in ranked:
-        index = item.index if isinstance(item, _State) else item
+        index = item.index if isinstance(item, State) else item
         if any(all(np.array_equal(index[h], other[h]) for h in index) for other in seen):
             continue
         seen.append(index)
-        kept.append(item if isinstance(item, _State) else sequence.state(index))
+        kept.append(item if isinstance(item, State) else trials.state(index))
         if len(kept) == width:
             break
     return kept
