@@ -11,7 +11,7 @@ from .paths import coactivation, dead_modules, effective_modules, path_entropy, 
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
 
 __all__ = [
-    "Audit", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules", "match_modules",
-    "mutual_information", "oracle", "path_entropy", "paths", "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use",
-    "plot_routes", "prefill_against_decode",
+    "Audit", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
+    "match_modules", "mutual_information", "oracle", "path_entropy", "paths", "plot_coactivation", "plot_drift",
+    "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode",
 ]  # fmt: skip

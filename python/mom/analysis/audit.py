@@ -112,7 +112,7 @@ def _quantiles(drawn: Floats) -> tuple[Floats, Floats]:
 
 
 def _rank_correlation(a: Floats, b: Floats) -> Floats:
-    """Spearman's correlation of each row of `a` with that of `b`; NaN if one of them lacks a value, or all are equal."""
+    """Spearman's correlation of each row of `a` with that of `b`; NaN if one lacks a value, or all are equal."""
     ranks = [_ranks(values) for values in (a, b)]
     left, right = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -198,8 +198,8 @@ def audit(
         Tokens repeat the choices that they made in the first round of the block. That round itself has no value.
 
     Random routers draw the same noise in all passes. Intervals are percentiles of a bootstrap over sequences. A change
-    reaches no half-round before it, so modules of earlier half-rounds do not run again. The gradients and the random state
-    of the model stay as they are.
+    reaches no half-round before it, so modules of earlier half-rounds do not run again. The gradients and the random
+    state of the model stay as they are.
 
     Examples
     --------

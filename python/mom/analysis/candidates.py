@@ -105,8 +105,8 @@ class Space:
         ]
         if not running:
             raise ValueError(
-                f"budget: token {token} runs more than {self.budget} modules where nothing may change; raise the budget "
-                "or let more rounds and halves change"
+                f"budget: token {token} runs more than {self.budget} modules where nothing may change; raise the "
+                "budget or let more rounds and halves change"
             )
         _, place, module = min(running)
         return sites[place], module
@@ -116,7 +116,8 @@ class Space:
         wanted = set(modules)
         for entry in self.entries[half]:
             if {int(m) for m in entry if 0 <= m < self.modules[half]} == wanted:
-                return entry
+                found: npt.NDArray[np.int16] = entry
+                return found
         raise AssertionError("every set of modules has a candidate")
 
     @property

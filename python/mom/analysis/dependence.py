@@ -134,9 +134,9 @@ def dependence(routes: Routes, half: str | None = None, permutations: int = 20, 
     """How much of the routes the token, its position and its context explain.
 
     The shares of ``token``, ``position`` and ``context`` add up to 1. ``token`` is what the token's id explains.
-    ``position`` is what the position explains beyond the id. ``context`` is the rest: a router without noise is a function
-    of id, position and the tokens before, so what id and position leave open comes from those. ``previous`` stands beside
-    them: what the id of the token before explains beyond the token's own.
+    ``position`` is what the position explains beyond the id. ``context`` is the rest: a router without noise is a
+    function of id, position and the tokens before, so what id and position leave open comes from those. ``previous``
+    stands beside them: what the id of the token before explains beyond the token's own.
 
     Parameters
     ----------
@@ -156,10 +156,10 @@ def dependence(routes: Routes, half: str | None = None, permutations: int = 20, 
 
     Notes
     -----
-    Information is estimated from counts, which finds dependence in small samples where there is none. Shares are therefore
-    adjusted for chance, as in the adjusted mutual information: (I - E) / (H - E). E is the mean of I after shuffling the
-    routes; for ``position`` and ``previous`` they are shuffled among tokens of the same id. If nearly every token of the
-    sample is unique, nothing can be told apart from chance, and the share goes to ``context``.
+    Information is estimated from counts, which finds dependence in small samples where there is none. Shares are
+    therefore adjusted for chance, as in the adjusted mutual information: (I - E) / (H - E). E is the mean of I after
+    shuffling the routes; for ``position`` and ``previous`` they are shuffled among tokens of the same id. If nearly
+    every token of the sample is unique, nothing can be told apart from chance, and the share goes to ``context``.
 
     Examples
     --------

@@ -96,10 +96,10 @@ def drift(a: Routes, b: Routes, half: str | None = None) -> pandas.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row per half and round, with columns ``half, block, round, agreement, matched, low, high, chance``. `agreement`
-        is the share of a token's choices, SKIP included, that both make. `matched` is the same after matching, with its
-        95 % interval from leaving out groups of sequences. `chance` is what matched modules would agree in if the two
-        chose independently, each with its own frequencies.
+        A row per half and round, with columns ``half, block, round, agreement, matched, low, high, chance``.
+        `agreement` is the share of a token's choices, SKIP included, that both make. `matched` is the same after
+        matching, with its 95 % interval from leaving out groups of sequences. `chance` is what matched modules would
+        agree in if the two chose independently, each with its own frequencies.
 
     Examples
     --------
@@ -169,8 +169,8 @@ def prefill_against_decode(routes: Routes, prompt: int | Sequence[int], half: st
     -------
     pandas.DataFrame
         A row per half, round and module, with columns ``half, block, round, module, prefill, decode, difference, low,
-        high``: shares of the choices of the two parts, and the difference with its 95 % interval from leaving out groups
-        of sequences. The last `module` of a round is ``"SKIP"``.
+        high``: shares of the choices of the two parts, and the difference with its 95 % interval from leaving out
+        groups of sequences. The last `module` of a round is ``"SKIP"``.
 
     Examples
     --------

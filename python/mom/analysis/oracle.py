@@ -76,19 +76,19 @@ def oracle(
 ) -> Oracle:
     """Search for the routes with the lowest loss, sequence by sequence, beginning with the router's own.
 
-    All choices of a sequence are forced; weights come from the live scores. A candidate of a token in a half-round is any
-    set of at most K modules, where K is the number of choices that the model keeps.
+    All choices of a sequence are forced; weights come from the live scores. A candidate of a token in a half-round is
+    any set of at most K modules, where K is the number of choices that the model keeps.
 
     Parameters
     ----------
     model : MoM or path
     ids : array of int, shape (T,) or (B, T)
     budget : int, optional
-        Most modules that a token may run, over all half-rounds. By default there is no limit beside K. Where the router's
-        own routes run more, the modules of least weight are left out at the start.
+        Most modules that a token may run, over all half-rounds. By default there is no limit beside K. Where the
+        router's own routes run more, the modules of least weight are left out at the start.
     search : {"exhaustive", "greedy", "beam"}
-        ``"exhaustive"`` tries all routes. ``"beam"`` goes through tokens and half-rounds in the order of computation and
-        keeps the `width` best routes; it repeats this as long as the loss falls. ``"greedy"`` keeps one.
+        ``"exhaustive"`` tries all routes. ``"beam"`` goes through tokens and half-rounds in the order of computation
+        and keeps the `width` best routes; it repeats this as long as the loss falls. ``"greedy"`` keeps one.
     samples : int
         At most so many routes are tried for each trials.
     tokens : sequence of int, optional
@@ -117,9 +117,10 @@ def oracle(
     The result is never worse than the router's own routes where these fit the budget. The control draws as many random
     routes as the search has tried, at the same places and within the same budget, and reports the best.
 
-    A change at a token and a half-round reaches neither earlier half-rounds nor earlier tokens. So a batch holds the same
-    sequence with many candidates, modules of earlier half-rounds do not run, earlier tokens run no feed-forward modules, and
-    their logits are not computed again. Earlier tokens still give keys and values, and routers and anchor layers run on all.
+    A change at a token and a half-round reaches neither earlier half-rounds nor earlier tokens. So a batch holds the
+    same sequence with many candidates, modules of earlier half-rounds do not run, earlier tokens run no feed-forward
+    modules, and their logits are not computed again. Earlier tokens still give keys and values, and routers and anchor
+    layers run on all.
 
     Examples
     --------
@@ -141,8 +142,8 @@ def oracle(
     space = space_of(config, given.shape[1], kept, most, tokens, rounds, half)
     if search == "exhaustive" and space.size > limit:
         raise ValueError(
-            f"samples: an exhaustive search has {space.size:,} routes, more than {limit:,}. Name fewer tokens, rounds or "
-            "halves, or take search='greedy'"
+            f"samples: an exhaustive search has {space.size:,} routes, more than {limit:,}. Name fewer tokens, rounds "
+            "or halves, or take search='greedy'"
         )
     rows, best = [], []
     with own_copy(model) as own:
@@ -215,34 +216,31 @@ def _beam(trials: Trials, space: Space, start: State, limit: int, width: int) ->
     while True:
         states, before = [best], best.loss
         for site in space.sites:
-            rows: list[tuple[float, int, Index]] = []
-            for number, state in enumerate(states):
-                tried = [_changed(state.index, site, space.entries[site.half][c])
-                         for c in space.affordable(state.index, site)][: max(0, limit - trials.evaluated)]  # fmt: skip
-                if tried:
-                    losses = trials.losses(state, tried, site)
-                    rows += [(float(loss), number, one) for loss, one in zip(losses, tried, strict=True)]
-            states = _survivors(trials, states, rows, width)
+            tried: list[tuple[float, Index]] = []
+            for state in states:
+                entries = space.entries[site.half][space.affordable(state.index, site)]
+                rows = [_changed(state.index, site, entry) for entry in entries[: max(0, limit - trials.evaluated)]]
+                if rows:
+                    tried += zip(trials.losses(state, rows, site).tolist(), rows, strict=True)
+            states = _survivors(trials, states, tried, width)
         best = min([best, *states], key=lambda state: state.loss)
         if best.loss >= before or trials.evaluated >= limit:
             return best
 
 
-def _survivors(trials: Trials, states: list[State], rows: list[tuple[float, int, Index]], width: int) -> list[State]:
-    """The best `width` of the states and of the routes that were tried, with other routes each."""
-    ranked = sorted([*((state.loss, 0, state) for state in states), *((loss, 1, one) for loss, _, one in rows)],
-                    key=lambda item: item[:2])  # fmt: skip
+def _survivors(trials: Trials, states: list[State], tried: list[tuple[float, Index]], width: int) -> list[State]:
+    """The best `width` of the states and of the routes that were tried. No two of them are equal."""
+    known: list[tuple[float, Index, State | None]] = [(state.loss, state.index, state) for state in states]
+    ranked = sorted([*known, *((loss, index, None) for loss, index in tried)], key=lambda item: item[0])
     kept: list[State] = []
-    seen: list[Index] = []
-    for _, _, item in ranked:
-        index = item.index if isinstance(item, State) else item
-        if any(all(np.array_equal(index[h], other[h]) for h in index) for other in seen):
-            continue
-        seen.append(index)
-        kept.append(item if isinstance(item, State) else trials.state(index))
-        if len(kept) == width:
-            break
+    for _, index, state in ranked:
+        if len(kept) < width and not any(_equal(index, other.index) for other in kept):
+            kept.append(trials.state(index) if state is None else state)
     return kept
+
+
+def _equal(a: Index, b: Index) -> bool:
+    return all(np.array_equal(a[half], b[half]) for half in a)
 
 
 def _changed(index: Index, site: Site, entry: npt.NDArray[np.int16]) -> Index:

@@ -37,7 +37,7 @@ def _paths(routes: Routes, half: str | None) -> tuple[list[str], Integers, Integ
 
 
 def _width(routes: Routes, half: str) -> int:
-    return len(routes.rounds) * routes.index[half].shape[-1]
+    return len(routes.rounds) * int(routes.index[half].shape[-1])
 
 
 def _written(routes: Routes, halves: list[str], path: Integers) -> str:

@@ -39,7 +39,8 @@ def restart(
     """Interventions with which a pass begins at a half-round, to the same bits.
 
     Half-rounds before it run no module: all tokens are made to skip. The half-round's input and the routers' states are
-    those of an earlier pass over the same tokens. Embedding, anchor layers, routers and the head are computed as always.
+    those of an earlier pass over the same tokens. Embedding, anchor layers, routers and the head are computed as
+    always.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ class Trials:
         self.evaluated = 0
 
     def routes(self, rows: Sequence[Index], cut: int | None = None, begin: Site | None = None) -> Routes:
-        """Routes of a batch; before the site `begin` choices are free. Tokens before `cut` skip feed-forward modules."""
+        """Routes of a batch. Before `begin` choices are free, and tokens before `cut` skip feed-forward modules."""
         r = self.own
         index = {half: np.stack([row[half] for row in rows], axis=1) for half in r.index}
         for half, chosen in index.items():
