@@ -138,7 +138,7 @@ PARTS = [
     *("errors", "_version", "_json", "_reading", "_openmp", "_core", "_extras", "_arguments", "settings", "routers"),
     *("file_fields", "config"),
     *("runtime", "ops", "reference", "files", "interventions", "data", "model", "routing", "training", "glue", "xsum"),
-    *("evaluate", "sklearn", "demo", "cli", "__main__", "__init__"),
+    *("evaluate", "analysis", "sklearn", "demo", "cli", "__main__", "__init__"),
 ]
 MODULES = {
     ".".join(("mom", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in sorted(PACKAGE.rglob("*.py"))
