@@ -22,6 +22,7 @@ from . import (
     cross_entropy,
     dropout,
     embedding,
+    forced_choices,
     gelu,
     grad_norm,
     layernorm,
