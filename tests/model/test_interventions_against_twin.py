@@ -106,6 +106,7 @@ CASES: dict[str, Case] = {
         )
         for router in ("gru-softmax", "naive", "hash")
     },
+    "random routes, fewer choices": case({}, TopK(1, tokens=[0, 3]), RandomRoutes("ffn"), RandomRoutes("attn", [0])),
     "fewer choices": case({"routing_top_k": 3}, TopK(1), Force("attn", 1, tokens=[1])),
     # Fewer choices are left than are kept.
     **{
@@ -142,7 +143,7 @@ CASES: dict[str, Case] = {
     "patches, sign, clamp active": case({"router_type": "naive", "use_ste": True}, *PATCHES, lm_scale=50.0),
     "patches, dropout, masked": case(
         {"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1, "router_type": "gru"}, *PATCHES, *STATE,
-        training=True, mask="left", steps=12,
+        training=True, mask="left", steps=12, seed=1,
     ),
     "patches, packed": case({"router_type": "gru-dev"}, *PATCHES, *STATE, lengths=(5, 8, 6)),
     "patches of whole arrays": case(
@@ -215,6 +216,29 @@ def test_edited_routes(router: str, kernel_level: str) -> None:
     edited.check()
     index = edited.expected.outputs[0].routes["ffn"][0][0].index
     assert tuple(index[0, 0]) == (-2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rules", "message"),
+    [
+        ({}, [TopK(1, tokens=[2]), Force("ffn", [0, 1])], "choose differently for row 0, position 2"),
+        ({"router_choices": "max", "num_attn": 2, "num_ffn": 4}, [Force("attn", "SKIP"), Forbid("attn", ["SKIP"])],
+         "forced and forbidden at once"),
+        ({}, [Force("attn", 1), Forbid("attn", [1], rounds=[1])], "forced and forbidden at once"),
+    ],
+)  # fmt: skip
+def test_contradictions(fields: dict[str, Any], rules: list[Any], message: str) -> None:
+    ids, config = [[1, 2, 3, 4]], Case(fields).config
+    for model in (mom.MoM(config, seed=0), mom.reference.Model(config, Comparison(Case(fields)).values)):
+        with pytest.raises(ValueError, match=message):
+            model(ids, interventions=rules)
+
+
+def test_routes_with_another_number_of_choices_than_top_k() -> None:
+    model = mom.MoM(Case({}).config, seed=0)
+    routes = model([[1, 2]], return_routes=True).routes
+    with pytest.raises(ValueError, match="routes: keep 2 choices of the attn router, TopK keeps 1"):
+        model([[1, 2]], routes=routes, interventions=[TopK(1)])
 
 
 def attention_places(config: mom.MoMConfig) -> list[tuple[str, str]]:

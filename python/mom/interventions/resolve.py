@@ -14,7 +14,7 @@ from .layout import Layout
 from .places import Place, matching_places, places_of
 from .random_routes import random_choices
 from .rules import Bias, Forbid, Force, Intervention, PlaceIntervention, RandomRoutes, TopK
-from .selection import FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
+from .selection import ANY_SKIP, FREE, HALVES, NONE, choices_to_keep, rounds_of, selected
 
 if TYPE_CHECKING:
     from ..model.routes import Routes
@@ -114,7 +114,11 @@ class _Resolver:
         wanted = np.broadcast_to(entries, (len(chosen), K))
         fixing = (wanted != FREE).any(axis=1)
         before = self.fixed[key][chosen]
-        clash = before & fixing & (self.forced[key][chosen] != wanted).any(axis=1)
+        beyond = (self.forced[key][chosen] == NONE) & ~before[:, None]  # what TopK leaves out
+        if isinstance(by, RandomRoutes):
+            wanted = np.where(beyond, NONE, wanted)
+        clash = fixing & np.where(before, (self.forced[key][chosen] != wanted).any(axis=1),
+                                  (beyond & (wanted != NONE)).any(axis=1))  # fmt: skip
         if clash.any():
             token = int(chosen[np.argmax(clash)])
             raise ValueError(
@@ -216,6 +220,10 @@ class _Resolver:
             ):
                 raise ValueError(f"routes: have choices that the {half} router of this model does not have")
             if index.shape[-1] != self.kept_by(half):
+                if self.kept[HALVES.index(half)]:
+                    raise ValueError(
+                        f"routes: keep {index.shape[-1]} choices of the {half} router, TopK keeps {self.kept_by(half)}"
+                    )
                 self.kept[HALVES.index(half)] = index.shape[-1]
             everything = np.arange(len(self.layout.tokens))
             for number, key in enumerate(self.keys(half, None)):
@@ -233,8 +241,10 @@ class _Resolver:
             if forced is None:
                 continue
             known = (forced >= 0) & (forced < bias.shape[1])
+            skips = bias[:, self.modules(half) :]
+            no_skip = np.isneginf(skips).all(axis=1) & (skips.shape[1] > 0)
             taken = np.take_along_axis(bias, np.where(known, forced, 0).astype(np.int64), axis=1)
-            if (known & np.isneginf(taken)).any():
+            if (known & np.isneginf(taken)).any() or (no_skip & (forced == ANY_SKIP).any(axis=1)).any():
                 raise ValueError(f"interventions: a choice of the {half} router is forced and forbidden at once")
 
     # ------------------------------------------------------------------ places
