@@ -1,7 +1,7 @@
 """Interventions in the C model against the twin: outputs, routes, captured activations, and every gradient.
 
-Each kind of intervention occurs with several kinds of routing. The twin applies the same resolved arrays in a way of its
-own, in float64.
+Each kind of intervention occurs with several kinds of routing. The twin applies the same resolved arrays in a way of
+its own, in float64.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def case(fields: dict[str, Any], *interventions: Any, **more: Any) -> Case:
 
 CASES: dict[str, Case] = {
     **{
-        f"mixture, {router} top-{1 + i % 2}": case({"router_type": router, "routing_top_k": 1 + i % 2}, *of_kind(router))
+        f"mixture, {router} top-{1 + i % 2}": case(
+            {"router_type": router, "routing_top_k": 1 + i % 2}, *of_kind(router)
+        )
         for i, router in enumerate(ROUTERS)
     },
     **{
@@ -178,13 +180,17 @@ CASES: dict[str, Case] = {
             ("counts of the step", {"balance_counts": "step", "enable_pause": False, "router_aux_loss_coef": 3.0}),
         )
     },
-    "balance of used routes, nothing forced": Case({"balance_routes": "used", "balance_counts": "step"}, micro_batches=2),
+    "balance of used routes, nothing forced": Case(
+        {"balance_routes": "used", "balance_counts": "step"}, micro_batches=2
+    ),
     "balance of used routes, no choice kept": Case({"balance_routes": "used", "routing_top_k": 0}),
     "classifier": case(
         {"num_labels": 3, "pad_token_id": 0}, Force("ffn", 0), Scale("hidden", 0.5), Zero("final", tokens=[0]),
         Patch("block0.round1.attn.output", 1.0, tokens=[1]), mask="left",
     ),
-    "classifier, packed": case({"num_labels": 3}, Forbid("attn", [0]), Scale("block0.*.output", 2.0), lengths=(3, 9, 5)),
+    "classifier, packed": case(
+        {"num_labels": 3}, Forbid("attn", [0]), Scale("block0.*.output", 2.0), lengths=(3, 9, 5)
+    ),
     "only captured": case({"router_type": "gru", "weighted_qkv": True}, mask="holes", labels="some"),
     "nothing labelled": case({}, Scale("hidden", 0.5), labels="none"),
 }  # fmt: skip

@@ -206,7 +206,8 @@ def gaps_of(config: MoMConfig, route: reference.Route) -> np.ndarray:
     """
     falling = -np.sort(-route.scores, axis=-1)
     forbidden = (np.isneginf(falling) | (falling == 0.0))[..., 1:]
-    size = falling[..., :-1] + 1e-30 if config.router_softmax else max(1.0, float(np.abs(allowed(route)).max(initial=0)))
+    largest = float(np.abs(allowed(route)).max(initial=0))
+    size = falling[..., :-1] + 1e-30 if config.router_softmax else max(1.0, largest)
     near = np.where(forbidden, 0.0, falling[..., 1:])
     gaps: np.ndarray = np.where(forbidden, np.inf, (np.where(forbidden, 0.0, falling[..., :-1]) - near) / size)
     return gaps

@@ -27,7 +27,10 @@ PATCHES = (
 STATE = (Scale("block0.*.state", 0.5), Patch("block0.round0.attn.state", 0.1, tokens=[1]))
 
 CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
-    **{f"routes, {kind}": ({"router_type": kind}, ROUTES) for kind in ("naive-softmax", "gru", "gru-dev-random-softmax")},
+    **{
+        f"routes, {kind}": ({"router_type": kind}, ROUTES)
+        for kind in ("naive-softmax", "gru", "gru-dev-random-softmax")
+    },
     "routes, weighted qkv, z-loss": (
         {"router_type": "gru-softmax", "weighted_qkv": True, "router_z_loss_coef": 0.3}, ROUTES,
     ),
@@ -134,7 +137,7 @@ def test_entries_of_forced_choices() -> None:
 
     assert chosen([-1, -1]) == ([1, 3], [round(0.4 / 0.7, 12), round(0.3 / 0.7, 12)])
     assert chosen([0, -1]) == ([0, 1], [0.2, 0.8])
-    assert chosen([-1, 1]) == ([3, 1], [round(0.3 / 0.7, 12), round(0.4 / 0.7, 12)])  # free: the best that is not listed
+    assert chosen([-1, 1]) == ([3, 1], [round(0.3 / 0.7, 12), round(0.4 / 0.7, 12)])  # the best that is not listed
     assert chosen([0, -2]) == ([0, -2], [1.0, 0.0])
     assert chosen([-3, -2]) == ([3, -2], [1.0, 0.0])  # the best SKIP
     assert chosen([3, -3]) == ([3, 2], [0.6, 0.4])  # the best that is left

@@ -251,8 +251,8 @@ def forced_choices_forward(
     outputs : ndarray of float32, shape (N, S)
         Of the router, from which the scores were made. Minus infinity forbids a choice.
     forced : array of int, shape (N, k), or None
-        Numbers of choices, none twice in a row; -1: the best allowed choice that is not in the row yet; -2: none; -3: the
-        best SKIP that is not in the row yet, or S. None: everything is free.
+        Numbers of choices, none twice in a row; -1: the best allowed choice that is not in the row yet; -2: none; -3:
+        the best SKIP that is not in the row yet, or S. None: everything is free.
     k : int
         0 to S.
     num_modules : int

@@ -49,6 +49,7 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "embedding",
+    "forced_choices",
     "gelu",
     "grad_norm",
     "init_from_vanilla",
