@@ -137,7 +137,8 @@ PACKAGE = ROOT / "python" / "mom"
 PARTS = [
     *("errors", "_version", "_json", "_reading", "_openmp", "_core", "_extras", "_arguments", "settings", "routers"),
     *("file_fields", "config"),
-    *("runtime", "ops", "reference", "files", "data", "model", "routing", "training", "glue", "xsum", "evaluate"),
+    *("runtime", "ops", "files", "interventions", "reference", "data"),
+    *("model", "routing", "training", "glue", "xsum", "evaluate"),
     *("sklearn", "demo", "cli", "__main__", "__init__"),
 ]
 MODULES = {

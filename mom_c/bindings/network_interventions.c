@@ -6,6 +6,7 @@
 #include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/routes.h"
+#include "ops/forced_choices.h"
 
 struct mom_held_interventions {
     mom_interventions interventions;

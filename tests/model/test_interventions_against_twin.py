@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
         {"attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.1, "router_type": "gru"}, *PATCHES, *STATE,
         training=True, mask="left", steps=12, seed=1,
     ),
-    "patches, packed": case({"router_type": "gru-dev"}, *PATCHES, *STATE, lengths=(5, 8, 6)),
+    "patches, packed": case({"router_type": "gru"}, *PATCHES, *STATE, lengths=(5, 8, 6)),
     "patches of whole arrays": case(
         {"n_inner": 31}, Patch("block0.round0.attn.output", values(2, 7, WIDTH), tokens=[1, 5]),
         Patch("block0.round1.ffn.input", values(14, WIDTH), rows=[1]), Patch("block0.*.ffn.module?.output", 0.5),
@@ -238,13 +238,6 @@ def test_contradictions(fields: dict[str, Any], rules: list[Any], message: str) 
     for model in (mom.MoM(config, seed=0), mom.reference.Model(config, Comparison(Case(fields)).values)):
         with pytest.raises(ValueError, match=message):
             model(ids, interventions=rules)
-
-
-def test_routes_with_another_number_of_choices_than_top_k() -> None:
-    model = mom.MoM(Case({}).config, seed=0)
-    routes = model([[1, 2]], return_routes=True).routes
-    with pytest.raises(ValueError, match="routes: keep 2 choices of the attn router, TopK keeps 1"):
-        model([[1, 2]], routes=routes, interventions=[TopK(1)])
 
 
 def attention_places(config: mom.MoMConfig) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ STATE = (Scale("block0.*.state", 0.5), Patch("block0.round0.attn.state", 0.1, to
 CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     **{
         f"routes, {kind}": ({"router_type": kind}, ROUTES)
-        for kind in ("naive-softmax", "gru", "gru-dev-random-softmax")
+        for kind in ("naive-softmax", "gru", "gru-random-softmax")
     },
     "routes, weighted qkv, z-loss": (
         {"router_type": "gru-softmax", "weighted_qkv": True, "router_z_loss_coef": 0.3}, ROUTES,

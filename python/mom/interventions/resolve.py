@@ -106,9 +106,7 @@ class _Resolver:
     def force(self, key: Key, chosen: npt.NDArray[np.intp], entries: npt.NDArray[np.int16], by: object) -> None:
         """Fix the entries (K,) or (chosen, K) of these tokens; entries that are all free fix nothing."""
         if self.config.routing_all_possible_path:
-            raise ValueError(
-                f"{by}: choices cannot be forced where every token uses all modules; Forbid removes a module"
-            )
+            raise ValueError(f"{by}: choices cannot be forced where every token uses all modules; Forbid removes a module")
         K = self.kept_by(HALVES[key[2]])
         if key not in self.forced:
             self.forced[key] = np.full((len(self.layout.tokens), K), FREE, np.int16)
@@ -222,10 +220,6 @@ class _Resolver:
             ):
                 raise ValueError(f"routes: have choices that the {half} router of this model does not have")
             if index.shape[-1] != self.kept_by(half):
-                if self.kept[HALVES.index(half)]:
-                    raise ValueError(
-                        f"routes: keep {index.shape[-1]} choices of the {half} router, TopK keeps {self.kept_by(half)}"
-                    )
                 self.kept[HALVES.index(half)] = index.shape[-1]
             everything = np.arange(len(self.layout.tokens))
             for number, key in enumerate(self.keys(half, None)):
@@ -279,9 +273,9 @@ class _Resolver:
             order = np.argsort(np.array(rule.tokens), kind="stable")
             where = np.searchsorted(np.array(rule.tokens)[order], self.layout.position[chosen])
             return np.ascontiguousarray(value), order[where].astype(np.int32)
-        whole = ", ".join(map(str, (*self.layout.shape, width)))
         raise ValueError(
-            f"value: shape {value.shape} at {place.name!r}, expected ({width},), ({whole})" + (f" or ({len(rule.tokens)}, {width})" if rule.tokens is not None else "")
+            f"value: shape {value.shape} at {place.name!r}, expected ({width},), ({', '.join(map(str, self.layout.shape))}, "
+            f"{width})" + (f" or ({len(rule.tokens)}, {width})" if rule.tokens is not None else "")
         )
 
     # ------------------------------------------------------------------ the result

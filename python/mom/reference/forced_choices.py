@@ -51,10 +51,8 @@ def forward(
     scores = as_float("scores", scores, ("N", "S"))
     outputs = as_float("outputs", outputs, scores.shape)
     given = np.full((len(scores), top_k), FREE) if forced is None else as_int("forced", forced, (len(scores), top_k))
-    index = np.array(
-        [_row(list(map(int, row)), *of_row, modules) for row, *of_row in zip(given, scores, outputs, strict=True)],
-        dtype=np.int64,
-    ).reshape(given.shape)
+    rows = [_row(row, scores[t], outputs[t], modules) for t, row in enumerate(given.tolist())]
+    index = np.array(rows, dtype=np.int64).reshape(given.shape)
     kept = index >= 0
     known = kept & (index < scores.shape[1])
     weight = np.where(known, np.take_along_axis(scores, np.where(known, index, 0), -1), 0.0)

@@ -228,7 +228,8 @@ class Model:
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
             if config.num_labels is not None and config.pooling == "mask":
                 positions = np.maximum(np.arange(steps) - mask.argmax(-1)[:, None], 0)
-        layout = layout_of(tokens.astype(np.int32), None if mask is None else mask != 0, packed)
+        lengths32 = None if packed is None else packed.astype(np.int32)
+        layout = layout_of(tokens.astype(np.int32), None if mask is None else mask != 0, lengths32)
         bench = Bench(config, layout, routes, interventions, capture)
         batch = Batch(tokens.reshape(-1), size, steps, packed, mask, dropout, noise, {}, bench)
         tape, found = self._network_forward(tokens, positions, batch)
