@@ -136,3 +136,15 @@ def test_cache_of_a_decoder_is_compared_with_the_limit() -> None:
     model.memory_limit = None
     decoder.prefill(np.ones((2, 300), np.int32))
     assert decoder.lengths.tolist() == [303, 301]
+
+
+def test_room_for_few_choices_is_not_taken_for_room_for_more() -> None:
+    model = mom.MoM(CONFIG.replace(routing_top_k=4), seed=0)
+    tokens = np.random.default_rng(0).integers(0, 40, (4, 500))
+    total = model.memory_plan(*tokens.shape).total
+    model.memory_limit = total - 1
+    model(tokens, labels=tokens, interventions=[mom.TopK(1)])
+    with pytest.raises(MemoryError, match=f"need {total} bytes"):
+        model(tokens, labels=tokens)
+    model.memory_limit = total
+    model(tokens, labels=tokens)

@@ -107,7 +107,7 @@ class Bench:
         names = {place.site: name for name, place in known.items()}
         self._kept, changes, patches, *_ = self._call.resolved.core
         for place, round, half, forced, bias in changes:
-            where = names[known_input(place, round, half)].removesuffix(".input")
+            where = names[_input_site(place, round, half)].removesuffix(".input")
             self._forced[where], self._bias[where] = forced, bias
         for number, (*site, value_row, values, factor) in enumerate(patches):
             wide = None if values is None else values.astype(np.float64)
@@ -190,6 +190,6 @@ class Bench:
         self.captured.gradients = {name: np.zeros_like(value) for name, value in self.captured.items()}
 
 
-def known_input(place: int, round: int, half: int) -> tuple[int, int, int, int, int]:
+def _input_site(place: int, round: int, half: int) -> tuple[int, int, int, int, int]:
     """The site of the stream before a half-round."""
     return (1, place, round, half, 0)
