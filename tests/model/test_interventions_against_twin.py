@@ -103,8 +103,8 @@ CASES: dict[str, Case] = {
     "random routes, packed": case({"weighted_qkv": True}, RandomRoutes("ffn"), RandomRoutes("attn"), lengths=(4, 1, 8)),
     **{
         f"another top-k, {router}": case(
-            {"router_type": router, "routing_top_k": 1, "chunks": 2}, TopK(2), TopK(1, tokens=[0, 2]),
-            TopK(3, half="ffn", rounds=[1]),
+            {"router_type": router, "routing_top_k": 1, "chunks": 2}, TopK(1, rounds=[0], tokens=[0, 2]), TopK(2),
+            TopK(3, half="ffn", rounds=[1]), TopK(3, half="ffn", rounds=[1, 2], rows=[0]),
         )
         for router in ("gru-softmax", "naive", "hash")
     },
@@ -230,6 +230,7 @@ def test_edited_routes(router: str, kernel_level: str) -> None:
         ({}, [TopK(1, tokens=[2]), Force("ffn", [0, 1])], "choose differently for row 0, position 2"),
         ({"router_choices": "max", "num_attn": 2, "num_ffn": 4}, [Force("attn", "SKIP"), Forbid("attn", ["SKIP"])],
          "forced and forbidden at once"),
+        ({}, [TopK(1, tokens=[2]), TopK(2, rounds=[1])], "another TopK contradict each other for row 0, position 2"),
         ({}, [Force("attn", 1), Forbid("attn", [1], rounds=[1])], "forced and forbidden at once"),
     ],
 )  # fmt: skip

@@ -164,16 +164,24 @@ class _Resolver:
             self._limit(half, mine, base)
 
     def _limit(self, half: str, rules: Sequence[tuple[int, TopK]], base: int) -> None:
-        """Entries beyond a token's own number of choices become none."""
+        """Entries beyond a token's own number become none. Rules for some tokens or rounds go before `base`."""
         K = self.kept_by(half)
         for key in self.keys(half, None):
-            limit = np.full(len(self.layout.tokens), base)
+            limit, narrow = np.full(len(self.layout.tokens), base), np.zeros(len(self.layout.tokens), bool)
             for number, rule in rules:
                 if key not in self.keys(half, rule.rounds):
                     continue
                 chosen = self.choose(number, rule)
                 self.used[number] = self.used.get(number, False) or len(chosen) > 0
-                limit[chosen] = rule.k
+                if rule.rounds is None and rule.tokens is None and rule.rows is None:
+                    continue
+                clash = chosen[narrow[chosen] & (limit[chosen] != rule.k)]
+                if len(clash):
+                    raise ValueError(
+                        f"interventions: {rule} and another TopK contradict each other for row "
+                        f"{self.layout.row[clash[0]]}, position {self.layout.position[clash[0]]}"
+                    )
+                limit[chosen], narrow[chosen] = rule.k, True
             if (limit < K).any():
                 self.forced[key] = np.where(np.arange(K) < limit[:, None], FREE, NONE).astype(np.int16)
                 self.fixed[key] = np.zeros(len(limit), bool)
