@@ -6,6 +6,7 @@
 
 #include "bindings/errors.h"
 #include "bindings/plan_type.h"
+#include "ops/forced_choices.h"
 #include "ops/label_loss.h"
 
 #define MAX_DIMS 8
@@ -351,6 +352,13 @@ const int32_t *mom_arg_labels(mom_call *call, const char *name, const char *shap
 
 const int16_t *mom_arg_i16(mom_call *call, const char *name, const char *shape) {
     return integers(call, name, shape, NPY_INT16, INT16_MAX, NULL);
+}
+
+const int16_t *mom_arg_choices(mom_call *call, const char *name, const char *shape) {
+    PyObject *value = mom_arg(call, name); /* borrowed */
+    return call->failed
+               ? NULL
+               : converted(call, name, mom_convert_integers(value, name, NPY_INT16, MOM_SKIP, INT16_MAX, NULL), shape);
 }
 
 const uint8_t *mom_arg_mask(mom_call *call, const char *name, const char *shape) {

@@ -84,6 +84,7 @@ const int32_t *mom_arg_i32(mom_call *call, const char *name, const char *shape, 
 /* The same, or MOM_IGNORED_LABEL. */
 const int32_t *mom_arg_labels(mom_call *call, const char *name, const char *shape, size_t below);
 const int16_t *mom_arg_i16(mom_call *call, const char *name, const char *shape);
+const int16_t *mom_arg_choices(mom_call *call, const char *name, const char *shape); /* may be free, none or SKIP, too */
 const uint8_t *mom_arg_mask(mom_call *call, const char *name, const char *shape); /* NULL for None */
 const mom_routing_plan *mom_arg_plan(mom_call *call); /* the argument plan; sets N, K, M and P (slots) */
 /* The items of a list as a tuple (borrowed). The caller can change the list while an item is converted or while the

@@ -46,24 +46,6 @@ static int hold(const reader *r, PyObject *object, const char *name, int type, i
 
 /* ---- routes */
 
-static int check_forced(const int16_t *forced, size_t N, size_t K, const mom_pool *pool) {
-    for (size_t i = 0; i < N * K; i++) {
-        const int named = forced[i] == MOM_FREE || forced[i] == MOM_NONE || forced[i] == MOM_SKIP;
-        const size_t most = pool->S > pool->M ? pool->S : pool->S + 1; /* S stands for SKIP if the router has none */
-        if (!named && (forced[i] < 0 || (size_t)forced[i] >= most)) {
-            PyErr_Format(PyExc_ValueError, "routes: choice %d of token %zu, expected 0 to %zu, or -1 (free), -2 (none), "
-                         "-3 (SKIP)", forced[i], i / K, most - 1);
-            return -1;
-        }
-        for (size_t j = i / K * K; j < i; j++)
-            if (forced[j] >= 0 && forced[j] == forced[i]) {
-                PyErr_Format(PyExc_ValueError, "routes: token %zu has choice %d twice", i / K, forced[i]);
-                return -1;
-            }
-    }
-    return 0;
-}
-
 static int check_bias(const float *bias, size_t rows, size_t S) {
     for (size_t t = 0; t < rows; t++) {
         size_t allowed = 0;
@@ -111,7 +93,9 @@ static int read_route(const reader *r, PyObject *item, mom_route_change **routes
         PyErr_SetString(PyExc_ValueError, "routes: choices cannot be forced where every token uses all modules");
         return -1;
     }
-    if ((forced_data && check_forced(forced_data, r->N, K, pool) < 0) || (bias_data && check_bias(bias_data, rows, pool->S) < 0))
+    const mom_topk_spec topk = {.N = r->N, .S = pool->S, .K = K};
+    if ((forced_data && !mom_check_forced("routes", forced_data, &topk, pool->M)) ||
+        (bias_data && check_bias(bias_data, rows, pool->S) < 0))
         return -1;
     routes[place][2 * round + half] = (mom_route_change){forced_data, bias_data, rows == 1 ? 0 : pool->S};
     return 0;

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "bindings/call.h"
-#include "ops/attention.h"
+#include "ops/attention_probabilities.h"
 
 typedef struct {
     mom_attention_spec spec;
@@ -118,11 +118,21 @@ static void attention_backward(mom_call *call) {
     widen_result(call, dqkv, result, 3 * c.size, dtype);
 }
 
+static void attention_probabilities(mom_call *call) {
+    const attention_call c = read_attention(call);
+    mom_set_size(call, 'T', c.spec.T);
+    const int32_t *rows = mom_arg_i32(call, "rows", "R", c.spec.B);
+    float *out = mom_new_f32(call, "R H T T");
+    const size_t count = mom_size(call, 'R');
+    MOM_RUN(call, call->status = mom_attention_probabilities(&call->exec, out, c.qkv, &c.spec, rows, count, &call->error));
+}
+
 #define SHARED "num_heads, mask, active, queries, lengths, scale, reference, bfloat16, p, seed, counter, site"
 
 static mom_operator operators[] = {
     MOM_OPERATOR(attention_forward, "qkv, " SHARED, "out, lse"),
     MOM_OPERATOR(attention_backward, "dout, qkv, out, lse, " SHARED, "dqkv"),
+    MOM_OPERATOR(attention_probabilities, "qkv, rows, " SHARED, "probabilities"),
 };
 
 int mom_add_attention_functions(PyObject *module) {

@@ -4,6 +4,8 @@
 #include <stddef.h>
 
 #include "bindings/call.h"
+#include "bindings/routes.h"
+#include "ops/forced_choices.h"
 #include "ops/router.h"
 
 /* ------------------------------------------------------------------ router cell */
@@ -182,6 +184,40 @@ static void topk_backward(mom_call *call) {
     MOM_RUN(call, mom_router_topk_backward(&call->exec, dscores, dweight, index, weight, scores, &spec));
 }
 
+static void forced_choices_forward(mom_call *call) {
+    const size_t k = mom_arg_size(call, "k"), M = mom_arg_size(call, "num_modules");
+    mom_forced_choices in = {.scores = mom_arg_f32(call, "scores", "N S"), .outputs = mom_arg_f32(call, "outputs", "N S"),
+                             .M = M, .scored = mom_arg_flag(call, "scored")};
+    const size_t N = mom_size(call, 'N'), S = mom_size(call, 'S');
+    in.topk = (mom_topk_spec){N, S, k, mom_arg_flag(call, "renormalise")};
+    if (S >= INT16_MAX)
+        mom_call_fail(call, PyExc_ValueError, "scores: %zu choices, expected fewer than %d", S, INT16_MAX);
+    if (k > S)
+        mom_call_fail(call, PyExc_ValueError, "k: %zu, expected 0 to %zu", k, S);
+    if (M > S)
+        mom_call_fail(call, PyExc_ValueError, "num_modules: %zu, expected 0 to %zu", M, S);
+    mom_set_size(call, 'K', k);
+    if (mom_arg_given(call, "forced"))
+        in.forced = mom_arg_choices(call, "forced", "N K");
+    if (!call->failed && in.forced)
+        call->failed = !mom_check_forced("forced", in.forced, &in.topk, M);
+    int16_t *index = mom_new_i16(call, "N K");
+    float *weight = mom_new_f32(call, "N K");
+    MOM_RUN(call, call->status = mom_forced_choices_forward(&call->exec, index, weight, &in, &call->error));
+}
+
+/* The backward of top-k, which leaves entries without a score alone. */
+static void forced_choices_backward(mom_call *call) {
+    const int renormalise = mom_arg_flag(call, "renormalise");
+    const float *scores = mom_arg_f32(call, "scores", "N S");
+    const float *weight = mom_arg_f32(call, "weight", "N K");
+    const float *dweight = mom_arg_f32(call, "dweight", "N K");
+    const int16_t *index = mom_arg_choices(call, "index", "N K");
+    const mom_topk_spec spec = {mom_size(call, 'N'), mom_size(call, 'S'), mom_size(call, 'K'), renormalise};
+    float *dscores = mom_new_sum(call, "dscores", 0, 1, "N S");
+    MOM_RUN(call, mom_router_topk_backward(&call->exec, dscores, dweight, index, weight, scores, &spec));
+}
+
 static void ste_forward(mom_call *call) {
     const float *weight = mom_arg_f32(call, "weight", "...");
     float *out = mom_new_f32(call, "...");
@@ -209,6 +245,8 @@ static mom_operator operators[] = {
     MOM_OPERATOR(router_scores_backward, "dscores, scores, softmax, temperature", "dlogits"),
     MOM_OPERATOR(topk_forward, "scores, k, renormalise", "index, weight"),
     MOM_OPERATOR(topk_backward, "dweight, index, weight, scores, renormalise, add_to", "dscores"),
+    MOM_OPERATOR(forced_choices_forward, "scores, outputs, forced, k, num_modules, renormalise, scored", "index, weight"),
+    MOM_OPERATOR(forced_choices_backward, "dweight, index, weight, scores, renormalise, add_to", "dscores"),
     MOM_OPERATOR(ste_forward, "weight", "signs"),
     MOM_OPERATOR(ste_backward, "dout", "clamped gradient"),
 };

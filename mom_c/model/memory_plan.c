@@ -118,6 +118,11 @@ static mom_status grow(mom_gpt *gpt, size_t bytes, mom_error *err) {
     return mom_region_init(&memory->region, bytes, "activations", err);
 }
 
+/* Choices per token in the rounds of a half. Plans with few of them do not cover passes with more. */
+static size_t kept_choices(const mom_config *c, const mom_interventions *in, int half) {
+    return in && in->choices[half] ? in->choices[half] : mom_min(c->top_k, half ? c->choices_ffn : c->choices_attn);
+}
+
 mom_status mom_gpt_prepare_memory(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_error *err) {
     mom_memory *memory = &gpt->memory;
     mom_region *region = &memory->region;
@@ -126,7 +131,7 @@ mom_status mom_gpt_prepare_memory(mom_gpt *gpt, const mom_exec *exec, const mom_
                                 .labels = batch->labels || batch->classes || batch->values, .keep = batch->keep,
                                 .checkpoint = batch->keep && batch->checkpoint, .training = batch->training,
                                 .threads = exec->threads, .k = exec->k,
-                                .choices = {in ? in->choices[0] : 0, in ? in->choices[1] : 0},
+                                .choices = {kept_choices(&gpt->config, in, 0), kept_choices(&gpt->config, in, 1)},
                                 .outputs = in && (in->patch_count || in->capture_count)};
     if (region->data && !region->full && covers(&memory->planned[key.keep], &key))
         return MOM_OK;

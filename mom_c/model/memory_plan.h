@@ -15,7 +15,7 @@ typedef struct mom_gpt mom_gpt; /* model/gpt.h */
 typedef struct {
     size_t B, T, N; /* N tokens in all, B * T unless the sequences differ in length; T is the greatest length */
     int labels, keep, checkpoint, training, threads;
-    size_t choices[2]; /* as in mom_interventions */
+    size_t choices[2]; /* kept by the rounds of a half; 0: as many as the configuration says */
     int outputs;       /* outputs of halves or modules are patched or captured */
     const mom_kernels *k;
 } mom_memory_key;

@@ -306,7 +306,8 @@ mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom
     memset(r->counts, 0, S * sizeof *r->counts);
     memset(r->prob_sums, 0, S * sizeof *r->prob_sums);
     const mom_balance_scores scores = {.scores = r->scores, .mask = pass->mask, .softmax = balance_softmax(pass->config),
-                                       .N = pass->N, .S = S, .used = pass->config->balance_used ? r->index : NULL, .used_stride = r->K};
+                                       .N = pass->N, .S = S, .used = pass->config->balance_used ? r->index : NULL,
+                                       .used_stride = r->K};
     return mom_balance_accumulate(pass->exec, r->counts, r->prob_sums, &r->tokens, &scores, pass->err);
 }
 

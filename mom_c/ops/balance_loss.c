@@ -43,10 +43,10 @@ static void accumulate_task(void *context, size_t task, int thread) {
             probabilities = row;
         }
         int16_t best;
-        if (in->used)
-            best = in->used[t * in->used_stride];
-        else
+        if (!in->used)
             mom_topk(&best, probabilities, S, 1);
+        else
+            best = in->used_stride ? in->used[t * in->used_stride] : -1;
         if ((size_t)best < S)
             counts[best] += 1.0;
         *tokens += 1.0;

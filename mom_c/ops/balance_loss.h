@@ -17,7 +17,7 @@ typedef struct {
     int softmax;         /* probabilities are the softmax of the scores (1), or the scores themselves (0) */
     size_t N, S;
     /* First choices to count in place of the largest scores: entry t * used_stride belongs to token t, and numbers outside of
-     * [0, S) are not counted. Or NULL. */
+     * [0, S) are not counted. With a stride of 0 no token has made a choice. Or NULL. */
     const int16_t *used;
     size_t used_stride;
 } mom_balance_scores;

@@ -1,5 +1,5 @@
 /* Attention over whole sequences, and of single queries over a cache, against their definitions. */
-#include "ops/attention.h"
+#include "ops/attention_probabilities.h"
 
 #include <math.h>
 #include <string.h>
@@ -188,6 +188,57 @@ static const check_sizes attention_cases[] = {
     {{5, 61, 27, 3}, STORED_BFLOAT16 | LENGTHS | ACTIVE},
 };
 
+/* ------------------------------------------------------------------ probabilities: B, T, C, H, sequences asked for */
+
+enum { CHOSEN = OFFSETS + 1, PROBABILITIES };
+
+static void probabilities_setup(check_case *c) {
+    const size_t T = c->size[1], C = c->size[2], H = c->size[3];
+    make_offsets(c);
+    const size_t N = rows_of(c);
+    (c->options & STORED_BFLOAT16 ? check_bfloats : check_floats)(c, QKV, "qkv", N * 3 * C, 2.0);
+    check_integers(c, KEYS_SEEN, "mask", CHECK_U8, N, 2);
+    check_integers(c, HAS_MODULE, "active", CHECK_U8, N, 3);
+    check_integers(c, CHOSEN, "rows", CHECK_I32, c->size[4], c->size[0]);
+    check_result(c, PROBABILITIES, "probabilities", CHECK_F32, c->size[4] * H * T * T);
+}
+
+static void probabilities_define(check_case *c) {
+    const size_t T = c->size[1], H = c->size[3];
+    attending a = {.scale = (double)(float)scale_of(c)};
+    memset(check_expected(c, PROBABILITIES), 0, c->size[4] * H * T * T * sizeof(double));
+    for (size_t i = 0; i < c->size[4] * H; i++) {
+        a.b = (size_t)check_i32(c, CHOSEN)[i / H];
+        a.h = i % H;
+        a.begin = (size_t)check_i32(c, OFFSETS)[a.b];
+        a.end = (size_t)check_i32(c, OFFSETS)[a.b + 1];
+        for (a.query = a.begin; a.query < a.end; a.query++) {
+            if (!active(c, a.query))
+                continue;
+            attend(c, &a);
+            memcpy(check_expected(c, PROBABILITIES) + (i * T + a.query - a.begin) * T, a.weight,
+                   (a.end - a.begin) * sizeof(double));
+        }
+    }
+}
+
+static mom_status probabilities_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const mom_attention_spec spec = {
+        .B = c->size[0], .T = c->size[1], .C = c->size[2], .H = c->size[3], .scale = (float)scale_of(c),
+        .masked_query = c->options & REFERENCE ? MOM_MASKED_QUERY_REFERENCE : MOM_MASKED_QUERY_CAUSAL,
+        .offsets = c->options & LENGTHS ? check_i32(c, OFFSETS) : NULL,
+        .dtype = c->options & STORED_BFLOAT16 ? MOM_BF16 : MOM_F32, .mask = c->options & MASK ? check_u8(c, KEYS_SEEN) : NULL,
+        .active = c->options & ACTIVE ? check_u8(c, HAS_MODULE) : NULL};
+    return mom_attention_probabilities(x, check_f32(c, PROBABILITIES), c->array[QKV].data, &spec, check_i32(c, CHOSEN),
+                                       c->size[4], err);
+}
+
+static const check_sizes probabilities_cases[] = {
+    {{1, 3, 4, 2, 0}, 0},        {{1, 1, 1, 1, 1}, 0},         {{3, 67, 45, 3, 2}, 0},
+    {{2, 35, 45, 3, 3}, MASK},   {{2, 35, 30, 2, 2}, MASK | REFERENCE}, {{3, 37, 30, 2, 3}, ACTIVE | MASK},
+    {{6, 61, 32, 2, 4}, LENGTHS | MASK | ACTIVE}, {{2, 37, 32, 1, 2}, STORED_BFLOAT16},
+};
+
 /* ------------------------------------------------------------------ a cache: queries, keys, skipped, H, D */
 
 enum { Q, K, V, ATTENDED };
@@ -241,6 +292,8 @@ static const check_sizes cache_cases[] = {
 
 static const check_operator operators[] = {
     {"attention", attention_setup, attention_define, attention_run, 1e-5, attention_cases, CHECK_LENGTH(attention_cases)},
+    {"probabilities of attention", probabilities_setup, probabilities_define, probabilities_run, 1e-5, probabilities_cases,
+     CHECK_LENGTH(probabilities_cases)},
     {"cache", cache_setup, cache_define, cache_run, 1e-5, cache_cases, CHECK_LENGTH(cache_cases)},
 };
 

@@ -205,13 +205,18 @@ static const check_sizes labels_cases[] = {
 /* Options. */
 #define SOFTMAX 2u
 #define MASK 4u
+#define USED 8u           /* first choices are given, every third of them none */
+#define NOTHING_USED 16u  /* no token has made a choice */
 
-enum { SCORES, COUNTED, COUNTS, PROB_SUMS, TOKENS, BALANCE, DSCORES };
+enum { SCORES, COUNTED, CHOICES, COUNTS, PROB_SUMS, TOKENS, BALANCE, DSCORES };
 
 static void balance_setup(check_case *c) {
     const size_t N = c->size[0], S = c->size[1];
     check_floats(c, SCORES, "scores", N * S, 1.0);
     check_integers(c, COUNTED, "mask", CHECK_U8, N, 2);
+    check_integers(c, CHOICES, "used", CHECK_I16, 2 * N, S + 1); /* two of each token; S has no score */
+    for (size_t i = 0; i < N; i += 3)
+        check_set(c, CHOICES, 2 * i, -2.0);
     check_result(c, COUNTS, "counts", CHECK_F64, S);
     check_result(c, PROB_SUMS, "prob_sums", CHECK_F64, S);
     check_result(c, TOKENS, "tokens", CHECK_F64, 1);
@@ -246,7 +251,10 @@ static void balance_define(check_case *c) {
             best = check_f32(c, SCORES)[n * S + s] > check_f32(c, SCORES)[n * S + best] ? s : best;
             sums[s] += probability(c, n, s);
         }
-        counts[best] += 1.0;
+        if (c->options & USED)
+            best = (size_t)check_i16(c, CHOICES)[2 * n];
+        if (best < S && !(c->options & NOTHING_USED))
+            counts[best] += 1.0;
         tokens[0] += 1.0;
     }
     for (size_t s = 0; s < S; s++)
@@ -271,7 +279,9 @@ static void balance_define(check_case *c) {
 static mom_status balance_run(check_case *c, const mom_exec *x, mom_error *err) {
     const size_t S = c->size[1];
     const mom_balance_scores in = {.scores = check_f32(c, SCORES), .mask = c->options & MASK ? check_u8(c, COUNTED) : NULL,
-                                   .softmax = !!(c->options & SOFTMAX), .N = c->size[0], .S = S};
+                                   .softmax = !!(c->options & SOFTMAX), .N = c->size[0], .S = S,
+                                   .used = c->options & (USED | NOTHING_USED) ? check_i16(c, CHOICES) : NULL,
+                                   .used_stride = c->options & USED ? 2 : 0};
     double *counts = check_f64(c, COUNTS), *tokens = check_f64(c, TOKENS), total = 0.0;
     MOM_TRY(mom_balance_accumulate(x, counts, check_f64(c, PROB_SUMS), tokens, &in, err));
     for (size_t s = 0; s < S; s++)
@@ -283,7 +293,8 @@ static mom_status balance_run(check_case *c, const mom_exec *x, mom_error *err) 
 }
 
 static const check_sizes balance_cases[] = {{{0, 2}, 0}, {{1, 1}, SOFTMAX}, {{4, 3}, 0}, {{701, 7}, SOFTMAX},
-                                            {{701, 7}, MASK}, {{301, 5}, MASK | SOFTMAX}};
+                                            {{701, 7}, MASK}, {{301, 5}, MASK | SOFTMAX},
+                                            {{301, 5}, USED | MASK}, {{40, 3}, NOTHING_USED}};
 
 /* ------------------------------------------------------------------ z-loss: N, S; options as above */
 

@@ -1,4 +1,5 @@
 /* Router cells, scores, choices and the straight-through sign against their definitions. */
+#include "ops/forced_choices.h"
 #include "ops/router.h"
 
 #include <math.h>
@@ -324,9 +325,129 @@ static const check_sizes scores_cases[] = {
     {{71, 9, 2}, 0}, {{71, 9, 2}, RENORMALISE}, {{71, 9, 2}, NO_SOFTMAX}, {{500, 70, 3}, RENORMALISE},
 };
 
+/* ------------------------------------------------------------------ forced choices: N, S, K, M */
+
+/* Options, beside RENORMALISE. */
+#define UNSCORED 8u
+#define FORBIDDEN 16u /* half of the choices, never the first one */
+#define ALL_FREE 32u
+
+enum { F_SCORES, F_OUTPUTS, F_FORCED, F_DWEIGHT, F_INDEX, F_WEIGHT, F_DSCORES };
+
+/* Row t of the forced entries: names and numbers, none twice. */
+static void draw_forced(check_case *c, size_t t) {
+    const size_t S = c->size[1], K = c->size[2], M = c->size[3], choices = S > M ? S : S + 1;
+    for (size_t k = 0; k < K; k++) {
+        double entry = (double)check_random(c, t * K + k, choices + 3) - 3.0;
+        for (size_t other = 0; other < k; other++)
+            if (entry >= 0.0 && entry == (double)check_i16(c, F_FORCED)[t * K + other])
+                entry = MOM_FREE;
+        check_set(c, F_FORCED, t * K + k, entry);
+    }
+}
+
+static void forced_setup(check_case *c) {
+    const size_t N = c->size[0], S = c->size[1], K = c->size[2];
+    check_floats(c, F_SCORES, "scores", N * S, 1.0);
+    check_floats(c, F_OUTPUTS, "outputs", N * S, 1.0);
+    check_integers(c, F_FORCED, "forced", CHECK_I16, N * K, 1);
+    check_floats(c, F_DWEIGHT, "dweight", N * K, 1.0);
+    check_result(c, F_INDEX, "index", CHECK_I16, N * K);
+    check_result(c, F_WEIGHT, "weight", CHECK_F32, N * K);
+    check_result(c, F_DSCORES, "dscores", CHECK_F32, N * S);
+    for (size_t i = 0; i < N * S; i++) {
+        const int forbidden = c->options & FORBIDDEN && i % S && check_random(c, i, 2);
+        check_set(c, F_SCORES, i, forbidden ? 0.0 : (double)(float)(0.01 + fabs(check_input(c, F_SCORES, i))));
+        if (forbidden)
+            check_set(c, F_OUTPUTS, i, -INFINITY);
+    }
+    for (size_t t = 0; t < N; t++)
+        draw_forced(c, t);
+}
+
+/* The best choice from `first` on that is not in the row yet. */
+static double best_left(check_case *c, size_t t, size_t first, int allowed_only, double otherwise) {
+    const size_t S = c->size[1], K = c->size[2];
+    const float *scores = check_f32(c, F_SCORES) + t * S, *outputs = check_f32(c, F_OUTPUTS) + t * S;
+    const double *index = check_expected(c, F_INDEX) + t * K;
+    double best = otherwise, most = -1.0;
+    for (size_t s = first; s < S; s++) {
+        int possible = !allowed_only || outputs[s] > -INFINITY;
+        for (size_t k = 0; k < K; k++)
+            possible &= index[k] != (double)s;
+        if (possible && (double)scores[s] > most) {
+            most = (double)scores[s];
+            best = (double)s;
+        }
+    }
+    return best;
+}
+
+static double score_of(check_case *c, size_t t, double choice) {
+    const size_t S = c->size[1];
+    return choice >= 0.0 && choice < (double)S ? (double)check_f32(c, F_SCORES)[t * S + (size_t)choice] : 0.0;
+}
+
+static void weigh_forced(check_case *c, size_t t) {
+    const size_t S = c->size[1], K = c->size[2];
+    const double *index = check_expected(c, F_INDEX) + t * K;
+    const float *dweight = check_f32(c, F_DWEIGHT) + t * K;
+    double *weight = check_expected(c, F_WEIGHT) + t * K, sum = 0.0, kept = 0.0, mean = 0.0;
+    const int renormalise = !!(c->options & RENORMALISE);
+    for (size_t k = 0; k < K; k++) {
+        sum += score_of(c, t, index[k]);
+        kept += index[k] >= 0.0;
+    }
+    for (size_t k = 0; k < K; k++) {
+        weight[k] = renormalise ? score_of(c, t, index[k]) / sum : score_of(c, t, index[k]);
+        if (c->options & UNSCORED || (renormalise && sum == 0.0))
+            weight[k] = index[k] >= 0.0 ? 1.0 / kept : 0.0;
+        mean += weight[k] * (double)dweight[k];
+    }
+    for (size_t k = 0; k < K; k++)
+        if (index[k] >= 0.0 && index[k] < (double)S && !(renormalise && sum == 0.0))
+            check_expected(c, F_DSCORES)[t * S + (size_t)index[k]] +=
+                renormalise ? ((double)dweight[k] - mean) / sum : (double)dweight[k];
+}
+
+static void forced_define(check_case *c) {
+    const size_t S = c->size[1], K = c->size[2], M = c->size[3];
+    for (size_t t = 0; t < c->size[0]; t++) {
+        double *index = check_expected(c, F_INDEX) + t * K;
+        for (size_t k = 0; k < K; k++)
+            index[k] = c->options & ALL_FREE ? (double)MOM_FREE : (double)check_i16(c, F_FORCED)[t * K + k];
+        for (size_t k = 0; k < K; k++)
+            if (index[k] == (double)MOM_SKIP)
+                index[k] = best_left(c, t, M, 0, (double)S);
+        for (size_t k = 0; k < K; k++)
+            if (index[k] == (double)MOM_FREE)
+                index[k] = best_left(c, t, 0, 1, (double)MOM_NONE);
+        weigh_forced(c, t);
+    }
+}
+
+static mom_status forced_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const mom_forced_choices in = {.topk = {c->size[0], c->size[1], c->size[2], !!(c->options & RENORMALISE)},
+                                   .M = c->size[3], .scores = check_f32(c, F_SCORES), .outputs = check_f32(c, F_OUTPUTS),
+                                   .forced = c->options & ALL_FREE ? NULL : check_i16(c, F_FORCED),
+                                   .scored = !(c->options & UNSCORED)};
+    MOM_TRY(mom_forced_choices_forward(x, check_i16(c, F_INDEX), check_f32(c, F_WEIGHT), &in, err));
+    mom_router_topk_backward(x, check_f32(c, F_DSCORES), check_f32(c, F_DWEIGHT), check_i16(c, F_INDEX),
+                             check_f32(c, F_WEIGHT), in.scores, &in.topk);
+    return MOM_OK;
+}
+
+static const check_sizes forced_cases[] = {
+    {{0, 3, 2, 2}, 0},  {{3, 3, 0, 2}, RENORMALISE},           {{5, 2, 2, 2}, RENORMALISE},
+    {{37, 4, 3, 3}, 0}, {{171, 9, 4, 6}, RENORMALISE},         {{71, 9, 4, 6}, FORBIDDEN},
+    {{71, 1, 1, 0}, 0}, {{71, 5, 3, 5}, FORBIDDEN | RENORMALISE}, {{71, 9, 4, 6}, FORBIDDEN | RENORMALISE | ALL_FREE},
+    {{71, 9, 4, 6}, ALL_FREE}, {{40, 70, 3, 68}, UNSCORED},
+};
+
 static const check_operator operators[] = {
     {"router", cell_setup, cell_define, cell_run, 1e-5, cell_cases, CHECK_LENGTH(cell_cases)},
     {"router that hashes", hash_setup, hash_define, hash_run, 0.0, hash_cases, CHECK_LENGTH(hash_cases)},
+    {"forced choices", forced_setup, forced_define, forced_run, 1e-5, forced_cases, CHECK_LENGTH(forced_cases)},
     {"scores", scores_setup, scores_define, scores_run, 1e-5, scores_cases, CHECK_LENGTH(scores_cases)},
 };
 

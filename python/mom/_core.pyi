@@ -118,6 +118,23 @@ def attention_backward(
     site: int,
     /,
 ) -> _Float: ...
+def attention_probabilities(
+    qkv: _Float,
+    rows: ArrayLike,
+    num_heads: int,
+    mask: ArrayLike | None,
+    active: ArrayLike | None,
+    queries: ArrayLike | None,
+    lengths: ArrayLike | None,
+    scale: float | None,
+    reference: bool,
+    bfloat16: bool,
+    p: float,
+    seed: int,
+    counter: int,
+    site: int,
+    /,
+) -> _Float: ...
 
 # ---- losses, products, kernels
 def cross_entropy_forward(logits: _Float, labels: ArrayLike, /) -> tuple[_Float, _Float]: ...
@@ -194,6 +211,19 @@ def router_scores_forward(logits: _Float, softmax: bool, temperature: float, /) 
 def router_scores_backward(dscores: _Float, scores: _Float, softmax: bool, temperature: float, /) -> _Float: ...
 def topk_forward(scores: _Float, k: int, renormalise: bool, /) -> tuple[NDArray[np.int16], _Float]: ...
 def topk_backward(
+    dweight: _Float, index: ArrayLike, weight: _Float, scores: _Float, renormalise: bool, add_to: _Partial, /
+) -> _Float: ...
+def forced_choices_forward(
+    scores: _Float,
+    outputs: _Float,
+    forced: ArrayLike | None,
+    k: int,
+    num_modules: int,
+    renormalise: bool,
+    scored: bool,
+    /,
+) -> tuple[NDArray[np.int16], _Float]: ...
+def forced_choices_backward(
     dweight: _Float, index: ArrayLike, weight: _Float, scores: _Float, renormalise: bool, add_to: _Partial, /
 ) -> _Float: ...
 def ste_forward(weight: _Float, /) -> _Float: ...

@@ -61,19 +61,23 @@ EXAMPLES = {
             "tests/api/test_model_api.py": CHOSEN,
             "tests/model/test_z_loss.py": "what is special about it",
             "tests/model/test_arena_failures.py": CHOSEN,
+            "tests/model/test_interventions_against_twin.py": CHOSEN,
             "tests/model/test_replay.py": CHOSEN,
+            "tests/reference/test_reference_interventions.py": CHOSEN,
             "tests/training/test_finetune.py": CHOSEN,
             "tests/training/test_fingerprint.py": "the field, see the recipe of configuration fields",
         },
     ),
-    "Adding a configuration field": Example(r"\bweighted_qkv\b|SMALL_WEIGHTED"),
+    "Adding a configuration field": Example(
+        r"\bweighted_qkv\b|SMALL_WEIGHTED", {}, {"tests/reference/test_reference_interventions.py": CHOSEN}
+    ),
     "Adding an operator": Example(
         r"mom_gelu_|vec_gelu_|(?<!vec\.)\bgelu_(forward|backward)\b|\"gelu\"|\bgelu\.forward\b",
         {"name": "gelu", "family": "layers", "topic": "elementwise"},
         {
             "mom_c/bindings/test_functions.c": "calls the kernel for its test",
             "mom_c/kernels/pack.inc": "calls the kernel",
-            "python/mom/model/tensors.py": "calls the operator",
+            "python/mom/model/tensors.py": "calls the operator for a single module",
             "python/mom/ops/shared.py": "calls the operator in a documented example",
             "python/mom/reference/pools.py": "calls the operator",
             "tests/ops/test_arguments.py": CHOSEN,

@@ -156,3 +156,15 @@ def test_reordered_sequences_are_compared_with_the_limit() -> None:
     model.memory_limit = parameter_bytes(CONFIG) + other.bytes + decoder.bytes
     decoder.reorder([0] * 5)
     assert decoder.bytes == other.bytes and np.array_equal(decoder.logits, other.logits)
+
+
+def test_room_for_few_choices_is_not_taken_for_room_for_more() -> None:
+    model = mom.MoM(CONFIG.replace(routing_top_k=4), seed=0)
+    tokens = np.random.default_rng(0).integers(0, 40, (4, 500))
+    total = model.memory_plan(*tokens.shape).total
+    model.memory_limit = total - 1
+    model(tokens, labels=tokens, interventions=[mom.TopK(1)])
+    with pytest.raises(MemoryError, match=f"need {total} bytes"):
+        model(tokens, labels=tokens)
+    model.memory_limit = total
+    model(tokens, labels=tokens)

@@ -46,6 +46,8 @@ class Case:
     seed: int = 0
     lengths: tuple[int, ...] = ()  # packed rows instead of `batch` rows of `steps`
     forced: tuple[float, ...] = ()  # put in place of the routers' last biases, choice by choice
+    interventions: tuple[Any, ...] = ()
+    capture: tuple[str, ...] = ()
 
     @property
     def config(self) -> MoMConfig:
@@ -161,11 +163,13 @@ def norm(x: Any) -> float:
 
 
 def relative_error(have: Any, want: Any) -> float:
-    """Norm of the difference over the norm of what is wanted; NaN must be met by NaN."""
+    """Norm of the difference over the norm of what is wanted; NaN and infinity must be met by the same."""
     assert np.shape(have) == np.shape(want)
-    if np.any(np.isnan(want)):
-        assert np.array_equal(np.isnan(have), np.isnan(want))
-        return 0.0
+    finite = np.isfinite(want)
+    if not np.all(finite):
+        have, want = np.asarray(have, np.float64), np.asarray(want, np.float64)
+        assert np.array_equal(have[~finite], want[~finite], equal_nan=True)
+        have, want = have[finite], want[finite]
     return norm(np.asarray(have, np.float64) - want) / max(norm(want), 1e-12)
 
 
@@ -182,18 +186,31 @@ def is_decided(config: MoMConfig, out: reference.Output) -> bool:
             # A probability is positive, but in float32 it may be too small to be told from zero.
             least = 1e-30 if config.router_softmax else MARGIN
             # Raw scores that grow from round to round drown everything else, in float32 more than in float64.
-            if not config.router_softmax and np.abs(route.scores).max() > LARGE:
+            if not config.router_softmax and np.abs(allowed(route)).max(initial=0) > LARGE:
                 return False
-            if config.use_ste and np.abs(route.scores[..., :modules]).min() < least:
+            if config.use_ste and np.abs(allowed(route, modules)).min(initial=1.0) < least:
                 return False
     return True
 
 
+def allowed(route: reference.Route, choices: int | None = None) -> np.ndarray:
+    """The scores of choices that are not forbidden, flat."""
+    scores = route.scores[..., :choices]
+    found: np.ndarray = scores[np.isfinite(scores) & (scores != 0.0)]
+    return found
+
+
 def gaps_of(config: MoMConfig, route: reference.Route) -> np.ndarray:
-    """Distances between neighbouring scores in falling order, relative to their size: (B, T, S - 1)."""
+    """Distances between neighbouring scores in falling order, relative to their size: (B, T, S - 1).
+
+    Forbidden choices are infinitely far away.
+    """
     falling = -np.sort(-route.scores, axis=-1)
-    size = falling[..., :-1] + 1e-30 if config.router_softmax else max(1.0, float(np.abs(falling).max()))
-    gaps: np.ndarray = (falling[..., :-1] - falling[..., 1:]) / size
+    forbidden = (np.isneginf(falling) | (falling == 0.0))[..., 1:]
+    largest = float(np.abs(allowed(route)).max(initial=0))
+    size = falling[..., :-1] + 1e-30 if config.router_softmax else max(1.0, largest)
+    near = np.where(forbidden, 0.0, falling[..., 1:])
+    gaps: np.ndarray = np.where(forbidden, np.inf, (np.where(forbidden, 0.0, falling[..., :-1]) - near) / size)
     return gaps
 
 
@@ -205,11 +222,19 @@ class Expected:
     total: Gradients
     unused: set[str]
 
+    @property
+    def felt(self) -> Gradients:
+        """Gradients of the captured activations of the last micro-batch."""
+        return self.outputs[-1].captured.gradients
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Logits, losses, scores and kept weights, named."""
         named = {}
         for i, out in enumerate(self.outputs):
             named[f"batch {i} logits"] = out.logits
+            named |= {f"batch {i} {name}": value for name, value in out.captured.items()}
+            if out.token_losses is not None:
+                named[f"batch {i} token losses"] = out.token_losses
             for name, loss in {**out.losses, "joint": out.loss}.items():
                 if loss is not None:
                     named[f"batch {i} {name} loss"] = np.array(loss)
@@ -228,8 +253,8 @@ class Comparison:
     is allowed.
     """
 
-    def __init__(self, case: Case) -> None:
-        self.case, self.config = case, case.config
+    def __init__(self, case: Case, routes: Any = None) -> None:
+        self.case, self.config, self.routes = case, case.config, routes
         for attempt in range(40):
             rng = np.random.default_rng([case.seed, attempt])
             self.values = parameters(self.config, rng)
@@ -240,6 +265,11 @@ class Comparison:
                 return
         raise AssertionError("no draw without a routing decision that hangs on rounding")
 
+    @property
+    def _changes(self) -> dict[str, Any]:
+        case = self.case
+        return {"routes": self.routes, "interventions": case.interventions, "capture": case.capture}
+
     def _run_twin(self, values: Gradients) -> Expected:
         case, config = self.case, self.config
         twin = reference.Model(config, values)
@@ -247,7 +277,7 @@ class Comparison:
         drops = case.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
         for counter, call in enumerate(self.batches):
             draws = Draws(config, case.seed, counter if config.router_random or drops else 0)
-            out = twin(**call, noise=draws.noise, dropout=draws.dropout if case.training else None)
+            out = twin(**call, **self._changes, noise=draws.noise, dropout=draws.dropout if case.training else None)
             expected.outputs.append(out)
             if call["labels"] is None:
                 continue
@@ -261,7 +291,7 @@ class Comparison:
     def _rounding(self) -> tuple[float, dict[str, float]]:
         """What a change of all parameters by half a unit in the last place does: the largest relative change of an
         output, and the norm of the change of each gradient."""
-        outputs, gradients = 0.0, dict.fromkeys(self.values, 0.0)
+        outputs, gradients = 0.0, dict.fromkeys([*self.values, *self.expected.felt], 0.0)
         exact = self.expected.arrays()
         for seed in range(3):
             signs = np.random.default_rng([seed, self.case.seed])
@@ -272,6 +302,8 @@ class Comparison:
                 outputs = max(outputs, relative_error(value, exact[name]))
             for name, value in moved.total.items():
                 gradients[name] = max(gradients[name], norm(value - self.expected.total[name]))
+            for name, value in moved.felt.items():
+                gradients[name] = max(gradients[name], norm(value - self.expected.felt[name]))
         return outputs, gradients
 
     def check_output(self, have: Any, want: Any, what: str) -> None:
@@ -306,13 +338,21 @@ class Comparison:
         """Every gradient; returns the largest relative error among those that are not small differences."""
         total, unused = self.expected.total, self.expected.unused
         assert {n for n, has in model.has_gradient.items() if not has} == unused
-        everything = np.sqrt(sum(norm(g) ** 2 for g in total.values()))
+        for name in unused:
+            assert not model.gradients[name].any(), f"{name}: a gradient although nothing reached it"
+        return self._check_near(model.gradients, total)
+
+    def check_captured(self, have: Any) -> None:
+        """Gradients of captured activations."""
+        assert set(have) == set(self.expected.felt)
+        self._check_near(have, self.expected.felt)
+
+    def _check_near(self, all_have: Any, all_want: Gradients) -> float:
+        everything = np.sqrt(sum(norm(g) ** 2 for g in all_want.values()))
         worst = 0.0
-        for name, want in total.items():
-            have = model.gradients[name].astype(np.float64)
+        for name, want in all_want.items():
+            have = all_have[name].astype(np.float64)
             assert np.isfinite(have).all(), name
-            if name in unused:
-                assert not have.any(), f"{name}: a gradient although nothing reached it"
             difference = norm(have - want)
             error = difference / max(norm(want), 1e-30)
             if error <= GRADIENT:
@@ -339,9 +379,15 @@ class Comparison:
         """Forward and backward of the C model on every micro-batch; AssertionError where the two part."""
         model = self.new_model()
         for call, want in zip(self.batches, self.expected.outputs, strict=True):
-            out = model(**call, return_logits=True, return_routes=True)
+            changes = self._changes if any(map(bool, self._changes.values())) else {}
+            by_token = {"return_token_losses": True} if changes and want.token_losses is not None else {}
+            out = model(**call, **changes, **by_token, return_logits=True, return_routes=True)
             self.check_routes(out.routes, want)
             self.check_output(out.logits, want.logits, "logits")
+            if by_token:
+                self.check_output(out.token_losses, want.token_losses, "token losses")
+            for name, value in want.captured.items():
+                self.check_output(out.captured[name], value, name)
             if call["labels"] is None:
                 continue
             assert set(out.losses) == set(want.losses)
@@ -349,4 +395,6 @@ class Comparison:
                 self.check_output(out.losses[name], want.losses[name], f"{name} loss")
             self.check_output(out.loss, want.loss, "loss")
             model.backward(self.case.lm_scale, self.case.balance_scale)
+            if out.captured is not None and want is self.expected.outputs[-1]:
+                self.check_captured(out.captured.gradients)
         return self.check_gradients(model) if self.batches[0]["labels"] is not None else 0.0

@@ -234,6 +234,37 @@ def _attention(case: Case, rng: np.random.Generator) -> Operator:
     return Operator(inputs, run, expected, tolerance=4e-6 if precision == "float32" else 1e-2)
 
 
+def _attention_probabilities(case: Case, rng: np.random.Generator) -> Operator:
+    b, t, c, h, r = (case[letter] for letter in "BTCHR")
+    kind, how = case.options.get("mask"), case.options.get("masked_query", "causal")
+    precision, scaled = case.options.get("precision", "float32"), case.options.get("scaled", True)
+    mask = None if kind is None else _mask(kind, rng, b, t)
+    active = rng.random((b, t)) < case.options["active"] if "active" in case.options else None
+    qkv, lengths, wanted = _normal(rng, b, t, 3 * c), None, np.ones((b, t), bool) if active is None else active
+    if "lengths" in case.options:
+        lengths = rng.integers(0, t + 1, b)
+        lengths[b // 2 : b // 2 + 1] = t
+        kept = np.arange(t) < lengths[:, None]
+        qkv, wanted = qkv[kept], wanted & kept
+        mask, active = (None if x is None else x[kept] for x in (mask, active))
+    if precision == "bfloat16":
+        qkv = round_to_bfloat16(qkv)
+    if active is not None:
+        qkv[~active] = np.nan  # not to be read
+    rows = rng.integers(0, max(b, 1), r)
+    more: dict[str, Any] = {"active": active, "lengths": lengths}
+
+    def run(qkv: Array, rows: Array) -> Results:
+        scale = None if scaled else 1.0
+        return {"probs": ops.attention_probabilities(qkv, h, mask, scale, how, rows=rows, precision=precision, **more)}
+
+    def expected(qkv: Array, rows: Array) -> Results:
+        probs = reference.attention.forward(qkv, h, mask, how, scaled and c > 0, **more)[1]
+        return {"probs": np.where(wanted[:, None, :, None], probs, 0.0)[rows]}
+
+    return Operator({"qkv": qkv, "rows": rows}, run, expected)
+
+
 def round_to_bfloat16(x: Array) -> Array:
     """To the nearest number with 8 significant bits, ties to even."""
     bits = x.view(np.uint32)
@@ -480,6 +511,40 @@ def _topk(case: Case, rng: np.random.Generator) -> Operator:
         index, weight = ops.topk_forward(scores, k, renormalise)
         so_far = None if add_to is None else add_to[0]
         return (ops.topk_backward(dweight, index, weight, scores, renormalise, add_to=so_far),)
+
+    return Operator(inputs, run, expected, add=add, tolerance=1e-5)
+
+
+def _forced_choices(case: Case, rng: np.random.Generator) -> Operator:
+    n, s, k, m = (case[letter] for letter in "NSKM")
+    renormalise, scored = case.options.get("renormalise", False), case.options.get("scored", True)
+    outputs = _normal(rng, n, s)
+    if case.options.get("forbidden"):
+        outputs[rng.random((n, s)) < 0.5] = -np.inf
+        outputs[:, :1] = 0.5
+    names = np.arange(-3, s if s > m else s + 1)  # free, none, SKIP and choices
+    drawn = rng.random((n, len(names))).argsort(axis=1)[:, :k]
+    forced = names[drawn] if not case.options.get("free") else None
+    if forced is not None:
+        forced[rng.random((n, k)) < 0.3] = -1
+    scores = ops.router_scores_forward(outputs, 1.0)
+    inputs = {"scores": scores, "outputs": outputs, "dweight": _normal(rng, n, k)}
+    how = (k, m, renormalise, scored)
+
+    def run(scores: Array, outputs: Array, dweight: Array) -> Results:
+        index, weight = ops.forced_choices_forward(scores, outputs, forced, *how)
+        dscores = ops.forced_choices_backward(dweight, index, weight, scores, renormalise)
+        return {"index": index, "weight": weight, "dscores": dscores}
+
+    def expected(scores: Array, outputs: Array, dweight: Array) -> Results:
+        index, weight = reference.forced_choices.forward(scores, outputs, forced, *how)
+        dscores = reference.router.top_k_backward(dweight, scores, index, weight, renormalise)
+        return {"index": index, "weight": weight, "dscores": dscores}
+
+    def add(scores: Array, outputs: Array, dweight: Array, add_to: Any) -> tuple[Any, ...]:
+        index, weight = ops.forced_choices_forward(scores, outputs, forced, *how)
+        so_far = None if add_to is None else add_to[0]
+        return (ops.forced_choices_backward(dweight, index, weight, scores, renormalise, add_to=so_far),)
 
     return Operator(inputs, run, expected, add=add, tolerance=1e-5)
 

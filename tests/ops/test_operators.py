@@ -50,7 +50,8 @@ def test_matches_reference_at_every_level(case: Case, kernel_level: str, rng: np
 #: that comes out of a product over columns.
 NEVER_EMPTY = {
     "layernorm": "C", "linear": "I", "embedding": "VP", "attention": "H", "cross_entropy": "V", "lm_head": "C",
-    "lm_head_gradient": "C", "label_loss": "BL", "scores": "S", "topk": "S", "routed_linear": "I",
+    "lm_head_gradient": "C", "label_loss": "BL", "scores": "S", "topk": "S", "forced_choices": "S",
+    "attention_probabilities": "BH", "routed_linear": "I",
     "routed_layernorm": "C", "routed_scores": "I", "balance_loss": "S",
 }  # fmt: skip
 

@@ -118,7 +118,11 @@ class _Resolver:
         wanted = np.broadcast_to(entries, (len(chosen), K))
         fixing = (wanted != FREE).any(axis=1)
         before = self.fixed[key][chosen]
-        clash = before & fixing & (self.forced[key][chosen] != wanted).any(axis=1)
+        beyond = (self.forced[key][chosen] == NONE) & ~before[:, None]  # what TopK leaves out
+        if isinstance(by, RandomRoutes):
+            wanted = np.where(beyond, NONE, wanted)
+        clash = fixing & np.where(before, (self.forced[key][chosen] != wanted).any(axis=1),
+                                  (beyond & (wanted != NONE)).any(axis=1))  # fmt: skip
         if clash.any():
             token = int(chosen[np.argmax(clash)])
             raise ValueError(
@@ -167,16 +171,24 @@ class _Resolver:
             self._limit(half, mine, base)
 
     def _limit(self, half: str, rules: Sequence[tuple[int, TopK]], base: int) -> None:
-        """Entries beyond a token's own number of choices become none."""
+        """Entries beyond a token's own number become none. Rules for some tokens or rounds go before `base`."""
         K = self.kept_by(half)
         for key in self.keys(half, None):
-            limit = np.full(len(self.layout.tokens), base)
+            limit, narrow = np.full(len(self.layout.tokens), base), np.zeros(len(self.layout.tokens), bool)
             for number, rule in rules:
                 if key not in self.keys(half, rule.rounds):
                     continue
                 chosen = self.choose(number, rule)
                 self.used[number] = self.used.get(number, False) or len(chosen) > 0
-                limit[chosen] = rule.k
+                if rule.rounds is None and rule.tokens is None and rule.rows is None:
+                    continue
+                clash = chosen[narrow[chosen] & (limit[chosen] != rule.k)]
+                if len(clash):
+                    raise ValueError(
+                        f"interventions: {rule} and another TopK contradict each other for row "
+                        f"{self.layout.row[clash[0]]}, position {self.layout.position[clash[0]]}"
+                    )
+                limit[chosen], narrow[chosen] = rule.k, True
             if (limit < K).any():
                 self.forced[key] = np.where(np.arange(K) < limit[:, None], FREE, NONE).astype(np.int16)
                 self.fixed[key] = np.zeros(len(limit), bool)
@@ -250,9 +262,10 @@ class _Resolver:
             if forced is None:
                 continue
             known = (forced >= 0) & (forced < bias.shape[1])
+            skips = bias[:, self.modules(half) :]
+            no_skip = np.isneginf(skips).all(axis=1) & (skips.shape[1] > 0)
             taken = np.take_along_axis(bias, np.where(known, forced, 0).astype(np.int64), axis=1)
-            no_skip = np.isneginf(bias[:, self.modules(half) :]).all(axis=1, keepdims=True)
-            if ((known & np.isneginf(taken)) | ((forced == ANY_SKIP) & no_skip)).any():
+            if (known & np.isneginf(taken)).any() or (no_skip & (forced == ANY_SKIP).any(axis=1)).any():
                 raise ValueError(f"interventions: a choice of the {half} router is forced and forbidden at once")
 
     # ------------------------------------------------------------------ places

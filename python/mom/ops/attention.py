@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from .. import _core
 from .shared import Float, is_bfloat16
 
-__all__ = ["attention_backward", "attention_forward"]
+__all__ = ["attention_backward", "attention_forward", "attention_probabilities"]
 
 
 def attention_forward(
@@ -107,6 +107,38 @@ def attention_backward(
     how, bf16 = _masked_query(masked_query), is_bfloat16(precision)
     return _core.attention_backward(
         dout, qkv, out, lse, num_heads, mask, active, queries, lengths, scale, how, bf16, dropout, seed, counter, site
+    )
+
+
+def attention_probabilities(
+    qkv: Float,
+    num_heads: int,
+    mask: ArrayLike | None = None,
+    scale: float | None = None,
+    masked_query: str = "causal",
+    *,
+    rows: ArrayLike,
+    active: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    precision: str = "float32",
+) -> Float:
+    """The probabilities with which the queries of some sequences attend to keys, without dropout.
+
+    Parameters
+    ----------
+    qkv, num_heads, mask, scale, masked_query, active, lengths, precision
+        As in `attention_forward`.
+    rows : array of int, shape (R,)
+        Sequences.
+
+    Returns
+    -------
+    ndarray of float32, shape (R, H, T, T)
+        Query by key. Rows of queries that are not active, or beyond the end of a sequence, are 0.
+    """
+    how, bf16 = _masked_query(masked_query), is_bfloat16(precision)
+    return _core.attention_probabilities(
+        qkv, rows, num_heads, mask, active, None, lengths, scale, how, bf16, 0.0, 0, 0, 0
     )
 
 

@@ -12,8 +12,9 @@ from ..routers import KINDS
 from .shared import Float, Partial
 
 __all__ = [
-    "RouterSaved", "RouterTensors", "router_backward", "router_forward", "router_scores_backward",
-    "router_scores_forward", "ste_backward", "ste_forward", "topk_backward", "topk_forward",
+    "RouterSaved", "RouterTensors", "forced_choices_backward", "forced_choices_forward", "router_backward",
+    "router_forward", "router_scores_backward", "router_scores_forward", "ste_backward", "ste_forward", "topk_backward",
+    "topk_forward",
 ]  # fmt: skip
 
 
@@ -231,6 +232,73 @@ def topk_backward(
     """
     so_far = None if add_to is None else (add_to,)
     return _core.topk_backward(dweight, index, weight, scores, renormalise, so_far)
+
+
+def forced_choices_forward(
+    scores: Float,
+    outputs: Float,
+    forced: ArrayLike | None,
+    k: int,
+    num_modules: int,
+    renormalise: bool = False,
+    scored: bool = True,
+) -> tuple[NDArray[np.int16], Float]:
+    """Choices of which some are given beforehand, with weights from the live scores.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (N, S)
+    outputs : ndarray of float32, shape (N, S)
+        Of the router, from which the scores were made. Minus infinity forbids a choice.
+    forced : array of int, shape (N, k), or None
+        Numbers of choices, none twice in a row; -1: the best allowed choice that is not in the row yet; -2: none; -3:
+        the best SKIP that is not in the row yet, or S. None: everything is free.
+    k : int
+        0 to S.
+    num_modules : int
+        M; choices from M on mean SKIP. S is a SKIP without a score.
+    renormalise : bool
+        Divide the kept scores by their sum. If it is 0, all kept choices have the same weight.
+    scored : bool
+        Otherwise all kept choices have the same weight.
+
+    Returns
+    -------
+    index : ndarray of int16, shape (N, k)
+        Numbers of choices, S or -2.
+    weight : ndarray of float32, shape (N, k)
+    """
+    return _core.forced_choices_forward(scores, outputs, forced, k, num_modules, renormalise, scored)
+
+
+def forced_choices_backward(
+    dweight: Float,
+    index: ArrayLike,
+    weight: Float,
+    scores: Float,
+    renormalise: bool = False,
+    *,
+    add_to: Float | None = None,
+) -> Float:
+    """Gradient of `forced_choices_forward` with respect to all scores, for a router whose choices have scores.
+
+    Parameters
+    ----------
+    dweight, weight : ndarray of float32, shape (N, K)
+    index : array of int, shape (N, K)
+    scores : ndarray of float32, shape (N, S)
+    renormalise : bool
+        As in `forced_choices_forward`.
+    add_to : ndarray of float32, shape (N, S), optional
+        Gradient so far.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, S)
+        Entries without a score, and rows whose kept scores sum to 0 if they are renormalised, pass none.
+    """
+    so_far = None if add_to is None else (add_to,)
+    return _core.forced_choices_backward(dweight, index, weight, scores, renormalise, so_far)
 
 
 def ste_forward(weight: Float) -> Float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._checks import Float, as_float
+from ._checks import Float, as_float, as_int
 from .router import scores_backward, scores_forward
 
 
@@ -23,11 +23,16 @@ class Saved:
     token_weight: Float
 
 
-def count(scores: ArrayLike, mask: ArrayLike | None = None) -> Float:
-    """How many tokens have each choice as their best one: (L, N, S) to (L, S); masked tokens are left out."""
+def count(scores: ArrayLike, mask: ArrayLike | None = None, used: ArrayLike | None = None) -> Float:
+    """How many tokens have each choice as their best one: (L, N, S) to (L, S); masked tokens are left out.
+
+    With `used` (L, N), which are the choices that were made, these are counted instead. Numbers outside [0, S) count
+    for no choice.
+    """
     scores = as_float("scores", scores, ("L", "N", "S"))
-    best = np.arange(scores.shape[2]) == scores.argmax(-1)[..., None]
-    counts: Float = np.einsum("lns,n->ls", best, _real(mask, scores.shape[1]))
+    best = scores.argmax(-1) if used is None else as_int("used", used, scores.shape[:2])
+    counted = np.arange(scores.shape[2]) == best[..., None]
+    counts: Float = np.einsum("lns,n->ls", counted, _real(mask, scores.shape[1]))
     return counts
 
 
@@ -37,6 +42,7 @@ def forward(
     depthwise: bool = False,
     mask: ArrayLike | None = None,
     counts: ArrayLike | None = None,
+    counted: float | None = None,
 ) -> tuple[float, Saved]:
     """``S * sum over choices of f * P`` with P the mean probability and f the share of best choices.
 
@@ -54,6 +60,9 @@ def forward(
     counts : ndarray, shape (S,), or (L, S) with `depthwise`, optional
         Counts that define f instead of the counts of `scores`. With ``balance_counts="step"`` they are the sums over
         the micro-batches of an optimizer step.
+    counted : float, optional
+        How many tokens, each as often as there are rounds in the same count, stand behind `counts`. By default the sum
+        of the counts. It is larger where choices that were made are counted and some tokens made none.
 
     Returns
     -------
@@ -69,7 +78,7 @@ def forward(
     if counts is None:
         counts = count(scores, mask) if depthwise else count(scores, mask).sum(0)
     counts = as_float("counts", counts, (rounds, choices) if depthwise else (choices,))
-    share = counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
+    share = counts / np.maximum(counts.sum(-1, keepdims=True) if counted is None else counted, 1.0)
     mean = np.einsum("lns,n->ls", probabilities, token_weight)
     loss = choices * (share * mean).sum() / rounds
     return float(loss), Saved(probabilities, share, token_weight)

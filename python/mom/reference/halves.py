@@ -7,6 +7,7 @@ normalisation. See docs/derivations/router.md for the gradient through rounds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from ..config import MoMConfig
 from ..routers import KINDS
 from . import router, routing_plan
-from ._checks import Float, Int, as_float
+from ._checks import Bool, Float, Int, as_float
 from .parameters import is_routed, num_modules
 from .pools import AttentionPool, Batch, FfnPool, Store
 from .router_cells import CELLS, CellInputs
@@ -29,7 +30,8 @@ class Route:
     scores : ndarray of float64, shape (B, T, S)
         Router outputs, after the softmax where the router has one.
     index : ndarray of int64, shape (B, T, K)
-        Best choices in falling order; at least the number of modules means SKIP.
+        Best choices in falling order; at least the number of modules means SKIP. Interventions can leave an entry
+        without a choice, which is -2.
     weight : ndarray of float64, shape (B, T, K)
         Kept scores before any straight-through sign. They are renormalised if they are probabilities.
     """
@@ -83,7 +85,7 @@ class Half:
 
     # -------------------------------------------------------------- forward
     def forward(
-        self, x: Float, state: Float | None, batch: Batch, site: str, number: int
+        self, x: Float, state: Float | None, batch: Batch, site: str, number: int, where: str
     ) -> tuple[Float, Float | None, RoundRecord, Route | None]:
         """One round.
 
@@ -97,6 +99,8 @@ class Half:
             Name of the place and round in traces, ``block{i}`` or ``block{i}/round{r}``.
         number : int
             Of the round in its block.
+        where : str
+            Name of the half-round in interventions, such as ``block0.round1.attn``.
 
         Returns
         -------
@@ -109,19 +113,19 @@ class Half:
         """
         if not self.routed:
             plan = routing_plan.build(np.zeros((len(x), 1), dtype=np.int64), 1)
-            out, pool = self.pool.forward(x, plan, None, batch, site)
+            out, pool = self.pool.forward(x, plan, None, batch, site, where)
             return out, None, RoundRecord(pool, None), None
-        logits, state, rec = self._router_forward(x, state, batch, f"{site}/{self.name}", number)
-        used, weight = rec.index, rec.weight
+        state, rec = self._router_forward(x, state, batch, f"{site}/{self.name}", number, where)
+        used, weight = np.where(rec.index < 0, self.modules, rec.index), rec.weight
         if self.config.routing_all_possible_path:
             used = np.tile(np.arange(self.modules), (len(x), 1))
-            weight = rec.scores[:, : self.modules]
+            weight = np.where(_is_forbidden(rec.logits), 0.0, rec.scores)[:, : self.modules]
         if self.config.use_ste:
             weight = router.sign_forward(weight)
-        out, pool = self.pool.forward(x, routing_plan.build(used, self.modules), weight, batch, site)
+        out, pool = self.pool.forward(x, routing_plan.build(used, self.modules), weight, batch, site, where)
         kept = (*batch.shape, rec.index.shape[1])
         route = Route(rec.scores.reshape(*batch.shape, -1), rec.index.reshape(kept), rec.weight.reshape(kept))
-        batch.record(f"router_logit/{site}/{self.name}", logits)
+        batch.record(f"router_logit/{site}/{self.name}", rec.logits)
         batch.record(f"score/{site}/{self.name}", rec.scores)
         batch.trace[f"topk_index/{site}/{self.name}"] = route.index
         batch.trace[f"topk_weight/{site}/{self.name}"] = route.weight
@@ -130,23 +134,27 @@ class Half:
         return out, state, RoundRecord(pool, rec), route
 
     def _router_forward(
-        self, x: Float, state: Float | None, batch: Batch, site: str, number: int
-    ) -> tuple[Float, Float | None, RouterRecord]:
-        config, noise = self.config, None
+        self, x: Float, state: Float | None, batch: Batch, site: str, number: int, where: str
+    ) -> tuple[Float | None, RouterRecord]:
+        config, noise, bench = self.config, None, batch.bench
         if config.router_random:
             if batch.noise is None:
                 raise ValueError("noise: a source is needed, the router type is 'random'")
             shape = (len(x), config.router_dim)
             noise = as_float("noise", batch.noise(site, shape), shape)
-        choices = config.num_choices(self.name)
-        hashed = router.HashInputs(batch.tokens, number, int(self.name == "ffn"), self.modules, choices)
-        given = CellInputs(x, state, noise, hashed)
+        choices, half = config.num_choices(self.name), int(self.name == "ffn")
+        hashed = router.HashInputs(batch.tokens, number, half, self.modules, choices)
+        changes = (partial(bench.forward, f"{where}.state"), partial(bench.backward, f"{where}.state"))
+        given = CellInputs(x, state, noise, hashed, *changes)
         logits, new, saved = self.cell.forward(self._weights(), given)
+        logits = bench.bias(where, logits)
         scores = router.scores_forward(logits, self.temperature)
-        index, weight = router.top_k_forward(scores, config.routing_top_k, config.router_softmax)
-        if not KINDS[config.router_kind].scored and index.size:
-            weight = np.full(index.shape, 1.0 / index.shape[1])
-        return logits, new, RouterRecord(given, saved, logits, scores, index, weight)
+        index, weight = bench.choose(
+            where, half, scores, logits, config.routing_top_k, self.modules, config.router_softmax
+        )
+        if not KINDS[config.router_kind].scored:
+            weight = (index >= 0) / np.maximum((index >= 0).sum(-1, keepdims=True), 1)
+        return new, RouterRecord(given, saved, logits, scores, index, weight)
 
     # -------------------------------------------------------------- backward
     def backward(
@@ -182,7 +190,7 @@ class Half:
         dx, uses = self.pool.backward(dout, rec.pool, batch)
         if rec.router is None:
             return dx, None
-        if rec.pool.plan.num_slots:
+        if rec.pool.out.plan.num_slots:
             from_pool = self._scores_backward(uses, rec.router)
             dscores = from_pool if dscores is None else dscores + from_pool
         if dscores is None and dlogits is None and dstate is None:  # no computed value depends on the router
@@ -191,6 +199,7 @@ class Half:
             dlogits = np.zeros_like(rec.router.scores)
         if dscores is not None:
             dlogits = dlogits + router.scores_backward(dscores, rec.router.scores, self.temperature)
+        dlogits = np.where(_is_forbidden(rec.router.logits), 0.0, dlogits)
         dinp, dstate = self._router_backward(dlogits, dstate, rec.router)
         return dx + dinp, dstate
 
@@ -213,3 +222,8 @@ class Half:
 
     def _weights(self) -> list[Float]:
         return [self.store.parameters[self.prefix + name] for name in self.cell.names]
+
+
+def _is_forbidden(logits: Float) -> Bool:
+    """Choices that Forbid takes away."""
+    return np.isneginf(logits)

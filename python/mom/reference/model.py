@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..config import MoMConfig
+from ..interventions.layout import layout_of
+from ..interventions.rules import Intervention
 from ..routers import KINDS
 from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
 from . import dropout as dropout_op
 from ._checks import Array, Float, Int, as_int, check_shape
 from .halves import Half, RoundRecord, Route, RouterRecord
+from .interventions import Bench, Captured
 from .parameters import checked
 from .pools import Batch, Sampler, Store
+
+if TYPE_CHECKING:
+    from ..model.routes import Routes
 
 HALVES = ("attn", "ffn")
 
@@ -38,7 +45,12 @@ class Output:
     trace : dict of str to ndarray
         Intermediate values (B, T, width): ``hidden/embed``, ``hidden/block{i}``,
         ``hidden/block{i}/round{r}``, ``hidden/ln_f``, ``attn_out/...``, ``ffn_out/...``, and by half
-        ``router_logit``, ``router_state``, ``score``, ``topk_index``, ``topk_weight``.
+        ``router_logit``, ``router_state``, ``score``, ``topk_index``, ``topk_weight``. ``attn_probs`` are the
+        probabilities of attention (B, H, T, T).
+    captured : Captured
+        Activations at the places that the call asked for, and after `Model.backward` their gradients.
+    token_losses : ndarray of float64, shaped as the tokens, or None
+        The loss of each prediction of the next token; NaN where that has no label. None without labels.
     """
 
     loss: float | None
@@ -46,6 +58,8 @@ class Output:
     logits: Float
     routes: dict[str, dict[int, list[Route]]]
     trace: dict[str, Array]
+    captured: Captured
+    token_losses: Float | None
 
     @property
     def lm_loss(self) -> float | None:
@@ -71,10 +85,13 @@ class Gradients(dict[str, Float]):
 
 @dataclass
 class _Place:
-    """An entry of ``transformer.h``: its halves, its rounds, and what the last forward saved."""
+    """An entry of ``transformer.h``: its halves, its rounds, and what the last forward saved.
+
+    `names` are those of its rounds in interventions.
+    """
 
     halves: dict[str, Half]
-    rounds: int
+    names: list[str]
     is_block: bool
     records: dict[str, list[RoundRecord]]
 
@@ -106,6 +123,23 @@ def _ends(batch: Batch) -> Int:
     return np.cumsum(lengths, dtype=np.int64)
 
 
+def _first_choices(index: Int) -> Int:
+    """The first choice of every token, -1 if it has none: (N, K) to (N,)."""
+    return index[:, 0] if index.shape[1] else np.full(len(index), -1)
+
+
+def _names_of_rounds(config: MoMConfig) -> list[list[str]]:
+    """By place, the names of its rounds in interventions: ``block0.round1``, ``anchor0``."""
+    seen = {"block": 0, "anchor": 0}
+    names = []
+    for kind in config.places():
+        kind = "block" if kind == "block" else "anchor"
+        start = f"{kind}{seen[kind]}"
+        names.append([f"{start}.round{r}" for r in range(config.rounds)] if kind == "block" else [start])
+        seen[kind] += 1
+    return names
+
+
 class Model:
     """Mixture-of-Modules, plain GPT-2 (``chunks=0``) or a sequence classifier (``num_labels``) of either.
 
@@ -121,21 +155,19 @@ class Model:
         May be replaced in place, as `AdamW.step` does.
     counts : dict of str to ndarray of float64
         With ``balance_counts="step"``: counts of best choices by half since `reset_counts`.
+    counted : dict of str to float
+        Tokens behind each of these counts.
     """
 
     def __init__(self, config: MoMConfig, parameters: Mapping[str, ArrayLike]) -> None:
         self.config = config
         self.parameters = checked(config, parameters)
         self.counts: dict[str, Float] = {}
+        self.counted: dict[str, float] = {}
         self._store = Store(self.parameters)
         self._places = [
-            _Place(
-                {half: Half(config, self._store, i, half) for half in HALVES},
-                config.rounds if kind == "block" else 1,
-                kind == "block",
-                {},
-            )
-            for i, kind in enumerate(config.places())
+            _Place({half: Half(config, self._store, i, half) for half in HALVES}, names, kind == "block", {})
+            for i, (kind, names) in enumerate(zip(config.places(), _names_of_rounds(config), strict=True))
         ]
         self._tape: _Tape | None = None
 
@@ -149,6 +181,9 @@ class Model:
         lengths: ArrayLike | None = None,
         dropout: Sampler | None = None,
         noise: Sampler | None = None,
+        routes: Routes | None = None,
+        interventions: Sequence[Intervention] = (),
+        capture: str | Sequence[str] = (),
     ) -> Output:
         """Forward pass.
 
@@ -169,8 +204,14 @@ class Model:
             evaluation mode.
         noise : callable (site, shape) -> ndarray of float64, optional
             Returns uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``.
+        routes : mom.Routes, optional
+            Choices to force.
+        interventions : sequence of Intervention
+            What to change in this call.
+        capture : str or sequence of str
+            Names of places, or shell patterns, for `Output.captured`.
         """
-        config, values = self.config, self.parameters
+        config = self.config
         tokens = as_int("tokens", tokens, ("B", "T") if lengths is None else ("N",))
         if not tokens.size:
             raise ValueError(f"tokens: shape {tokens.shape} is empty")
@@ -187,23 +228,11 @@ class Model:
             mask = (np.asarray(attention_mask) != 0).astype(np.int64)
             if config.num_labels is not None and config.pooling == "mask":
                 positions = np.maximum(np.arange(steps) - mask.argmax(-1)[:, None], 0)
-        batch = Batch(tokens.reshape(-1), size, steps, packed, mask, dropout, noise, {})
-
-        x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)
-        keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
-        x = dropout_op.forward(x, keep_embed, config.embd_pdrop).reshape(tokens.size, -1)
-        batch.record("hidden/embed", x)
-        routes: dict[str, dict[int, list[Route]]] = {half: {} for half in HALVES}
-        for i, place in enumerate(self._places):
-            x = self._place_forward(x, i, place, batch, routes)
-        norm = values["transformer.ln_f.weight"], values["transformer.ln_f.bias"]
-        hidden, mean, rstd = layernorm.forward(x, *norm, config.layer_norm_epsilon)
-        batch.record("hidden/ln_f", hidden)
-        rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, batch)
-        logits = linear.forward(hidden[rows], self._head().T)
-
-        tape = _Tape(tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows)
-        shape = tokens.shape if config.num_labels is None else (size,)
+        lengths32 = None if packed is None else packed.astype(np.int32)
+        layout = layout_of(tokens.astype(np.int32), None if mask is None else mask != 0, lengths32)
+        bench = Bench(config, layout, routes, interventions, capture)
+        batch = Batch(tokens.reshape(-1), size, steps, packed, mask, dropout, noise, {}, bench)
+        tape, found = self._network_forward(tokens, positions, batch)
         losses: dict[str, float] = {}
         if labels is not None:
             terms = {"lm": self._task_loss(labels, tape), "balance": self._balance_forward(tape)}
@@ -211,17 +240,44 @@ class Model:
             losses = {name: value for name, value in terms.items() if value is not None}
         loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
-        return Output(loss, losses, logits.reshape(*shape, -1), routes, batch.trace)
+        bench.finish()
+        shape = tokens.shape if config.num_labels is None else (size,)
+        by_token = self._token_losses(tape) if labels is not None and config.num_labels is None else None
+        return Output(loss, losses, tape.logits.reshape(*shape, -1), found, batch.trace, bench.captured, by_token)
+
+    def _network_forward(
+        self, tokens: Int, positions: Int | None, batch: Batch
+    ) -> tuple[_Tape, dict[str, dict[int, list[Route]]]]:
+        """From tokens to logits."""
+        config, values, bench = self.config, self.parameters, batch.bench
+        x = embedding.forward(tokens, values["transformer.wte.weight"], values["transformer.wpe.weight"], positions)
+        keep_embed = batch.keep("embed", x.shape, config.embd_pdrop)
+        x = dropout_op.forward(x, keep_embed, config.embd_pdrop).reshape(tokens.size, -1)
+        x = bench.forward("embedding", x)
+        batch.record("hidden/embed", x)
+        routes: dict[str, dict[int, list[Route]]] = {half: {} for half in HALVES}
+        for i, place in enumerate(self._places):
+            x = self._place_forward(x, i, place, batch, routes)
+        x = bench.forward("final", x)
+        norm = values["transformer.ln_f.weight"], values["transformer.ln_f.bias"]
+        hidden, mean, rstd = layernorm.forward(x, *norm, config.layer_norm_epsilon)
+        hidden = bench.forward("hidden", hidden)
+        batch.record("hidden/ln_f", hidden)
+        rows = np.arange(tokens.size) if config.num_labels is None else self._pooled_rows(tokens, batch)
+        logits = linear.forward(hidden[rows], self._head().T)
+        return _Tape(tokens, positions, batch, keep_embed, x, mean, rstd, hidden, logits, rows), routes
 
     def _place_forward(
         self, x: Float, i: int, place: _Place, batch: Batch, routes: dict[str, dict[int, list[Route]]]
     ) -> Float:
         place.records = {half: [] for half in HALVES}
         state: dict[str, Float | None] = dict.fromkeys(HALVES)
-        for r in range(place.rounds):
+        for r, round_name in enumerate(place.names):
             site = f"block{i}/round{r}" if place.is_block else f"block{i}"
             for name, half in place.halves.items():
-                out, state[name], record, route = half.forward(x, state[name], batch, site, r)
+                where = f"{round_name}.{name}"
+                x = batch.bench.forward(f"{where}.input", x)
+                out, state[name], record, route = half.forward(x, state[name], batch, site, r, where)
                 x = x + out
                 place.records[name].append(record)
                 batch.record(f"{name}_out/{site}", out)
@@ -261,10 +317,17 @@ class Model:
         total, count, tape.lse = cross_entropy.forward(tape.logits, tape.labels)
         return total / count if count else float("nan")
 
+    def _token_losses(self, tape: _Tape) -> Float:
+        """The loss of each prediction, NaN where it has no label."""
+        labelled = tape.labels != cross_entropy.IGNORED
+        chosen = np.where(labelled, tape.labels, 0)[:, None]
+        losses = tape.lse - np.take_along_axis(tape.logits, chosen, -1)[:, 0]
+        return np.where(labelled, losses, np.nan).reshape(tape.tokens.shape)
+
     # ------------------------------------------------------------------ balance loss
     def reset_counts(self) -> None:
         """Forget the counts of ``balance_counts="step"``, as when an optimizer step begins."""
-        self.counts = {}
+        self.counts, self.counted = {}, {}
 
     def _scored_halves(self) -> list[str]:
         """Halves whose routers' scores have terms of the loss."""
@@ -290,13 +353,20 @@ class Model:
         mask = None if tape.batch.mask is None else tape.batch.mask.reshape(-1)
         losses = []
         for half in self._balanced_halves():
-            scores = np.stack([rec.scores for rec in self._router_records(half)])
+            records = self._router_records(half)
+            scores = np.stack([rec.scores for rec in records])
+            used = np.stack([_first_choices(rec.index) for rec in records]) if config.balance_routes == "used" else None
+            counts, counted = (
+                balance_loss.count(scores, mask, used),
+                float(tape.tokens.size if mask is None else mask.sum()),
+            )
+            if not config.depthwise_bal_loss:
+                counts, counted = counts.sum(0), counted * len(scores)
             if config.balance_counts == "step":
-                counts = balance_loss.count(scores, mask)
-                counts = counts if config.depthwise_bal_loss else counts.sum(0)
-                self.counts[half] = self.counts.get(half, 0.0) + counts
+                counts = self.counts[half] = self.counts.get(half, 0.0) + counts
+                counted = self.counted[half] = self.counted.get(half, 0.0) + counted
             loss, tape.balance[half] = balance_loss.forward(
-                scores, self._balance_softmax(), config.depthwise_bal_loss, mask, self.counts.get(half)
+                scores, self._balance_softmax(), config.depthwise_bal_loss, mask, counts, counted
             )
             losses.append(loss)
         return sum(losses) if losses else None
@@ -339,6 +409,7 @@ class Model:
             raise RuntimeError("backward: needs a preceding call with labels")
         config, batch, store = self.config, tape.batch, self._store
         store.gradients.clear()
+        batch.bench.begin_backward()
         scale = config.loss_weights["balance"] if balance_scale is None else balance_scale
         dscores = self._balance_backward(scale, tape)
         doutputs = {half: config.loss_weights["z"] * gradient for half, gradient in tape.z.items()}
@@ -348,26 +419,15 @@ class Model:
         dhidden = np.zeros_like(tape.hidden)
         dhidden[tape.rows] = dpooled
         store.add("transformer.wte.weight" if config.num_labels is None else "score.weight", dhead.T)
+        dhidden = batch.bench.backward("hidden", dhidden)
         dx, dweight, dbias = layernorm.backward(
             dhidden, tape.last, self.parameters["transformer.ln_f.weight"], tape.mean, tape.rstd
         )
         store.add("transformer.ln_f.weight", dweight)
         store.add("transformer.ln_f.bias", dbias)
 
-        remaining = dict.fromkeys(HALVES, config.chunks * config.rounds)
-        for place in reversed(self._places):
-            dstate: dict[str, Float | None] = dict.fromkeys(HALVES)
-            for r in reversed(range(place.rounds)):
-                for name in reversed(HALVES):
-                    remaining[name] -= place.is_block
-                    at = remaining[name]
-                    from_balance = dscores[name][at] if place.is_block and name in dscores else None
-                    from_z = doutputs[name][at] if place.is_block and name in doutputs else None
-                    dinp, dstate[name] = place.halves[name].backward(
-                        dx, dstate[name], from_balance, from_z, place.records[name][r], batch
-                    )
-                    dx = dx + dinp
-
+        dx = self._places_backward(batch.bench.backward("final", dx), dscores, doutputs, batch)
+        dx = batch.bench.backward("embedding", dx)
         dembed = dropout_op.backward(dx.reshape(*tape.tokens.shape, -1), tape.keep_embed, config.embd_pdrop)
         dwte, dwpe = embedding.backward(dembed, tape.tokens, config.vocab_size, config.n_positions, tape.positions)
         store.add("transformer.wte.weight", dwte)
@@ -377,6 +437,23 @@ class Model:
         )
         gradients.unused = frozenset(name for name in self.parameters if name not in store.gradients)
         return gradients
+
+    def _places_backward(self, dx: Float, dscores: dict[str, Float], doutputs: dict[str, Float], batch: Batch) -> Float:
+        """The gradient before all places, from the one after them and those of scores and outputs by half."""
+        remaining = dict.fromkeys(HALVES, self.config.chunks * self.config.rounds)
+        for place in reversed(self._places):
+            dstate: dict[str, Float | None] = dict.fromkeys(HALVES)
+            for r in reversed(range(len(place.names))):
+                for name in reversed(HALVES):
+                    remaining[name] -= place.is_block
+                    at = remaining[name]
+                    from_balance = dscores[name][at] if place.is_block and name in dscores else None
+                    from_z = doutputs[name][at] if place.is_block and name in doutputs else None
+                    dinp, dstate[name] = place.halves[name].backward(
+                        dx, dstate[name], from_balance, from_z, place.records[name][r], batch
+                    )
+                    dx = batch.bench.backward(f"{place.names[r]}.{name}.input", dx + dinp)
+        return dx
 
     def _task_backward(self, dloss: float, tape: _Tape) -> Float:
         if tape.problem is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from ..config import MoMConfig
 from . import attention, dropout, gelu, layernorm, routed_linear
 from ._checks import Array, Float, Int
+from .interventions import Bench
 from .parameters import is_routed, module_names
 from .routing_plan import RoutingPlan
 
@@ -38,7 +39,9 @@ class Store:
 
 @dataclass
 class Batch:
-    """Data that all layers of one call share: tokens, sizes, key mask, sources of dropout masks and noise, trace.
+    """Data that all layers of one call share.
+
+    They are tokens, sizes, key mask, sources of dropout masks and noise, trace, and the bench of interventions.
 
     Attributes
     ----------
@@ -57,6 +60,7 @@ class Batch:
     dropout: Sampler | None
     noise: Sampler | None
     trace: dict[str, Array]
+    bench: Bench = field(default_factory=Bench)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,29 +119,74 @@ class Layers:
         self.add_gradients("norm", dweight, dbias, plan)
         return routed_linear.gather_backward(dslots, plan)
 
+    def output_forward(self, inner: Float, rec: OutputRecord, batch: Batch) -> Float:
+        """What the half adds to the stream (N, C), from the rows of slots that its last layer reads."""
+        parts = routed_linear.weighted_forward(inner, *self.tensors("c_proj"), rec.weight, rec.plan)
+        parts = dropout.forward(parts, rec.keep_slots, rec.p)
+        parts = batch.bench.modules_forward(rec.where, parts, rec.plan)
+        return batch.bench.forward(f"{rec.where}.output", routed_linear.gather_backward(parts, rec.plan))
+
+    def output_backward(self, dout: Float, inner: Float, rec: OutputRecord, batch: Batch) -> tuple[Float, Float]:
+        """Gradients of the rows that the last layer reads, and of the weights (N, K) in this use."""
+        dout = batch.bench.backward(f"{rec.where}.output", dout)
+        dparts = batch.bench.modules_backward(rec.where, routed_linear.gather_forward(dout, rec.plan), rec.plan)
+        dparts = dropout.backward(dparts, rec.keep_slots, rec.p)
+        dinner, dweight, dbias, duse = routed_linear.weighted_backward(
+            dparts, inner, *self.tensors("c_proj"), rec.weight, rec.plan
+        )
+        self.add_gradients("c_proj", dweight, dbias, rec.plan)
+        return dinner, duse
+
+
+@dataclass
+class OutputRecord:
+    """What both pools save for the last layer of a half.
+
+    Attributes
+    ----------
+    where : str
+        Name of the half-round, such as ``block0.round1.attn``.
+    plan : RoutingPlan
+    weight : ndarray of float64, shape (N, K), or None
+    keep : ndarray of 0/1, shape (N, C), or None
+        Dropout mask of the output, and its probability `p`.
+    """
+
+    where: str
+    plan: RoutingPlan
+    weight: Float | None
+    keep: Float | None
+    p: float
+
+    @property
+    def keep_slots(self) -> Float | None:
+        """The mask of every slot (P, C): that of its token."""
+        return None if self.keep is None else self.keep[self.plan.token]
+
 
 @dataclass
 class AttentionRecord:
     """What `AttentionPool.forward` saves."""
 
-    plan: RoutingPlan
-    weight: Float | None
+    out: OutputRecord
     norm: tuple[Float, Float, Float]
     normed: Float
     qkv: Float
     probs: Float
     heads: Float
     keep_probs: Float | None
-    keep_out: Float | None
 
 
 class AttentionPool(Layers):
     """Attention half: q, k, v mixed over the selected modules, one attention, mixed output projections."""
 
     def forward(
-        self, x: Float, plan: RoutingPlan, weight: Float | None, batch: Batch, site: str
+        self, x: Float, plan: RoutingPlan, weight: Float | None, batch: Batch, site: str, where: str
     ) -> tuple[Float, AttentionRecord]:
-        """What the half adds to `x` (N, C); `weight` is (N, K), or None for 1."""
+        """What the half adds to `x` (N, C); `weight` is (N, K), or None for 1.
+
+        `site` names the half-round in traces and draws, `where` in interventions.
+        """
         config = self.config
         normed, norm = self.norm_forward(x, plan)
         mixed = routed_linear.combine_forward(normed, *self.tensors("c_attn"), self._qkv_weight(weight), plan)
@@ -155,21 +204,17 @@ class AttentionPool(Layers):
             lengths=batch.lengths,
         )
         heads = out.reshape(len(x), -1)
-        slots = routed_linear.gather_forward(heads, plan)
-        out = routed_linear.combine_forward(slots, *self.tensors("c_proj"), weight, plan)
-        keep_out = batch.keep(f"attn_out/{site}", out.shape, config.resid_pdrop)
-        record = AttentionRecord(plan, weight, norm, normed, qkv, probs, heads, keep_probs, keep_out)
-        return dropout.forward(out, keep_out, config.resid_pdrop), record
+        batch.trace[f"attn_probs/{site}"] = probs
+        keep = batch.keep(f"attn_out/{site}", x.shape, config.resid_pdrop)
+        record = OutputRecord(where, plan, weight, keep, config.resid_pdrop)
+        out = self.output_forward(routed_linear.gather_forward(heads, plan), record, batch)
+        return out, AttentionRecord(record, norm, normed, qkv, probs, heads, keep_probs)
 
     def backward(self, dout: Float, rec: AttentionRecord, batch: Batch) -> tuple[Float, list[Float]]:
         """Gradients of x (N, C) and of the weights (N, K): in their use on the output and, if weighted, on q, k, v."""
-        config, plan = self.config, rec.plan
-        dout = dropout.backward(dout, rec.keep_out, config.resid_pdrop)
+        config, plan = self.config, rec.out.plan
         slots = routed_linear.gather_forward(rec.heads, plan)
-        dslots, dweight, dbias, dout_weight = routed_linear.combine_backward(
-            dout, slots, *self.tensors("c_proj"), rec.weight, plan
-        )
-        self.add_gradients("c_proj", dweight, dbias, plan)
+        dslots, dout_weight = self.output_backward(dout, slots, rec.out, batch)
         dheads = routed_linear.gather_backward(dslots, plan).reshape(*batch.shape, -1)
         dqkv = attention.backward(
             dheads,
@@ -184,7 +229,7 @@ class AttentionPool(Layers):
             lengths=batch.lengths,
         )
         dnormed, dweight, dbias, dqkv_weight = routed_linear.combine_backward(
-            dqkv.reshape(len(dout), -1), rec.normed, *self.tensors("c_attn"), self._qkv_weight(rec.weight), plan
+            dqkv.reshape(len(dout), -1), rec.normed, *self.tensors("c_attn"), self._qkv_weight(rec.out.weight), plan
         )
         self.add_gradients("c_attn", dweight, dbias, plan)
         uses = [dout_weight, dqkv_weight] if config.weighted_qkv else [dout_weight]
@@ -198,36 +243,29 @@ class AttentionPool(Layers):
 class FfnRecord:
     """What `FfnPool.forward` saves."""
 
-    plan: RoutingPlan
-    weight: Float | None
+    out: OutputRecord
     norm: tuple[Float, Float, Float]
     normed: Float
     inner: Float
-    keep_out: Float | None
 
 
 class FfnPool(Layers):
     """Feed-forward half: ``sum of weight * c_proj(gelu(c_fc(LN(x))))`` over the selected modules."""
 
     def forward(
-        self, x: Float, plan: RoutingPlan, weight: Float | None, batch: Batch, site: str
+        self, x: Float, plan: RoutingPlan, weight: Float | None, batch: Batch, site: str, where: str
     ) -> tuple[Float, FfnRecord]:
-        """What the half adds to `x` (N, C); `weight` is (N, K), or None for 1."""
+        """What the half adds to `x` (N, C); arguments as for `AttentionPool.forward`."""
         normed, norm = self.norm_forward(x, plan)
         inner = routed_linear.forward(normed, *self.tensors("c_fc"), plan)
-        out = routed_linear.combine_forward(gelu.forward(inner), *self.tensors("c_proj"), weight, plan)
         p = self._output_dropout()
-        keep_out = batch.keep(f"ffn_out/{site}", out.shape, p)
-        return dropout.forward(out, keep_out, p), FfnRecord(plan, weight, norm, normed, inner, keep_out)
+        record = OutputRecord(where, plan, weight, batch.keep(f"ffn_out/{site}", x.shape, p), p)
+        return self.output_forward(gelu.forward(inner), record, batch), FfnRecord(record, norm, normed, inner)
 
     def backward(self, dout: Float, rec: FfnRecord, batch: Batch) -> tuple[Float, list[Float]]:
         """Gradients of x (N, C), and of the weights (N, K) in their only use, on the output."""
-        plan = rec.plan
-        dout = dropout.backward(dout, rec.keep_out, self._output_dropout())
-        dslots, dweight, dbias, dout_weight = routed_linear.combine_backward(
-            dout, gelu.forward(rec.inner), *self.tensors("c_proj"), rec.weight, plan
-        )
-        self.add_gradients("c_proj", dweight, dbias, plan)
+        plan = rec.out.plan
+        dslots, dout_weight = self.output_backward(dout, gelu.forward(rec.inner), rec.out, batch)
         dinner = gelu.backward(dslots, rec.inner)
         dnormed, dweight, dbias = routed_linear.backward(dinner, rec.normed, self.tensors("c_fc")[0], plan)
         self.add_gradients("c_fc", dweight, dbias, plan)

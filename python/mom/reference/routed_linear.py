@@ -2,6 +2,7 @@
 
 - `gather_forward`: rows of tokens to rows of slots.
 - `forward`: slots to slots, each with the weights of its module.
+- `weighted_forward`: the same, times the score of each slot.
 - `combine_forward`: slots to tokens, ``out[n] = sum over slots of n of score * (slot @ W_m + b_m)``.
 
 Weights are sequences of M arrays [in, out]. Gradients of modules without slots are zero.
@@ -63,6 +64,29 @@ def backward(
     return dslots, dweight, dbias
 
 
+def weighted_forward(
+    slots: Float, weight: Sequence[Float], bias: Sequence[Float], score: Float | None, plan: RoutingPlan
+) -> Float:
+    """`forward` times the score of each slot, shape (P, O). Arguments as for `combine_forward`."""
+    return _slot_scores(score, plan)[:, None] * forward(slots, weight, bias, plan)
+
+
+def weighted_backward(
+    drows: Float,
+    slots: Float,
+    weight: Sequence[Float],
+    bias: Sequence[Float],
+    score: Float | None,
+    plan: RoutingPlan,
+) -> tuple[Float, list[Float], list[Float], Float]:
+    """Gradients of `weighted_forward` from `drows` (P, O); results as of `combine_backward`."""
+    dscore = np.zeros((plan.num_tokens, plan.num_choices))
+    for m, rows in plan.modules():
+        out = linear.forward(slots[rows], weight[m], bias[m])
+        dscore[plan.token[rows], plan.choice[rows]] = (drows[rows] * out).sum(-1)
+    return *backward(_slot_scores(score, plan)[:, None] * drows, slots, weight, plan), dscore
+
+
 def combine_forward(
     slots: Float, weight: Sequence[Float], bias: Sequence[Float], score: Float | None, plan: RoutingPlan
 ) -> Float:
@@ -82,7 +106,7 @@ def combine_forward(
     ndarray of float64, shape (N, O)
         Zero for tokens without slots.
     """
-    return gather_backward(_slot_scores(score, plan)[:, None] * forward(slots, weight, bias, plan), plan)
+    return gather_backward(weighted_forward(slots, weight, bias, score, plan), plan)
 
 
 def combine_backward(
@@ -102,12 +126,7 @@ def combine_backward(
     dscore : ndarray of float64, shape (N, K)
         Zero at SKIP. Also given when `score` is None.
     """
-    drows = dout[plan.token]
-    dscore = np.zeros((plan.num_tokens, plan.num_choices))
-    for m, rows in plan.modules():
-        out = linear.forward(slots[rows], weight[m], bias[m])
-        dscore[plan.token[rows], plan.choice[rows]] = (drows[rows] * out).sum(-1)
-    return *backward(_slot_scores(score, plan)[:, None] * drows, slots, weight, plan), dscore
+    return weighted_backward(dout[plan.token], slots, weight, bias, score, plan)
 
 
 def _slot_scores(score: Float | None, plan: RoutingPlan) -> Float:

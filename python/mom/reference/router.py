@@ -9,6 +9,7 @@ Router weights are stored [out, in]. R is the router's width, S its number of ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,7 +77,12 @@ class GruGates:
 
 
 def gru_forward(
-    inp: ArrayLike, state: ArrayLike, weights: GruWeights, dev: bool = False, noise: ArrayLike | None = None
+    inp: ArrayLike,
+    state: ArrayLike,
+    weights: GruWeights,
+    dev: bool = False,
+    noise: ArrayLike | None = None,
+    change: Callable[[Float], Float] | None = None,
 ) -> tuple[Float, Float, GruGates]:
     """One round of the recurrent router.
 
@@ -90,6 +96,8 @@ def gru_forward(
         Leave the reset gate out of the candidate state.
     noise : ndarray of float64, shape (N, R), optional
         Uniform numbers in [0, 1); selects the variant with the fourth gate p.
+    change : callable, optional
+        What is done to the new state before it is used.
 
     Returns
     -------
@@ -117,6 +125,7 @@ def gru_forward(
         noise = as_float("noise", noise, state.shape)
         p = _sigmoid(x[3] + h[3])
         new = p * (cell - noise) + noise
+    new = new if change is None else change(new)
     logits = linear.forward(new, weights.router_weight.T, weights.router_bias)
     return logits, new, GruGates(r, i, n, h[2], p, cell, new)
 
@@ -130,6 +139,7 @@ def gru_backward(
     weights: GruWeights,
     dev: bool = False,
     noise: Float | None = None,
+    change: Callable[[Float], Float] | None = None,
 ) -> tuple[Float, Float, GruWeights]:
     """Gradients of `gru_forward`.
 
@@ -140,6 +150,8 @@ def gru_backward(
         Gradient of the new state from the next round, zero in the last one.
     inp, state, gates, weights, dev, noise
         As in and from `gru_forward`; `state` is the state before the round.
+    change : callable, optional
+        The gradient before the change from the one after it.
 
     Returns
     -------
@@ -150,6 +162,7 @@ def gru_backward(
     """
     dnew, drouter_weight, drouter_bias = linear.backward(dlogits, gates.state, weights.router_weight.T)
     dnew = dnew + dstate
+    dnew = dnew if change is None else change(dnew)
     dcell, dp = dnew, []
     if noise is not None and gates.p is not None:
         dcell = dnew * gates.p
@@ -262,13 +275,19 @@ def top_k_forward(scores: ArrayLike, top_k: int, renormalise: bool) -> tuple[Int
 
 
 def top_k_backward(dweight: Float, scores: Float, index: Int, weight: Float, renormalise: bool) -> Float:
-    """Gradient of the kept weights with respect to all scores (N, S). The selection counts as a constant."""
+    """Gradient of the kept weights with respect to all scores (N, S). The selection counts as a constant.
+
+    Entries of `index` that are no choice with a score get none. A row whose kept scores sum to 0 passes no gradient.
+    """
+    choices = scores.shape[1]
+    known = (index >= 0) & (index < choices)
+    at = np.where(known, index, 0)
     if renormalise:
-        total = np.take_along_axis(scores, index, -1).sum(-1, keepdims=True)
-        dweight = (dweight - (dweight * weight).sum(-1, keepdims=True)) / total
-    dscores = np.zeros_like(scores)
-    np.put_along_axis(dscores, index, dweight, -1)
-    return dscores
+        total = np.where(known, np.take_along_axis(scores, at, -1), 0.0).sum(-1, keepdims=True)
+        dweight = (dweight - (dweight * weight).sum(-1, keepdims=True)) / np.where(total == 0.0, np.inf, total)
+    dscores = np.zeros((len(scores), choices + 1))  # the last column is for what has no score
+    np.put_along_axis(dscores, np.where(known, index, choices), dweight, -1)
+    return dscores[:, :choices]
 
 
 def sign_forward(weight: ArrayLike) -> Float:

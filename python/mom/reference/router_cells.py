@@ -23,13 +23,16 @@ __all__ = ["CELLS", "Cell", "CellInputs"]
 class CellInputs:
     """What a cell reads in a round: tokens (N, C), state (N, R) or None in the first round, noise (N, R) or None.
 
-    A router that hashes reads `hashed` instead.
+    A router that hashes reads `hashed` instead. `change` is what an intervention does to the new state, and
+    `change_backward` its gradient.
     """
 
     inp: Float
     state: Float | None
     noise: Float | None
     hashed: router.HashInputs | None = None
+    change: Callable[[Float], Float] | None = None
+    change_backward: Callable[[Float], Float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ class Cell:
 
     names: tuple[str, ...]
     forward: Callable[[list[Float], CellInputs], tuple[Float, Float | None, Any]]
-    backward: Callable[
-        [Float, Float | None, list[Float], CellInputs, Any], tuple[Float, Float | None, Iterable[Float]]
-    ]
+    backward: Callable[[Float, Float | None, list[Float], CellInputs, Any], tuple[Float, Float | None, Iterable[Float]]]
 
 
 def _naive_forward(weights: list[Float], given: CellInputs) -> tuple[Float, None, Float]:
@@ -73,7 +74,7 @@ def _zeros_for(given: CellInputs, weights: list[Float]) -> Float:
 
 def _gru_forward(dev: bool, weights: list[Float], given: CellInputs) -> tuple[Float, Float, router.GruGates]:
     state = _zeros_for(given, weights) if given.state is None else given.state
-    return router.gru_forward(given.inp, state, router.GruWeights(*weights), dev, given.noise)
+    return router.gru_forward(given.inp, state, router.GruWeights(*weights), dev, given.noise, given.change)
 
 
 def _gru_backward(
@@ -81,7 +82,9 @@ def _gru_backward(
 ) -> tuple[Float, Float, Iterable[Float]]:
     zeros = _zeros_for(given, weights)
     state, dstate = (zeros if array is None else array for array in (given.state, dstate))
-    return router.gru_backward(dlogits, dstate, given.inp, state, gates, router.GruWeights(*weights), dev, given.noise)
+    return router.gru_backward(
+        dlogits, dstate, given.inp, state, gates, router.GruWeights(*weights), dev, given.noise, given.change_backward
+    )
 
 
 def _hash_forward(weights: list[Float], given: CellInputs) -> tuple[Float, None, None]:
