@@ -55,8 +55,8 @@ __all__ = [
 ]  # fmt: skip
 
 _SUBMODULES = (
-    "analysis", "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "routing", "sklearn", "training",
-    "xsum",
+    "analysis", "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "routing", "sklearn",
+    "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.
