@@ -374,3 +374,19 @@ def test_values_by_position_are_those_of_the_full_pass_for_any_number_of_rows() 
         decoder.prefill(tokens[:, :4])
         for t in range(4, 12):
             close(decoder.step(tokens[:, t]), full[:, t])
+
+
+def test_tokens_of_an_interrupted_call_are_not_guessed() -> None:
+    model = made()
+    decoder = mom.Decoder(model)
+    decoder.prefill(tokens_of(2, 4))
+    # As a signal leaves it that ends a call between two tokens: the core has tokens that nobody was told of.
+    decoder._core.generate(2, 0.0, 0, 1.0, 0, 0, -1, np.zeros(2, np.uint8))
+    assert decoder.lengths.tolist() == [6, 6]
+    with pytest.raises(RuntimeError, match="an interrupted generate has chosen tokens .*; call clear"):
+        with model.intervene([mom.Scale("hidden", 2.0)]):
+            decoder.step([1, 2])
+    decoder.step([1, 2])  # without interventions nothing needs to be known
+    decoder.clear()
+    with model.intervene([mom.Scale("hidden", 2.0)]):
+        decoder.prefill(tokens_of(2, 4))

@@ -197,6 +197,10 @@ class Decoder:
         scopes = self._model.scopes
         if not scopes and not self._keep_routes:
             return None
+        if self._tokens and [len(row) for row in self._tokens] != self.lengths.tolist():
+            raise RuntimeError(
+                "decoder: an interrupted generate has chosen tokens that rules and routes cannot know; call clear"
+            )
         known = self._tokens or [[] for _ in added]
         pending = self._core.pending if self._tokens else np.full(len(added), -1)
         parts = []
