@@ -21,7 +21,7 @@ from mom.files import folders, names, weights
 CONFIG = mom.MoMConfig.preset("demo", vocab_size=30, n_embd=16, n_head=2, router_dim=8, n_positions=16)
 ONES = np.ones((2, 2), np.float32)
 #: `mom.reference` is the readable twin that tests compare with; `mom.sklearn` needs another package and is tried below.
-MODULES = ("data data.prepare data.tokenizer demo evaluate files.folders files.hub files.labels files.names "
+MODULES = ("analysis data data.prepare data.tokenizer demo evaluate files.folders files.hub files.labels files.names "
            "files.weights glue interventions model ops routers routing runtime training xsum").split()  # fmt: skip
 
 
@@ -57,6 +57,12 @@ def classifier() -> mom.MoMForSequenceClassification:
     return mom.MoMForSequenceClassification(CONFIG.replace(num_labels=2))
 
 
+def routes() -> mom.Routes:
+    found = model()([[1, 2]], return_routes=True).routes
+    assert found is not None
+    return found
+
+
 def tokenizer() -> mom.Tokenizer:
     return mom.Tokenizer.train(["a b"], 257)
 
@@ -65,6 +71,9 @@ TENSORS = mom.ops.RouterTensors(ONES, ONES[0], ONES, ONES[0])
 KIND = next(iter(mom.routers.KINDS))
 #: A call of each function that has such an argument. Arguments that are looked at later are None.
 CALLS: dict[str, Callable[..., Any]] = {
+    "analysis.paths.coactivation": lambda **f: mom.analysis.coactivation(routes(), **f),
+    "analysis.paths.path_entropy": lambda **f: mom.analysis.path_entropy(routes(), **f),
+    "analysis.pictures.plot_coactivation": lambda **f: mom.analysis.plot_coactivation(routes(), **f),
     "data.prepare.prepare": lambda **f: prepare(TextDocuments(["a b"]), "nowhere", **f),
     "data.tokenizer.Tokenizer.encode": lambda **f: tokenizer().encode("a", **f),
     "data.tokenizer.Tokenizer.encode_batch": lambda **f: tokenizer().encode_batch([], **f),

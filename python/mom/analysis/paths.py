@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import flag
 from .._extras import need
 from ..model import Routes
 from .choices import Floats, Integers, counts_of, halves_of, interval, modules_of, tokens_of
@@ -104,6 +105,7 @@ def path_entropy(routes: Routes, half: str | None = None, corrected: bool = Fals
     >>> mom.analysis.path_entropy(routes) >= 0.0
     True
     """
+    corrected = flag(corrected, "corrected")
     _, found, number = _paths(routes, half)
     counts = np.bincount(number, minlength=len(found))
     added = (len(found) - 1) / (2 * len(number)) if corrected and len(number) else 0.0
@@ -220,6 +222,7 @@ def coactivation(
     >>> mom.analysis.coactivation(model([[1, 2, 3]], return_routes=True).routes).shape
     (8, 8)
     """
+    lift = flag(lift, "lift")
     pandas = need("pandas", "a table of modules", "pandas")
     if over not in ("round", "path"):
         raise ValueError(f"over: expected 'round' or 'path', got {over!r}")
