@@ -103,6 +103,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "ops.routed.routed_linear_backward": lambda **f: mom.ops.routed_linear_backward(*[None] * 4, **f),
     "ops.routed.routed_linear_forward": lambda **f: mom.ops.routed_linear_forward(*[None] * 4, **f),
     "ops.routed.routed_score_backward": lambda **f: mom.ops.routed_score_backward(*[None] * 6, **f),
+    "ops.router.forced_choices_backward": lambda **f: mom.ops.forced_choices_backward(
+        ONES, [[0, 1], [0, 1]], ONES, ONES, **f
+    ),
+    "ops.router.forced_choices_forward": lambda **f: mom.ops.forced_choices_forward(ONES, ONES, None, 1, 1, **f),
     "ops.router.router_backward": lambda **f: mom.ops.router_backward(
         ONES, ONES, mom.ops.RouterSaved(ONES, None, None), TENSORS, KIND, **f
     ),

@@ -19,6 +19,9 @@ from operators import make
 import mom
 from cases import CASES, cases_of
 from mom import _core
+from mom.interventions.layout import layout_of
+from mom.interventions.places import places_of
+from mom.interventions.scope import make_call
 from mom.model.core_config import core_config
 
 Call = Callable[..., Any]
@@ -75,7 +78,22 @@ class Objects:
         self.rows = np.array([1, 0], np.int32)
         self.flags = np.ones(len(self.network.parameter_table()), np.uint8)
         self.decoder.prefill(self.tokens)
+        self.changes, self.step_changes = self.interventions(config)
         self.forward()
+
+    def interventions(self, config: mom.MoMConfig) -> list[tuple[Any, ...]]:
+        """What a forward pass, and a step of the decoder, get for their argument of this name."""
+        rules = (mom.Force("ffn", to=1, rows=[0]), mom.Bias("attn", {0: 1.0}), mom.Forbid("attn", modules=[2]),
+                 mom.Scale("block0.round0.*.input", 0.5), mom.Zero("block0.round1.ffn.module0.output"))  # fmt: skip
+        _, place, round, _, _ = places_of(config)["block0.round1.attn.input"].site
+        out = np.zeros((2, config.n_head, 3, 3), np.float32)
+        full = make_call(
+            config, layout_of(self.tokens), (), rules, None, ["hidden", "block0.round0.*"], gradients=True,
+            token_losses=True, attention=(place, round, self.rows, out),
+        )  # fmt: skip
+        step = make_call(config, layout_of(self.rows[:, None]), (), rules, records=True)
+        assert full is not None and step is not None
+        return [full.core, step.core]
 
     def forward(self) -> None:
         self.network.forward(self.tokens, labels=self.tokens, keep=True)
@@ -92,12 +110,13 @@ class Objects:
             "Network": (_core.Network, (self.config,)), "AdamW": (_core.AdamW, (network,)),
             "Decoder": (_core.Decoder, (network, "int8")),
             "forward": (network.forward, (*results, self.rows, True, True)),
+            "forward changed": (network.forward, (*results, None, False, False, self.changes)),
             "forward packed": (network.forward, (self.tokens.reshape(-1), np.array([2, 4], np.int32))),
             "forward classes": (self.classifier.forward, (self.tokens, *[None] * 4, self.rows, self.rows, None, 1)),
             "forward values": (
                 self.classifier.forward, (self.tokens, *[None] * 4, self.rows, None, np.ones((2, 2), np.float32), 0),
             ),
-            "plan": (network.plan, (2, 3, 6, True, False, True)), "zero_grad": (network.zero_grad, ()),
+            "plan": (network.plan, (2, 3, 6, True, False, True, True)), "zero_grad": (network.zero_grad, ()),
             "randomize": (network.randomize, (1,)), "logits": (network.logits, (self.rows,)),
             "route": (network.route, half), "route_counts": (network.route_counts, half),
             "parameter_table": (network.parameter_table, ()), "parameter": (network.parameter, (0,)),
@@ -107,6 +126,7 @@ class Objects:
             "exp_avg": (optimizer.exp_avg, (0,)), "exp_avg_sq": (optimizer.exp_avg_sq, (0,)),
             "prefill": (decoder.prefill, (self.tokens[:, :1].copy(), np.array([1, 0], np.int32))),
             "decoder.step": (decoder.step, (self.rows,)),
+            "decoder.step changed": (decoder.step, (self.rows, self.step_changes)),
             "generate": (decoder.generate, (1, 1.0, 3, 0.9, 0, 0, 1, np.ones(2, np.uint8), 10, self.rows)),
             "reorder": (decoder.reorder, (self.rows,)), "reserve": (decoder.reserve, (12,)),
             "decoder.route": (decoder.route, half), "clear": (_core.Decoder(network).clear, ()),
@@ -175,6 +195,25 @@ def test_wrong_arguments_of_methods(name: str) -> None:
             delattr(owner, attribute)
         function, arguments = (lambda *value: setattr(owner, attribute, *value)), tuple(value)
     assert with_junk(function, arguments) > len(arguments)
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("name", ["forward changed", "decoder.step changed"])
+def test_wrong_parts_of_interventions(name: str) -> None:
+    function, (*others, changes) = Objects().calls()[name]
+    refused = parts = 0
+    for i, part in enumerate(changes):
+        tries: list[Any] = list(JUNK)
+        for item in part if isinstance(part, list) else ():
+            tries += [[(*item[:j], junk, *item[j + 1 :])] for j in range(len(item)) for junk in JUNK]
+            parts += len(item)
+        for wrong in tries:
+            try:
+                function(*others, (*changes[:i], wrong, *changes[i + 1 :]))
+            except ORDINARY as error:
+                refused += 1
+                assert str(error)
+    assert refused > 10 * parts > 0
 
 
 FIELDS = _core.config_fields()
