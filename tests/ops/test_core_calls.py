@@ -21,7 +21,7 @@ from cases import CASES, cases_of
 from mom import _core
 from mom.interventions.layout import layout_of
 from mom.interventions.places import places_of
-from mom.interventions.scope import make_call
+from mom.interventions.scope import make_call, records_for
 from mom.model.core_config import core_config
 
 Call = Callable[..., Any]
@@ -88,11 +88,12 @@ class Objects:
         _, place, round, _, _ = places_of(config)["block0.round1.attn.input"].site
         out = np.zeros((2, config.n_head, 3, 3), np.float32)
         full = make_call(
-            config, layout_of(self.tokens), (), rules, None, ["hidden", "block0.round0.*"], gradients=True,
-            token_losses=True, attention=(place, round, self.rows, out),
-        )  # fmt: skip
-        step = make_call(config, layout_of(self.rows[:, None]), (), rules, records=True)
+            config, layout_of(self.tokens), (), rules, None, ["hidden", "block0.round0.*"], gradients=True
+        )
+        step = make_call(config, layout_of(self.rows[:, None]), (), rules)
         assert full is not None and step is not None
+        full.token_losses, full.attention = np.zeros(6, np.float32), (place, round, self.rows, out)
+        step.records = records_for(config, step, 2)
         return [full.core, step.core]
 
     def forward(self) -> None:

@@ -20,7 +20,7 @@ from .selection import HALVES, NONE
 if TYPE_CHECKING:
     from ..model.routes import Routes
 
-__all__ = ["Call", "Captured", "Scope", "capture_bytes", "make_call"]
+__all__ = ["Call", "Captured", "Scope", "capture_bytes", "make_call", "records_for"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -139,23 +139,20 @@ def make_call(
     routes: Routes | None = None,
     capture: Sequence[str] = (),
     gradients: bool = False,
-    token_losses: bool = False,
-    attention: tuple[Any, ...] | None = None,
-    records: bool = False,
+    always: bool = False,
 ) -> Call | None:
-    """Resolve everything that applies to one call; None if nothing does. A decoder can ask for `Call.records`."""
+    """Resolve everything that applies to one call; None if nothing does, unless `always` is set."""
     ambient = [rule for scope in scopes for rule in scope.rules]
-    if not (ambient or own or capture or token_losses or attention or records or routes is not None):
+    if not (ambient or own or capture or always or routes is not None):
         return None
     resolved = resolve(config, layout, own, routes, capture, gradients, ambient=ambient)
-    losses = np.full(len(layout.tokens), np.nan, np.float32) if token_losses else None
-    wanted = _records(config, resolved.core[0], len(layout.tokens)) if records else []
-    return Call(scopes, Scope(tuple(own)), resolved, layout.shape, losses, attention, wanted)
+    return Call(scopes, Scope(tuple(own)), resolved, layout.shape)
 
 
-def _records(config: MoMConfig, kept: tuple[int, int], tokens: int) -> list[tuple[Any, ...]]:
-    """Arrays for the routes of all half-rounds that have a router; `kept` as in `Resolved.core`."""
+def records_for(config: MoMConfig, call: Call, tokens: int) -> list[tuple[Any, ...]]:
+    """`Call.records` of so many tokens: arrays for the routes of all half-rounds that have a router."""
     found: list[tuple[Any, ...]] = []
+    kept = call.resolved.core[0]
     for place, kind in enumerate(config.places()):
         for r in range(config.rounds if kind == "block" else 0):
             for half, name in enumerate(HALVES):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from .._arguments import as_ids, count, flag, prompts, sampling
 from ..interventions.layout import continued
-from ..interventions.scope import Call, make_call
+from ..interventions.scope import Call, make_call, records_for
 from .network import Network
 from .routes import Routes, routes_of_rows
 
@@ -213,7 +213,10 @@ class Decoder:
         layout = continued(parts)
         if not len(layout.tokens):
             return None
-        return make_call(self._model.config, layout, scopes, records=self._keep_routes)
+        call = make_call(self._model.config, layout, scopes, always=self._keep_routes)
+        if call is not None and self._keep_routes:
+            call.records = records_for(self._model.config, call, len(layout.tokens))
+        return call
 
     def _appended(self, rows: list[NDArray[np.int32]], changes: Call | None) -> None:
         if not self._tokens:

@@ -131,7 +131,12 @@ class Intervening:
         layout = layout_of(given["tokens"], given.get("mask"), given.get("lengths"))
         needed = capture_bytes(self.config, names, len(layout.tokens), keep)
         self._check_room("capture: the copies", needed, "Capture fewer places or use a smaller batch")
-        return make_call(self.config, layout, self.scopes, own, routes, names, keep, token_losses, attention)
+        always = token_losses or attention is not None
+        call = make_call(self.config, layout, self.scopes, own, routes, names, keep, always)
+        if call is not None:
+            call.attention = attention
+            call.token_losses = np.full(len(layout.tokens), np.nan, np.float32) if token_losses else None
+        return call
 
     def _check_room(self, what: str, needed: int, way_out: str) -> None:
         limit = self.memory_limit
