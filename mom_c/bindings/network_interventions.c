@@ -44,6 +44,23 @@ static int hold(const reader *r, PyObject *object, const char *name, int type, i
     return 0;
 }
 
+/* The items of a list as a tuple that is kept alive, since the caller can change the list while an item is converted. The
+ * result is borrowed; NULL with an exception set on failure. */
+static PyObject *items_of(const reader *r, PyObject *list) {
+    PyObject *items = PyList_AsTuple(list);
+    const int kept = items && PyList_Append(r->held->arrays, items) == 0;
+    Py_XDECREF(items);
+    return kept ? items : NULL;
+}
+
+/* Whether an object is a tuple. If not, sets TypeError. */
+static int is_tuple(PyObject *object, const char *name) {
+    if (PyTuple_Check(object))
+        return 1;
+    PyErr_Format(PyExc_TypeError, "%s: expected tuple, got %s", name, Py_TYPE(object)->tp_name);
+    return 0;
+}
+
 /* ---- routes */
 
 static int check_bias(const float *bias, size_t rows, size_t S) {
@@ -75,7 +92,7 @@ static int read_route(const reader *r, PyObject *item, mom_route_change **routes
     int half;
     PyObject *forced, *bias;
     void *forced_data, *bias_data;
-    if (!PyArg_ParseTuple(item, "nniOO:routes", &place, &round, &half, &forced, &bias))
+    if (!is_tuple(item, "routes") || !PyArg_ParseTuple(item, "nniOO:routes", &place, &round, &half, &forced, &bias))
         return -1;
     const mom_params *params = &r->gpt->params;
     if (place < 0 || (size_t)place >= params->num_places || half < 0 || half > 1 || round < 0 ||
@@ -101,16 +118,16 @@ static int read_route(const reader *r, PyObject *item, mom_route_change **routes
     return 0;
 }
 
-static int read_routes(const reader *r, PyObject *list) {
+static int read_routes(const reader *r, PyObject *items) {
     const mom_params *params = &r->gpt->params;
-    if (!PyList_GET_SIZE(list))
+    if (!PyTuple_GET_SIZE(items))
         return 0;
     mom_route_change **routes = new_table(r, params->num_places, sizeof *routes);
     for (size_t i = 0; routes && i < params->num_places; i++)
         if (!(routes[i] = new_table(r, 2 * params->places[i].rounds, sizeof **routes)))
             return -1;
-    for (Py_ssize_t i = 0; routes && i < PyList_GET_SIZE(list); i++)
-        if (read_route(r, PyList_GET_ITEM(list, i), routes) < 0)
+    for (Py_ssize_t i = 0; routes && i < PyTuple_GET_SIZE(items); i++)
+        if (read_route(r, PyTuple_GET_ITEM(items, i), routes) < 0)
             return -1;
     r->held->interventions.routes = (const mom_route_change *const *)routes;
     return routes ? 0 : -1;
@@ -152,7 +169,8 @@ static int read_patch(const reader *r, PyObject *item, mom_patch *patch) {
     int n[5];
     PyObject *value_row, *values;
     void *rows, *data;
-    if (!PyArg_ParseTuple(item, "iiiiiOOf:patches", &n[0], &n[1], &n[2], &n[3], &n[4], &value_row, &values, &patch->factor))
+    if (!is_tuple(item, "patches") ||
+        !PyArg_ParseTuple(item, "iiiiiOOf:patches", &n[0], &n[1], &n[2], &n[3], &n[4], &value_row, &values, &patch->factor))
         return -1;
     const size_t width = read_site(r->gpt, n, &patch->site);
     const npy_intp N[1] = {(npy_intp)r->N}, shape[2] = {-1, (npy_intp)width};
@@ -173,15 +191,15 @@ static int read_patch(const reader *r, PyObject *item, mom_patch *patch) {
     return -1;
 }
 
-static int read_patches(const reader *r, PyObject *list, PyObject *touched) {
+static int read_patches(const reader *r, PyObject *items, PyObject *touched) {
     mom_interventions *in = &r->held->interventions;
-    const npy_intp count[1] = {PyList_GET_SIZE(list)};
+    const npy_intp count[1] = {PyTuple_GET_SIZE(items)};
     void *counters;
     mom_patch *patches = new_table(r, (size_t)count[0], sizeof *patches);
     if (!patches || hold(r, touched, "touched", NPY_INT64, 1, count, 1, 0, &counters) < 0)
         return -1;
     for (npy_intp i = 0; i < count[0]; i++) {
-        if (read_patch(r, PyList_GET_ITEM(list, i), &patches[i]) < 0)
+        if (read_patch(r, PyTuple_GET_ITEM(items, i), &patches[i]) < 0)
             return -1;
         patches[i].touched = (int64_t *)counters + i;
     }
@@ -194,7 +212,8 @@ static int read_capture(const reader *r, PyObject *item, mom_capture *capture) {
     int n[5];
     PyObject *values, *gradients;
     void *data, *gradient_data;
-    if (!PyArg_ParseTuple(item, "iiiiiOO:captures", &n[0], &n[1], &n[2], &n[3], &n[4], &values, &gradients))
+    if (!is_tuple(item, "captures") ||
+        !PyArg_ParseTuple(item, "iiiiiOO:captures", &n[0], &n[1], &n[2], &n[3], &n[4], &values, &gradients))
         return -1;
     const size_t width = read_site(r->gpt, n, &capture->site);
     const npy_intp shape[2] = {(npy_intp)r->N, (npy_intp)width};
@@ -206,14 +225,14 @@ static int read_capture(const reader *r, PyObject *item, mom_capture *capture) {
     return 0;
 }
 
-static int read_captures(const reader *r, PyObject *list) {
+static int read_captures(const reader *r, PyObject *items) {
     mom_interventions *in = &r->held->interventions;
-    const Py_ssize_t count = PyList_GET_SIZE(list);
+    const Py_ssize_t count = PyTuple_GET_SIZE(items);
     mom_capture *captures = new_table(r, (size_t)count, sizeof *captures);
     if (!captures)
         return -1;
     for (Py_ssize_t i = 0; i < count; i++)
-        if (read_capture(r, PyList_GET_ITEM(list, i), &captures[i]) < 0)
+        if (read_capture(r, PyTuple_GET_ITEM(items, i), &captures[i]) < 0)
             return -1;
     in->captures = captures;
     in->capture_count = (size_t)count;
@@ -228,7 +247,7 @@ static int read_attention(const reader *r, PyObject *object) {
     void *rows, *out;
     if (object == Py_None)
         return 0;
-    if (!PyArg_ParseTuple(object, "nnOO:attention", &place, &round, &rows_o, &out_o))
+    if (!is_tuple(object, "attention") || !PyArg_ParseTuple(object, "nnOO:attention", &place, &round, &rows_o, &out_o))
         return -1;
     if (place < 0 || (size_t)place >= params->num_places || round < 0 || (size_t)round >= params->places[place].rounds) {
         PyErr_Format(PyExc_ValueError, "attention: no place %zd with a round %zd", place, round);
@@ -260,7 +279,8 @@ static int read_record(const reader *r, PyObject *item, mom_route_record **recor
     int half;
     PyObject *index_o, *kept_o, *scores_o;
     void *index, *kept, *scores;
-    if (!PyArg_ParseTuple(item, "nniOOO:records", &place, &round, &half, &index_o, &kept_o, &scores_o))
+    if (!is_tuple(item, "records") ||
+        !PyArg_ParseTuple(item, "nniOOO:records", &place, &round, &half, &index_o, &kept_o, &scores_o))
         return -1;
     const mom_pool *pool = half < 0 || half > 1 ? NULL : mom_find_pool(params, place, round, half);
     if (!pool || !pool->routed) {
@@ -278,16 +298,16 @@ static int read_record(const reader *r, PyObject *item, mom_route_record **recor
     return 0;
 }
 
-static int read_records(const reader *r, PyObject *list) {
+static int read_records(const reader *r, PyObject *items) {
     const mom_params *params = &r->gpt->params;
-    if (!PyList_GET_SIZE(list))
+    if (!PyTuple_GET_SIZE(items))
         return 0;
     mom_route_record **records = new_table(r, params->num_places, sizeof *records);
     for (size_t i = 0; records && i < params->num_places; i++)
         if (!(records[i] = new_table(r, 2 * params->places[i].rounds, sizeof **records)))
             return -1;
-    for (Py_ssize_t i = 0; records && i < PyList_GET_SIZE(list); i++)
-        if (read_record(r, PyList_GET_ITEM(list, i), records) < 0)
+    for (Py_ssize_t i = 0; records && i < PyTuple_GET_SIZE(items); i++)
+        if (read_record(r, PyTuple_GET_ITEM(items, i), records) < 0)
             return -1;
     r->held->interventions.records = (const mom_route_record *const *)records;
     return records ? 0 : -1;
@@ -303,7 +323,9 @@ static int read_all(const reader *r, PyObject *tuple) {
     const npy_intp N[1] = {(npy_intp)r->N};
     void *token_losses;
     if (!PyArg_ParseTuple(tuple, "(nn)O!O!O!OOOO!:interventions", &attn, &ffn, &PyList_Type, &routes, &PyList_Type, &patches,
-                          &PyList_Type, &captures, &touched, &attention, &losses, &PyList_Type, &records))
+                          &PyList_Type, &captures, &touched, &attention, &losses, &PyList_Type, &records) ||
+        !(routes = items_of(r, routes)) || !(patches = items_of(r, patches)) || !(captures = items_of(r, captures)) ||
+        !(records = items_of(r, records)))
         return -1;
     if (attn < 0 || (size_t)attn > c->choices_attn || ffn < 0 || (size_t)ffn > c->choices_ffn) {
         PyErr_Format(PyExc_ValueError, "choices: (%zd, %zd), expected 0 to %zu and 0 to %zu", attn, ffn, c->choices_attn,
@@ -325,10 +347,8 @@ int mom_hold_interventions(PyObject *object, const mom_gpt *gpt, const mom_batch
     *held = NULL;
     if (object == Py_None)
         return 0;
-    if (!PyTuple_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "interventions: expected tuple, got %s", Py_TYPE(object)->tp_name);
+    if (!is_tuple(object, "interventions"))
         return -1;
-    }
     mom_held_interventions *own = PyMem_Calloc(1, sizeof *own);
     if (!own) {
         PyErr_NoMemory();
