@@ -12,6 +12,8 @@ import numpy as np
 
 import mom
 from mom import _core, ops
+from mom.interventions.layout import layout_of
+from mom.interventions.scope import make_call, records_for
 
 from .mutate import pick
 
@@ -35,6 +37,25 @@ def _model(rng: np.random.Generator) -> mom.MoM:
         if rng.random() < 0.4:
             model.backward()
     return model
+
+
+def _rules(config: mom.MoMConfig) -> list[mom.Intervention]:
+    """One of each kind."""
+    rules: list[mom.Intervention] = [mom.Zero("hidden", rows=[0]), mom.Patch("embedding", 0.5, tokens=[2])]
+    if not config.is_vanilla:
+        rules += [
+            mom.Force("ffn", to=[1], tokens=[1]), mom.Forbid("ffn", modules=[0]), mom.Bias("ffn", {0: 0.5}, rows=[1]),
+            mom.RandomRoutes("attn", tokens=[3]), mom.TopK(2), mom.Scale("block0.round0.ffn.*", 0.5),
+        ]  # fmt: skip
+    return rules
+
+
+def _changes(model: mom.MoM, tokens: np.ndarray, records: bool = False) -> tuple[Any, ...]:
+    """What the extension gets as interventions."""
+    call = make_call(model.config, layout_of(tokens), (), _rules(model.config), None, ["hidden"], gradients=not records)
+    assert call is not None
+    call.records = records_for(model.config, call, tokens.size) if records else []
+    return call.core
 
 
 def network(rng: np.random.Generator) -> tuple[Any, list[Method]]:
@@ -63,7 +84,8 @@ def network(rng: np.random.Generator) -> tuple[Any, list[Method]]:
         False,
     )
     return core, [
-        ("forward", forward), ("forward", packed), ("forward", forward), (".used", ()), ("=used", (used,)),
+        ("forward", forward), ("forward", packed), ("forward", (*forward, _changes(model, TOKENS))), (".used", ()),
+        ("=used", (used,)),
         ("=random_state", ((1, 2),)), (".random_state", ()), ("=memory_limit", (2**31,)), (".memory_limit", ()),
         (".region", ()), (".region_parts", ()), ("plan", (2, 6, 12, True, False, True)), ("backward", ({"lm": 1.0},)),
         ("backward", ({"lm": 1.0, "balance": 0.1},)), ("zero_grad", ()), ("randomize", (3,)),
@@ -74,14 +96,16 @@ def network(rng: np.random.Generator) -> tuple[Any, list[Method]]:
 
 
 def decoder(rng: np.random.Generator) -> tuple[Any, list[Method]]:
-    made = _core.Decoder(_model(rng).core, pick(rng, ("float32", "bfloat16", "int8")))
+    model = _model(rng)
+    made = _core.Decoder(model.core, pick(rng, ("float32", "bfloat16", "int8")))
     if rng.random() < 0.7:
         made.prefill(TOKENS)
     rows = np.array([1, 0], np.int32)
     generate = (3, 0.8, 5, 0.9, 1, 0, -1, np.zeros(2, np.uint8), 0, None)
     return made, [
-        ("prefill", (TOKENS,)), ("prefill", (TOKENS, np.array([3, 6], np.int32))), ("step", (rows,)), ("step", (rows,)),
-        ("generate", generate), ("generate", (*generate[:8], 30, np.array([5, 6], np.int32))), ("reorder", (rows,)),
+        ("prefill", (TOKENS,)), ("prefill", (TOKENS, np.array([3, 6], np.int32))), ("step", (rows,)),
+        ("prefill", (TOKENS, None, _changes(model, TOKENS, records=True))), ("step", (rows,)), ("generate", generate),
+        ("generate", (*generate[:8], 30, np.array([5, 6], np.int32))), ("reorder", (rows,)),
         ("reserve", (8,)), ("clear", ()), ("route", (0, 0, 0)), ("route", (1, 0, 1)), (".logits", ()), (".lengths", ()),
         (".bytes", ()), (".weights", ()),
     ]  # fmt: skip
@@ -112,8 +136,38 @@ def model(rng: np.random.Generator) -> tuple[Any, list[Method]]:
     ]  # fmt: skip
 
 
+def interventions(rng: np.random.Generator) -> tuple[Any, list[Method]]:
+    made = _model(rng)
+    routes = made(TOKENS, return_routes=True).routes
+    assert routes is not None
+
+    def active(rules: Any, untouched: Any) -> None:
+        with made.intervene(rules, untouched):
+            made(TOKENS, TOKENS)
+            made.backward()
+
+    thing = SimpleNamespace(
+        call=lambda rules, capture, losses: made(
+            TOKENS, TOKENS, interventions=rules, capture=capture, return_token_losses=losses
+        ),
+        replay=lambda tokens, given: made(tokens, routes=given), active=active, attention=made.attention,
+        read=mom.Intervention.from_dict, edit=routes.edit, agreement=routes.agreement, force=mom.Force,
+        forbid=mom.Forbid, bias=mom.Bias, top_k=mom.TopK, random=mom.RandomRoutes, patch=mom.Patch, scale=mom.Scale,
+    )  # fmt: skip
+    rules = _rules(made.config)
+    return thing, [
+        ("call", (rules, ["hidden", "*.round0.*"], True)), ("call", (rules, "final", False)),
+        ("active", (rules, "warn")), ("replay", (TOKENS, routes)), ("attention", (TOKENS, "block0.round1.attn", [1])),
+        ("agreement", (routes,)), ("edit", ("ffn", [1], 0, [2], [0])), ("read", (pick(rng, rules).to_dict(),)),
+        ("scale", ("final", 0.5, [1], [0])), ("force", ("ffn", [1], [(0, 1)], [2], [0])), ("top_k", (1, "attn", [0])),
+        ("forbid", ("attn", [1], [0], [2], [1])),
+        ("bias", ("ffn", {0: 0.5, "SKIP": -1.0}, [0])), ("random", ("attn", [0], [2], [1], 3)),
+        ("patch", ("embedding", np.zeros(4, np.float32), [1], [0])),
+    ]  # fmt: skip
+
+
 def python_decoder(rng: np.random.Generator) -> tuple[Any, list[Method]]:
-    made = mom.Decoder(_model(rng), pick(rng, (None, "int8", "bfloat16")))
+    made = mom.Decoder(_model(rng), pick(rng, (None, "int8", "bfloat16")), keep_routes=bool(rng.random() < 0.3))
     if rng.random() < 0.7:
         made.prefill(TOKENS)
     return made, [
@@ -184,5 +238,5 @@ def settings(rng: np.random.Generator) -> tuple[Any, list[Method]]:
 OBJECTS: dict[str, Callable[[np.random.Generator], tuple[Any, list[Method]]]] = {
     "Network": network, "_core.Decoder": decoder, "_core.AdamW": optimizer, "RoutingPlan": plan, "MoM": model,
     "classifier": classifier, "Tokenizer": tokenizer, "tokens": tokens, "settings": settings,
-    "Decoder": python_decoder,
+    "Decoder": python_decoder, "interventions": interventions,
 }  # fmt: skip

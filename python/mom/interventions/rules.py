@@ -36,7 +36,8 @@ def _rounds(value: Any) -> tuple[int | tuple[int, int], ...] | None:
     for item in items:
         pair = isinstance(item, (tuple, list))
         whole = numbers(item, "rounds")
-        assert whole is not None
+        if whole is None:
+            raise TypeError(f"rounds: expected numbers or (block, round) pairs, got {value!r}. None alone means all")
         if pair and len(whole) != 2:
             raise ValueError(f"rounds: expected numbers or (block, round) pairs, got {item!r}")
         found.append((whole[0], whole[1]) if pair else whole[0])
