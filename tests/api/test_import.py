@@ -11,10 +11,10 @@ import mom
 
 #: Large, or drawing in a lot; each has its own moment.
 LATER = (
-    "tqdm", "tokenizers", "safetensors", "importlib.metadata", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn", "torch",
-    "transformers", "datasets", "huggingface_hub", "mom.reference", "mom.demo", "mom.cli", "mom.data", "mom.evaluate",
-    "mom.glue", "mom.ops", "mom.routing", "mom.sklearn", "mom.training", "mom.xsum", "argparse", "unittest", "email",
-    "http", "asyncio", "multiprocessing", "mom.analysis",
+    "tqdm", "tokenizers", "safetensors", "importlib.metadata", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn",
+    "torch", "transformers", "datasets", "huggingface_hub", "mom.reference", "mom.demo", "mom.cli", "mom.data",
+    "mom.evaluate", "mom.glue", "mom.ops", "mom.routing", "mom.sklearn", "mom.training", "mom.xsum", "argparse",
+    "unittest", "email", "http", "asyncio", "multiprocessing", "mom.analysis",
 )  # fmt: skip
 
 
