@@ -263,6 +263,12 @@ def test_wrong_descriptions_are_refused(values: dict[str, Any], message: str) ->
         mom.Intervention.from_dict(values)
 
 
+@pytest.mark.parametrize("rounds", [[None], [0, None], ["0"], [True]])
+def test_rounds_are_numbers_or_pairs(rounds: Any) -> None:
+    with pytest.raises(TypeError, match="^rounds: expected"):
+        mom.Forbid("attn", modules=[1], rounds=rounds)
+
+
 # ---------------------------------------------------------------------- bad input
 BAD: list[tuple[list[Any], str]] = [
     ([mom.Force("ffn", to=9)], "to: there is no module 9; there are 4, and 'SKIP'"),
