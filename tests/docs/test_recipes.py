@@ -40,6 +40,9 @@ EXAMPLES = {
         {
             "mom_c/kernels/level.inc": "a kernel of the cell of recurrent kinds",
             "mom_c/kernels/vec.inc": "a kernel of the cell of recurrent kinds",
+            "tests/analysis/test_audit.py": CHOSEN,
+            "tests/analysis/test_oracle.py": CHOSEN,
+            "tests/analysis/test_restart.py": CHOSEN,
             "tests/model/test_against_reference.py": CHOSEN,
             "tests/model/test_arena_failures.py": CHOSEN,
             "tests/model/test_capture.py": CHOSEN,
@@ -69,7 +72,8 @@ EXAMPLES = {
         },
     ),
     "Adding a configuration field": Example(
-        r"\bweighted_qkv\b|SMALL_WEIGHTED", {}, {"tests/reference/test_reference_interventions.py": CHOSEN}
+        r"\bweighted_qkv\b|SMALL_WEIGHTED", {},
+        {"tests/analysis/test_restart.py": CHOSEN, "tests/reference/test_reference_interventions.py": CHOSEN},
     ),
     "Adding an operator": Example(
         r"mom_gelu_|vec_gelu_|(?<!vec\.)\bgelu_(forward|backward)\b|\"gelu\"|\bgelu\.forward\b",

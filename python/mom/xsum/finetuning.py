@@ -161,9 +161,7 @@ def finetune(
     held_out, _, _ = make_rows(source, validation[:val_rows], length, max_summary)
 
     def begin(seed: int) -> MoM:
-        made = copy_of(source, MoM, seed, config.dropout)
-        made.finetuning_task, made.finetuning_lengths = TASK, {"max_length": length, "max_summary": max_summary}
-        return made
+        return _copy_of(source, seed, config, {"max_length": length, "max_summary": max_summary})
 
     def fit(made: MoM, seed: int, options: RunOptions) -> LoopResult:
         def measure() -> dict[str, float]:
@@ -188,6 +186,13 @@ def finetune(
         runs.write_results(folder, {**result.to_dict(), "max_summary": max_summary, "seconds": loop.seconds}, config)
     runs.raise_interruption("" if folder is None else f"; kept in {folder}")
     return result
+
+
+def _copy_of(source: MoM, seed: int, config: FinetuneConfig, lengths: dict[str, int]) -> MoM:
+    """The model that is trained."""
+    made = copy_of(source, MoM, seed, config.dropout)
+    made.finetuning_task, made.finetuning_lengths = TASK, lengths
+    return made
 
 
 def _facts(source: MoM, rows: list[Row], held_out: list[Row]) -> dict[str, Any]:
