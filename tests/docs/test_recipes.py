@@ -81,7 +81,7 @@ EXAMPLES = {
         {
             "mom_c/bindings/test_functions.c": "calls the kernel for its test",
             "mom_c/kernels/pack.inc": "calls the kernel",
-            "python/mom/model/tensors.py": "calls the operator for a single module",
+            "python/mom/model/tensors.py": "calls the operator",
             "python/mom/ops/shared.py": "calls the operator in a documented example",
             "python/mom/reference/pools.py": "calls the operator",
             "tests/ops/test_arguments.py": CHOSEN,
