@@ -86,9 +86,25 @@ static mom_status plan_region(const mom_gpt *gpt, const mom_memory_key *key, mom
 /* A margin, because the sizes of temporaries also depend on how evenly the tokens are distributed over the modules. */
 static size_t spare_room(size_t bytes) { return (bytes / 256 + ((size_t)1 << 16)) / MOM_ALIGNMENT * MOM_ALIGNMENT; }
 
+/* Fails for batches that no routing plan can hold. Even a dry run would make long lists of their sequences. */
+static mom_status check_choices(const mom_gpt *gpt, size_t N, mom_error *err) {
+    size_t most = 1;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (int half = 0; half < 2; half++) {
+            const mom_pool *pool = mom_place_pool(&gpt->params.places[i], half);
+            most = mom_max(most, !pool->routed ? 1 : gpt->config.all_paths ? pool->M : pool->K);
+        }
+    if (N > INT32_MAX / most)
+        return mom_error_set(err, MOM_ERR_VALUE,
+                             "index: %zu tokens with %zu choices each, expected at most %ld choices in all", N, most,
+                             (long)INT32_MAX);
+    return MOM_OK;
+}
+
 mom_status mom_gpt_plan(mom_gpt *gpt, const mom_memory_key *key, mom_memory_plan *plan, mom_error *err) {
     const mom_gradients *g = &gpt->gradients;
     mom_region region = {0};
+    MOM_TRY(check_choices(gpt, key->N, err));
     MOM_TRY(plan_region(gpt, key, &region, err));
     *plan = (mom_memory_plan){.parameters = gpt->params.total * sizeof(float),
                               .gradients = key->keep ? mom_gradients_bytes(g, &gpt->params) : 0,

@@ -229,3 +229,29 @@ def test_arguments_are_named(token_file):
     ):
         with pytest.raises(DataError, match=message):
             WindowSampler(tokens, **arguments)
+
+
+def test_errors_of_the_disk_name_the_file(token_file, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    path = token_file(64).path
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        TokenFile(path)
+    assert caught.value.filename == str(path)
+
+
+def test_an_error_while_a_file_is_closed_is_not_raised(token_file, monkeypatch):
+    def broken(file):
+        close(file)
+        raise OSError(5, "Input/output error")
+
+    close = os.close
+    opened = token_file(64)
+    monkeypatch.setattr(os, "close", broken)
+    errors = []
+    monkeypatch.setattr("sys.unraisablehook", errors.append)
+    monkeypatch.setattr("sys.excepthook", lambda *error: errors.append(error))
+    del opened
+    assert not errors

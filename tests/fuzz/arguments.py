@@ -167,7 +167,8 @@ def _array(rng: Random, a: np.ndarray) -> Any:
         case 12:
             return np.broadcast_to(a.reshape(-1)[:1], a.shape) if a.ndim and a.size else a
         case 13:
-            return pick(rng, (a.tolist(), memoryview(np.ascontiguousarray(a)), a.view(Odd), np.ma.array(a), a.ravel()))
+            buffer = a.tobytes() if a.dtype.kind in "Mm" else memoryview(np.ascontiguousarray(a))  # dates are no buffer
+            return pick(rng, (a.tolist(), buffer, a.view(Odd), np.ma.array(a), a.ravel()))
         case 14:
             return _pushed(rng, a)
         case _:

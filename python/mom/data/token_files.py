@@ -17,6 +17,7 @@ Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002 (the gener
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -86,8 +87,9 @@ class TokenFile:
         if left:
             raise DataError(f"{self.path}: what 'mom prepare' was writing when it was interrupted{left}")
         self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._file)
-        layout = layout_of(self.path, self._file, None if dtype is None else str(dtype), vocab_size)
+        weakref.finalize(self, _close, self._file)
+        with naming_file(self.path):
+            layout = layout_of(self.path, self._file, None if dtype is None else str(dtype), vocab_size)
         self.dtype, self._offset, self._count = layout.dtype, layout.offset, layout.tokens
         bounds = [size for size in (vocab_size, layout.vocab_size) if size is not None]
         self.vocab_size = min(bounds, default=None)
@@ -157,6 +159,12 @@ class TokenFile:
         wanted = self._offset + self._count * row.itemsize
         if size < wanted or done < row.nbytes:
             raise DataError(f"{self.path}: became shorter while in use ({size} bytes, {wanted} before)")
+
+
+def _close(file: int) -> None:
+    """Close a file that was only read. Nothing can be lost, and nobody is there to hear of an error."""
+    with contextlib.suppress(OSError):
+        os.close(file)
 
 
 class WindowSampler:
