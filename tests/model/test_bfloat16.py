@@ -106,7 +106,8 @@ def test_edges_against_the_twin(name: str, kernel_level: str) -> None:
     (call,), (want,) = comparison.batches, comparison.expected.outputs
     out = model(**call, return_logits=True, return_routes=True)
     for half, places in want.routes.items():
-        for have, route in zip(out.routes.index[half], (r for rounds in places.values() for r in rounds), strict=True):
+        entries = [route for rounds in places.values() for route in rounds]
+        for have, route in zip(out.routes.index.get(half, []), entries, strict=True):  # no entry without a router
             assert np.array_equal(np.sort(have, -1), np.sort(route.index, -1))
     assert relative_error(out.logits, want.logits) < 0.02
     assert want.lm_loss is not None and out.lm_loss is not None

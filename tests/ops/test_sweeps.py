@@ -27,11 +27,14 @@ OPTIONS = {
 def fitting(case: Case, sizes: dict[str, int]) -> Case:
     """The case with these sizes, where heads divide the width and there are no more choices than modules."""
     sizes = dict(sizes)
-    if case.operator == "attention":
+    if case.operator in ("attention", "attention_probabilities"):
         sizes["C"] *= max(sizes["H"], 1)
     if case.operator == "embedding":
         sizes["P"] = max(sizes["P"], sizes["T"])
-    if "K" in sizes:
+    if case.operator == "forced_choices":  # outputs from M on mean SKIP
+        sizes["S"] = max(sizes["S"], sizes["M"])
+        sizes["K"] = min(sizes["K"], sizes["S"])
+    elif "K" in sizes:
         most = sizes["M"] if "M" in sizes else sizes["S"]
         sizes["K"] = most if case.options.get("dense") else min(sizes["K"], most)
     return Case(case.operator, "drawn", sizes, case.options)
