@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from intervened import made, tokens_of
+from intervened import SMALL, made, tokens_of
 
 import mom
 from mom.model import beam_search
@@ -390,3 +390,62 @@ def test_tokens_of_an_interrupted_call_are_not_guessed() -> None:
     decoder.clear()
     with model.intervene([mom.Scale("hidden", 2.0)]):
         decoder.prefill(tokens_of(2, 4))
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_replaying_own_routes_in_decoding_gives_the_same_bits(name: str, weights: str) -> None:
+    model = setting(name)[0]
+    prompts = [tokens_of(1, 5)[0], tokens_of(1, 2)[0]]
+    own, followed = mom.Decoder(model, weights, keep_routes=True), []
+    bits = [own.prefill(prompts), own.step([3, 4]), own.prefill(tokens_of(2, 3))]
+    bits += [np.stack(own.generate(3)), own.logits]
+    followed = mom.Decoder(model, weights, keep_routes=True, routes=own.routes)
+    again = [followed.prefill(prompts), followed.step([3, 4]), followed.prefill(tokens_of(2, 3))]
+    again += [np.stack(followed.generate(3)), followed.logits]
+    for have, want in zip(again, bits, strict=True):
+        np.testing.assert_array_equal(have, want)
+    assert followed.routes == own.routes
+
+
+def test_replayed_routes_of_a_full_pass_end_where_their_tokens_end() -> None:
+    model, tokens = made(), tokens_of(2, 12)
+    routes = model(tokens, return_routes=True).routes
+    assert routes is not None
+    edited = routes.edit("ffn", to="SKIP", tokens=[3, 7], rows=[1]).edit("attn", to=1, round=2, tokens=[9])
+    full = model(tokens, routes=edited, return_logits=True).logits
+    decoder = mom.Decoder(model, keep_routes=True, routes=edited)
+    close(decoder.prefill(tokens[:, :4]), full[:, 3])
+    for t in range(4, 12):
+        close(decoder.step(tokens[:, t]), full[:, t])
+    decoder.step([1, 2])  # a thirteenth token chooses freely
+    seen = decoder.routes.module["ffn"].reshape(-1, 2, 13, 2)
+    assert (seen[:, 1, [3, 7]] == routes.num_modules["ffn"]).all()
+    free = model(np.concatenate([tokens, [[1], [2]]], axis=1), return_routes=True).routes
+    assert free is not None and not np.array_equal(free.module["ffn"][:, 1, 3], seen[:, 1, 3])
+
+
+def test_rows_of_replayed_routes_are_prompts_also_after_reorder() -> None:
+    model, tokens = made(), tokens_of(2, 8)
+    routes = model(tokens, return_routes=True).routes
+    assert routes is not None
+    edited = routes.edit("ffn", to="SKIP", tokens=[6], rows=[1])
+    decoder = mom.Decoder(model, keep_routes=True, routes=edited)
+    decoder.prefill(tokens[:, :6])
+    decoder.reorder([1, 0, 1])
+    decoder.step([1, 1, 1])
+    seen = decoder.routes.module["ffn"].reshape(-1, 3, 7, 2)[:, :, 6]
+    assert (seen[:, [0, 2]] == SMALL.num_ffn).all() and (seen[:, 1] != SMALL.num_ffn).any()
+
+
+def test_routes_that_do_not_fit_a_decoder_are_refused_before_any_work() -> None:
+    model, tokens = made(), tokens_of(2, 8)
+    routes = model(tokens, return_routes=True).routes
+    with pytest.raises(ValueError, match="routes: are of 2 sequences, there are 1 prompts"):
+        model.generate(tokens[0], max_new_tokens=2, routes=routes)
+    with pytest.raises(TypeError, match="routes: expected mom.Routes, got dict"):
+        mom.Decoder(model, routes={})  # type: ignore[arg-type]
+    decoder = mom.Decoder(made(num_ffn=5), routes=routes)
+    with pytest.raises(ValueError, match="routes: are of a model with other rounds or modules"):
+        decoder.prefill(tokens)
+    assert decoder.lengths.size == 0

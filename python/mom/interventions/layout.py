@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Layout", "continued", "layout_of"]
+__all__ = ["Layout", "continued", "find", "layout_of"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Layout:
         Of arrays with an entry per token: (B, T), or (N,) for packed rows.
     before : tuple of (int, ndarray)
         In a decoder: for sequences that go on, the flat number of the first token here, and the tokens before it.
+    grows : bool
+        Whether it is a decoder's, which may read any part of each sequence.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -39,6 +41,7 @@ class Layout:
     rows: int
     shape: tuple[int, ...]
     before: tuple[tuple[int, npt.NDArray[np.int32]], ...] = ()
+    grows: bool = False
 
 
 def layout_of(
@@ -60,6 +63,17 @@ def layout_of(
     return Layout(tokens.ravel(), row, position.ravel(), real.ravel(), B, tokens.shape)
 
 
+def find(layout: Layout, other: Layout) -> npt.NDArray[np.intp]:
+    """For each token of `layout` the flat number of the real token with its row and position in `other`, or -1."""
+    table = np.full((other.rows, 1 + int(other.position.max(initial=0))), -1, np.intp)
+    real = np.flatnonzero(other.real)
+    table[other.row[real], other.position[real]] = real
+    known = (layout.row < table.shape[0]) & (layout.position < table.shape[1])
+    found = np.full(len(layout.tokens), -1, np.intp)
+    found[known] = table[layout.row[known], layout.position[known]]
+    return found
+
+
 def continued(parts: Sequence[tuple[int, int, npt.NDArray[np.int32], Sequence[int]]]) -> Layout:
     """The layout of tokens that are added to sequences: (row, first position, tokens, tokens before them) of each."""
     tokens = np.concatenate([ids for _, _, ids, _ in parts]) if parts else np.zeros(0, np.int32)
@@ -72,4 +86,4 @@ def continued(parts: Sequence[tuple[int, int, npt.NDArray[np.int32], Sequence[in
         if len(ids) and len(earlier)
     )
     rows = max((number for number, *_ in parts), default=-1) + 1
-    return Layout(tokens, row, position, np.ones(len(tokens), bool), rows, tokens.shape, before)
+    return Layout(tokens, row, position, np.ones(len(tokens), bool), rows, tokens.shape, before, grows=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from .layout import Layout, layout_of
+from .layout import Layout, find, layout_of
 from .places import Place, matching_places, places_of
 from .random_routes import random_choices
 from .rules import Bias, Forbid, Force, Intervention, PlaceIntervention, RandomRoutes, Scale, TopK
@@ -222,16 +222,13 @@ class _Resolver:
                 self.biased(key)[chosen[:, None], outputs] += np.float32(value)
 
     def replay(self, routes: Routes) -> None:
-        """Force every choice of `routes`."""
+        """Force every choice of `routes`; in a decoder, of the tokens that they have."""
         if routes.rounds != self.rounds or any(
             routes.num_modules[half] != self.modules(half) for half in routes.index
         ):
             raise ValueError("routes: are of a model with other rounds or modules")
-        if routes.tokens.shape != self.layout.shape:
-            raise ValueError(f"routes: are of tokens of shape {routes.tokens.shape}, these have {self.layout.shape}")
-        lengths = np.bincount(self.layout.row, minlength=self.layout.rows).tolist()
-        if routes.lengths is not None and routes.lengths.tolist() != lengths:
-            raise ValueError(f"routes: are of rows of lengths {routes.lengths.tolist()}, these have {lengths}")
+        source = self._tokens_of(routes)
+        chosen = np.flatnonzero(source >= 0)
         for half, index in routes.index.items():
             if not self.has_router(half):
                 raise ValueError(f"routes: have choices of the {half} half, which has no router here")
@@ -246,10 +243,21 @@ class _Resolver:
                 )
             if index.shape[-1] != self.kept_by(half):
                 self.kept[number] = index.shape[-1]
-            everything = np.arange(len(self.layout.tokens))
-            for chosen, key in zip(index, self.keys(half, None), strict=True):
-                entries = chosen.reshape(-1, index.shape[-1])
-                self.force(key, everything, np.ascontiguousarray(entries, np.int16), "routes")
+            for choices, key in zip(index, self.keys(half, None), strict=True):
+                entries = choices.reshape(-1, index.shape[-1])[source[chosen]]
+                self.force(key, chosen, np.ascontiguousarray(entries, np.int16), "routes")
+
+    def _tokens_of(self, routes: Routes) -> npt.NDArray[np.intp]:
+        """Which token of `routes` each token of the call is; -1: none, which only a decoder may have."""
+        layout = self.layout
+        if layout.grows:
+            return find(layout, layout_of(routes.tokens, routes.mask, routes.lengths))
+        if routes.tokens.shape != layout.shape:
+            raise ValueError(f"routes: are of tokens of shape {routes.tokens.shape}, these have {layout.shape}")
+        lengths = np.bincount(layout.row, minlength=layout.rows).tolist()
+        if routes.lengths is not None and routes.lengths.tolist() != lengths:
+            raise ValueError(f"routes: are of rows of lengths {routes.lengths.tolist()}, these have {lengths}")
+        return np.arange(len(layout.tokens))
 
     def check_forbidden(self) -> None:
         """Refuse choices that are both forced and forbidden, and tokens that may choose nothing."""

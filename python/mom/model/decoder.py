@@ -42,6 +42,8 @@ class Decoder:
         Tokens per sequence to allocate for at once; the cache grows when needed.
     keep_routes : bool
         Keep how all tokens are routed, for `routes`.
+    routes : Routes, optional
+        Choices to force, by prompt and position. Tokens that it does not have choose freely.
 
     Attributes
     ----------
@@ -92,7 +94,12 @@ class Decoder:
     """
 
     def __init__(
-        self, model: MoM, weights: str | None = None, capacity: int = 0, keep_routes: bool = False
+        self,
+        model: MoM,
+        weights: str | None = None,
+        capacity: int = 0,
+        keep_routes: bool = False,
+        routes: Routes | None = None,
     ) -> None:
         if not isinstance(model, Network) or model.is_classifier:
             raise TypeError(f"model: expected MoM, got {type(model).__name__}")
@@ -107,6 +114,9 @@ class Decoder:
         self._tokens: list[list[int]] = []  # of each sequence, also those that the core has not read yet
         self._prompt: list[int] = []  # the prompt that each sequence continues
         self._keep_routes = flag(keep_routes, "keep_routes")
+        if routes is not None and not isinstance(routes, Routes):
+            raise TypeError(f"routes: expected mom.Routes, got {type(routes).__name__}")
+        self._replay = routes
         self._routes: list[list[list[tuple[NDArray[Any], ...]]]] = []  # of each sequence and call: see `Call.records`
         self._read: list[int] = []  # tokens of each sequence that the core reads in the call at hand
         self._draws = 0  # sampled tokens per sequence: later calls of generate draw other numbers
@@ -188,15 +198,21 @@ class Decoder:
         self._appended(rows, changes)
         return logits
 
+    @property
+    def _follows(self) -> bool:
+        """Whether every token has to be known before the core reads it."""
+        return bool(self._model.scopes) or self._keep_routes or self._replay is not None
+
     def _changes(self, added: list[NDArray[np.int32]], finished: NDArray[np.uint8] | None = None) -> Call | None:
         """What the model's interventions give to the core when these tokens are added to each sequence.
 
         The core reads a chosen token, which is the last of `_tokens`, before the tokens that are added. With `finished`
         nothing is added, and only sequences that go on read theirs.
         """
-        scopes = self._model.scopes
-        if not scopes and not self._keep_routes:
+        if not self._follows:
             return None
+        if self._replay is not None and not self._tokens and self._replay.rows != len(added):
+            raise ValueError(f"routes: are of {self._replay.rows} sequences, there are {len(added)} prompts")
         if self._tokens and [len(row) for row in self._tokens] != self.lengths.tolist():
             raise RuntimeError(
                 "decoder: an interrupted generate has chosen tokens that rules and routes cannot know; call clear"
@@ -213,7 +229,9 @@ class Decoder:
         layout = continued(parts)
         if not len(layout.tokens):
             return None
-        call = make_call(self._model.config, layout, scopes, always=self._keep_routes)
+        call = make_call(
+            self._model.config, layout, self._model.scopes, routes=self._replay, always=self._keep_routes
+        )
         if call is not None and self._keep_routes:
             call.records = records_for(self._model.config, call, len(layout.tokens))
         return call
@@ -266,7 +284,7 @@ class Decoder:
         banned = unused if unused is not None and len(unused) else None
         chunks = [np.zeros((0, lengths.size), np.int32)]
         made = 0
-        step = _CHUNK if len(stops) < 2 and not self._model.scopes and not self._keep_routes else 1
+        step = _CHUNK if len(stops) < 2 and not self._follows else 1
         while made < new and not finished.all():
             changes = self._changes([np.zeros(0, np.int32)] * lengths.size, finished)
             chunk = self._core.generate(

@@ -191,6 +191,7 @@ class MoM(Network):
         stop_token: int | Sequence[int] | None = None,
         weights: str | None = None,
         return_routes: bool = False,
+        routes: Routes | None = None,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
@@ -213,6 +214,9 @@ class MoM(Network):
             Number format in which single tokens read the weights, see `Decoder`; by default the model's dtype.
         return_routes : bool
             Also return how prompts and new tokens were routed while they were read.
+        routes : Routes, optional
+            Choices to force, such as those that an earlier call has returned. They count by prompt and position; tokens
+            that they do not have choose freely.
 
         Returns
         -------
@@ -247,7 +251,7 @@ class MoM(Network):
         added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
         decoder = None
         if max_new_tokens or return_routes:
-            decoder = Decoder(self, weights, keep_routes=return_routes)
+            decoder = Decoder(self, weights, keep_routes=return_routes, routes=routes)
             decoder.prefill(rows)
             added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
         joined = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
