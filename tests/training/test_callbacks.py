@@ -79,9 +79,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
 
 
 def test_wandb_gets_every_number_and_the_settings(tmp_path: Path, runs: list[FakeRun]) -> None:
-    model = train(tmp_path / "my-run", wandb=True)
+    rules = [mom.Forbid("ffn", modules=[1])]
+    model = train(tmp_path / "my-run", wandb=True, interventions=rules)
     (run,) = runs
-    assert run.finished == 1
+    assert run.finished == 1 and run.arguments["config"]["interventions"] == [rules[0].to_dict()]
     assert run.arguments["name"] == "my-run" and run.arguments["dir"] == str(tmp_path / "my-run")
     config = run.arguments["config"]
     assert mom.TrainingConfig(**{name: config[name] for name in mom.TrainingConfig.names()}).lr == SETTINGS["lr"]

@@ -26,6 +26,7 @@ from ..data.prepare import tokenizer_of
 from ..errors import ConfigError, TrainingError
 from ..files.atomic import clean_leftovers
 from ..files.locks import lock_folder
+from ..interventions.files import described
 from ..model import Network
 from .batches import MicroBatch, Rows, Windows
 from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, WandB, closing
@@ -277,7 +278,8 @@ class Engine:
                 yield TensorBoard(self.dir)
             if getattr(self.config, "wandb", False):
                 model = {**self.model.config.to_dict(), "dtype": self.model.dtype}
-                yield WandB(self.dir, {**self.config.to_dict(), "model": model})
+                rules = described(self.model.interventions)
+                yield WandB(self.dir, {**self.config.to_dict(), "model": model, "interventions": rules})
         if progress:
             display = Evaluations if self.schedule.keep_best else Progress
             yield display(self.schedule.steps, self.state.step, self.label)
