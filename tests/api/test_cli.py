@@ -467,7 +467,7 @@ def test_demo_without_matplotlib_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, out, err = mom_command("demo", "--text", text, "--out_dir", tmp_path, "--minutes", 0.001)
-    assert status == 0 and "No heat map: a plot needs the package matplotlib" in err and "To go on:" in out
+    assert status == 0 and "No heat map: a picture needs the package matplotlib" in err and "To go on:" in out
 
 
 def test_demo_learns(text: Path, tmp_path: Path, small_demo: None) -> None:

@@ -34,6 +34,10 @@ CONFIGS = {
     "classifier": BASE.replace(num_labels=3),
 }
 SHAPE = (5, 31)
+READS_RESIDENT_MEMORY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+NOT_UNDER_A_SANITIZER = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer's own memory is resident, too"
+)
 
 
 def tokens_of(shape: tuple[int, int], seed: int = 0) -> Any:
@@ -610,8 +614,8 @@ print(resident() - before, plan.gradients + plan.moments, model._core.region[0],
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer's own memory is resident, too")
+@READS_RESIDENT_MEMORY
+@NOT_UNDER_A_SANITIZER
 @pytest.mark.parametrize("before", [0, 1])
 @pytest.mark.parametrize("what", ["routers", "head"])
 def test_resident_memory_of_training_a_part_stays_below_the_plan(what: str, before: int) -> None:
@@ -625,7 +629,8 @@ def test_resident_memory_of_training_a_part_stays_below_the_plan(what: str, befo
     assert grown < planned + arena + spare < 0.7 * full
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@READS_RESIDENT_MEMORY
+@NOT_UNDER_A_SANITIZER
 @pytest.mark.parametrize("checkpointing", [0, 1])
 def test_resident_memory_stays_below_the_plan(checkpointing: int) -> None:
     done = subprocess.run(
