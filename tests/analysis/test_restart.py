@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kinds import ROUTERS
 from small import IDS, model_of
 
 import mom
+from kinds import ROUTERS
 from mom.analysis.restart import begin_at, losses_from, places_to_restart, rounds_of_config, routed_halves
 from mom.interventions.selection import HALVES
 
