@@ -262,10 +262,14 @@ def _check_measures(measures: Sequence[str], model: MoM) -> list[str]:
 
 @contextlib.contextmanager
 def own_copy(model: MoM) -> Iterator[MoM]:
-    """A copy in evaluation mode that computes all gradients, with the interventions that are active."""
+    """A copy in evaluation mode with the interventions that are active.
+
+    Its backward pass goes down to the first block, for captures, and leaves out most gradients of weights.
+    """
     own = model.copy()
     own.eval()
-    own.train_only("*")
+    names = [name for name in own.parameters if name.startswith(f"transformer.h.{own.config.places().index('block')}.")]
+    own.train_only(([name for name in names if ".router." in name] or names)[0])
     if not model.interventions:
         yield own
         return
