@@ -1,10 +1,10 @@
-"""What the routing laboratory costs: interventions in a train step, the audit and the oracle beside loops of whole passes.
+"""What the routing laboratory costs: interventions in a train step, and the audit and the oracle beside whole passes.
 
     python benchmarks/bench_laboratory.py
 
-*step* is forward, backward and AdamW. A step with an intervention and one without take turns; the ratio is the median over
-these pairs, with a 95 % interval of that median. *audit* and *oracle* are timed as they are and again with every pass
-computed from the first token and the first half-round on. Results of both ways are compared. The model has fresh weights.
+*step* is forward, backward and AdamW. A step with an intervention and one without take turns. The ratio is the median
+over these pairs, with a 95 % interval of that median. *audit* and *oracle* are timed as they are, and again with every
+pass computed from its first layer and its first token on. Results of both ways are compared. Weights are fresh.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=100, help="pairs of train steps; 0: none (%(default)s)")
     parser.add_argument("--audit", type=int, default=512, help="sequences of the audit; 0: none (%(default)s)")
     parser.add_argument("--length", type=at_least(2), default=128, help="tokens of a sequence (%(default)s)")
-    parser.add_argument("--lengths", default="64,128", help="tokens of the oracle's sequences; empty: none (%(default)s)")
+    parser.add_argument("--lengths", default="64,128", help="tokens of a sequence of the oracle (%(default)s)")
     parser.add_argument("--samples", type=at_least(1), default=1000, help="routes that the oracle tries (%(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file (none)")
     a = parser.parse_args()
@@ -135,7 +135,9 @@ def main() -> int:
     model = mom.MoM(mom.MoMConfig.preset(a.preset), seed=0)
     lengths = [int(length) for length in a.lengths.split(",") if length]
     random = np.random.default_rng(0)
-    ids = random.integers(0, model.config.vocab_size, (max(a.batch, a.audit), max([a.length, *lengths]))).astype(np.int32)
+    ids = random.integers(0, model.config.vocab_size, (max(a.batch, a.audit), max([a.length, *lengths]))).astype(
+        np.int32
+    )
     if a.pairs:
         print(f"{'step':<26}{'best ms':>9}{'ratio':>8}{'95 % interval':>18}")
         report["steps"] = step_ratios(model.copy(), ids[: a.batch, : a.length], a.pairs)
@@ -148,8 +150,9 @@ def main() -> int:
         for rounds in (None, [model.config.chunks * model.config.rounds - 1]):
             report["searches"].append(time_oracle(model, ids[:, :length], a.samples, rounds))
     for row in report["searches"]:
-        print(f"{row['what']:<20}{row['tokens']:>8}{row['ours']:>9.2f}{row['whole']:>14.2f}{row['whole'] / row['ours']:>7.2f}"
-              f"   {row['ours_processor']:.2f} and {row['whole_processor']:.2f} of the processor")  # fmt: skip
+        times = f"{row['ours']:>9.2f}{row['whole']:>14.2f}{row['whole'] / row['ours']:>7.2f}"
+        processor = f"{row['ours_processor']:.2f} and {row['whole_processor']:.2f} of the processor"
+        print(f"{row['what']:<20}{row['tokens']:>8}{times}   {processor}")
     write_report(report, a.output)
     return 0
 
