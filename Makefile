@@ -81,7 +81,8 @@ test-debug: ## run the tests of a build with assertions and all warnings as erro
 # (live bytes, reference counts) and the sanitizer does not. Allocations of impossible sizes must return NULL, as the C
 # library does, and not end the process. The build has no OpenMP, since the OpenMP runtime is not built with the
 # sanitizer. Reports go to files, because pytest captures the output and would lose it when the process ends. Tests of
-# documents and of the NumPy twin are left out: they call nothing of the extension that other tests do not call.
+# documents, of the NumPy twin and of recorded training runs are left out: they call nothing of the extension that other
+# tests do not call.
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call build_in,.venv-asan,MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0)
 	grep -q __asan_init .venv-asan/lib/python*/site-packages/mom/_core*.so
@@ -90,6 +91,7 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
 		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/docs --ignore tests/reference \
+		--ignore tests/model/test_curves.py \
 		$(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 # The part readers also reads Parquet where pyarrow is there, so the environment is that of the tests.

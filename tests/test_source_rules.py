@@ -137,7 +137,7 @@ PACKAGE = ROOT / "python" / "mom"
 PARTS = [
     *("errors", "_version", "_json", "_reading", "_openmp", "_core", "_extras", "_arguments", "settings", "routers"),
     *("file_fields", "config"),
-    *("runtime", "ops", "files", "interventions", "reference", "data", "model", "routing", "training", "glue", "xsum"),
+    *("runtime", "ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
     *("evaluate", "analysis", "sklearn", "demo", "cli", "__main__", "__init__"),
 ]
 MODULES = {

@@ -5,8 +5,7 @@ Begin with `mom.MoM`, `mom.MoMConfig` and `mom.train`. Submodules are loaded whe
 ``data``            tokenizer, reading text, token files
 ``glue``, ``xsum``  fine-tuning on these tasks
 ``evaluate``        metrics, perplexity of texts
-``routing``         which modules were used, which path each token took
-``analysis``        statistics and pictures of routes, and what they do to the loss
+``analysis``        routes: use of modules, paths of tokens, statistics, pictures, what they do to the loss
 ``ops``             every operator on plain arrays
 ``reference``       the same maths in readable NumPy
 """
@@ -34,7 +33,7 @@ from .model import (
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
 
 if TYPE_CHECKING:
-    from . import analysis, data, evaluate, glue, ops, reference, routing, xsum
+    from . import analysis, data, evaluate, glue, ops, reference, xsum
     from . import cli as cli
     from . import demo as demo
     from . import files as files
@@ -50,12 +49,12 @@ __all__ = [
     "Force", "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module",
     "MomError", "Patch", "Pool", "RandomRoutes", "Router", "Routes", "Scale", "Tokenizer", "TopK", "TrainingConfig",
     "TrainingError", "TrainingInterrupted", "Zero", "__version__", "analysis", "clip_grad_norm", "cpu_info", "data",
-    "evaluate", "get_num_threads", "glue", "ops", "pretrain", "reference", "routing", "set_cpu_level",
+    "evaluate", "get_num_threads", "glue", "ops", "pretrain", "reference", "set_cpu_level",
     "set_num_threads", "train", "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (
-    "analysis", "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "routing", "sklearn",
+    "analysis", "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "sklearn",
     "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and

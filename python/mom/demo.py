@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ._arguments import PathLike
+from .analysis import format_paths, module_use, plot_module_use
 from .config import MoMConfig
 from .data import Documents, TextDocuments, TokenFile, standard_library_text
 from .data.prepare import prepare
 from .data.tokenizer import Tokenizer
 from .errors import DataError
 from .model import MoM
-from .routing import format_paths, module_use, plot_module_use
 from .runtime import cpu_info
 from .training import TrainingConfig, evaluate_loss, train
 from .training.recipe import seconds_per_step
@@ -233,12 +233,12 @@ def _show_routes(model: MoM, tokenizer: Tokenizer, validation: TokenFile, out: P
 
     names = [json.dumps(tokenizer.decode([i]), ensure_ascii=False) for i in first]
     print(f"7. Paths of the first {len(first)} tokens (A: attention, F: feed-forward, -: nothing but SKIP)")
-    table = format_paths(model, first, first_routes, names)
+    table = format_paths(first_routes, names)
     print("\n".join(f"   {line}" for line in table.splitlines()), end="\n\n")
 
     picture = out / "module_use.png"
     try:
-        plot_module_use(use).savefig(picture, dpi=120)
+        plot_module_use(routes).savefig(picture, dpi=120)
         print(f"Heat map of module use: {picture}")
     except ImportError as error:
         print(f"No heat map: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ CONFIG = mom.MoMConfig.preset("demo", vocab_size=30, n_embd=16, n_head=2, router
 ONES = np.ones((2, 2), np.float32)
 #: `mom.reference` is the readable twin that tests compare with; `mom.sklearn` needs another package and is tried below.
 MODULES = ("analysis data data.prepare data.tokenizer demo evaluate files.folders files.hub files.labels files.names "
-           "files.weights glue interventions model ops routers routing runtime training xsum").split()  # fmt: skip
+           "files.weights glue interventions model ops routers runtime training xsum").split()  # fmt: skip
 
 
 def public_functions() -> Iterator[Callable[..., Any]]:

@@ -13,7 +13,7 @@ import mom
 LATER = (
     "tqdm", "tokenizers", "safetensors", "importlib.metadata", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn",
     "torch", "transformers", "datasets", "huggingface_hub", "mom.reference", "mom.demo", "mom.cli", "mom.data",
-    "mom.evaluate", "mom.glue", "mom.ops", "mom.routing", "mom.sklearn", "mom.training", "mom.xsum", "argparse",
+    "mom.evaluate", "mom.glue", "mom.ops", "mom.sklearn", "mom.training", "mom.xsum", "argparse",
     "unittest", "email", "http", "asyncio", "multiprocessing", "mom.analysis",
 )  # fmt: skip
 
@@ -31,7 +31,7 @@ def test_submodules_and_later_names_are_there_when_used() -> None:
         "import sys, mom; assert not set(mom._SUBMODULES) & set(vars(mom)) - {'files'}\n"
         "names = [*mom.__all__, *mom._SUBMODULES]; assert set(names) <= set(dir(mom))\n"
         "print(*[name for name in names if getattr(mom, name) is not getattr(mom, name)])\n"
-        "assert mom.routing is sys.modules['mom.routing'] and mom.train is mom.training.train\n"
+        "assert mom.analysis is sys.modules['mom.analysis'] and mom.train is mom.training.train\n"
         "assert mom.AdamW is mom.training.AdamW and mom.TextClassifier is mom.sklearn.TextClassifier"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -59,6 +59,14 @@ def test_python_blocks_run_in_order(path: Path, tmp_path: Path, monkeypatch: pyt
         exec(compile("\n" * (block.line - 1) + block.text, str(path), "exec"), namespace)
 
 
+def test_questions_to_the_laboratory_take_five_lines() -> None:
+    path = ROOT / "docs" / "routing-lab.md"
+    text = path.read_text(encoding="utf-8")
+    first, last = (text.count("\n", 0, text.index(title)) for title in ("## A day in", "## Routes are data"))
+    lengths = [block.text.count("\n") for block in blocks_of(path, "python") if first < block.line < last]
+    assert len(lengths) >= 11 and max(lengths) <= 5
+
+
 def commands_of(path: Path, program: str) -> list[list[str]]:
     """Words of the command lines in shell blocks that begin with `program`, without comments and redirections."""
     found = []
@@ -92,7 +100,7 @@ def test_make_targets_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_links_and_scripts_lead_to_files(path: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`(?!\])", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:|#", target):
             assert (path.parent / target.partition("#")[0]).exists(), target

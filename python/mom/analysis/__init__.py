@@ -1,17 +1,20 @@
 """Looks at routes: which paths tokens take, what routes depend on, and what they do to the loss.
 
-Tables are pandas DataFrames and pictures are matplotlib figures. Padding is left out everywhere. Intervals are of 95 %.
+Tables are pandas DataFrames and pictures are matplotlib figures; `module_use`, `token_paths` and `format_paths` need
+neither. Padding is left out everywhere. Intervals are of 95 %.
 """
 
 from .audit import Audit, audit
 from .dependence import dependence, mutual_information
 from .drift import drift, match_modules, prefill_against_decode
+from .module_use import ModuleUse, module_use
 from .oracle import Oracle, oracle
-from .paths import coactivation, dead_modules, effective_modules, path_entropy, paths
+from .paths import coactivation, dead_modules, effective_modules, format_paths, path_entropy, paths, token_paths
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
 
 __all__ = [
-    "Audit", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
-    "match_modules", "mutual_information", "oracle", "path_entropy", "paths", "plot_coactivation", "plot_drift",
-    "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode",
+    "Audit", "ModuleUse", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
+    "format_paths", "match_modules", "module_use", "mutual_information", "oracle", "path_entropy", "paths",
+    "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode",
+    "token_paths",
 ]  # fmt: skip

@@ -13,7 +13,10 @@ from ..interventions.layout import layout_of
 from ..interventions.selection import FREE
 from ..model import Routes
 
-__all__ = ["MOST_GROUPS", "Tokens", "counts_of", "halves_of", "interval", "modules_of", "routes_of", "tokens_of"]
+__all__ = [
+    "MOST_GROUPS", "Tokens", "counts_of", "halves_of", "interval", "modules_of", "modules_of_row", "routes_of",
+    "texts_of_row", "tokens_of",
+]  # fmt: skip
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -84,6 +87,33 @@ def modules_of(routes: Routes, half: str) -> Integers:
     if (found == FREE).any():
         raise ValueError("routes: some choices are free. Take the routes that a model has returned")
     return found
+
+
+def _real_of_row(routes: Routes, row: int) -> npt.NDArray[np.bool_]:
+    """Which tokens of a sequence are no padding."""
+    if not 0 <= row < routes.rows:
+        raise ValueError(f"row: there is no row {row}; there are {routes.rows}")
+    if routes.mask is None:
+        return np.ones(len(routes.of_row(routes.tokens, row)), bool)
+    real: npt.NDArray[np.bool_] = routes.of_row(routes.mask, row).astype(bool)
+    return real
+
+
+def modules_of_row(routes: Routes, half: str, row: int) -> npt.NDArray[Any]:
+    """Modules of the real tokens of one sequence, the best choice first, shape (L, T, K)."""
+    real = _real_of_row(routes, row)
+    found: npt.NDArray[Any] = routes.of_row(routes.module[half], row)[:, real]
+    return found
+
+
+def texts_of_row(routes: Routes, row: int, names: Sequence[str] | None) -> list[str]:
+    """A text for each real token of one sequence: those of `names`, which has all tokens, or the ids."""
+    real = _real_of_row(routes, row)
+    ids = routes.of_row(routes.tokens, row)
+    texts = [str(i) for i in ids] if names is None else list(names)
+    if len(texts) != len(ids):
+        raise ValueError(f"names: {len(texts)} of them for {len(ids)} tokens")
+    return [text for text, there in zip(texts, real, strict=True) if there]
 
 
 def counts_of(values: Integers, group: Integers, size: int, groups: int) -> Integers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +11,32 @@ import numpy.typing as npt
 from .._arguments import flag
 from .._extras import need
 from ..model import Routes
-from .choices import Floats, Integers, counts_of, halves_of, interval, modules_of, tokens_of
+from .choices import (
+    Floats,
+    Integers,
+    counts_of,
+    halves_of,
+    interval,
+    modules_of,
+    modules_of_row,
+    texts_of_row,
+    tokens_of,
+)
+from .module_use import round_labels
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["coactivation", "dead_modules", "effective_modules", "entropy", "module_names", "path_entropy", "paths"]
+__all__ = [
+    "coactivation",
+    "dead_modules",
+    "effective_modules",
+    "entropy",
+    "module_names",
+    "path_entropy",
+    "paths",
+    "token_paths",
+]
 
 
 def entropy(counts: npt.ArrayLike) -> Any:
@@ -47,9 +67,13 @@ def _written(routes: Routes, halves: list[str], path: Integers) -> str:
     for half in halves:
         chosen = path[begin : begin + _width(routes, half)].reshape(len(routes.rounds), -1)
         begin += chosen.size
-        letter = half[0].upper()
-        parts.append(["+".join(f"{letter}{m}" for m in c if m < routes.num_modules[half]) or "-" for c in chosen])
+        parts.append([_named(routes, half, c) for c in chosen])
     return " > ".join(" ".join(cell) for cell in zip(*parts, strict=True))
+
+
+def _named(routes: Routes, half: str, chosen: npt.NDArray[Any]) -> str:
+    """The modules of one half-round, such as ``"A0+A2"``; ``"-"`` if none of them runs."""
+    return "+".join(f"{half[0].upper()}{m}" for m in chosen if m < routes.num_modules[half]) or "-"
 
 
 def paths(routes: Routes, half: str | None = None) -> pandas.DataFrame:
@@ -85,6 +109,73 @@ def paths(routes: Routes, half: str | None = None) -> pandas.DataFrame:
         "share": counts / max(1, counts.sum()),
     })  # fmt: skip
     return table.sort_values(["count", "path"], ascending=[False, True], ignore_index=True)
+
+
+def token_paths(routes: Routes, row: int = 0) -> list[list[str]]:
+    """The path of every token of one sequence. Padding is left out.
+
+    Parameters
+    ----------
+    routes : Routes
+    row : int
+        Which sequence.
+
+    Returns
+    -------
+    list of list of str
+        A list per token, with an entry such as ``"A2+A0 F1"`` per round, block after block. The best choice stands
+        first. ``-`` means that no module runs. A half without a router is written ``A`` or ``F``.
+
+    Examples
+    --------
+    >>> import mom
+    >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+    >>> routes = model([[1, 2, 3]], return_routes=True).routes
+    >>> [len(path) for path in mom.analysis.token_paths(routes)]
+    [4, 4, 4]
+    """
+    with_router = halves_of(routes, None)
+    chosen = {half: modules_of_row(routes, half, row) for half in with_router}
+
+    def written(half: str, number: int, t: int) -> str:
+        return _named(routes, half, chosen[half][number, t]) if half in chosen else half[0].upper()
+
+    tokens = range(chosen[with_router[0]].shape[1] if with_router else 0)
+    return [[f"{written('attn', n, t)} {written('ffn', n, t)}" for n in range(len(routes.rounds))] for t in tokens]
+
+
+def format_paths(routes: Routes, names: Sequence[str] | None = None, row: int = 0) -> str:
+    """A table of the tokens of one sequence with their paths, a line per token and a column per round.
+
+    Parameters
+    ----------
+    routes : Routes
+    names : sequence of str, optional
+        Text of each token of the row, padding included; by default the ids.
+    row : int
+        Which sequence.
+
+    Returns
+    -------
+    str
+        See `token_paths`.
+
+    Examples
+    --------
+    >>> import mom
+    >>> model = mom.MoM(mom.MoMConfig.preset("demo"), seed=0)
+    >>> len(mom.analysis.format_paths(model([[1, 2]], return_routes=True).routes).splitlines())
+    3
+    """
+    table, texts = token_paths(routes, row), texts_of_row(routes, row, names)
+    if not table:
+        return "The model has no routers."
+    heads = round_labels(routes)
+    width = max(map(len, ["token", *texts]))
+    cell = max(len(c) for line in [heads, *table] for c in line)
+    lines = [[name.ljust(width), *(c.ljust(cell) for c in line)] for name, line in
+             zip(["token", *texts], [heads, *table], strict=True)]  # fmt: skip
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def path_entropy(routes: Routes, half: str | None = None, corrected: bool = False) -> float:

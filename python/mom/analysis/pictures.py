@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from .._extras import need
 from ..model import Routes
-from ..routing import module_use
-from ..routing import plot_module_use as plot_use
-from .choices import halves_of, modules_of, routes_of
+from .choices import halves_of, modules_of, modules_of_row, texts_of_row
+from .module_use import module_use
 from .paths import coactivation
 
 if TYPE_CHECKING:
@@ -55,14 +54,43 @@ def _round_names(routes: Routes) -> list[str]:
     return [f"{block}.{round}" if several else str(round) for block, round in routes.rounds]
 
 
-def plot_module_use(routes: Routes, title: str = "Module use by round") -> Any:
+def plot_module_use(routes: Routes, half: str | None = None, title: str | None = None, ax: Any = None) -> Any:
     """Heat map of the share of choices that fall on each module, one panel per half. Padding is left out.
+
+    Parameters
+    ----------
+    routes : Routes
+    half : {"attn", "ffn"}, optional
+        By default a panel for each half with a router.
+    title : str, optional
+    ax : matplotlib axes, optional
+        To draw into; then there must be one panel.
 
     Returns
     -------
     matplotlib.figure.Figure
+        A row per round. The last column is SKIP.
     """
-    return plot_use(module_use(routes_of(routes), mask=routes.mask), title)
+    halves, use = _need_halves(routes, half), module_use(routes)
+    figure, axes = _panels(ax, len(halves), 4.0, 1.4 + 0.4 * len(routes.rounds))
+    top = max(float(use[h].share.max()) for h in halves)
+    for axis, h in zip(axes, halves, strict=True):
+        share = use[h].share
+        image = axis.imshow(share, vmin=0.0, vmax=top, cmap="Greys", aspect="auto")
+        modules = share.shape[1] - 1
+        axis.set_xticks(range(modules + 1), [str(m) for m in range(modules)] + ["SKIP"])
+        axis.set_yticks(range(len(share)), _round_names(routes))
+        axis.set_xlabel("module")
+        axis.set_title(_TITLES[h], fontsize=10)
+        axis.tick_params(length=0)
+        for (y, x), value in np.ndenumerate(share):
+            color = "white" if value > 0.55 * top else "black"
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes[0].set_ylabel("round")
+    figure.colorbar(image, ax=axes, label="share of choices")
+    if title:
+        figure.suptitle(title)
+    return figure
 
 
 def plot_routes(
@@ -89,19 +117,12 @@ def plot_routes(
         name the module; SKIP is a dash.
     """
     halves = _need_halves(routes, half)
-    if not 0 <= row < routes.rows:
-        raise ValueError(f"row: there is no row {row}; there are {routes.rows}")
-    ids = routes.of_row(routes.tokens, row)
-    texts = [str(i) for i in ids] if names is None else list(names)
-    if len(texts) != len(ids):
-        raise ValueError(f"names: {len(texts)} of them for {len(ids)} tokens")
-    real = np.ones(len(ids), bool) if routes.mask is None else routes.of_row(routes.mask, row)
-    texts = [text for text, there in zip(texts, real, strict=True) if there]
+    texts = texts_of_row(routes, row, names)
     stripes = len(routes.rounds) * routes.index[halves[0]].shape[-1]
     width, height = max(4.0, 1.2 + 0.28 * min(len(texts), 120)), 1.1 + max(0.9, 0.2 * stripes)
     figure, axes = _panels(ax, len(halves), width, height, down=True)
     for axis, h in zip(axes, halves, strict=True):
-        chosen = routes.of_row(routes.module[h], row)[:, real]  # (L, T, K)
+        chosen = modules_of_row(routes, h, row)
         _stripes(axis, chosen, routes.num_modules[h])
         K = chosen.shape[-1]
         axis.set_yticks(np.arange(len(chosen)) * K + (K - 1) / 2, _round_names(routes))

@@ -1,4 +1,4 @@
-"""Counting, printing and plotting of routes."""
+"""Use of modules and paths of single tokens: counted, printed and drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mom
-from mom import Routes, routing
+from mom import Routes, analysis
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def small_model(**changes: Any) -> mom.MoM:
 
 
 def test_shares_are_counted_by_half_and_round(routes: Routes) -> None:
-    use = routing.module_use(routes)
+    use = analysis.module_use(routes)
     np.testing.assert_allclose(use["attn"].share, np.array([[1, 2, 3], [3, 1, 2]]) / 6)
     np.testing.assert_allclose(use["ffn"].share, np.array([[1, 0, 3, 2], [3, 3, 0, 0]]) / 6)
     assert use["attn"].labels == ["round 0", "round 1"]
@@ -38,16 +38,17 @@ def test_shares_are_counted_by_half_and_round(routes: Routes) -> None:
     assert use["ffn"].skip_share == pytest.approx(2 / 12)
 
 
-def test_mask_leaves_tokens_out(routes: Routes) -> None:
-    use = routing.module_use(routes, mask=np.array([[1, 0, 0]]))
-    np.testing.assert_allclose(use["attn"].share, [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]])
-    assert routing.module_use(routes, mask=np.zeros((1, 3)))["ffn"].share.sum() == 0.0
-    with pytest.raises(ValueError, match=r"mask: shape \(3,\), expected \(1, 3\)"):
-        routing.module_use(routes, mask=np.ones(3))
+def test_padding_is_left_out(routes: Routes) -> None:
+    masked = Routes(routes.tokens, routes.index, routes.scores, routes.weight, routes.rounds, routes.num_modules,
+                    mask=np.array([[1, 0, 0]], np.int32))  # fmt: skip
+    np.testing.assert_allclose(analysis.module_use(masked)["attn"].share, [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]])
+    assert analysis.token_paths(masked) == [["A0+A1 F2+F0", "A0 F1+F0"]]
+    lines = analysis.format_paths(masked, ["one", "pad", "pad"]).splitlines()
+    assert len(lines) == 2 and lines[1].startswith("one  ")
 
 
 def test_paths_are_written_per_token_and_round(routes: Routes) -> None:
-    assert routing.paths(routes) == [
+    assert analysis.token_paths(routes) == [
         ["A0+A1 F2+F0", "A0 F1+F0"],
         ["A1 F2", "A0 F1+F0"],
         ["- F2", "A1+A0 F1+F0"],
@@ -58,8 +59,8 @@ def test_half_without_router_is_its_letter() -> None:
     model = small_model(num_attn=1)
     routes = model(np.arange(6), return_routes=True).routes
     assert routes is not None
-    assert list(routing.module_use(routes)) == ["ffn"]
-    assert all(cell.startswith("A ") for token in routing.paths(routes) for cell in token)
+    assert list(analysis.module_use(routes)) == ["ffn"]
+    assert all(cell.startswith("A ") for token in analysis.token_paths(routes) for cell in token)
 
 
 def test_blocks_are_told_apart() -> None:
@@ -67,9 +68,9 @@ def test_blocks_are_told_apart() -> None:
     ids = np.arange(5)
     routes = model(ids, return_routes=True).routes
     assert routes is not None
-    use = routing.module_use(routes)["attn"]
+    use = analysis.module_use(routes)["attn"]
     assert use.labels[0] == "block 0 round 0" and use.labels[-1] == "block 1 round 3" and use.share.shape == (8, 5)
-    head = routing.format_paths(model, ids, routes, list("abcde")).splitlines()[0]
+    head = analysis.format_paths(routes, list("abcde")).splitlines()[0]
     assert "block 0 round 0" in head and "block 1 round 3" in head
 
 
@@ -78,21 +79,21 @@ def test_table_has_a_line_per_token() -> None:
     ids = np.arange(8).reshape(2, 4)
     routes = model(ids, return_routes=True).routes
     assert routes is not None
-    lines = routing.format_paths(model, ids[1], routes, ["one", "two", "three", "four"], row=1).splitlines()
+    lines = analysis.format_paths(routes, ["one", "two", "three", "four"], row=1).splitlines()
     assert len(lines) == 5 and lines[0].split() == ["token", *"round 0 round 1 round 2 round 3".split()]
     assert [line.split()[0] for line in lines[1:]] == ["one", "two", "three", "four"]
-    table = routing.paths(routes, row=1)
+    table = analysis.token_paths(routes, row=1)
     assert all(cell in line for token, line in zip(table, lines[1:], strict=True) for cell in token)
     with pytest.raises(ValueError, match="names: 1 of them for 4 tokens"):
-        routing.format_paths(model, ids[1], routes, ["one"])
-    with pytest.raises(ValueError, match="tokens: 3 of them, but the routes are of 4"):
-        routing.format_paths(model, ids[1, :3], routes, list("abc"))
+        analysis.format_paths(routes, ["one"])
+    with pytest.raises(ValueError, match="row: there is no row 2; there are 2"):
+        analysis.token_paths(routes, row=2)
 
 
 def test_counts_agree_with_the_core() -> None:
     model = small_model(routing_top_k=3)
     ids = np.random.default_rng(0).integers(32, size=(4, 16))
-    use = routing.module_use(model(ids, return_routes=True).routes)  # type: ignore[arg-type]
+    use = analysis.module_use(model(ids, return_routes=True).routes)  # type: ignore[arg-type]
     place = model.config.places().index("block")
     for number, half in enumerate(("attn", "ffn")):
         for r in range(4):
@@ -104,24 +105,27 @@ def test_plain_model_has_no_routes() -> None:
     model = mom.MoM(small_model().config.vanilla_config())
     routes = model(np.arange(4), return_routes=True).routes
     assert routes is not None
-    assert routing.module_use(routes) == {} and routing.paths(routes) == []
-    assert routing.format_paths(model, np.arange(4), routes, list("abcd")) == "MoM has no routers"
-    with pytest.raises(ValueError, match="use: empty"):
-        routing.plot_module_use({})
+    assert analysis.module_use(routes) == {} and analysis.token_paths(routes) == []
+    assert analysis.format_paths(routes) == "The model has no routers."
+    with pytest.raises(ValueError, match="the model has no routers"):
+        analysis.plot_module_use(routes)
 
 
 def test_heat_map_shows_every_share(routes: Routes) -> None:
     pytest.importorskip("matplotlib")
-    figure = routing.plot_module_use(routing.module_use(routes), title="Use")
+    figure = analysis.plot_module_use(routes, title="Use")
     first, second = figure.axes[:2]
     assert figure.get_suptitle() == "Use"
     assert [label.get_text() for label in first.get_xticklabels()] == ["0", "1", "SKIP"]
     assert [text.get_text() for text in first.texts] == ["0.17", "0.33", "0.50", "0.50", "0.17", "0.33"]
     assert len(second.texts) == 8 and second.get_title() == "feed-forward"
+    with pytest.raises(ValueError, match="ax: there are 2 panels"):
+        analysis.plot_module_use(routes, ax=first)
+    assert analysis.plot_module_use(routes, half="ffn", ax=second) is figure
 
 
 def test_missing_matplotlib_names_the_extra(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
-        routing.plot_module_use(routing.module_use(routes))
+        analysis.plot_module_use(routes)
