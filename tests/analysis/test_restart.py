@@ -57,7 +57,7 @@ def test_routers(router_type: str, top_k: int) -> None:
     [{"chunks": 2}, {"chunks": 2, "num_top_layers": 0, "num_bottom_layers": 0}, {"num_top_layers": 2},
      {"num_attn": 1}, {"num_ffn": 1}, {"num_attn": 1, "num_ffn": 1}, {"use_ste": True, "routing_top_k": 1},
      {"enable_pause": False}, {"routing_all_possible_path": True}, {"weighted_qkv": True},
-     {"weighted_qkv": True, "chunks": 2, "use_ste": True}, {"router_z_loss_coef": 0.1},
+     {"weighted_qkv": True, "chunks": 2, "use_ste": True},
      {"embd_pdrop": 0.2, "attn_pdrop": 0.2, "resid_pdrop": 0.2}],
     ids=str,
 )  # fmt: skip
