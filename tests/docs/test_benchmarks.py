@@ -71,7 +71,7 @@ def test_laboratory_is_measured(tmp_path: Path) -> None:
     assert [row["step"] for row in found["steps"]][:2] == ["plain", "own routes replayed"]
     assert all(row["low"] <= row["ratio"] <= row["high"] for row in found["steps"])
     assert [(row["what"], row["tokens"]) for row in found["searches"]] == [
-        ("audit", 16), ("oracle", 6), ("oracle, last round", 6),
+        ("audit", 16), ("oracle", 6), ("oracle, last round", 6), ("oracle, middle token", 6),
     ]  # fmt: skip
     assert all(row["ours"] > 0 and row["whole"] > 0 for row in found["searches"])
     assert "oracle, last round" in out
