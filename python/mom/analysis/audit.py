@@ -198,8 +198,8 @@ def audit(
         Tokens repeat the choices that they made in the first round of the block. That round itself has no value.
 
     Random routers draw the same noise in all passes. Intervals are percentiles of a bootstrap over sequences. A change
-    reaches no half-round before it, so passes begin at the half-round of their change. The gradients and the random state
-    of the model stay as they are.
+    reaches no half-round before it, so passes begin at the half-round of their change. The gradients and the random
+    state of the model stay as they are.
 
     Examples
     --------
