@@ -466,7 +466,8 @@ static PyObject *network_get_region_parts(mom_network *self, void *Py_UNUSED(clo
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
      "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
-     "label_loss=0, keep=False, training=False, checkpoint=False, rows=None, logits=False, routes=False, interventions=None)\n--\n\n"
+     "label_loss=0, keep=False, training=False, checkpoint=False, rows=None, logits=False, routes=False, interventions=None, "
+     "begin=None)\n--\n\n"
      "Forward pass; returns ({term: loss}, labelled, logits or None, routes or None)."},
     {"backward", (PyCFunction)network_backward, METH_O,
      "backward($self, scales, /)\n--\n\nAdd to the gradients those of the sum of loss terms, each times its scale by name."},

@@ -1,6 +1,7 @@
 #include "bindings/network_batch.h"
 
 #include "bindings/convert.h"
+#include "bindings/routes.h"
 
 typedef struct {
     PyObject *tokens, *lengths, *labels, *mask, *positions, *pooled, *classes, *values, *rows; /* borrowed */
@@ -141,26 +142,66 @@ static int check_values(const mom_batch *batch, const mom_config *c, size_t N) {
     return 0;
 }
 
+/* Reads None, or (place, round, half, stream, attention's state, feed-forward's state): where a pass of N rows begins. A state
+ * is float32 (N, R), or None for a half that has had none by then. */
+static int read_begin(PyObject *object, const mom_gpt *gpt, size_t N, const mom_wanted *wanted, mom_begin *begin) {
+    Py_ssize_t place, round;
+    int half;
+    PyObject *stream, *states[2];
+    if (object == Py_None)
+        return 0;
+    if (!PyTuple_Check(object))
+        return PyErr_Format(PyExc_TypeError, "begin: expected tuple, got %s", Py_TYPE(object)->tp_name), -1;
+    if (!PyArg_ParseTuple(object, "nniOOO:begin", &place, &round, &half, &stream, &states[0], &states[1]))
+        return -1;
+    if (!mom_find_pool(&gpt->params, place, round, half)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "begin: no place %zd with a round %zd and a half %d", place, round, half);
+        return -1;
+    }
+    if (wanted->logits || wanted->routes) {
+        PyErr_SetString(PyExc_ValueError, "begin: a pass that begins in the middle returns no logits and no routes");
+        return -1;
+    }
+    const npy_intp shape[2] = {(npy_intp)N, (npy_intp)gpt->config.C}, state_shape[2] = {(npy_intp)N, (npy_intp)gpt->config.R};
+    PyArrayObject *array = mom_check_array(stream, "begin: stream", NPY_FLOAT32, 2, shape, 0); /* borrowed */
+    if (!array)
+        return -1;
+    *begin = (mom_begin){.place = (size_t)place, .round = (size_t)round, .half = half, .stream = PyArray_DATA(array)};
+    for (int h = 0; h < 2; h++) {
+        const int has_state = mom_pool_has_state(mom_place_pool(&gpt->params.places[place], h)) && (round > 0 || h < half);
+        if (!has_state && states[h] == Py_None)
+            continue;
+        if (!has_state)
+            return PyErr_Format(PyExc_ValueError, "begin: half %d has no state before place %zd, round %zd", h, place, round), -1;
+        if (!(array = mom_check_array(states[h], "begin: state", NPY_FLOAT32, 2, state_shape, 0)))
+            return -1;
+        begin->states[h] = PyArray_DATA(array);
+    }
+    return 0;
+}
+
 int mom_read_batch(PyObject *args, PyObject *kwargs, const mom_gpt *gpt, mom_batch *batch, mom_wanted *wanted,
                    mom_held_interventions **held) {
     static char *names[] = {"tokens", "lengths", "labels", "mask", "positions", "pooled", "classes", "values",
                             "label_loss", "keep", "training", "checkpoint", "rows", "logits", "routes",
-                            "interventions", NULL};
+                            "interventions", "begin", NULL};
     const mom_config *config = &gpt->config;
-    PyObject *interventions = Py_None;
+    PyObject *interventions = Py_None, *begin = Py_None;
     batch_objects in = {Py_None, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None};
     int label_loss = 0;
     *batch = (mom_batch){0};
     *wanted = (mom_wanted){0, 0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOipppOppO:forward", names, &in.tokens, &in.lengths, &in.labels,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOOipppOppOO:forward", names, &in.tokens, &in.lengths, &in.labels,
                                      &in.mask, &in.positions, &in.pooled, &in.classes, &in.values, &label_loss,
                                      &batch->keep, &batch->training, &batch->checkpoint, &in.rows, &wanted->logits,
-                                     &wanted->routes, &interventions))
+                                     &wanted->routes, &interventions, &begin))
         return -1;
     batch->all_rows = wanted->logits && in.rows == Py_None && !config->num_labels;
     batch->label_loss = (mom_label_loss)label_loss;
     PyArrayObject *tokens = read_tokens(&in, config, batch); /* borrowed */
     if (!tokens || read_arrays(&in, config, tokens, batch) < 0 || check_values(batch, config, (size_t)PyArray_SIZE(tokens)) < 0 ||
+        read_begin(begin, gpt, (size_t)PyArray_SIZE(tokens), wanted, &batch->begin) < 0 ||
         mom_hold_interventions(interventions, gpt, batch, (size_t)PyArray_SIZE(tokens), held) < 0)
         return -1;
     batch->interventions = mom_interventions_of(*held);

@@ -29,13 +29,14 @@ typedef struct {
     mom_rows rows;
     mom_losses losses;
     double z_count; /* rows in the mean of the z-loss, for one half: unmasked tokens times the rounds of all blocks */
-    int has_routes, can_backward;
+    int has_routes, can_backward; /* a pass that begins in the middle has neither */
     int keep, checkpoint; /* as in mom_batch */
     const mom_observer *observer; /* while forward runs */
+    const mom_begin *begin;       /* while forward runs; NULL: it begins with the embedding */
     mom_half_saved **halves;  /* by place: rounds * 2 entries, attention then feed-forward */
     mom_round_input **inputs; /* by place and round, with checkpoint */
     mom_packed_pool packed[2]; /* of the current place, by half */
-    float *embedded;            /* (N, C) */
+    float *embedded;            /* (N, C) the embedding, or the stream with which the pass begins */
     float *x;                   /* (N, C) before the final LayerNorm */
     float *hidden, *mean, *rstd; /* (N, C), (N), (N) final LayerNorm; hidden is NULL once backward has used it */
     float *dhidden, *dwte;       /* (N, C), (V, C): gradients of the sum of losses through the head, with keep; or NULL */

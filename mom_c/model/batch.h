@@ -10,6 +10,15 @@
 
 typedef struct mom_observer mom_observer; /* model/gpt.h */
 
+/* The half-round with which a pass begins in the middle, and what an earlier pass over the same tokens had there. The pass
+ * then gives the bits of a whole one. What the caller changes may only concern what comes after `stream` and `states`. */
+typedef struct {
+    size_t place, round;
+    int half;
+    const float *stream;    /* (N, C) residual stream, after the site MOM_SITE_INPUT; NULL: the pass begins with the embedding */
+    const float *states[2]; /* by half: (N, R) recurrent state of its last round before; NULL if there is none */
+} mom_begin;
+
 /* The caller's arrays; they need not outlive the call. */
 typedef struct {
     size_t B, T;              /* T: tokens of the longest sequence */
@@ -32,6 +41,7 @@ typedef struct {
     int keep;       /* keep activations for backward */
     int checkpoint; /* with keep: keep only the input of every round; backward computes the rest again */
     int training;   /* dropout */
+    mom_begin begin; /* without keep */
     const mom_observer *observer; /* or NULL */
     const mom_interventions *interventions; /* or NULL */
 } mom_batch;

@@ -36,6 +36,8 @@ static int draws(const mom_config *c, const mom_batch *batch) {
 }
 
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
+    if (batch->begin.stream && batch->keep)
+        return mom_error_set(err, MOM_ERR_VALUE, "keep: a pass that begins in the middle has no backward");
     MOM_TRY(mom_gpt_prepare_memory(gpt, exec, batch, err));
     MOM_TRY(mom_gpt_forward_pass(gpt, exec, batch, err));
     if (draws(&gpt->config, batch))

@@ -75,6 +75,26 @@ static mom_status embed(mom_gpt *gpt, const mom_batch *batch) {
     return MOM_OK;
 }
 
+/* In place of the embedding: the stream of a pass that begins in the middle. */
+static mom_status enter(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    const size_t n = a->pass.N * gpt->config.C;
+    MOM_ARENA_NEW(a->embedded, a->pass.saved, n, a->pass.err);
+    mom_copy(a->pass.exec, a->embedded, a->begin->stream, n * sizeof *a->embedded);
+    return MOM_OK;
+}
+
+/* Where a half-round lies in a pass: -1 before its beginning, so that it does not run; 0 if the pass begins with it in the
+ * middle; else 1. */
+static int order(const mom_activations *a, size_t place, size_t round, int half) {
+    const mom_begin *b = a->begin;
+    if (!b || place > b->place)
+        return 1;
+    if (place < b->place || round < b->round)
+        return -1;
+    return round > b->round ? 1 : (half > b->half) - (half < b->half);
+}
+
 /* Allocates the arrays that the caller may read even after backward. They lie below everything that backward
  * releases. */
 static mom_status allocate_halves(mom_gpt *gpt) {
@@ -113,8 +133,8 @@ typedef struct {
     float *held[2]; /* without keep: memory for the recurrent states, which outlive the round */
 } round_memory;
 
-/* One round of place i. Replaces *x by the stream after the round, and the recurrent states (by half) by the new
- * ones. */
+/* One round of place i, or the part of it that the pass runs. Replaces *x by the stream after the round, and the recurrent
+ * states (by half) by the new ones. */
 static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const round_memory *memory, float **x,
                                 const float *states[2]) {
     mom_activations *a = &gpt->last;
@@ -123,7 +143,9 @@ static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const roun
         const mom_half_round at = half_round(gpt, i, round, half);
         mom_half_saved *saved = mom_saved_half(&gpt->last, i, round, half);
         float *next = memory->keep ? NULL : *x;
-        if (half || !pass->again)
+        if (order(a, i, round, half) < 0)
+            continue;
+        if (order(a, i, round, half) > 0 && (half || !pass->again))
             mom_site_visit(pass, mom_half_round_site(&at, MOM_SITE_INPUT), *x, gpt->config.C);
         saved->start = mom_arena_get_mark(pass->saved);
         if (memory->new_stream && !half)
@@ -161,6 +183,8 @@ static mom_status forward_place(mom_gpt *gpt, size_t i, float **x) {
     const int needed = a->keep && i >= gpt->gradients.lowest_place, checkpoint = needed && a->checkpoint;
     round_memory memory = {.keep = needed && !checkpoint, .new_stream = checkpoint};
     const float *states[2] = {NULL, NULL};
+    if (a->begin && a->begin->place == i)
+        memcpy(states, a->begin->states, sizeof states);
     for (size_t round = 0; round < place->rounds; round++) {
         if (checkpoint)
             a->inputs[i][round] = (mom_round_input){*x, {states[0], states[1]}};
@@ -190,13 +214,21 @@ static void end_place(mom_gpt *gpt, mom_arena_mark mark) {
     mom_arena_release(workspace, mark);
 }
 
+/* How often forward runs a half of place i. */
+static size_t rounds_to_run(const mom_gpt *gpt, size_t i, int half) {
+    size_t count = 0;
+    for (size_t round = 0; round < gpt->params.places[i].rounds; round++)
+        count += order(&gpt->last, i, round, half) >= 0;
+    return count;
+}
+
 static mom_status forward_places(mom_gpt *gpt) {
     float *x = gpt->last.embedded;
     for (size_t i = 0; i < gpt->params.num_places; i++) {
         const mom_place *place = &gpt->params.places[i];
         const mom_arena_mark mark = begin_place(gpt);
         for (int half = 0; half < 2; half++)
-            MOM_TRY(pack_pool(gpt, place, half, place->rounds, 0));
+            MOM_TRY(pack_pool(gpt, place, half, rounds_to_run(gpt, i, half), 0));
         MOM_TRY(forward_place(gpt, i, &x));
         end_place(gpt, mark);
     }
@@ -240,10 +272,12 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     pass->mask = a->rows.mask;
     pass->offsets = a->rows.offsets;
     MOM_TRY(allocate_halves(gpt));
-    MOM_TRY(embed(gpt, batch));
+    MOM_TRY(a->begin ? enter(gpt) : embed(gpt, batch));
     MOM_TRY(forward_places(gpt));
-    a->has_routes = 1;
+    a->has_routes = !a->begin;
     MOM_TRY(mom_head_forward(a, &gpt->params, batch, !gpt->gradients.lowest_place));
+    if (a->begin) /* the other terms are sums over all half-rounds */
+        return MOM_OK;
     if (!gpt->config.num_labels)
         MOM_TRY(balance_loss(gpt));
     return gpt->config.z_loss ? z_loss(gpt) : MOM_OK;
@@ -255,7 +289,8 @@ static void begin(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mo
     mom_arena_clear(&gpt->memory.saved);
     mom_arena_clear(&gpt->memory.workspace);
     gpt->memory.workspace.region->tagged = 0;
-    *a = (mom_activations){.keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint, .observer = batch->observer};
+    *a = (mom_activations){.keep = batch->keep, .checkpoint = batch->keep && batch->checkpoint, .observer = batch->observer,
+                           .begin = batch->begin.stream ? &batch->begin : NULL};
     a->exec = *exec;
     a->exec.workspace = &gpt->memory.workspace;
     a->exec.precision = gpt->config.dtype;
@@ -272,6 +307,7 @@ mom_status mom_gpt_forward_pass(mom_gpt *gpt, const mom_exec *exec, const mom_ba
     const mom_arena_mark mark = mom_arena_get_mark(&gpt->memory.workspace);
     const mom_status status = forward(gpt, batch);
     a->observer = NULL; /* the caller's, for this call only */
+    a->begin = NULL;
     if (status != MOM_OK) {
         a->has_routes = 0;
         a->dwte = NULL;

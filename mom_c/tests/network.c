@@ -181,6 +181,74 @@ static void check_levels(unsigned options) {
     }
 }
 
+/* ------------------------------------------------------------------ passes that begin in the middle */
+
+/* What a whole pass has before each of its half-rounds: the streams, and the states after them. */
+typedef struct {
+    float values[24][2][SMALL_B * SMALL_T * 24]; /* by half-round: stream, state */
+    mom_capture captures[48];
+    mom_site sites[24];
+    size_t halves, count;
+} whole_pass;
+
+static void list_captures(whole_pass *w, const mom_gpt *gpt) {
+    w->halves = w->count = 0;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (size_t h = 0; h < 2 * gpt->params.places[i].rounds; h++, w->halves++) {
+            mom_site site = {.kind = MOM_SITE_INPUT, .place = i, .round = h / 2, .half = (int)(h % 2)};
+            w->sites[w->halves] = site;
+            w->captures[w->count++] = (mom_capture){site, w->values[w->halves][0], NULL};
+            site.kind = MOM_SITE_STATE;
+            if (mom_pool_has_state(mom_place_pool(&gpt->params.places[i], site.half)))
+                w->captures[w->count++] = (mom_capture){site, w->values[w->halves][1], NULL};
+        }
+}
+
+/* A pass that begins with half-round h. */
+static mom_begin begin_with(const whole_pass *w, const mom_gpt *gpt, size_t h) {
+    const mom_site at = w->sites[h];
+    mom_begin begin = {.place = at.place, .round = at.round, .half = at.half, .stream = w->values[h][0]};
+    for (int half = 0; half < 2; half++) {
+        const size_t back = half == at.half ? 2 : 1;
+        if (mom_pool_has_state(mom_place_pool(&gpt->params.places[at.place], half)) && (at.round || half < at.half))
+            begin.states[half] = w->values[h - back][1];
+    }
+    return begin;
+}
+
+static void check_begin(unsigned options) {
+    static whole_pass w;
+    mom_exec x = {.k = mom_kernels_best(), .threads = 2};
+    mom_gpt gpt;
+    mom_error err;
+    mom_losses whole, part;
+    small_batch b;
+    small_batch_init(&b, options);
+    b.batch.keep = b.batch.checkpoint = 0;
+    check_ok(small_init(&gpt, options, &err), &err, "init");
+    list_captures(&w, &gpt);
+    const mom_interventions captures = {.captures = w.captures, .capture_count = w.count};
+    b.batch.interventions = &captures;
+    check_ok(mom_gpt_forward(&gpt, &x, &b.batch, &whole, &err), &err, "forward");
+    b.batch.interventions = NULL;
+    for (size_t h = 0; h < w.halves; h++) {
+        mom_gpt_forget_plans(&gpt);
+        gpt.counter = 0;
+        x.threads = 1 + (int)(h % 3);
+        b.batch.begin = begin_with(&w, &gpt, h);
+        check_ok(mom_gpt_forward(&gpt, &x, &b.batch, &part, &err), &err, "forward from the middle");
+        check_that(memcmp(&part.value[MOM_TERM_LM], &whole.value[MOM_TERM_LM], sizeof *part.value) == 0,
+                   "%s, from half-round %zu: loss %.9g, of the whole pass %.9g", kind_name(options), h,
+                   part.value[MOM_TERM_LM], whole.value[MOM_TERM_LM]);
+        check_that(!gpt.memory.region.full && !gpt.last.has_routes, "%s, from half-round %zu: no memory, or routes",
+                   kind_name(options), h);
+    }
+    b.batch.keep = 1;
+    check_that(mom_gpt_forward(&gpt, &x, &b.batch, &part, &err) == MOM_ERR_VALUE, "%s: begins in the middle and keeps",
+               kind_name(options));
+    mom_gpt_free(&gpt);
+}
+
 /* ------------------------------------------------------------------ memory */
 
 /* The plan covers a pass. Without routers it is close: beyond the spare room that every plan has, it counts a
@@ -225,6 +293,7 @@ void check_network(void) {
         if (!(options & SMALL_BFLOAT16))
             check_gradients(options);
         check_levels(options);
+        check_begin(options);
         check_plan(options);
         check_failing_memory(kind_name(options), mom_memory_fail_at, life, &options);
     }

@@ -317,6 +317,7 @@ class Network:
         logits: bool = False,
         routes: bool = False,
         interventions: tuple[Any, ...] | None = None,
+        begin: tuple[Any, ...] | None = None,
     ) -> tuple[dict[str, float], int, _Float | None, dict[tuple[int, int, int], dict[str, NDArray[Any]]] | None]: ...
     @property
     def memory_limit(self) -> int: ...

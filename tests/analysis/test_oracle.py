@@ -193,3 +193,25 @@ def test_what_cannot_be_searched_is_refused(model: mom.MoM) -> None:
         oracle(mom.MoM(model.config.vanilla_config()), SHORT)
     with pytest.raises(ValueError, match="sequences of at least 2 tokens"):
         oracle(model, [[3]])
+
+
+def test_random_routes_are_uniform_within_the_budget(model: mom.MoM) -> None:
+    own = {half: i[:, 0] for half, i in own_routes(model, SHORT[:1]).index.items()}
+    sizes = {"attn": 2, "ffn": 2}
+    space = space_of(model.config, 6, sizes, None, [1, 4], [0, 3], None)
+    rows = space.random(own, 6000, np.random.default_rng(0))
+    for half in ("attn", "ffn"):
+        drawn = np.stack([row[half] for row in rows])
+        for number, token in ((0, 1), (3, 4)):
+            found = (drawn[:, number, token, None] == space.entries[half]).all(axis=-1).mean(axis=0)
+            assert len(found) == 11 and found.sum() == pytest.approx(1.0)
+            np.testing.assert_allclose(found, 1 / 11, atol=0.016)  # four standard deviations
+        same = drawn == own[half]
+        assert same[:, 1:3].all() and same[:, :, [0, 2, 3, 5]].all() and not same[:, 0, 1].all()
+    tight = space_of(model.config, 6, sizes, 5, [1, 4], None, None)
+    rows = tight.random(own, 500, np.random.default_rng(1))
+    used = np.stack([tight.used(row)[[1, 4]] for row in rows])
+    assert used.max() == 5 and used.min() >= 0 and (used == 5).mean() > 0.5
+    # Half-rounds take turns at random, so that none of them comes first.
+    runs = np.stack([(row["attn"][:, 1] < 4).sum(axis=-1) - (row["attn"][:, 1] < 0).sum(axis=-1) for row in rows])
+    assert np.ptp(runs.mean(axis=0)) < 0.25

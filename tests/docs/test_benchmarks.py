@@ -63,6 +63,20 @@ def test_overheads_are_measured(tmp_path: Path) -> None:
     assert {"import", "sentence", "python", "machine"} <= set(found)
 
 
+def test_laboratory_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    small = ("--batch", "2", "--pairs", "2", "--audit", "2", "--length", "8", "--lengths", "6", "--samples", "20")
+    out = run("bench_laboratory.py", *small, "--threads", "1", "--output", "found.json", cwd=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["step"] for row in found["steps"]][:2] == ["plain", "own routes replayed"]
+    assert all(row["low"] <= row["ratio"] <= row["high"] for row in found["steps"])
+    assert [(row["what"], row["tokens"]) for row in found["searches"]] == [
+        ("audit", 16), ("oracle", 6), ("oracle, last round", 6), ("oracle, middle token", 6),
+    ]  # fmt: skip
+    assert all(row["ours"] > 0 and row["whole"] > 0 for row in found["searches"])
+    assert "oracle, last round" in out
+
+
 def test_optimizer_is_measured(tmp_path: Path) -> None:
     run("bench_optimizer.py", "--presets", "mini", "--rounds", "1", "--output", "found.json", cwd=tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())["presets"]["mini"]

@@ -42,7 +42,6 @@ EXAMPLES = {
             "mom_c/kernels/vec.inc": "a kernel of the cell of recurrent kinds",
             "tests/analysis/test_audit.py": CHOSEN,
             "tests/analysis/test_oracle.py": CHOSEN,
-            "tests/analysis/test_restart.py": CHOSEN,
             "tests/model/test_against_reference.py": CHOSEN,
             "tests/model/test_arena_failures.py": CHOSEN,
             "tests/model/test_capture.py": CHOSEN,

@@ -198,7 +198,7 @@ def audit(
         Tokens repeat the choices that they made in the first round of the block. That round itself has no value.
 
     Random routers draw the same noise in all passes. Intervals are percentiles of a bootstrap over sequences. A change
-    reaches no half-round before it, so modules of earlier half-rounds do not run again. The gradients and the random
+    reaches no half-round before it, so passes begin at the half-round of their change. The gradients and the random
     state of the model stay as they are.
 
     Examples
@@ -262,10 +262,14 @@ def _check_measures(measures: Sequence[str], model: MoM) -> list[str]:
 
 @contextlib.contextmanager
 def own_copy(model: MoM) -> Iterator[MoM]:
-    """A copy in evaluation mode that computes all gradients, with the interventions that are active."""
+    """A copy in evaluation mode with the interventions that are active.
+
+    Its backward pass goes down to the first block, for captures, and leaves out most gradients of weights.
+    """
     own = model.copy()
     own.eval()
-    own.train_only("*")
+    names = [name for name in own.parameters if name.startswith(f"transformer.h.{own.config.places().index('block')}.")]
+    own.train_only(([name for name in names if ".router." in name] or names)[0])
     if not model.interventions:
         yield own
         return

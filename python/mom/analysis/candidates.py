@@ -130,19 +130,20 @@ class Space:
 
     def random(self, index: Index, count: int, random: np.random.Generator) -> list[Index]:
         """Routes with a random candidate at each site; sites of a token take turns at random while its budget lasts."""
-        left = self._left_without_sites(index)
-        found = []
-        for _ in range(count):
-            drawn, room = {half: i.copy() for half, i in index.items()}, left.copy()
-            for place in random.permutation(len(self.sites)):
-                site = self.sites[place]
-                runs = self.runs[site.half]
-                possible = np.flatnonzero(runs <= room[site.token])
-                c = int(random.choice(possible))
-                drawn[site.half][site.number, site.token] = self.entries[site.half][c]
-                room[site.token] -= runs[c]
-            found.append(drawn)
-        return found
+        tokens, half_rounds = np.array(self.tokens), list(dict.fromkeys((s.number, s.half) for s in self.sites))
+        drawn = {half: np.repeat(i[None], count, axis=0) for half, i in index.items()}
+        room = np.repeat(self._left_without_sites(index)[None, tokens], count, axis=0)
+        turns = random.permuted(np.tile(np.arange(len(half_rounds)), (*room.shape, 1)), axis=-1)
+        for turn in np.moveaxis(turns, -1, 0):
+            numbers = random.random(room.shape)
+            for place, (number, half) in enumerate(half_rounds):
+                route, token = np.nonzero(turn == place)
+                order, runs = np.argsort(self.runs[half], kind="stable"), self.runs[half]
+                possible = np.searchsorted(runs[order], room[route, token], side="right")
+                chosen = order[(numbers[route, token] * possible).astype(np.intp)]
+                drawn[half][route, number, tokens[token]] = self.entries[half][chosen]
+                room[route, token] -= runs[chosen]
+        return [{half: routes[i] for half, routes in drawn.items()} for i in range(count)]
 
     def _left_without_sites(self, index: Index) -> npt.NDArray[np.int64]:
         """What the budget of each token leaves for the sites that may change."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..interventions import Forbid, Force, Intervention, RandomRoutes
 from ..interventions.selection import FREE
 from ..model import MoM, Routes
-from .restart import places_to_restart, restart, rounds_of_config, routed_halves
+from .restart import begin_at, losses_from, places_to_restart, rounds_of_config, routed_halves
 
 __all__ = ["MEASURES", "OF_MODULES", "OF_ROUNDS", "Item", "items_of", "of_batch"]
 
@@ -79,11 +79,9 @@ class _Batch:
         """What a change from this half-round on adds to each sequence's sum of losses."""
         assert self.captured is not None
         self.model.random_state = self.random_state
-        begin = restart(self.config, self.captured, number, half)
-        out = self.model(self.ids, labels=self.ids, interventions=[*begin, *rules], routes=routes, keep=False,
-                         return_token_losses=True)  # fmt: skip
-        assert out.token_losses is not None
-        return _by_sequence(out.token_losses) - self.losses
+        begin = begin_at(self.config, self.captured, number, half)
+        losses = losses_from(self.model, self.ids, self.ids, begin, rules, routes)
+        return _by_sequence(losses) - self.losses
 
     def frozen(self, number: int, half: str) -> Routes:
         """Routes that are free but for one half-round, which has those of its block's first round."""

@@ -118,9 +118,9 @@ def oracle(
     routes as the search has tried, at the same places and within the same budget, and reports the best.
 
     A change at a token and a half-round reaches neither earlier half-rounds nor earlier tokens. So a batch holds the
-    same sequence with many candidates, modules of earlier half-rounds do not run, earlier tokens run no feed-forward
-    modules, and their logits are not computed again. Earlier tokens still give keys and values, and routers and anchor
-    layers run on all.
+    same sequence with many candidates and begins at that half-round. Earlier tokens run no feed-forward modules, and
+    their logits are not computed again. They still give keys and values, and later routers and anchor layers run on all
+    tokens.
 
     Examples
     --------

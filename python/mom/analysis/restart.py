@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from ..interventions import Force, Intervention, Patch
+from ..interventions import Intervention
 from ..interventions.places import places_of
 from ..interventions.selection import HALVES
+from ..model import MoM, Routes
 
-__all__ = ["places_to_restart", "restart", "rounds_of_config", "routed_halves"]
+__all__ = ["begin_at", "losses_from", "places_to_restart", "rounds_of_config", "routed_halves"]
+
+Floats = npt.NDArray[np.float32]
 
 
 def rounds_of_config(config: MoMConfig) -> list[tuple[int, int]]:
@@ -29,47 +33,54 @@ def routed_halves(config: MoMConfig) -> list[str]:
 
 
 def places_to_restart(config: MoMConfig) -> list[str]:
-    """What a pass has to capture so that `restart` can begin at any half-round."""
+    """What a pass has to capture so that others can begin at any half-round of a block."""
     return [name for name in places_of(config) if name.startswith("block") and name.endswith((".input", ".state"))]
 
 
-def restart(
-    config: MoMConfig, captured: Mapping[str, npt.NDArray[np.float32]], number: int, half: str
-) -> list[Intervention]:
-    """Interventions with which a pass begins at a half-round, to the same bits.
-
-    Half-rounds before it run no module: all tokens are made to skip. The half-round's input and the routers' states are
-    those of an earlier pass over the same tokens. Embedding, anchor layers, routers and the head are computed as
-    always.
+def begin_at(config: MoMConfig, captured: Mapping[str, Floats], number: int, half: str) -> tuple[Any, ...]:
+    """What the core's forward pass takes as `begin` in order to begin at a half-round of a block.
 
     Parameters
     ----------
     config : MoMConfig
     captured : mapping
-        `places_to_restart` of the earlier pass.
+        `places_to_restart` of a pass over the same tokens.
     number : int
         The round, counted over the blocks.
     half : {"attn", "ffn"}
-
-    Returns
-    -------
-    list of Intervention
-        Empty where nothing can be left out: at the very first half-round, and if every token uses all modules.
     """
-    if config.routing_all_possible_path:
-        return []
-    rounds = rounds_of_config(config)
-    block, round = rounds[number]
-    rules: list[Intervention] = []
+    block, round = rounds_of_config(config)[number]
+    place = [index for index, kind in enumerate(config.places()) if kind == "block"][block]
+    states = []
     for other in HALVES:
         # The attention half of a round runs before the feed-forward half.
-        before = number + (other == "attn" and half == "ffn")
-        if other in routed_halves(config) and before:
-            rules.append(Force(other, "SKIP", rounds=range(before)))
-            state = f"block{block}.round{round + before - number - 1}.{other}.state"
-            if state in captured:
-                rules.append(Patch(state, captured[state]))
-    if rules:
-        name = f"block{block}.round{round}.{half}.input"
-        rules.append(Patch(name, captured[name]))
-    return rules
+        last = round if other == "attn" and half == "ffn" else round - 1
+        state = captured.get(f"block{block}.round{last}.{other}.state")
+        states.append(None if state is None else _rows(state))
+    return (place, round, HALVES.index(half), _rows(captured[f"block{block}.round{round}.{half}.input"]), *states)
+
+
+def _rows(values: Floats) -> Floats:
+    """The same values with a row for each token."""
+    return np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
+
+
+def losses_from(
+    model: MoM,
+    ids: npt.NDArray[np.int32],
+    labels: npt.NDArray[np.int32],
+    begin: tuple[Any, ...],
+    interventions: Sequence[Intervention] = (),
+    routes: Routes | None = None,
+) -> Floats:
+    """Losses of predictions, shape (B, T), by a pass that begins at a half-round and runs nothing before it.
+
+    They have the bits of a whole pass in which nothing before the half-round is changed. There is NaN where there is no
+    label. `begin` is that of `begin_at`, and the other arguments are those of a call of the model.
+    """
+    given = model.inputs(ids, None, None, None)
+    call = model.call_of(given, interventions, routes, token_losses=True)
+    assert call is not None and call.token_losses is not None
+    model.core.forward(**given, labels=labels, interventions=call.core, begin=begin)
+    call.finish()
+    return call.token_losses.reshape(ids.shape)

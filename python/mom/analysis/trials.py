@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..interventions import Intervention, Patch
 from ..interventions.places import places_of
-from ..interventions.selection import ANY_SKIP, FREE, NONE
+from ..interventions.selection import ANY_SKIP, NONE
 from ..model import MoM, Routes
 from .candidates import Index, Site
-from .restart import places_to_restart, restart, rounds_of_config, routed_halves
+from .restart import begin_at, losses_from, places_to_restart, rounds_of_config, routed_halves
 
 __all__ = ["State", "Trials"]
 
@@ -40,15 +39,12 @@ class Trials:
         self.own, self.loss = own.routes, own.lm_loss
         self.evaluated = 0
 
-    def routes(self, rows: Sequence[Index], cut: int | None = None, begin: Site | None = None) -> Routes:
-        """Routes of a batch. Before `begin` choices are free, and tokens before `cut` skip feed-forward modules."""
+    def routes(self, rows: Sequence[Index], cut: int = 0) -> Routes:
+        """Routes of a batch. Tokens before `cut` skip feed-forward modules."""
         r = self.own
         index = {half: np.stack([row[half] for row in rows], axis=1) for half in r.index}
-        for half, chosen in index.items():
-            if cut and half == "ffn":
-                chosen[:, :, :cut] = [ANY_SKIP, *[NONE] * (chosen.shape[-1] - 1)]
-            if begin is not None:
-                chosen[: begin.number + (half == "attn" and begin.half == "ffn")] = FREE
+        if cut and "ffn" in index:
+            index["ffn"][:, :, :cut] = [ANY_SKIP, *[NONE] * (index["ffn"].shape[-1] - 1)]
         tokens = np.broadcast_to(self.ids, (len(rows), len(self.ids))).copy()
         return Routes(tokens, index, {}, {}, r.rounds, r.num_modules)
 
@@ -69,28 +65,21 @@ class Trials:
         return np.concatenate(found) + np.nansum(state.losses[: site.token])
 
     def _batch(self, state: State, rows: Sequence[Index], site: Site) -> Floats:
-        tokens = np.broadcast_to(self.ids, (len(rows), len(self.ids)))
+        tokens = np.broadcast_to(self.ids, (len(rows), len(self.ids))).copy()
         labels = tokens.copy()
         labels[:, : site.token + 1] = -100
         captured = {name: np.broadcast_to(a, (len(rows), *a.shape[1:])) for name, a in state.captured.items()}
-        rules = restart(self.config, captured, site.number, site.half)
-        rules += self._past(captured, site)
-        cut = site.token if self.can_cut else None
-        out = self.model(tokens, labels=labels, routes=self.routes(rows, cut, site if rules else None), keep=False,
-                         interventions=rules, return_token_losses=True)  # fmt: skip
-        assert out.token_losses is not None
-        sums: Floats = np.nansum(out.token_losses, axis=1, dtype=np.float64)
+        begin = begin_at(self.config, captured, site.number, site.half)
+        routes = self.routes(rows, site.token)
+        losses = losses_from(self.model, tokens, labels, begin, self._past(state, site), routes)
+        sums: Floats = np.nansum(losses, axis=1, dtype=np.float64)
         return sums
 
-    @property
-    def can_cut(self) -> bool:
-        """Whether tokens before a change may skip feed-forward modules."""
-        return "ffn" in routed_halves(self.config)
-
-    def _past(self, captured: dict[str, Any], site: Site) -> list[Intervention]:
-        """The residual stream of the tokens before a site at the attention halves after it, whose keys they give."""
-        if not self.can_cut or not site.token:
+    def _past(self, state: State, site: Site) -> list[Intervention]:
+        """The stream of tokens before a site, which skip feed-forward modules. Their keys and values need it later."""
+        if "ffn" not in routed_halves(self.config) or not site.token:
             return []
         block, round = self.rounds[site.number]
         later = self.inputs[self.inputs.index(f"block{block}.round{round}.attn.input") + 1 :]
-        return [Patch(name, captured[name], tokens=range(site.token)) for name in later]
+        past = range(site.token)
+        return [Patch(name, state.captured[name][0, : site.token], tokens=past) for name in later]

@@ -83,6 +83,8 @@ def matching_places(pattern: str, places: dict[str, Place], name: str) -> list[P
     """
     if not isinstance(pattern, str):
         raise TypeError(f"{name}: expected the name of a place or a pattern, got {pattern!r}")
+    if pattern in places:
+        return [places[pattern]]
     found = [place for key, place in places.items() if fnmatch.fnmatchcase(key, pattern)]
     if found:
         return found

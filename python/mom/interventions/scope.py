@@ -167,6 +167,6 @@ def records_for(config: MoMConfig, call: Call, tokens: int) -> list[tuple[Any, .
 
 def capture_bytes(config: MoMConfig, capture: Sequence[str], tokens: int, gradients: bool) -> int:
     """Bytes of the copies that these places need."""
-    known = places_of(config)
+    known = places_of(config) if capture else {}
     wanted = {place.name: place.width for pattern in capture for place in matching_places(pattern, known, "capture")}
     return sum(wanted.values()) * tokens * 4 * (2 if gradients else 1)
