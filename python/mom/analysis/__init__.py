@@ -1,6 +1,6 @@
 """Looks at routes: which paths tokens take, what routes depend on, and what they do to the loss.
 
-Tables are pandas DataFrames and pictures are matplotlib figures. Padding is left out everywhere. Intervals are of 95 %.
+Tables are pandas DataFrames, pictures are matplotlib figures, and pages are HTML without a network. Padding is left out everywhere. Intervals are of 95 %.
 """
 
 from .audit import Audit, audit
@@ -9,9 +9,10 @@ from .drift import drift, match_modules, prefill_against_decode
 from .oracle import Oracle, oracle
 from .paths import coactivation, dead_modules, effective_modules, path_entropy, paths
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
+from .view import View, view
 
 __all__ = [
-    "Audit", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
+    "Audit", "Oracle", "View", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
     "match_modules", "mutual_information", "oracle", "path_entropy", "paths", "plot_coactivation", "plot_drift",
-    "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode",
+    "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode", "view",
 ]  # fmt: skip
