@@ -1,7 +1,7 @@
 """Looks at routes: which paths tokens take, what routes depend on, and what they do to the loss.
 
-Tables are pandas DataFrames and pictures are matplotlib figures; `module_use`, `token_paths` and `format_paths` need
-neither. Padding is left out everywhere. Intervals are of 95 %.
+Tables are pandas DataFrames, pictures are matplotlib figures, and pages are HTML that needs no network. `module_use`,
+`token_paths`, `format_paths` and `view` need no other package. Padding is left out everywhere. Intervals are of 95 %.
 """
 
 from .audit import Audit, audit
@@ -11,10 +11,12 @@ from .module_use import ModuleUse, module_use
 from .oracle import Oracle, oracle
 from .paths import coactivation, dead_modules, effective_modules, format_paths, path_entropy, paths, token_paths
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
+from .playground import Playground, playground
+from .view import View, view
 
 __all__ = [
-    "Audit", "ModuleUse", "Oracle", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
-    "format_paths", "match_modules", "module_use", "mutual_information", "oracle", "path_entropy", "paths",
-    "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode",
-    "token_paths",
+    "Audit", "ModuleUse", "Oracle", "Playground", "View", "audit", "coactivation", "dead_modules", "dependence",
+    "drift", "effective_modules", "format_paths", "match_modules", "module_use", "mutual_information", "oracle",
+    "path_entropy", "paths", "playground", "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use",
+    "plot_routes", "prefill_against_decode", "token_paths", "view",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+momLab.lab(document.getElementById("lab"), JSON.parse(document.getElementById("facts").textContent));
