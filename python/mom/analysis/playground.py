@@ -183,17 +183,18 @@ class Playground:
         after = self._distribution(token, self.rules) if self._forced else before
         best = [np.argsort(-values, kind="stable")[:_MOST_NEXT].tolist() for values in (after, before)]
         ids = list(dict.fromkeys(best[0] + best[1]))
-        texts = texts_of(self._model, ids) or [None] * len(ids)
+        texts = texts_of(self._model, ids)
         return [
-            {"id": i, "text": text, "before": float(before[i]), "after": float(after[i])}
-            for i, text in zip(ids, texts, strict=True)
+            {"id": i, "text": texts and texts[n], "before": float(before[i]), "after": float(after[i])}
+            for n, i in enumerate(ids)
         ]
 
     def _distribution(self, token: int, rules: Sequence[Intervention]) -> Floats:
         with self._model.evaluating(), self._model.intervene([*self._always, *rules]):
             logits = self._model.logits_at(self.ids, [token])[0].astype(np.float64)
         found = np.exp(logits - logits.max())
-        return (found / found.sum()).astype(np.float32)
+        shares: Floats = (found / found.sum()).astype(np.float32)
+        return shares
 
     def __repr__(self) -> str:
         return f"<Playground: {self.ids.size} tokens, {len(self._forced)} forced choices>"

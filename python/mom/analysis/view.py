@@ -144,7 +144,8 @@ def read_text(model: MoM, text: Any, least: int = 1) -> Ids:
         raise ValueError(f"text: has {ids.size} tokens, and at least {least} are needed")
     if ids.size > c.n_positions:
         raise ValueError(f"text: has {ids.size} tokens; give at most {c.n_positions}, the model's n_positions")
-    return ids
+    found: Ids = ids
+    return found
 
 
 def texts_of(model: MoM, ids: npt.ArrayLike) -> list[str] | None:

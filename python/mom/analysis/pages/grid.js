@@ -379,9 +379,11 @@ const momLab = (() => {
       const found = find(event.target);
       if (found) focus(found.token, found.column);
     });
+    let pointer = "";
     frame.addEventListener("mouseover", (event) => {
-      const found = find(event.target);
-      if (!found) return;
+      const found = find(event.target), at = `${event.clientX} ${event.clientY}`;
+      if (!found || at === pointer) return; // a pointer at rest over a table that was drawn anew does not point
+      pointer = at;
       const { half = null, round = null } = columns[found.column - 2] || {};
       show({ token: found.token, half, round });
     });
