@@ -24,7 +24,7 @@ build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan \
-	fuzz faults coverage lint stubs bench dist clean
+	notebooks fuzz faults coverage lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ test-amx-emulated: ## run the tests of a build whose level amx runs on any proce
 	$(call build_in,.venv-amx,MOM_AMX_EMULATED=1)
 	.venv-amx/bin/python -c 'import mom; assert mom.cpu_info()["level"] == "amx" and "emulated" in mom.cpu_info()["gemm_bf16"]'
 	.venv-amx/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+notebooks: ## run all notebooks whole, with the assertions on what they say
+	$(call build_in,$(TEST_VENV))
+	MOM_NOTEBOOKS=whole $(TEST_VENV)/bin/python -m pytest -q tests/docs/test_notebooks.py -k clean_kernel
 
 test-debug: ## run the tests of a build with assertions and all warnings as errors
 	$(call build_in,.venv-debug,MOM_DEBUG=1)

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 300_000  # bytes, so that a diff or a clone stays bearable
 
+#: `make notebooks` runs them whole, with the threads of the machine.
+WHOLE = os.environ.get("MOM_NOTEBOOKS") == "whole"
 #: Goes after the cell tagged "parameters", as papermill does it: enough training to reach the end.
 BRIEFLY = "steps = 8"
 
@@ -36,7 +38,8 @@ def test_there_are_notebooks() -> None:
 def test_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the models are small, and the machine may have other tests to run
+    if not WHOLE:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the models are small, and the machine may have other tests to run
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     # The kernel shall test the package that this process tests, however it was found.
     package = str(Path(mom.__file__).resolve().parents[1])
@@ -44,7 +47,8 @@ def test_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytes
     notebook = nbformat.read(path, as_version=4)
     for i, cell in enumerate(notebook.cells):
         if "parameters" in cell.metadata.get("tags", []):
-            notebook.cells.insert(i + 1, nbformat.v4.new_code_cell(BRIEFLY))
+            if not WHOLE:
+                notebook.cells.insert(i + 1, nbformat.v4.new_code_cell(BRIEFLY))
             break
     else:
         pytest.fail("no cell is tagged 'parameters'")
