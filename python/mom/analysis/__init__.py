@@ -1,6 +1,7 @@
 """Looks at routes: which paths tokens take, what routes depend on, and what they do to the loss.
 
-Tables are pandas DataFrames, pictures are matplotlib figures, and pages are HTML without a network. Padding is left out everywhere. Intervals are of 95 %.
+Tables are pandas DataFrames, pictures are matplotlib figures, and pages are HTML that needs no network. Padding is left
+out everywhere. Intervals are of 95 %.
 """
 
 from .audit import Audit, audit
@@ -9,10 +10,11 @@ from .drift import drift, match_modules, prefill_against_decode
 from .oracle import Oracle, oracle
 from .paths import coactivation, dead_modules, effective_modules, path_entropy, paths
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
+from .playground import Playground, playground
 from .view import View, view
 
 __all__ = [
-    "Audit", "Oracle", "View", "audit", "coactivation", "dead_modules", "dependence", "drift", "effective_modules",
-    "match_modules", "mutual_information", "oracle", "path_entropy", "paths", "plot_coactivation", "plot_drift",
-    "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode", "view",
+    "Audit", "Oracle", "Playground", "View", "audit", "coactivation", "dead_modules", "dependence", "drift",
+    "effective_modules", "match_modules", "mutual_information", "oracle", "path_entropy", "paths", "playground",
+    "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use", "plot_routes", "prefill_against_decode", "view",
 ]  # fmt: skip

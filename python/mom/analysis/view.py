@@ -16,8 +16,8 @@ import numpy.typing as npt
 from .._arguments import PathLike, as_ids
 from .._json import to_json
 from ..files.folders import write_file
-from ..interventions import Intervention
-from ..model import MoM, ModelOutput, Routes
+from ..interventions.rules import Intervention, as_interventions
+from ..model import ModelOutput, MoM, Routes
 
 __all__ = ["View", "asset", "facts_of", "read_text", "texts_of", "view"]
 
@@ -112,8 +112,7 @@ def view(
             ids, labels=ids, return_routes=True, keep=False, interventions=interventions, routes=routes,
             return_token_losses=True,
         )  # fmt: skip
-    given = [interventions] if isinstance(interventions, Intervention) else interventions
-    rules = [repr(rule) for rule in (*model.interventions, *given)]
+    rules = [repr(rule) for rule in (*model.interventions, *as_interventions(interventions))]
     if routes is not None:
         rules.append("choices of given routes")
     facts = {"title": str(title), **facts_of(model, out, texts_of(model, ids)), "rules": rules}
@@ -136,7 +135,7 @@ def read_text(model: MoM, text: Any, least: int = 1) -> Ids:
             raise ValueError(
                 "text: the model has no tokenizer. Set model.tokenizer = mom.Tokenizer.load(folder), or give token ids"
             )
-        ids = model.tokenizer.encode(text)[None]
+        ids: Ids = model.tokenizer.encode(text)[None]
     else:
         ids = as_ids(np.asarray(text)[None] if np.ndim(text) == 1 else text, "text")
     if len(ids) != 1:
@@ -144,7 +143,7 @@ def read_text(model: MoM, text: Any, least: int = 1) -> Ids:
     if ids.size < least:
         raise ValueError(f"text: has {ids.size} tokens, and at least {least} are needed")
     if ids.size > c.n_positions:
-        raise ValueError(f"text: has {ids.size} tokens, and the model has {c.n_positions} positions; give a shorter one")
+        raise ValueError(f"text: has {ids.size} tokens; give at most {c.n_positions}, the model's n_positions")
     return ids
 
 

@@ -135,7 +135,9 @@ const momLab = (() => {
     const routers = facts.halves.map((h) => `${h.name.toLowerCase()} keeps ${h.kept} of ${h.choices} choices`);
     const rounds = `${facts.rounds.length} round${facts.rounds.length > 1 ? "s" : ""}`;
     const parts = [`${facts.ids.length} tokens`, rounds, ...routers];
-    if (scored.length) parts.push(`mean loss ${number(mean, 3)} nats`);
+    const old = facts.before ? facts.before.losses.filter((loss) => loss !== null) : [];
+    const change = old.length ? mean - old.reduce((sum, loss) => sum + loss, 0) / old.length : 0;
+    if (scored.length) parts.push(`mean loss ${number(mean, 3)} nats${facts.before ? ` (change ${signed(change, 4)})` : ""}`);
     const rules = facts.rules.map((rule) => element("p", { class: "rules" }, rule));
     return [element("h1", {}, facts.title), element("p", { class: "soft" }, parts.join(" \u00b7 ")), ...rules];
   }
