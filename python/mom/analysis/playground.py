@@ -134,7 +134,7 @@ class Playground:
     # ------------------------------------------------------------------ what is known
     @property
     def rules(self) -> list[Force]:
-        """The forced choices as interventions. Tokens that do the same in the same round share one."""
+        """The forced choices as interventions. Tokens with the same choices in the same round share a rule."""
         return _rules_of(self._forced)
 
     @property
@@ -211,8 +211,9 @@ class Playground:
         Parameters
         ----------
         message : dict
-            ``do`` is "force" (with ``half, round, token, to``), "free" (with ``half, round, token``), "reset" or
-            "look". ``shown`` is the position whose next tokens the page shows. ``turn`` comes back as it is.
+            ``do`` says what to do: "force" needs ``half, round, token, to``, and "free" needs ``half, round, token``.
+            "reset" and "look" need nothing. ``shown`` is the position whose next tokens the page shows. ``turn`` comes
+            back as it is.
 
         Returns
         -------

@@ -168,8 +168,8 @@ def facts_of(model: MoM, out: ModelOutput, texts: list[str] | None) -> dict[str,
     for half, index in routes.index.items():
         scores, weight = routes.scores[half], routes.weight[half]
         if model.config.routing_all_possible_path:  # every choice is kept, and weighs as much as its score
-            index = np.argsort(-scores, axis=-1, kind="stable")
-            weight = np.take_along_axis(scores, index, axis=-1)
+            index = np.argsort(-scores, axis=-1, kind="stable").astype(np.int16)
+            weight = -np.sort(-scores, axis=-1)
         halves.append({
             "key": half, "name": _NAMES[half], "modules": routes.num_modules[half], "kept": index.shape[-1],
             "choices": scores.shape[-1], "softmax": model.config.router_type.endswith("-softmax"),
