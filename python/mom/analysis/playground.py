@@ -22,7 +22,7 @@ _MOST_NEXT = 10
 #: What a message may ask for.
 _REQUESTS = ("force", "free", "reset", "look")
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 class Playground:
@@ -88,9 +88,7 @@ class Playground:
 
     def _pass(self, rules: Sequence[Intervention]) -> ModelOutput:
         with self._model.evaluating(), self._model.intervene([*self._always, *rules]):
-            return self._model(
-                self.ids, labels=self.ids, return_routes=True, keep=False, return_token_losses=True
-            )  # fmt: skip
+            return self._model(self.ids, labels=self.ids, return_routes=True, keep=False, return_token_losses=True)
 
     # ------------------------------------------------------------------ changes
     def force(self, half: str, round: int, token: int, to: int | str | Sequence[int | str]) -> None:
@@ -136,7 +134,7 @@ class Playground:
     # ------------------------------------------------------------------ what is known
     @property
     def rules(self) -> list[Force]:
-        """The forced choices as interventions. Tokens that do the same in the same round share one."""
+        """The forced choices as interventions. Tokens with the same choices in the same round share a rule."""
         return _rules_of(self._forced)
 
     @property
@@ -192,9 +190,9 @@ class Playground:
     def _distribution(self, token: int, rules: Sequence[Intervention]) -> Floats:
         with self._model.evaluating(), self._model.intervene([*self._always, *rules]):
             logits = self._model.logits_at(self.ids, [token])[0].astype(np.float64)
-        found = np.exp(logits - logits.max())
-        shares: Floats = (found / found.sum()).astype(np.float32)
-        return shares
+        found: Floats = np.exp(logits - logits.max())
+        found /= found.sum()
+        return found
 
     def __repr__(self) -> str:
         return f"<Playground: {self.ids.size} tokens, {len(self._forced)} forced choices>"
@@ -213,8 +211,9 @@ class Playground:
         Parameters
         ----------
         message : dict
-            ``do`` is "force" (with ``half, round, token, to``), "free" (with ``half, round, token``), "reset" or
-            "look". ``shown`` is the position whose next tokens the page shows. ``turn`` comes back as it is.
+            ``do`` says what to do: "force" needs ``half, round, token, to``, and "free" needs ``half, round, token``.
+            "reset" and "look" need nothing. ``shown`` is the position whose next tokens the page shows. ``turn`` comes
+            back as it is.
 
         Returns
         -------

@@ -128,14 +128,14 @@ def read_text(model: MoM, text: Any, least: int = 1) -> Ids:
         If the model has no routers, no tokenizer, or too few positions, or there are fewer tokens than `least`.
     """
     c = model.config
-    if c.is_vanilla or not any(modules > 1 for modules in (c.num_attn, c.num_ffn)):
+    if c.is_vanilla or max(c.num_attn, c.num_ffn) < 2:
         raise ValueError("model: has no routers, so there is nothing to show")
     if isinstance(text, str):
         if model.tokenizer is None:
             raise ValueError(
                 "text: the model has no tokenizer. Set model.tokenizer = mom.Tokenizer.load(folder), or give token ids"
             )
-        ids = model.tokenizer.encode(text)[None]
+        ids: Ids = model.tokenizer.encode(text)[None]
     else:
         ids = as_ids(np.asarray(text)[None] if np.ndim(text) == 1 else text, "text")
     if len(ids) != 1:
@@ -144,8 +144,7 @@ def read_text(model: MoM, text: Any, least: int = 1) -> Ids:
         raise ValueError(f"text: has {ids.size} tokens, and at least {least} are needed")
     if ids.size > c.n_positions:
         raise ValueError(f"text: has {ids.size} tokens; give at most {c.n_positions}, the model's n_positions")
-    found: Ids = ids
-    return found
+    return ids
 
 
 def texts_of(model: MoM, ids: npt.ArrayLike) -> list[str] | None:
@@ -167,11 +166,14 @@ def facts_of(model: MoM, out: ModelOutput, texts: list[str] | None) -> dict[str,
     assert routes is not None and losses is not None
     halves = []
     for half, index in routes.index.items():
-        scores = routes.scores[half]
+        scores, weight = routes.scores[half], routes.weight[half]
+        if model.config.routing_all_possible_path:  # every choice is kept, and weighs as much as its score
+            index = np.argsort(-scores, axis=-1, kind="stable").astype(np.int16)
+            weight = -np.sort(-scores, axis=-1)
         halves.append({
             "key": half, "name": _NAMES[half], "modules": routes.num_modules[half], "kept": index.shape[-1],
             "choices": scores.shape[-1], "softmax": model.config.router_type.endswith("-softmax"),
-            "index": index.ravel().tolist(), "weight": _rounded(routes.weight[half]), "scores": _rounded(scores),
+            "index": index.ravel().tolist(), "weight": _rounded(weight), "scores": _rounded(scores),
         })  # fmt: skip
     return {
         "ids": routes.tokens[0].tolist(), "texts": texts, "losses": [None, *_rounded(losses[0, :-1])],

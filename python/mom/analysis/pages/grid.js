@@ -194,7 +194,7 @@ const momLab = (() => {
     const several = facts.rounds.some(([block]) => block > 0);
     const depth = several ? 3 : 2;
     const top = element("tr", {}, element("th", { scope: "col", rowspan: depth, class: "token" }, "token"),
-      element("th", { scope: "col", rowspan: depth, class: "loss" }, facts.before ? "loss and change (nats)" : "loss (nats)"));
+      element("th", { scope: "col", rowspan: depth, class: "loss" }, facts.before ? "loss, change" : "loss (nats)"));
     const middle = element("tr", {}), bottom = element("tr", {});
     const count = (same) => columns.filter(same).length;
     columns.forEach(({ half, round, first }, i) => {
@@ -220,7 +220,7 @@ const momLab = (() => {
       const change = loss === null ? null : loss - facts.before.losses[token];
       const shown = change === null || Math.abs(change) < 0.0005 ? "" : signed(change, 3);
       cell.append(element("span", { class: "delta" }, shown));
-      cell.append(meter(loss === null ? 0 : loss / top, loss === null ? 0 : facts.before.losses[token] / top));
+      cell.append(loss === null ? meter(0) : meter(loss / top, facts.before.losses[token] / top));
       cell.setAttribute("aria-label", `loss ${number(loss, 2)}${shown ? `, change ${shown}` : ""}`);
     } else {
       cell.append(meter(loss === null ? 0 : loss / top));
@@ -231,11 +231,11 @@ const momLab = (() => {
 
   /**
    * Draws everything into `root`. `hooks.place` hears which token and half-round has the focus, and `hooks.key` gets
-   * keys first. Returns `update(facts)`, the panel `side`, and `place()`.
+   * keys first. Returns `update(facts)`, the panel `side` and the line `keys` below it.
    */
   function lab(root, given, hooks = {}) {
     let facts = given, columns = [], rows = [], strip = [], marked = [];
-    let places = new Map();
+    let places = new Map(), pointed = null;
     const filters = { half: "", block: "", module: "", loss: 0, shade: "module" };
     const current = { token: Math.min(1, facts.ids.length - 1), column: 2 };
     const top = element("header", {}, ...head(facts));
@@ -379,15 +379,15 @@ const momLab = (() => {
       const found = find(event.target);
       if (found) focus(found.token, found.column);
     });
-    let pointer = "";
-    frame.addEventListener("mouseover", (event) => {
-      const found = find(event.target), at = `${event.clientX} ${event.clientY}`;
-      if (!found || at === pointer) return; // a pointer at rest over a table that was drawn anew does not point
-      pointer = at;
+    // A browser also sends this event, without a movement, when the table below a resting mouse is drawn anew.
+    frame.addEventListener("mousemove", (event) => {
+      const found = find(event.target);
+      if (!found || found === pointed || !(event.movementX || event.movementY)) return;
+      pointed = found;
       const { half = null, round = null } = columns[found.column - 2] || {};
       show({ token: found.token, half, round });
     });
-    frame.addEventListener("mouseleave", () => show(place()));
+    frame.addEventListener("mouseleave", () => { pointed = null; show(place()); });
 
     build();
     const update = (changed) => {
@@ -395,7 +395,7 @@ const momLab = (() => {
       top.replaceChildren(...head(facts));
       build();
     };
-    return { update, side, place, keys };
+    return { update, side, keys };
   }
 
   return { choiceName, element, entry, lab, meter, number, percent, roundName, runs, signed, tokenName, visible, word };

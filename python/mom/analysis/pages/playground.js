@@ -60,13 +60,14 @@ function render({ model, el }) {
     const free = element("button", {
       type: "button", "aria-pressed": String(now.length === 0), onclick: () => ask({ do: "free", ...at(place) }),
     }, "free");
-    const label = `Force ${here.half.name}, ${roundName(before, here.round)} of token ${here.token}`;
+    const label = `Force ${here.half.name}, ${roundName(before, here.round)}, of token ${here.token}`;
     const modules = Array.from({ length: here.half.modules }, (_, m) => m);
     const most = here.half.kept > 1 ? `At most ${here.half.kept} choices. ` : "";
     chooser.replaceChildren(
-      element("h3", {}, "Force here"),
+      element("h3", {}, `Force ${here.half.name.toLowerCase()}, ${roundName(before, here.round)}, of `,
+        word(tokenName(before, here.token))),
       element("div", { class: "choose", role: "group", "aria-label": label }, ...[...modules, "SKIP"].map(button), free),
-      element("p", { class: "soft" }, `${most}Keys in the grid: 0 to 9, S for SKIP, F for free.`));
+      element("p", { class: "soft" }, `${most}Keys in the grid: 0 to 9, S for SKIP, F for free, Enter to come here.`));
     if (focused >= 0) chooser.querySelectorAll("button")[focused]?.focus();
   }
 
@@ -118,8 +119,9 @@ function render({ model, el }) {
   }
 
   const lab = momLab.lab(root, merged(), { place: moved, key });
-  lab.side.append(chooser, next);
-  root.append(error, element("section", { class: "foot" },
+  lab.side.append(chooser, error, next);
+  lab.keys.append(" A thick frame marks a forced choice. Underlined modules differ from those before.");
+  root.append(element("section", { class: "foot" },
     element("h2", {}, "Forced choices", reset), list, element("h2", {}, "As Python", copy), code));
   el.append(root);
   el.addEventListener("keydown", (event) => event.stopPropagation());
