@@ -55,6 +55,13 @@ def test_paths_are_written_per_token_and_round(routes: Routes) -> None:
     ]
 
 
+def test_free_choices_are_no_path(routes: Routes) -> None:
+    edited = routes.edit("ffn", to="free", tokens=[1])
+    for read in (analysis.module_use, analysis.token_paths, analysis.format_paths, analysis.plot_routes):
+        with pytest.raises(ValueError, match="routes: some choices are free"):
+            read(edited)
+
+
 def test_half_without_router_is_its_letter() -> None:
     model = small_model(num_attn=1)
     routes = model(np.arange(6), return_routes=True).routes

@@ -133,12 +133,13 @@ class Space:
         tokens, half_rounds = np.array(self.tokens), list(dict.fromkeys((s.number, s.half) for s in self.sites))
         drawn = {half: np.repeat(i[None], count, axis=0) for half, i in index.items()}
         room = np.repeat(self._left_without_sites(index)[None, tokens], count, axis=0)
+        orders = {half: np.argsort(runs, kind="stable") for half, runs in self.runs.items()}
         turns = random.permuted(np.tile(np.arange(len(half_rounds)), (*room.shape, 1)), axis=-1)
         for turn in np.moveaxis(turns, -1, 0):
             numbers = random.random(room.shape)
             for place, (number, half) in enumerate(half_rounds):
                 route, token = np.nonzero(turn == place)
-                order, runs = np.argsort(self.runs[half], kind="stable"), self.runs[half]
+                order, runs = orders[half], self.runs[half]
                 possible = np.searchsorted(runs[order], room[route, token], side="right")
                 chosen = order[(numbers[route, token] * possible).astype(np.intp)]
                 drawn[half][route, number, tokens[token]] = self.entries[half][chosen]

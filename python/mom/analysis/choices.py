@@ -84,9 +84,13 @@ def modules_of(routes: Routes, half: str) -> Integers:
     module = routes.module[half]
     real = layout_of(routes.tokens, routes.mask, routes.lengths).real
     found: Integers = np.sort(module.reshape(len(module), -1, module.shape[-1])[:, real], axis=-1).astype(np.int64)
-    if (found == FREE).any():
-        raise ValueError("routes: some choices are free. Take the routes that a model has returned")
+    _need_choices(found)
     return found
+
+
+def _need_choices(module: npt.NDArray[Any]) -> None:
+    if (module == FREE).any():
+        raise ValueError("routes: some choices are free. Take the routes that a model has returned")
 
 
 def _real_of_row(routes: Routes, row: int) -> npt.NDArray[np.bool_]:
@@ -103,6 +107,7 @@ def modules_of_row(routes: Routes, half: str, row: int) -> npt.NDArray[Any]:
     """Modules of the real tokens of one sequence, the best choice first, shape (L, T, K)."""
     real = _real_of_row(routes, row)
     found: npt.NDArray[Any] = routes.of_row(routes.module[half], row)[:, real]
+    _need_choices(found)
     return found
 
 

@@ -20,7 +20,7 @@ from .choices import (
     modules_of,
     modules_of_row,
     texts_of_row,
-    tokens_of,
+    tokens_of,  # fmt: skip
 )
 from .module_use import round_labels
 
@@ -28,15 +28,9 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "coactivation",
-    "dead_modules",
-    "effective_modules",
-    "entropy",
-    "module_names",
-    "path_entropy",
-    "paths",
-    "token_paths",
-]
+    "coactivation", "dead_modules", "effective_modules", "entropy", "format_paths", "module_names", "path_entropy",
+    "paths", "token_paths",
+]  # fmt: skip
 
 
 def entropy(counts: npt.ArrayLike) -> Any:

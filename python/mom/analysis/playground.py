@@ -87,7 +87,7 @@ class Playground:
             scope.touched.update(range(len(scope.rules)))
 
     def _pass(self, rules: Sequence[Intervention]) -> ModelOutput:
-        with self._model.evaluating(), self._model.intervene([*self._always, *rules]):
+        with self._model.intervene([*self._always, *rules]):
             return self._model(self.ids, labels=self.ids, return_routes=True, keep=False, return_token_losses=True)
 
     # ------------------------------------------------------------------ changes
@@ -188,7 +188,7 @@ class Playground:
         ]
 
     def _distribution(self, token: int, rules: Sequence[Intervention]) -> Floats:
-        with self._model.evaluating(), self._model.intervene([*self._always, *rules]):
+        with self._model.intervene([*self._always, *rules]):
             logits = self._model.logits_at(self.ids, [token])[0].astype(np.float64)
         found: Floats = np.exp(logits - logits.max())
         found /= found.sum()
