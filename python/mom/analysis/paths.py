@@ -20,7 +20,7 @@ from .choices import (
     modules_of,
     modules_of_row,
     texts_of_row,
-    tokens_of,  # fmt: skip
+    tokens_of,
 )
 from .module_use import round_labels
 
