@@ -11,12 +11,14 @@ Begin with `mom.MoM`, `mom.MoMConfig` and `mom.train`. Submodules are loaded whe
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import _openmp as _openmp  # must come first: it loads the extension
 from ._version import __version__
 from .config import MoMConfig
 from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError, TrainingInterrupted
+from .familiar import attribute
 from .interventions import Bias, Forbid, Force, Intervention, Patch, RandomRoutes, Scale, TopK, Zero
 from .model import (
     Block,
@@ -72,7 +74,7 @@ def __getattr__(name: str) -> Any:
     elif name in _SUBMODULES:
         value = importlib.import_module(f".{name}", __name__)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = attribute(sys.modules[__name__], [__name__], name)
     globals()[name] = value
     return value
 

@@ -7,10 +7,11 @@ in all of them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import file_fields
 from ._arguments import PathLike
@@ -217,6 +218,17 @@ class MoMConfig(Settings):
     copy_single_modules: bool = setting(True)
 
     # ------------------------------------------------------------------ validation
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **values: Any) -> MoMConfig:
+            if "n_layer" in values and not _MOM_KEYS & values.keys():
+                warnings.warn(
+                    f"n_layer: the depth of a Mixture-of-Modules follows from chunks and depth_per_chunk; "
+                    f"MoMConfig.vanilla({values['n_layer']}, ...) is a GPT-2 with so many layers",
+                    stacklevel=2,
+                )
+            return super().__new__(cls, *args, **values)
+
     def _check(self) -> None:
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_head: {self.n_head} does not divide n_embd = {self.n_embd}")

@@ -11,17 +11,17 @@ The command line takes names, types and defaults from the same declaration.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ._arguments import PathLike
 from ._reading import read_toml_file, shown
 from .errors import ConfigError
+from .familiar import field_hint
 
 __all__ = ["Settings", "at_least", "between", "one_of", "positive", "read_toml", "setting", "type_names_of"]
 
@@ -85,6 +85,19 @@ class Settings:
     noun: ClassVar[str] = "settings"
     table: ClassVar[str] = "settings"
 
+    if not TYPE_CHECKING:  # a type checker would take every name for a field
+
+        def __new__(cls, *args: Any, **values: Any) -> Settings:
+            try:
+                cls._check_known(values)
+            except ConfigError as error:
+                raise TypeError(str(error)) from None  # as for the arguments of any call
+            return super().__new__(cls)
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "" if name.startswith("_") else field_hint(self.noun, name, self.names())
+            raise AttributeError(f"{name}: unknown {self.noun} field{hint}")
+
     def __post_init__(self) -> None:
         for field in self.fields():
             value = _plain(field, getattr(self, field.name))
@@ -112,9 +125,8 @@ class Settings:
     def _check_known(cls, values: Mapping[str, Any]) -> None:
         unknown = sorted(set(values) - set(cls.names()), key=str)
         if unknown:
-            close = difflib.get_close_matches(str(unknown[0]), cls.names(), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{str(unknown[0])[:80]}: unknown {cls.noun} field{hint}")
+            name = str(unknown[0])[:80]
+            raise ConfigError(f"{name}: unknown {cls.noun} field{field_hint(cls.noun, name, cls.names())}")
 
     def replace(self: Self, **changes: Any) -> Self:
         """A copy with some fields changed (and checked)."""

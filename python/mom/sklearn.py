@@ -26,9 +26,11 @@ from .data.columns import checked_labels, checked_texts, is_missing
 from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError
+from .familiar import Familiar, field_hint
 from .interventions.rules import Intervention
 from .model import MoM, MoMForSequenceClassification
-from .training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
+from .model.answers import classify, finite_logits
+from .training.adapt import classifier_from, warn_of_frozen, warn_of_idle_routers
 from .training.config import FinetuneConfig
 from .training.finetune import LoopResult, RunOptions, fit_classifier
 
@@ -39,8 +41,15 @@ __all__ = ["TextClassifier", "TextRegressor"]
 _FRESH_VOCAB = 2048
 
 
-class _TextEstimator(BaseEstimator):  # type: ignore[misc]
+class _TextEstimator(Familiar, BaseEstimator):  # type: ignore[misc]
     """What both estimators share: parameters, preparation of texts and training."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Any:
+        names = cls._get_param_names()
+        for name in settings:
+            if name not in names:
+                raise TypeError(f"{cls.__name__}: unexpected argument {name!r}{field_hint('fine-tuning', name, names)}")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -158,7 +167,12 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
             setattr(self, name, value)
 
     def _logits(self, texts: Iterable[Any]) -> npt.NDArray[np.float32]:
-        check_is_fitted(self, "model_")
+        check_is_fitted(
+            self,
+            "model_",
+            msg="This %(name)s instance is not fitted yet. Call fit, or load a fitted one with joblib; the model in a "
+            "folder predicts itself: mom.MoMForSequenceClassification.from_pretrained(folder).predict(texts)",
+        )
         rows, _ = encode_texts(self.model_.tokenizer, _texts(texts), self.max_length_)
         with self.model_.intervene(self._rules(), untouched="warn"):
             return finite_logits(classify(self.model_, rows))

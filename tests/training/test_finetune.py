@@ -16,8 +16,9 @@ from kinds import ROUTERS
 from mom.data.encode import encode_texts
 from mom.errors import ConfigError, DataError, TrainingError
 from mom.glue.finetuning import _checked_seeds
+from mom.model.answers import classify
 from mom.training import FinetuneConfig
-from mom.training.adapt import classifier_from, classify, parameters_selected_by, routers_are_idle
+from mom.training.adapt import classifier_from, parameters_selected_by, routers_are_idle
 from mom.training.batches import MicroBatch, Rows
 from mom.training.finetune import FinetuneInterrupted, LoopResult, RunOptions, fit_rows
 from mom.training.finetune import fit_classifier as fit_with_options

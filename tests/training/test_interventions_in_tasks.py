@@ -17,7 +17,8 @@ from mom.data.prepare import prepare
 from mom.errors import ConfigError
 from mom.evaluate import text_losses, token_file_loss
 from mom.interventions import write_interventions
-from mom.training.adapt import classifier_from, classify
+from mom.model.answers import classify
+from mom.training.adapt import classifier_from
 from mom.training.checkpoint import interventions_of_checkpoint, newest_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

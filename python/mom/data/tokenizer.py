@@ -25,6 +25,7 @@ import numpy.typing as npt
 from .._arguments import flag
 from .._reading import parse_json, read_text, shown
 from ..errors import DataError
+from ..familiar import Familiar, takes_familiar_arguments, text_batch
 from ..files.folders import write_file
 from .columns import checked_texts
 from .cuts import safe_parts
@@ -52,7 +53,7 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 _FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
-class Tokenizer:
+class Tokenizer(Familiar):
     """Text to token ids and back.
 
     Parameters
@@ -197,7 +198,30 @@ class Tokenizer:
         except Exception as error:
             raise DataError(f"{path}: not a usable tokenizer ({error})") from None
 
+    from_pretrained = load  # as in other libraries
+
     # ------------------------------------------------------------------ use
+    def __call__(self, texts: str | Sequence[str], **options: Any) -> dict[str, npt.NDArray[np.int32]]:
+        """Ids and attention mask of one text or of several, as other libraries return them.
+
+        Parameters
+        ----------
+        texts : str or sequence of str
+        **options
+            ``padding`` and ``return_tensors`` as ``True`` and ``"np"``, which is done in any case. There are no others.
+
+        Returns
+        -------
+        dict
+            ``"input_ids"`` and ``"attention_mask"``: for one text arrays (T,), for several (B, T), filled up on the
+            right with 0 where the mask is 0.
+        """
+        for name, value in options.items():
+            if (name, value) not in (("padding", True), ("padding", "longest"), ("return_tensors", "np")):
+                raise TypeError(f"{name}={value!r}: is not possible here; encode and encode_batch give rows of ids")
+        return text_batch(self, texts)
+
+    @takes_familiar_arguments
     def encode(self, text: str, special: bool = False) -> npt.NDArray[np.int32]:
         """Token ids of a text.
 
@@ -247,19 +271,23 @@ class Tokenizer:
             encodings = encode(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: npt.ArrayLike) -> str:
+    @takes_familiar_arguments
+    def decode(self, ids: npt.ArrayLike, skip_special_tokens: bool = False) -> str:
         """Text of token ids, with special tokens written out. The exact inverse of `encode`.
 
         Parameters
         ----------
         ids : array_like of int, shape (T,)
             Bytes that do not form whole characters become U+FFFD, for example after a cut in the middle of one.
+        skip_special_tokens : bool
+            Leave special tokens out.
 
         Raises
         ------
         DataError
             If `ids` is not one-dimensional or holds an id outside the vocabulary, or one of `unused_ids`.
         """
+        skip = flag(skip_special_tokens, "skip_special_tokens")
         array = np.asarray(ids)
         if array.size == 0:
             return ""
@@ -274,7 +302,7 @@ class Tokenizer:
                 f"ids: {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of {self._vocab_size}"
             )
         with library_errors("ids: the tokenizer cannot decode them"):
-            text: str = self._with_special.decode(array.tolist(), skip_special_tokens=False)
+            text: str = self._with_special.decode(array.tolist(), skip_special_tokens=skip)
         return text
 
     def token(self, id: int) -> str | None:

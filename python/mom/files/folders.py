@@ -33,6 +33,7 @@ __all__ = [
     "check_replaceable",
     "clean_leftovers",
     "latest_valid",
+    "model_inside",
     "naming_file",
     "read_manifest",
     "rotate",
@@ -303,6 +304,14 @@ def _numbered(run_dir: Path, prefix: str) -> list[Path]:
         if (m := pattern.fullmatch(entry.name)) and kind_of(entry) == "folder"
     ]
     return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def model_inside(folder: PathLike) -> str:
+    """The end of a message that a folder holds no model: the newest model of the run that it holds, or nothing."""
+    for found in (Path(folder) / "model", *_numbered(Path(folder), "step-")):
+        if (found / "config.json").is_file():
+            return f"; it is a run's folder, and its model is {found}"
+    return ""
 
 
 def latest_valid(run_dir: PathLike, prefix: str = "step-") -> tuple[Path | None, list[tuple[Path, str]]]:

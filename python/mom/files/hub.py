@@ -6,11 +6,12 @@ import os
 import re
 from pathlib import Path
 
+from ..config import PRESETS
 from ..errors import CheckpointError
 from .atomic import mention_of
 from .weights import is_pickle_name, pickle_error
 
-__all__ = ["model_folder"]
+__all__ = ["hint_of_name", "model_folder"]
 
 #: Files that a model may need. Pickled weights are not downloaded.
 _PATTERNS = (
@@ -18,6 +19,17 @@ _PATTERNS = (
     "encoder.json", "vocab.bpe", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
+
+
+#: Models on the Hub without an owner.
+_WITHOUT_OWNER = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+
+
+def hint_of_name(name: str) -> str:
+    """The end of a message about a name that is no folder: where a model of this name is, or nothing."""
+    if name in _WITHOUT_OWNER:
+        return f"; the model on the Hugging Face Hub is 'hub:{name}'"
+    return f"; a new model of this shape has the configuration MoMConfig.preset({name!r})" if name in PRESETS else ""
 
 
 def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path:
@@ -49,7 +61,7 @@ def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path
             raise CheckpointError(f"{argument}: {text} is a file; give the folder that holds it and its config.json")
         left = mention_of(folder)
         if left or not isinstance(name, str) or parent_is_there or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
-            raise CheckpointError(f"{argument}: {text} is not a folder{left}")
+            raise CheckpointError(f"{argument}: {text} is not a folder{left or hint_of_name(text)}")
     repository = text.removeprefix("hub:")
     try:
         from huggingface_hub import snapshot_download

@@ -24,7 +24,8 @@ from ..files.hub import model_folder
 from ..files.weights import read_weights
 from ..interventions.rules import Intervention
 from ..model import MoM, MoMForSequenceClassification, Network
-from ..training.adapt import classifier_from, classify, finite_logits, warn_of_frozen, warn_of_idle_routers
+from ..model.answers import classify, finite_logits
+from ..training.adapt import classifier_from, warn_of_frozen, warn_of_idle_routers
 from ..training.callbacks import Callback, closing
 from ..training.config import FinetuneConfig
 from ..training.finetune import (

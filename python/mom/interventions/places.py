@@ -88,6 +88,12 @@ def matching_places(pattern: str, places: dict[str, Place], name: str) -> list[P
     found = [place for key, place in places.items() if fnmatch.fnmatchcase(key, pattern)]
     if found:
         return found
+    raise ValueError(f"{name}: no place fits {pattern!r}; {_hint(pattern, places)}")
+
+
+def _hint(pattern: str, places: dict[str, Place]) -> str:
+    if "hook" in pattern:  # a name of TransformerLens
+        first = next((key for key in places if key.endswith(".ffn.output")), "hidden")
+        return f"a layer or round has places such as {first!r}, and model.attention has probabilities"
     near = difflib.get_close_matches(pattern, places, n=3, cutoff=0.4)
-    hint = f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, places))}"
-    raise ValueError(f"{name}: no place fits {pattern!r}; {hint}")
+    return f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, places))}"

@@ -20,7 +20,7 @@ from ..files.labels import label_fields, read_labels
 if TYPE_CHECKING:
     from .network import Network
 
-__all__ = ["files_beside", "read_beside", "with_token_ids"]
+__all__ = ["as_tokenizer", "files_beside", "read_beside", "with_token_ids"]
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json")
 
@@ -30,6 +30,21 @@ def with_token_ids(config: MoMConfig, tokenizer: Any) -> MoMConfig:
     if tokenizer is None:
         return config
     return config.replace(eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id)
+
+
+def as_tokenizer(value: Any) -> Any:
+    """The tokenizer itself, or a `mom.Tokenizer` of one of the library ``tokenizers`` or of transformers."""
+    if value is None or hasattr(value, "eos_id"):
+        return value
+    from ..data.tokenizer import END_OF_TEXT, Tokenizer
+
+    backend = getattr(value, "backend_tokenizer", value)  # a fast one of transformers has one of the library
+    if not hasattr(backend, "to_str"):
+        raise TypeError(
+            f"tokenizer: expected a mom.Tokenizer, or a tokenizer of the library tokenizers, got {type(value).__name__}"
+        )
+    made = type(backend).from_str(backend.to_str())  # the caller's keeps its settings
+    return Tokenizer(made, eos_token=getattr(value, "eos_token", None) or END_OF_TEXT)
 
 
 def files_beside(model: Network, dtype: str | None) -> dict[str, folders.Content]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments import LARGEST, as_array, flag, flags
 from ..config import MoMConfig
 from ..errors import ConfigError
+from ..familiar import takes_familiar_arguments
 from ..interventions.rules import Intervention
 from .network import Network
 from .output import ModelOutput
@@ -92,6 +93,30 @@ class MoMForSequenceClassification(Network):
         values = np.array(array.reshape(batch, count), dtype=np.float32, order="C")
         return {"values": values, "label_loss": 0 if problem == "regression" else 2}
 
+    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Any]:
+        """The label of each text or pair of texts, by the model's tokenizer.
+
+        Parameters
+        ----------
+        texts : sequence of str, or of pairs of str
+
+        Returns
+        -------
+        list of str, int or float
+            Of ``label_names``, or else numbers of labels; for a regression the numbers that it predicts.
+
+        Raises
+        ------
+        DataError
+            If the model has no tokenizer.
+        ConfigError
+            If several labels can be true at once.
+        """
+        from .answers import predict_labels  # with `mom.data`, which is loaded when it is used
+
+        return predict_labels(self, texts)
+
+    @takes_familiar_arguments
     def __call__(
         self,
         tokens: ArrayLike,

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import PathLike, as_ids, as_packed, flag, flags, like, prompts, sampling
+from .._arguments import PathLike, as_ids, as_packed, count, flag, flags, like, prompts, sampling
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
+from ..familiar import takes_familiar_arguments
 from ..files import names
 from ..interventions.rules import Intervention
+from .beam import beam_search
 from .decoder import Decoder
 from .network import Network
 from .output import ModelOutput
 from .routes import Routes
 
 __all__ = ["MoM"]
+
+#: Ids of one prompt or of several.
+Prompts = NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]] | Sequence[NDArray[np.integer[Any]]]
+#: Prompts and their continuations.
+Continued = NDArray[np.int32] | list[NDArray[np.int32]]
 
 
 class MoM(Network):
@@ -53,6 +60,7 @@ class MoM(Network):
     def _adapt_config(cls, config: MoMConfig, tensors: Mapping[str, Any]) -> MoMConfig:
         return config.replace(num_labels=None, problem_type=None)
 
+    @takes_familiar_arguments
     def __call__(
         self,
         tokens: ArrayLike,
@@ -73,16 +81,17 @@ class MoM(Network):
 
         Parameters
         ----------
-        tokens : array of int, shape (B, T), or (N,) with `lengths`
-            Ids below ``vocab_size``; T at most ``n_positions``.
-        labels : array of int, as `tokens`, optional
+        tokens : array of int, shape (B, T), or (N,) with `lengths`; or str
+            Ids below ``vocab_size``; T at most ``n_positions``. A text is encoded by the model's tokenizer.
+        labels : array of int, as `tokens`, or str, optional
             Usually the tokens themselves. Position t is scored against label t + 1 of the same sequence; -100 is
             ignored.
         attention_mask : array of 0/1, shape (B, T), optional
             0 hides a token from all queries and leaves it out of the balance loss. Positions and routing ignore the
             mask. The embedding of a hidden token may be NaN, unless hidden tokens of its row are scored.
         return_logits, return_routes : bool
-            Also return logits (B, T, V) or (N, V), or how the tokens were routed.
+            Also return logits (B, T, V) or (N, V), or how the tokens were routed. Logits of a text are returned anyway
+            if it has no labels.
         lengths : array of int, shape (B,), optional
             The tokens are packed: B sequences of these lengths, one after the other, N tokens without padding. Not
             together with `attention_mask`.
@@ -125,16 +134,16 @@ class MoM(Network):
         """
         return_logits, return_routes = flags(return_logits=return_logits, return_routes=return_routes)
         return_token_losses = flag(return_token_losses, "return_token_losses")
+        return_logits = return_logits or (isinstance(tokens, str) and labels is None)
         given = self.inputs(tokens, lengths, attention_mask, positions)
         keep = labels is not None if keep is None else flag(keep, "keep")
         if return_token_losses and labels is None:
             raise ValueError("return_token_losses: needs labels")
         call = self.call_of(given, interventions, routes, capture, keep, return_token_losses)
         shape = given["tokens"].shape
-        as_labels = as_ids if lengths is None else as_packed
         losses, labelled, logits, found = self._core.forward(
             **given,
-            labels=None if labels is None else like(as_labels(labels, "labels"), shape, "labels"),
+            labels=None if labels is None else self._labels(labels, given),
             keep=keep,
             training=flag(self.training, "training"),
             checkpoint=flag(self.activation_checkpointing, "activation_checkpointing"),
@@ -145,6 +154,20 @@ class MoM(Network):
         if logits is not None:
             logits = logits.reshape(*shape, self.config.vocab_size)
         return self.output(given, losses, labelled, logits, found, call)
+
+    def _labels(self, labels: ArrayLike, given: Mapping[str, Any]) -> NDArray[np.int32]:
+        """Labels of the tokens in `given`, checked. A warning says if they seem to be shifted already."""
+        as_labels, tokens = as_packed if "lengths" in given else as_ids, given["tokens"]
+        found = like(as_labels(self.ids_of(labels, "labels"), "labels"), tokens.shape, "labels")
+        next_tokens = tokens[0, 1:] if tokens.ndim == 2 else tokens[1:]
+        scored = found[0, :-1] if tokens.ndim == 2 else found[:-1]
+        if len(scored) > 3 and np.array_equal(scored, next_tokens) and not np.array_equal(found, tokens):
+            warnings.warn(
+                "labels: are shifted already, and the model shifts them once more, so that it learns the token after "
+                "the next; for the next token, give labels=tokens",
+                stacklevel=4,
+            )
+        return found
 
     def logits_at(
         self,
@@ -180,9 +203,37 @@ class MoM(Network):
             call.finish()
         return logits
 
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int | None = None, **settings: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: list[str], max_new_tokens: int | None = None, **settings: Any) -> list[str]: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompts, max_new_tokens: int | None = None, *, return_routes: Literal[True], **settings: Any
+    ) -> tuple[Continued, Routes]: ...
+
+    @overload
     def generate(
         self,
-        prompt: ArrayLike | Sequence[ArrayLike],
+        prompt: Prompts,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_token: int | Sequence[int] | None = None,
+        weights: str | None = None,
+        return_routes: Literal[False] = False,
+        routes: Routes | None = None,
+        num_beams: int = 1,
+    ) -> Continued: ...
+
+    @takes_familiar_arguments  # type: ignore[misc]  # settings that the overloads leave open are checked here
+    def generate(
+        self,
+        prompt: Prompts | str | list[str],
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -192,13 +243,15 @@ class MoM(Network):
         weights: str | None = None,
         return_routes: bool = False,
         routes: Routes | None = None,
+        num_beams: int = 1,
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
         Parameters
         ----------
-        prompt : array of int, shape (T,) or (B, T), or a list of 1-D arrays
-            Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``.
+        prompt : array of int, shape (T,) or (B, T), or a list of 1-D arrays; or str, or list of str
+            Token ids; each prompt has at least one token, and prompt plus new tokens must fit ``n_positions``. Texts
+            are continued one by one as by `generate_text`.
         max_new_tokens : int, optional
             May only be left out if the model has a default.
         temperature : float, optional
@@ -217,12 +270,15 @@ class MoM(Network):
         routes : Routes, optional
             Choices to force, such as those that an earlier call has returned. They count by prompt and position; tokens
             that they do not have choose freely.
+        num_beams : int
+            Above 1, the best continuation by beam search, which is not sampled and takes one `stop_token` at most; see
+            `mom.model.beam_search`.
 
         Returns
         -------
         ndarray of int32 or list of them
             Prompt and continuation: 1-D for one prompt, (B, T + new) for an array of prompts without
-            `stop_token`, else a list.
+            `stop_token`, else a list. Texts for texts.
         Routes
             With `return_routes`: of packed rows, one for each prompt. The last token of a row is chosen but not read by
             any pass, so it has no routes, and each row is one token shorter than the continuation.
@@ -237,6 +293,15 @@ class MoM(Network):
         A model can have more ids than its tokenizer has tokens, as vocabularies are often rounded up and some have
         holes. Such ids are never chosen. Sampling is among the other ids, as if these did not exist.
         """
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
+            settings: dict[str, Any] = {
+                "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop_token": stop_token,
+                "weights": weights, "return_routes": return_routes, "routes": routes, "num_beams": num_beams,
+            }  # fmt: skip
+            given = {name: value for name, value in settings.items() if value is not None}
+            made = [self.generate_text(text, max_new_tokens, **given) for text in texts]
+            return made[0] if isinstance(prompt, str) else made
         rows, single = prompts(prompt)
         longest = max(len(row) for row in rows)
         defaults = self.generation
@@ -250,7 +315,11 @@ class MoM(Network):
         sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
         added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
         decoder = None
-        if max_new_tokens or return_routes:
+        if count(num_beams, "num_beams", 1) > 1 and max_new_tokens:
+            if temperature or return_routes:
+                raise ValueError("num_beams: above 1, there is neither sampling (temperature) nor return_routes")
+            added = self._by_beams(Decoder(self, weights, routes=routes), rows, max_new_tokens, num_beams, stop_token)
+        elif max_new_tokens or return_routes:
             decoder = Decoder(self, weights, keep_routes=return_routes, routes=routes)
             decoder.prefill(rows)
             added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
@@ -258,6 +327,17 @@ class MoM(Network):
         stacked = isinstance(prompt, np.ndarray) and stop_token is None
         result = joined[0] if single else np.stack(joined) if stacked else joined
         return result if decoder is None or not return_routes else (result, decoder.routes)
+
+    def _by_beams(
+        self, decoder: Decoder, rows: list[NDArray[np.int32]], new: int, num_beams: int, stop_token: Any
+    ) -> list[NDArray[np.int32]]:
+        """The best continuation of each prompt."""
+        stops = [stop_token] if stop_token is None or np.ndim(stop_token) == 0 else list(stop_token)
+        if len(stops) > 1:
+            raise ValueError(f"stop_token: {stops}; with num_beams above 1, there can be one")
+        excluded = () if self.tokenizer is None else self.tokenizer.unused_ids(self.config.vocab_size)
+        found = beam_search(decoder, rows, new, num_beams=num_beams, stop_token=stops[0], excluded=excluded)
+        return [np.asarray(hypothesis.tokens, np.int32) for hypothesis in found]
 
     def generate_text(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> str:
         """Continue a text with the model's tokenizer.

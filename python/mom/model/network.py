@@ -21,20 +21,21 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core, runtime
 from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, flag, like, number
 from .._arguments import seed as seed_of
-from .._reading import kind_of
+from .._reading import kind_of, shown
 from ..config import MoMConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DataError
+from ..familiar import Familiar, takes_familiar_arguments
 from ..files import folders, names, weights
 from ..files.atomic import mention_of
 from ..files.generation import GenerationDefaults
-from ..files.hub import model_folder
+from ..files.hub import hint_of_name, model_folder
 from ..files.labels import check_labels
 from ..interventions.scope import Call, Captured, Scope
-from .beside import files_beside, read_beside, with_token_ids
+from .beside import as_tokenizer, files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
 from .intervening import Intervening
 from .memory_plan import MemoryPlan, check_model_fits, plan
-from .output import ModelOutput
+from .output import Loss, ModelOutput
 from .routes import of_rounds, read_routes
 from .tensors import Block, TensorMap, blocks_of
 
@@ -45,12 +46,13 @@ Self = TypeVar("Self", bound="Network")
 _OF_CORE = ("_core", "_parameters", "_gradients", "_scopes", "_captured")
 
 
-class Network(Intervening):
+class Network(Intervening, Familiar):
     """What the language model and the classifier share."""
 
     def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
         if not isinstance(config, MoMConfig):
-            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__}")
+            hint = hint_of_name(config) if isinstance(config, str) else ""
+            raise TypeError(f"config: expected MoMConfig, got {type(config).__name__} {shown(config)}{hint}")
         self._set_up(self._check_config(config), seed_of(seed), dtype, fresh=True)
 
     def _set_up(self, config: MoMConfig, seed: int, dtype: str, fresh: bool) -> None:
@@ -98,11 +100,15 @@ class Network(Intervening):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer read with the model, or None; saved with it. Its ids of special tokens are the model's."""
+        """The tokenizer read with the model, or None; saved with it. Its ids of special tokens are the model's.
+
+        One of the library ``tokenizers``, or a fast one of transformers, may be assigned, too.
+        """
         return self._tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
+        tokenizer = as_tokenizer(tokenizer)
         self._config, self._tokenizer = with_token_ids(self.config, tokenizer), tokenizer
 
     @property
@@ -287,13 +293,14 @@ class Network(Intervening):
         )  # fmt: skip
 
     # ------------------------------------------------------------------ modes and random numbers
-    def train(self) -> None:
-        """Switch dropout on (where the configuration has any)."""
-        self.training = True
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch dropout on (where the configuration has any), or off if `mode` is False. Returns the model."""
+        self.training = flag(mode, "mode")
+        return self
 
-    def eval(self) -> None:
-        """Switch dropout off."""
-        self.training = False
+    def eval(self: Self) -> Self:
+        """Switch dropout off. Returns the model."""
+        return self.train(False)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -389,7 +396,7 @@ class Network(Intervening):
     ) -> dict[str, Any]:
         """Arguments of the core for these tokens, which are (B, T), or (N,) with `lengths`."""
         as_tokens = as_ids if lengths is None else as_packed
-        ids = as_tokens(tokens, "tokens")
+        ids = as_tokens(self.ids_of(tokens, "tokens"), "tokens")
         given: dict[str, Any] = {"tokens": ids}
         if lengths is not None:
             given["lengths"] = as_packed(lengths, "lengths", "B")
@@ -400,6 +407,15 @@ class Network(Intervening):
         if positions is not None:
             given["positions"] = like(as_tokens(positions, "positions"), ids.shape, "positions")
         return given
+
+    def ids_of(self, tokens: ArrayLike, name: str) -> ArrayLike:
+        """Ids of a text by the model's tokenizer, in which special tokens count as such; ids stay as they are."""
+        if not isinstance(tokens, str):
+            return tokens
+        if self.tokenizer is None:
+            raise DataError(f"{name}: a text, and the model has no tokenizer; set model.tokenizer, or encode it")
+        ids: NDArray[np.int32] = self.tokenizer.encode(tokens, special=True)
+        return ids
 
     def output(
         self,
@@ -415,7 +431,9 @@ class Network(Intervening):
         tokens, lengths, mask = given["tokens"], given.get("lengths"), given.get("mask")
         read = None if routes is None else read_routes(routes, self.config, tokens, lengths, mask)
         by_token = None if call is None or call.token_losses is None else call.token_losses.reshape(tokens.shape)
-        return ModelOutput(self.joint_loss(losses), dict(losses), logits, read, labelled, self._captured, by_token)
+        joint = self.joint_loss(losses)
+        loss = None if joint is None else Loss(joint)
+        return ModelOutput(loss, dict(losses), logits, read, labelled, self._captured, by_token)
 
     def route_counts(self) -> dict[str, list[list[NDArray[np.int64] | None]]]:
         """How many choices of the last forward pass fell on each module, SKIP last: ``counts[half][block][round]``.
@@ -528,6 +546,7 @@ class Network(Intervening):
             target[...] = canonical[name]
 
     @classmethod
+    @takes_familiar_arguments
     def from_pretrained(cls: type[Self], folder: PathLike, dtype: str = "float32", **config_changes: Any) -> Self:
         """Read a folder written by `save_pretrained`, by the reference, or by Hugging Face's GPT-2.
 
@@ -550,7 +569,7 @@ class Network(Intervening):
         check_dtype(dtype)
         folder = model_folder(folder)
         if kind_of(folder / "config.json") is None:
-            raise CheckpointError(f"{folder}: no config.json{mention_of(folder)}")
+            raise CheckpointError(f"{folder}: no config.json{mention_of(folder) or folders.model_inside(folder)}")
         if kind_of(folder / folders.MANIFEST) is not None:
             folders.verify_folder(folder)
         config = MoMConfig.from_json(folder)

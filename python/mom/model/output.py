@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..familiar import Familiar
 from ..interventions.scope import Captured
 from .routes import Routes
 
-__all__ = ["ModelOutput"]
+__all__ = ["Loss", "ModelOutput"]
+
+
+class Loss(float, Familiar):
+    """A number that says how the gradients of a loss are computed here."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
-class ModelOutput:
+class ModelOutput(Familiar):
     """What a forward pass returns; absent values are None.
 
     Attributes
@@ -53,3 +62,6 @@ class ModelOutput:
     @property
     def balance_loss(self) -> float | None:
         return self.losses.get("balance")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("an output is no tuple; its parts have names: .loss, .logits, .routes")

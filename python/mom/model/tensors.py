@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments import as_array
 from ..config import MoMConfig
+from ..familiar import Familiar
 
 __all__ = ["Block", "Module", "Pool", "Router", "TensorMap", "blocks_of"]
 
@@ -51,6 +52,12 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def __call__(self) -> None:
+        raise TypeError(
+            f"{self._title} is a mapping from names to arrays, without brackets; model.num_parameters counts all "
+            "numbers, and mom.AdamW(model, lr=...) takes the model"
+        )
 
     def __repr__(self) -> str:
         count = sum(a.size for a in self._arrays.values())
@@ -203,7 +210,7 @@ class Pool(Sequence[Module]):
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Familiar):
     """One MoM block: its place in ``transformer.h``, pools, and routers (None for a half with a single module)."""
 
     place: int

@@ -1,22 +1,20 @@
-"""What fine-tuning does with models: copy them with a fresh head, choose what is trained, compute their answers."""
+"""What fine-tuning does with models: copy them with a fresh head, and choose what is trained."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config import MoMConfig
-from ..data.batches import bucketed, pack_rows
 from ..errors import ConfigError, DataError
 from ..model import MoM, MoMForSequenceClassification, Network
 
 __all__ = [
-    "classifier_from", "classify", "copy_of", "finite_logits", "parameters_selected_by", "routers_are_idle",
-    "warn_of_frozen", "warn_of_idle_routers",
+    "classifier_from", "copy_of", "parameters_selected_by", "routers_are_idle", "warn_of_frozen",
+    "warn_of_idle_routers",
 ]  # fmt: skip
 
 Made = TypeVar("Made", MoM, MoMForSequenceClassification)
@@ -141,48 +139,3 @@ def classifier_from(
         model, MoMForSequenceClassification, seed, dropout, num_labels=num_labels, problem_type=problem_type,
         pooling="mask",
     )  # fmt: skip
-
-
-def classify(
-    model: MoMForSequenceClassification,
-    rows: Sequence[npt.NDArray[np.int32]],
-    batch_size: int = 32,
-) -> npt.NDArray[np.float32]:
-    """Compute the logits of token rows.
-
-    Parameters
-    ----------
-    model : MoMForSequenceClassification
-    rows : sequence of ndarray of int32, shape (T_i,)
-    batch_size : int
-        Rows computed together, packed. It has no effect on a prediction.
-
-    Returns
-    -------
-    ndarray of float32, shape (N, num_labels)
-        In the order of `rows`. Training mode and random state of the model are as before.
-    """
-    if model.config.pooling != "mask":
-        raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
-    logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
-    with model.evaluating():
-        for chosen in bucketed([len(row) for row in rows], batch_size):
-            tokens, lengths = pack_rows([rows[i] for i in chosen])
-            logits[chosen] = model(tokens, lengths=lengths).logits
-    return logits
-
-
-def finite_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the logits unchanged, but raise if the model is broken and they cannot give answers.
-
-    Raises
-    ------
-    ValueError
-        If one is not finite.
-    """
-    bad = np.argwhere(~np.isfinite(logits))
-    if len(bad):
-        row, label = bad[0]
-        what = "not a number" if np.isnan(logits[row, label]) else "infinite"
-        raise ValueError(f"logits: {what} at row {row}, label {label}")
-    return logits

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._arguments import flag
 from .._arguments import number as _number
+from ..familiar import Familiar
 from ..model import Network
 from ..model.memory_plan import check_optimizer_fits
 
@@ -22,7 +23,7 @@ _POSITIVE = "a positive finite number of type float32"
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-class AdamW:
+class AdamW(Familiar):
     """AdamW with the reference's parameter groups, over all parameters of a model.
 
     Weight decay applies to every tensor but LayerNorms and biases (embeddings and routers are

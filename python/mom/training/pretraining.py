@@ -19,6 +19,7 @@ from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.token_files import TokenFile, WindowSampler
 from ..errors import ConfigError, DataError, TrainingInterrupted
+from ..familiar import Familiar
 from ..interventions.rules import Intervention
 from ..model import MoM
 from .batches import Windows
@@ -37,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(Familiar):
     """How a run ended.
 
     Attributes
@@ -287,6 +288,11 @@ def _open_data(data: Any, val_data: Any, model: MoM, config: TrainingConfig) -> 
         return source if isinstance(source, TokenFile) else TokenFile(source, vocab_size=model.config.vocab_size)
 
     for source in (data, val_data):
+        if isinstance(source, (np.ndarray, list, tuple)):
+            raise TypeError(
+                f"data: {type(source).__name__}, expected a path or a TokenFile; "
+                "ids are written by np.asarray(ids, 'uint16').tofile('train.bin')"
+            )
         if source is not None:
             warn_of_other_tokenizer(model.tokenizer, source, stacklevel=4)
     found = False
