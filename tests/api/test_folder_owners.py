@@ -100,6 +100,41 @@ def test_a_killed_replacement_of_files_is_whole_or_says_so(tmp_path: Path, other
     assert number > 5
 
 
+@pytest.mark.parametrize("first", range(1, 7))
+def test_a_replacement_that_cannot_be_undone_keeps_the_earlier_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """From a number of renames on, all fail: those that replace files, and those that put them back."""
+    folder, real, renames = tmp_path / "data", os.rename, 0
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+
+    def write(content: str) -> None:
+        with replacing_files(folder, NAMES) as stage:
+            for name in NAMES:
+                (stage / name).write_text(content)
+
+    def failing(source: Path, target: Path) -> None:
+        nonlocal renames
+        renames += 1
+        if renames >= first:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        real(source, target)
+
+    write("{}")
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="No space left"):
+        write("[]")
+    monkeypatch.undo()
+    kept = {file.name.removesuffix(".old") for file in folder.rglob("*") if file.is_file() and file.read_text() == "{}"}
+    assert kept == set(NAMES)
+    if first > 1:
+        with pytest.raises(DataError, match="interrupted save left .meta.json.tmp-"):
+            TokenFile(folder)
+    write("{}")
+    assert sorted(os.listdir(folder)) == sorted({*NAMES, "mine.txt"})
+
+
 def test_at_every_instant_a_folder_is_in_place(tmp_path: Path) -> None:
     path, stop, missing = tmp_path / "model", threading.Event(), []
     write_folder(path, OLD)

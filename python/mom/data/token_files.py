@@ -81,8 +81,9 @@ class TokenFile:
         beside = self.path.with_name("meta.json")
         left = mention_of(beside) if kind_of(beside) is None else ""
         if kind_of(self.path) is None:
-            hint = "" if self.path.name != "train.bin" else "; 'mom prepare' makes it from texts"
-            raise DataError(f"{self.path}: no such file{left or mention_of(self.path.parent) or hint}")
+            left = left or mention_of(self.path) or mention_of(self.path.parent)
+            hint = "; 'mom prepare' makes it from texts" if self.path.name == "train.bin" else ""
+            raise DataError(f"{self.path}: no such file{left or hint}")
         if kind_of(self.path) != "file":
             raise DataError(f"{self.path}: is a {kind_of(self.path)}, expected a token file")
         if left:

@@ -272,6 +272,8 @@ def _replacing_one_by_one(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             yield stage
             sync_folder(stage)
             _move_files(stage, folder, [last, *names[:-1]], [*names[:-1], last])
+        except _NotUndoneError:
+            raise  # `stage` has earlier files, and tells readers that `folder` is not complete
         except BaseException:
             remove_folder(stage)
             raise
@@ -279,8 +281,16 @@ def _replacing_one_by_one(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     clean_before(folder / last)  # only now: until the files are there, a leftover says that they were not
 
 
+class _NotUndoneError(OSError):
+    """Files could be neither replaced nor put back."""
+
+
 def _move_files(stage: Path, folder: Path, leaving: Sequence[str], coming: Sequence[str]) -> None:
-    """Move files from `folder` to `stage`, and others back. What cannot be finished is undone."""
+    """Move files from `folder` to `stage`, and others back. What cannot be finished is undone.
+
+    Undoing ends at the first file that cannot be moved, so that the last of `coming`, without which the others do not
+    count, is not put back among files that do not belong to it.
+    """
     undo: list[tuple[Path, Path]] = []
     moves = [(folder / name, stage / f"{name}.old") for name in leaving]
     moves += [(stage / name, folder / name) for name in coming]
@@ -290,7 +300,11 @@ def _move_files(stage: Path, folder: Path, leaving: Sequence[str], coming: Seque
                 os.rename(source, target)
                 undo.append((target, source))
         sync_folder(folder)
-    except BaseException:
-        for now, before in reversed(undo):
-            os.rename(now, before)
+    except BaseException as error:
+        try:
+            for now, before in reversed(undo):
+                os.rename(now, before)
+        except OSError as second:
+            words = f"{os.strerror(second.errno or 0)}, while undoing a replacement; earlier files are in {stage.name}"
+            raise _NotUndoneError(second.errno, words, str(folder)) from error
         raise
