@@ -132,7 +132,7 @@ def _checkpoint(path: Path) -> None:
     checkpoint.settings_of_checkpoint(path.parent)
     checkpoint.fingerprint_in(path.parent)
     model = checkpoint.model_of_checkpoint(path.parent)
-    checkpoint.load_checkpoint(path.parent, model, mom.AdamW(model))
+    checkpoint.load_checkpoint(path.parent, model, mom.AdamW(model), steps=10**9)
 
 
 def _resumed(path: Path) -> None:

@@ -41,7 +41,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "warmup": 2, "final_lr": 0.1, "beta1": 0.5, "beta2": 0.9, "eps": 1e-6, "weight_decay": 0.0, "clip": 0.1,
     "sampling": "consecutive", "seed": 6, "eval_every": 3, "eval_batches": 1, "save_every": 3, "keep_last": 1,
     "log_every": 2, "max_bad_steps": 9, "trainable": ["*.router.*"], "activation_checkpointing": True,
-    "tensorboard": True, "wandb": True,
+    "tensorboard": True, "wandb": True, "patience": 100, "save_optimizer": False,
 }  # fmt: skip
 #: Another value for every field of `FinetuneConfig`. Its own values are those of `TUNING`.
 OTHER_TUNING: dict[str, Any] = {

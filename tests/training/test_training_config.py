@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_run
 
 import mom
 from mom import FinetuneConfig, MoMConfig, TrainingConfig
@@ -168,3 +169,42 @@ def test_warmup_means_the_same_everywhere(kind: Any, value: Any, message: str) -
 def test_warmup_steps() -> None:
     found = [TrainingConfig(steps=25, warmup=w).warmup_steps for w in (None, 0, 25, 0.0, 0.1, 0.5, 1.0, 1)]
     assert found == [2, 0, 25, 0, 2, 12, 25, 1]
+
+
+# ---------------------------------------------------------------------- what a run says and does by default
+def test_the_length_of_sequences_is_by_default_that_of_the_model(tmp_path: Path) -> None:
+    tokens = small_run.write_tokens(tmp_path / "tokens.bin", 400)
+    short = small_run.model()
+    result = mom.train(short, tokens, steps=2, batch_size=3, progress=False)
+    assert result.tokens == 2 * 3 * short.config.n_positions
+    assert result.seconds > 0 and result.tokens_per_second == result.tokens / result.seconds
+    with pytest.raises(mom.ConfigError, match="sequence_length: 1024 is more than the model's n_positions"):
+        mom.train(short, tokens, mom.TrainingConfig(steps=2), progress=False)
+
+
+def test_patience_ends_a_run_whose_validation_loss_rises(tmp_path: Path) -> None:
+    data = small_run.write_data(tmp_path / "data")
+    settings = {"steps": 40, "eval_every": 1, "batch_size": 2, "lr": 1.0, "clip": 1e9, "schedule": "constant",
+                "warmup": 0, "progress": False}  # fmt: skip
+    result = mom.train(small_run.model(), data, patience=3, **settings)
+    losses = [loss for _, loss in result.history]
+    assert result.stopped_early and result.step < 40 and len(losses) == result.step
+    assert losses.index(min(losses)) == len(losses) - 4
+    whole = mom.train(small_run.model(), data, **settings)
+    assert whole.step == 40 and whole.history[: result.step] == result.history
+    with pytest.raises(mom.ConfigError, match="patience: needs validation data"):
+        mom.train(small_run.model(), data / "train.bin", patience=3, **settings)
+
+
+def test_a_finished_run_can_be_kept_without_the_optimizer(tmp_path: Path) -> None:
+    data = small_run.write_data(tmp_path / "data")
+    settings: dict[str, Any] = {"batch_size": 2, "save_every": 2, "progress": False, "run_dir": tmp_path / "run"}
+    model = small_run.model()
+    mom.train(model, data, steps=4, save_optimizer=False, **settings)
+    kept = {path.name: (path / "optimizer.safetensors").exists() for path in (tmp_path / "run").glob("step-*")}
+    assert kept == {"step-00000002": True, "step-00000004": False}
+    again = small_run.model(seed=1)
+    assert mom.train(again, data, steps=4, resume=True, save_optimizer=False, **settings).step == 4
+    assert small_run.parameter_bytes(again) == small_run.parameter_bytes(model)
+    with pytest.raises(mom.CheckpointError, match="has no optimizer state .* begin a new run"):
+        mom.train(small_run.model(), data, steps=6, resume=True, **settings)

@@ -16,6 +16,7 @@ Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed`
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -88,42 +89,52 @@ class JsonLines:
             self._file.close()
 
 
+def _is_notebook() -> bool:
+    """Whether bars can be drawn in a notebook."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+
+
 class Progress:
-    """Shows a progress bar on standard error. Without a terminal, it prints a line after every tenth of the run."""
+    """Shows a progress bar, in a terminal or a notebook. Elsewhere, it prints a line after every tenth of the run."""
 
     def __init__(self, steps: int, done: int, description: str = "train") -> None:
         self._steps, self._description = steps, description
         self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm  # imported here, since it takes a sixth of the time to import this package
+        if sys.stderr.isatty() or _is_notebook():
+            from tqdm.auto import tqdm  # imported here, since it takes a sixth of the time to import this package
 
             self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
         self._next_line = done
-        self._last_eval: float | None = None
+        self._losses: dict[str, str] = {}
+        self._val: dict[str, str] = {}
+        self._speed: dict[str, str] = {}
 
     def record(self, record: dict[str, Any]) -> None:
         if record["kind"] == "eval":
-            self._last_eval = record["val_loss"]
+            self._val = {"val": f"{record['val_loss']:.4f}"}
+            if self._bar is not None:
+                self._bar.set_postfix(self._numbers())
         if record["kind"] == "skip":
             self._write(f"{self._description}: step {record['step']} skipped: {record['reason']}")
         if record["kind"] != "train":
             return
-        shown = {"loss": f"{record['lm_loss']:.4f}"}
+        self._losses = {"loss": f"{record['lm_loss']:.4f}"}
         for name, value in record.items():
             if name.endswith("_loss") and name != "lm_loss" and value is not None:
-                shown[name.removesuffix("_loss")] = f"{value:.3f}"
-        if self._last_eval is not None:
-            shown["val"] = f"{self._last_eval:.4f}"
-        shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"
+                self._losses[name.removesuffix("_loss")] = f"{value:.3f}"
+        self._speed = {"tok/s": f"{record['tokens_per_second']:,.0f}"}
         if self._bar is not None:
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.set_postfix(self._numbers(), refresh=False)
             self._bar.update(record["step"] - self._bar.n)
         elif record["step"] >= self._next_line or record["step"] == self._steps:
             self._next_line = record["step"] + max(1, self._steps // 10)
             self._write(
                 f"{self._description}: step {record['step']}/{self._steps} "
-                + " ".join(f"{k} {v}" for k, v in shown.items())
+                + " ".join(f"{name} {value}" for name, value in self._numbers().items())
             )
+
+    def _numbers(self) -> dict[str, str]:
+        return {**self._losses, **self._val, **self._speed}
 
     def _write(self, text: str) -> None:
         if self._bar is not None:
@@ -133,6 +144,7 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
+            self._bar.refresh()  # with the last values
             self._bar.close()
 
 

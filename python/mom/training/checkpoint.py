@@ -48,8 +48,8 @@ class State:
         Steps done in all, and how many of them were skipped because of non-finite numbers.
     bad_in_a_row : int
         Steps skipped since the last good one.
-    examples, seconds
-        Examples in these steps, and the time the steps took.
+    examples, tokens, seconds
+        Examples and tokens in these steps, and the time the steps took.
     lm_loss, val_loss : float or None
         Of the last step and of the last evaluation.
     losses : list of float
@@ -69,6 +69,7 @@ class State:
     skipped: int = 0
     bad_in_a_row: int = 0
     examples: int = 0
+    tokens: int = 0
     seconds: float = 0.0
     lm_loss: float | None = None
     val_loss: float | None = None
@@ -109,7 +110,7 @@ def _is_object(value: Any) -> bool:
 
 #: What ``training.json`` may hold, and which of it must be there.
 _FORMS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("step", "skipped", "bad_in_a_row", "examples"), _is_count),
+    **dict.fromkeys(("step", "skipped", "bad_in_a_row", "examples", "tokens"), _is_count),
     **dict.fromkeys(("evaluated_step", "best_step", "waited"), _is_count),
     **dict.fromkeys(("lm_loss", "val_loss", "best_score"), _is_maybe_number),
     **dict.fromkeys(("config", "sampler", "best_values"), _is_object),
@@ -140,19 +141,21 @@ def newest_checkpoint(run_dir: PathLike) -> tuple[Path | None, list[tuple[Path, 
 def save_checkpoint(
     run_dir: Path,
     model: Network,
-    optimizer: AdamW,
+    optimizer: AdamW | None,
     progress: dict[str, Any],
     best: dict[str, NDArray[np.float32]],
     keep_last: int,
 ) -> Path:
     """Write everything a run needs to continue. Then remove all but the newest `keep_last` folders.
 
-    `progress` holds the ``step`` and the ``fingerprint``. `best` holds the best weights so far, if the run keeps them.
+    Without an optimizer, the run cannot be made longer. `progress` holds the ``step`` and the ``fingerprint``. `best`
+    holds the best weights so far, if the run keeps them.
     """
     path = run_dir / f"{_PREFIX}{progress['step']:08d}"
     files = model.pretrained_files()
-    state = optimizer.state
-    files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
+    if optimizer is not None:
+        state = optimizer.state
+        files["optimizer.safetensors"] = lambda file: weights.write_safetensors(file, state)
     if best:
         files["best.safetensors"] = lambda file: weights.write_safetensors(file, best)
     # "config" repeats the settings where programs that read checkpoints expect them.
@@ -192,19 +195,30 @@ def fingerprint_in(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: Path, model: Network, optimizer: AdamW
+    path: Path, model: Network, optimizer: AdamW, steps: int
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Read a checkpoint into model and optimizer. Returns its progress and its best weights."""
+    """Read a checkpoint of a run of `steps` steps into model and optimizer.
+
+    Returns its progress and its best weights. If the run is over, the checkpoint need not have the optimizer's state.
+    """
     progress = read_progress(path)
+    moments_file = path / "optimizer.safetensors"
+    has_moments = kind_of(moments_file) is not None
+    if not has_moments and progress["step"] < steps:
+        raise CheckpointError(
+            f"{path}: has no optimizer state (save_optimizer=False), so the run cannot be made longer; begin a new run "
+            "with its model"
+        )
     random_state = progress["random_state"]
     # All files are read before anything changes.
     tensors = weights.read_safetensors(path / "model.safetensors")
-    moments = weights.read_safetensors(path / "optimizer.safetensors", keep_float64=True)
+    moments = weights.read_safetensors(moments_file, keep_float64=True) if has_moments else None
     best_file = path / "best.safetensors"
     best = {} if kind_of(best_file) is None else weights.read_safetensors(best_file)
     model.load_state(tensors, str(path))
     try:
-        optimizer.load_state(moments)
+        if moments is not None:
+            optimizer.load_state(moments)
     except ValueError as error:
         raise CheckpointError(f"{path}/optimizer.safetensors: {error}") from None
     model.random_state = (random_state[0], random_state[1])

@@ -41,7 +41,8 @@ class TrainingConfig(Settings):
     steps : int
         Optimizer steps of the whole run (the published runs: 5,000 to 30,000).
     batch_size, sequence_length : int
-        Rows and tokens per row of a micro-batch (published: 512 sequences of 1,024 per step).
+        Rows and tokens per row of a micro-batch (published: 512 sequences of 1,024 per step). Where no length is given,
+        `mom.train` and ``mom train`` take the model's ``n_positions``, if that is less.
     accumulation : int
         Micro-batches per step. Equals one large batch for the language-model loss.
     lr : float
@@ -63,8 +64,14 @@ class TrainingConfig(Settings):
         Of the order of the data (and of the model's weights where the command makes one).
     eval_every, eval_batches : int
         Validation loss every so many steps (0: only at the end), over so many batches.
+    patience : int
+        The run ends after so many evaluations in a row without a lower validation loss; 0: never. Needs validation
+        data. The model keeps the weights of the last step.
     save_every, keep_last : int
         Checkpoint every so many steps (0: only at the end); how many to keep.
+    save_optimizer : bool
+        Whether the checkpoint of a finished run has the optimizer's state, which takes twice as much as the weights.
+        Only then can a larger `steps` make the run longer. Checkpoints of runs that are not finished always have it.
     log_every : int
         Steps between lines of the log.
     max_bad_steps : int
@@ -107,8 +114,10 @@ class TrainingConfig(Settings):
     seed: int = setting(0, at_least(0))
     eval_every: int = setting(500, at_least(0))
     eval_batches: int = setting(20, at_least(1))
+    patience: int = setting(0, at_least(0))
     save_every: int = setting(500, at_least(0))
     keep_last: int = setting(2, at_least(1))
+    save_optimizer: bool = setting(True)
     log_every: int = setting(1, at_least(1))
     max_bad_steps: int = setting(5, at_least(1))
     trainable: tuple[str, ...] | None = setting(None, lambda value: None if value else "is empty; None trains all")

@@ -67,7 +67,10 @@ class Schedule:
     keep_best : bool
         Keep a copy of the weights whose evaluation was the best.
     patience : int
-        With `keep_best`: the run ends after so many evaluations in a row without a better one; 0: never.
+        The run ends after so many evaluations in a row without a better one; 0: never. With `keep_best` a higher
+        measure is better, else a lower one.
+    save_optimizer : bool
+        See `TrainingConfig`.
     log_every, max_bad_steps, keep_last : int
         See `TrainingConfig`.
     terms_first : bool
@@ -88,6 +91,7 @@ class Schedule:
     max_bad_steps: int = 5
     keep_last: int = 1
     terms_first: bool = False
+    save_optimizer: bool = True
 
 
 class _Losses(NamedTuple):
@@ -191,7 +195,7 @@ class Engine:
         changed = self._changes_since(latest)
         # What this call was not told stays true of the run.
         self.facts = {**(fingerprint_in(latest).get("run") or {}), **self.facts}
-        found, self.best = load_checkpoint(latest, self.model, self.optimizer)
+        found, self.best = load_checkpoint(latest, self.model, self.optimizer, self.schedule.steps)
         if changed & self.source.ordered_by:
             print("resume: the training data begin anew", file=sys.stderr)
         else:
@@ -223,8 +227,16 @@ class Engine:
     @property
     def is_over(self) -> bool:
         """Whether no steps are left."""
-        patience_is_over = 0 < self.schedule.patience <= self.state.waited
+        patience_is_over = 0 < self.schedule.patience <= self._waited
         return self.state.step >= self.schedule.steps or patience_is_over or self._stop_asked
+
+    @property
+    def _waited(self) -> int:
+        """Evaluations in a row that were not better than all before them."""
+        if self.schedule.keep_best:
+            return self.state.waited
+        measures = [math.inf if math.isnan(measure) else measure for _, measure in self.state.history]
+        return len(measures) - 1 - measures.index(min(measures)) if measures else 0
 
     def run(
         self, callbacks: Sequence[Callback], signals: StopSignals, resume: bool = False, progress: bool = True
@@ -337,6 +349,7 @@ class Engine:
         state.step += 1
         state.seconds += seconds
         state.examples += sum(batch.examples for batch in batches)
+        state.tokens += sum(batch.tokens for batch in batches)
         if problem is not None:
             self._skip(problem)
             return
@@ -419,7 +432,8 @@ class Engine:
             return
         progress = {"fingerprint": self._fingerprint(), "sampler": self.source.state_dict(), **vars(state)}
         keep_last = self.schedule.keep_last if not state.bad_in_a_row else sys.maxsize
-        self.checkpoint = save_checkpoint(self.dir, self.model, self.optimizer, progress, self.best, keep_last)
+        optimizer = self.optimizer if self.schedule.save_optimizer or not self.is_over else None
+        self.checkpoint = save_checkpoint(self.dir, self.model, optimizer, progress, self.best, keep_last)
         self._saved = (state.step, state.evaluated_step)
         self._record("checkpoint", path=str(self.checkpoint))
 

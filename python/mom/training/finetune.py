@@ -55,8 +55,8 @@ class LoopResult:
         Whether `patience` or a callback ended the run.
     seconds : float
         Time of the training steps alone.
-    examples : int
-        Number of examples in these steps.
+    examples, tokens : int
+        Number of examples in these steps, and of their tokens.
     history : list of (int, float)
         Step and score of every evaluation.
     best_values : dict
@@ -75,6 +75,7 @@ class LoopResult:
     stopped_early: bool
     seconds: float
     examples: int
+    tokens: int
     history: list[tuple[int, float]] = field(default_factory=list)
     best_values: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
@@ -217,7 +218,7 @@ def _result(engine: Engine, interrupted: bool) -> LoopResult:
     return LoopResult(
         state.step, state.step if state.best_score is None else state.best_step, state.best_score,
         float(np.mean(tail)) if tail else math.nan, state.skipped, engine.stopped_early, state.seconds, state.examples,
-        state.history, state.best_values, interrupted, engine.records,
+        state.tokens, state.history, state.best_values, interrupted, engine.records,
     )  # fmt: skip
 
 

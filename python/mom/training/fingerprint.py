@@ -49,9 +49,9 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "steps": SAID, "batch_size": REFUSED, "sequence_length": REFUSED, "accumulation": REFUSED, "lr": REFUSED,
         "schedule": REFUSED, "warmup": REFUSED, "final_lr": REFUSED, "beta1": REFUSED, "beta2": REFUSED,
         "eps": REFUSED, "weight_decay": REFUSED, "clip": REFUSED, "sampling": REFUSED, "seed": REFUSED,
-        "eval_every": FREE, "eval_batches": WARNED, "save_every": FREE, "keep_last": FREE, "log_every": FREE,
-        "max_bad_steps": FREE, "trainable": REFUSED, "activation_checkpointing": FREE, "tensorboard": FREE,
-        "wandb": FREE,
+        "eval_every": FREE, "eval_batches": WARNED, "patience": FREE, "save_every": FREE, "keep_last": FREE,
+        "save_optimizer": FREE, "log_every": FREE, "max_bad_steps": FREE, "trainable": REFUSED,
+        "activation_checkpointing": FREE, "tensorboard": FREE, "wandb": FREE,
     },
     # Evaluations choose the weights that are kept, so they count here.
     "fine-tuning": {

@@ -63,6 +63,10 @@ class TrainingResult(Familiar):
         Step and validation loss of every evaluation (resumed ones included).
     records : list of dict
         The records of this call, without ``module_use``: rows for a table.
+    seconds : float
+        Time of the training steps alone (resumed ones included).
+    tokens : int
+        Tokens that these steps have read.
     """
 
     step: int
@@ -75,6 +79,13 @@ class TrainingResult(Familiar):
     stopped_early: bool = False
     history: list[tuple[int, float]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    seconds: float = 0.0
+    tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of the training steps."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 def take_tokenizer(model: MoM, data: PathLike) -> None:
@@ -220,6 +231,8 @@ def run_training(
     """
     trained = None if config.trainable is None else _selected(model, config.trainable)
     tokens, validation = _open_data(data, val_data, model, config)
+    if config.patience and validation is None:
+        raise ConfigError("patience: needs validation data, which decide when the run ends")
     sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
 
     def evaluate() -> dict[str, float]:
@@ -230,7 +243,8 @@ def run_training(
     schedule = Schedule(
         config.steps, learning_rate_factor(config.schedule, config.warmup_steps, config.steps, config.final_lr),
         config.is_evaluated, config.is_saved, measure="val_loss", trained=trained, log_every=config.log_every,
-        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True,
+        max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True, patience=config.patience,
+        save_optimizer=config.save_optimizer,
     )  # fmt: skip
     facts = {} if options.dir is None else {**_facts(tokens, validation), **options.facts}
     engine = Engine(
@@ -243,7 +257,7 @@ def run_training(
     state = engine.state
     result = TrainingResult(
         state.step, state.lm_loss, state.val_loss, state.skipped, interrupted, engine.checkpoint, engine.passed_over,
-        engine.stopped_early, state.history, engine.records,
+        engine.stopped_early, state.history, engine.records, state.seconds, state.tokens,
     )  # fmt: skip
     if interrupted is None:
         return result
@@ -269,7 +283,9 @@ def _checked(
         raise TypeError(f"model: expected MoM, got {type(model).__name__}")
     if config is not None and not isinstance(config, TrainingConfig):
         raise TypeError(f"config: expected TrainingConfig, got {type(config).__name__}")
-    config = (config or TrainingConfig()).replace(**changes)
+    if config is None:
+        config = TrainingConfig(sequence_length=max(2, min(TrainingConfig.sequence_length, model.config.n_positions)))
+    config = config.replace(**changes)
     if config.sequence_length > model.config.n_positions:
         raise ConfigError(
             f"sequence_length: {config.sequence_length} is more than "
