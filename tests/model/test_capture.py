@@ -229,10 +229,14 @@ def test_unknown_places_are_named_with_the_nearest() -> None:
         model(tokens, capture=["block0.rond1.ffn.output"])
     with pytest.raises(ValueError, match="place: no place fits 'block0.round3.ffn.input'; the nearest are"):
         model(tokens, interventions=[mom.Zero("block0.round3.ffn.input")])
-    with pytest.raises(ValueError, match="capture: no place fits 'qqq'; there are 'embedding', 'anchor0.attn.input'"):
+    with pytest.raises(ValueError, match="capture: no place fits 'qqq'; there are embedding, anchor{i}.attn.input"):
         model(tokens, capture="qqq")
     with pytest.raises(TypeError, match="capture: expected the name of a place or a pattern, got 3"):
         model(tokens, capture=[3])
+    for bad in (None, 3, b"hidden", {"hidden": 1}):
+        for ask in (lambda: model(tokens, capture=bad), lambda: model.memory_plan(2, 10, capture=bad)):  # noqa: B023
+            with pytest.raises(TypeError, match="capture: expected names of places or patterns, got"):
+                ask()
 
 
 def test_a_plan_tells_the_bytes_of_copies() -> None:

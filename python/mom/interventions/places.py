@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from dataclasses import dataclass
 
 from ..config import MoMConfig
@@ -89,5 +90,13 @@ def matching_places(pattern: str, places: dict[str, Place], name: str) -> list[P
     if found:
         return found
     near = difflib.get_close_matches(pattern, places, n=3, cutoff=0.4)
-    hint = f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, places))}"
+    hint = f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(_forms(places))}"
     raise ValueError(f"{name}: no place fits {pattern!r}; {hint}")
+
+
+def _forms(places: dict[str, Place]) -> list[str]:
+    """The names of places with letters for their numbers, each once."""
+    letters = {"anchor": "i", "block": "b", "round": "r", "module": "m"}
+    return list(dict.fromkeys(
+        re.sub(r"([a-z]+)\d+", lambda found: f"{found[1]}{{{letters[found[1]]}}}", name) for name in places
+    ))  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -138,14 +138,14 @@ class _Resolver:
             self.bias[key] = np.zeros((len(self.layout.tokens), self.choices(HALVES[key[2]])), np.float32)
         return self.bias[key]
 
-    def outputs_of(self, half: str, names: Iterable[Any]) -> list[list[int]]:
-        """The router's outputs that each name stands for."""
+    def outputs_of(self, half: str, names: Iterable[Any], argument: str) -> list[list[int]]:
+        """The router's outputs that each name of an argument stands for."""
         modules, choices, found = self.modules(half), self.choices(half), []
         for name in names:
-            entry = int(choices_to_keep(name, modules, choices, 1)[0])
+            entry = int(choices_to_keep(name, modules, choices, 1, name=argument)[0])
             outputs = list(range(modules, choices)) if name == "SKIP" else [entry]
             if not outputs:
-                raise ValueError(f"{half}: the router has no choice that means SKIP")
+                raise ValueError(f"{argument}: the {half} router has no choice that means SKIP")
             found.append(outputs)
         return found
 
@@ -215,11 +215,12 @@ class _Resolver:
                 drawn[(self.forced[key] == NONE) & ~self.fixed[key][:, None]] = NONE
             self.force(key, chosen, drawn[chosen], rule)
         elif isinstance(rule, Forbid):
-            for outputs in self.outputs_of(half, rule.modules):
+            for outputs in self.outputs_of(half, rule.modules, "modules"):
                 self.biased(key)[chosen[:, None], outputs] = -np.inf
         elif isinstance(rule, Bias):
-            for outputs, value in zip(self.outputs_of(half, rule.values), rule.values.values(), strict=True):
-                self.biased(key)[chosen[:, None], outputs] += np.float32(value)
+            for outputs, value in zip(self.outputs_of(half, rule.values, "values"), rule.values.values(), strict=True):
+                with np.errstate(over="ignore"):  # the core refuses a sum that is not finite
+                    self.biased(key)[chosen[:, None], outputs] += np.float32(value)
 
     def replay(self, routes: Routes) -> None:
         """Force every choice of `routes`; in a decoder, of the tokens that they have."""
@@ -273,8 +274,19 @@ class _Resolver:
             skips = bias[:, self.modules(half) :]
             no_skip = np.isneginf(skips).all(axis=1) & (skips.shape[1] > 0)
             taken = np.take_along_axis(bias, np.where(known, forced, 0).astype(np.int64), axis=1)
-            if (known & np.isneginf(taken)).any() or (no_skip & (forced == ANY_SKIP).any(axis=1)).any():
-                raise ValueError(f"interventions: a choice of the {half} router is forced and forbidden at once")
+            clash = known & np.isneginf(taken)
+            clash |= no_skip[:, None] & (forced == ANY_SKIP)
+            if clash.any():
+                token, entry = np.argwhere(clash)[0]
+                self._raise_forbidden(key, int(token), int(forced[token, entry]))
+
+    def _raise_forbidden(self, key: Key, token: int, entry: int) -> NoReturn:
+        half, block = HALVES[key[2]], sorted(set(self.places)).index(key[0])
+        choice = f"module {entry}" if 0 <= entry < self.modules(half) else "SKIP"
+        raise ValueError(
+            f"interventions: {choice} of the {half} half is forced and forbidden at once, in block {block}, round "
+            f"{key[1]}, for row {self.layout.row[token]}, position {self.layout.position[token]}"
+        )
 
     # ------------------------------------------------------------------ places
     def patch(self, number: int, rule: PlaceIntervention) -> None:

@@ -18,7 +18,7 @@ from ..interventions.layout import layout_of
 from ..interventions.places import places_of
 from ..interventions.resolve import check_rules
 from ..interventions.rules import Intervention, as_interventions
-from ..interventions.scope import Call, Scope, capture_bytes, make_call
+from ..interventions.scope import Call, Scope, capture_bytes, capture_names, make_call
 from ..interventions.selection import numbers
 from .routes import Routes
 
@@ -123,7 +123,7 @@ class Intervening:
         """What these `inputs` give to the core beside the batch; None if nothing applies."""
         keep, token_losses = flags(keep=keep, token_losses=token_losses)
         own = as_interventions(interventions)
-        names = [capture] if isinstance(capture, str) else list(capture)
+        names = capture_names(capture)
         if not (own or names or self.scopes or token_losses or attention or routes is not None):
             return None
         if routes is not None and not isinstance(routes, Routes):
