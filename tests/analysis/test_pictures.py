@@ -41,6 +41,8 @@ def test_routes_have_a_cell_for_every_choice(tmp_path: Any) -> None:
     assert texts(ffn) == ["2", "2", "–", "1", "1", "0"]
     assert [label.get_text() for label in ffn.get_xticklabels()] == ["a", "b", "c"]
     assert attention.images[0].get_array().shape == (4, 3) and saved(figure, tmp_path)
+    dollars = analysis.plot_routes(MADE, names=["$x_{$", "$$", "\\frac"])
+    assert saved(dollars, tmp_path)  # a dollar sign begins no formula
     masked = routes({"ffn": MADE.index["ffn"]}, 3, tokens=[[7, 8, 9]], mask=[[0, 1, 1]])
     (axis,) = analysis.plot_routes(masked).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["8", "9"]

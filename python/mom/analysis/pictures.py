@@ -126,7 +126,8 @@ def plot_routes(
         _stripes(axis, chosen, routes.num_modules[h])
         K = chosen.shape[-1]
         axis.set_yticks(np.arange(len(chosen)) * K + (K - 1) / 2, _round_names(routes))
-        axis.set_xticks(range(len(texts)), texts, rotation=90 if max(map(len, texts), default=0) > 2 else 0, fontsize=8)
+        rotation = 90 if max(map(len, texts), default=0) > 2 else 0
+        axis.set_xticks(range(len(texts)), texts, rotation=rotation, fontsize=8, parse_math=False)  # "$" is text
         axis.set_ylabel("round")
         axis.set_title(f"{_TITLES[h]} module of each token", fontsize=10)
     return figure
