@@ -196,7 +196,7 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         entries = choices_to_keep(to, self.num_modules[half], self.scores[half].shape[-1], index.shape[-1], free=True)
         layout = layout_of(self.tokens, self.mask, self.lengths)
         chosen = selected(layout, tokens, rows)
-        edited = index.reshape(len(self.rounds), -1, index.shape[-1]).copy()
+        edited = index.reshape(len(self.rounds), self.tokens.size, index.shape[-1]).copy()
         for number in rounds_of([round] if isinstance(round, tuple) else round, self.rounds, "round"):
             edited[number, chosen] = entries
         return Routes(
@@ -221,8 +221,8 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         parts = []
         for half, index in self.index.items():
             K, S = index.shape[-1], self.scores[half].shape[-1]
-            flat = index.reshape(len(self.rounds), -1, K)[:, real]
-            scores = self.scores[half].reshape(len(self.rounds), -1, S)[:, real]
+            flat = index.reshape(len(self.rounds), self.tokens.size, K)[:, real]
+            scores = self.scores[half].reshape(len(self.rounds), self.tokens.size, S)[:, real]
             known = (flat >= 0) & (flat < S)
             score = np.take_along_axis(scores, np.where(known, flat, 0).astype(np.int64), axis=-1)
             number, token, choice = (a.ravel() for a in np.indices(flat.shape))
@@ -235,7 +235,7 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
                 "round": np.array([r for _, r in self.rounds])[number],
                 "half": half, "choice": choice,
                 "module": np.where(flat.ravel() == FREE, "free", named),
-                "weight": self.weight[half].reshape(len(self.rounds), -1, K)[:, real].ravel(),
+                "weight": self.weight[half].reshape(len(self.rounds), self.tokens.size, K)[:, real].ravel(),
                 "score": np.where(known, score, np.nan).ravel(),
             }))  # fmt: skip
         if not parts:
