@@ -117,6 +117,11 @@ def test_audit_has_a_panel_for_each_measure_and_half(tmp_path: Any) -> None:
     heights = [bar.get_height() for bar in shown[2].patches]
     np.testing.assert_allclose(heights, found.table.query("half == 'attn'")["skip_round"].dropna())
     assert saved(figure, tmp_path)
+    for axis in shown[2:]:  # the legend covers no bar and no interval
+        legend = axis.get_legend().get_window_extent()
+        tops = [axis.transData.transform((0, y))[1] for line in axis.collections for path in line.get_paths()
+                for y in path.vertices[:, 1]]  # fmt: skip
+        assert tops and max(tops) <= legend.y0
     with pytest.raises(ValueError, match="against: 'taylor' is no measure of modules here; there are usage, reap"):
         found.plot(against="taylor")
     only = analysis.audit(model_of(), IDS, ["skip_round"], samples=20).plot()

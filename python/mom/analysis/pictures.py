@@ -384,5 +384,7 @@ def _bars(axis: Any, result: Audit, half: str, measures: Sequence[str]) -> None:
     axis.set_xlabel("round")
     axis.set_ylabel("loss increase (nats)")
     axis.set_title(_TITLES[half], fontsize=9)
-    axis.legend(frameon=False, fontsize=7)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.11 * len(measures) * (high - low))  # the legend stands above all bars
+    axis.legend(frameon=False, fontsize=7, loc="upper left")
     _plain_frame(axis)
