@@ -187,6 +187,12 @@ def test_active_interventions_are_part_of_the_model(model: mom.MoM) -> None:
     assert (dropped["usage"] == 0).all() and (dropped["drop_one"].abs() < 1e-6).all()
 
 
+def test_a_contradiction_names_the_active_interventions(model: mom.MoM) -> None:
+    with pytest.raises(ValueError, match="measures: leave out those that contradict interventions.*SKIP of the ffn"):
+        with model.intervene([mom.Forbid("ffn", ["SKIP"])]):
+            audit(model, IDS, ["usage", "skip_round"], samples=20)
+
+
 def test_one_router_and_straight_through_models() -> None:
     one = audit(model_of(num_attn=1), IDS, samples=20).table
     assert set(one["half"]) == {"ffn"} and one.loc[one["module"].notna(), "reap"].notna().all()

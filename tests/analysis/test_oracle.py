@@ -172,6 +172,28 @@ def test_it_works_inside_intervene_and_leaves_the_model_alone(model: mom.MoM) ->
     assert found.regret == pytest.approx(0.0, abs=1e-6) and model.random_state == state
 
 
+@pytest.mark.parametrize("rule", [mom.TopK(1), mom.TopK(3), mom.TopK(1, half="ffn")], ids=repr)
+def test_an_active_top_k_is_the_number_of_choices(model: mom.MoM, rule: mom.TopK) -> None:
+    with model.intervene([rule]):
+        found = oracle(model, SHORT[:1], tokens=[1, 2], samples=60)
+        assert loss_with(model, SHORT[:1], found.routes) == pytest.approx(found.table["oracle"][0], abs=1e-6)
+    assert found.routes.index["ffn"].shape[-1] == rule.k and found.regret >= 0.0
+
+
+def test_a_contradiction_names_the_active_interventions(model: mom.MoM) -> None:
+    with pytest.raises(ValueError, match="model: the search forces choices that contradict interventions.*module 0 of"):
+        with model.intervene([mom.Forbid("ffn", [0])]):
+            oracle(model, SHORT[:1], samples=500)
+    with pytest.raises(ValueError, match=r"model: the search forces choices.*Force\(half='ffn', to=1\)"):
+        with model.intervene([mom.Force("ffn", to=1)]):
+            oracle(model, SHORT[:1], samples=500)
+
+
+def test_no_regret_is_zero(model: mom.MoM) -> None:
+    # Nothing follows the last token, so its routes change no loss.
+    assert oracle(model, SHORT, tokens=[5], samples=20).regret == 0.0
+
+
 def test_what_cannot_be_searched_is_refused(model: mom.MoM) -> None:
     with pytest.raises(ValueError, match="search: 'best' is not one of 'exhaustive', 'greedy', 'beam'"):
         oracle(model, SHORT, search="best")
@@ -183,6 +205,8 @@ def test_what_cannot_be_searched_is_refused(model: mom.MoM) -> None:
         oracle(model, SHORT, half="up")
     with pytest.raises(ValueError, match="rounds: there is no round 9"):
         oracle(model, SHORT, rounds=[9])
+    with pytest.raises(ValueError, match="rounds: there is no round 9"):
+        oracle(model, SHORT, rounds=9)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="budget: -1"):
         oracle(model, SHORT, budget=-1)
     with pytest.raises(ValueError, match="model: uses all modules for every token"):

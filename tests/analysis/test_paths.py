@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_dead_modules_of_each_block() -> None:
     assert list(analysis.dead_modules(two, threshold=0.25)["module"]) == [1, 2, 0, 1]
     with pytest.raises(ValueError, match="threshold: 2.0 is no share"):
         analysis.dead_modules(two, threshold=2.0)
+
+
+@pytest.mark.parametrize("function", [
+    analysis.coactivation, analysis.dead_modules, analysis.dependence, analysis.effective_modules, analysis.module_use,
+    analysis.mutual_information, analysis.path_entropy, analysis.paths,
+])  # fmt: skip
+def test_statistics_take_routes_alone(function: Any) -> None:
+    for bad in (None, [], {"ffn": 1}, "routes.npz"):
+        with pytest.raises(TypeError, match=f"routes: expected mom.Routes, got {type(bad).__name__}"):
+            function(bad)
 
 
 def test_coactivation_counts_pairs() -> None:

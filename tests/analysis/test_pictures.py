@@ -41,6 +41,8 @@ def test_routes_have_a_cell_for_every_choice(tmp_path: Any) -> None:
     assert texts(ffn) == ["2", "2", "–", "1", "1", "0"]
     assert [label.get_text() for label in ffn.get_xticklabels()] == ["a", "b", "c"]
     assert attention.images[0].get_array().shape == (4, 3) and saved(figure, tmp_path)
+    dollars = analysis.plot_routes(MADE, names=["$x_{$", "$$", "\\frac"])
+    assert saved(dollars, tmp_path)  # a dollar sign begins no formula
     masked = routes({"ffn": MADE.index["ffn"]}, 3, tokens=[[7, 8, 9]], mask=[[0, 1, 1]])
     (axis,) = analysis.plot_routes(masked).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["8", "9"]
@@ -115,6 +117,11 @@ def test_audit_has_a_panel_for_each_measure_and_half(tmp_path: Any) -> None:
     heights = [bar.get_height() for bar in shown[2].patches]
     np.testing.assert_allclose(heights, found.table.query("half == 'attn'")["skip_round"].dropna())
     assert saved(figure, tmp_path)
+    for axis in shown[2:]:  # the legend covers no bar and no interval
+        legend = axis.get_legend().get_window_extent()
+        tops = [axis.transData.transform((0, y))[1] for line in axis.collections for path in line.get_paths()
+                for y in path.vertices[:, 1]]  # fmt: skip
+        assert tops and max(tops) <= legend.y0
     with pytest.raises(ValueError, match="against: 'taylor' is no measure of modules here; there are usage, reap"):
         found.plot(against="taylor")
     only = analysis.audit(model_of(), IDS, ["skip_round"], samples=20).plot()

@@ -122,6 +122,7 @@ def test_hostile_tokens_and_titles_are_text(reader: mom.MoM) -> None:
     assert facts["title"] == HOSTILE and facts["texts"] == texts_of(reader, facts["ids"])
     assert {"<", "&", '"', "\x00"} <= set(facts["texts"])
     assert np.array_equal(facts["ids"], reader.tokenizer.encode(HOSTILE))
+    assert view(reader, "the cat", title="half \ud800").title == "half ?"  # no file can hold half a pair
     [written] = re.findall('<script type="application/json" id="facts">(.*?)</script>', page, re.DOTALL)
     assert "<" not in written and written.isascii()
     assert scripts_of(page)[1] == scripts_of(plain)[1]

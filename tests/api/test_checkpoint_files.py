@@ -273,6 +273,8 @@ def test_write_file_replaces_atomically(tmp_path):
     write_file(path, lambda file: file.write(b"two"))
     assert path.read_text() == "two"
     assert os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(FileNotFoundError, match="The folder does not exist: .*nowhere'$"):
+        write_file(tmp_path / "nowhere" / "a.json", "one")
 
 
 def test_large_files_are_streamed(tmp_path):

@@ -213,7 +213,7 @@ def test_a_capture_beyond_the_limit_is_refused_with_the_figures() -> None:
     model, tokens = made(), tokens_of(20, 24)
     needed = 20 * 24 * 16 * 4
     model.memory_limit = needed - 1
-    with pytest.raises(MemoryError, match=rf"capture: the copies need {needed:,} bytes, more than .* {needed - 1:,}"):
+    with pytest.raises(MemoryError, match=rf"capture: the copies need {needed:,} bytes beside .* {needed - 1:,}"):
         model(tokens, capture="hidden")
     with pytest.raises(MemoryError, match=rf"capture: the copies need {2 * needed:,} bytes"):
         model(tokens, labels=tokens, capture="hidden")
@@ -223,16 +223,43 @@ def test_a_capture_beyond_the_limit_is_refused_with_the_figures() -> None:
     assert model(tokens, capture="hidden").captured["hidden"].nbytes == needed
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_copies_must_fit_beside_the_pass(labelled: bool, packed: bool) -> None:
+    model, tokens = made(), tokens_of(4, 16)
+    ids = tokens.ravel() if packed else tokens
+    call = {"tokens": ids, "labels": ids if labelled else None, "lengths": [16] * 4 if packed else None}
+    plan = model.memory_plan(4, 16, training=labelled, capture="*")
+    needed = plan.total - plan.moments
+    model.memory_limit = needed - 1
+    with pytest.raises(MemoryError, match=rf"need {plan.captured:,} bytes beside the {needed - plan.captured:,} bytes"):
+        model(**call, capture="*")
+    model.memory_limit = needed
+    assert model(**call, capture="*").captured is not None
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [30, -10], [20, 0], [40]])
+def test_lengths_that_do_not_fit_are_named(lengths: list[int]) -> None:
+    model, tokens = made(), tokens_of().ravel()
+    for more in ({"capture": "hidden"}, {"interventions": [mom.Zero("hidden")]}, {"return_token_losses": True}):
+        with pytest.raises(ValueError, match="^lengths: "):
+            model(tokens, labels=tokens, lengths=lengths, **more)
+
+
 def test_unknown_places_are_named_with_the_nearest() -> None:
     model, tokens = made(), tokens_of()
     with pytest.raises(ValueError, match=r"capture: no place fits 'block0.rond1.ffn.output'; the nearest are 'block0"):
         model(tokens, capture=["block0.rond1.ffn.output"])
     with pytest.raises(ValueError, match="place: no place fits 'block0.round3.ffn.input'; the nearest are"):
         model(tokens, interventions=[mom.Zero("block0.round3.ffn.input")])
-    with pytest.raises(ValueError, match="capture: no place fits 'qqq'; there are 'embedding', 'anchor0.attn.input'"):
+    with pytest.raises(ValueError, match="capture: no place fits 'qqq'; there are embedding, anchor{i}.attn.input"):
         model(tokens, capture="qqq")
     with pytest.raises(TypeError, match="capture: expected the name of a place or a pattern, got 3"):
         model(tokens, capture=[3])
+    for bad in (None, 3, b"hidden", {"hidden": 1}):
+        for ask in (lambda: model(tokens, capture=bad), lambda: model.memory_plan(2, 10, capture=bad)):  # noqa: B023
+            with pytest.raises(TypeError, match="capture: expected names of places or patterns, got"):
+                ask()
 
 
 def test_a_plan_tells_the_bytes_of_copies() -> None:

@@ -247,6 +247,12 @@ def test_an_intervention_reads_well() -> None:
     assert mom.Force("ffn", to=1) != mom.Force("ffn", to=2) and mom.Zero("final") != mom.Scale("final", 0.0)
 
 
+def test_a_bias_reads_as_it_is_written_in_any_order() -> None:
+    rule, same = mom.Bias("ffn", {"SKIP": -2.0, 1: 0.5, 0: 1.5}), mom.Bias("ffn", {0: 1.5, 1: 0.5, "SKIP": -2.0})
+    assert repr(rule) == repr(same) == "Bias(half='ffn', values={0: 1.5, 1: 0.5, 'SKIP': -2.0})"
+    assert rule == same and hash(rule) == hash(same) and eval(repr(rule), {"Bias": mom.Bias}) == rule
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -255,6 +261,9 @@ def test_an_intervention_reads_well() -> None:
         ({"kind": "Force", "half": "mlp", "to": 1}, "half: expected 'attn' or 'ffn', got 'mlp'"),
         ({"kind": "Force", "half": "ffn"}, "Force: needs 'to'"),
         ({"kind": "Bias", "half": "ffn", "values": {"one": 1.0}}, "values: 'one' is no module's number and not 'SKIP'"),
+        ({"kind": "Bias", "half": "ffn", "values": {"1": 1.0, "01": 2.0}}, "values: a choice occurs twice in"),
+        ({"kind": "Force", "half": "ffn", "to": []}, "to: is empty; name a module, or 'SKIP' to run none"),
+        ({"kind": "Force", "half": ["ffn"], "to": 1}, "half: expected 'attn' or 'ffn', got"),
         ({"kind": "Zero", "place": "hidden", "tokens": []}, "tokens: is empty; None means all"),
     ],
 )
@@ -263,10 +272,21 @@ def test_wrong_descriptions_are_refused(values: dict[str, Any], message: str) ->
         mom.Intervention.from_dict(values)
 
 
-@pytest.mark.parametrize("rounds", [[None], [0, None], ["0"], [True]])
+@pytest.mark.parametrize("rounds", [[None], [0, None], ["0"], [True], 1.0, "all", [range(2)], [{0, 1}], [[[0, 1]]]])
 def test_rounds_are_numbers_or_pairs(rounds: Any) -> None:
     with pytest.raises(TypeError, match="^rounds: expected"):
         mom.Forbid("attn", modules=[1], rounds=rounds)
+
+
+def test_rounds_may_be_an_array_of_pairs() -> None:
+    pairs = [(0, 1), (0, 2)]
+    assert mom.Force("ffn", to=1, rounds=np.array(pairs)) == mom.Force("ffn", to=1, rounds=pairs)
+    assert mom.Force("ffn", to=1, rounds=np.array(2)) == mom.Force("ffn", to=1, rounds=2)
+    assert mom.Force("ffn", to=1, rounds={0, 2}) == mom.Force("ffn", to=1, rounds=[0, 2])
+    assert mom.Force("ffn", to=1, rounds=[0, (0, 1)]).rounds == (0, (0, 1))
+    for bad in ([(0, 1, 2)], np.zeros((2, 3), int), [[]]):
+        with pytest.raises(ValueError, match="^rounds: "):
+            mom.Force("ffn", to=1, rounds=bad)
 
 
 # ---------------------------------------------------------------------- bad input
@@ -279,17 +299,20 @@ BAD: list[tuple[list[Any], str]] = [
     ([mom.Force("ffn", to=1, tokens=[10])], "tokens: position 10 is outside of every row; the longest has 10 tokens"),
     ([mom.Force("ffn", to=1, rows=[2])], "rows: there is no row 2; the batch has 2"),
     ([mom.Zero("hidden", tokens=[11])], "tokens: position 11 is outside of every row"),
-    ([mom.Forbid("attn", modules=[3])], "there is no module 3; there are 3, and 'SKIP'"),
+    ([mom.Forbid("attn", modules=[3])], "modules: there is no module 3; there are 3, and 'SKIP'"),
     ([mom.Forbid("attn", modules=[0, 1, 2, "SKIP"])], "every choice of the attn router is forbidden, SKIP too"),
-    ([mom.Bias("ffn", {7: 1.0})], "there is no module 7"),
+    ([mom.Bias("ffn", {7: 1.0})], "values: there is no module 7"),
     ([mom.Force("ffn", to=1), mom.Force("ffn", to=2, tokens=[4])],
-     r"Force\(half='ffn', to=2, tokens=\[4\]\) and another one choose differently for row 0, position 4"),
-    ([mom.Force("ffn", to=1), mom.RandomRoutes("ffn")], "and another one choose differently"),
-    ([mom.Force("attn", to=1), mom.Forbid("attn", modules=[1])], "is forced and forbidden at once"),
+     r"Force\(half='ffn', to=2, tokens=\[4\]\) and Force\(half='ffn', to=1\) choose differently for row 0, position 4"),
+    ([mom.Force("ffn", to=1), mom.RandomRoutes("ffn")],
+     r"RandomRoutes\(half='ffn', seed=0\) and Force\(half='ffn', to=1\) choose differently"),
+    ([mom.TopK(1, tokens=[3]), mom.Force("ffn", to=[1, 2])], "and TopK choose differently for row 0, position 3"),
+    ([mom.Force("attn", to=1), mom.Forbid("attn", modules=[1], rounds=[2], tokens=[4])],
+     "module 1 of the attn half is forced and forbidden at once, in block 0, round 2, for row 0, position 4"),
     ([mom.TopK(1), mom.TopK(2)], r"TopK\(1\) and TopK\(2\) contradict each other"),
     ([mom.TopK(9)], "k: 9 choices, the attn router has 5"),
     ([mom.Patch("hidden", 0.0), mom.Patch("hidden", 1.0, tokens=[3])],
-     r"value=1.0, tokens=\[3\]\) and another one replace 'hidden' for row 0, position 3, by different values"),
+     r"value=1.0, tokens=\[3\]\) and Patch\(place='hidden', value=0.0\) replace 'hidden' for row 0, position 3"),
     ([mom.Patch("hidden", 0.5), mom.Zero("h*")], "replace 'hidden' for row 0, position 0, by different values"),
     ([mom.Patch("hidden", np.ones(3))], r"value: shape \(3,\) at 'hidden', expected \(16,\) or \(2, 10, 16\)"),
     ([mom.Patch("hidden", np.ones((3, 16)), tokens=[1, 2])], r"value: shape \(3, 16\) at 'hidden'"),
@@ -313,8 +336,12 @@ def test_a_patch_is_finite(bad: Any) -> None:
         mom.Patch("hidden", bad)
     with pytest.raises(ValueError, match="factor: "):
         mom.Scale("hidden", np.nan)
-    with pytest.raises(ValueError, match="values: inf for 0 is not finite; Forbid takes choices away"):
+    with pytest.raises(ValueError, match="values: inf for 0 is not a finite float32; Forbid takes choices away"):
         mom.Bias("ffn", {0: np.inf})
+    with pytest.raises(ValueError, match="values: 1e[+]300 for 0 is not a finite float32"):
+        mom.Bias("ffn", {0: 1e300})
+    with pytest.raises(ValueError, match="value: has numbers that are not finite"):
+        mom.Patch("hidden", 1e300)
 
 
 def test_arguments_of_the_wrong_type_are_refused() -> None:
@@ -324,6 +351,8 @@ def test_arguments_of_the_wrong_type_are_refused() -> None:
             model(tokens, interventions=bad)
     with pytest.raises(TypeError, match="interventions: expected interventions such as mom.Force, got 'x'"):
         model(tokens, interventions=["x"])
+    with pytest.raises(TypeError, match="got {'kind': 'TopK', 'k': 1}; mom.Intervention.from_dict reads"):
+        model(tokens, interventions=[mom.TopK(1).to_dict()])
     with pytest.raises(TypeError, match="tokens: expected integers or None"):
         mom.Force("ffn", to=1, tokens=[1.5])
     with pytest.raises(ValueError, match="to: expected a module's number or 'SKIP', got 'skip'"):
@@ -352,7 +381,7 @@ def test_halves_and_models_without_a_router() -> None:
         everything(tokens, interventions=[mom.Force("ffn", to=1)])
     out = everything(tokens, interventions=[mom.Forbid("ffn", [1])], capture="block0.*.ffn.module1.output")
     assert not any(value.any() for value in out.captured.values())
-    with pytest.raises(ValueError, match="the router has no choice that means SKIP"):
+    with pytest.raises(ValueError, match="modules: the ffn router has no choice that means SKIP"):
         made(enable_pause=False, num_attn=4)(tokens, interventions=[mom.Forbid("ffn", ["SKIP"])])
     with pytest.raises(ValueError, match="no place fits 'block0.round0.attn.state'"):
         made(router_type="naive")(tokens, interventions=[mom.Zero("block0.round0.attn.state")])
@@ -612,7 +641,7 @@ def test_skip_is_the_best_of_several_choices_that_mean_it() -> None:
     assert np.array_equal(index[..., 0], 2 + scores[..., 2:].argmax(-1)) and (index[..., 1] == -2).all()
     np.testing.assert_allclose(out.routes.weight["attn"][..., 0], 1.0, rtol=1e-6)
     rules = [mom.Force("attn", to="SKIP"), mom.Forbid("attn", modules=["SKIP"])]
-    with pytest.raises(ValueError, match="a choice of the attn router is forced and forbidden at once"):
+    with pytest.raises(ValueError, match="SKIP of the attn half is forced and forbidden at once"):
         model(tokens, interventions=rules)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +120,9 @@ def test_edits_of_packed_and_padded_rows_count_real_tokens() -> None:
         ({"half": "ffn", "to": 4}, "to: there is no module 4; there are 4, and 'SKIP'"),
         ({"half": "ffn", "to": [0, 1, 2]}, "to: 3 choices, the router keeps 2"),
         ({"half": "ffn", "to": "skip"}, "to: expected a module's number or 'SKIP' or 'free', got 'skip'"),
-        ({"half": "ffn", "to": 1, "round": 3}, "rounds: there is no round 3"),
+        ({"half": "ffn", "to": 1, "round": 3}, "round: there is no round 3"),
+        ({"half": "ffn", "to": 1, "round": (0, 1, 2)}, r"round: expected numbers or \(block, round\) pairs"),
+        ({"half": ["ffn"], "to": 1}, "half: .* has no router here"),
         ({"half": "ffn", "to": 1, "tokens": 10}, "tokens: position 10 is outside of every row"),
         ({"half": "ffn", "to": 1, "rows": [2]}, "rows: there is no row 2; the batch has 2"),
     ],
@@ -126,6 +130,29 @@ def test_edits_of_packed_and_padded_rows_count_real_tokens() -> None:
 def test_edits_of_what_does_not_exist_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         routes_of().edit(**change)  # type: ignore[arg-type]
+
+
+def test_a_pair_is_one_round_and_a_list_is_several() -> None:
+    routes = routes_of(chunks=2)
+    changed = [
+        np.flatnonzero((routes.edit("ffn", to=["free", "free"], round=round).index["ffn"] == -1).all((1, 2, 3)))
+        for round in ((1, 0), [1, 0], [(1, 0), 1], range(2), np.int64(4))
+    ]
+    assert [found.tolist() for found in changed] == [[3], [0, 1], [1, 3], [0, 1], [4]]
+    for bad in (True, 1.5, "all"):
+        with pytest.raises(TypeError, match="round: expected numbers"):
+            routes.edit("ffn", to=1, round=bad)  # type: ignore[arg-type]
+
+
+def test_one_free_choice_and_all_of_them() -> None:
+    model, tokens = made(), tokens_of()
+    routes = model(tokens, return_routes=True).routes
+    assert routes is not None
+    left = model(tokens, routes=routes.edit("ffn", to=["free"] * 2), return_routes=True).routes
+    one = model(tokens, routes=routes.edit("ffn", to="free", round=2), return_routes=True).routes
+    assert left == routes and one is not None
+    assert np.array_equal(one.index["ffn"][2, ..., 0], routes.index["ffn"][2, ..., 0])
+    assert (one.index["ffn"][2, ..., 1] == -2).all()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -159,6 +186,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(path, facts=np.frombuffer(b'{"format": 9}', np.uint8))
     with pytest.raises(mom.DataError, match="r.npz: format 9, this version reads 1"):
         mom.Routes.load(path)
+    np.savez(path, facts=np.frombuffer(b"[" * 100_000, np.uint8))
+    with pytest.raises(mom.DataError, match="r.npz: is no file of routes"):
+        mom.Routes.load(path)
+    path.write_bytes(b"not a file of routes")
+    with pytest.raises(mom.DataError, match="not a whole .npz file"):
+        mom.Routes.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": [[0, 0], [0, 0], [0, 1]]}, "rounds: .* are not different pairs"),
+        ({"rounds": [[-1, 0], [0, 0], [0, 1]]}, "rounds: .* are not different pairs"),
+        ({"num_modules": {"attn": 3, "ffn": 0}}, "num_modules: .*expected at least 1"),
+        ({"num_modules": {"attn": 3, "ffn": 4, "x": 1}}, "num_modules: .*expected at least 1"),
+    ],
+)
+def test_files_with_impossible_facts_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    routes_of().save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    facts = {**json.loads(arrays["facts"].tobytes()), **changes}
+    np.savez(path, **{**arrays, "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)})
+    with pytest.raises(mom.DataError, match=message):
+        mom.Routes.load(path)
 
 
 @pytest.mark.parametrize("field", ["tokens", "ffn.index", "ffn.scores", "ffn.weight"])
@@ -191,7 +244,10 @@ def test_a_table_has_a_row_per_choice() -> None:
     forced = routes.edit("ffn", to="SKIP", round=0, tokens=0).to_pandas()
     first = forced[(forced.position == 0) & (forced.block == 0) & (forced["round"] == 0) & (forced.half == "ffn")]
     assert first.module.tolist() == ["SKIP"] * 4
-    assert made(chunks=0)(tokens_of(), return_routes=True).routes.to_pandas().empty
+    free = routes.edit("ffn", to=["free", 1], round=0, tokens=0, rows=0).to_pandas().query("half == 'ffn'")
+    assert free.module.tolist()[:2] == ["free", 1] and (free.module == "free").sum() == 1
+    none = made(chunks=0)(tokens_of(), return_routes=True).routes.to_pandas()
+    assert none.empty and list(none.columns) == columns
 
 
 def test_a_table_leaves_out_padding() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ from ..data import TokenFile
 from ..model import MoM
 from .measures import MEASURES, OF_MODULES, OF_ROUNDS, Floats, Item, items_of, of_batch
 from .pictures import plot_audit
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Audit", "audit", "own_copy"]
 
@@ -168,7 +165,8 @@ def audit(
     Raises
     ------
     ValueError, TypeError
-        If the model has no routers, a measure is unknown or not possible, or there are no data.
+        If the model has no routers, a measure is unknown, not possible or contradicts interventions that are active in
+        the model, or there are no data.
 
     Notes
     -----
@@ -224,7 +222,15 @@ def audit(
     tokens = 0
     with own_copy(model) as own:
         for ids in _batches(own, data, sequence_length, batch_size, batches):
-            sums, found = of_batch(own, ids, chosen, items, seed)
+            try:
+                sums, found = of_batch(own, ids, chosen, items, seed)
+            except ValueError as error:
+                if not str(error).startswith("interventions:"):
+                    raise
+                raise ValueError(
+                    "measures: leave out those that contradict interventions which are active in the model, or end "
+                    f"the block of intervene ({error})"
+                ) from error
             losses.append(sums / (ids.shape[1] - 1))
             tokens += ids.size
             for measure, pair in found.items():

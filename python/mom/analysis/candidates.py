@@ -182,7 +182,7 @@ def space_of(
     positions = numbers(tokens, "tokens")
     if positions is not None and max(positions) >= length:
         raise ValueError(f"tokens: there is no position {max(positions)}; sequences have {length} tokens")
-    chosen = sorted(set(rounds_of(None if rounds is None else list(rounds), rounds_of_config(config))))
+    chosen = sorted(set(rounds_of(rounds, rounds_of_config(config))))
     wanted = [h for h in HALVES if h in halves and half in (None, h)]
     sites = [
         Site(t, n, h) for t in (range(length) if positions is None else sorted(set(positions))) for n in chosen

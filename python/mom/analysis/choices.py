@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import count
 from ..interventions.layout import layout_of
 from ..interventions.selection import FREE
 from ..model import Routes
@@ -70,6 +71,7 @@ def halves_of(routes: Any, half: str | None, name: str = "routes") -> list[str]:
 
 def tokens_of(routes: Routes) -> Tokens:
     """What is known of the real tokens beside their routes."""
+    routes_of(routes)
     layout = layout_of(routes.tokens, routes.mask, routes.lengths)
     row, position = layout.row[layout.real].astype(np.int64), layout.position[layout.real].astype(np.int64)
     number = np.unique(row, return_inverse=True)[1].reshape(-1)
@@ -95,7 +97,8 @@ def _need_choices(module: npt.NDArray[Any]) -> None:
 
 def _real_of_row(routes: Routes, row: int) -> npt.NDArray[np.bool_]:
     """Which tokens of a sequence are no padding."""
-    if not 0 <= row < routes.rows:
+    row = count(row, "row")
+    if row >= routes.rows:
         raise ValueError(f"row: there is no row {row}; there are {routes.rows}")
     if routes.mask is None:
         return np.ones(len(routes.of_row(routes.tokens, row)), bool)

@@ -11,7 +11,6 @@ from .._arguments import seed as seed_of
 from .._extras import need
 from ..model import Routes
 from .choices import Floats, Integers, counts_of, halves_of, interval, modules_of, tokens_of
-from .paths import entropy
 
 if TYPE_CHECKING:
     import pandas
@@ -41,21 +40,30 @@ class _Samples:
 
     def __init__(self, group: Integers, groups: int) -> None:
         self.group, self.groups = group, groups
+        n = np.arange(len(group) + 1, dtype=np.float64)
+        self._n_log_n = n * np.log(np.maximum(n, 1.0))
 
     def _counts(self, values: Integers) -> Integers:
+        if int(values.max(initial=0)) >= len(values):  # most pairs of a route and a token do not occur
+            values = np.unique(values, return_inverse=True)[1].reshape(-1)
         counts = counts_of(values, self.group, int(values.max(initial=0)) + 1, self.groups)
         total = counts.sum(axis=0)
         return np.concatenate([total[None], total - counts])
 
     def entropy(self, values: Integers) -> Floats:
         """Entropy in nats."""
-        found: Floats = entropy(self._counts(values))
+        counts = self._counts(values)
+        total = np.maximum(counts.sum(axis=1), 1)
+        found: Floats = np.log(total) - self._n_log_n[counts].sum(axis=1) / total
         return found
+
+    def joint(self, route: Integers, known: Integers) -> Floats:
+        """Entropy of pairs of a route and what is known."""
+        return self.entropy(route * (int(known.max(initial=0)) + 1) + known)
 
     def rest(self, route: Integers, known: Integers) -> Floats:
         """Entropy of the route when `known` is known."""
-        size = int(known.max(initial=0)) + 1
-        return self.entropy(route * size + known) - self.entropy(known)
+        return self.joint(route, known) - self.entropy(known)
 
     def explained(self, route: Integers, known: Integers, more: Integers, drawn: list[Integers]) -> Floats:
         """Share of the entropy given `known` that `more` explains, adjusted for chance.
@@ -63,10 +71,14 @@ class _Samples:
         With the information I, its mean E over routes that are shuffled among tokens with the same `known`, and the
         entropy H that is left: (I - E) / (H - E). It is 0 where nothing is left to explain, or all of it is chance.
         """
-        left = self.rest(route, known)
         both = _dense(known, more)
-        information = left - self.rest(route, both)
-        chance = np.mean([self.rest(other, known) - self.rest(other, both) for other in drawn], axis=0)
+        alone, together = self.entropy(known), self.entropy(both)
+
+        def informs(route: Integers) -> Floats:
+            return self.joint(route, known) - alone - (self.joint(route, both) - together)
+
+        left, information = self.rest(route, known), informs(route)
+        chance = np.mean([informs(other) for other in drawn], axis=0)
         room = left - chance
         possible = room > 1e-9
         return np.where(possible, (information - chance) / np.where(possible, room, 1.0), 0.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def oracle(
     """Search for the routes with the lowest loss, sequence by sequence, beginning with the router's own.
 
     All choices of a sequence are forced; weights come from the live scores. A candidate of a token in a half-round is
-    any set of at most K modules, where K is the number of choices that the model keeps.
+    any set of at most K modules, where K is the number of choices that the model keeps (under an active `mom.TopK`,
+    that number).
 
     Parameters
     ----------
@@ -90,11 +92,11 @@ def oracle(
         ``"exhaustive"`` tries all routes. ``"beam"`` goes through tokens and half-rounds in the order of computation
         and keeps the `width` best routes; it repeats this as long as the loss falls. ``"greedy"`` keeps one.
     samples : int
-        At most so many routes are tried for each trials.
+        At most so many routes are tried for each sequence.
     tokens : sequence of int, optional
         Positions whose choices may change, and for which the budget holds; by default all.
     rounds : sequence of int or (block, round), optional
-        Rounds whose choices may change; by default all.
+        Rounds in which choices may change; by default all.
     half : {"attn", "ffn"}, optional
         The half that may change; by default both.
     width : int
@@ -110,7 +112,8 @@ def oracle(
     ------
     ValueError, TypeError
         If the model has no routers, draws noise or uses all modules for every token; if `samples` are too few for an
-        exhaustive search; if the budget cannot be kept.
+        exhaustive search; if the budget cannot be kept; if routes of the search contradict interventions that are
+        active in the model.
 
     Notes
     -----
@@ -137,16 +140,14 @@ def oracle(
     most = None if budget is None else count(budget, "budget", 0)
     pandas = need("pandas", "a table of losses", "pandas")
     random = np.random.default_rng(seed_of(seed))
-    config = model.config
-    kept = {h: min(config.routing_top_k, config.num_choices(h)) for h in routed_halves(config)}
-    space = space_of(config, given.shape[1], kept, most, tokens, rounds, half)
-    if search == "exhaustive" and space.size > limit:
-        raise ValueError(
-            f"samples: an exhaustive search has {space.size:,} routes, more than {limit:,}. Name fewer tokens, rounds "
-            "or halves, or take search='greedy'"
-        )
     rows, best = [], []
-    with own_copy(model) as own:
+    with own_copy(model) as own, _contradictions_explained():
+        space = space_of(model.config, given.shape[1], _kept(own, given), most, tokens, rounds, half)
+        if search == "exhaustive" and space.size > limit:
+            raise ValueError(
+                f"samples: an exhaustive search has {space.size:,} routes, more than {limit:,}. Name fewer tokens, "
+                "rounds or halves, or take search='greedy'"
+            )
         for row in given:
             trials = Trials(own, row, batch_size=max(1, 4096 // len(row)))
             result = _search(trials, space, search, limit, width, random)
@@ -155,6 +156,27 @@ def oracle(
         routes = _final(own, given, best)
     table = pandas.DataFrame(rows, columns=["router", "start", "oracle", "random", "evaluated"])
     return Oracle(routes, table, seed)
+
+
+def _kept(model: MoM, ids: npt.NDArray[np.int32]) -> dict[str, int]:
+    """The number of choices that the model keeps, by half."""
+    routes = model(ids[:1, :1], return_routes=True).routes
+    assert routes is not None
+    return {half: index.shape[-1] for half, index in routes.index.items()}
+
+
+@contextlib.contextmanager
+def _contradictions_explained() -> Iterator[None]:
+    """Say which side a contradiction is between: the search gives nothing but routes, so the model has the rest."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("interventions:"):
+            raise
+        raise ValueError(
+            "model: the search forces choices that contradict interventions which are active in the model. Change "
+            f"other tokens, rounds or halves, or end the block of intervene ({error})"
+        ) from error
 
 
 def _check(model: MoM, ids: npt.NDArray[np.int32], search: str) -> None:

@@ -19,6 +19,7 @@ from .choices import (
     interval,
     modules_of,
     modules_of_row,
+    routes_of,
     texts_of_row,
     tokens_of,
 )
@@ -307,7 +308,7 @@ def coactivation(
     >>> mom.analysis.coactivation(model([[1, 2, 3]], return_routes=True).routes).shape
     (8, 8)
     """
-    lift = flag(lift, "lift")
+    lift, routes = flag(lift, "lift"), routes_of(routes)
     pandas = need("pandas", "a table of modules", "pandas")
     if over not in ("round", "path"):
         raise ValueError(f"over: expected 'round' or 'path', got {over!r}")

@@ -126,7 +126,8 @@ def plot_routes(
         _stripes(axis, chosen, routes.num_modules[h])
         K = chosen.shape[-1]
         axis.set_yticks(np.arange(len(chosen)) * K + (K - 1) / 2, _round_names(routes))
-        axis.set_xticks(range(len(texts)), texts, rotation=90 if max(map(len, texts), default=0) > 2 else 0, fontsize=8)
+        rotation = 90 if max(map(len, texts), default=0) > 2 else 0
+        axis.set_xticks(range(len(texts)), texts, rotation=rotation, fontsize=8, parse_math=False)  # "$" is text
         axis.set_ylabel("round")
         axis.set_title(f"{_TITLES[h]} module of each token", fontsize=10)
     return figure
@@ -383,5 +384,7 @@ def _bars(axis: Any, result: Audit, half: str, measures: Sequence[str]) -> None:
     axis.set_xlabel("round")
     axis.set_ylabel("loss increase (nats)")
     axis.set_title(_TITLES[half], fontsize=9)
-    axis.legend(frameon=False, fontsize=7)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.11 * len(measures) * (high - low))  # the legend stands above all bars
+    axis.legend(frameon=False, fontsize=7, loc="upper left")
     _plain_frame(axis)

@@ -34,9 +34,10 @@ class Trials:
         self.model, self.ids, self.batch_size, self.config = model, ids, batch_size, model.config
         self.rounds = rounds_of_config(self.config)
         self.inputs = [name for name in places_of(self.config) if name.endswith("attn.input")]
-        own = model(ids[None], labels=ids[None], return_routes=True, keep=False)
-        assert own.routes is not None and own.lm_loss is not None
-        self.own, self.loss = own.routes, own.lm_loss
+        own = model(ids[None], labels=ids[None], return_routes=True, keep=False, return_token_losses=True)
+        assert own.routes is not None and own.token_losses is not None
+        self.own = own.routes
+        self.loss = float(np.nansum(own.token_losses, dtype=np.float64)) / (len(ids) - 1)  # as `State` adds them up
         self.evaluated = 0
 
     def routes(self, rows: Sequence[Index], cut: int = 0) -> Routes:

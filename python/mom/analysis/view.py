@@ -115,8 +115,9 @@ def view(
     rules = [repr(rule) for rule in (*model.interventions, *as_interventions(interventions))]
     if routes is not None:
         rules.append("choices of given routes")
-    facts = {"title": str(title), **facts_of(model, out, texts_of(model, ids)), "rules": rules}
-    return View(_page(facts), str(title), ids.size)
+    title = str(title).encode("utf-8", "replace").decode()  # half a surrogate pair cannot be written to a file
+    facts = {"title": title, **facts_of(model, out, texts_of(model, ids)), "rules": rules}
+    return View(_page(facts), title, ids.size)
 
 
 def read_text(model: MoM, text: Any, least: int = 1) -> Ids:

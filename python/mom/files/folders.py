@@ -111,8 +111,10 @@ def write_file(path: PathLike, content: Content) -> dict[str, Any]:
         try:
             summary = _write_and_sync(temporary, content)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError) and not path.parent.exists():  # it names the temporary file
+                raise FileNotFoundError(error.errno, "The folder does not exist", str(path.parent)) from None
             raise
     sync_folder(path.parent)
     return summary

@@ -49,8 +49,19 @@ def layout_of(
     mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8] | None = None,
     lengths: npt.NDArray[np.int32] | None = None,
 ) -> Layout:
-    """The layout of tokens (B, T) with an optional mask, or of packed tokens (N,) with lengths."""
+    """The layout of tokens (B, T) with an optional mask, or of packed tokens (N,) with lengths.
+
+    Raises
+    ------
+    ValueError
+        If the lengths are not those of N tokens.
+    """
     if lengths is not None:
+        if (lengths < 1).any():
+            place = int(np.argmax(lengths < 1))
+            raise ValueError(f"lengths: {lengths[place]} at position {place} is less than 1")
+        if (total := int(lengths.sum(dtype=np.int64))) != len(tokens):
+            raise ValueError(f"lengths: sum {total}, expected {len(tokens)} like tokens")
         row = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         starts = np.cumsum(lengths) - lengths
         position = np.arange(len(tokens), dtype=np.int32) - np.repeat(starts, lengths).astype(np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from dataclasses import dataclass
 
 from ..config import MoMConfig
@@ -96,4 +97,12 @@ def _hint(pattern: str, places: dict[str, Place]) -> str:
         first = next((key for key in places if key.endswith(".ffn.output")), "hidden")
         return f"a layer or round has places such as {first!r}, and model.attention has probabilities"
     near = difflib.get_close_matches(pattern, places, n=3, cutoff=0.4)
-    return f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, places))}"
+    return f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(_forms(places))}"
+
+
+def _forms(places: dict[str, Place]) -> list[str]:
+    """The names of places with letters for their numbers, each once."""
+    letters = {"anchor": "i", "block": "b", "round": "r", "module": "m"}
+    return list(dict.fromkeys(
+        re.sub(r"([a-z]+)\d+", lambda found: f"{found[1]}{{{letters[found[1]]}}}", name) for name in places
+    ))  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -63,11 +63,12 @@ class _Resolver:
     places: list[int] = field(init=False)  # of each round in transformer.h
     kept: list[int] = field(init=False)  # by half
     forced: dict[Key, npt.NDArray[np.int16]] = field(default_factory=dict)
-    fixed: dict[Key, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    fixed: dict[Key, npt.NDArray[np.int32]] = field(default_factory=dict)  # by token: number in `fixers`, or -1
+    fixers: list[object] = field(default_factory=list)
     bias: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
     patches: list[tuple[Any, ...]] = field(default_factory=list)
     patch_owner: list[int] = field(default_factory=list)
-    replaced: dict[tuple[int, ...], list[tuple[npt.NDArray[np.int32], Any]]] = field(default_factory=dict)
+    replaced: dict[tuple[int, ...], list[tuple[Any, npt.NDArray[np.int32], Any]]] = field(default_factory=dict)
     used: dict[int, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,10 +115,10 @@ class _Resolver:
         K = self.kept_by(HALVES[key[2]])
         if key not in self.forced:
             self.forced[key] = np.full((len(self.layout.tokens), K), FREE, np.int16)
-            self.fixed[key] = np.zeros(len(self.layout.tokens), bool)
+            self.fixed[key] = np.full(len(self.layout.tokens), -1, np.int32)
         wanted = np.broadcast_to(entries, (len(chosen), K))
         fixing = (wanted != FREE).any(axis=1)
-        before = self.fixed[key][chosen]
+        before = self.fixed[key][chosen] >= 0
         beyond = (self.forced[key][chosen] == NONE) & ~before[:, None]  # what TopK leaves out
         if isinstance(by, RandomRoutes):
             wanted = np.where(beyond, NONE, wanted)
@@ -125,27 +126,30 @@ class _Resolver:
                                   (beyond & (wanted != NONE)).any(axis=1))  # fmt: skip
         if clash.any():
             token = int(chosen[np.argmax(clash)])
+            first = int(self.fixed[key][token])
+            other = "TopK" if first < 0 else self.fixers[first]
             raise ValueError(
-                f"interventions: {by} and another one choose differently for row {self.layout.row[token]}, position "
+                f"interventions: {by} and {other} choose differently for row {self.layout.row[token]}, position "
                 f"{self.layout.position[token]}"
             )
         write = chosen[fixing & ~before]
         self.forced[key][write] = wanted[fixing & ~before]
-        self.fixed[key][write] = True
+        self.fixed[key][write] = len(self.fixers)
+        self.fixers.append(by)
 
     def biased(self, key: Key) -> npt.NDArray[np.float32]:
         if key not in self.bias:
             self.bias[key] = np.zeros((len(self.layout.tokens), self.choices(HALVES[key[2]])), np.float32)
         return self.bias[key]
 
-    def outputs_of(self, half: str, names: Iterable[Any]) -> list[list[int]]:
-        """The router's outputs that each name stands for."""
+    def outputs_of(self, half: str, names: Iterable[Any], argument: str) -> list[list[int]]:
+        """The router's outputs that each name of an argument stands for."""
         modules, choices, found = self.modules(half), self.choices(half), []
         for name in names:
-            entry = int(choices_to_keep(name, modules, choices, 1)[0])
+            entry = int(choices_to_keep(name, modules, choices, 1, name=argument)[0])
             outputs = list(range(modules, choices)) if name == "SKIP" else [entry]
             if not outputs:
-                raise ValueError(f"{half}: the router has no choice that means SKIP")
+                raise ValueError(f"{argument}: the {half} router has no choice that means SKIP")
             found.append(outputs)
         return found
 
@@ -191,7 +195,7 @@ class _Resolver:
                 limit[chosen], narrow[chosen] = rule.k, True
             if (limit < K).any():
                 self.forced[key] = np.where(np.arange(K) < limit[:, None], FREE, NONE).astype(np.int16)
-                self.fixed[key] = np.zeros(len(limit), bool)
+                self.fixed[key] = np.full(len(limit), -1, np.int32)
 
     def rule(self, number: int, rule: Intervention) -> None:
         """Apply one rule, after all TopK."""
@@ -212,14 +216,15 @@ class _Resolver:
         elif isinstance(rule, RandomRoutes):
             drawn = random_choices(self.layout, rule.seed, key, choices, K)
             if key in self.forced:  # a token keeps as many as TopK allows it
-                drawn[(self.forced[key] == NONE) & ~self.fixed[key][:, None]] = NONE
+                drawn[(self.forced[key] == NONE) & (self.fixed[key][:, None] < 0)] = NONE
             self.force(key, chosen, drawn[chosen], rule)
         elif isinstance(rule, Forbid):
-            for outputs in self.outputs_of(half, rule.modules):
+            for outputs in self.outputs_of(half, rule.modules, "modules"):
                 self.biased(key)[chosen[:, None], outputs] = -np.inf
         elif isinstance(rule, Bias):
-            for outputs, value in zip(self.outputs_of(half, rule.values), rule.values.values(), strict=True):
-                self.biased(key)[chosen[:, None], outputs] += np.float32(value)
+            for outputs, value in zip(self.outputs_of(half, rule.values, "values"), rule.values.values(), strict=True):
+                with np.errstate(over="ignore"):  # the core refuses a sum that is not finite
+                    self.biased(key)[chosen[:, None], outputs] += np.float32(value)
 
     def replay(self, routes: Routes) -> None:
         """Force every choice of `routes`; in a decoder, of the tokens that they have."""
@@ -273,8 +278,19 @@ class _Resolver:
             skips = bias[:, self.modules(half) :]
             no_skip = np.isneginf(skips).all(axis=1) & (skips.shape[1] > 0)
             taken = np.take_along_axis(bias, np.where(known, forced, 0).astype(np.int64), axis=1)
-            if (known & np.isneginf(taken)).any() or (no_skip & (forced == ANY_SKIP).any(axis=1)).any():
-                raise ValueError(f"interventions: a choice of the {half} router is forced and forbidden at once")
+            clash = known & np.isneginf(taken)
+            clash |= no_skip[:, None] & (forced == ANY_SKIP)
+            if clash.any():
+                token, entry = np.argwhere(clash)[0]
+                self._raise_forbidden(key, int(token), int(forced[token, entry]))
+
+    def _raise_forbidden(self, key: Key, token: int, entry: int) -> NoReturn:
+        half, block = HALVES[key[2]], sorted(set(self.places)).index(key[0])
+        choice = f"module {entry}" if 0 <= entry < self.modules(half) else "SKIP"
+        raise ValueError(
+            f"interventions: {choice} of the {half} half is forced and forbidden at once, in block {block}, round "
+            f"{key[1]}, for row {self.layout.row[token]}, position {self.layout.position[token]}"
+        )
 
     # ------------------------------------------------------------------ places
     def patch(self, number: int, rule: PlaceIntervention) -> None:
@@ -299,17 +315,17 @@ class _Resolver:
         self, rule: PlaceIntervention, place: Place, value_row: npt.NDArray[np.int32], values: Any
     ) -> None:
         """Raise if another rule replaces the same row of this place by something else."""
-        for other_row, other in self.replaced.setdefault(place.site, []):
+        for by, other_row, other in self.replaced.setdefault(place.site, []):
             both = np.flatnonzero((value_row >= 0) & (other_row >= 0))
             mine = 0.0 if values is None else values[value_row[both]]
             theirs = 0.0 if other is None else other[other_row[both]]
             clash = both[np.broadcast_to(mine != theirs, (len(both), place.width)).any(axis=1)]
             if len(clash):
                 raise ValueError(
-                    f"interventions: {rule} and another one replace {place.name!r} for row "
+                    f"interventions: {rule} and {by} replace {place.name!r} for row "
                     f"{self.layout.row[clash[0]]}, position {self.layout.position[clash[0]]}, by different values"
                 )
-        self.replaced[place.site].append((value_row, values))
+        self.replaced[place.site].append((rule, value_row, values))
 
     def _values(
         self, rule: PlaceIntervention, place: Place, value: npt.NDArray[np.float32], chosen: npt.NDArray[np.intp]

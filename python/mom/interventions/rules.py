@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -13,35 +12,16 @@ import numpy.typing as npt
 
 from .._arguments import LARGEST, count, number
 from .._arguments import seed as seed_of
-from .selection import HALVES, numbers
+from .selection import HALVES, numbers, round_numbers
 
 __all__ = ["Bias", "Forbid", "Force", "Intervention", "Patch", "RandomRoutes", "Scale", "TopK", "Zero",
            "as_interventions", "from_dict"]
 
 
 def _half(half: Any) -> str:
-    if half not in HALVES:
+    if not isinstance(half, str) or half not in HALVES:
         raise ValueError(f"half: expected 'attn' or 'ffn', got {half!r}")
     return str(half)
-
-
-def _rounds(value: Any) -> tuple[int | tuple[int, int], ...] | None:
-    """Numbers or (block, round) pairs; None means all."""
-    if value is None:
-        return None
-    items = list(value) if isinstance(value, (list, tuple, range, np.ndarray, set, frozenset)) else [value]
-    if not items:
-        raise ValueError("rounds: is empty; None means all")
-    found: list[int | tuple[int, int]] = []
-    for item in items:
-        pair = isinstance(item, (tuple, list))
-        whole = numbers(item, "rounds")
-        if whole is None:
-            raise TypeError(f"rounds: expected numbers or (block, round) pairs, got {value!r}. None alone means all")
-        if pair and len(whole) != 2:
-            raise ValueError(f"rounds: expected numbers or (block, round) pairs, got {item!r}")
-        found.append((whole[0], whole[1]) if pair else whole[0])
-    return tuple(found)
 
 
 def _choice(value: Any, name: str) -> int | str:
@@ -59,9 +39,12 @@ def _number(value: Any, choice: Any) -> float:
     if isinstance(value, (bool, np.bool_, str)):
         raise TypeError(f"values: expected a number for {choice!r}, got {value!r}")
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"values: expected a number for {choice!r}, got {value!r}") from None
+    if not abs(number) <= LARGEST:  # this also refuses NaN
+        raise ValueError(f"values: {number} for {choice!r} is not a finite float32; Forbid takes choices away")
+    return number
 
 
 class Intervention:
@@ -98,6 +81,8 @@ class Intervention:
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray) and value.ndim:
                 shown.append(f"{field.name}=<array {value.shape}>")
+            elif isinstance(value, Mapping):
+                shown.append(f"{field.name}={dict(sorted(value.items(), key=_order))!r}")
             elif value is not None:
                 shown.append(f"{field.name}={_plain(value)!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -107,6 +92,11 @@ class Intervention:
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+def _order(item: tuple[Any, Any]) -> tuple[bool, Any]:
+    """Modules by number, then SKIP."""
+    return isinstance(item[0], str), item[0]
 
 
 def _plain(value: Any) -> Any:
@@ -135,7 +125,10 @@ def from_dict(values: Mapping[str, Any]) -> Intervention:
         if field.default is MISSING and field.name not in given:
             raise ValueError(f"{kind}: needs {field.name!r}")
     if kind == "Bias" and isinstance(given["values"], Mapping):
-        given["values"] = {_choice_of(key): value for key, value in given["values"].items()}
+        values_of = {_choice_of(key): value for key, value in given["values"].items()}
+        if len(values_of) < len(given["values"]):
+            raise ValueError(f"values: a choice occurs twice in {', '.join(map(repr, given['values']))}")
+        given["values"] = values_of
     return cls(**given)
 
 
@@ -174,8 +167,10 @@ class Force(Intervention):
     def __post_init__(self) -> None:
         several = isinstance(self.to, (list, tuple, np.ndarray)) and np.ndim(self.to) > 0
         to = tuple(_choice(item, "to") for item in self.to) if several else _choice(self.to, "to")
-        self._set(half=_half(self.half), to=to, rounds=_rounds(self.rounds), tokens=numbers(self.tokens, "tokens"),
-                  rows=numbers(self.rows, "rows"))  # fmt: skip
+        if to == ():
+            raise ValueError("to: is empty; name a module, or 'SKIP' to run none")
+        self._set(half=_half(self.half), to=to, rounds=round_numbers(self.rounds),
+                  tokens=numbers(self.tokens, "tokens"), rows=numbers(self.rows, "rows"))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -201,7 +196,7 @@ class Forbid(Intervention):
         if not given:
             raise ValueError("modules: is empty")
         self._set(half=_half(self.half), modules=tuple(_choice(item, "modules") for item in given),
-                  rounds=_rounds(self.rounds),
+                  rounds=round_numbers(self.rounds),
                   tokens=numbers(self.tokens, "tokens"), rows=numbers(self.rows, "rows"))  # fmt: skip
 
 
@@ -228,9 +223,7 @@ class Bias(Intervention):
         if not isinstance(self.values, Mapping) or not self.values:
             raise TypeError(f"values: expected a dict of choices to numbers, got {self.values!r}")
         values = {_choice(key, "values"): _number(value, key) for key, value in self.values.items()}
-        if bad := [key for key, value in values.items() if not math.isfinite(value)]:
-            raise ValueError(f"values: {values[bad[0]]} for {bad[0]!r} is not finite; Forbid takes choices away")
-        self._set(half=_half(self.half), values=values, rounds=_rounds(self.rounds),
+        self._set(half=_half(self.half), values=values, rounds=round_numbers(self.rounds),
                   tokens=numbers(self.tokens, "tokens"), rows=numbers(self.rows, "rows"))  # fmt: skip
 
 
@@ -256,7 +249,7 @@ class RandomRoutes(Intervention):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._set(half=_half(self.half), rounds=_rounds(self.rounds), tokens=numbers(self.tokens, "tokens"),
+        self._set(half=_half(self.half), rounds=round_numbers(self.rounds), tokens=numbers(self.tokens, "tokens"),
                   rows=numbers(self.rows, "rows"), seed=seed_of(self.seed))  # fmt: skip
 
 
@@ -282,7 +275,7 @@ class TopK(Intervention):
 
     def __post_init__(self) -> None:
         self._set(k=count(self.k, "k", 1), half=None if self.half is None else _half(self.half),
-                  rounds=_rounds(self.rounds), tokens=numbers(self.tokens, "tokens"),
+                  rounds=round_numbers(self.rounds), tokens=numbers(self.tokens, "tokens"),
                   rows=numbers(self.rows, "rows"))  # fmt: skip
 
 
@@ -336,7 +329,8 @@ class Patch(PlaceIntervention):
     def __post_init__(self) -> None:
         self._check()
         try:
-            value = np.array(self.value, np.float32)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                value = np.array(self.value, np.float32)
         except (TypeError, ValueError):
             raise TypeError(f"value: expected numbers, got {type(self.value).__name__}") from None
         if not np.isfinite(value).all():
@@ -393,5 +387,6 @@ def as_interventions(given: Any, name: str = "interventions") -> tuple[Intervent
         raise TypeError(f"{name}: expected a list of interventions, got {type(given).__name__}")
     for item in items:
         if not isinstance(item, Intervention):
-            raise TypeError(f"{name}: expected interventions such as mom.Force, got {item!r}")
+            way_out = "; mom.Intervention.from_dict reads what to_dict has written" if isinstance(item, Mapping) else ""
+            raise TypeError(f"{name}: expected interventions such as mom.Force, got {item!r}{way_out}")
     return tuple(items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .selection import HALVES, NONE
 if TYPE_CHECKING:
     from ..model.routes import Routes
 
-__all__ = ["Call", "Captured", "Scope", "capture_bytes", "make_call", "records_for"]
+__all__ = ["Call", "Captured", "Scope", "capture_bytes", "capture_names", "make_call", "records_for"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -163,6 +163,14 @@ def records_for(config: MoMConfig, call: Call, tokens: int) -> list[tuple[Any, .
                 found.append((place, r, half, np.full(shape, NONE, np.int16), np.zeros(shape, np.float32),
                               np.zeros((tokens, choices), np.float32)))  # fmt: skip
     return found
+
+
+def capture_names(capture: Any) -> list[str]:
+    """The argument `capture` as a list of names and patterns."""
+    names = [capture] if isinstance(capture, str) else capture
+    if not isinstance(names, Collection) or isinstance(names, (bytes, Mapping)):
+        raise TypeError(f"capture: expected names of places or patterns, got {capture!r}; an empty list captures none")
+    return list(names)
 
 
 def capture_bytes(config: MoMConfig, capture: Sequence[str], tokens: int, gradients: bool) -> int:

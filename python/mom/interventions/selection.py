@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from .layout import Layout
 
-__all__ = ["ANY_SKIP", "FREE", "HALVES", "NONE", "choices_to_keep", "numbers", "rounds_of", "selected"]
+__all__ = [
+    "ANY_SKIP", "FREE", "HALVES", "NONE", "choices_to_keep", "numbers", "round_numbers", "rounds_of", "selected",
+]  # fmt: skip
 
 HALVES = ("attn", "ffn")
 #: Entries of `mom.Routes.index` that name no choice. Free: the router's best choice that is not in the row yet.
@@ -42,22 +44,43 @@ def numbers(value: Any, name: str, least: int = 0) -> tuple[int, ...] | None:
     return found
 
 
-def rounds_of(value: Sequence[Any] | None, rounds: Sequence[tuple[int, int]]) -> list[int]:
-    """Numbers of rounds, counted over the blocks, from such numbers or (block, round) pairs; None means all."""
+def round_numbers(value: Any, name: str = "rounds") -> tuple[int | tuple[int, int], ...] | None:
+    """A number, or a sequence of numbers and (block, round) pairs, as a tuple; None stays None, and means all."""
+    if value is None:
+        return None
+    wrong = f"{name}: expected numbers or (block, round) pairs, or None for all rounds, got {value!r}"
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    items = list(value) if isinstance(value, (list, tuple, range, set, frozenset)) else [value]
+    if not items:
+        raise ValueError(f"{name}: is empty; None means all")
+    found: list[int | tuple[int, int]] = []
+    for item in items:
+        pair = isinstance(item, (tuple, list)) or (isinstance(item, np.ndarray) and item.ndim > 0)
+        try:
+            whole = numbers(list(item) if pair else item, name)
+        except TypeError:
+            raise TypeError(wrong) from None
+        if whole is None or len(whole) != 1 + pair:
+            raise (ValueError if pair else TypeError)(wrong)
+        found.append((whole[0], whole[1]) if pair else whole[0])
+    return tuple(found)
+
+
+def rounds_of(value: Any, rounds: Sequence[tuple[int, int]], name: str = "rounds") -> list[int]:
+    """Numbers of rounds, counted over the blocks, from what `round_numbers` takes; None means all."""
+    value = round_numbers(value, name)
     if value is None:
         return list(range(len(rounds)))
     found = []
     for item in value:
-        if isinstance(item, (tuple, list)):
-            pair = tuple(int(i) for i in item)
-            if pair not in rounds:
-                raise ValueError(f"rounds: there is no (block, round) {pair}; {_rounds_there_are(rounds)}")
-            found.append(rounds.index(pair))
+        if isinstance(item, tuple):
+            if item not in rounds:
+                raise ValueError(f"{name}: there is no (block, round) {item}; {_rounds_there_are(rounds)}")
+            found.append(rounds.index(item))
         else:
-            number = operator.index(item)
-            if not 0 <= number < len(rounds):
-                raise ValueError(f"rounds: there is no round {number}; {_rounds_there_are(rounds)}")
-            found.append(number)
+            if item >= len(rounds):
+                raise ValueError(f"{name}: there is no round {item}; {_rounds_there_are(rounds)}")
+            found.append(item)
     return found
 
 
@@ -90,7 +113,9 @@ def selected(
     return np.flatnonzero(chosen)
 
 
-def choices_to_keep(to: Any, modules: int, choices: int, kept: int, free: bool = False) -> npt.NDArray[np.int16]:
+def choices_to_keep(
+    to: Any, modules: int, choices: int, kept: int, free: bool = False, name: str = "to"
+) -> npt.NDArray[np.int16]:
     """The entries that force a token's choices, shape (kept,).
 
     Parameters
@@ -100,28 +125,30 @@ def choices_to_keep(to: Any, modules: int, choices: int, kept: int, free: bool =
         Of the router: numbers from `modules` on mean SKIP.
     kept : int
         Choices per token.
+    name : str
+        Of the argument, for messages.
     """
     items = list(to) if isinstance(to, (list, tuple, np.ndarray)) else [to]
     if not 1 <= len(items) <= kept:
-        raise ValueError(f"to: {len(items)} choices, the router keeps {kept}")
-    entries = [_choice(item, modules, choices, free) for item in items]
+        raise ValueError(f"{name}: {len(items)} choices, the router keeps {kept}")
+    entries = [_choice(item, modules, choices, free, name) for item in items]
     fixed = [entry for entry in entries if entry != FREE]
     if len(set(fixed)) < len(fixed):
-        raise ValueError(f"to: {to!r} names a choice twice")
+        raise ValueError(f"{name}: {to!r} names a choice twice")
     return np.array(entries + [NONE] * (kept - len(entries)), np.int16)
 
 
-def _choice(item: Any, modules: int, choices: int, free: bool) -> int:
+def _choice(item: Any, modules: int, choices: int, free: bool, name: str) -> int:
     names = "a module's number or 'SKIP'" + (" or 'free'" if free else "")
     if isinstance(item, str):
         if item == "SKIP":
             return ANY_SKIP if choices > modules + 1 else modules
         if item == "free" and free:
             return FREE
-        raise ValueError(f"to: expected {names}, got {item!r}")
+        raise ValueError(f"{name}: expected {names}, got {item!r}")
     if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
-        raise TypeError(f"to: expected {names}, got {item!r}")
+        raise TypeError(f"{name}: expected {names}, got {item!r}")
     number = operator.index(item)
     if not 0 <= number < modules:
-        raise ValueError(f"to: there is no module {number}; there are {modules}, and 'SKIP'")
+        raise ValueError(f"{name}: there is no module {number}; there are {modules}, and 'SKIP'")
     return number

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from .._arguments import flags
 from ..config import MoMConfig
-from ..interventions.layout import layout_of
+from ..interventions.layout import Layout, layout_of
 from ..interventions.places import places_of
 from ..interventions.resolve import check_rules
 from ..interventions.rules import Intervention, as_interventions
-from ..interventions.scope import Call, Scope, capture_bytes, make_call
+from ..interventions.scope import Call, Scope, capture_bytes, capture_names, make_call
 from ..interventions.selection import numbers
 from .routes import Routes
 
@@ -30,6 +30,8 @@ class Intervening:
 
     #: Whether the model answers with labels instead of next tokens.
     is_classifier = False
+    training: bool
+    activation_checkpointing: bool
     _scopes: list[Scope]
 
     # ------------------------------------------------------------------ what a network has
@@ -123,14 +125,14 @@ class Intervening:
         """What these `inputs` give to the core beside the batch; None if nothing applies."""
         keep, token_losses = flags(keep=keep, token_losses=token_losses)
         own = as_interventions(interventions)
-        names = [capture] if isinstance(capture, str) else list(capture)
+        names = capture_names(capture)
         if not (own or names or self.scopes or token_losses or attention or routes is not None):
             return None
         if routes is not None and not isinstance(routes, Routes):
             raise TypeError(f"routes: expected mom.Routes, got {type(routes).__name__}")
         layout = layout_of(given["tokens"], given.get("mask"), given.get("lengths"))
-        needed = capture_bytes(self.config, names, len(layout.tokens), keep)
-        self._check_room("capture: the copies", needed, "Capture fewer places or use a smaller batch")
+        if names:
+            self._check_capture(names, layout, keep)
         always = token_losses or attention is not None
         call = make_call(self.config, layout, self.scopes, own, routes, names, keep, always)
         if call is not None:
@@ -138,11 +140,23 @@ class Intervening:
             call.token_losses = np.full(len(layout.tokens), np.nan, np.float32) if token_losses else None
         return call
 
-    def _check_room(self, what: str, needed: int, way_out: str) -> None:
+    def _check_capture(self, names: Sequence[str], layout: Layout, keep: bool) -> None:
+        """Raise unless the copies fit beside what the pass itself needs. A dry run tells how much that is."""
+        needed, limit = capture_bytes(self.config, names, len(layout.tokens), keep), self.memory_limit
+        if limit is None:
+            return
+        length = int(np.bincount(layout.row).max())
+        checkpoint = keep and self.activation_checkpointing
+        plan = self.core.plan(layout.rows, length, len(layout.tokens), keep, checkpoint, self.training, True)
+        beside = sum(plan.values()) - plan["moments"]  # which may not exist
+        self._check_room("capture: the copies", needed, "Capture fewer places or use a smaller batch", beside)
+
+    def _check_room(self, what: str, needed: int, way_out: str, beside: int = 0) -> None:
         limit = self.memory_limit
-        if limit is not None and needed > limit:
+        if limit is not None and needed + beside > limit:
+            more = f" beside the {beside:,} bytes of the model and the pass" if beside else ""
             raise MemoryError(
-                f"{what} need {needed:,} bytes, more than the model's memory_limit of {limit:,}. {way_out}"
+                f"{what} need {needed:,} bytes{more}, more than the model's memory_limit of {limit:,}. {way_out}"
             )
 
     # ------------------------------------------------------------------ attention

@@ -12,7 +12,7 @@ from .. import _core, runtime
 from .._arguments import count, flags
 from ..config import MoMConfig
 from ..files.names import canonical_names
-from ..interventions.scope import capture_bytes
+from ..interventions.scope import capture_bytes, capture_names
 from .core_config import core_config
 
 __all__ = ["MemoryPlan", "check_model_fits", "check_optimizer_fits", "plan", "plan_for"]
@@ -115,7 +115,7 @@ def plan(
             f"in {batch} sequences, the longest of {length}"
         )
     checkpoint = checkpoint and training
-    names = [capture] if isinstance(capture, str) else list(capture)
+    names = capture_names(capture)
     try:
         sizes = core.plan(batch, length, tokens, training, checkpoint, training, bool(names))
     except ValueError as error:  # sizes are all that can be wrong

@@ -231,8 +231,9 @@ class Network(Intervening, Familiar):
     def memory_limit(self) -> int | None:
         """Largest number of bytes that a forward pass may plan for; None if the machine's limit is not known.
 
-        Parameters, gradients and the optimizer's moments count. A pass that would need more raises `MemoryError` before
-        anything is allocated. Setting None takes the machine's limit, `mom.runtime.memory_limit`.
+        Parameters, gradients and the optimizer's moments count, and copies of captured activations. A pass that would
+        need more raises `MemoryError` before anything is allocated. Setting None takes the machine's limit,
+        `mom.runtime.memory_limit`.
         """
         return self._core.memory_limit or None
 
@@ -444,11 +445,14 @@ class Network(Intervening, Familiar):
 
     # ------------------------------------------------------------------ copies
     def copy(self: Self) -> Self:
-        """A model with copies of the weights and of everything else but gradients and activations."""
+        """A model with copies of the weights and of everything else but gradients and activations.
+
+        Interventions of an open `intervene` stay with the original.
+        """
         return copy.deepcopy(self)
 
     def with_config(self: Self, **changes: Any) -> Self:
-        """A model with copies of these weights under another configuration.
+        """A model with copies of these weights under another configuration, as `copy` makes them.
 
         Parameters
         ----------

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ __all__ = ["Routes", "of_rounds", "read_routes", "rounds_of_blocks", "routes_of_
 
 Value = TypeVar("Value")
 _FORMAT = 1
+#: Of `Routes.to_pandas`.
+_COLUMNS = ["row", "position", "token", "block", "round", "half", "choice", "module", "weight", "score"]
 
 
 class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
@@ -159,7 +161,7 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         self,
         half: str,
         to: int | str | Sequence[int | str],
-        round: int | tuple[int, int] | None = None,
+        round: int | tuple[int, int] | Sequence[int | tuple[int, int]] | None = None,
         tokens: int | Sequence[int] | None = None,
         rows: int | Sequence[int] | None = None,
     ) -> Routes:
@@ -169,9 +171,10 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         ----------
         half : {"attn", "ffn"}
         to : int, "SKIP", "free", or a list of at most K of them
-            What each chosen token does. Entries after those that are named become none.
-        round : int or (block, round), optional
-            By default all rounds. A single number counts over the blocks, as `rounds` does.
+            What each chosen token does. Entries after those that are named become none. ``"free"`` is one choice of
+            the router; ``["free"] * K`` leaves all K choices to it.
+        round : int, (block, round), or a list of these, optional
+            By default all rounds. A number counts over the blocks, as `rounds` does. A tuple of two is a pair.
         tokens : int or sequence of int, optional
             Positions, counted from each sequence's first real token; by default all.
         rows : int or sequence of int, optional
@@ -187,14 +190,14 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         ValueError, TypeError
             If something does not exist. The message names the argument.
         """
-        if half not in self.index:
+        if not isinstance(half, str) or half not in self.index:
             raise ValueError(f"half: {half!r} has no router here; those with one are {list(self.index)}")
         index = self.index[half]
         entries = choices_to_keep(to, self.num_modules[half], self.scores[half].shape[-1], index.shape[-1], free=True)
         layout = layout_of(self.tokens, self.mask, self.lengths)
         chosen = selected(layout, tokens, rows)
-        edited = index.reshape(len(self.rounds), -1, index.shape[-1]).copy()
-        for number in rounds_of(None if round is None else [round], self.rounds):
+        edited = index.reshape(len(self.rounds), self.tokens.size, index.shape[-1]).copy()
+        for number in rounds_of([round] if isinstance(round, tuple) else round, self.rounds, "round"):
             edited[number, chosen] = entries
         return Routes(
             self.tokens, {**self.index, half: edited.reshape(index.shape)}, self.scores, self.weight, self.rounds,
@@ -209,7 +212,8 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         -------
         pandas.DataFrame
             Columns ``row, position, token, block, round, half, choice, module, weight, score``. `module` is a number,
-            or ``"SKIP"``. `score` is NaN where the choice has none.
+            ``"SKIP"``, or ``"free"`` where `edit` leaves the choice to the router. `score` is NaN where the choice has
+            none.
         """
         pandas = need("pandas", "a table of routes", "pandas")
         layout = layout_of(self.tokens, self.mask, self.lengths)
@@ -217,23 +221,26 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         parts = []
         for half, index in self.index.items():
             K, S = index.shape[-1], self.scores[half].shape[-1]
-            flat = index.reshape(len(self.rounds), -1, K)[:, real]
-            scores = self.scores[half].reshape(len(self.rounds), -1, S)[:, real]
+            flat = index.reshape(len(self.rounds), self.tokens.size, K)[:, real]
+            scores = self.scores[half].reshape(len(self.rounds), self.tokens.size, S)[:, real]
             known = (flat >= 0) & (flat < S)
             score = np.take_along_axis(scores, np.where(known, flat, 0).astype(np.int64), axis=-1)
             number, token, choice = (a.ravel() for a in np.indices(flat.shape))
             modules = _modules(flat, self.num_modules[half]).ravel()
+            named = np.where(modules == self.num_modules[half], "SKIP", modules.astype(object))
             parts.append(pandas.DataFrame({
                 "row": layout.row[real][token], "position": layout.position[real][token],
                 "token": layout.tokens[real][token],
                 "block": np.array([b for b, _ in self.rounds])[number],
                 "round": np.array([r for _, r in self.rounds])[number],
                 "half": half, "choice": choice,
-                "module": np.where(modules == self.num_modules[half], "SKIP", modules.astype(object)),
-                "weight": self.weight[half].reshape(len(self.rounds), -1, K)[:, real].ravel(),
+                "module": np.where(flat.ravel() == FREE, "free", named),
+                "weight": self.weight[half].reshape(len(self.rounds), self.tokens.size, K)[:, real].ravel(),
                 "score": np.where(known, score, np.nan).ravel(),
             }))  # fmt: skip
-        table = pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
+        if not parts:
+            return pandas.DataFrame(columns=_COLUMNS)
+        table = pandas.concat(parts, ignore_index=True)
         return table if table.empty else table.sort_values(["row", "position", "block", "round"], kind="stable",
                                                            ignore_index=True)  # fmt: skip
 
@@ -258,8 +265,11 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         DataError
             If it is no such file.
         """
+        content = io.BytesIO(read_bytes(path, DataError))
+        if not is_zipfile(content):  # NumPy would try to read it as a pickle
+            raise DataError(f"{path}: is no file of routes (not a whole .npz file)")
         try:
-            with np.load(io.BytesIO(read_bytes(path, DataError)), allow_pickle=False) as file:
+            with np.load(content, allow_pickle=False) as file:
                 arrays = dict(file)
             facts = json.loads(arrays.pop("facts").tobytes())
             if facts["format"] != _FORMAT:
@@ -276,11 +286,16 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
             return routes
         except DataError:
             raise
-        except (KeyError, ValueError, TypeError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
+        except (KeyError, ValueError, TypeError, EOFError, AttributeError, OverflowError, RecursionError, BadZipFile,
+                zlib.error) as error:  # fmt: skip
             raise DataError(f"{path}: is no file of routes ({error})") from None
 
     def _check_forms(self) -> None:
         """Raise unless the arrays, as a file has them, fit together."""
+        if len(set(self.rounds)) < len(self.rounds) or any(min(pair) < 0 for pair in self.rounds):
+            raise ValueError(f"rounds: {self.rounds} are not different pairs (block, round)")
+        if sorted(self.num_modules) != sorted(HALVES) or min(self.num_modules.values()) < 1:
+            raise ValueError(f"num_modules: {self.num_modules}, expected at least 1 for each of {', '.join(HALVES)}")
         kinds: list[tuple[str, NDArray[Any], type, tuple[int, ...]]] = []
         shape = self.tokens.shape
         for half, index in self.index.items():
@@ -313,7 +328,7 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
     # ------------------------------------------------------------------ the earlier form
     def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:
         if half not in HALVES:
-            raise KeyError(half)
+            raise KeyError(f"routes: no {half!r}; routes.index, .module, .weight and .scores have arrays by half")
         warnings.warn(
             "routes[half][block][round] is going away; use routes.index[half], routes.scores[half] and "
             "routes.weight[half], which have the rounds of all blocks on their first axis",
