@@ -57,7 +57,7 @@ _POSITIVE = between(_TINY, _LARGEST, "a positive finite number of type float32")
 _NON_NEGATIVE = between(0.0, _LARGEST, "a non-negative finite number of type float32")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MoMConfig(Settings):
     """Shape and behaviour of a Mixture-of-Modules or of a plain GPT-2.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import PathLike
-from .analysis import format_paths, module_use, plot_module_use
+from .analysis import format_paths, module_use, plot_module_use, token_names
 from .config import MoMConfig
 from .data import Documents, TextDocuments, TokenFile, standard_library_text
 from .data.prepare import prepare
@@ -231,7 +230,7 @@ def _show_routes(model: MoM, tokenizer: Tokenizer, validation: TokenFile, out: P
     skip_share = float(np.mean([u.skip_share for u in use.values()]))
     print(f"   SKIP in all: {skip_share:.1%}\n")
 
-    names = [json.dumps(tokenizer.decode([i]), ensure_ascii=False) for i in first]
+    names = token_names(tokenizer, first)
     print(f"7. Paths of the first {len(first)} tokens (A: attention, F: feed-forward, -: nothing but SKIP)")
     table = format_paths(first_routes, names)
     print("\n".join(f"   {line}" for line in table.splitlines()), end="\n\n")

@@ -11,6 +11,7 @@ The command line takes names, types and defaults from the same declaration.
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -154,6 +155,20 @@ class Settings:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
+
+    def __repr__(self) -> str:
+        """The fields that differ from their defaults. Evaluated, it gives equal settings."""
+        changed = {f.name: getattr(self, f.name) for f in self.fields() if getattr(self, f.name) != f.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{f.name}</td><td style='text-align:left'>{weight}"
+            f"{html.escape(repr(getattr(self, f.name)))}</td></tr>"
+            for f in self.fields()
+            for weight in ("<b>" if getattr(self, f.name) != f.default else "",)
+        )
+        return f"<table><tr><th colspan='2'>{type(self).__name__}</th></tr>{rows}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields."""

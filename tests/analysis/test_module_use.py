@@ -136,3 +136,45 @@ def test_missing_matplotlib_names_the_extra(routes: Routes, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
         analysis.plot_module_use(routes)
+
+
+# ---------------------------------------------------------------------- weights and labels
+def test_weights_count_in_place_of_choices(routes: Routes) -> None:
+    routes.weight["attn"][0] = [[[0.9, 0.1], [0.75, -0.25], [1.0, 0.0]]]
+    use = analysis.module_use(routes, weighted=True)["attn"]
+    np.testing.assert_allclose(use.share[0], np.array([0.9, 0.1 + 0.75, 0.25 + 1.0]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(use.share[1], analysis.module_use(routes)["attn"].share[1])
+    assert use.modules == ["A0", "A1", "SKIP"] and str(use).splitlines()[0].split() == use.modules
+    assert "41.7%" in repr(use) and "<td>41.7%</td>" in use._repr_html_()
+
+
+def test_use_by_a_label_of_the_tokens(routes: Routes) -> None:
+    use = analysis.module_use(routes, by=[["noun", "verb", "noun"]])
+    assert list(use) == ["noun", "verb"]
+    np.testing.assert_allclose(use["noun"]["attn"].share[0], [0.25, 0.25, 0.5])
+    np.testing.assert_allclose(use["verb"]["ffn"].share[0], [0.0, 0.0, 0.5, 0.5])
+    whole = analysis.module_use(routes)["attn"].share
+    np.testing.assert_allclose((2 * use["noun"]["attn"].share + use["verb"]["attn"].share) / 3, whole)
+    with pytest.raises(ValueError, match=r"by: shape \(3,\), expected \(1, 3\), a label for each token"):
+        analysis.module_use(routes, by=["noun", "verb", "noun"])
+    with pytest.raises(TypeError, match="weighted: expected True or False"):
+        analysis.module_use(routes, weighted="yes")  # type: ignore[arg-type, call-overload]
+
+
+def test_paths_with_weights(routes: Routes) -> None:
+    routes.weight["attn"][0] = [[[0.71, 0.29], [0.98, 0.02], [1.0, 0.0]]]
+    paths = analysis.token_paths(routes, weights=True)
+    assert [path[0].split()[0] for path in paths] == ["A0(.71)+A1(.29)", "A1(.98)+SKIP(.02)", "SKIP(1.00)+SKIP(.00)"]
+    assert "A1(.98)+SKIP(.02) F2(.50)+SKIP(.50)" in analysis.format_paths(routes, weights=True)
+
+
+def test_names_of_tokens_stay_on_one_line(routes: Routes) -> None:
+    tokenizer = mom.Tokenizer.train(["a\n\tb"], 257)
+    ids = tokenizer.encode("a\n\t")
+    assert analysis.token_names(tokenizer, ids) == ['"a"', '"\\n"', '"\\t"']
+    assert len(analysis.format_paths(routes, ["a\nb", "\t", "\x1b[2J"]).splitlines()) == 4
+    model = small_model(vocab_size=300)
+    with pytest.raises(mom.DataError, match="tokenizer: the model has none"):
+        analysis.token_names(model, ids)
+    model.tokenizer = tokenizer
+    assert analysis.token_names(model, [299]) == ["<id 299>"]

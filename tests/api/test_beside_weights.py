@@ -205,6 +205,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(tmp_path: Path) -> None:
     ):
         model = mom.MoM.from_pretrained(tmp_path)
     assert model.generate_text("a", 3).startswith("a")
+    pytest.importorskip("sklearn")
     rows = [{"sentence": "the film", "label": i % 2} for i in range(4)]
     with pytest.raises(MomError, match="tokenizer: its 290 ids are more than the model's vocab_size = 270"):
         mom.glue.finetune(model, "sst2", {"train": rows, "dev": rows}, progress=False)

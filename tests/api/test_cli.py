@@ -449,6 +449,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_demo_runs_on_own_text(mom_command: Any, text: Path, tmp_path: Path, small_demo: None) -> None:
+    pytest.importorskip("matplotlib")
     out_dir = tmp_path / "demo"
     status, out, err = mom_command("demo", "--text", text, "--out_dir", out_dir, "--steps", 10)
     assert status == 0, err
@@ -486,3 +487,21 @@ def test_demo_errors(mom_command: Any, tmp_path: Path) -> None:
     assert status == 1 and "steps: 0 is less than 1" in err
     status, _, err = mom_command("demo", "--text", tmp_path / "none.txt", "--out_dir", tmp_path / "out")
     assert status == 1 and "none.txt: no such file or folder" in err
+
+
+def test_routes_of_a_text(mom_command: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model = mom.MoM(mom.MoMConfig.preset("demo", n_embd=16, n_head=2, n_positions=32, vocab_size=300, router_dim=8))
+    model.save_pretrained(tmp_path / "bare")
+    assert mom_command("routes", "--model", tmp_path / "bare", "--text", "a")[0] == 1
+    model.tokenizer = mom.Tokenizer.train(["the cat sat on the mat"] * 9, 280)
+    model.save_pretrained(tmp_path / "m")
+    for name, begins in (("routes.png", b"\x89PNG"), ("routes.html", b"<!DOCTYPE html>")):
+        flags = ("--model", tmp_path / "m", "--text", "the\ncat", "--out", tmp_path / name)
+        status, out, err = mom_command("routes", *flags)
+        assert status == 0 and f"saved {tmp_path / name}" in err
+        assert (tmp_path / name).read_bytes().startswith(begins)
+        ids = model.tokenizer.encode("the\ncat")
+        lines = out.splitlines()
+        assert [line.split()[0] for line in lines[1 : 1 + len(ids)]] == mom.analysis.token_names(model, ids)
+        assert "SKIP(" in out and out.count("share of the weight") == 2

@@ -255,7 +255,7 @@ def test_modules_are_views_and_index_order_is_the_cores() -> None:
     pool = model.blocks[0].ffn_pool
     full = "transformer.h.1.mot_ffn.c_fc.2.weight"
     assert pool[2].c_fc__weight.ctypes.data == model.parameters[full].ctypes.data
-    assert pool[2] == pool[-1] and [m.name for m in pool[1:]] == ["block 1 ffn module 1", "block 1 ffn module 2"]
+    assert pool[2] == pool[-1] and [m.name for m in pool[1:]] == ["block 0 ffn module 1", "block 0 ffn module 2"]
     pool[2].parameters["ln.bias"] = np.full(8, 7.0)
     assert (model.parameters["transformer.h.1.mot_ffn.ffn_layernorm.2.bias"] == 7).all()
     assert "c_fc__weight" in dir(pool[0])

@@ -9,7 +9,16 @@ from .dependence import dependence, mutual_information
 from .drift import drift, match_modules, prefill_against_decode
 from .module_use import ModuleUse, module_use
 from .oracle import Oracle, oracle
-from .paths import coactivation, dead_modules, effective_modules, format_paths, path_entropy, paths, token_paths
+from .paths import (
+    coactivation,
+    dead_modules,
+    effective_modules,
+    format_paths,
+    path_entropy,
+    paths,
+    token_names,
+    token_paths,
+)
 from .pictures import plot_coactivation, plot_drift, plot_flow, plot_module_use, plot_routes
 from .playground import Playground, playground
 from .view import View, view
@@ -18,5 +27,5 @@ __all__ = [
     "Audit", "ModuleUse", "Oracle", "Playground", "View", "audit", "coactivation", "dead_modules", "dependence",
     "drift", "effective_modules", "format_paths", "match_modules", "module_use", "mutual_information", "oracle",
     "path_entropy", "paths", "playground", "plot_coactivation", "plot_drift", "plot_flow", "plot_module_use",
-    "plot_routes", "prefill_against_decode", "token_paths", "view",
+    "plot_routes", "prefill_against_decode", "token_names", "token_paths", "view",
 ]  # fmt: skip

@@ -15,8 +15,8 @@ from ..interventions.selection import FREE
 from ..model import Routes
 
 __all__ = [
-    "MOST_GROUPS", "Tokens", "counts_of", "halves_of", "interval", "modules_of", "modules_of_row", "routes_of",
-    "texts_of_row", "tokens_of",
+    "MOST_GROUPS", "Tokens", "counts_of", "halves_of", "interval", "modules_of", "modules_of_row", "need_choices",
+    "real_of_row", "routes_of", "texts_of_row", "tokens_of",
 ]  # fmt: skip
 
 Integers = npt.NDArray[np.int64]
@@ -86,16 +86,17 @@ def modules_of(routes: Routes, half: str) -> Integers:
     module = routes.module[half]
     real = layout_of(routes.tokens, routes.mask, routes.lengths).real
     found: Integers = np.sort(module.reshape(len(module), -1, module.shape[-1])[:, real], axis=-1).astype(np.int64)
-    _need_choices(found)
+    need_choices(found)
     return found
 
 
-def _need_choices(module: npt.NDArray[Any]) -> None:
+def need_choices(module: npt.NDArray[Any]) -> None:
+    """Raise if some choices are free."""
     if (module == FREE).any():
         raise ValueError("routes: some choices are free. Take the routes that a model has returned")
 
 
-def _real_of_row(routes: Routes, row: int) -> npt.NDArray[np.bool_]:
+def real_of_row(routes: Routes, row: int) -> npt.NDArray[np.bool_]:
     """Which tokens of a sequence are no padding."""
     row = count(row, "row")
     if row >= routes.rows:
@@ -108,20 +109,25 @@ def _real_of_row(routes: Routes, row: int) -> npt.NDArray[np.bool_]:
 
 def modules_of_row(routes: Routes, half: str, row: int) -> npt.NDArray[Any]:
     """Modules of the real tokens of one sequence, the best choice first, shape (L, T, K)."""
-    real = _real_of_row(routes, row)
+    real = real_of_row(routes, row)
     found: npt.NDArray[Any] = routes.of_row(routes.module[half], row)[:, real]
-    _need_choices(found)
+    need_choices(found)
     return found
 
 
 def texts_of_row(routes: Routes, row: int, names: Sequence[str] | None) -> list[str]:
     """A text for each real token of one sequence: those of `names`, which has all tokens, or the ids."""
-    real = _real_of_row(routes, row)
+    real = real_of_row(routes, row)
     ids = routes.of_row(routes.tokens, row)
     texts = [str(i) for i in ids] if names is None else list(names)
     if len(texts) != len(ids):
         raise ValueError(f"names: {len(texts)} of them for {len(ids)} tokens")
-    return [text for text, there in zip(texts, real, strict=True) if there]
+    return [_on_one_line(text) for text, there in zip(texts, real, strict=True) if there]
+
+
+def _on_one_line(text: str) -> str:
+    """A text in which line ends, tabs and other control characters are written as escapes."""
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def counts_of(values: Integers, group: Integers, size: int, groups: int) -> Integers:

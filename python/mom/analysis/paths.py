@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from .._arguments import flag
 from .._extras import need
-from ..model import Routes
+from .._json import to_json
+from ..data.tokenizer import Tokenizer
+from ..errors import DataError
+from ..model import Network, Routes
 from .choices import (
     Floats,
     Integers,
@@ -19,6 +22,7 @@ from .choices import (
     interval,
     modules_of,
     modules_of_row,
+    real_of_row,
     routes_of,
     texts_of_row,
     tokens_of,
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "coactivation", "dead_modules", "effective_modules", "entropy", "format_paths", "module_names", "path_entropy",
-    "paths", "token_paths",
+    "paths", "token_names", "token_paths",
 ]  # fmt: skip
 
 
@@ -106,7 +110,7 @@ def paths(routes: Routes, half: str | None = None) -> pandas.DataFrame:
     return table.sort_values(["count", "path"], ascending=[False, True], ignore_index=True)
 
 
-def token_paths(routes: Routes, row: int = 0) -> list[list[str]]:
+def token_paths(routes: Routes, row: int = 0, *, weights: bool = False) -> list[list[str]]:
     """The path of every token of one sequence. Padding is left out.
 
     Parameters
@@ -114,6 +118,8 @@ def token_paths(routes: Routes, row: int = 0) -> list[list[str]]:
     routes : Routes
     row : int
         Which sequence.
+    weights : bool
+        Write the weight of each choice after it, and SKIP, too: ``"A2(.71)+SKIP(.29) F1(1.00)"``.
 
     Returns
     -------
@@ -132,23 +138,67 @@ def token_paths(routes: Routes, row: int = 0) -> list[list[str]]:
     with_router = halves_of(routes, None)
     chosen = {half: modules_of_row(routes, half, row) for half in with_router}
 
+    flag(weights, "weights")
+    real = real_of_row(routes, row)
+
     def written(half: str, number: int, t: int) -> str:
-        return _named(routes, half, chosen[half][number, t]) if half in chosen else half[0].upper()
+        if half not in chosen:
+            return half[0].upper()
+        if not weights:
+            return _named(routes, half, chosen[half][number, t])
+        of_token = routes.of_row(routes.weight[half], row)[number, real][t]
+        names = [f"{half[0].upper()}{m}" if m < routes.num_modules[half] else "SKIP" for m in chosen[half][number, t]]
+        return "+".join(f"{name}({_two_digits(w)})" for name, w in zip(names, of_token, strict=True))
 
     tokens = range(chosen[with_router[0]].shape[1] if with_router else 0)
     return [[f"{written('attn', n, t)} {written('ffn', n, t)}" for n in range(len(routes.rounds))] for t in tokens]
 
 
-def format_paths(routes: Routes, names: Sequence[str] | None = None, row: int = 0) -> str:
+def _two_digits(weight: float) -> str:
+    return f"{weight:.2f}".replace("0.", ".", 1)
+
+
+def token_names(tokenizer: Tokenizer | Network, tokens: npt.ArrayLike) -> list[str]:
+    """A readable name for each token: its text in quotes, with line ends and tabs as escapes.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer, or a model with one
+    tokens : array of int, shape (T,) or (1, T)
+
+    Returns
+    -------
+    list of str
+        For `format_paths` and `plot_routes`. An id without a token is ``<id 5>``.
+
+    Examples
+    --------
+    >>> import mom
+    >>> tokenizer = mom.Tokenizer.train(["a b"], 257)
+    >>> mom.analysis.token_names(tokenizer, tokenizer.encode("a\\n"))
+    ['"a"', '"\\\\n"']
+    """
+    found: Tokenizer | None = tokenizer.tokenizer if isinstance(tokenizer, Network) else tokenizer
+    if found is None:
+        raise DataError("tokenizer: the model has none")
+    ids = np.asarray(tokens).ravel().tolist()
+    return [f"<id {i}>" if found.token(i) is None else to_json(found.decode([i]), indent=None).strip() for i in ids]
+
+
+def format_paths(
+    routes: Routes, names: Sequence[str] | None = None, row: int = 0, *, weights: bool = False
+) -> str:
     """A table of the tokens of one sequence with their paths, a line per token and a column per round.
 
     Parameters
     ----------
     routes : Routes
     names : sequence of str, optional
-        Text of each token of the row, padding included; by default the ids.
+        Text of each token of the row, padding included, such as those of `token_names`; by default the ids.
     row : int
         Which sequence.
+    weights : bool
+        With the weights of the choices.
 
     Returns
     -------
@@ -162,7 +212,7 @@ def format_paths(routes: Routes, names: Sequence[str] | None = None, row: int = 
     >>> len(mom.analysis.format_paths(model([[1, 2]], return_routes=True).routes).splitlines())
     3
     """
-    table, texts = token_paths(routes, row), texts_of_row(routes, row, names)
+    table, texts = token_paths(routes, row, weights=weights), texts_of_row(routes, row, names)
     if not table:
         return "The model has no routers."
     heads = round_labels(routes)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from .. import _version
 from ..errors import MomError, TrainingInterrupted
 from ..runtime import set_num_threads
-from . import bench, demo, evaluate, finetune, generate, info, lm_eval, prepare, pretrain, train
+from . import bench, demo, evaluate, finetune, generate, info, lm_eval, prepare, pretrain, routes, train
 
 __all__ = ["main", "parser"]
 
@@ -153,6 +153,6 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, prepare, train, pretrain, evaluate, generate, finetune, lm_eval, info, bench):
+    for module in (demo, prepare, train, pretrain, evaluate, generate, routes, finetune, lm_eval, info, bench):
         module.add(commands)
     return root

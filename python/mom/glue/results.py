@@ -94,6 +94,16 @@ class GlueResult:
         seconds = sum(s.loop.seconds for s in self.seeds)
         return sum(s.loop.examples for s in self.seeds) / seconds if seconds else math.nan
 
+    @property
+    def seconds(self) -> float:
+        """Time of the training steps of all seeds."""
+        return sum(s.loop.seconds for s in self.seeds)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in these steps."""
+        return sum(s.loop.tokens for s in self.seeds)
+
     def to_dict(self) -> dict[str, Any]:
         """All numbers, as JSON values."""
         runs = [
@@ -109,7 +119,16 @@ class GlueResult:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
-        return f"<GlueResult {self.task.title}: {shown} (median of {len(self.seeds)})>"
+        seeds = f"median of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
+        return f"<GlueResult {self.task.title}: {shown} ({seeds}); {self.seconds:.1f} s of training>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{name}</td><td>{value:.4f}</td><td>{self.baseline[name]:.4f}</td></tr>"
+            for name, value in self.metrics.items()
+        )
+        head = f"<tr><th>{self.task.title}</th><th>median of {len(self.seeds)}</th><th>baseline</th></tr>"
+        return f"<table>{head}{rows}</table>"
 
 
 def format_table(results: Iterable[GlueResult]) -> str:

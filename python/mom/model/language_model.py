@@ -177,12 +177,13 @@ class MoM(Network):
         *,
         lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
+        interventions: Sequence[Intervention] = (),
     ) -> NDArray[np.float32]:
         """Logits at some tokens only, which costs less than logits at all of them.
 
         Parameters
         ----------
-        tokens, attention_mask, lengths, positions
+        tokens, attention_mask, lengths, positions, interventions
             As for a forward pass.
         rows : array of int, shape (R,)
             Numbers of tokens, counted through the batch row by row.
@@ -193,7 +194,7 @@ class MoM(Network):
         """
         wanted = as_packed(rows, "rows", "R")
         given = self.inputs(tokens, lengths, attention_mask, positions)
-        call = self.call_of(given)
+        call = self.call_of(given, interventions)
         logits = self._core.forward(
             **given, training=flag(self.training, "training"), rows=wanted, logits=True,
             interventions=None if call is None else call.core,
@@ -228,6 +229,7 @@ class MoM(Network):
         return_routes: Literal[False] = False,
         routes: Routes | None = None,
         num_beams: int = 1,
+        interventions: Sequence[Intervention] = (),
     ) -> Continued: ...
 
     @takes_familiar_arguments  # type: ignore[misc]  # settings that the overloads leave open are checked here
@@ -244,6 +246,7 @@ class MoM(Network):
         return_routes: bool = False,
         routes: Routes | None = None,
         num_beams: int = 1,
+        interventions: Sequence[Intervention] = (),
     ) -> Any:
         """Continue one prompt or a batch of prompts of possibly unequal length.
 
@@ -273,6 +276,8 @@ class MoM(Network):
         num_beams : int
             Above 1, the best continuation by beam search, which is not sampled and takes one `stop_token` at most; see
             `mom.model.beam_search`.
+        interventions : sequence of Intervention
+            What to change in this call, see `mom.interventions`; beside those of `intervene`.
 
         Returns
         -------
@@ -293,9 +298,13 @@ class MoM(Network):
         A model can have more ids than its tokenizer has tokens, as vocabularies are often rounded up and some have
         holes. Such ids are never chosen. Sampling is among the other ids, as if these did not exist.
         """
+        if interventions:
+            settings = {name: value for name, value in locals().items() if name not in ("self", "interventions")}
+            with self.intervene(interventions):
+                return self.generate(**settings)
         texts = [prompt] if isinstance(prompt, str) else prompt
         if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
-            settings: dict[str, Any] = {
+            settings = {
                 "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop_token": stop_token,
                 "weights": weights, "return_routes": return_routes, "routes": routes, "num_beams": num_beams,
             }  # fmt: skip

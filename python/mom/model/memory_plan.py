@@ -18,7 +18,7 @@ from .core_config import core_config
 __all__ = ["MemoryPlan", "check_model_fits", "check_optimizer_fits", "plan", "plan_for"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryPlan:
     """Bytes that a model needs for batches of a shape; made by `MoM.memory_plan`.
 
@@ -78,6 +78,18 @@ class MemoryPlan:
         parts = ["parameters", "gradients", "moments", "activations", "packed", "workspace"]
         parts += ["captured"] if self.captured else []
         return [(name, getattr(self, name)) for name in [*parts, "total"]]
+
+    def __repr__(self) -> str:
+        title, *rows = str(self).splitlines()
+        return f"<MemoryPlan: {title}; {', '.join(' '.join(row.split()) for row in rows)}>"
+
+    def _repr_html_(self) -> str:
+        title, *_ = str(self).splitlines()
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{name}</td><td>{1e-6 * size:,.1f} MB</td></tr>"
+            for name, size in self.rows()
+        )
+        return f"<table><tr><th colspan='2'>{title}</th></tr>{rows}</table>"
 
     def __str__(self) -> str:
         kind = "training" if self.training else "forward pass"

@@ -66,7 +66,7 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td>"
-            f"<td>{'x'.join(map(str, a.shape))}</td><td>{_rms(a):.4g}</td></tr>"
+            f"<td>{shape_of(a)}</td><td>{_rms(a):.4g}</td></tr>"
             for name, a in self._arrays.items()
         )
         return (
@@ -85,7 +85,12 @@ class HasTensors(Protocol):
     def gradients(self) -> TensorMap: ...
 
 
-@dataclass(eq=False)
+def shape_of(array: NDArray[Any]) -> str:
+    """A shape as text, such as ``"768x64"``."""
+    return "x".join(map(str, array.shape))
+
+
+@dataclass(eq=False, repr=False)
 class _Tensors:
     """Named tensors of one part of a model, with the gradients beside them.
 
@@ -126,6 +131,9 @@ class _Tensors:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(k.replace(".", "__") for k in self._names)]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {', '.join(f'{name} {shape_of(a)}' for name, a in self.parameters.items())}>"
 
     def _repr_html_(self) -> str:
         return self.parameters._repr_html_()
@@ -200,7 +208,7 @@ class Pool(Sequence[Module]):
         rows = "".join(
             f"<tr><td>{j}</td>"
             + "".join(
-                f"<td>{'x'.join(map(str, a.shape))}<br>rms {_rms(a):.3g}</td>"
+                f"<td>{shape_of(a)}<br>rms {_rms(a):.3g}</td>"
                 for a in module.parameters.values()
             )
             + "</tr>"
@@ -209,9 +217,12 @@ class Pool(Sequence[Module]):
         return f"<b>{html.escape(self.name)}</b><table><tr><th>module</th>{head}</tr>{rows}</table>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block(Familiar):
-    """One MoM block: its place in ``transformer.h``, pools, and routers (None for a half with a single module)."""
+    """One MoM block: its place in ``transformer.h``, pools, and routers (None for a half with a single module).
+
+    Blocks are numbered from 0 in names, routes and rules. `place` counts anchor layers, too.
+    """
 
     place: int
     attention_pool: Pool
@@ -219,13 +230,19 @@ class Block(Familiar):
     attention_router: Router | None
     ffn_router: Router | None
 
+    def __repr__(self) -> str:
+        parts = (self.attention_pool, self.attention_router, self.ffn_pool, self.ffn_router)
+        names = ", ".join(part.name if isinstance(part, Router) else repr(part)[1:-1] for part in parts if part)
+        return f"<Block, transformer.h.{self.place}: {names}>"
+
 
 def blocks_of(model: HasTensors, config: MoMConfig) -> list[Block]:
     """The MoM blocks with their pools and routers (empty for a plain GPT-2)."""
-    return [_block(model, config, place) for place, kind in enumerate(config.places()) if kind == "block"]
+    places = [place for place, kind in enumerate(config.places()) if kind == "block"]
+    return [_block(model, config, number, place) for number, place in enumerate(places)]
 
 
-def _block(model: HasTensors, config: MoMConfig, place: int) -> Block:
+def _block(model: HasTensors, config: MoMConfig, number: int, place: int) -> Block:
     parts: dict[str, Any] = {}
     for half, norm, first, count in (
         ("attn", "attention_layernorm", "c_attn", config.num_attn),
@@ -240,9 +257,9 @@ def _block(model: HasTensors, config: MoMConfig, place: int) -> Block:
                 for short, long in (("ln", norm), (first, first), ("c_proj", "c_proj"))
                 for kind in ("weight", "bias")
             }
-            modules.append(Module(f"block {place} {half} module {j}", model, names))
-        parts[half] = Pool(f"block {place} {half} pool", half, modules)
+            modules.append(Module(f"block {number} {half} module {j}", model, names))
+        parts[half] = Pool(f"block {number} {half} pool", half, modules)
         router_prefix = f"{prefix}.router."
         names = {n[len(router_prefix) :]: n for n in model.parameters if n.startswith(router_prefix)}
-        parts[f"{half}_router"] = Router(f"block {place} {half} router", model, names) if count > 1 else None
+        parts[f"{half}_router"] = Router(f"block {number} {half} router", model, names) if count > 1 else None
     return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])

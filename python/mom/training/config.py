@@ -32,7 +32,7 @@ def warmup_steps(warmup: int | float | None, total: int) -> int:
     return warmup
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingConfig(Settings):
     """Settings of a training run. The defaults are the published recipe, except for its length and batch size.
 
@@ -151,7 +151,7 @@ class TrainingConfig(Settings):
         return bool(self.save_every) and step % self.save_every == 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinetuneConfig(Settings):
     """Settings of fine-tuning.
 

@@ -37,7 +37,7 @@ __all__ = ["TrainingResult", "evaluate_loss", "run_training", "take_tokenizer", 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingResult(Familiar):
     """How a run ended.
 
@@ -81,6 +81,14 @@ class TrainingResult(Familiar):
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
     seconds: float = 0.0
     tokens: int = 0
+
+    def __repr__(self) -> str:
+        val = "" if self.val_loss is None else f", validation loss {self.val_loss:.4f}"
+        ended = f", interrupted by {self.interrupted}" if self.interrupted else ", stopped early" * self.stopped_early
+        skipped = f", {self.skipped} steps skipped" if self.skipped else ""
+        speed = f"{self.tokens:,} tokens in {self.seconds:.1f} s ({self.tokens_per_second:,.0f} per second)"
+        loss = "none" if self.lm_loss is None else f"{self.lm_loss:.4f}"
+        return f"<TrainingResult: step {self.step}, loss {loss}{val}; {speed}{skipped}{ended}>"
 
     @property
     def tokens_per_second(self) -> float:

@@ -69,7 +69,18 @@ class XsumResult:
 
     def __repr__(self) -> str:
         loss = "none" if self.val_loss is None else f"{self.val_loss:.4f}"
-        return f"<XsumResult: validation loss {loss}, {self.loop.steps} steps, {self.train_rows} documents>"
+        size = f"{self.loop.steps} steps, {self.train_rows} documents, {self.loop.seconds:.1f} s of training"
+        return f"<XsumResult: validation loss {loss}, {size}>"
+
+    @property
+    def seconds(self) -> float:
+        """Time of the training steps."""
+        return self.loop.seconds
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in these steps."""
+        return self.loop.tokens
 
 
 def finetune(
