@@ -1,6 +1,6 @@
 """Mixture-of-Modules language models with a C core.
 
-Begin with `mom.MoM`, `mom.MoMConfig` and `mom.train`. Submodules are loaded when they are first used:
+Begin with `mom.MoM`, `mom.MoMConfig`, `mom.prepare` and `mom.train`. Submodules are loaded when they are first used:
 
 ``data``            tokenizer, reading text, token files
 ``glue``, ``xsum``  fine-tuning on these tasks
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from . import files as files
     from . import sklearn as sklearn
     from . import training as training
+    from .data.prepare import prepare
     from .data.tokenizer import Tokenizer
     from .sklearn import TextClassifier as TextClassifier
     from .sklearn import TextRegressor as TextRegressor
@@ -51,7 +52,7 @@ __all__ = [
     "Force", "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module",
     "MomError", "Patch", "Pool", "RandomRoutes", "Router", "Routes", "Scale", "Tokenizer", "TopK", "TrainingConfig",
     "TrainingError", "TrainingInterrupted", "Zero", "__version__", "analysis", "clip_grad_norm", "cpu_info", "data",
-    "evaluate", "get_num_threads", "glue", "ops", "pretrain", "reference", "set_cpu_level",
+    "evaluate", "get_num_threads", "glue", "ops", "prepare", "pretrain", "reference", "set_cpu_level",
     "set_num_threads", "train", "xsum",
 ]  # fmt: skip
 
@@ -63,6 +64,7 @@ _SUBMODULES = (
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.
 _LATER = {
     "Tokenizer": "data.tokenizer",
+    "prepare": "data.prepare",
     **dict.fromkeys(("AdamW", "FinetuneConfig", "TrainingConfig", "clip_grad_norm", "pretrain", "train"), "training"),
     **dict.fromkeys(("TextClassifier", "TextRegressor"), "sklearn"),
 }
