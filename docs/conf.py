@@ -1,7 +1,7 @@
 """Settings of the documentation site. Build it with `make docs`.
 
-The source folder of the site is the root of the repository. So a relative link leads to the same page on the site and on
-a code host, and no page is copied. A link to a file that is no page, such as a script, becomes a download.
+The source folder of the site is the root of the repository. So a relative link leads to the same page on the site and
+on a code host, and no page is copied. A link to a file that is no page, such as a script, becomes a download.
 """
 
 from __future__ import annotations
@@ -36,11 +36,18 @@ autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the docstrings name the types
 default_role = "py:obj"  # docstrings write names in single backticks
 numpydoc_show_class_members = False  # the template of a class shows the methods
-# Names that `mom` has as well have their page there. The pages of their modules link to it.
 autosummary_context = {
+    # Names that `mom` has as well have their page there. The pages of their modules link to it.
     "also_in_mom": {
-        module.__name__: [name for name in module.__all__ if name in mom.__all__] for module in (config, runtime, training)
-    }
+        module.__name__: [name for name in module.__all__ if name in mom.__all__]
+        for module in (config, runtime, training)
+    },
+    # The comment on a value is found only in the module that defines the value.
+    "home_of_values": {
+        "mom.glue": "mom.glue.tasks",
+        "mom.training": "mom.training.recipe",
+        "mom.xsum": "mom.xsum.rows",
+    },
 }
 # Some names differ in case only. Their pages need names of their own where file names have no case.
 autosummary_filename_map = {
