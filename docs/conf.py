@@ -6,6 +6,7 @@ on a code host, and no page is copied. A link to a file that is no page, such as
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,16 @@ html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}
 
 
-def add_children(app: Sphinx, page: str, source: list[str]) -> None:
-    """Give the README of a folder the other pages of the folder as children in the sidebar."""
+def adapt_folders(app: Sphinx, page: str, source: list[str]) -> None:
+    """Adapt what only a code host shows: lists of the files in a folder.
+
+    A link to a folder becomes plain text. The README of a folder gets the other pages of the folder as children in the
+    sidebar.
+    """
+    source[0] = re.sub(r"\[([^\]]+)\]\([\w./-]+/\)", r"\1", source[0])
     if page in ("docs/derivations/README", "docs/lab-notes/README"):
         source[0] += "\n\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", add_children)
+    app.connect("source-read", adapt_folders)

@@ -79,6 +79,7 @@ def test_the_readme_of_a_folder_lists_its_pages(folder: str) -> None:
         assert {page.removesuffix(".md") for page in pages} <= set(entries)
 
 
-def test_every_notebook_is_in_the_readme() -> None:
-    notebooks = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert notebooks and notebooks <= set(links(ROOT / "README.md"))
+def test_a_document_leads_to_every_notebook() -> None:
+    linked = {(path.parent / link.partition("#")[0]).resolve() for path in DOCUMENTS for link in links(path)}
+    notebooks = set((ROOT / "notebooks").glob("*.ipynb"))
+    assert notebooks and notebooks <= linked
