@@ -18,13 +18,14 @@ WITH_PYTHON ?=
 VENV := .venv
 TEST_VENV := .venv-test
 ECOSYSTEM_VENV := .venv-ecosystem
+DOCS_VENV := .venv-docs
 ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_benchmarks.py tests/evaluate tests/parity
 # Each kind of build has an environment of its own, so that builds never mix. The second argument changes the build.
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan \
-	notebooks fuzz faults coverage lint stubs bench dist clean
+	notebooks docs fuzz faults coverage lint stubs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +76,14 @@ test-amx-emulated: ## run the tests of a build whose level amx runs on any proce
 notebooks: ## run all notebooks whole, with the assertions on what they say
 	$(call build_in,$(TEST_VENV))
 	MOM_NOTEBOOKS=whole $(TEST_VENV)/bin/python -m pytest -q tests/docs/test_notebooks.py -k clean_kernel
+
+# The pages of names in docs/api are written anew, so that no name stays that is gone.
+docs: ## build the documentation site in docs/_build/html in a fresh .venv-docs, warnings as errors
+	$(PYTHON) -m venv --clear $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install $(PIP_FLAGS) '.[docs]'
+	rm -rf docs/_build docs/api
+	$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 test-debug: ## run the tests of a build with assertions and all warnings as errors
 	$(call build_in,.venv-debug,MOM_DEBUG=1)
@@ -135,6 +144,6 @@ dist: ## source distribution and wheel in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove everything that was built
-	rm -rf build dist .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan .venv-coverage $(ECOSYSTEM_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist docs/_build docs/api .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan .venv-coverage $(ECOSYSTEM_VENV) $(DOCS_VENV) .pytest_cache .mypy_cache .ruff_cache
 	rm -rf python/*.egg-info python/mom/_core*.so .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

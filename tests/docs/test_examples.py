@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its Python runs, its commands exist, its links lead somewhere."""
+"""The documentation tells the truth: its Python runs and its commands exist."""
 
 from __future__ import annotations
 
@@ -99,11 +99,7 @@ def test_make_targets_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_links_and_scripts_lead_to_files(path: Path) -> None:
-    text = re.sub(r"^```.*?^```$|`[^`\n]+`(?!\])", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"[a-z]+:|#", target):
-            assert (path.parent / target.partition("#")[0]).exists(), target
+def test_scripts_exist(path: Path) -> None:
     for words in commands_of(path, "python"):
         for word in words:
             if word.startswith(("benchmarks/", "tests/", "python/")):

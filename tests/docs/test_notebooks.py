@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,11 @@ def test_defines_nothing_that_belongs_into_the_package(path: Path) -> None:
             code = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
             for node in ast.walk(ast.parse(code)):
                 assert not isinstance(node, (ast.FunctionDef, ast.ClassDef)), node.name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_no_sentence_turns_into_a_list(path: Path) -> None:
+    """Markdown takes a line that begins with "1. " for the first item of a list, within a paragraph, too."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"[^\n]\n1\. ", cell.source)
