@@ -71,6 +71,9 @@ TENSORS = mom.ops.RouterTensors(ONES, ONES[0], ONES, ONES[0])
 KIND = next(iter(mom.routers.KINDS))
 #: A call of each function that has such an argument. Arguments that are looked at later are None.
 CALLS: dict[str, Callable[..., Any]] = {
+    "analysis.module_use.module_use": lambda **f: mom.analysis.module_use(routes(), **f),
+    "analysis.paths.format_paths": lambda **f: mom.analysis.format_paths(routes(), **f),
+    "analysis.paths.token_paths": lambda **f: mom.analysis.token_paths(routes(), **f),
     "analysis.paths.coactivation": lambda **f: mom.analysis.coactivation(routes(), **f),
     "analysis.paths.path_entropy": lambda **f: mom.analysis.path_entropy(routes(), **f),
     "analysis.pictures.plot_coactivation": lambda **f: mom.analysis.plot_coactivation(routes(), **f),

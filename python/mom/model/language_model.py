@@ -308,6 +308,8 @@ class MoM(Network):
                 "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop_token": stop_token,
                 "weights": weights, "return_routes": return_routes, "routes": routes, "num_beams": num_beams,
             }  # fmt: skip
+            if self.tokenizer is None:
+                raise DataError("prompt: a text, and the model has no tokenizer; set model.tokenizer, or encode it")
             given = {name: value for name, value in settings.items() if value is not None}
             made = [self.generate_text(text, max_new_tokens, **given) for text in texts]
             return made[0] if isinstance(prompt, str) else made

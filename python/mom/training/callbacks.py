@@ -90,8 +90,9 @@ class JsonLines:
 
 
 def _is_notebook() -> bool:
-    """Whether bars can be drawn in a notebook."""
-    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+    """Whether this process is a notebook's kernel that can draw bars."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell" and importlib.util.find_spec("ipywidgets") is not None
 
 
 class Progress:
