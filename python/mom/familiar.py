@@ -271,14 +271,14 @@ def attribute(owner: Any, names: Iterable[str], name: str) -> Any:
     AttributeError
         If the tables do not have it, or have a hint.
     """
+    of = "module 'mom'" if inspect.ismodule(owner) else f"{type(owner).__name__!r} object"
     for title in names:
         known = ATTRIBUTES.get(title, {}).get(name)
         if isinstance(known, Hint):
-            raise AttributeError(f"{title} has no {name!r}; {known}")
+            raise AttributeError(f"{of} has no attribute {name!r}; {known}")
         if known is not None:
             return known(owner)
-    title = "module 'mom'" if inspect.ismodule(owner) else f"{type(owner).__name__!r} object"
-    raise AttributeError(f"{title} has no attribute {name!r}", name=name, obj=owner)
+    raise AttributeError(f"{of} has no attribute {name!r}", name=name, obj=owner)
 
 
 class Familiar:

@@ -162,12 +162,15 @@ class Settings:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{f.name}</td><td style='text-align:left'>{weight}"
-            f"{html.escape(repr(getattr(self, f.name)))}</td></tr>"
-            for f in self.fields()
-            for weight in ("<b>" if getattr(self, f.name) != f.default else "",)
-        )
+        """All fields; those that differ from their defaults are bold."""
+        rows = ""
+        for field in self.fields():
+            value = getattr(self, field.name)
+            weight = "bold" if value != field.default else "normal"
+            rows += (
+                f"<tr style='font-weight:{weight}'><td style='text-align:left'>{field.name}</td>"
+                f"<td style='text-align:left'>{html.escape(repr(value))}</td></tr>"
+            )
         return f"<table><tr><th colspan='2'>{type(self).__name__}</th></tr>{rows}</table>"
 
     def to_dict(self) -> dict[str, Any]:

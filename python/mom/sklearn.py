@@ -22,10 +22,10 @@ except ImportError as error:
 
 from ._arguments import PathLike, flag
 from .config import MoMConfig
-from .data.columns import checked_labels, checked_texts, is_missing
+from .data.columns import checked_labels, texts_or_pairs
 from .data.encode import encode_texts
 from .data.tokenizer import Tokenizer
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 from .familiar import Familiar, field_hint
 from .interventions.rules import Intervention
 from .model import MoM, MoMForSequenceClassification
@@ -173,27 +173,9 @@ class _TextEstimator(Familiar, BaseEstimator):  # type: ignore[misc]
             msg="This %(name)s instance is not fitted yet. Call fit, or load a fitted one with joblib; the model in a "
             "folder predicts itself: mom.MoMForSequenceClassification.from_pretrained(folder).predict(texts)",
         )
-        rows, _ = encode_texts(self.model_.tokenizer, _texts(texts), self.max_length_)
+        rows, _ = encode_texts(self.model_.tokenizer, texts_or_pairs(texts), self.max_length_)
         with self.model_.intervene(self._rules(), untouched="warn"):
             return finite_logits(classify(self.model_, rows))
-
-
-def _texts(values: Any) -> list[tuple[str, ...]]:
-    """Texts or pairs of texts, checked."""
-    found: list[tuple[str, ...]] = []
-    for i, value in enumerate(checked_texts(values, "X", width=2)):
-        row = (
-            (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
-        )
-        if not 1 <= len(row) <= 2 or not all(isinstance(text, str) for text in row):
-            what = f"no text ({value!r})" if is_missing(value) else type(value).__name__
-            raise DataError(f"X: row {i}: expected a string or a pair of strings, got {what}")
-        if found and len(row) != len(found[0]):
-            raise DataError(f"X: row {i} has {len(row)} texts, row 0 has {len(found[0])}")
-        found.append(tuple(str(text) for text in row))
-    if not found:
-        raise DataError("X: there are no texts")
-    return found
 
 
 def _names(classes: npt.NDArray[Any]) -> list[str] | None:
@@ -261,7 +243,7 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         y : array of labels, shape (N,)
             Of any type that NumPy can sort; at least two different ones.
         """
-        texts = _texts(X)
+        texts = texts_or_pairs(X)
         values = checked_labels(y)
         _check_number(values, texts)
         classes, labels = np.unique(values, return_inverse=True)
@@ -316,7 +298,7 @@ class TextRegressor(RegressorMixin, _TextEstimator):  # type: ignore[misc]
         X : iterable of str, or of pairs of str
         y : array of float, shape (N,)
         """
-        texts = _texts(X)
+        texts = texts_or_pairs(X)
         values = _numbers(y)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, scale = float(values.mean()), float(values.std()) or 1.0

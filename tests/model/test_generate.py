@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,36 @@ def test_logits_that_are_not_finite_are_refused() -> None:
         _core.sample(np.full((1, 3), -np.inf, np.float32), 1.0, 0, 1.0, 0, 0)
     ruled_out = np.array([[-np.inf, 0.0, -np.inf]], np.float32)
     assert all(_core.sample(ruled_out, 1.0, 0, 1.0, seed, 0)[0] == 1 for seed in range(20))
+
+
+# ---------------------------------------------------------------------- texts, beams and interventions
+def test_beams_take_one_stop_token_and_no_sampling() -> None:
+    model = small_text_model()
+    model.generation = dataclasses.replace(model.generation, temperature=0.9)  # of a file: beams do not sample
+    ids = np.array([1, 2, 3])
+    found = model.generate(ids, 4, num_beams=3)
+    best = mom.model.beam_search(mom.Decoder(model), [ids], 4, num_beams=3)[0].tokens
+    assert found.tolist() == [*ids, *best] == model.generate(ids, 4, num_beams=3, stop_token=[]).tolist()
+    for wrong in ({"temperature": 0.5}, {"top_k": 3}, {"return_routes": True}):
+        with pytest.raises(ValueError, match="num_beams: above 1"):
+            model.generate(ids, 4, num_beams=3, **wrong)
+    with pytest.raises(ValueError, match=r"stop_token: \[4, 5\]; with num_beams above 1, there can be one"):
+        model.generate(ids, 4, num_beams=3, stop_token=[4, 5])
+
+
+@pytest.mark.parametrize("prompt", ["the cat", ["the cat", "sat"], np.array([1, 2, 3])])
+def test_interventions_of_one_generation(prompt: Any) -> None:
+    model, rules = small_text_model(), [mom.Forbid("ffn", modules=[0, 1])]
+    found = model.generate(prompt, 5, interventions=rules)
+    with model.intervene(rules):
+        expected = model.generate(prompt, 5)
+    assert np.array_equal(found, expected) and model.interventions == ()
+    with pytest.raises(ValueError, match="touched nothing"):
+        model.generate(prompt, 5, interventions=[mom.Force("ffn", 1, tokens=[15])])
+    assert model.interventions == ()
+
+
+def small_text_model() -> mom.MoM:
+    model = mom.MoM(mom.MoMConfig.preset("demo", n_embd=16, n_head=2, n_positions=32, vocab_size=280, router_dim=8))
+    model.tokenizer = mom.Tokenizer.train(["the cat sat on the mat"] * 9, 270)
+    return model

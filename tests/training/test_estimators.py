@@ -287,3 +287,17 @@ def test_what_train_only_froze_is_said_to_be_trained() -> None:
     with pytest.warns(UserWarning, match="train_only has frozen .* pass train='routers'") as caught:
         mom.TextClassifier(model, epochs=1).fit(texts, labels)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_classifier_predicts_texts_itself() -> None:
+    config = mom.MoMConfig.preset("demo", n_embd=16, n_head=2, vocab_size=300, router_dim=8)
+    classifier = mom.TextClassifier(config, epochs=1)
+    texts = ["good film", "bad film"] * 4
+    model = classifier.fit(texts, ["yes", "no"] * 4).model_
+    assert model.predict(texts) == classifier.predict(texts).tolist()
+    for wrong, message in (("a film", "texts: "), ([3], "texts: row 0: expected a string"), ([], "there are no texts")):
+        with pytest.raises(mom.DataError, match=message):
+            model.predict(wrong)
+    model.tokenizer = None
+    with pytest.raises(mom.DataError, match="tokenizer: the model has none"):
+        model.predict(texts)

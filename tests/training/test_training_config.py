@@ -208,3 +208,13 @@ def test_a_finished_run_can_be_kept_without_the_optimizer(tmp_path: Path) -> Non
     assert small_run.parameter_bytes(again) == small_run.parameter_bytes(model)
     with pytest.raises(mom.CheckpointError, match="has no optimizer state .* begin a new run"):
         mom.train(small_run.model(), data, steps=6, resume=True, **settings)
+
+
+def test_a_run_that_stopped_early_keeps_its_optimizer(tmp_path: Path) -> None:
+    data = small_run.write_data(tmp_path / "data")
+    settings: dict[str, Any] = {"steps": 40, "eval_every": 1, "batch_size": 2, "lr": 1.0, "clip": 1e9, "warmup": 0,
+                                "progress": False, "run_dir": tmp_path / "run", "save_optimizer": False}  # fmt: skip
+    stopped = mom.train(small_run.model(), data, patience=3, **settings)
+    again = mom.train(small_run.model(seed=1), data, patience=3, resume=True, **settings)
+    assert stopped.stopped_early and again.step == stopped.step < 40
+    assert mom.train(small_run.model(seed=1), data, resume=True, **settings).step == 40

@@ -50,6 +50,30 @@ def checked_texts(values: Any, name: str = "texts", what: str = "texts", width: 
     return column  # type: ignore[no-any-return]
 
 
+def texts_or_pairs(values: Any, name: str = "X") -> list[tuple[str, ...]]:
+    """Texts or pairs of texts, each as a tuple.
+
+    Raises
+    ------
+    DataError
+        As `checked_texts`; also if one is neither, some are pairs and some are not, or there are none.
+    """
+    found: list[tuple[str, ...]] = []
+    for i, value in enumerate(checked_texts(values, name, width=2)):
+        row = (
+            (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
+        )
+        if not 1 <= len(row) <= 2 or not all(isinstance(text, str) for text in row):
+            what = f"no text ({value!r})" if is_missing(value) else type(value).__name__
+            raise DataError(f"{name}: row {i}: expected a string or a pair of strings, got {what}")
+        if found and len(row) != len(found[0]):
+            raise DataError(f"{name}: row {i} has {len(row)} texts, row 0 has {len(found[0])}")
+        found.append(tuple(str(text) for text in row))
+    if not found:
+        raise DataError(f"{name}: there are no texts")
+    return found
+
+
 def checked_labels(values: Any, name: str = "y") -> npt.NDArray[Any]:
     """Labels as an array, (N,).
 

@@ -208,7 +208,7 @@ class Tokenizer(Familiar):
         ----------
         texts : str or sequence of str
         **options
-            ``padding`` and ``return_tensors`` as ``True`` and ``"np"``, which is done in any case. There are no others.
+            Only ``padding=True`` and ``return_tensors="np"``, which change nothing.
 
         Returns
         -------

@@ -288,8 +288,8 @@ class _NotUndoneError(OSError):
 def _move_files(stage: Path, folder: Path, leaving: Sequence[str], coming: Sequence[str]) -> None:
     """Move files from `folder` to `stage`, and others back. What cannot be finished is undone.
 
-    Undoing ends at the first file that cannot be moved, so that the last of `coming`, without which the others do not
-    count, is not put back among files that do not belong to it.
+    Undoing ends at the first file that cannot be moved. So the last of `coming` stays away, and without it the other
+    files do not count.
     """
     undo: list[tuple[Path, Path]] = []
     moves = [(folder / name, stage / f"{name}.old") for name in leaving]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import bucketed, pack_rows
+from ..data.columns import texts_or_pairs
 from ..data.encode import encode_texts
 from ..errors import ConfigError, DataError
 
@@ -47,31 +48,13 @@ def classify(
     return logits
 
 
-def predict_labels(model: MoMForSequenceClassification, texts: Sequence[Any]) -> list[Any]:
-    """The label of each text, or for a regression its number.
-
-    Parameters
-    ----------
-    model : MoMForSequenceClassification
-        With a tokenizer. Labels are its ``label_names``, or else numbers.
-    texts : sequence of str, or of pairs of str
-
-    Returns
-    -------
-    list of str, int or float
-
-    Raises
-    ------
-    DataError
-        If the model has no tokenizer.
-    ConfigError
-        If several labels can be true at once.
-    """
+def predict_labels(model: MoMForSequenceClassification, texts: Any) -> list[Any]:
+    """What `MoMForSequenceClassification.predict` returns."""
     if model.tokenizer is None:
         raise DataError("tokenizer: the model has none to read texts with; set model.tokenizer")
     if model.config.problem_type == "multi_label_classification":
         raise ConfigError("problem_type: several labels can be true at once; read the logits of a forward pass")
-    pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    pairs = texts_or_pairs(texts, "texts")
     length = model.finetuning_lengths.get("max_length", model.config.n_positions)
     logits = finite_logits(classify(model, encode_texts(model.tokenizer, pairs, length)[0]))
     if model.config.num_labels == 1:

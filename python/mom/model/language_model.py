@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
@@ -298,56 +299,62 @@ class MoM(Network):
         A model can have more ids than its tokenizer has tokens, as vocabularies are often rounded up and some have
         holes. Such ids are never chosen. Sampling is among the other ids, as if these did not exist.
         """
-        if interventions:
-            settings = {name: value for name, value in locals().items() if name not in ("self", "interventions")}
-            with self.intervene(interventions):
-                return self.generate(**settings)
+        settings: dict[str, Any] = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop_token": stop_token,
+        }  # fmt: skip
         texts = [prompt] if isinstance(prompt, str) else prompt
-        if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
-            settings = {
-                "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop_token": stop_token,
-                "weights": weights, "return_routes": return_routes, "routes": routes, "num_beams": num_beams,
-            }  # fmt: skip
-            if self.tokenizer is None:
-                raise DataError("prompt: a text, and the model has no tokenizer; set model.tokenizer, or encode it")
-            given = {name: value for name, value in settings.items() if value is not None}
-            made = [self.generate_text(text, max_new_tokens, **given) for text in texts]
-            return made[0] if isinstance(prompt, str) else made
-        rows, single = prompts(prompt)
-        longest = max(len(row) for row in rows)
-        defaults = self.generation
-        max_new_tokens = defaults.new_tokens(longest) if max_new_tokens is None else max_new_tokens
-        if max_new_tokens is None:
-            raise TypeError("max_new_tokens: missing, and the model has no default for it")
-        temperature = defaults.temperature if temperature is None else temperature
-        top_k = defaults.top_k if top_k is None else top_k
-        top_p = defaults.top_p if top_p is None else top_p
-        return_routes = flag(return_routes, "return_routes")
-        sampling(self.config, max_new_tokens, temperature, top_k, top_p, seed, stop_token, longest)  # before any work
-        added: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(rows)
-        decoder = None
-        if count(num_beams, "num_beams", 1) > 1 and max_new_tokens:
-            if temperature or return_routes:
-                raise ValueError("num_beams: above 1, there is neither sampling (temperature) nor return_routes")
-            added = self._by_beams(Decoder(self, weights, routes=routes), rows, max_new_tokens, num_beams, stop_token)
-        elif max_new_tokens or return_routes:
-            decoder = Decoder(self, weights, keep_routes=return_routes, routes=routes)
-            decoder.prefill(rows)
-            added = decoder.generate(max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+        with self.intervene(interventions) if interventions else contextlib.nullcontext():
+            if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
+                if self.tokenizer is None:
+                    raise DataError("prompt: a text, and the model has no tokenizer; set model.tokenizer, or encode it")
+                settings |= {"weights": weights, "routes": routes, "num_beams": num_beams}
+                given = {name: value for name, value in settings.items() if value is not None}
+                made = [self.generate_text(t, max_new_tokens, return_routes=return_routes, **given) for t in texts]
+                return made[0] if isinstance(prompt, str) else made
+            return_routes = flag(return_routes, "return_routes")
+            rows, single = prompts(prompt)
+            added, decoder = self._continue(rows, max_new_tokens, settings, weights, return_routes, routes, num_beams)
         joined = [np.concatenate([row, tokens]) for row, tokens in zip(rows, added, strict=True)]
         stacked = isinstance(prompt, np.ndarray) and stop_token is None
         result = joined[0] if single else np.stack(joined) if stacked else joined
         return result if decoder is None or not return_routes else (result, decoder.routes)
 
+    def _continue(
+        self, rows: list[NDArray[np.int32]], new: int | None, settings: dict[str, Any], weights: str | None,
+        return_routes: bool, routes: Routes | None, num_beams: int,
+    ) -> tuple[list[NDArray[np.int32]], Decoder | None]:  # fmt: skip
+        """New tokens of each prompt, and the decoder if one was needed. `settings` are those of the sampling."""
+        longest, defaults = max(len(row) for row in rows), self.generation
+        new = defaults.new_tokens(longest) if new is None else new
+        if new is None:
+            raise TypeError("max_new_tokens: missing, and the model has no default for it")
+        by_beams = count(num_beams, "num_beams", 1) > 1
+        if by_beams and (return_routes or any(settings[name] for name in ("temperature", "top_k", "top_p"))):
+            raise ValueError("num_beams: above 1, nothing is sampled (temperature, top_k, top_p), nor are routes kept")
+        if not by_beams:
+            drawn = {name: getattr(defaults, name) for name in ("temperature", "top_k", "top_p")}
+            settings |= {name: value for name, value in drawn.items() if settings[name] is None}
+        stops = sampling(  # checked before any work
+            self.config, new, 0.0 if settings["temperature"] is None else settings["temperature"], settings["top_k"],
+            settings["top_p"], settings["seed"], settings["stop_token"], longest,
+        )[-1]  # fmt: skip
+        if not new and not return_routes:
+            return [np.zeros(0, np.int32)] * len(rows), None
+        decoder = Decoder(self, weights, keep_routes=return_routes, routes=routes)
+        if by_beams:
+            return self._by_beams(decoder, rows, new, num_beams, stops), decoder
+        decoder.prefill(rows)
+        return decoder.generate(new, **settings), decoder
+
     def _by_beams(
-        self, decoder: Decoder, rows: list[NDArray[np.int32]], new: int, num_beams: int, stop_token: Any
+        self, decoder: Decoder, rows: list[NDArray[np.int32]], new: int, num_beams: int, stops: list[int]
     ) -> list[NDArray[np.int32]]:
         """The best continuation of each prompt."""
-        stops = [stop_token] if stop_token is None or np.ndim(stop_token) == 0 else list(stop_token)
         if len(stops) > 1:
             raise ValueError(f"stop_token: {stops}; with num_beams above 1, there can be one")
         excluded = () if self.tokenizer is None else self.tokenizer.unused_ids(self.config.vocab_size)
-        found = beam_search(decoder, rows, new, num_beams=num_beams, stop_token=stops[0], excluded=excluded)
+        stop = stops[0] if stops else None
+        found = beam_search(decoder, rows, new, num_beams=num_beams, stop_token=stop, excluded=excluded)
         return [np.asarray(hypothesis.tokens, np.int32) for hypothesis in found]
 
     def generate_text(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> str:

@@ -55,8 +55,8 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
 
     def __call__(self) -> None:
         raise TypeError(
-            f"{self._title} is a mapping from names to arrays, without brackets; model.num_parameters counts all "
-            "numbers, and mom.AdamW(model, lr=...) takes the model"
+            f"{self._title}: is a mapping from names to arrays, not a method, so leave the () out; "
+            "model.num_parameters counts all numbers, and mom.AdamW(model, lr=...) takes the model"
         )
 
     def __repr__(self) -> str:

@@ -70,8 +70,8 @@ class TrainingConfig(Settings):
     save_every, keep_last : int
         Checkpoint every so many steps (0: only at the end); how many to keep.
     save_optimizer : bool
-        Whether the checkpoint of a finished run has the optimizer's state, which takes twice as much as the weights.
-        Only then can a larger `steps` make the run longer. Checkpoints of runs that are not finished always have it.
+        Whether the checkpoint after the last of `steps` has the optimizer's state, which takes twice as much as the
+        weights. Only then can a larger `steps` make the run longer. Earlier checkpoints always have it.
     log_every : int
         Steps between lines of the log.
     max_bad_steps : int

@@ -432,7 +432,7 @@ class Engine:
             return
         progress = {"fingerprint": self._fingerprint(), "sampler": self.source.state_dict(), **vars(state)}
         keep_last = self.schedule.keep_last if not state.bad_in_a_row else sys.maxsize
-        optimizer = self.optimizer if self.schedule.save_optimizer or not self.is_over else None
+        optimizer = self.optimizer if self.schedule.save_optimizer or state.step < self.schedule.steps else None
         self.checkpoint = save_checkpoint(self.dir, self.model, optimizer, progress, self.best, keep_last)
         self._saved = (state.step, state.evaluated_step)
         self._record("checkpoint", path=str(self.checkpoint))
