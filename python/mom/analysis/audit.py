@@ -15,6 +15,7 @@ from .._arguments import PathLike, as_ids, count
 from .._arguments import seed as seed_of
 from .._extras import need
 from ..data import TokenFile
+from ..interventions.resolve import ContradictionError
 from ..model import MoM
 from .measures import MEASURES, OF_MODULES, OF_ROUNDS, Floats, Item, items_of, of_batch
 from .pictures import plot_audit
@@ -224,9 +225,7 @@ def audit(
         for ids in _batches(own, data, sequence_length, batch_size, batches):
             try:
                 sums, found = of_batch(own, ids, chosen, items, seed)
-            except ValueError as error:
-                if not str(error).startswith("interventions:"):
-                    raise
+            except ContradictionError as error:
                 raise ValueError(
                     "measures: leave out those that contradict interventions which are active in the model, or end "
                     f"the block of intervene ({error})"

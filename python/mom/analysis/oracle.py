@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .._arguments import PathLike, as_ids, count
 from .._arguments import seed as seed_of
 from .._extras import need
+from ..interventions.resolve import ContradictionError
 from ..model import MoM, Routes
 from .audit import own_copy
 from .candidates import Index, Site, Space, space_of
@@ -170,9 +171,7 @@ def _contradictions_explained() -> Iterator[None]:
     """Say which side a contradiction is between: the search gives nothing but routes, so the model has the rest."""
     try:
         yield
-    except ValueError as error:
-        if not str(error).startswith("interventions:"):
-            raise
+    except ContradictionError as error:
         raise ValueError(
             "model: the search forces choices that contradict interventions which are active in the model. Change "
             f"other tokens, rounds or halves, or end the block of intervene ({error})"

@@ -19,7 +19,12 @@ from .selection import ANY_SKIP, FREE, HALVES, NONE, choices_to_keep, rounds_of,
 if TYPE_CHECKING:
     from ..model.routes import Routes
 
-__all__ = ["Resolved", "check_rules", "resolve"]
+__all__ = ["ContradictionError", "Resolved", "check_rules", "resolve"]
+
+
+class ContradictionError(ValueError):
+    """Interventions that hold at the same place exclude each other."""
+
 
 #: A half-round with a router: place in ``transformer.h``, round, half.
 Key = tuple[int, int, int]
@@ -128,7 +133,7 @@ class _Resolver:
             token = int(chosen[np.argmax(clash)])
             first = int(self.fixed[key][token])
             other = "TopK" if first < 0 else self.fixers[first]
-            raise ValueError(
+            raise ContradictionError(
                 f"interventions: {by} and {other} choose differently for row {self.layout.row[token]}, position "
                 f"{self.layout.position[token]}"
             )
@@ -169,7 +174,7 @@ class _Resolver:
                     raise ValueError(f"k: {rule.k} choices, the {half} router has {self.choices(half)}")
             whole = [rule.k for _, rule in mine if rule.rounds is None and rule.tokens is None and rule.rows is None]
             if len(set(whole)) > 1:
-                raise ValueError(f"interventions: TopK({whole[0]}) and TopK({whole[1]}) contradict each other")
+                raise ContradictionError(f"interventions: TopK({whole[0]}) and TopK({whole[1]}) contradict each other")
             base = whole[0] if whole else self.own_kept(half)
             self.kept[HALVES.index(half)] = max([base, *(rule.k for _, rule in mine)])
             self._limit(half, mine, base)
@@ -188,7 +193,7 @@ class _Resolver:
                     continue
                 clash = chosen[narrow[chosen] & (limit[chosen] != rule.k)]
                 if len(clash):
-                    raise ValueError(
+                    raise ContradictionError(
                         f"interventions: {rule} and another TopK contradict each other for row "
                         f"{self.layout.row[clash[0]]}, position {self.layout.position[clash[0]]}"
                     )
@@ -270,7 +275,7 @@ class _Resolver:
             half = HALVES[key[2]]
             nothing = np.isneginf(bias).all(axis=1)
             if nothing.any():
-                raise ValueError(f"interventions: every choice of the {half} router is forbidden, SKIP too")
+                raise ContradictionError(f"interventions: every choice of the {half} router is forbidden, SKIP too")
             forced = self.forced.get(key)
             if forced is None:
                 continue
@@ -287,7 +292,7 @@ class _Resolver:
     def _raise_forbidden(self, key: Key, token: int, entry: int) -> NoReturn:
         half, block = HALVES[key[2]], sorted(set(self.places)).index(key[0])
         choice = f"module {entry}" if 0 <= entry < self.modules(half) else "SKIP"
-        raise ValueError(
+        raise ContradictionError(
             f"interventions: {choice} of the {half} half is forced and forbidden at once, in block {block}, round "
             f"{key[1]}, for row {self.layout.row[token]}, position {self.layout.position[token]}"
         )
@@ -321,7 +326,7 @@ class _Resolver:
             theirs = 0.0 if other is None else other[other_row[both]]
             clash = both[np.broadcast_to(mine != theirs, (len(both), place.width)).any(axis=1)]
             if len(clash):
-                raise ValueError(
+                raise ContradictionError(
                     f"interventions: {rule} and {by} replace {place.name!r} for row "
                     f"{self.layout.row[clash[0]]}, position {self.layout.position[clash[0]]}, by different values"
                 )
