@@ -43,14 +43,13 @@ static void sweep_few_rows(const mom_gemm_sweep *s, const mom_block_task *t, siz
     const mom_kernels *k = s->k;
     const size_t nr = k->gemm.nr;
     const mom_matrix by_columns = mom_matrix_flip(g->b);
-    for (size_t j = 0; j < t->n; j += nr) {
-        mom_gemm_sweep part = *s;
+    const size_t in_place = mom_reads_b(k, g) ? t->n / nr * nr : 0;
+    for (size_t j = 0; j < in_place; j += nr)
+        mom_sweep_b_rows(s, (const float *)g->b.data + p0 * g->b.rs + t->j0 + j, g->b.rs, s->c + j);
+    mom_gemm_sweep part = *s;
+    for (size_t j = in_place; j < t->n; j += nr) {
         part.n = mom_min(nr, t->n - j);
         part.c = s->c + j;
-        if (part.n == nr && mom_reads_b(k, g)) {
-            mom_sweep_b_rows(&part, (const float *)g->b.data + p0 * g->b.rs + t->j0 + j, g->b.rs);
-            continue;
-        }
         k->pack.factor(panel, g->precision, nr, &by_columns, g->k_scale, t->j0 + j, part.n, p0, kc);
         mom_sweep(&part, panel, panel);
     }

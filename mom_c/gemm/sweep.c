@@ -38,21 +38,21 @@ static void put_edge(float *c, size_t ldc, const float *edge, size_t nr, size_t 
             c[r * ldc + q] = accumulate ? c[r * ldc + q] + edge[r * nr + q] : edge[r * nr + q];
 }
 
-void mom_sweep_b_rows(const mom_gemm_sweep *s, const float *b, size_t ldb) {
+void mom_sweep_b_rows(const mom_gemm_sweep *s, const float *b, size_t ldb, float *c) {
     const mom_gemm_kernels *gemm = &s->k->gemm;
     const size_t mr = gemm->mr, nr = gemm->nr, kc = s->depth;
     const float *a = (const float *)(const void *)s->a.packed;
     float edge[MOM_MOST_TILE] __attribute__((aligned(64)));
     size_t i = 0;
     for (; i + mr <= s->m; i += mr)
-        gemm->f32.b_rows(kc, a + i * kc, b, ldb, s->c + i * s->ldc, s->ldc, s->accumulate);
+        gemm->f32.b_rows(kc, a + i * kc, b, ldb, c + i * s->ldc, s->ldc, s->accumulate);
     if (i == s->m)
         return;
     if (s->m - i <= MOM_FEW_ROWS && gemm->f32.b_rows_few)
         gemm->f32.b_rows_few(kc, s->m - i, a + i * kc, b, ldb, edge, nr, 0);
     else
         gemm->f32.b_rows(kc, a + i * kc, b, ldb, edge, nr, 0);
-    put_edge(s->c + i * s->ldc, s->ldc, edge, nr, s->m - i, nr, s->accumulate);
+    put_edge(c + i * s->ldc, s->ldc, edge, nr, s->m - i, nr, s->accumulate);
 }
 
 /* Items of the next panel of b to fetch during each panel of a, in whole cache lines. */

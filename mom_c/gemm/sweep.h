@@ -26,7 +26,7 @@ typedef struct {
 
 /* With packed b. `after` is what the caller reads next; parts of it are fetched. */
 void mom_sweep(const mom_gemm_sweep *s, const mom_item *b, const mom_item *after);
-/* With one panel of a float32 b (depth, nr) where it lies, row stride ldb; a is packed, n = nr. */
-void mom_sweep_b_rows(const mom_gemm_sweep *s, const float *b, size_t ldb);
+/* One panel of c, at c instead of s->c, with a panel of a float32 b (depth, nr) where it lies, row stride ldb. a is packed. */
+void mom_sweep_b_rows(const mom_gemm_sweep *s, const float *b, size_t ldb, float *c);
 
 #endif
