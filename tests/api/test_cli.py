@@ -266,6 +266,15 @@ def test_both_phases_from_the_command_line(mom_command: Any, data: Path, tmp_pat
     )
     assert mom_command(*flags, tmp_path / "three", "--init_from", tmp_path / "two" / "model")[0] == 0
 
+    flags, more = ("train", "--data", data, "--progress", "false", "--run_dir"), ("--resume", "--steps", 5)
+    assert mom_command(*flags, tmp_path / "two", *more)[0] == 0  # the checkpoint alone says what the run is
+    assert mom_command(*flags, tmp_path / "two", *more, *one)[0] == 0
+    for run, other in (("two", ("--init_from", tmp_path / "three" / "model")), ("three", one[2:]), ("one", one[2:])):
+        status, _, err = mom_command(*flags, tmp_path / run, *more, *other)
+        assert status == 1 and "belongs to another run: start was " in err, (run, err)
+    other = ("--init_from", tmp_path / "three" / "model", "--allow_changes")
+    assert mom_command(*flags, tmp_path / "two", *more, *other)[0] == 0
+
 
 @pytest.mark.parametrize(
     "flags, message",

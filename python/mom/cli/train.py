@@ -21,7 +21,9 @@ from ..training.checkpoint import (
     newest_checkpoint,
     settings_of_checkpoint,
 )
-from ..training.pretraining import take_tokenizer
+from ..training.finetune import RunOptions
+from ..training.fingerprint import start_of
+from ..training.pretraining import run_training, take_tokenizer
 from .flags import (
     add_arguments,
     add_changes,
@@ -90,10 +92,12 @@ def _run(a: argparse.Namespace) -> int:
     config = TrainingConfig().replace(**settings)
     print(f"{model!r}\n{config.steps} steps of {config.tokens_per_step:,} tokens", file=sys.stderr)
 
-    result = train(
-        model, a.data, config, run_dir=a.run_dir, val_data=a.val_data, resume=a.resume, progress=a.progress,
-        allow_changes=a.allow_changes, interventions=_interventions(a, latest),
+    options = RunOptions(
+        "train", a.progress, dir=Path(a.run_dir), resume=a.resume, allow_changes=a.allow_changes,
+        facts=_start(a, begins=latest is None),
     )  # fmt: skip
+    with model.intervene(_interventions(a, latest), untouched="warn"):
+        result = run_training(model, a.data, a.val_data, config, options)
     folder = Path(a.run_dir) / "model"
     model.save_pretrained(folder)
     print(f"step {result.step}")
@@ -128,6 +132,13 @@ def _check_sources(a: argparse.Namespace) -> None:
         raise ConfigError(f"init_from: cannot be combined with --{'vanilla' if a.vanilla else 'from_vanilla'}")
     if a.from_vanilla is not None and a.vanilla:
         raise ConfigError("from_vanilla: cannot be combined with --vanilla")
+
+
+def _start(a: argparse.Namespace, begins: bool) -> dict[str, str]:
+    """The fact of the weights that the run begins with. They are read once more, so that their model can be let go."""
+    if a.init_from is not None:
+        return start_of(MoM.from_pretrained(model_folder(a.init_from, "init_from")), begins)
+    return start_of(None if a.from_vanilla is None else MoM.resolve(a.from_vanilla, name="from_vanilla"), begins)
 
 
 def _model_to_train(a: argparse.Namespace, seed: int, meta: dict[str, Any]) -> MoM:

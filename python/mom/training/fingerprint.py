@@ -29,8 +29,8 @@ from ..runtime import cpu_info
 from ..settings import Settings
 
 __all__ = [
-    "MAY_CHANGE", "Change", "changes_between", "check_changes", "digest_of_rows", "digest_of_tokens",
-    "digest_of_weights", "fingerprint_of",
+    "FROM_SCRATCH", "MAY_CHANGE", "Change", "changes_between", "check_changes", "digest_of_rows", "digest_of_tokens",
+    "digest_of_weights", "fingerprint_of", "start_of",
 ]  # fmt: skip
 
 #: The change alters what is computed: it is refused, unless the caller insists.
@@ -65,13 +65,16 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "val_data": WARNED,  # the data of an evaluation that only measures
         "dev_data": REFUSED,  # the data of an evaluation that chooses weights
         "tokenizer": REFUSED,  # its hash
-        "start": REFUSED,  # hash of the weights of the model that fine-tuning or phase two begins with
+        "start": REFUSED,  # hash of the weights of the model that the run begins with, or FROM_SCRATCH
         "frozen": REFUSED,  # which parameters are not trained
         "seed": REFUSED,  # of fine-tuning
         "interventions": REFUSED,  # those that are active in the whole run
         "dtype": WARNED, "level": WARNED, "compiler": WARNED, "version": WARNED,
     },
 }  # fmt: skip
+
+#: The fact `start` of a run whose model begins with random weights.
+FROM_SCRATCH = "fresh weights"
 
 #: Token files up to this size are hashed whole. Of larger ones as many bytes are read, in blocks over the whole file.
 _WHOLE, _BLOCKS = 1 << 24, 256
@@ -159,6 +162,16 @@ def digest_of_weights(model: Network) -> str:
         if not name.startswith("score."):
             digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()
+
+
+def start_of(first: Network | None, begins: bool) -> dict[str, str]:
+    """The fact of what a run's model begins with: the weights of `first`, or fresh ones.
+
+    A resumed run that does not name the model again (`begins` is False) says nothing: its checkpoint counts.
+    """
+    if first is not None:
+        return {"start": digest_of_weights(first)}
+    return {"start": FROM_SCRATCH} if begins else {}
 
 
 # ---------------------------------------------------------------------- comparing two

@@ -237,6 +237,11 @@ def run_training(
     options : RunOptions
         Its `signals` are not used.
     """
+    if config.sequence_length > model.config.n_positions:
+        raise ConfigError(
+            f"sequence_length: {config.sequence_length} is more than "
+            f"the model's n_positions = {model.config.n_positions}"
+        )
     trained = None if config.trainable is None else _selected(model, config.trainable)
     tokens, validation = _open_data(data, val_data, model, config)
     if config.patience and validation is None:
@@ -294,11 +299,6 @@ def _checked(
     if config is None:
         config = TrainingConfig(sequence_length=max(2, min(TrainingConfig.sequence_length, model.config.n_positions)))
     config = config.replace(**changes)
-    if config.sequence_length > model.config.n_positions:
-        raise ConfigError(
-            f"sequence_length: {config.sequence_length} is more than "
-            f"the model's n_positions = {model.config.n_positions}"
-        )
     for name in ("tensorboard", "wandb"):
         if getattr(config, name) and run_dir is None:
             raise ConfigError(f"{name}: needs a run_dir")

@@ -33,7 +33,7 @@ from .checkpoint import (
 )
 from .config import TrainingConfig
 from .finetune import RunOptions
-from .fingerprint import digest_of_weights
+from .fingerprint import start_of
 from .optimizer import AdamW
 from .pretraining import TrainingResult, run_training, take_tokenizer
 
@@ -42,8 +42,6 @@ __all__ = ["RECIPES", "PretrainResult", "Recipe", "pretrain", "seconds_per_step"
 
 #: Smallest number of tokens of a step, and the number of tokens that go through the model at once.
 _LEAST_STEP, _MICRO_BATCH = 2048, 4096
-#: What a fingerprint says of the start of a run that begins from scratch.
-_FRESH = "fresh weights"
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,8 @@ def pretrain(
         raise ConfigError("tokens: expected one of tokens and minutes")
     if seed is None:
         seed = 0 if planned is None else planned.seed
-    first, start = _phase_one(vanilla, begins=planned is None)
+    first = _phase_one(vanilla)
+    start = start_of(first, begins=planned is None)
     model = _model(config, data, phase, first, dtype or before, seed)
     if planned is None and minutes is not None:
         tokens = _tokens_in(model, RECIPES[recipe], minutes)
@@ -246,14 +245,13 @@ def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str, tuple[Inte
     return settings_of_checkpoint(latest), dtype, interventions_of_checkpoint(latest)
 
 
-def _phase_one(vanilla: MoM | PathLike | None, begins: bool) -> tuple[MoM | None, dict[str, str]]:
-    """The model of phase one, and what the fingerprint says of it. A resumed run need not name the model again."""
+def _phase_one(vanilla: MoM | PathLike | None) -> MoM | None:
     if vanilla is None:
-        return None, {"start": _FRESH} if begins else {}
+        return None
     first = MoM.resolve(vanilla, name="vanilla")
     if not first.config.is_vanilla:
         raise ConfigError("vanilla: expected a plain GPT-2 (chunks = 0)")
-    return first, {"start": digest_of_weights(first)}
+    return first
 
 
 def _model(
