@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -37,8 +39,8 @@ def saved(figure: Any, tmp_path: Any) -> bool:
 def test_routes_have_a_cell_for_every_choice(tmp_path: Any) -> None:
     figure = analysis.plot_routes(MADE, names=["a", "b", "c"])
     attention, ffn = figure.axes
-    assert texts(attention) == ["1", "0", "–", "0", "–", "0", "0", "–", "1", "–", "0", "–"]
-    assert texts(ffn) == ["2", "2", "–", "1", "1", "0"]
+    assert texts(attention) == ["A1", "A0", "–", "A0", "–", "A0", "A0", "–", "A1", "–", "A0", "–"]
+    assert texts(ffn) == ["F2", "F2", "–", "F1", "F1", "F0"]
     assert [label.get_text() for label in ffn.get_xticklabels()] == ["a", "b", "c"]
     assert attention.images[0].get_array().shape == (4, 3) and saved(figure, tmp_path)
     dollars = analysis.plot_routes(MADE, names=["$x_{$", "$$", "\\frac"])
@@ -59,12 +61,12 @@ def test_boxes_of_the_flow_have_the_shares_of_the_modules(tmp_path: Any) -> None
     figure = analysis.plot_flow(MADE)
     (axis,) = figure.axes
     boxes = [p for p in axis.patches if hasattr(p, "get_height")]
-    heights = sorted((round(box.get_x() + 0.09), round(box.get_height() * 3)) for box in boxes)
+    heights = sorted((round(box.get_x() + 0.13), round(box.get_height() * 3)) for box in boxes)
     # Best choices: attention 1 0 SKIP, feed-forward 2 2 SKIP, attention 0 SKIP 1, feed-forward 1 1 0.
     assert heights == [(0, 1), (0, 1), (0, 1), (1, 1), (1, 2), (2, 1), (2, 1), (2, 1), (3, 1), (3, 2)]
     bands = [p for p in axis.patches if not hasattr(p, "get_height")]
     assert len(bands) == 3 + 3 + 3  # of the three tokens each takes a band of its own
-    assert texts(axis)[:3] == ["A0", "A1", "–"] and saved(figure, tmp_path)
+    assert texts(axis)[:3] == ["A0", "A1", "SKIP"] and saved(figure, tmp_path)
     with pytest.raises(ValueError, match="block: there is no block 2"):
         analysis.plot_flow(MADE, block=2)
 
@@ -136,3 +138,36 @@ def test_a_model_without_routers_has_no_pictures() -> None:
             draw(nothing)
     with pytest.raises(TypeError, match="routes: expected mom.Routes, got int"):
         analysis.plot_module_use(3)  # type: ignore[arg-type]
+
+
+def test_pictures_are_of_pyplot_only_where_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    before = pyplot.get_fignums()
+    figure = analysis.plot_routes(MADE)
+    assert pyplot.get_fignums() == [*before, figure.number]
+    pyplot.close(figure)
+    assert len(pickle.loads(pickle.dumps(figure)).axes) == 2
+    pyplot.close("all")
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
+    analysis.plot_routes(MADE)
+    assert not pyplot.get_fignums()
+
+
+def test_blocks_and_modules_are_named() -> None:
+    two = routes({"ffn": [[[[0], [1]]], [[[1], [2]]]]}, 2, tokens=[[7, 8]])
+    two.rounds = [(0, 0), (1, 0)]
+    (axis, *_) = analysis.plot_module_use(two).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["block 0   0", "block 1   0"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["F0", "F1", "SKIP"]
+    assert axis.get_title() == "feed-forward, 2 tokens"
+    (axis,) = analysis.plot_routes(two, names=["a", "a very long name of a token"]).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["F0", "F1", "SKIP"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "a very long name …"]
+
+
+def test_colors_of_modules_differ_in_greyscale() -> None:
+    from mom.analysis.pictures.canvas import module_colors
+
+    for modules in (1, 2, 8):
+        grey = module_colors(modules)[:, :3] @ (0.299, 0.587, 0.114)
+        assert len(grey) == modules and (np.diff(grey) > 0.06).all()

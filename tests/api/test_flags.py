@@ -76,7 +76,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "analysis.paths.token_paths": lambda **f: mom.analysis.token_paths(routes(), **f),
     "analysis.paths.coactivation": lambda **f: mom.analysis.coactivation(routes(), **f),
     "analysis.paths.path_entropy": lambda **f: mom.analysis.path_entropy(routes(), **f),
-    "analysis.pictures.plot_coactivation": lambda **f: mom.analysis.plot_coactivation(routes(), **f),
+    "analysis.pictures.of_routes.plot_coactivation": lambda **f: mom.analysis.plot_coactivation(routes(), **f),
     "data.prepare.prepare": lambda **f: prepare(TextDocuments(["a b"]), "nowhere", **f),
     "data.tokenizer.Tokenizer.decode": lambda **f: tokenizer().decode([1], **f),
     "data.tokenizer.Tokenizer.encode": lambda **f: tokenizer().encode("a", **f),

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 from pathlib import Path
 
 import pytest
-
-import mom
+from notebook_kernel import WHOLE, execute
 
 nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 300_000  # bytes, so that a diff or a clone stays bearable
 
-#: `make notebooks` runs them whole, with the threads of the machine.
-WHOLE = os.environ.get("MOM_NOTEBOOKS") == "whole"
 #: Goes after the cell tagged "parameters", as papermill does it: enough training to reach the end.
 BRIEFLY = "steps = 8"
 
@@ -37,14 +31,6 @@ def test_there_are_notebooks() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
-        monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
-    if not WHOLE:
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the models are small, and the machine may have other tests to run
-    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    # The kernel shall test the package that this process tests, however it was found.
-    package = str(Path(mom.__file__).resolve().parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
     notebook = nbformat.read(path, as_version=4)
     for i, cell in enumerate(notebook.cells):
         if "parameters" in cell.metadata.get("tags", []):
@@ -53,11 +39,7 @@ def test_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytes
             break
     else:
         pytest.fail("no cell is tagged 'parameters'")
-    folder = tmp_path / "work"
-    folder.mkdir()
-    nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    execute(notebook, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)

@@ -110,9 +110,9 @@ def drift(a: Routes, b: Routes, half: str | None = None) -> pandas.DataFrame:
     1.0
     """
     pandas = need("pandas", "a table of drift", "pandas")
+    halves, rows = _check_pair(a, b, half), []
     tokens = tokens_of(a)
-    rows = []
-    for h in _check_pair(a, b, half):
+    for h in halves:
         M, partners = a.num_modules[h], {}
         size = max(M, b.num_modules[h])
         left, right = modules_of(a, h), modules_of(b, h)
@@ -129,7 +129,9 @@ def drift(a: Routes, b: Routes, half: str | None = None) -> pandas.DataFrame:
             chance = float((mine.mean(axis=0) * moved.mean(axis=0)).sum() / kept)
             rows.append((h, block, round, plain, value, *interval(value, without), chance))
     columns = ["half", "block", "round", "agreement", "matched", "low", "high", "chance"]
-    return pandas.DataFrame(rows, columns=columns)
+    table = pandas.DataFrame(rows, columns=columns)
+    table.attrs["tokens"] = len(tokens.ids)
+    return table
 
 
 def _padded(runs: Integers, size: int) -> Integers:

@@ -227,13 +227,18 @@ def pretrain(
         so_far = PretrainResult(model, stop.result, planned, total, run / "model")
         raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
     model.save_pretrained(run / "model")
-    summary = {
-        "recipe": recipe, "phase": phase, "tokens": total, "seed": seed, "dtype": model.dtype,
-        "parameters": model.num_parameters, "lm_loss": result.lm_loss, "val_loss": result.val_loss,
-        "training": planned.to_dict(), "interventions": described([*model.interventions, *rules]),
+    done = PretrainResult(model, result, planned, total, run / "model")
+    write_json(run / "recipe.json", {"recipe": recipe, "phase": phase, **_summary(done, rules)})
+    return done
+
+
+def _summary(done: PretrainResult, rules: Sequence[Intervention]) -> dict[str, Any]:
+    model, result = done.model, done.training
+    return {
+        "tokens": done.tokens, "seed": done.config.seed, "dtype": model.dtype, "parameters": model.num_parameters,
+        "lm_loss": result.lm_loss, "val_loss": result.val_loss, "training": done.config.to_dict(),
+        "interventions": described([*model.interventions, *rules]),
     }  # fmt: skip
-    write_json(run / "recipe.json", summary)
-    return PretrainResult(model, result, planned, total, run / "model")
 
 
 def _earlier_settings(run: Path) -> tuple[TrainingConfig | None, str, tuple[Intervention, ...]]:
