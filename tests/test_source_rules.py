@@ -135,7 +135,8 @@ def test_stubs_name_what_the_extension_has() -> None:
 PACKAGE = ROOT / "python" / "mom"
 #: Folders and single modules of the package. Each may import itself and those before it.
 PARTS = [
-    *("errors", "familiar", "_version", "_json", "_reading", "_openmp", "_core", "_extras", "_arguments", "settings"),
+    *("errors", "familiar", "_version", "_json", "_html", "_reading", "_openmp", "_core", "_extras", "_arguments"),
+    "settings",
     *("routers", "file_fields", "config"),
     *("runtime", "ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
     *("evaluate", "analysis", "sklearn", "demo", "cli", "__main__", "__init__"),

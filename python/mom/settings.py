@@ -11,7 +11,6 @@ The command line takes names, types and defaults from the same declaration.
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from ._arguments import PathLike
+from ._html import html_table
 from ._reading import read_toml_file, shown
 from .errors import ConfigError
 from .familiar import field_hint
@@ -162,16 +162,11 @@ class Settings:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def _repr_html_(self) -> str:
-        """All fields; those that differ from their defaults are bold."""
-        rows = ""
+        rows = []
         for field in self.fields():
             value = getattr(self, field.name)
-            weight = "bold" if value != field.default else "normal"
-            rows += (
-                f"<tr style='font-weight:{weight}'><td style='text-align:left'>{field.name}</td>"
-                f"<td style='text-align:left'>{html.escape(repr(value))}</td></tr>"
-            )
-        return f"<table><tr><th colspan='2'>{type(self).__name__}</th></tr>{rows}</table>"
+            rows.append([field.name, repr(value), "" if value == field.default else f"default {field.default!r}"])
+        return html_table(type(self).__name__, [], rows, text_columns=3)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields."""

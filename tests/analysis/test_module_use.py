@@ -123,9 +123,9 @@ def test_heat_map_shows_every_share(routes: Routes) -> None:
     figure = analysis.plot_module_use(routes, title="Use")
     first, second = figure.axes[:2]
     assert figure.get_suptitle() == "Use"
-    assert [label.get_text() for label in first.get_xticklabels()] == ["0", "1", "SKIP"]
-    assert [text.get_text() for text in first.texts] == ["0.17", "0.33", "0.50", "0.50", "0.17", "0.33"]
-    assert len(second.texts) == 8 and second.get_title() == "feed-forward"
+    assert [label.get_text() for label in first.get_xticklabels()] == ["A0", "A1", "SKIP"]
+    assert [text.get_text() for text in first.texts] == [".17", ".33", ".50", ".50", ".17", ".33"]
+    assert len(second.texts) == 8 and second.get_title() == "feed-forward, 3 tokens"
     with pytest.raises(ValueError, match="ax: there are 2 panels"):
         analysis.plot_module_use(routes, ax=first)
     assert analysis.plot_module_use(routes, half="ffn", ax=second) is figure
@@ -145,7 +145,7 @@ def test_weights_count_in_place_of_choices(routes: Routes) -> None:
     np.testing.assert_allclose(use.share[0], np.array([0.9, 0.1 + 0.75, 0.25 + 1.0]) / 3, rtol=1e-6)
     np.testing.assert_allclose(use.share[1], analysis.module_use(routes)["attn"].share[1])
     assert use.modules == ["A0", "A1", "SKIP"] and str(use).splitlines()[0].split() == use.modules
-    assert "41.7%" in repr(use) and "<td>41.7%</td>" in use._repr_html_()
+    assert "41.7%" in repr(use) and ">41.7%</td>" in use._repr_html_()
 
 
 def test_use_by_a_label_of_the_tokens(routes: Routes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import html.parser
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -285,7 +286,8 @@ class _Html(html.parser.HTMLParser):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_displays(name: str) -> None:
     model = mom.MoM(CONFIGS[name])
-    shown = [model, model.parameters, model.gradients]
+    routes = model([[1, 2, 3]], return_routes=True).routes
+    shown: list[Any] = [model, model.config, model.memory_plan(1, 4), model.parameters, model.gradients, routes]
     for block in model.blocks:
         shown += [block.attention_pool, block.ffn_pool, block.ffn_pool[0]]
         shown += [r for r in (block.attention_router, block.ffn_router) if r is not None]
@@ -297,3 +299,17 @@ def test_displays(name: str) -> None:
         assert len(repr(thing)) < 2000
     assert f"{model.num_parameters:,}" in repr(model) and f"{model.num_parameters:,}" in model._repr_html_()
     assert "transformer.wpe.weight" in model.parameters._repr_html_()
+
+
+def test_results_are_tables_in_notebooks(tmp_path: Path) -> None:
+    model = mom.MoM(CONFIG.replace(vocab_size=64))
+    np.arange(64, dtype="uint16").tofile(tmp_path / "train.bin")
+    np.arange(64, dtype="uint16").tofile(tmp_path / "val.bin")
+    found = mom.train(model, tmp_path, steps=2, batch_size=1, sequence_length=8, eval_every=1, progress=False)
+    page = found._repr_html_()
+    assert [f"{loss:.4f}</td>" in page for _, loss in found.history] == [True, True] and "step 2" in page
+    assert "default" in mom.TrainingConfig(steps=3)._repr_html_()
+    routes = model([[1, 2, 3]], return_routes=True).routes
+    assert routes is not None and "1 sequences, 3 tokens" in routes._repr_html_()
+    skipped = (routes.module["ffn"] == routes.num_modules["ffn"]).mean()
+    assert f"{skipped:.1%}</td>" in routes._repr_html_()

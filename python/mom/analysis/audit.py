@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,6 +102,9 @@ class Audit:
             f"<Audit: {modules} modules, {len(self.table) - modules} half-rounds, {self.tokens:,} tokens, loss "
             f"{self.loss:.4f} [{self.loss_low:.4f}, {self.loss_high:.4f}]; {', '.join(self.measures)}>"
         )
+
+    def _repr_html_(self) -> str:
+        return f"<b>{html.escape(repr(self).strip('<>'))}</b>{self.table.to_html(float_format='{:.4f}'.format)}"
 
 
 def _quantiles(drawn: Floats) -> tuple[Floats, Floats]:

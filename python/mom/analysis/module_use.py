@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments import as_array, flag
+from .._html import html_table
 from ..interventions.layout import layout_of
 from ..model import Routes
 from .choices import halves_of, need_choices
@@ -55,12 +56,9 @@ class ModuleUse:
         return f"<ModuleUse of {self.half}: {len(self.labels)} rounds, SKIP {self.skip_share:.1%}>\n{self}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ["", *self.modules])
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{label}</td>" + "".join(f"<td>{v:.1%}</td>" for v in row) + "</tr>"
-            for label, row in zip(self.labels, self.share, strict=True)
-        )
-        return f"<table><tr>{head}</tr>{rows}</table>"
+        rows = ([label, *(f"{v:.1%}" for v in row)] for label, row in zip(self.labels, self.share, strict=True))
+        return html_table(f"use of {self.half} modules", ["", *self.modules], rows)
+
 
 
 @overload

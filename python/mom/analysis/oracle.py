@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,9 @@ class Oracle:
             f"<Oracle: {len(self.table)} sequences, {int(self.table['evaluated'].sum()):,} routes tried, regret "
             f"{self.regret:.4f} nats per token; the best of as many random routes: {self.random_regret:.4f}>"
         )
+
+    def _repr_html_(self) -> str:
+        return f"<b>{html.escape(repr(self).strip('<>'))}</b>{self.table.to_html(float_format='{:.4f}'.format)}"
 
 
 def oracle(

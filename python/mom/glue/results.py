@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._html import html_table
 from ..model import MoMForSequenceClassification
 from ..training.finetune import LoopResult
 from .metrics import task_score
@@ -123,12 +124,9 @@ class GlueResult:
         return f"<GlueResult {self.task.title}: {shown} ({seeds}); {self.seconds:.1f} s of training>"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{name}</td><td>{value:.4f}</td><td>{self.baseline[name]:.4f}</td></tr>"
-            for name, value in self.metrics.items()
-        )
-        head = f"<tr><th>{self.task.title}</th><th>median of {len(self.seeds)}</th><th>baseline</th></tr>"
-        return f"<table>{head}{rows}</table>"
+        rows = ([name, f"{value:.4f}", f"{self.baseline[name]:.4f}"] for name, value in self.metrics.items())
+        return html_table(self.task.title, ["", f"median of {len(self.seeds)}", "baseline"], rows)
+
 
 
 def format_table(results: Iterable[GlueResult]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import _core, runtime
 from .._arguments import count, flags
+from .._html import html_table
 from ..config import MoMConfig
 from ..files.names import canonical_names
 from ..interventions.scope import capture_bytes, capture_names
@@ -85,11 +86,7 @@ class MemoryPlan:
 
     def _repr_html_(self) -> str:
         title, *_ = str(self).splitlines()
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{name}</td><td>{1e-6 * size:,.1f} MB</td></tr>"
-            for name, size in self.rows()
-        )
-        return f"<table><tr><th colspan='2'>{title}</th></tr>{rows}</table>"
+        return html_table(title, [], ([name, f"{1e-6 * size:,.1f} MB"] for name, size in self.rows()))
 
     def __str__(self) -> str:
         kind = "training" if self.training else "forward pass"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
-import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core, runtime
 from .._arguments import LARGEST, PathLike, as_array, as_ids, as_mask, as_packed, flag, like, number
 from .._arguments import seed as seed_of
+from .._html import html_table
 from .._reading import kind_of, shown
 from ..config import MoMConfig
 from ..errors import CheckpointError, ConfigError, DataError
@@ -629,9 +629,4 @@ class Network(Intervening, Familiar):
         return f"<{type(self).__name__}: " + "; ".join(f"{k} {v}" for k, v in self._summary()) + ">"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(k)}</td>"
-            f"<td style='text-align:left'>{html.escape(v)}</td></tr>"
-            for k, v in self._summary()
-        )
-        return f"<b>{type(self).__name__}</b><table>{rows}</table>"
+        return html_table(type(self).__name__, [], self._summary(), text_columns=2)

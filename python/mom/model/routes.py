@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .._arguments import PathLike
 from .._extras import need
+from .._html import html_table
 from .._reading import read_bytes
 from ..config import MoMConfig
 from ..errors import DataError
@@ -324,6 +325,14 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         halves = ", ".join(f"{half} top-{i.shape[-1]} of {self.num_modules[half]}" for half, i in self.index.items())
         size = f"{self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds"
         return f"<Routes: {size}; {halves or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for half, index in self.index.items():
+            skip = (self.module[half] == self.num_modules[half]).mean() if index.size else 0.0
+            rows.append([half, self.num_modules[half], index.shape[-1], f"{skip:.1%}"])
+        title = f"Routes: {self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds"
+        return html_table(title, ["", "modules", "choices", "SKIP"], rows)
 
     # ------------------------------------------------------------------ the earlier form
     def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:

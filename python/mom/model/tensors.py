@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments import as_array
+from .._html import html_table
 from ..config import MoMConfig
 from ..familiar import Familiar
 
@@ -64,14 +64,9 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
         return f"<{self._title}: {len(self)} tensors, {count:,} numbers>"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td>"
-            f"<td>{shape_of(a)}</td><td>{_rms(a):.4g}</td></tr>"
-            for name, a in self._arrays.items()
-        )
-        return (
-            f"<b>{html.escape(self._title)}</b><table><tr><th>tensor</th><th>shape</th><th>rms</th></tr>{rows}</table>"
-        )
+        rows = ([name, shape_of(a), f"{_rms(a):.4g}"] for name, a in self._arrays.items())
+        return html_table(self._title, ["tensor", "shape", "rms"], rows)
+
 
 
 class HasTensors(Protocol):
@@ -194,7 +189,11 @@ class Pool(Sequence[Module]):
         self.kind = kind
         self._modules = modules
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Module]: ...
+    def __getitem__(self, index: int | slice) -> Module | list[Module]:
         return self._modules[index]
 
     def __len__(self) -> int:
@@ -204,17 +203,10 @@ class Pool(Sequence[Module]):
         return f"<{self.name}: {len(self)} {self.kind} modules>"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(n)}</th>" for n in self._modules[0].parameters)
-        rows = "".join(
-            f"<tr><td>{j}</td>"
-            + "".join(
-                f"<td>{shape_of(a)}<br>rms {_rms(a):.3g}</td>"
-                for a in module.parameters.values()
-            )
-            + "</tr>"
-            for j, module in enumerate(self._modules)
-        )
-        return f"<b>{html.escape(self.name)}</b><table><tr><th>module</th>{head}</tr>{rows}</table>"
+        rows = ([j, *(f"{shape_of(a)}\nrms {_rms(a):.3g}" for a in module.parameters.values())]
+                for j, module in enumerate(self._modules))  # fmt: skip
+        return html_table(self.name, ["module", *self._modules[0].parameters], rows)
+
 
 
 @dataclass(frozen=True, repr=False)

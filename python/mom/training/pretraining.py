@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arguments import PathLike, flag, flags
+from .._html import html_table
 from .._reading import kind_of
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
@@ -89,6 +90,10 @@ class TrainingResult(Familiar):
         speed = f"{self.tokens:,} tokens in {self.seconds:.1f} s ({self.tokens_per_second:,.0f} per second)"
         loss = "none" if self.lm_loss is None else f"{self.lm_loss:.4f}"
         return f"<TrainingResult: step {self.step}, loss {loss}{val}; {speed}{skipped}{ended}>"
+
+    def _repr_html_(self) -> str:
+        rows = ([f"{step:,}", f"{loss:.4f}"] for step, loss in self.history)
+        return html_table(repr(self).strip("<>"), ["step", "validation loss"] if self.history else [], rows)
 
     @property
     def tokens_per_second(self) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arguments import PathLike, flags
+from .._html import html_table
 from ..data.batches import pack_labelled
 from ..data.records import check_iterators
 from ..errors import ConfigError
@@ -71,6 +72,9 @@ class XsumResult:
         loss = "none" if self.val_loss is None else f"{self.val_loss:.4f}"
         size = f"{self.loop.steps} steps, {self.train_rows} documents, {self.loop.seconds:.1f} s of training"
         return f"<XsumResult: validation loss {loss}, {size}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("XSUM", [], self.to_dict().items())
 
     @property
     def seconds(self) -> float:
