@@ -73,9 +73,9 @@ test-amx-emulated: ## run the tests of a build whose level amx runs on any proce
 	.venv-amx/bin/python -c 'import mom; assert mom.cpu_info()["level"] == "amx" and "emulated" in mom.cpu_info()["gemm_bf16"]'
 	.venv-amx/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
-notebooks: ## run all notebooks whole, with the assertions on what they say
+notebooks: ## run all notebooks whole, with the assertions on what they say (STORE=1: keep what they show)
 	$(call build_in,$(TEST_VENV))
-	MOM_NOTEBOOKS=whole $(TEST_VENV)/bin/python -m pytest -q tests/docs/test_notebooks.py -k clean_kernel
+	MOM_NOTEBOOKS=$(if $(STORE),store,whole) $(TEST_VENV)/bin/python -m pytest -q tests/docs/test_notebooks.py -k clean_kernel
 
 # The pages of names in docs/api are written anew, so that no name stays that is gone.
 docs: ## build the documentation site in docs/_build/html in a fresh .venv-docs, warnings as errors

@@ -10,8 +10,9 @@ import pytest
 
 import mom
 
-#: `make notebooks` runs notebooks whole, with the threads of the machine.
-WHOLE = os.environ.get("MOM_NOTEBOOKS") == "whole"
+#: `make notebooks` runs notebooks whole, with the threads of the machine, and can store what they showed.
+WHOLE = os.environ.get("MOM_NOTEBOOKS") in ("whole", "store")
+STORE = os.environ.get("MOM_NOTEBOOKS") == "store"
 
 
 def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -33,3 +34,11 @@ def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}
     ).execute()
     return notebook
+
+
+def store(notebook: Any, path: Path) -> None:
+    """Write a notebook with its outputs, without times and versions of this run."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata.language_info = {"name": "python"}
+    pytest.importorskip("nbformat").write(notebook, path)

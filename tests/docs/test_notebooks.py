@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from notebook_kernel import WHOLE, execute
+from notebook_kernel import STORE, WHOLE, execute, store
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("matplotlib")
@@ -40,6 +40,8 @@ def test_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytes
     else:
         pytest.fail("no cell is tagged 'parameters'")
     execute(notebook, tmp_path, monkeypatch)
+    if STORE:
+        store(notebook, path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)

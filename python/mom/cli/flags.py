@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,13 @@ from ..settings import Settings, read_toml, type_names_of
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only if it is informative, and a number as ``N`` or ``X``."""
+    """Shows a default only if it is informative, and a number as ``N`` or ``X``. Breaks lines between words only."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         names: dict[Any, str] = {int: "N", float: "X"}
@@ -62,7 +69,7 @@ def add_changes(group: Any) -> None:
 
 def add_interventions(group: Any, resumed: bool = False) -> None:
     """``--interventions``. For a run that may be `resumed`, the checkpoint's are the default."""
-    text = "JSON file with interventions that are active throughout, as mom.interventions.write_interventions writes it"
+    text = "JSON file of write_interventions; they are active throughout"
     group.add_argument(
         "--interventions", metavar="FILE.json",
         help=text + (" (default: none, or those of the checkpoint)" if resumed else ""),
