@@ -23,6 +23,10 @@ ECOSYSTEM_TESTS ?= tests/api/test_hugging_face.py tests/data tests/docs/test_ben
 # Each kind of build has an environment of its own, so that builds never mix. The second argument changes the build.
 build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install $(PIP_FLAGS) '.[test]'
 
+# Tests of documents, of the NumPy twin and of recorded training runs call nothing of the extension that other tests do not
+# call. Slow builds leave them out.
+NO_NEW_CALLS := --ignore tests/docs --ignore tests/reference --ignore tests/model/test_curves.py
+
 .DEFAULT_GOAL := help
 .PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan \
 	notebooks docs fuzz faults coverage lint stubs bench dist clean
@@ -93,9 +97,7 @@ test-debug: ## run the tests of a build with assertions and all warnings as erro
 # The sanitizer's library must be loaded before Python. Python keeps memory until it exits, so the tests look for leaks
 # (live bytes, reference counts) and the sanitizer does not. Allocations of impossible sizes must return NULL, as the C
 # library does, and not end the process. The build has no OpenMP, since the OpenMP runtime is not built with the
-# sanitizer. Reports go to files, because pytest captures the output and would lose it when the process ends. Tests of
-# documents, of the NumPy twin and of recorded training runs are left out: they call nothing of the extension that other
-# tests do not call.
+# sanitizer. Reports go to files, because pytest captures the output and would lose it when the process ends.
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call build_in,.venv-asan,MOM_SANITIZE=1 MOM_DEBUG=1 MOM_OPENMP=0)
 	grep -q __asan_init .venv-asan/lib/python*/site-packages/mom/_core*.so
@@ -103,9 +105,7 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
-		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/docs --ignore tests/reference \
-		--ignore tests/model/test_curves.py \
-		$(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
+		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(NO_NEW_CALLS) $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 # The part readers also reads Parquet where pyarrow is there, so the environment is that of the tests.
 fuzz: ## look for faults with mutated files, random calls and random sequences, for SECONDS=60
@@ -125,7 +125,7 @@ coverage: ## run the tests and show which lines and branches of the C core they 
 	$(call build_in,.venv-coverage,MOM_COVERAGE=1 \
 		MOM_AMX_EMULATED=$(shell awk '/^flags/ { print /avx512f/ && !/amx_bf16/; exit }' /proc/cpuinfo 2>/dev/null))
 	find build -name '*.gcda' -delete
-	.venv-coverage/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
+	.venv-coverage/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(NO_NEW_CALLS) $(TESTS)
 	.venv-coverage/bin/python tests/core_coverage.py build --lines $(COVERAGE_LINES) --branches $(COVERAGE_BRANCHES)
 
 lint: ## check formatting, names and types, with the tools in .venv (VENV=.venv-test: with those of make test)
