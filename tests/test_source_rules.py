@@ -136,7 +136,7 @@ PACKAGE = ROOT / "python" / "mom"
 #: Folders and single modules of the package. Each may import itself and those before it.
 PARTS = [
     *("errors", "familiar", "_version", "_json", "_html", "_reading", "_openmp", "_core", "_extras", "_arguments"),
-    "settings",
+    *("_progress", "settings"),
     *("routers", "file_fields", "config"),
     *("runtime", "ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
     *("evaluate", "analysis", "sklearn", "demo", "cli", "__main__", "__init__"),

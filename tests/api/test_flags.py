@@ -71,6 +71,8 @@ TENSORS = mom.ops.RouterTensors(ONES, ONES[0], ONES, ONES[0])
 KIND = next(iter(mom.routers.KINDS))
 #: A call of each function that has such an argument. Arguments that are looked at later are None.
 CALLS: dict[str, Callable[..., Any]] = {
+    "analysis.audit.audit": lambda **f: mom.analysis.audit(model(), [[1, 2]], **f),
+    "analysis.oracle.oracle": lambda **f: mom.analysis.oracle(model(), [[1, 2]], **f),
     "analysis.module_use.module_use": lambda **f: mom.analysis.module_use(routes(), **f),
     "analysis.paths.format_paths": lambda **f: mom.analysis.format_paths(routes(), **f),
     "analysis.paths.token_paths": lambda **f: mom.analysis.token_paths(routes(), **f),

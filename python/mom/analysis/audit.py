@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import html
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike, as_ids, count
+from .._arguments import PathLike, as_ids, count, flag
 from .._arguments import seed as seed_of
 from .._extras import need
+from .._progress import shown
 from ..data import TokenFile
 from ..interventions.resolve import ContradictionError
 from ..model import MoM
@@ -141,6 +142,7 @@ def audit(
     batches: int | None = None,
     samples: int = 1000,
     seed: int = 0,
+    progress: bool = True,
 ) -> Audit:
     """Measure modules and rounds, cheaply and by what the loss really does without them.
 
@@ -162,6 +164,8 @@ def audit(
         Bootstrap samples of sequences for the intervals.
     seed : int
         Of the random routes and of the bootstrap.
+    progress : bool
+        Show a bar, in a terminal or a notebook.
 
     Returns
     -------
@@ -222,11 +226,15 @@ def audit(
         raise ValueError("model: has no routers, so there is nothing to audit")
     batch_size, samples = count(batch_size, "batch_size", 1), count(samples, "samples", 2)
     seed_of(seed)
+    flag(progress, "progress")
     losses: list[Floats] = []
     parts: dict[str, list[tuple[Floats, Floats]]] = {measure: [] for measure in chosen}
     tokens = 0
     with own_copy(model) as own:
-        for ids in _batches(own, data, sequence_length, batch_size, batches):
+        number, take = _sequences(own, data, sequence_length)
+        begins = range(0, number, batch_size)[: None if batches is None else count(batches, "batches", 1)]
+        for begin in shown(begins, "audit", "batch", progress, len(begins)):
+            ids = take(begin, min(begin + batch_size, number))
             try:
                 sums, found = of_batch(own, ids, chosen, items, seed)
             except ContradictionError as error:
@@ -288,11 +296,10 @@ def own_copy(model: MoM) -> Iterator[MoM]:
         scope.touched.update(range(len(scope.rules)))
 
 
-def _batches(
-    model: MoM, data: Any, sequence_length: int | None, batch_size: int, batches: int | None
-) -> Iterator[npt.NDArray[np.int32]]:
-    """The token ids (B, T) of each batch."""
-    most = None if batches is None else count(batches, "batches", 1)
+def _sequences(
+    model: MoM, data: Any, sequence_length: int | None
+) -> tuple[int, Callable[[int, int], npt.NDArray[np.int32]]]:
+    """The number of sequences, and what gives the token ids of sequences ``[begin, end)``."""
     positions = model.config.n_positions
     if not isinstance(data, (str, os.PathLike, TokenFile)):
         if sequence_length is not None:
@@ -300,9 +307,7 @@ def _batches(
         ids = as_ids(data, "data")
         if ids.shape[1] < 2 or not len(ids):
             raise ValueError(f"data: shape {ids.shape}; sequences of at least 2 tokens are needed")
-        for begin in range(0, len(ids), batch_size)[:most]:
-            yield ids[begin : begin + batch_size]
-        return
+        return len(ids), lambda begin, end: ids[begin:end]
     length = min(1024, positions) if sequence_length is None else count(sequence_length, "sequence_length", 2)
     if length > positions:
         raise ValueError(f"sequence_length: {length} is above {positions}, the model's n_positions")
@@ -310,8 +315,7 @@ def _batches(
     windows = len(file) // length
     if not windows:
         raise ValueError(f"data: {len(file)} tokens, fewer than one window of {length}; give a smaller sequence_length")
-    for begin in range(0, windows, batch_size)[:most]:
-        yield file.windows(np.arange(begin, min(begin + batch_size, windows)) * length, length)
+    return windows, lambda begin, end: file.windows(np.arange(begin, end) * length, length)
 
 
 def _open(path: Path, vocab_size: int) -> TokenFile:

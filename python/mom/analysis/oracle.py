@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import PathLike, as_ids, count
+from .._arguments import PathLike, as_ids, count, flag
 from .._arguments import seed as seed_of
 from .._extras import need
+from .._progress import shown
 from ..interventions.resolve import ContradictionError
 from ..model import MoM, Routes
 from .audit import own_copy
@@ -79,6 +80,7 @@ def oracle(
     half: str | None = None,
     width: int = 4,
     seed: int = 0,
+    progress: bool = True,
 ) -> Oracle:
     """Search for the routes with the lowest loss, sequence by sequence, beginning with the router's own.
 
@@ -108,6 +110,8 @@ def oracle(
         Of the beam.
     seed : int
         Of the random routes.
+    progress : bool
+        Show a bar, in a terminal or a notebook.
 
     Returns
     -------
@@ -141,6 +145,7 @@ def oracle(
     model = MoM.resolve(model)
     given = as_ids(ids, "ids")
     _check(model, given, search)
+    flag(progress, "progress")
     limit, width = count(samples, "samples", 1), count(width, "width", 1)
     most = None if budget is None else count(budget, "budget", 0)
     pandas = need("pandas", "a table of losses", "pandas")
@@ -153,7 +158,7 @@ def oracle(
                 f"samples: an exhaustive search has {space.size:,} routes, more than {limit:,}. Name fewer tokens, "
                 "rounds or halves, or take search='greedy'"
             )
-        for row in given:
+        for row in shown(given, "oracle", "sequence", progress, len(given)):
             trials = Trials(own, row, batch_size=max(1, 4096 // len(row)))
             result = _search(trials, space, search, limit, width, random)
             rows.append(result[0])

@@ -16,7 +16,6 @@ Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed`
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 
 from .._extras import need
 from .._json import to_json
+from .._progress import bar, can_draw_bars
 from .._reading import kind_of, open_file
 from ..errors import TrainingError
 from ..files.atomic import naming_file
@@ -89,22 +89,14 @@ class JsonLines:
             self._file.close()
 
 
-def _is_notebook() -> bool:
-    """Whether this process is a notebook's kernel that can draw bars."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell" and importlib.util.find_spec("ipywidgets") is not None
-
-
 class Progress:
     """Shows a progress bar, in a terminal or a notebook. Elsewhere, it prints a line after every tenth of the run."""
 
     def __init__(self, steps: int, done: int, description: str = "train") -> None:
         self._steps, self._description = steps, description
         self._bar = None
-        if sys.stderr.isatty() or _is_notebook():
-            from tqdm.auto import tqdm  # imported here, since it takes a sixth of the time to import this package
-
-            self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", dynamic_ncols=True)
+        if can_draw_bars():
+            self._bar = bar(total=steps, initial=done, desc=description, unit="step")
         self._next_line = done
         self._losses: dict[str, str] = {}
         self._val: dict[str, str] = {}
