@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ..config import MoMConfig
 from ..routers import KINDS
@@ -39,7 +42,8 @@ class Place:
         return self.site[0] == _MODULE
 
 
-def places_of(config: MoMConfig) -> dict[str, Place]:
+@functools.lru_cache(maxsize=64)
+def places_of(config: MoMConfig) -> Mapping[str, Place]:
     """All places of a model with this configuration, by name, in the order of the computation."""
     found: list[Place] = [Place("embedding", (_EMBEDDING, 0, 0, 0, 0), config.n_embd)]
     anchors = blocks = 0
@@ -59,7 +63,7 @@ def places_of(config: MoMConfig) -> dict[str, Place]:
         Place("final", (_FINAL, 0, 0, 0, 0), config.n_embd),
         Place("hidden", (_HIDDEN, 0, 0, 0, 0), config.n_embd),
     ]
-    return {place.name: place for place in found}
+    return MappingProxyType({place.name: place for place in found})
 
 
 def _half_round(config: MoMConfig, prefix: str, number: int, r: int) -> list[Place]:
@@ -74,7 +78,7 @@ def _half_round(config: MoMConfig, prefix: str, number: int, r: int) -> list[Pla
     return found
 
 
-def matching_places(pattern: str, places: dict[str, Place], name: str) -> list[Place]:
+def matching_places(pattern: str, places: Mapping[str, Place], name: str) -> list[Place]:
     """The places that a name or a shell pattern fits.
 
     Raises
@@ -92,7 +96,7 @@ def matching_places(pattern: str, places: dict[str, Place], name: str) -> list[P
     raise ValueError(f"{name}: no place fits {pattern!r}; {_hint(pattern, places)}")
 
 
-def _hint(pattern: str, places: dict[str, Place]) -> str:
+def _hint(pattern: str, places: Mapping[str, Place]) -> str:
     if "hook" in pattern:  # a name of TransformerLens
         first = next((key for key in places if key.endswith(".ffn.output")), "hidden")
         return f"a layer or round has places such as {first!r}, and model.attention has probabilities"
@@ -100,7 +104,7 @@ def _hint(pattern: str, places: dict[str, Place]) -> str:
     return f"the nearest are {', '.join(map(repr, near))}" if near else f"there are {', '.join(_forms(places))}"
 
 
-def _forms(places: dict[str, Place]) -> list[str]:
+def _forms(places: Mapping[str, Place]) -> list[str]:
     """The names of places with letters for their numbers, each once."""
     letters = {"anchor": "i", "block": "b", "round": "r", "module": "m"}
     return list(dict.fromkeys(
