@@ -95,6 +95,7 @@ def _scatter(axis: Any, result: Audit, measure: str, against: str) -> None:
     except ValueError:
         shown = "too few modules"
     axis.set_title(shown, fontsize=9)
+    axis.locator_params(axis="x", nbins=4)
     axis.set_xlabel(measure)
     axis.set_ylabel(f"{against} (nats)" if against in ("drop_one", "taylor") else against)
     plain_frame(axis)
