@@ -39,11 +39,12 @@ def new_figure(width: float, height: float) -> Any:
     Where pyplot is in use, and in notebooks, it is one of pyplot's. So ``plt.show()`` shows it, and a notebook shows
     every figure of a cell once.
     """
+    plain = need("matplotlib.figure", "a picture", "matplotlib").Figure
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None and "ipykernel" in sys.modules:
         pyplot = need("matplotlib.pyplot", "a picture", "matplotlib")
     if pyplot is None:
-        return need("matplotlib.figure", "a picture", "matplotlib").Figure((width, height), layout="constrained")
+        return plain(figsize=(width, height), layout="constrained")
     figure = pyplot.figure(figsize=(width, height), layout="constrained")
     if "inline" in pyplot.get_backend():
         setattr(figure, _SHOW, functools.partial(_display_once, figure))
