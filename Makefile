@@ -105,7 +105,8 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(CURDIR)/.venv-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/.venv-asan/report \
-		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(NO_NEW_CALLS) $(TESTS) || { cat .venv-asan/report.* 2>/dev/null; exit 1; }
+		.venv-asan/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(NO_NEW_CALLS) $(TESTS) \
+		|| { cat .venv-asan/report.* 2>/dev/null; exit 1; }
 
 # The part readers also reads Parquet where pyarrow is there, so the environment is that of the tests.
 fuzz: ## look for faults with mutated files, random calls and random sequences, for SECONDS=60

@@ -94,7 +94,7 @@ def test_it_is_never_worse_and_its_routes_have_its_loss(model: mom.MoM) -> None:
     assert loss_with(model, SHORT, found.routes) == pytest.approx(found.table["oracle"].mean(), abs=1e-6)
     assert found.random_regret == pytest.approx((found.table["router"] - found.table["random"]).mean())
     assert found.regret_low <= found.regret <= found.regret_high
-    assert "2 sequences, 800 routes tried" in repr(found) and "2 sequences, 800 routes" in found._repr_html_()
+    assert "2 sequences, 800 routes tried" in repr(found) and "<th>evaluated</th>" in found._repr_html_()
 
 
 def test_only_what_may_change_changes(model: mom.MoM) -> None:

@@ -313,3 +313,5 @@ def test_results_are_tables_in_notebooks(tmp_path: Path) -> None:
     assert routes is not None and "1 sequences, 3 tokens" in routes._repr_html_()
     skipped = (routes.module["ffn"] == routes.num_modules["ffn"]).mean()
     assert f"{skipped:.1%}</td>" in routes._repr_html_()
+    padded = model([[1, 2, 3, 0, 0]], attention_mask=[[1, 1, 1, 0, 0]], return_routes=True).routes
+    assert padded is not None and f"{skipped:.1%}</td>" in padded._repr_html_()  # padding counts nowhere

@@ -321,18 +321,21 @@ class Routes(Mapping[str, list[list[dict[str, NDArray[Any]] | None]]]):
         ):
             raise ValueError("lengths: do not fit the tokens")
 
+    def _size(self) -> str:
+        return f"{self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds"
+
     def __repr__(self) -> str:
         halves = ", ".join(f"{half} top-{i.shape[-1]} of {self.num_modules[half]}" for half, i in self.index.items())
-        size = f"{self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds"
-        return f"<Routes: {size}; {halves or 'none'}>"
+        return f"<Routes: {self._size()}; {halves or 'none'}>"
 
     def _repr_html_(self) -> str:
-        rows = []
-        for half, index in self.index.items():
-            skip = (self.module[half] == self.num_modules[half]).mean() if index.size else 0.0
-            rows.append([half, self.num_modules[half], index.shape[-1], f"{skip:.1%}"])
-        title = f"Routes: {self.rows} sequences, {self.tokens.size} tokens, {len(self.rounds)} rounds"
-        return html_table(title, ["", "modules", "choices", "SKIP"], rows)
+        rows, real = [], layout_of(self.tokens, self.mask, self.lengths).real
+        for half, module in self.module.items():
+            L, K = len(module), module.shape[-1]
+            chosen = module.reshape(L, -1, K)[:, real]
+            skip = f"{(chosen == self.num_modules[half]).mean():.1%}" if chosen.size else "none"
+            rows.append([half, self.num_modules[half], K, skip])
+        return html_table(f"Routes: {self._size()}", ["", "modules", "choices", "SKIP"], rows)
 
     # ------------------------------------------------------------------ the earlier form
     def __getitem__(self, half: str) -> list[list[dict[str, NDArray[Any]] | None]]:
