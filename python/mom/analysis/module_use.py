@@ -60,7 +60,6 @@ class ModuleUse:
         return html_table(f"use of {self.half} modules", ["", *self.modules], rows)
 
 
-
 @overload
 def module_use(routes: Routes, *, weighted: bool = False, by: None = None) -> dict[str, ModuleUse]: ...
 

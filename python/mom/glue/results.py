@@ -128,7 +128,6 @@ class GlueResult:
         return html_table(self.task.title, ["", f"median of {len(self.seeds)}", "baseline"], rows)
 
 
-
 def format_table(results: Iterable[GlueResult]) -> str:
     """Results as a table: a line per task and metric, in percent, beside the majority-class baseline.
 

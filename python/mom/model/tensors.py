@@ -68,7 +68,6 @@ class TensorMap(Mapping[str, NDArray[np.float32]]):
         return html_table(self._title, ["tensor", "shape", "rms"], rows)
 
 
-
 class HasTensors(Protocol):
     """What parts of a model need of the model."""
 
@@ -206,7 +205,6 @@ class Pool(Sequence[Module]):
         rows = ([j, *(f"{shape_of(a)}\nrms {_rms(a):.3g}" for a in module.parameters.values())]
                 for j, module in enumerate(self._modules))  # fmt: skip
         return html_table(self.name, ["module", *self._modules[0].parameters], rows)
-
 
 
 @dataclass(frozen=True, repr=False)

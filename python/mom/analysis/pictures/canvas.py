@@ -25,7 +25,7 @@ __all__ = [
 
 TITLES = {"attn": "attention", "ffn": "feed-forward"}
 INK, PALE = "0.15", "0.75"
-#: Color map of shares.
+#: Colour map of shares.
 SHARES = "Blues"
 _MOST_LETTERS = 18
 #: The method that IPython calls to show a value.
@@ -115,14 +115,14 @@ def name_rounds(axis: Any, rounds: Sequence[tuple[int, int]], at: Any, along: st
 
 # ---------------------------------------------------------------------- colours and cells
 def module_colors(modules: int) -> npt.NDArray[np.float64]:
-    """A color for each module, shape (modules, 4)."""
+    """A colour for each module, shape (modules, 4)."""
     shades = need("matplotlib", "a picture").colormaps["cividis"]
     colors: npt.NDArray[np.float64] = shades(np.linspace(0.05, 0.97, max(2, modules)))[:modules]
     return colors
 
 
 def ink_on(color: Sequence[float]) -> str:
-    """Black or white, whichever is read better on a color."""
+    """Black or white, whichever is read better on a colour."""
     return "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
 
 

@@ -94,7 +94,7 @@ def plot_routes(
     -------
     matplotlib.figure.Figure
         Rounds stand from top to bottom, black lines between them and white ones between blocks. A round has a stripe
-        for each choice, the best at the top. Color and name tell the module; SKIP is a dash.
+        for each choice, the best at the top. Colour and name tell the module; SKIP is a dash.
     """
     halves = need_halves(routes, half)
     texts = [shortened(text) for text in texts_of_row(routes, row, names)]
@@ -119,7 +119,7 @@ def plot_routes(
 
 
 def _stripes(axis: Any, chosen: npt.NDArray[Any], half: str, modules: int) -> None:
-    """Cells of choices (L, T, K): colored by module, with its name."""
+    """Cells of choices (L, T, K): coloured by module, with its name."""
     L, T, K = chosen.shape
     cells = chosen.transpose(0, 2, 1).reshape(L * K, T)
     colors = module_colors(modules)
@@ -140,7 +140,7 @@ def _stripes(axis: Any, chosen: npt.NDArray[Any], half: str, modules: int) -> No
 
 
 def _legend(axis: Any, half: str, modules: int, height: float) -> None:
-    """The colors of the modules to the right of cells that are some inches high."""
+    """The colours of the modules to the right of cells that are some inches high."""
     Patch = need("matplotlib.patches", "a picture", "matplotlib").Patch
     colors = [*module_colors(modules), "white"]
     patches = [Patch(facecolor=color, edgecolor="0.5", linewidth=0.6, label=name)
@@ -166,8 +166,8 @@ def plot_flow(routes: Routes, half: str | None = None, block: int = 0, ax: Any =
     -------
     matplotlib.figure.Figure
         A column is a half-round. The height of a box is the share of the tokens whose best choice is that module; a
-        band is as high as the share that goes from one box to the next, and has the color of the first. White boxes are
-        SKIP.
+        band is as high as the share that goes from one box to the next, and has the colour of the first. White boxes
+        are SKIP.
     """
     halves = need_halves(routes, half)
     rounds = [number for number, (b, _) in enumerate(routes.rounds) if b == block]

@@ -52,7 +52,6 @@ def plot_drift(table: pandas.DataFrame, ax: Any = None) -> Any:
     return figure
 
 
-
 def plot_audit(result: Audit, against: str = "drop_one") -> Any:
     """See `Audit.plot`."""
     of_modules = [m for m in result.measures if result.table.loc[result.table["module"].notna(), m].notna().any()]
