@@ -136,9 +136,9 @@ PACKAGE = ROOT / "python" / "mom"
 #: Folders and single modules of the package. Each may import itself and those before it.
 PARTS = [
     *("errors", "familiar", "_version", "_json", "_html", "_reading", "_openmp", "_core", "_extras", "_arguments"),
-    *("_progress", "settings"),
+    *("_progress", "settings", "runtime", "distributed"),
     *("routers", "file_fields", "config"),
-    *("runtime", "ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
+    *("ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
     *("evaluate", "analysis", "sklearn", "demo", "cli", "__main__", "__init__"),
 ]
 MODULES = {

@@ -8,6 +8,7 @@
 #include "bindings/operators.h"
 #include "bindings/optimizer_type.h"
 #include "bindings/plan_type.h"
+#include "bindings/ranks.h"
 #include "bindings/runtime.h"
 #include "bindings/state.h"
 
@@ -33,7 +34,7 @@ static int module_exec(PyObject *module) {
     int (*const parts[])(PyObject *) = {
         mom_add_runtime,         mom_add_layer_functions,     mom_add_linear_functions, mom_add_attention_functions,
         mom_add_loss_functions,  mom_add_optimizer_functions, mom_add_router_functions, mom_add_routed_functions,
-        mom_add_test_functions,  mom_add_clipping};
+        mom_add_test_functions,  mom_add_clipping,            mom_add_rank_functions};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (parts[i](module) < 0)
             return -1;

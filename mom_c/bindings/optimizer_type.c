@@ -9,16 +9,28 @@
 #include "bindings/model_type.h"
 #include "bindings/runtime.h"
 #include "bindings/state.h"
+#include "model/shards.h"
 #include "ops/adamw.h"
 
 typedef struct {
     PyObject_HEAD
     mom_network *network; /* strong reference */
-    float *exp_avg, *exp_avg_sq; /* laid out like the parameters */
+    Py_ssize_t rank, ranks;      /* it updates the shard of this rank, all parameters if `ranks` is 1 */
+    size_t begin, end;           /* the shard: a range of the parameters' block (model/shards.h) */
+    float *exp_avg, *exp_avg_sq; /* of the shard, laid out like the parameters */
     double *steps;               /* one per parameter */
     uint8_t *held;               /* by parameter: this optimizer is counted in its mom_gradient.held */
     uint8_t *fresh;              /* by row of wte, then wpe: no gradient so far, and no caller has seen the moments */
 } mom_optimizer;
+
+/* The part of parameter i that the optimizer updates; *begin counts from the parameter's first element. Returns its size. */
+static size_t part_of(const mom_optimizer *o, size_t i, size_t *begin) {
+    const mom_param *param = &o->network->gpt.params.table[i];
+    const size_t first = o->begin > param->offset ? mom_min(o->begin - param->offset, param->count) : 0;
+    const size_t last = o->end > param->offset ? mom_min(o->end - param->offset, param->count) : 0;
+    *begin = first;
+    return last > first ? last - first : 0;
+}
 
 /* The part of `fresh` that belongs to embedding i, which is wte or wpe. */
 static uint8_t *fresh_rows(const mom_params *p, const mom_optimizer *o, size_t i) {
@@ -37,6 +49,24 @@ static void hold(mom_optimizer *self, size_t i) {
         mom_gpt_forget_plans(&self->network->gpt);
 }
 
+/* Gives the entry of parameter i its moments, and reduces it to the part that the optimizer updates. */
+static void add_moments(mom_adamw_tensor *tensor, const mom_optimizer *o, size_t i) {
+    const mom_param *param = &o->network->gpt.params.table[i];
+    size_t begin;
+    tensor->step = o->steps[i];
+    tensor->n = part_of(o, i, &begin);
+    if (!tensor->n)
+        return;
+    tensor->param += begin;
+    tensor->grad += begin;
+    tensor->exp_avg = o->exp_avg + (param->offset + begin - o->begin);
+    tensor->exp_avg_sq = o->exp_avg_sq + (param->offset + begin - o->begin);
+    if (tensor->width) {
+        tensor->touched = tensor->touched ? tensor->touched + begin / tensor->width : NULL;
+        tensor->fresh += begin / tensor->width;
+    }
+}
+
 /* Makes a list with one entry per parameter. Without an optimizer, the moments are NULL. */
 static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_error *err) {
     const mom_params *p = &gpt->params;
@@ -48,26 +78,57 @@ static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_
         list[i] = (mom_adamw_tensor){.param = mom_param_value(p, i), .grad = mom_param_grad(g, p, i),
                                      .n = param->count, .decay = param->decay, .used = gradient->used,
                                      .leave_grad = !g->shown && (gradient->overwrite || !gradient->written)};
-        if (o) {
-            list[i].exp_avg = o->exp_avg + param->offset;
-            list[i].exp_avg_sq = o->exp_avg_sq + param->offset;
-            list[i].step = o->steps[i];
-        }
         if (gradient->touched) {
             list[i].width = param->dims[1];
             list[i].touched = g->shown ? NULL : gradient->touched;
             list[i].fresh = o ? fresh_rows(p, o, i) : NULL;
         }
+        if (o)
+            add_moments(&list[i], o, i);
     }
     return list;
 }
 
+/* Allocates what the optimizer holds; `fresh` is the last of it. */
+static mom_status allocate(mom_optimizer *self, mom_error *err) {
+    const mom_params *p = &self->network->gpt.params;
+    const size_t rows = p->table[p->wte].dims[0] + p->table[p->wpe].dims[0], size = self->end - self->begin;
+    self->exp_avg = mom_memory_calloc(size, sizeof(float), "optimizer", err);
+    if (self->exp_avg)
+        self->exp_avg_sq = mom_memory_calloc(size, sizeof(float), "optimizer", err);
+    if (self->exp_avg_sq)
+        self->steps = mom_memory_calloc(p->count, sizeof(double), "optimizer", err);
+    if (self->steps)
+        self->held = mom_memory_calloc(p->count, 1, "optimizer", err);
+    if (self->held)
+        self->fresh = mom_memory_alloc(rows, 1, "optimizer", err);
+    if (!self->fresh)
+        return MOM_ERR_MEMORY;
+    memset(self->fresh, 1, rows);
+    return MOM_OK;
+}
+
+/* Lets memory plans count this optimizer. */
+static void count_optimizer(const mom_optimizer *self) {
+    mom_gpt *gpt = &self->network->gpt;
+    gpt->gradients.optimizers++;
+    for (size_t i = 0; i < gpt->params.count; i++) {
+        size_t begin;
+        gpt->gradients.table[i].moments =
+            self->ranks == 1 ? mom_param_floats(gpt->params.table[i].count) : part_of(self, i, &begin);
+    }
+    mom_gpt_forget_plans(gpt);
+}
+
 static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"network", NULL};
+    static char *names[] = {"network", "rank", "ranks", NULL};
     mom_state *state = PyType_GetModuleState(type);
     PyObject *network;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!:AdamW", names, state->network_type, &network))
+    Py_ssize_t rank = 0, ranks = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|nn:AdamW", names, state->network_type, &network, &rank, &ranks))
         return NULL;
+    if (rank < 0 || rank >= ranks)
+        return PyErr_Format(PyExc_ValueError, "rank: %zd is not in [0, %zd)", rank, ranks);
     mom_optimizer *self = (mom_optimizer *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
@@ -78,23 +139,15 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     }
     const mom_params *p = &self->network->gpt.params;
     mom_error err;
-    self->exp_avg = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
-    if (self->exp_avg)
-        self->exp_avg_sq = mom_memory_calloc(p->total, sizeof(float), "optimizer", &err);
-    if (self->exp_avg_sq)
-        self->steps = mom_memory_calloc(p->count, sizeof(double), "optimizer", &err);
-    const size_t rows = p->table[p->wte].dims[0] + p->table[p->wpe].dims[0];
-    if (self->steps)
-        self->held = mom_memory_calloc(p->count, 1, "optimizer", &err);
-    if (self->held)
-        self->fresh = mom_memory_alloc(rows, 1, "optimizer", &err);
-    if (self->fresh) {
-        memset(self->fresh, 1, rows);
-        self->network->gpt.gradients.optimizers++;
-        mom_gpt_forget_plans(&self->network->gpt);
-    }
+    self->rank = rank;
+    self->ranks = ranks;
+    self->begin = mom_shard_begin(p, (size_t)rank, (size_t)ranks);
+    self->end = mom_shard_begin(p, (size_t)rank + 1, (size_t)ranks);
+    const mom_status status = allocate(self, &err);
+    if (status == MOM_OK)
+        count_optimizer(self);
     mom_network_leave(self->network);
-    if (self->fresh)
+    if (status == MOM_OK)
         return (PyObject *)self;
     mom_raise((PyObject *)type, &err);
     Py_DECREF(self);
@@ -121,18 +174,28 @@ static void optimizer_dealloc(mom_optimizer *self) {
     Py_DECREF(type);
 }
 
-/* Makes a step. With a max_norm it also clips: the step multiplies each gradient by the clipping factor as it reads the
+/* A step's clipping. */
+typedef struct {
+    int wanted;
+    double max_norm, norm;      /* norm: the result */
+    PyArrayObject *all_squares; /* sums of squares of all ranks' gradients, one rank after the other; or NULL (borrowed) */
+} clipping;
+
+/* Makes a step. If clipping is wanted, the step multiplies each gradient by the clipping factor as it reads the
  * gradient. If asked for, it zeroes each gradient while it is still in a cache. If the norm is not finite, nothing
  * changes. */
 static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_adamw_tensor *list, mom_adamw_spec *spec,
-                               const double *max_norm, double *norm, mom_error *err) {
+                               clipping *clip, mom_error *err) {
     mom_gpt *gpt = &self->network->gpt;
     const size_t count = gpt->params.count;
-    if (max_norm) {
-        MOM_TRY(mom_grad_norm(exec, norm, list, count, err));
-        if (!isfinite(*norm))
+    if (clip->wanted) {
+        if (clip->all_squares)
+            clip->norm = mom_norm_of_squares(PyArray_DATA(clip->all_squares), (size_t)PyArray_SIZE(clip->all_squares));
+        else
+            MOM_TRY(mom_grad_norm(exec, &clip->norm, list, count, err));
+        if (!isfinite(clip->norm))
             return MOM_OK;
-        spec->grad_scale = mom_clip_factor(*norm, *max_norm);
+        spec->grad_scale = mom_clip_factor(clip->norm, clip->max_norm);
     }
     mom_adamw_step(exec, list, count, spec);
     for (size_t i = 0; i < count; i++) {
@@ -140,24 +203,35 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
         if (list[i].used)
             hold(self, i);
     }
-    if (spec->zero_grad)
+    if (!spec->zero_grad)
+        return MOM_OK;
+    if (self->ranks == 1)
         mom_gpt_forget_grad(gpt);
+    else /* the gradients of the other ranks' shards are there still */
+        mom_gpt_zero_grad(gpt);
     return MOM_OK;
+}
+
+/* Reads max_norm and squares; None switches either off. Returns 0 or -1. */
+static int read_clipping(clipping *clip, PyObject *max_norm, PyObject *squares) {
+    *clip = (clipping){.wanted = max_norm != Py_None};
+    const npy_intp any[1] = {-1};
+    if (squares != Py_None && !(clip->all_squares = mom_check_array(squares, "squares", NPY_FLOAT64, 1, any, 0)))
+        return -1;
+    if (!clip->wanted)
+        return 0;
+    clip->max_norm = PyFloat_AsDouble(max_norm);
+    return clip->max_norm == -1.0 && PyErr_Occurred() ? -1 : 0;
 }
 
 static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
     mom_adamw_spec spec = {.grad_scale = 1.0f};
-    PyObject *max_norm_o;
-    double max_norm = 0.0, norm = 0.0;
-    if (!PyArg_ParseTuple(args, "dddddOp:step", &spec.lr, &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay,
-                          &max_norm_o, &spec.zero_grad))
+    PyObject *max_norm, *squares = Py_None;
+    clipping clip;
+    if (!PyArg_ParseTuple(args, "dddddOp|O:step", &spec.lr, &spec.beta1, &spec.beta2, &spec.eps, &spec.weight_decay,
+                          &max_norm, &spec.zero_grad, &squares) ||
+        read_clipping(&clip, max_norm, squares) < 0)
         return NULL;
-    const int clip = max_norm_o != Py_None;
-    if (clip) {
-        max_norm = PyFloat_AsDouble(max_norm_o);
-        if (max_norm == -1.0 && PyErr_Occurred())
-            return NULL;
-    }
     mom_gpt *gpt = &self->network->gpt;
     mom_error err;
     if (mom_network_enter(self->network) < 0)
@@ -168,14 +242,35 @@ static PyObject *optimizer_step(mom_optimizer *self, PyObject *args) {
         status = list ? MOM_OK : MOM_ERR_MEMORY;
         if (list) {
             const mom_exec exec = mom_current_exec(&gpt->memory.workspace);
-            MOM_WITHOUT_GIL(status = clipped_step(&exec, self, list, &spec, clip ? &max_norm : NULL, &norm, &err));
+            MOM_WITHOUT_GIL(status = clipped_step(&exec, self, list, &spec, &clip, &err));
         }
         mom_memory_free(list);
     }
     mom_network_leave(self->network);
     if (status != MOM_OK)
         return mom_raise((PyObject *)Py_TYPE(self), &err);
-    return clip ? PyFloat_FromDouble(norm) : Py_NewRef(Py_None);
+    return clip.wanted ? PyFloat_FromDouble(clip.norm) : Py_NewRef(Py_None);
+}
+
+/* Sums of squares of the gradients in the shard. Those of all ranks, in their order, give the norm of all gradients. */
+static PyObject *optimizer_squares(mom_optimizer *self, PyObject *Py_UNUSED(ignored)) {
+    mom_gpt *gpt = &self->network->gpt;
+    mom_error err;
+    if (mom_network_enter(self->network) < 0)
+        return NULL;
+    PyObject *out = NULL;
+    mom_adamw_tensor *list = list_tensors(gpt, self, &err);
+    const npy_intp dims[1] = {list && gpt->gradients.values ? (npy_intp)mom_grad_chunks(list, gpt->params.count) : 0};
+    if (!list)
+        mom_raise((PyObject *)Py_TYPE(self), &err);
+    else if ((out = PyArray_SimpleNew(1, dims, NPY_FLOAT64)) && dims[0]) { /* new reference */
+        const mom_exec exec = mom_current_exec(&gpt->memory.workspace);
+        double *squares = PyArray_DATA((PyArrayObject *)out);
+        MOM_WITHOUT_GIL(mom_grad_squares(&exec, squares, list, gpt->params.count));
+    }
+    mom_memory_free(list);
+    mom_network_leave(self->network);
+    return out;
 }
 
 static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
@@ -191,7 +286,12 @@ static PyObject *moment_view(mom_optimizer *self, PyObject *arg, float *block) {
         hold(self, (size_t)i);
         mom_network_leave(self->network);
     }
-    return mom_network_view(self->network, (PyObject *)self, i, block);
+    if (self->ranks == 1 || i < 0 || (size_t)i >= p->count)
+        return mom_network_view(self->network, (PyObject *)self, i, block);
+    size_t begin;
+    const npy_intp dims[1] = {(npy_intp)part_of(self, (size_t)i, &begin)};
+    return mom_view_array(1, dims, NPY_FLOAT32, dims[0] ? block + (p->table[i].offset + begin - self->begin) : block,
+                          (PyObject *)self);
 }
 
 static PyObject *optimizer_exp_avg(mom_optimizer *self, PyObject *arg) { return moment_view(self, arg, self->exp_avg); }
@@ -206,9 +306,13 @@ static PyObject *optimizer_get_steps(mom_optimizer *self, void *Py_UNUSED(closur
 
 static PyMethodDef optimizer_methods[] = {
     {"step", (PyCFunction)optimizer_step, METH_VARARGS,
-     "step($self, lr, beta1, beta2, eps, weight_decay, max_norm, zero_grad, /)\n--\n\n"
-     "Update every parameter that has a gradient; the norm before clipping, None without max_norm."},
-    {"exp_avg", (PyCFunction)optimizer_exp_avg, METH_O, "exp_avg($self, index, /)\n--\n\nView of a first moment."},
+     "step($self, lr, beta1, beta2, eps, weight_decay, max_norm, zero_grad, squares=None, /)\n--\n\n"
+     "Update every parameter that has a gradient; the norm before clipping, None without max_norm. squares: those of all "
+     "ranks, for the norm."},
+    {"squares", (PyCFunction)optimizer_squares, METH_NOARGS,
+     "squares($self, /)\n--\n\nSums of squares (float64) of the gradients, by chunk."},
+    {"exp_avg", (PyCFunction)optimizer_exp_avg, METH_O,
+     "exp_avg($self, index, /)\n--\n\nView of a first moment; with several ranks, of the part in the shard, flat."},
     {"exp_avg_sq", (PyCFunction)optimizer_exp_avg_sq, METH_O, "exp_avg_sq($self, index, /)\n--\n\nView of a second moment."},
     {NULL, NULL, 0, NULL}};
 
@@ -220,7 +324,7 @@ static PyType_Slot optimizer_slots[] = {{Py_tp_new, optimizer_new},
                                         {Py_tp_dealloc, optimizer_dealloc},
                                         {Py_tp_methods, optimizer_methods},
                                         {Py_tp_getset, optimizer_getset},
-                                        {Py_tp_doc, "AdamW(network)\n--\n\nMoments of a network's parameters; see mom.AdamW."},
+                                        {Py_tp_doc, "AdamW(network, rank=0, ranks=1)\n--\n\nMoments of a network's parameters, or of a rank's shard; see mom.AdamW."},
                                         {0, NULL}};
 
 PyType_Spec mom_optimizer_spec = {.name = "mom._core.AdamW",

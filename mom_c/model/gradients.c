@@ -24,7 +24,7 @@ static mom_status init_embedding(mom_gradients *g, const mom_params *p, size_t i
 static mom_status init(mom_gradients *g, const mom_params *p, mom_error *err) {
     MOM_ARENA_NEW(g->table, &g->arena, p->count, err);
     for (size_t i = 0; i < p->count; i++)
-        g->table[i] = (mom_gradient){.trained = 1, .computed = 1};
+        g->table[i] = (mom_gradient){.trained = 1, .computed = 1, .moments = mom_param_floats(p->table[i].count)};
     MOM_ARENA_NEW(g->pools, &g->arena, p->num_places, err);
     for (size_t i = 0; i < p->num_places; i++)
         for (int half = 0; half < 2; half++)
@@ -92,11 +92,22 @@ void mom_gradient_settle(mom_gradients *g, const mom_params *p, size_t i) {
     *overwrite = 0;
 }
 
-mom_status mom_gradients_show(mom_gradients *g, const mom_params *p, mom_error *err) {
+static mom_status settle_all(mom_gradients *g, const mom_params *p, mom_error *err) {
     MOM_TRY(mom_gradients_allocate(g, p, 0, err));
     for (size_t i = 0; i < p->count; i++)
         mom_gradient_settle(g, p, i);
+    return MOM_OK;
+}
+
+mom_status mom_gradients_show(mom_gradients *g, const mom_params *p, mom_error *err) {
+    MOM_TRY(settle_all(g, p, err));
     g->shown = 1;
+    return MOM_OK;
+}
+
+mom_status mom_gradients_lend(mom_gradients *g, const mom_params *p, mom_error *err) {
+    MOM_TRY(settle_all(g, p, err));
+    g->lent = 1;
     return MOM_OK;
 }
 
@@ -139,6 +150,16 @@ void mom_gradient_touch(mom_gradients *g, const mom_params *p, size_t i, const i
         touched[rows[r]] = 1;
 }
 
+void mom_gradients_take(mom_gradients *g, const mom_params *p, const uint8_t *used) {
+    for (size_t i = 0; i < p->count; i++) {
+        mom_gradient *gradient = &g->table[i];
+        gradient->used = used[i] && gradient->trained;
+        gradient->written = 1;
+        if (gradient->touched)
+            memset(gradient->touched, 1, p->table[i].dims[0]);
+    }
+}
+
 void mom_gradients_mark_written(mom_gradients *g, const mom_params *p) {
     for (size_t i = 0; i < p->count; i++)
         g->table[i].written |= g->table[i].computed;
@@ -179,7 +200,7 @@ static void mark_computed(mom_gradients *g, const mom_params *p) {
 }
 
 static void free_if_empty(mom_gradients *g, const mom_params *p) {
-    int written = g->shown;
+    int written = g->shown | g->lent;
     for (size_t i = 0; i < p->count; i++)
         written |= g->table[i].written | g->table[i].used;
     if (written)
@@ -237,6 +258,6 @@ size_t mom_gradients_bytes(const mom_gradients *g, const mom_params *p) {
 size_t mom_gradients_moment_bytes(const mom_gradients *g, const mom_params *p, size_t optimizers) {
     size_t floats = 0;
     for (size_t i = 0; i < p->count; i++)
-        floats += 2 * mom_param_floats(p->table[i].count) * (g->table[i].trained ? optimizers : g->table[i].held);
+        floats += 2 * g->table[i].moments * (g->table[i].trained ? optimizers : g->table[i].held);
     return floats * sizeof(float);
 }

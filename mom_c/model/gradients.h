@@ -19,6 +19,7 @@ typedef struct {
     int trained;  /* optimizers update the parameter; see mom_gradients_set_trained */
     int computed; /* backward may write to it */
     _Atomic size_t held; /* number of optimizers that hold moments of it in memory */
+    size_t moments;      /* floats of a moment that an optimizer here holds; ranks of one run share them */
     uint8_t *touched;   /* of an embedding: by row, 0 if its gradient is zero; else NULL */
     uint8_t *overwrite; /* of a module's matrix: its entry in mom_pool_gradients; else NULL */
 } mom_gradient;
@@ -34,6 +35,7 @@ typedef struct {
 typedef struct {
     float *values; /* (params.total), or NULL until first needed */
     int shown;     /* a caller has views of it */
+    int lent;      /* a caller has a view of all values, which hold gradients only after mom_gradients_lend */
     mom_gradient *table; /* by parameter */
     mom_pool_gradients (*pools)[2]; /* by place and half */
     size_t lowest_place; /* lowest place that backward goes through; 0: the embeddings, too */
@@ -51,6 +53,10 @@ mom_status mom_gradients_allocate(mom_gradients *g, const mom_params *params, in
 /* The same for a caller that will see the gradients. From now on their memory always holds their values. */
 mom_status mom_gradients_show(mom_gradients *g, const mom_params *params, mom_error *err);
 
+/* Allocates and fills the memory as mom_gradients_show does, but only once: later passes may leave some of it to count
+ * as zero. From now on the memory is not freed before the network is. */
+mom_status mom_gradients_lend(mom_gradients *g, const mom_params *params, mom_error *err);
+
 void mom_gradients_zero(mom_gradients *g, const mom_params *params);
 /* Forgets the gradients without zeroing. The caller has already zeroed what mom_gradients_zero would zero. */
 void mom_gradients_forget(mom_gradients *g, const mom_params *params);
@@ -58,6 +64,9 @@ void mom_gradients_forget(mom_gradients *g, const mom_params *params);
 void mom_gradient_settle(mom_gradients *g, const mom_params *params, size_t i);
 /* Marks the given rows of an embedding as touched; all rows if `rows` is NULL. */
 void mom_gradient_touch(mom_gradients *g, const mom_params *params, size_t i, const int32_t *rows, size_t count);
+/* Notes that a caller has written sums over several passes or ranks into the memory, of which no part counts as zero
+ * any more (mom_gradient_settle). used: (params.count), whether any of these passes has a gradient of the parameter. */
+void mom_gradients_take(mom_gradients *g, const mom_params *params, const uint8_t *used);
 /* Notes that backward is about to write all gradients that it computes. */
 void mom_gradients_mark_written(mom_gradients *g, const mom_params *params);
 

@@ -8,9 +8,9 @@
 
 #define CHUNK ((size_t)16384) /* most elements per task; of an embedding whole rows, at least one */
 
-static size_t chunk_of(const mom_adamw_tensor *tensor) {
-    return tensor->width ? (tensor->width < CHUNK ? CHUNK / tensor->width : 1) * tensor->width : CHUNK;
-}
+size_t mom_adamw_chunk(size_t width) { return width ? (width < CHUNK ? CHUNK / width : 1) * width : CHUNK; }
+
+static size_t chunk_of(const mom_adamw_tensor *tensor) { return mom_adamw_chunk(tensor->width); }
 
 /* Numbers the chunks of the used tensors, and with zero_grad those of other tensors that it writes. Returns their number. */
 static size_t number_chunks(mom_adamw_tensor *tensors, size_t count, int zero_grad) {
@@ -151,17 +151,29 @@ static void norm_task(void *context, size_t task, int thread) {
     job->partial[task] = sum;
 }
 
-mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+size_t mom_grad_chunks(mom_adamw_tensor *tensors, size_t count) { return number_chunks(tensors, count, 0); }
+
+void mom_grad_squares(const mom_exec *x, double *partial, mom_adamw_tensor *tensors, size_t count) {
     const size_t chunks = number_chunks(tensors, count, 0);
-    tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks};
-    MOM_ARENA_NEW(job.partial, x->workspace, chunks, err);
+    tensors_job job = {.k = x->k, .tensors = tensors, .count = count, .chunks = chunks, .partial = partial};
     mom_parallel_for(x, chunks, norm_task, &job);
+}
+
+double mom_norm_of_squares(const double *partial, size_t chunks) {
     double sum = 0.0;
     for (size_t i = 0; i < chunks; i++)
-        sum += job.partial[i];
+        sum += partial[i];
+    return sqrt(sum);
+}
+
+mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err) {
+    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
+    const size_t chunks = mom_grad_chunks(tensors, count);
+    double *partial;
+    MOM_ARENA_NEW(partial, x->workspace, chunks, err);
+    mom_grad_squares(x, partial, tensors, count);
+    *norm = mom_norm_of_squares(partial, chunks);
     mom_arena_release(x->workspace, mark);
-    *norm = sqrt(sum);
     return MOM_OK;
 }
 

@@ -32,7 +32,16 @@ typedef struct {
  * touched cost less, to the same bits: their gradients are not read, and of fresh ones, which only decay, no moments. */
 void mom_adamw_step(const mom_exec *x, mom_adamw_tensor *tensors, size_t count, const mom_adamw_spec *spec);
 
-/* Square root of the sum of squares of all used gradients, in float64 over fixed chunks, of an embedding over rows. */
+/* Elements that these functions take at a time of a tensor with this width. Chunks begin at the tensor's first element. */
+size_t mom_adamw_chunk(size_t width);
+/* Number of chunks of all used gradients. */
+size_t mom_grad_chunks(mom_adamw_tensor *tensors, size_t count);
+/* The sum of squares of each of these chunks in float64, of an embedding row by row. partial: (mom_grad_chunks). A tensor
+ * may be a part of a longer one that begins at one of its chunks: the sums are then those of its chunks. */
+void mom_grad_squares(const mom_exec *x, double *partial, mom_adamw_tensor *tensors, size_t count);
+/* Square root of the sum of such sums, added in their order. */
+double mom_norm_of_squares(const double *partial, size_t chunks);
+/* The norm of all used gradients. */
 mom_status mom_grad_norm(const mom_exec *x, double *norm, mom_adamw_tensor *tensors, size_t count, mom_error *err);
 /* min(1, max_norm / (norm + 1e-6)); 1 for a norm that is not finite. */
 float mom_clip_factor(double norm, double max_norm);

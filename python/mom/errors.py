@@ -5,9 +5,12 @@ Exceptions about files, configurations and runs derive from `MomError` and from 
 range) raise only built-in exceptions, as in NumPy: ``ValueError``, ``TypeError``, ``RuntimeError``, ``MemoryError``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "MomError", "TrainingError", "TrainingInterrupted"]
+__all__ = [
+    "CheckpointError", "ConfigError", "DataError", "MomError", "RankError", "TrainingError", "TrainingInterrupted",
+]  # fmt: skip
 
 
 class MomError(Exception):
@@ -28,6 +31,25 @@ class DataError(MomError, ValueError):
 
 class TrainingError(MomError, RuntimeError):
     """A training run cannot continue (for example after repeated non-finite losses)."""
+
+
+class RankError(TrainingError):
+    """Another rank of a run on several ranks has failed, or does not answer.
+
+    Attributes
+    ----------
+    ranks : list of int
+        The ranks that failed, as far as they are known.
+    traceback : str
+        That of the rank that failed; empty if it did not answer.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int] = (), traceback: str = "") -> None:
+        super().__init__(message, list(ranks), traceback)
+        self.ranks, self.traceback = list(ranks), traceback
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class TrainingInterrupted(KeyboardInterrupt):

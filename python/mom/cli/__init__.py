@@ -19,9 +19,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from .. import _version
-from ..errors import MomError, TrainingInterrupted
+from ..distributed import current, is_first, launched_rank
+from ..errors import ConfigError, MomError, RankError, TrainingInterrupted
 from ..runtime import set_num_threads
-from . import bench, demo, evaluate, finetune, generate, info, lm_eval, prepare, pretrain, routes, train
+from . import bench, demo, evaluate, finetune, generate, info, launch, lm_eval, prepare, pretrain, routes, train
 
 __all__ = ["main", "parser"]
 
@@ -43,13 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status.
     """
     with _any_character_shown():
+        try:
+            current()
+        except (ImportError, RankError, ConfigError) as error:  # they cannot speak to each other
+            if launched_rank() == 0:
+                print(f"mom: error: {error}", file=sys.stderr)
+            return 1
         return _run(parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    stderr = sys.stderr  # a rank that keeps silent has another one while it works
+
+    def tell(text: str) -> None:
+        if not current().told:
+            print(text if is_first() else f"rank {current().rank}: {text}", file=stderr, flush=True)
+
     try:
-        with warnings.catch_warnings(), _reports_shown():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        with warnings.catch_warnings(), current().failing_together(), _silent_but_on_the_first_rank(), _reports_shown():
+            warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
             if getattr(arguments, "threads", None) is not None:
                 set_num_threads(arguments.threads)
             status: int = arguments.run(arguments)
@@ -58,8 +71,13 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         name = stop.signal if isinstance(stop, TrainingInterrupted) else "SIGINT"
         by = "" if name == "SIGINT" else f" by {name}"
-        print(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        tell(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}")
         return 128 + signal.Signals[name]
+    except RankError as error:
+        # Where all ranks find the same fault, the first says so. What befell another rank that rank has told.
+        if is_first() and not error.traceback:
+            tell(f"mom: error: {error}")
+        return 1
     except BrokenPipeError:
         # The program that read the output has ended. At exit, Python would try to write to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,8 +85,18 @@ def _run(arguments: argparse.Namespace) -> int:
     except _EXPECTED as error:
         if os.environ.get("MOM_DEBUG_TRACEBACK"):
             raise
-        print(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        tell(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
+
+
+@contextlib.contextmanager
+def _silent_but_on_the_first_rank() -> Iterator[None]:
+    """On several ranks, let only the first one print results, progress and what it reads."""
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -135,7 +163,7 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
     if result[:1] == ["lm_eval"] and len(result) > 1 and not result[1].startswith("-"):
         return result  # another program's flags
     for i, word in enumerate(result):
-        if word == "--":
+        if word == "--" or (result[0] == "launch" and word.endswith(".py")):
             break
         if re.match(r"--[a-z]", word):
             name, equals, value = word[2:].partition("=")
@@ -153,6 +181,6 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, prepare, train, pretrain, evaluate, generate, routes, finetune, lm_eval, info, bench):
+    for module in (demo, prepare, train, pretrain, evaluate, generate, routes, finetune, launch, lm_eval, info, bench):
         module.add(commands)
     return root

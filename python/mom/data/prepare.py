@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from .._arguments import PathLike, flags
 from .._reading import is_size, kind_of, read_json
+from ..distributed import current
 from ..errors import DataError
 from ..file_fields import check
 from ..files.atomic import mention_of, naming_file, replacing_files
@@ -107,19 +108,26 @@ def prepare(
         documents = sources
     else:
         documents = Documents(sources, key=key, split=split, on_error=on_error)
-    if tokenizer is None:
-        from tqdm.auto import tqdm
 
-        texts = tqdm(documents.texts(), "reading for the tokenizer", unit=" pieces", disable=not progress)
-        tokenizer = Tokenizer.train(texts, vocab_size, progress=progress)
-    elif not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.load(tokenizer)
-    if append_eos and tokenizer.eos_id is None:
-        raise DataError("tokenizer: has no end-of-text token; use another one or append_eos=False")
+    def write() -> dict[str, Any]:
+        chosen = _tokenizer_for(documents, tokenizer, vocab_size, progress)
+        if append_eos and chosen.eos_id is None:
+            raise DataError("tokenizer: has no end-of-text token; use another one or append_eos=False")
+        with replacing_files(Path(out_dir), _NAMES) as stage:
+            return _write_files(stage, documents, chosen, val_fraction, seed, append_eos, progress)
 
-    with replacing_files(Path(out_dir), _NAMES) as stage:
-        meta = _write_files(stage, documents, tokenizer, val_fraction, seed, append_eos, progress)
-    return meta
+    return current().from_first(write)
+
+
+def _tokenizer_for(
+    documents: Documents | TextDocuments, given: Tokenizer | PathLike | None, vocab_size: int, progress: bool
+) -> Tokenizer:
+    if given is not None:
+        return given if isinstance(given, Tokenizer) else Tokenizer.load(given)
+    from tqdm.auto import tqdm
+
+    texts = tqdm(documents.texts(), "reading for the tokenizer", unit=" pieces", disable=not progress)
+    return Tokenizer.train(texts, vocab_size, progress=progress)
 
 
 def read_meta(data: PathLike) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .._arguments import PathLike
 from ..data import TokenFile
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.sources import Documents, Piece, TextDocuments, pieces_for
+from ..distributed import current
 from ..errors import ConfigError, DataError
 from ..interventions.rules import Intervention
 from ..model import MoM
@@ -239,7 +240,7 @@ def _one_part(
             totals["without"] += len(ids) < 2
             yield from windows_of(ids, window, stride)
 
-    nats, tokens = token_loss(model, windows(), batch)
+    nats, tokens = token_loss(model, windows(), batch, current())
     if totals["without"]:
         of = f"{totals['without']:,} of {totals['documents']:,}"
         _LOG.info("%s: %s documents have a single token, so there is nothing to predict in them", name, of)

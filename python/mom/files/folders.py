@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from .._arguments import flag
 from .._json import to_json
 from .._reading import is_name, is_size, kind_of, open_file, read_json, shown
+from ..distributed import is_first
 from ..errors import CheckpointError, TrainingError
 from .atomic import clean_before, clean_leftovers, naming_file, remove_folder, replacing, sibling, sync_folder
 from .locks import lock_folder
@@ -93,6 +94,8 @@ def _write_and_sync(path: Path, content: Content) -> dict[str, Any]:
 def write_file(path: PathLike, content: Content) -> dict[str, Any]:
     """Write or replace one file. A crash leaves the old file or the new one, never a mixture.
 
+    On several ranks, rank 0 alone writes (`mom.distributed.is_first`).
+
     Parameters
     ----------
     path : path
@@ -103,8 +106,10 @@ def write_file(path: PathLike, content: Content) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``size`` in bytes and ``sha256``.
+        ``size`` in bytes and ``sha256``; empty on other ranks.
     """
+    if not is_first():
+        return {}
     path = Path(path)
     clean_before(path)
     with sibling(path, "tmp") as temporary:
@@ -130,6 +135,8 @@ def write_folder(
 ) -> dict[str, Any]:
     """Write a folder atomically: an earlier one of the same name is replaced only after everything has been written.
 
+    On several ranks, rank 0 alone writes (`mom.distributed.is_first`).
+
     Parameters
     ----------
     path : path
@@ -145,7 +152,7 @@ def write_folder(
     Returns
     -------
     dict
-        The manifest.
+        The manifest; empty on other ranks.
 
     Raises
     ------
@@ -170,6 +177,8 @@ def write_folder(
     if keep_last is not None and keep_last < 1:
         raise CheckpointError(f"keep_last: {keep_last} is less than 1")
     check_replaceable(path, files)
+    if not is_first():
+        return {}
     path = Path(os.path.realpath(path))  # a link stays; the folder behind it is written
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

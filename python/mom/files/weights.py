@@ -22,7 +22,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +35,7 @@ from ..errors import CheckpointError
 from .atomic import naming_file
 from .folders import write_file
 
-__all__ = ["is_pickle_name", "pickle_error", "read_safetensors", "read_weights", "write_safetensors"]
+__all__ = ["LateArray", "is_pickle_name", "pickle_error", "read_safetensors", "read_weights", "write_safetensors"]
 
 PathLike = str | os.PathLike[str]
 
@@ -298,6 +298,25 @@ def _pickled_shards(path: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------- writing
+class LateArray:
+    """A tensor for `write_safetensors` that exists only while it is written.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : data type
+    read : callable
+        Returns the tensor in this shape, or flat.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, read: Callable[[], np.ndarray]) -> None:
+        self.shape, self.dtype, self.size = shape, np.dtype(dtype), math.prod(shape)
+        self._read = read
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self._read().reshape(self.shape), dtype)
+
+
 def write_safetensors(
     file: PathLike | BinaryIO,
     tensors: Mapping[str, npt.ArrayLike],
@@ -313,7 +332,8 @@ def write_safetensors(
         A path is replaced atomically. A file object is written front to back and only needs ``write``, so this function
         can be the content of a file in `mom.files.folders.write_folder`.
     tensors : mapping of str to array_like
-        Of a float, integer or boolean type. At most one tensor at a time is copied.
+        Of a float, integer or boolean type. At most one tensor at a time is copied. A `LateArray` is
+        read when its turn comes.
     metadata : mapping of str to str, optional
         Stored under ``__metadata__``.
     dtype : {None, "float32", "bfloat16", "float16"}
@@ -326,7 +346,7 @@ def write_safetensors(
     """
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise CheckpointError(f"dtype: {dtype!r} is not one of None, 'float32', 'bfloat16', 'float16'")
-    arrays = {name: np.asarray(value) for name, value in tensors.items()}
+    arrays = {name: value if isinstance(value, LateArray) else np.asarray(value) for name, value in tensors.items()}
     codes = {name: _storage_code(name, array, dtype) for name, array in arrays.items()}
     # With wider types first, every tensor is aligned to the size of its numbers, which helps other readers.
     order = sorted(arrays, key=lambda name: -_DTYPES[codes[name]].itemsize)
@@ -356,7 +376,7 @@ def write_safetensors(
         _write_parts(file, raw, parts)
 
 
-def _storage_code(name: str, array: np.ndarray, dtype: str | None) -> str:
+def _storage_code(name: str, array: np.ndarray | LateArray, dtype: str | None) -> str:
     if not isinstance(name, str) or name == "__metadata__":
         raise CheckpointError(f"tensors: {name!r} cannot be the name of a tensor")
     if array.dtype.kind == "f" and dtype is not None:
@@ -369,10 +389,11 @@ def _storage_code(name: str, array: np.ndarray, dtype: str | None) -> str:
     return code
 
 
-def _write_parts(file: BinaryIO, header: bytes, parts: list[tuple[np.ndarray, str]]) -> None:
+def _write_parts(file: BinaryIO, header: bytes, parts: list[tuple[np.ndarray | LateArray, str]]) -> None:
     file.write(len(header).to_bytes(8, "little"))
     file.write(header)
-    for array, code in parts:
+    for value, code in parts:
+        array = np.asarray(value)
         stored = _to_bfloat16(array) if code == "BF16" else np.ascontiguousarray(array, _DTYPES[code])
         if stored.size:
             file.write(stored.reshape(-1).view(np.uint8).data)

@@ -170,25 +170,27 @@ def check_model_fits(config: MoMConfig) -> None:
     _check_machine("config: the parameters of this model", needed, "Choose a smaller model, or delete others first")
 
 
-def check_optimizer_fits(numbers: int, trained: int, limit: int | None) -> None:
+def check_optimizer_fits(numbers: int, trained: int, limit: int | None, ranks: int = 1) -> None:
     """Raise unless the gradients of a model and the moments of a new optimizer fit.
 
     Two limits hold: that of the machine for all models of this process, and `limit`, the model's own. Of the model's
-    `numbers`, `trained` are trained; the others take no memory for gradients and moments.
+    `numbers`, `trained` are trained; the others take no memory for gradients and moments. Each of several `ranks` holds
+    its share of the moments.
 
     Raises
     ------
     MemoryError
         With the bytes that are needed, and the limit.
     """
-    total = 4 * numbers + 12 * trained
+    moments = 8 * trained // ranks
+    total = 4 * numbers + 4 * trained + moments
     way_out = "Train fewer parameters with train_only, or a smaller model"
     if limit is not None and total > limit:
         raise MemoryError(
             f"model: parameters, gradients and AdamW's moments need {total} bytes, more than the model's memory_limit "
             f"of {limit}. {way_out}"
         )
-    _check_machine("model: the moments of AdamW", 8 * trained, way_out)
+    _check_machine("model: the moments of AdamW", moments, way_out)
 
 
 def _check_machine(what: str, needed: int, way_out: str) -> None:

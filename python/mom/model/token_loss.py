@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import bucketed, pack_labelled
+from ..distributed import Communicator, Serial
 
 if TYPE_CHECKING:
     from .language_model import MoM
 
-__all__ = ["token_loss"]
+__all__ = ["summed_losses", "token_loss"]
+
+_Window = tuple[npt.NDArray[np.int32], int]
 
 #: Rows that are sorted by length before they are cut into batches.
 _POOL = 256
 
 
-def token_loss(model: MoM, windows: Iterator[tuple[npt.NDArray[np.int32], int]], batch_size: int) -> tuple[float, int]:
+def token_loss(
+    model: MoM, windows: Iterator[_Window], batch_size: int, ranks: Communicator | None = None
+) -> tuple[float, int]:
     """Sum of the negative log probabilities of the scored tokens, and their number.
 
-    Every window comes with the number of tokens at its beginning that are not scored.
+    Every window comes with the number of tokens at its beginning that are not scored. The `ranks`, if there are
+    several, deal the batches out among them, and all get the result.
+    """
+    ranks = ranks or Serial()
+    losses: list[tuple[float, int]] = []
+    with model.evaluating():
+        seed, first_draw = model.random_state
+        for number, rows in enumerate(_batches(windows, batch_size)):
+            if number % ranks.size != ranks.rank:
+                continue
+            if ranks.size > 1:  # routers with noise draw what a single process would
+                model.random_state = (seed, first_draw + number)
+            ids, labels, lengths = pack_labelled(rows)
+            out = model(ids, labels=labels, lengths=lengths, keep=False)
+            losses.append((0.0 if out.lm_loss is None else out.lm_loss, out.num_labelled))
+    return summed_losses(losses, ranks)
+
+
+def _batches(windows: Iterator[_Window], batch_size: int) -> Iterator[list[_Window]]:
+    """Windows of similar length."""
+    while pool := list(itertools.islice(windows, _POOL * max(1, batch_size // 8))):
+        for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
+            yield [pool[i] for i in chosen]
+
+
+def summed_losses(losses: Sequence[tuple[float, int]], ranks: Communicator) -> tuple[float, int]:
+    """Sum over the tokens of all ranks' batches, and their number.
+
+    `losses` are those of this rank's batches: mean and number of tokens. Ranks have the batches in turn.
     """
     nats, tokens = 0.0, 0
-    with model.evaluating():
-        while pool := list(itertools.islice(windows, _POOL * max(1, batch_size // 8))):
-            for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
-                ids, labels, lengths = pack_labelled([pool[i] for i in chosen])
-                out = model(ids, labels=labels, lengths=lengths, keep=False)
-                if out.num_labelled and out.lm_loss is not None:
-                    nats += out.lm_loss * out.num_labelled
-                    tokens += out.num_labelled
+    for in_turn in itertools.zip_longest(*ranks.exchange(list(losses))):
+        for mean, count in filter(None, in_turn):
+            if count:
+                nats += mean * count
+                tokens += count
     return nats, tokens

@@ -39,13 +39,21 @@ class MicroBatch(NamedTuple):
 
 
 class Windows:
-    """Windows of a token file; every token is predicted from those before it."""
+    """Windows of a token file; every token is predicted from those before it.
+
+    Parameters
+    ----------
+    sampler : WindowSampler
+        Its batches are those of a step.
+    batch_size : int
+        Windows of a micro-batch.
+    """
 
     #: Settings and facts that determine the order of the windows. If one changes, a saved position means nothing.
     ordered_by = frozenset({"data", "sequence_length", "sampling", "seed"})
 
-    def __init__(self, sampler: WindowSampler, accumulation: int) -> None:
-        self._sampler, self._accumulation = sampler, accumulation
+    def __init__(self, sampler: WindowSampler, batch_size: int) -> None:
+        self._sampler, self._batch_size = sampler, batch_size
         self.state_dict, self.load_state_dict = sampler.state_dict, sampler.load_state_dict
 
     def tokenizer(self, vocab_size: int) -> Tokenizer | None:
@@ -57,9 +65,10 @@ class Windows:
         """Whole passes over the data so far."""
         return self._sampler.epoch
 
-    def next_step(self) -> list[MicroBatch]:
-        """The micro-batches of the next step."""
-        batches = [self._sampler.next_batch() for _ in range(self._accumulation)]
+    def next_step(self, rows: int | None = None) -> list[MicroBatch]:
+        """The micro-batches of the next step; with `rows`, micro-batches of so many windows."""
+        step, size = self._sampler.next_batch(), rows or self._batch_size
+        batches = [step[i : i + size] for i in range(0, len(step), size)]
         # Position t is scored against token t + 1, so T - 1 positions of a row are scored.
         return [MicroBatch({"tokens": ids, "labels": ids}, ids[:, 1:].size, len(ids), ids.size) for ids in batches]
 
@@ -110,13 +119,13 @@ class Rows:
         """Whole passes over the rows before this one."""
         return max(0, self._epochs - 1)
 
-    def next_step(self) -> list[MicroBatch]:
-        """The micro-batches of the next step."""
+    def next_step(self, rows: int | None = None) -> list[MicroBatch]:
+        """The micro-batches of the next step; with `rows`, micro-batches of so many rows."""
         if self._done == len(self._steps):
             self._begin_epoch()
-        rows = self._steps[self._done]
+        step, size = self._steps[self._done], rows or self._batch_size
         self._done += 1
-        return [self._make(rows[i : i + self._batch_size]) for i in range(0, len(rows), self._batch_size)]
+        return [self._make(step[i : i + size]) for i in range(0, len(step), size)]
 
     def _begin_epoch(self) -> None:
         self._begun = self._rng.bit_generator.state

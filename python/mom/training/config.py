@@ -82,6 +82,14 @@ class TrainingConfig(Settings):
     activation_checkpointing : bool
         Keep just the input of every round for backward, which computes the rest again: less memory, more time, the
         same numbers. See `mom.MoM.memory_plan`.
+    reproducible : {None, "ranks"}
+        None: on several ranks, a run has the same bits whenever their number is the same. ``"ranks"``: with any number,
+        one included. Micro-batches then have `tree_rows` windows, and their gradients are added in an order that
+        depends on nothing else. This takes memory for further gradients, as many as the binary logarithm of the
+        micro-batches that a rank has in a step.
+    tree_rows : int
+        Rows of a micro-batch with ``reproducible="ranks"``. Small ones can be spread over many ranks, large ones are
+        computed faster.
     tensorboard : bool
         Also write TensorBoard event files (needs the package tensorboard).
     wandb : bool
@@ -122,6 +130,8 @@ class TrainingConfig(Settings):
     max_bad_steps: int = setting(5, at_least(1))
     trainable: tuple[str, ...] | None = setting(None, lambda value: None if value else "is empty; None trains all")
     activation_checkpointing: bool = setting(False)
+    reproducible: str | None = setting(None, one_of("ranks"))
+    tree_rows: int = setting(1, at_least(1))
     tensorboard: bool = setting(False)
     wandb: bool = setting(False)
 
@@ -193,6 +203,9 @@ class FinetuneConfig(Settings):
         which `MoM.train_only` of the model does not apply; a warning says so.
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
+    reproducible : {None, "ranks"}
+    tree_rows : int
+        On several ranks: the same bits with any number of them; see `TrainingConfig`.
 
     Raises
     ------
@@ -222,6 +235,8 @@ class FinetuneConfig(Settings):
     patience: int = setting(3, at_least(0))
     train: str = setting("all", one_of("all", "routers", "head"))
     activation_checkpointing: bool = setting(False)
+    reproducible: str | None = setting(None, one_of("ranks"))
+    tree_rows: int = setting(1, at_least(1))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of all epochs."""

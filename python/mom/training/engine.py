@@ -16,19 +16,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._reading import check_name
 from ..data.prepare import tokenizer_of
+from ..distributed import current
 from ..errors import ConfigError, TrainingError
 from ..files.atomic import clean_leftovers
 from ..files.locks import lock_folder
 from ..interventions.files import described
 from ..model import Network
-from .batches import MicroBatch, Rows, Windows
+from .batches import Rows, Windows
 from .callbacks import Callback, Evaluations, JsonLines, Progress, TensorBoard, WandB, closing
 from .checkpoint import (
     State,
@@ -42,8 +43,11 @@ from .checkpoint import (
 from .config import FinetuneConfig, TrainingConfig
 from .fingerprint import changes_between, check_changes, fingerprint_of
 from .optimizer import AdamW
+from .passes import Losses, Passes
 from .records import module_use, peak_memory_bytes
+from .sharded_adamw import ShardedAdamW
 from .signals import BrokenOff, StopSignals
+from .together import Together
 
 __all__ = ["Engine", "Schedule"]
 
@@ -94,15 +98,8 @@ class Schedule:
     save_optimizer: bool = True
 
 
-class _Losses(NamedTuple):
-    """Losses of a step: their weighted sum, which is trained on, and the mean of each term over the micro-batches."""
-
-    joint: float
-    terms: dict[str, float]
-
-
 class Engine:
-    """One run.
+    """One run, on this process or on several ranks (`mom.distributed.current`).
 
     Parameters
     ----------
@@ -152,7 +149,12 @@ class Engine:
         self.model, self.source, self.config, self.schedule = model, source, config, schedule
         self.evaluate, self.dir, self.label = evaluate, run_dir, label
         self.facts, self.allow_changes = dict(facts or {}), allow_changes
-        self.optimizer = AdamW(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
+        self.ranks = current()
+        settings = (config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
+        several = self.ranks.size > 1
+        self.optimizer = ShardedAdamW(model, self.ranks, *settings) if several else AdamW(model, *settings)
+        self._together = Together(self.ranks, model)
+        self._passes = Passes(model, self.ranks, config.reproducible == "ranks", schedule.terms_first)
         self.state = State()
         self.records: list[dict[str, Any]] = []
         self.best: dict[str, NDArray[np.float32]] = {}
@@ -161,7 +163,7 @@ class Engine:
         self._callbacks: Sequence[Callback] = ()
         self._signals = StopSignals()
         self._saved = (0, 0)  # `step` and `evaluated_step` of the newest checkpoint
-        self._save_is_due = self._stop_asked = False
+        self._save_is_due = self._stop_wanted = False
 
     # ------------------------------------------------------------------ beginning
     @contextlib.contextmanager
@@ -175,29 +177,31 @@ class Engine:
             yield
             return
         check_name(self.dir, ConfigError)
-        self.dir.mkdir(parents=True, exist_ok=True)
-        with lock_folder(self.dir):
-            clean_leftovers(self.dir)
+        with contextlib.ExitStack() as stack:
+            if self._together.speaks:
+                self.dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_folder(self.dir))
+                clean_leftovers(self.dir)
+                if not resume:
+                    check_no_run_in(self.dir)
             if resume:
                 self._resume(self.dir)
-            else:
-                check_no_run_in(self.dir)
             yield
 
     def _resume(self, run_dir: Path) -> None:
-        latest, self.passed_over = newest_checkpoint(run_dir)
+        latest, self.passed_over = self.ranks.from_first(lambda: newest_checkpoint(run_dir))
         for path, reason in self.passed_over:
-            print(f"resume: passed over {path}: {reason}", file=sys.stderr)
+            self._together.say(f"resume: passed over {path}: {reason}")
         if latest is None:
             return
         if self.model.tokenizer is None:
             self.model.tokenizer = tokenizer_of(latest)
-        changed = self._changes_since(latest)
+        changed = self.ranks.from_first(lambda: self._changes_since(latest))
         # What this call was not told stays true of the run.
         self.facts = {**(fingerprint_in(latest).get("run") or {}), **self.facts}
         found, self.best = load_checkpoint(latest, self.model, self.optimizer, self.schedule.steps)
         if changed & self.source.ordered_by:
-            print("resume: the training data begin anew", file=sys.stderr)
+            self._together.say("resume: the training data begin anew")
         else:
             self.source.load_state_dict(found["sampler"])
         found.setdefault("evaluated_step", found["step"])
@@ -205,18 +209,32 @@ class Engine:
         self.state.history = [(step, measure) for step, measure in self.state.history]
         self._saved = (self.state.step, self.state.evaluated_step)
         self.checkpoint = latest
-        if not self.state.bad_in_a_row:  # the run may have been killed after a save, before it removed older ones
+        # The run may have been killed after a save, before it removed older ones.
+        if self._together.speaks and not self.state.bad_in_a_row:
             remove_older(latest, self.schedule.keep_last)
 
     def _changes_since(self, latest: Path) -> set[str]:
         """Compare this run with that of a checkpoint, and say what differs. Returns the names of what was changed."""
         changes = changes_between(fingerprint_in(latest), self._fingerprint(), type(self.config))
         for change in check_changes(changes, str(latest), self.allow_changes):
-            print(f"resume: {change}", file=sys.stderr)
+            self._together.say(f"resume: {change}")
         return {change.name for change in changes}
 
     def _fingerprint(self) -> dict[str, Any]:
-        return fingerprint_of(self.model, self.config, self.facts, self.schedule.trained)
+        # In the other mode, the number of ranks has no effect on the numbers.
+        facts = self.facts if self.config.reproducible == "ranks" else {**self.facts, "ranks": self.ranks.size}
+        return fingerprint_of(self.model, self.config, facts, self.schedule.trained)
+
+    def _check_ranks(self) -> None:
+        """Raise unless the ranks can train together."""
+        if self.config.reproducible == "ranks" and self.model.config.balance_counts == "step":
+            raise ConfigError(
+                "reproducible: 'ranks' is not possible with balance_counts='step', for which a micro-batch depends on "
+                "those before it; take balance_counts='micro'"
+            )
+        if self.ranks.size > 1:
+            self._together.use_common_level()
+            self._together.check_alike(self._fingerprint())
 
     # ------------------------------------------------------------------ the loop
     @property
@@ -228,7 +246,7 @@ class Engine:
     def is_over(self) -> bool:
         """Whether no steps are left."""
         patience_is_over = 0 < self.schedule.patience <= self._waited
-        return self.state.step >= self.schedule.steps or patience_is_over or self._stop_asked
+        return self.state.step >= self.schedule.steps or patience_is_over or self._together.stop
 
     @property
     def _waited(self) -> int:
@@ -267,23 +285,41 @@ class Engine:
             If a callback or an evaluation raises it. In the second case, and with a `run_dir`, a checkpoint has been
             saved. A resumed run begins with that evaluation.
         """
-        with self._folder(resume), closing(self._own_callbacks(resume, progress)) as own, self._training_mode():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.ranks.failing_together())
+            self._check_ranks()
+            stack.enter_context(self._folder(resume))
+            own = stack.enter_context(closing(self._own_callbacks(resume, progress)))
+            stack.enter_context(self._training_mode())
             if self.model.tokenizer is None:  # checkpoints and the model have that of the data, too
                 self.model.tokenizer = self.source.tokenizer(self.model.config.vocab_size)
-            self._callbacks, self._signals = [*callbacks, *own], signals
+            self._callbacks, self._signals = [*callbacks, *own] if self._together.speaks else [], signals
             with contextlib.suppress(BrokenOff):
-                if self.state.step:
-                    self._between_steps()  # the evaluation that the interrupted run did not finish
-                while not self.is_over and not signals:
-                    self._one_step()
-                    self._between_steps()
-                if self.is_over:
-                    self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
+                if self._loop():
                     return None
             self._save()
-            return signals[0]
+            return self._together.signal or signals[0]
+
+    def _loop(self) -> bool:
+        """Make steps until the run is over or a signal comes. Returns whether it is over."""
+        if self.state.step:
+            self._between_steps()  # the evaluation that the interrupted run did not finish
+        self._agree()
+        while not self.is_over and not self._together.signal:
+            self._one_step()
+            self._agree()
+            self._between_steps()
+            self._agree()
+        if self.is_over:
+            self._between_steps()  # a callback may have asked to stop when it received the evaluation's record
+        return self.is_over
+
+    def _agree(self) -> None:
+        self._together.agree(self._signals, self._stop_wanted, self.state.step)
 
     def _own_callbacks(self, resume: bool, progress: bool) -> Iterator[Callback]:
+        if not self._together.speaks:
+            return
         if self.dir is not None:
             yield JsonLines(self.dir / "log.jsonl", self.state.step if resume else None)
             if getattr(self.config, "tensorboard", False):
@@ -329,13 +365,14 @@ class Engine:
     def _one_step(self) -> None:
         started, state = time.perf_counter(), self.state
         before = self.source.state_dict(), self.model.random_state
-        batches = self.source.next_step()
+        batches = self.source.next_step(self._rows)
+        self.ranks.doing = f"in step {state.step + 1}"
         self.optimizer.lr = self.config.lr * self.schedule.rate_factor(state.step)
         if self.model.core.used.any():  # the last step was skipped, or a callback has run a backward pass
             self.model.zero_grad()
         try:
-            with self._signals.at_once():
-                losses = self._passes(batches)
+            with self._at_once():
+                losses = self._passes.run(batches)
         except BrokenOff:  # as if the step had not begun
             self.source.load_state_dict(before[0])
             self.model.random_state = before[1]
@@ -343,7 +380,7 @@ class Engine:
         norm, problem = math.nan, None
         if not all(map(math.isfinite, losses.terms.values())):
             problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
-        elif not math.isfinite(norm := self.optimizer.step(self.config.clip, zero_grad=True)):
+        elif not math.isfinite(norm := self._update()):
             problem = f"gradient norm is {norm}"
         seconds = time.perf_counter() - started
         state.step += 1
@@ -359,25 +396,22 @@ class Engine:
         if state.step % self.schedule.log_every == 0 or state.step == self.schedule.steps:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
-    def _passes(self, batches: Sequence[MicroBatch]) -> _Losses:
-        """Run the forward and backward passes of a step. Their gradients add up.
+    @property
+    def _rows(self) -> int | None:
+        """Rows of a micro-batch; None: as the source has them."""
+        if self.config.reproducible == "ranks":
+            return self.config.tree_rows
+        return None if self.ranks.size == 1 else -(-self.config.batch_size // self.ranks.size)
 
-        The loss ``lm`` of a step is the mean over what the step scores: labelled positions, or rows that are
-        classified. So a micro-batch has the weight of its share. Other terms are means over the micro-batches.
-        """
-        weights, total = self.model.config.loss_weights, sum(batch.scored for batch in batches)
-        joint, terms = 0.0, dict[str, float]()
-        for batch in batches:
-            out = self.model(**batch.inputs)  # type: ignore[operator]
-            scales = {name: weight / len(batches) for name, weight in weights.items()} | {"lm": batch.scored / total}
-            joint += sum(scales[name] * value for name, value in out.losses.items())
-            for name, value in out.losses.items():
-                share = value * batch.scored / total if name == "lm" else value / len(batches)
-                terms[name] = terms.get(name, 0.0) + share
-            if math.isfinite(out.lm_loss):
-                self.model.backward(scales=scales)
-        apart = sum(weights[name] * value for name, value in terms.items())
-        return _Losses(apart if self.schedule.terms_first else joint, terms)
+    def _at_once(self) -> contextlib.AbstractContextManager[None]:
+        """A block that a signal ends at once. Several ranks end together, so they finish it first."""
+        return self._signals.at_once() if self.ranks.size == 1 else contextlib.nullcontext()
+
+    def _update(self) -> float:
+        """Clip the gradients, make the optimizer's step, and zero the gradients. Returns the norm before clipping."""
+        if isinstance(self.optimizer, ShardedAdamW):
+            self.optimizer.reduce(self._passes.tree, self._passes.used)
+        return self.optimizer.step(self.config.clip, zero_grad=True)
 
     def _skip(self, reason: str) -> None:
         state = self.state
@@ -394,11 +428,13 @@ class Engine:
     # ------------------------------------------------------------------ evaluations, checkpoints, records
     def _evaluate(self, evaluate: Callable[[], Mapping[str, Any]]) -> None:
         state = self.state
+        self.ranks.doing = f"in the evaluation after step {state.step}"
         try:
-            with self.model.evaluating(), self._signals.at_once():
+            with self.model.evaluating(), self._at_once():
                 values = dict(evaluate())
         except KeyboardInterrupt:
-            self._save()
+            if self.ranks.size == 1:
+                self._save()
             raise
         measure = float(values[self.schedule.measure])
         state.evaluated_step, state.val_loss = state.step, values.get("val_loss")
@@ -433,12 +469,20 @@ class Engine:
         progress = {"fingerprint": self._fingerprint(), "sampler": self.source.state_dict(), **vars(state)}
         keep_last = self.schedule.keep_last if not state.bad_in_a_row else sys.maxsize
         optimizer = self.optimizer if self.schedule.save_optimizer or state.step < self.schedule.steps else None
-        self.checkpoint = save_checkpoint(self.dir, self.model, optimizer, progress, self.best, keep_last)
+        self.ranks.doing = f"in the checkpoint after step {state.step}"
+        if isinstance(self.optimizer, ShardedAdamW) and not self._together.speaks:
+            self.optimizer.lend()
+        else:
+            self.checkpoint = save_checkpoint(self.dir, self.model, optimizer, progress, self.best, keep_last)
+        if isinstance(self.optimizer, ShardedAdamW) and self._together.speaks:
+            self.optimizer.lent()
+        self.checkpoint = self.ranks.from_first(lambda: self.checkpoint)
         self._saved = (state.step, state.evaluated_step)
         self._record("checkpoint", path=str(self.checkpoint))
 
-    def _record_step(self, losses: _Losses, norm: float, tokens: int, seconds: float) -> None:
-        use, skip_share = module_use(self.model)
+    def _record_step(self, losses: Losses, norm: float, tokens: int, seconds: float) -> None:
+        # Another rank may have had nothing to compute.
+        use, skip_share = module_use(self.model) if self._together.speaks else (None, None)
         terms = {f"{name}_loss": losses.terms.get(name) for name in self.model.config.loss_weights}
         self._record(
             "train", loss=losses.joint, **terms, grad_norm=norm, lr=self.optimizer.lr, seconds=seconds,
@@ -452,4 +496,4 @@ class Engine:
         self.records.append({name: value for name, value in record.items() if name != "module_use"})
         for callback in self._callbacks:
             if callback.record(record) is True:
-                self._stop_asked = True
+                self._stop_wanted = True

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.batches import pack_rows
+from ..distributed import current, is_first
 from ..errors import TrainingInterrupted
 from ..files.folders import write_json
 from ..files.locks import lock_folder
@@ -254,7 +255,7 @@ def fit_classifier(
         return MicroBatch(inputs, len(chosen), len(chosen), len(tokens))
 
     source = Rows([len(row) for row in rows], config.batch_size, config.accumulation, seed, make)
-    if options is not None and options.dir is not None:
+    if options is not None and (options.dir is not None or current().size > 1):
         options = dataclasses.replace(options, facts={"data": digest_of_rows(rows, labels), **options.facts})
     return fit_rows(model, source, config, seed, evaluate, options)
 
@@ -308,7 +309,7 @@ def results_folder(folder: Path | None) -> Iterator[None]:
     TrainingError
         If another fine-tuning holds the lock. The message names `out_dir`.
     """
-    if folder is None:
+    if folder is None or not is_first():
         yield
         return
     made = [path for path in (folder.parent, folder.parent.parent) if not path.exists()]
@@ -351,7 +352,7 @@ def train_seeds(
     runs: SeedRuns[Made] = SeedRuns()
     own = {seed: None if options.dir is None else options.dir / f"seed-{seed}" for seed in seeds}
     for path in own.values():
-        if path is not None and not options.resume:
+        if path is not None and not options.resume and is_first():
             check_no_run_in(path)  # checked now, before any seed is trained
     for seed, path in own.items():
         model = make(seed)

@@ -51,7 +51,8 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "eps": REFUSED, "weight_decay": REFUSED, "clip": REFUSED, "sampling": REFUSED, "seed": REFUSED,
         "eval_every": FREE, "eval_batches": WARNED, "patience": FREE, "save_every": FREE, "keep_last": FREE,
         "save_optimizer": FREE, "log_every": FREE, "max_bad_steps": FREE, "trainable": REFUSED,
-        "activation_checkpointing": FREE, "tensorboard": FREE, "wandb": FREE,
+        "activation_checkpointing": FREE, "reproducible": REFUSED, "tree_rows": REFUSED, "tensorboard": FREE,
+        "wandb": FREE,
     },
     # Evaluations choose the weights that are kept, so they count here.
     "fine-tuning": {
@@ -59,6 +60,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "schedule": REFUSED, "warmup": REFUSED, "weight_decay": REFUSED, "beta1": REFUSED, "beta2": REFUSED,
         "eps": REFUSED, "clip": REFUSED, "dropout": REFUSED, "max_length": REFUSED, "evals_per_epoch": REFUSED,
         "eval_every": REFUSED, "patience": FREE, "train": REFUSED, "activation_checkpointing": FREE,
+        "reproducible": REFUSED, "tree_rows": REFUSED,
     },
     "run": {
         "data": REFUSED,  # hash of the training data
@@ -69,6 +71,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "frozen": REFUSED,  # which parameters are not trained
         "seed": REFUSED,  # of fine-tuning
         "interventions": REFUSED,  # those that are active in the whole run
+        "ranks": WARNED,  # how many
         "dtype": WARNED, "level": WARNED, "compiler": WARNED, "version": WARNED,
     },
 }  # fmt: skip

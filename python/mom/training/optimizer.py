@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._arguments import flag
 from .._arguments import number as _number
+from ..distributed import Communicator, Serial
 from ..familiar import Familiar
 from ..model import Network
 from ..model.memory_plan import check_optimizer_fits
@@ -21,6 +22,10 @@ _NON_NEGATIVE = "a non-negative finite number"
 _POSITIVE = "a positive finite number of type float32"
 #: Smallest normal float32. The core treats smaller numbers as zero.
 _TINY = float(np.finfo(np.float32).tiny)
+
+
+#: Rate, betas, eps, weight decay, limit of the norm, and whether gradients are zeroed.
+_StepArguments = tuple[float, float, float, float, float, float | None, bool]
 
 
 class AdamW(Familiar):
@@ -54,6 +59,9 @@ class AdamW(Familiar):
     Source: Loshchilov and Hutter, arXiv:1711.05101; defaults of the published recipe.
     """
 
+    #: Those that share the work of an update; see `ShardedAdamW`.
+    _ranks: Communicator = Serial()
+
     def __init__(
         self,
         model: Network,
@@ -71,8 +79,8 @@ class AdamW(Familiar):
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0, _NON_NEGATIVE)
         trainable = model.trainable
         trained = sum(tensor.size for name, tensor in model.parameters.items() if trainable[name])
-        check_optimizer_fits(model.num_parameters, trained, model.memory_limit)
-        self._core = _core.AdamW(model.core)
+        check_optimizer_fits(model.num_parameters, trained, model.memory_limit, self._ranks.size)
+        self._core = _core.AdamW(model.core, self._ranks.rank, self._ranks.size)
 
     @overload
     def step(self, max_norm: None = None, *, zero_grad: bool = False) -> None: ...
@@ -102,7 +110,10 @@ class AdamW(Familiar):
         zero_grad = flag(zero_grad, "zero_grad")
         lr = _number(self.lr, "lr", 0.0, _NON_NEGATIVE)
         limit = None if max_norm is None else _max_norm(max_norm)
-        return self._core.step(lr, self.betas[0], self.betas[1], self.eps, self.weight_decay, limit, zero_grad)
+        return self._step((lr, *self.betas, self.eps, self.weight_decay, limit, zero_grad))
+
+    def _step(self, arguments: _StepArguments) -> float | None:
+        return self._core.step(*arguments)
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
@@ -113,7 +124,7 @@ class AdamW(Familiar):
             views[f"exp_avg_sq.{name}"] = self._core.exp_avg_sq(i)
         return views
 
-    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Copy a complete `state` back. If a name or shape does not fit, nothing changes."""
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected a mapping of names to arrays, got {type(state).__name__}")
@@ -126,7 +137,10 @@ class AdamW(Familiar):
                 raise ValueError(f"state: {name!r} has shape {given.shape}, expected {view.shape}")
             if given.dtype.kind != "f":
                 raise ValueError(f"state: {name!r} has dtype {given.dtype}, expected a floating one")
-        for name, view in own.items():
+        self._take(state)
+
+    def _take(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for name, view in self.state.items():
             view[...] = state[name]
 
 

@@ -19,10 +19,12 @@ from .._reading import kind_of
 from ..data.prepare import read_meta, tokenizer_of
 from ..data.same_tokenizer import warn_of_other_tokenizer
 from ..data.token_files import TokenFile, WindowSampler
+from ..distributed import current
 from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..familiar import Familiar
 from ..interventions.rules import Intervention
 from ..model import MoM
+from ..model.token_loss import summed_losses
 from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
@@ -136,20 +138,28 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
     -------
     float
         Nats per predicted token. Training mode and random state of the model are as before.
+
+    Notes
+    -----
+    On several ranks, all of them must call this function. They deal the batches out among them.
     """
     windows = min(batches * batch_size, len(tokens) // sequence_length)
     if windows < 1:
         raise DataError(f"tokens: {tokens.path} holds no window of {sequence_length} tokens")
-    total, count = 0.0, 0
+    ranks, losses = current(), list[tuple[float, int]]()
     with model.evaluating():
-        for begin in range(0, windows, batch_size):
+        seed, first_draw = model.random_state
+        for number in ranks.spread(-(-windows // batch_size)):
+            if ranks.size > 1:  # routers with noise draw what a single process would
+                model.random_state = (seed, first_draw + number)
+            begin = number * batch_size
             rows = min(batch_size, windows - begin)
             ids = tokens.windows(np.arange(begin, begin + rows) * sequence_length, sequence_length)
             out = model(ids, labels=ids, keep=False)
             assert out.lm_loss is not None
-            total += out.lm_loss * out.num_labelled
-            count += out.num_labelled
-    return total / count
+            losses.append((out.lm_loss, out.num_labelled))
+    nats, count = summed_losses(losses, ranks)
+    return nats / count
 
 
 def train(
@@ -251,7 +261,8 @@ def run_training(
     tokens, validation = _open_data(data, val_data, model, config)
     if config.patience and validation is None:
         raise ConfigError("patience: needs validation data, which decide when the run ends")
-    sampler = WindowSampler(tokens, config.batch_size, config.sequence_length, config.seed, config.sampling)
+    windows = config.batch_size * config.accumulation
+    sampler = WindowSampler(tokens, windows, config.sequence_length, config.seed, config.sampling)
 
     def evaluate() -> dict[str, float]:
         assert validation is not None
@@ -264,9 +275,10 @@ def run_training(
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True, patience=config.patience,
         save_optimizer=config.save_optimizer,
     )  # fmt: skip
-    facts = {} if options.dir is None else {**_facts(tokens, validation), **options.facts}
+    has_facts = options.dir is not None or current().size > 1
+    facts = {**_facts(tokens, validation), **options.facts} if has_facts else {}
     engine = Engine(
-        model, Windows(sampler, config.accumulation), config, schedule, None if validation is None else evaluate,
+        model, Windows(sampler, config.batch_size), config, schedule, None if validation is None else evaluate,
         options.dir, options.label, facts, options.allow_changes,
     )  # fmt: skip
     with closing(options.callbacks) as listeners, stop_signals() as signals:

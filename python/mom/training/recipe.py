@@ -19,6 +19,7 @@ from .._arguments import PathLike, flags
 from .._reading import kind_of
 from ..config import MoMConfig
 from ..data.prepare import read_meta
+from ..distributed import current
 from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..files.folders import MODEL_FILES, check_replaceable, write_json
 from ..interventions.files import described
@@ -211,7 +212,8 @@ def pretrain(
     start = start_of(first, begins=planned is None)
     model = _model(config, data, phase, first, dtype or before, seed)
     if planned is None and minutes is not None:
-        tokens = _tokens_in(model, RECIPES[recipe], minutes)
+        # On several ranks all take the number of one. Each has its own part of the tokens.
+        tokens = current().size * current().exchange(_tokens_in(model, RECIPES[recipe], minutes))[0]
     if tokens is not None:
         scaled = RECIPES[recipe].scaled(int(tokens), model.config.n_positions)
         by_budget = {name: getattr(scaled, name) for name in ("steps", "batch_size", "accumulation", "sequence_length")}

@@ -1,4 +1,5 @@
-"""Lets SIGTERM or Ctrl-C end a run where nothing is left half done."""
+"""Lets a signal end a run where nothing is left half done: Ctrl-C, SIGTERM, SIGHUP (a terminal that closes) or SIGUSR1
+(sent by batch systems before they end a job)."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["BrokenOff", "StopSignals", "stop_signals"]
+
+
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
 class BrokenOff(KeyboardInterrupt):
@@ -42,7 +46,7 @@ class StopSignals(list[str]):
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """In the main thread, collect SIGTERM or SIGINT instead of ending the process. The next signal acts as usual.
+    """In the main thread, collect signals (`_NAMES`) instead of ending the process. The next signal acts as usual.
 
     If the program has not acted on a signal when the block ends (see ``handled``), the signal is sent again.
     """
@@ -59,7 +63,7 @@ def stop_signals() -> Iterator[StopSignals]:
 
     try:
         if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
                 old = signal.getsignal(number)
                 # A signal that is ignored (as in a background job) stays ignored. None means a handler not set by
                 # Python.

@@ -1,0 +1,59 @@
+"""``mom launch``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from typing import Any
+
+from ..distributed.launcher import Launch, default_ranks, launcher_command, supervise, threads_for
+from ..errors import ConfigError
+from .flags import command
+
+#: Commands that continue from a checkpoint with ``--resume``.
+_RESUMABLE = ("train", "pretrain", "finetune")
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands, "launch", _run, "run a command or a script on several ranks",
+        "Starts the same program several times with the mpiexec that belongs to mpi4py, or with srun in a SLURM job. "
+        "Each process, a rank, gets its own processors. A model is then trained by all of them together.",
+    )  # fmt: skip
+    parser.add_argument("-n", "--ranks", type=int, help="processes in all (default: one per NUMA node of each host)")
+    parser.add_argument("--hosts", metavar="HOSTS", help="machines to use, as in a,b,c (default: this one)")
+    parser.add_argument("--threads", type=int, help="threads of each rank (default: all processors divided)")
+    parser.add_argument(
+        "--max_restarts", type=int, default=0, help="start again after a failure, from the newest checkpoint"
+    )
+    parser.add_argument("--min_ranks", type=int, metavar="N", help="after two failures in a row, halve ranks down to N")
+    parser.add_argument("program", help="a command, such as train, or a script.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+
+
+def _run(a: argparse.Namespace) -> int:
+    hosts = tuple(host for host in (a.hosts or "").split(",") if host)
+    ranks = default_ranks() * max(1, len(hosts)) if a.ranks is None else a.ranks
+    least = ranks if a.min_ranks is None else a.min_ranks
+    for name, value, low in (("ranks", ranks, 1), ("max_restarts", a.max_restarts, 0), ("min_ranks", least, 1)):
+        if value < low:
+            raise ConfigError(f"{name}: {value} is less than {low}")
+
+    def start(count: int, again: bool) -> subprocess.Popen[bytes]:
+        per_host = Launch(count, 1, hosts).per_host
+        threads = threads_for(per_host) if a.threads is None else a.threads
+        words, environment = launcher_command(Launch(count, threads, hosts), _program(a, again))
+        return subprocess.Popen(words, env={**os.environ, **environment})
+
+    return supervise(start, ranks, a.max_restarts, least)
+
+
+def _program(a: argparse.Namespace, again: bool) -> list[str]:
+    """What each rank runs. A command that can resume does so when it is started again."""
+    if a.program.endswith(".py"):
+        return [sys.executable, a.program, *a.arguments]
+    more = ["--resume"] if again and a.program in _RESUMABLE and "--resume" not in a.arguments else []
+    return [sys.executable, "-m", "mom", a.program, *a.arguments, *more]

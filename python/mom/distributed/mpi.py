@@ -1,0 +1,147 @@
+"""Ranks that were started by an MPI launcher, over the package mpi4py.
+
+Small values go to rank 0, which sends all of them back. So rank 0 knows which rank has not answered. Arrays go
+directly from rank to rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._extras import need
+from ..errors import RankError
+from ..runtime import get_num_threads, set_num_threads
+from .communicator import Communicator, Floats
+from .patience import patience
+
+__all__ = ["Mpi", "connect"]
+
+#: Kinds of messages.
+_VALUE, _ALL_VALUES, _PIECE, _PART = range(4)
+
+
+class Mpi(Communicator):
+    """A rank of ``MPI.COMM_WORLD``."""
+
+    def __init__(self, mpi: Any) -> None:
+        self._mpi = mpi
+        self._world = mpi.COMM_WORLD.Dup()  # apart from messages of the program
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        if self.rank:
+            self._send(data, 0, _VALUE)
+            whole = self._receive(0, _ALL_VALUES, lambda: [0])[1]
+            values: list[bytes] = pickle.loads(whole)
+            return values
+        found = {0: data}
+        while len(found) < self.size:
+            rank, value = self._receive(
+                self._mpi.ANY_SOURCE, _VALUE, lambda: [rank for rank in range(self.size) if rank not in found]
+            )
+            found[rank] = value
+        values = [found[rank] for rank in range(self.size)]
+        whole = pickle.dumps(values)
+        for rank in range(1, self.size):
+            self._send(whole, rank, _ALL_VALUES)
+        return values
+
+    def _send(self, data: bytes, rank: int, kind: int) -> None:
+        self._world.Send([data, self._mpi.BYTE], rank, kind)
+
+    def _receive(self, source: int, kind: int, late: Callable[[], list[int]]) -> tuple[int, bytes]:
+        """A message and the rank that sent it. `late` gives the ranks to name if it does not come."""
+        status, begun, wait = self._mpi.Status(), time.monotonic(), patience()
+        while not self._world.Iprobe(source, kind, status):
+            waited = time.monotonic() - begun
+            if waited > wait:
+                names = " and ".join(f"rank {rank}" for rank in late())
+                message = f"{names} did not answer for {wait:g} s; rank {self.rank} was {self.doing}"
+                self._end(f"mom: rank {self.rank}: error: {message}\n")
+            if waited > 0.002:  # at first without sleep, since the ranks come here at about the same time
+                time.sleep(5e-5)
+        data = bytearray(status.Get_count(self._mpi.BYTE))
+        self._world.Recv([data, self._mpi.BYTE], status.Get_source(), kind)
+        return status.Get_source(), bytes(data)
+
+    def swap(self, block: Floats, begins: Sequence[int], counts: Sequence[int], pieces: Floats) -> None:
+        others = [(self.rank + i) % self.size for i in range(1, self.size)]
+        mine, requests = counts[self.rank], []
+        for rank in others if mine else ():
+            requests.append(self._world.Irecv(pieces[rank, :mine], rank, _PIECE))
+        for rank in others:
+            if counts[rank]:
+                part = block[begins[rank] : begins[rank] + counts[rank]]
+                requests.append(self._world.Isend(part, rank, _PIECE))
+        self._mpi.Request.Waitall(requests)
+
+    def share(self, block: Floats, bounds: Sequence[int]) -> None:
+        parts = [block[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        others = [(self.rank + i) % self.size for i in range(1, self.size)]
+        requests = [self._world.Irecv(parts[rank], rank, _PART) for rank in others if len(parts[rank])]
+        if len(parts[self.rank]):
+            requests += [self._world.Isend(parts[self.rank], rank, _PART) for rank in others]
+        self._mpi.Request.Waitall(requests)
+
+    def _end(self, text: str) -> None:
+        """Write a message, and end the processes of all ranks."""
+        with contextlib.suppress(Exception):
+            print(text, end="", file=sys.__stderr__, flush=True)
+        self._mpi.COMM_WORLD.Abort(1)
+
+    def end_on_exceptions(self) -> None:
+        """Let an exception that nothing catches show its rank and traceback, and end the processes of all ranks.
+
+        Otherwise the process would wait for the others before it ends, and they for its next message.
+        """
+
+        def hook(kind: type[BaseException], error: BaseException, where: Any) -> None:
+            if isinstance(error, RankError):  # another rank has shown it, and ends this process
+                return
+            shown = "".join(traceback.format_exception(kind, error, where))
+            self._end(f"rank {self.rank}: {shown}")
+
+        sys.excepthook = hook
+
+
+def connect(launched: int) -> Communicator:
+    """The ranks of the launcher that has started this process and `launched` - 1 others.
+
+    Raises
+    ------
+    ImportError
+        Without mpi4py or an MPI library.
+    RankError
+        If the launcher belongs to another MPI than mpi4py.
+    """
+    try:
+        mpi = need("mpi4py.MPI", "A run on several ranks", "mpi4py")
+    except RuntimeError as error:  # how mpi4py says that there is no library
+        raise ImportError(f"mpi4py finds no MPI library: pip install mpich ({error})") from None
+    if (size := mpi.COMM_WORLD.Get_size()) != launched:
+        library = mpi.Get_library_version().strip("\0\n ").splitlines()[0]
+        raise RankError(
+            f"this mpiexec belongs to another MPI: it has started {launched} processes, of which mpi4py sees {size}. "
+            f"mpi4py uses {library}; start the processes with the mpiexec of that library, or with 'mom launch'",
+            [],
+        )
+    communicator = Mpi(mpi)
+    communicator.end_on_exceptions()
+    _share_processors(communicator)
+    return communicator
+
+
+def _share_processors(communicator: Communicator) -> None:
+    """Divide processors among the ranks that may run on the same ones, unless OMP_NUM_THREADS says how many threads."""
+    own = (platform.node(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [])
+    said = communicator.exchange(own)
+    if "OMP_NUM_THREADS" not in os.environ:
+        set_num_threads(max(1, get_num_threads() // said.count(own)))
