@@ -124,7 +124,7 @@ def test_a_rank_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -
         return str(caught.value)
 
     said = run(3, talk)
-    assert said[0] == "rank 1 did not answer; rank 0 was in step 7" and said[1] == "late"
+    assert said[0] == "rank 1 did not answer in step 7" and said[1] == "late"
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])

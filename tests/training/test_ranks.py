@@ -330,3 +330,19 @@ def test_a_rank_whose_parameters_change_is_named(data: Path, monkeypatch: pytest
 def test_step_counts_of_the_balance_loss_are_refused(data: Path) -> None:
     with pytest.raises(mom.ConfigError, match="reproducible: 'ranks' is not possible with balance_counts='step'"):
         mom.train(small_run.model(balance_counts="step"), data, reproducible="ranks", **{**small_run.SETTINGS, **STEPS})
+
+
+def test_the_plan_of_a_rank() -> None:
+    model = small_run.model()
+    alone = model.memory_plan(2, 16)
+    assert (alone.ranks, alone.received, alone.sums) == (1, 0, 0) and "received" not in str(alone)
+    for ranks in (2, 4):
+        plan = model.memory_plan(2, 16, ranks=ranks, leaves=5)
+        shard = int(np.diff(_core.shard_bounds(model.core, ranks)).max())
+        assert plan.moments == 8 * shard and plan.received == 4 * ranks * shard
+        assert plan.sums == 3 * 4 * len(_core.parameter_block(model.core))
+        assert plan.total == alone.total - alone.moments + plan.moments + plan.received + plan.sums
+        assert model.memory_plan(2, 16, ranks=ranks, training=False).total == model.memory_plan(2, 16, training=False).total
+    for name in ("ranks", "leaves"):
+        with pytest.raises(ValueError, match=name):
+            model.memory_plan(2, 16, **{name: 0})

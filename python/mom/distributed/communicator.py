@@ -52,7 +52,7 @@ class Communicator:
     rank: int = 0
     size: int = 1
     slab: int = 1 << 20
-    doing: str = "beginning"
+    doing: str = "at the beginning"
     told: bool = False
     _depth: int = 0
 

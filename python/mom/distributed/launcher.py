@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from ..runtime import cpu_info
 
-__all__ = ["Launch", "default_ranks", "find_mpiexec", "launcher_command", "supervise"]
+__all__ = ["Launch", "default_ranks", "find_mpiexec", "launcher_command", "supervise", "threads_for"]
 
 #: Words by which an MPI names itself, in its library and in its launcher.
 _FAMILIES = {
@@ -23,8 +24,9 @@ _FAMILIES = {
     "Open MPI": r"Open MPI|OpenRTE|PRRTE|prterun",
 }
 
-#: Exit statuses of a run that a signal has ended after it saved a checkpoint. It is not begun again.
-_STOPPED = frozenset(128 + getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
+#: Signals that end a run after it has saved a checkpoint, and its exit status then. It is not begun again.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_STOPPED = frozenset(128 + number for number in _SIGNALS)
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,23 @@ def supervise(
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a launcher, and pass signals on to it."""
-    passed = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
-    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in passed}
+    """Wait for a launcher. Returns its exit status, or that of the signal that ended it.
+
+    The first signal reaches the ranks as SIGUSR1, which every launcher passes on and survives. The next one ends the
+    launcher.
+    """
+    received: list[int] = []
+
+    def handler(number: int, _frame: Any) -> None:
+        received.append(number)
+        process.send_signal(signal.SIGUSR1 if len(received) == 1 else signal.SIGTERM)
+
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         status = process.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
+    if received:
+        return 128 + received[0]
     return 128 - status if status < 0 else status

@@ -6,6 +6,7 @@ directly from rank to rank.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pickle
@@ -59,13 +60,13 @@ class Mpi(Communicator):
 
     def _receive(self, source: int, kind: int, late: Callable[[], list[int]]) -> tuple[int, bytes]:
         """A message and the rank that sent it. `late` gives the ranks to name if it does not come."""
-        status, begun, wait = self._mpi.Status(), time.monotonic(), patience()
+        status, begun = self._mpi.Status(), time.monotonic()
+        wait = patience() * (1.5 if self.rank else 1.0)  # rank 0 knows best who is missing, so it shall say so
         while not self._world.Iprobe(source, kind, status):
             waited = time.monotonic() - begun
             if waited > wait:
                 names = " and ".join(f"rank {rank}" for rank in late())
-                message = f"{names} did not answer for {wait:g} s; rank {self.rank} was {self.doing}"
-                self._end(f"mom: rank {self.rank}: error: {message}\n")
+                self._end(f"mom: error: {names} did not answer for {wait:g} s {self.doing}\n")
             if waited > 0.002:  # at first without sleep, since the ranks come here at about the same time
                 time.sleep(5e-5)
         data = bytearray(status.Get_count(self._mpi.BYTE))
@@ -104,8 +105,8 @@ class Mpi(Communicator):
         """
 
         def hook(kind: type[BaseException], error: BaseException, where: Any) -> None:
-            if isinstance(error, RankError):  # another rank has shown it, and ends this process
-                return
+            if self.told or (isinstance(error, RankError) and error.traceback):
+                return  # another rank shows it, and ends this process
             shown = "".join(traceback.format_exception(kind, error, where))
             self._end(f"rank {self.rank}: {shown}")
 
@@ -122,21 +123,39 @@ def connect(launched: int) -> Communicator:
     RankError
         If the launcher belongs to another MPI than mpi4py.
     """
+    mpi4py = need("mpi4py", "A run on several ranks")
+    mpi4py.rc.initialize = False  # an MPI that does not know its launcher can end the process as it begins
     try:
-        mpi = need("mpi4py.MPI", "A run on several ranks", "mpi4py")
+        mpi = need("mpi4py.MPI", "A run on several ranks")
     except RuntimeError as error:  # how mpi4py says that there is no library
         raise ImportError(f"mpi4py finds no MPI library: pip install mpich ({error})") from None
+    library = mpi.Get_library_version().strip("\0\n ").splitlines()[0]
+    if _of_other_family("Open MPI" in library):
+        raise _other_launcher(launched, "nothing", library)
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_SERIALIZED)
+        atexit.register(lambda: mpi.Is_finalized() or mpi.Finalize())
     if (size := mpi.COMM_WORLD.Get_size()) != launched:
-        library = mpi.Get_library_version().strip("\0\n ").splitlines()[0]
-        raise RankError(
-            f"this mpiexec belongs to another MPI: it has started {launched} processes, of which mpi4py sees {size}. "
-            f"mpi4py uses {library}; start the processes with the mpiexec of that library, or with 'mom launch'",
-            [],
-        )
+        raise _other_launcher(launched, str(size), library)
     communicator = Mpi(mpi)
     communicator.end_on_exceptions()
     _share_processors(communicator)
     return communicator
+
+
+def _of_other_family(library_is_open_mpi: bool) -> bool:
+    """Whether the launcher cannot be that of the library, by the variables that it sets."""
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return not library_is_open_mpi
+    return library_is_open_mpi and "PMI_SIZE" in os.environ and "PMIX_RANK" not in os.environ
+
+
+def _other_launcher(launched: int, seen: str, library: str) -> RankError:
+    return RankError(
+        f"this mpiexec belongs to another MPI: it has started {launched} processes, of which mpi4py sees {seen}. "
+        f"mpi4py uses {library.partition(',')[0]}. Start the processes with the mpiexec of that library, or with "
+        "'mom launch', which finds it"
+    )
 
 
 def _share_processors(communicator: Communicator) -> None:

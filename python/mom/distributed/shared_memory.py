@@ -56,7 +56,7 @@ class SharedMemory(Communicator):
         except threading.BrokenBarrierError:
             late = [rank for rank in range(self.size) if self._arrived[rank] < self._arrived[self.rank]]
             names = " and ".join(f"rank {rank}" for rank in late) or "another rank"
-            raise RankError(f"{names} did not answer; rank {self.rank} was {self.doing}", late) from None
+            raise RankError(f"{names} did not answer {self.doing}", late) from None
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         self._lengths[self.rank] = len(data)

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import _core, runtime
 from .._arguments import count, flags
 from .._html import html_table
 from ..config import MoMConfig
+from ..distributed import Communicator
 from ..files.names import canonical_names
 from ..interventions.scope import capture_bytes, capture_names
 from .core_config import core_config
@@ -49,6 +52,12 @@ class MemoryPlan:
         Temporaries.
     captured : int
         Copies of captured activations and, in training, of their gradients.
+    ranks : int
+        Ranks that train together, each of which holds its share of the moments.
+    received : int
+        Parts of gradients that a rank receives from the others, at most at a time.
+    sums : int
+        Gradients that wait for those of other micro-batches, see `TrainingConfig.reproducible`.
     """
 
     batch: int
@@ -63,6 +72,9 @@ class MemoryPlan:
     packed: int
     workspace: int
     captured: int = 0
+    ranks: int = 1
+    received: int = 0
+    sums: int = 0
 
     @property
     def arena(self) -> int:
@@ -72,12 +84,13 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes of everything. The interpreter and its libraries (some 40 MB) are not counted."""
-        return self.parameters + self.gradients + self.moments + self.arena + self.captured
+        of_ranks = self.received + self.sums
+        return self.parameters + self.gradients + self.moments + self.arena + self.captured + of_ranks
 
     def rows(self) -> list[tuple[str, int]]:
-        """Names and bytes of the parts, then of the total. `captured` is among them if something is captured."""
+        """Names and bytes of the parts, then of the total. The last parts are among them only if they are not 0."""
         parts = ["parameters", "gradients", "moments", "activations", "packed", "workspace"]
-        parts += ["captured"] if self.captured else []
+        parts += [name for name in ("captured", "received", "sums") if getattr(self, name)]
         return [(name, getattr(self, name)) for name in [*parts, "total"]]
 
     def __repr__(self) -> str:
@@ -109,8 +122,11 @@ def plan(
     training: bool = True,
     activation_checkpointing: bool = False,
     capture: str | Sequence[str] = (),
+    ranks: int = 1,
+    leaves: int = 1,
 ) -> MemoryPlan:
     """The plan of a network of the core with this configuration; see `MoM.memory_plan`."""
+    ranks, leaves = count(ranks, "ranks", 1), count(leaves, "leaves", 1)
     training, checkpoint = flags(training=training, activation_checkpointing=activation_checkpointing)
     batch, length = count(batch, "batch", 1), count(length, "length", 1)
     tokens = batch * length if tokens is None else count(tokens, "tokens", 1)
@@ -129,9 +145,21 @@ def plan(
         sizes = core.plan(batch, length, tokens, training, checkpoint, training, bool(names))
     except ValueError as error:  # sizes are all that can be wrong
         raise ValueError(f"batch: {batch} sequences of {length} tokens are too many ({error})") from None
-    return MemoryPlan(
-        batch, length, tokens, training, checkpoint, **sizes, captured=capture_bytes(config, names, tokens, training)
-    )
+    if training:
+        sizes.update(_of_ranks(core, ranks, leaves, sizes["moments"]))
+    captured = capture_bytes(config, names, tokens, training)
+    return MemoryPlan(batch, length, tokens, training, checkpoint, **sizes, captured=captured, ranks=ranks)
+
+
+def _of_ranks(core: _core.Network, ranks: int, leaves: int, moments: int) -> dict[str, int]:
+    """Bytes of the parts of a plan that depend on the ranks. `moments` are those of a single process."""
+    bounds = _core.shard_bounds(core, ranks)
+    shard, whole = int(np.diff(bounds).max()), int(bounds[-1])
+    return {
+        "moments": min(moments, 8 * shard) if ranks > 1 else moments,
+        "received": 4 * ranks * min(shard, Communicator.slab) if ranks > 1 else 0,
+        "sums": 4 * whole * (leaves - 1).bit_length(),
+    }
 
 
 def plan_for(config: MoMConfig, batch: int, length: int, *, dtype: str = "float32", **options: Any) -> MemoryPlan:

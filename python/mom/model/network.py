@@ -253,6 +253,8 @@ class Network(Intervening, Familiar):
         training: bool = True,
         activation_checkpointing: bool | None = None,
         capture: str | Sequence[str] = (),
+        ranks: int = 1,
+        leaves: int = 1,
     ) -> MemoryPlan:
         """Bytes that batches of this shape need. A dry run of the code that allocates memory measures them.
 
@@ -268,6 +270,11 @@ class Network(Intervening, Familiar):
             By default, the model's attribute decides.
         capture : str or sequence of str
             Names or patterns of places that the pass captures, as for a call.
+        ranks : int
+            Ranks that train together; the plan is that of one of them. `batch` counts the sequences that it computes at
+            once, its part of the batch of all ranks.
+        leaves : int
+            With ``reproducible="ranks"``: the micro-batches that a rank has in a step, each of `batch` sequences.
 
         Returns
         -------
@@ -290,7 +297,7 @@ class Network(Intervening, Familiar):
         checkpoint = self.activation_checkpointing if activation_checkpointing is None else activation_checkpointing
         return plan(
             self._core, self.config, batch, length, tokens=tokens, training=training,
-            activation_checkpointing=checkpoint, capture=capture,
+            activation_checkpointing=checkpoint, capture=capture, ranks=ranks, leaves=leaves,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ modes and random numbers

@@ -30,7 +30,7 @@ from ..settings import Settings
 
 __all__ = [
     "FROM_SCRATCH", "MAY_CHANGE", "Change", "changes_between", "check_changes", "digest_of_rows", "digest_of_tokens",
-    "digest_of_weights", "fingerprint_of", "start_of",
+    "digest_of_weights", "fingerprint_of", "shown_fact", "start_of",
 ]  # fmt: skip
 
 #: The change alters what is computed: it is refused, unless the caller insists.
@@ -92,12 +92,13 @@ class Change(NamedTuple):
     verdict: str
 
     def __str__(self) -> str:
-        return f"{self.name} was {_shown(self.before)} and is now {_shown(self.now)}"
+        return f"{self.name} was {shown_fact(self.before)} and is now {shown_fact(self.now)}"
 
 
-def _shown(value: Any) -> str:
+def shown_fact(value: Any) -> str:
+    """A value of a fingerprint for a message."""
     if isinstance(value, Mapping):
-        return " ".join(f"{name} {_shown(item)}" for name, item in value.items())
+        return " ".join(f"{name} {shown_fact(item)}" for name, item in value.items())
     text = value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
 

@@ -222,21 +222,28 @@ def train(
     TypeError
         If `model` is no language model or `config` no `TrainingConfig`.
     TrainingInterrupted
-        On SIGTERM and Ctrl-C. Its ``result`` is a `TrainingResult`.
+        On SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C. Its ``result`` is a `TrainingResult`.
+    RankError
+        On several ranks, if another one fails or does not answer.
 
     Notes
     -----
-    On SIGTERM and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
+    On SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
+
+    Started on several ranks (``mom launch``, ``mpiexec`` or ``srun``), all of them train one model: each has its part of
+    the rows of a step, and all end with the same model. ``batch_size`` counts the rows of all ranks. Rank 0 alone calls
+    callbacks, shows progress and saves. On a signal the ranks finish the step at hand.
     """
-    resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)
-    progress = progress is None or flag(progress, "progress")
-    config = _checked(model, config, run_dir, changes)
-    options = RunOptions(
-        description, progress, callbacks, None, None if run_dir is None else Path(run_dir), resume,
-        allow_changes,
-    )  # fmt: skip
-    with model.intervene(interventions, untouched="warn"):
-        return run_training(model, data, val_data, config, options)
+    with current().failing_together():
+        resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)
+        progress = progress is None or flag(progress, "progress")
+        config = _checked(model, config, run_dir, changes)
+        options = RunOptions(
+            description, progress, callbacks, None, None if run_dir is None else Path(run_dir), resume,
+            allow_changes,
+        )  # fmt: skip
+        with model.intervene(interventions, untouched="warn"):
+            return run_training(model, data, val_data, config, options)
 
 
 def run_training(

@@ -13,6 +13,7 @@ from ..distributed import Communicator
 from ..errors import ConfigError, RankError
 from ..model import Network
 from ..runtime import cpu_info, set_cpu_level
+from .fingerprint import shown_fact
 from .signals import StopSignals
 
 __all__ = ["Together"]
@@ -107,7 +108,7 @@ class Together:
             differing = [name for name in said[0] if said[0][name] != other.get(name)]
             if differing:
                 shown = "; ".join(
-                    f"{name.partition('.')[2] or name}: {other.get(name)} (rank 0: {said[0][name]})"
+                    f"{name.partition('.')[2] or name}: {shown_fact(other.get(name))} (rank 0: {shown_fact(said[0][name])})"
                     for name in differing[:3]
                 )
                 raise ConfigError(f"rank {rank} has another run than rank 0: {shown}")

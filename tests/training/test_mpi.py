@@ -1,0 +1,133 @@
+"""Training over MPI: what the processes of a real launcher compute, say and leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_run
+
+pytest.importorskip("mpi4py", exc_type=ImportError)
+
+from mom.distributed.launcher import find_mpiexec  # noqa: E402
+from mom.errors import ConfigError  # noqa: E402
+
+try:
+    find_mpiexec()
+except (ImportError, ConfigError) as error:
+    pytest.skip(f"no MPI launcher: {error}", allow_module_level=True)
+
+ALONE = {
+    name: value for name, value in os.environ.items() if not name.startswith(("PMI", "OMPI_", "SLURM_", "MOM_"))
+} | {"OMP_NUM_THREADS": "1"}  # fmt: skip
+
+SCRIPT = """
+import sys, mom
+from mom.distributed import current
+class Model(mom.MoM):
+    def backward(self, *args, **kwargs):
+        if sys.argv[2] == "fails" and current().rank == 1:
+            raise MemoryError("none is left")
+        super().backward(*args, **kwargs)
+config = mom.MoMConfig.from_json(sys.argv[3])
+model = Model(config, seed=0)
+if sys.argv[2] == "differs" and current().rank == 1:
+    model.parameters["transformer.ln_f.bias"][0] = 1
+mom.train(model, sys.argv[1], steps=3, batch_size=4, sequence_length=16, warmup=0, progress=False, reproducible="ranks")
+model.save_pretrained(sys.argv[4])
+if sys.argv[2] == "fails later" and current().rank == 1:
+    raise KeyError("mine")
+print(f"rank {current().rank} of {current().size}", flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small_run.write_data(tmp_path / "data")
+    small_run.config().to_json(tmp_path / "config.json")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def launch(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mom", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**ALONE, **environment}, check=False)
+
+
+def script(folder: Path, what: str, ranks: int, name: str = "model") -> subprocess.CompletedProcess[str]:
+    words = (folder / "script.py", folder / "data", what, folder / "config.json", folder / name)
+    return launch("launch", "-n", ranks, *words)
+
+
+def train_words(folder: Path, run: str) -> list[object]:
+    return [
+        "train", "--data", folder / "data", "--run_dir", folder / run, "--model", folder / "config.json", "--steps", 4,
+        "--batch_size", 4, "--accumulation", 2, "--sequence_length", 16, "--warmup", 0, "--save_every", 2,
+        "--reproducible", "ranks",
+    ]  # fmt: skip
+
+
+def test_the_command_gives_the_same_files_on_any_number_of_ranks(folder: Path) -> None:
+    alone = launch(*train_words(folder, "alone"))
+    assert alone.returncode == 0, alone.stderr
+    for ranks in (2, 3):
+        run = f"run-{ranks}"
+        together = launch("launch", "-n", ranks, *train_words(folder, run))
+        assert together.returncode == 0, together.stderr
+        assert together.stdout == alone.stdout.replace("alone", run)
+        assert together.stderr.count("step 4/4") == 1
+        for name in ("model/model.safetensors", "step-00000002/optimizer.safetensors"):
+            assert (folder / run / name).read_bytes() == (folder / "alone" / name).read_bytes()
+
+
+def test_a_script_needs_no_change(folder: Path) -> None:
+    done = script(folder, "works", 2)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
+    alone = subprocess.run(
+        [sys.executable, folder / "script.py", folder / "data", "works", folder / "config.json", folder / "alone"],
+        env=ALONE, check=True, capture_output=True,
+    )  # fmt: skip
+    assert alone.stdout == b"rank 0 of 1\n"
+    files = [folder / name / "model.safetensors" for name in ("alone", "model")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "what, expected",
+    [
+        ("fails", ["rank 1: Traceback", "MemoryError: none is left"]),
+        ("fails later", ["rank 1: Traceback", "KeyError: 'mine'"]),
+        ("differs", ["rank 0: Traceback", "ConfigError: rank 1 has another run than rank 0: weights: "]),
+    ],
+)
+def test_the_failure_of_a_rank_ends_the_others(folder: Path, what: str, expected: list[str]) -> None:
+    done = script(folder, what, 2)
+    assert done.returncode not in (0, None)
+    assert all(text in done.stderr for text in expected), done.stderr
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_errors_of_the_command_are_told_once(folder: Path) -> None:
+    done = launch("launch", "-n", 2, *train_words(folder, "run"), "--lr", -1)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "lr" in line] == ["mom: error: lr: -1.0 is not in [0.0, 1000.0]"]
+
+
+def test_a_launcher_of_another_mpi_is_named() -> None:
+    other = {"MPICH": "OMPI_COMM_WORLD_SIZE", "Open MPI": "PMI_SIZE"}[find_mpiexec()[1]]
+    done = launch("info", **{other: "3"})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "mom: error: this mpiexec belongs to another MPI: it has started 3 processes" in done.stderr
+    assert launch("info", **{other: "3", "MOM_DISTRIBUTED": "0"}).returncode == 0
+
+
+def test_without_mpi4py_the_message_names_it() -> None:
+    code = "import sys; sys.modules['mpi4py'] = None; from mom.cli import main; sys.exit(main(['info']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**ALONE, "PMI_SIZE": "2"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "A run on several ranks needs the package mpi4py" in done.stderr
