@@ -7,6 +7,7 @@
 #include "bindings/state.h"
 #include "model/shards.h"
 #include "ops/add_pieces.h"
+#include "ops/elementwise.h"
 
 static PyObject *whole_block(mom_network *network, float *values) {
     const npy_intp dims[1] = {(npy_intp)network->gpt.params.total};
@@ -122,6 +123,49 @@ static PyObject *add_pieces(PyObject *module, PyObject *args) {
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
+/* Reads a float32 and a uint16 array of one size; `to_narrow` says which of them is written. Returns 0 or -1. */
+static int read_formats(PyObject *args, int to_narrow, float **wide, mom_bf16 **narrow, size_t *n) {
+    PyObject *out, *in;
+    if (!PyArg_ParseTuple(args, "OO", &out, &in))
+        return -1;
+    PyArrayObject *floats = mom_check_storage(to_narrow ? in : out, to_narrow ? "values" : "out", NPY_FLOAT32, !to_narrow);
+    PyArrayObject *halves = floats ? mom_check_storage(to_narrow ? out : in, to_narrow ? "out" : "values", NPY_UINT16,
+                                                       to_narrow) : NULL; /* both borrowed */
+    if (!halves)
+        return -1;
+    if (PyArray_SIZE(floats) != PyArray_SIZE(halves)) {
+        PyErr_Format(PyExc_ValueError, "out: has %zd elements, values %zd", (Py_ssize_t)PyArray_SIZE((PyArrayObject *)out),
+                     (Py_ssize_t)PyArray_SIZE((PyArrayObject *)in));
+        return -1;
+    }
+    *wide = PyArray_DATA(floats);
+    *narrow = PyArray_DATA(halves);
+    *n = (size_t)PyArray_SIZE(floats);
+    return 0;
+}
+
+static PyObject *to_bfloat16(PyObject *Py_UNUSED(module), PyObject *args) {
+    float *wide;
+    mom_bf16 *narrow;
+    size_t n;
+    if (read_formats(args, 1, &wide, &narrow, &n) < 0)
+        return NULL;
+    const mom_exec exec = mom_current_exec(NULL);
+    MOM_WITHOUT_GIL(mom_to_bf16(&exec, narrow, wide, n));
+    Py_RETURN_NONE;
+}
+
+static PyObject *from_bfloat16(PyObject *Py_UNUSED(module), PyObject *args) {
+    float *wide;
+    mom_bf16 *narrow;
+    size_t n;
+    if (read_formats(args, 0, &wide, &narrow, &n) < 0)
+        return NULL;
+    const mom_exec exec = mom_current_exec(NULL);
+    MOM_WITHOUT_GIL(mom_from_bf16(&exec, wide, narrow, n));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"parameter_block", parameter_block, METH_O,
      "parameter_block($module, network, /)\n--\n\nView of all parameters (float32), with padding between them."},
@@ -137,6 +181,10 @@ static PyMethodDef functions[] = {
     {"add_pieces", add_pieces, METH_VARARGS,
      "add_pieces($module, pieces, additions, /)\n--\n\nFor each pair (to, from): pieces[to] += pieces[from], in order, "
      "on a tuple of float32 arrays of one size that do not overlap."},
+    {"to_bfloat16", to_bfloat16, METH_VARARGS,
+     "to_bfloat16($module, out, values, /)\n--\n\nRound float32 values to nearest even; out: uint16, their bits."},
+    {"from_bfloat16", from_bfloat16, METH_VARARGS,
+     "from_bfloat16($module, out, values, /)\n--\n\nThe float32 values of such bits."},
     {NULL, NULL, 0, NULL}};
 
 int mom_add_rank_functions(PyObject *module) { return PyModule_AddFunctions(module, functions); }

@@ -42,14 +42,14 @@ OTHER_TRAINING: dict[str, Any] = {
     "sampling": "consecutive", "seed": 6, "eval_every": 3, "eval_batches": 1, "save_every": 3, "keep_last": 1,
     "log_every": 2, "max_bad_steps": 9, "trainable": ["*.router.*"], "activation_checkpointing": True,
     "tensorboard": True, "wandb": True, "patience": 100, "save_optimizer": False,
-    "reproducible": "ranks", "tree_rows": 2,
+    "reproducible": "ranks", "tree_rows": 2, "transport": "bfloat16",
 }  # fmt: skip
 #: Another value for every field of `FinetuneConfig`. Its own values are those of `TUNING`.
 OTHER_TUNING: dict[str, Any] = {
     "epochs": 2, "max_steps": 5, "batch_size": 4, "accumulation": 1, "lr": 0.02, "schedule": "cosine", "warmup": 3,
     "weight_decay": 0.1, "beta1": 0.5, "beta2": 0.9, "eps": 1e-5, "clip": 0.1, "dropout": 0.2, "max_length": 30,
     "evals_per_epoch": 1, "eval_every": 1, "patience": 1, "train": "head", "activation_checkpointing": True,
-    "reproducible": "ranks", "tree_rows": 2,
+    "reproducible": "ranks", "tree_rows": 2, "transport": "bfloat16",
 }  # fmt: skip
 TUNING: dict[str, Any] = {"epochs": 1, "batch_size": 2, "accumulation": 2, "lr": 0.01, "warmup": 2, "progress": False}
 STEPS = {"steps": 6, "save_every": 4}

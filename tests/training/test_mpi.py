@@ -54,7 +54,8 @@ def folder(tmp_path: Path) -> Path:
 
 def launch(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mom", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**ALONE, **environment}, check=False)
+    env = {**ALONE, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
 
 
 def script(folder: Path, what: str, ranks: int, name: str = "model") -> subprocess.CompletedProcess[str]:
@@ -114,7 +115,8 @@ def test_the_failure_of_a_rank_ends_the_others(folder: Path, what: str, expected
 def test_errors_of_the_command_are_told_once(folder: Path) -> None:
     done = launch("launch", "-n", 2, *train_words(folder, "run"), "--lr", -1)
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if "lr" in line] == ["mom: error: lr: -1.0 is not in [0.0, 1000.0]"]
+    told = [line for line in done.stderr.splitlines() if "lr" in line]
+    assert told == ["mom: error: lr: -1.0 is not in [0.0, 1000.0]"]
 
 
 def test_a_launcher_of_another_mpi_is_named() -> None:

@@ -342,7 +342,42 @@ def test_the_plan_of_a_rank() -> None:
         assert plan.moments == 8 * shard and plan.received == 4 * ranks * shard
         assert plan.sums == 3 * 4 * len(_core.parameter_block(model.core))
         assert plan.total == alone.total - alone.moments + plan.moments + plan.received + plan.sums
-        assert model.memory_plan(2, 16, ranks=ranks, training=False).total == model.memory_plan(2, 16, training=False).total
+        forward = model.memory_plan(2, 16, ranks=ranks, training=False)
+        assert forward.total == model.memory_plan(2, 16, training=False).total
     for name in ("ranks", "leaves"):
         with pytest.raises(ValueError, match=name):
             model.memory_plan(2, 16, **{name: 0})
+
+
+# ---------------------------------------------------------------------- bfloat16 between ranks
+def test_gradients_sent_in_bfloat16_change_little(data: Path) -> None:
+    plain = run(2, lambda: trained(small_run.model, data))[0]
+    rounded = [run(2, lambda: trained(small_run.model, data, transport="bfloat16"))[0] for _ in range(2)]
+    assert rounded[0][0] == rounded[1][0] != plain[0]
+    exact, near = ([record for record in records if record["kind"] == "train"] for _, records, _ in (plain, rounded[0]))
+    np.testing.assert_allclose([r["loss"] for r in near], [r["loss"] for r in exact], rtol=2e-3)
+    norms = [records[0]["grad_norm"] for records in (exact, near)]
+    assert norms[0] != norms[1] and norms[1] == pytest.approx(norms[0], rel=2**-8)
+
+
+def test_which_is_refused_where_ranks_must_not_matter(data: Path) -> None:
+    with pytest.raises(mom.ConfigError, match="transport: 'bfloat16' rounds"):
+        mom.train(
+            small_run.model(), data, **{**small_run.SETTINGS, **STEPS, "reproducible": "ranks", "transport": "bfloat16"}
+        )
+
+
+@pytest.mark.parametrize("size", [0, 1, 33, 20_000])
+def test_numbers_in_bfloat16(size: int) -> None:
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    bits, back = np.empty(size, np.uint16), np.empty(size, np.float32)
+    _core.to_bfloat16(bits, values)
+    _core.from_bfloat16(back, bits)
+    np.testing.assert_array_equal(back.view(np.uint32) >> 16, bits)
+    np.testing.assert_allclose(back, values, rtol=2**-8)
+    with pytest.raises(ValueError, match=f"out: has {size + 1} elements, values {size}"):
+        _core.to_bfloat16(np.empty(size + 1, np.uint16), values)
+    with pytest.raises(TypeError, match="out"):
+        _core.from_bfloat16(bits, bits)
+    with pytest.raises(TypeError, match="values"):
+        _core.to_bfloat16(bits, bits)

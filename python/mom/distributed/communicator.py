@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RankError
@@ -23,7 +22,7 @@ from ..errors import RankError
 __all__ = ["Communicator", "Serial"]
 
 Value = TypeVar("Value")
-Floats = NDArray[np.float32]
+Array = NDArray[Any]
 
 
 class _Failure(NamedTuple):
@@ -42,7 +41,7 @@ class Communicator:
     rank, size : int
         Number of this rank, from 0, and number of ranks.
     slab : int
-        Floats that `swap` sends to one rank at most.
+        Numbers of 4 bytes that `swap` sends to one rank at most.
     doing : str
         What this rank does at present, for messages about ranks that do not answer.
     told : bool
@@ -75,20 +74,19 @@ class Communicator:
         """The bytes of all ranks, in the order of the ranks."""
         raise NotImplementedError
 
-    def swap(self, block: Floats, begins: Sequence[int], counts: Sequence[int], pieces: Floats) -> None:
-        """Send a part of an array to each rank, and receive the parts for this one.
+    def swap(self, parts: Sequence[Array], pieces: Sequence[Array]) -> None:
+        """Send an array to each rank, and receive one from each.
 
         Parameters
         ----------
-        block : ndarray of float32, shape (n,)
-        begins, counts : sequence of int
-            By rank: the part it gets is ``block[begins[q] : begins[q] + counts[q]]``. Equal on all ranks.
-        pieces : ndarray of float32, shape (size, slab)
-            ``pieces[q]`` receives what rank q sends; the entry of this rank does not change.
+        parts : sequence of ndarray
+            By rank what it gets. All ranks send equally many numbers to the same rank, at most `slab`.
+        pieces : sequence of ndarray
+            By rank what receives its array. The entries of this rank are not used.
         """
         raise NotImplementedError
 
-    def share(self, block: Floats, bounds: Sequence[int]) -> None:
+    def share(self, block: Array, bounds: Sequence[int]) -> None:
         """Fill an array with the parts of all ranks: that of rank q is ``block[bounds[q] : bounds[q + 1]]``."""
         raise NotImplementedError
 
@@ -97,10 +95,6 @@ class Communicator:
         with self.failing_together():
             made: Any = None if self.rank else make()
             return self.exchange(made)[0]  # type: ignore[no-any-return]
-
-    def spread(self, count: int) -> range:
-        """The numbers below `count` that are this rank's when work is dealt out in turn."""
-        return range(self.rank, count, self.size)
 
     @contextlib.contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -135,8 +129,8 @@ class Serial(Communicator):
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
 
-    def swap(self, block: Floats, begins: Sequence[int], counts: Sequence[int], pieces: Floats) -> None:
+    def swap(self, parts: Sequence[Array], pieces: Sequence[Array]) -> None:
         """There is nobody to swap with."""
 
-    def share(self, block: Floats, bounds: Sequence[int]) -> None:
+    def share(self, block: Array, bounds: Sequence[int]) -> None:
         """There is nobody to share with."""

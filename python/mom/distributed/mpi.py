@@ -20,7 +20,7 @@ from typing import Any
 from .._extras import need
 from ..errors import RankError
 from ..runtime import get_num_threads, set_num_threads
-from .communicator import Communicator, Floats
+from .communicator import Array, Communicator
 from .patience import patience
 
 __all__ = ["Mpi", "connect"]
@@ -73,18 +73,13 @@ class Mpi(Communicator):
         self._world.Recv([data, self._mpi.BYTE], status.Get_source(), kind)
         return status.Get_source(), bytes(data)
 
-    def swap(self, block: Floats, begins: Sequence[int], counts: Sequence[int], pieces: Floats) -> None:
+    def swap(self, parts: Sequence[Array], pieces: Sequence[Array]) -> None:
         others = [(self.rank + i) % self.size for i in range(1, self.size)]
-        mine, requests = counts[self.rank], []
-        for rank in others if mine else ():
-            requests.append(self._world.Irecv(pieces[rank, :mine], rank, _PIECE))
-        for rank in others:
-            if counts[rank]:
-                part = block[begins[rank] : begins[rank] + counts[rank]]
-                requests.append(self._world.Isend(part, rank, _PIECE))
+        requests = [self._world.Irecv(pieces[rank], rank, _PIECE) for rank in others if pieces[rank].size]
+        requests += [self._world.Isend(parts[rank], rank, _PIECE) for rank in others if parts[rank].size]
         self._mpi.Request.Waitall(requests)
 
-    def share(self, block: Floats, bounds: Sequence[int]) -> None:
+    def share(self, block: Array, bounds: Sequence[int]) -> None:
         parts = [block[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
         others = [(self.rank + i) % self.size for i in range(1, self.size)]
         requests = [self._world.Irecv(parts[rank], rank, _PART) for rank in others if len(parts[rank])]

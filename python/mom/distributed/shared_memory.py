@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import RankError
-from .communicator import Communicator, Floats
+from .communicator import Array, Communicator
 from .patience import patience
 from .world import using
 
@@ -72,18 +72,18 @@ class SharedMemory(Communicator):
             self._wait()
         return [b"".join(part) for part in parts]
 
-    def swap(self, block: Floats, begins: Sequence[int], counts: Sequence[int], pieces: Floats) -> None:
-        mail = self._mail.view(np.float32)[:, : self.size * self.slab].reshape(self.size, self.size, self.slab)
-        for rank, (begin, count) in enumerate(zip(begins, counts, strict=True)):
+    def swap(self, parts: Sequence[Array], pieces: Sequence[Array]) -> None:
+        letters = self._mail.reshape(self.size, -1)[:, : self.size * 4 * self.slab].reshape(self.size, self.size, -1)
+        for rank, part in enumerate(parts):
             if rank != self.rank:
-                mail[self.rank, rank, :count] = block[begin : begin + count]
+                letters[self.rank, rank, : part.nbytes] = part.view(np.uint8)
         self._wait()
-        for rank in range(self.size):
+        for rank, piece in enumerate(pieces):
             if rank != self.rank:
-                pieces[rank, : counts[self.rank]] = mail[rank, self.rank, : counts[self.rank]]
+                piece.view(np.uint8)[:] = letters[rank, self.rank, : piece.nbytes]
         self._wait()
 
-    def share(self, block: Floats, bounds: Sequence[int]) -> None:
+    def share(self, block: Array, bounds: Sequence[int]) -> None:
         mail = self._mail.view(np.float32)
         slab = mail.shape[1]
         longest = max(end - begin for begin, end in zip(bounds[:-1], bounds[1:], strict=True))

@@ -18,6 +18,7 @@ from .._arguments import PathLike, flags
 from ..config import MoMConfig
 from ..data.encode import encode_texts
 from ..data.records import MissingSplitError, check_iterators
+from ..distributed import current
 from ..errors import ConfigError, DataError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..files.hub import model_folder
@@ -299,7 +300,7 @@ def _answers(task: GlueTask, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any
 def _logits_of(model: MoMForSequenceClassification, data: GlueData, length: int) -> npt.NDArray[np.float32]:
     """Logits in the order of the task's labels, whatever the order of the model's own."""
     rows, _ = encode_texts(model.tokenizer, data.texts, length, data.report.source)
-    logits = finite_logits(classify(model, rows, _PREDICT_BATCH))
+    logits = finite_logits(classify(model, rows, _PREDICT_BATCH, current()))
     named = model.label_names is not None and not data.task.is_regression
     return logits[:, data.task.outputs_of(model.label_names or ())] if named else logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from ..data.batches import bucketed, pack_rows
 from ..data.columns import texts_or_pairs
 from ..data.encode import encode_texts
+from ..distributed import Communicator, Serial
 from ..errors import ConfigError, DataError
+from .on_ranks import own_batches
 
 if TYPE_CHECKING:
     from .classifier import MoMForSequenceClassification
@@ -23,6 +26,7 @@ def classify(
     model: MoMForSequenceClassification,
     rows: Sequence[npt.NDArray[np.int32]],
     batch_size: int = 32,
+    ranks: Communicator | None = None,
 ) -> npt.NDArray[np.float32]:
     """Compute the logits of token rows.
 
@@ -32,6 +36,8 @@ def classify(
     rows : sequence of ndarray of int32, shape (T_i,)
     batch_size : int
         Rows computed together, packed. It has no effect on a prediction.
+    ranks : Communicator, optional
+        Ranks that deal the batches out among them. All get all logits.
 
     Returns
     -------
@@ -40,11 +46,15 @@ def classify(
     """
     if model.config.pooling != "mask":
         raise ConfigError(f"pooling: {model.config.pooling!r}; batches of unequal length need 'mask'")
-    logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
+    ranks = ranks or Serial()
+    found = []
     with model.evaluating():
-        for chosen in bucketed([len(row) for row in rows], batch_size):
+        for chosen in own_batches(model, ranks, bucketed([len(row) for row in rows], batch_size)):
             tokens, lengths = pack_rows([rows[i] for i in chosen])
-            logits[chosen] = model(tokens, lengths=lengths).logits
+            found.append((chosen, model(tokens, lengths=lengths).logits))
+    logits = np.zeros((len(rows), model.config.num_labels or 1), np.float32)
+    for chosen, values in itertools.chain(*ranks.exchange(found)):
+        logits[chosen] = values
     return logits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from ..data.batches import bucketed, pack_labelled
 from ..distributed import Communicator, Serial
+from .on_ranks import own_batches, summed_losses
 
 if TYPE_CHECKING:
     from .language_model import MoM
 
-__all__ = ["summed_losses", "token_loss"]
+__all__ = ["token_loss"]
 
 _Window = tuple[npt.NDArray[np.int32], int]
 
@@ -34,12 +35,7 @@ def token_loss(
     ranks = ranks or Serial()
     losses: list[tuple[float, int]] = []
     with model.evaluating():
-        seed, first_draw = model.random_state
-        for number, rows in enumerate(_batches(windows, batch_size)):
-            if number % ranks.size != ranks.rank:
-                continue
-            if ranks.size > 1:  # routers with noise draw what a single process would
-                model.random_state = (seed, first_draw + number)
+        for rows in own_batches(model, ranks, _batches(windows, batch_size)):
             ids, labels, lengths = pack_labelled(rows)
             out = model(ids, labels=labels, lengths=lengths, keep=False)
             losses.append((0.0 if out.lm_loss is None else out.lm_loss, out.num_labelled))
@@ -51,17 +47,3 @@ def _batches(windows: Iterator[_Window], batch_size: int) -> Iterator[list[_Wind
     while pool := list(itertools.islice(windows, _POOL * max(1, batch_size // 8))):
         for chosen in bucketed([len(ids) for ids, _ in pool], batch_size):
             yield [pool[i] for i in chosen]
-
-
-def summed_losses(losses: Sequence[tuple[float, int]], ranks: Communicator) -> tuple[float, int]:
-    """Sum over the tokens of all ranks' batches, and their number.
-
-    `losses` are those of this rank's batches: mean and number of tokens. Ranks have the batches in turn.
-    """
-    nats, tokens = 0.0, 0
-    for in_turn in itertools.zip_longest(*ranks.exchange(list(losses))):
-        for mean, count in filter(None, in_turn):
-            if count:
-                nats += mean * count
-                tokens += count
-    return nats, tokens

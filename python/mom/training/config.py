@@ -90,6 +90,8 @@ class TrainingConfig(Settings):
     tree_rows : int
         Rows of a micro-batch with ``reproducible="ranks"``. Small ones can be spread over many ranks, large ones are
         computed faster.
+    transport : {"float32", "bfloat16"}
+        Format in which ranks send gradients to each other; ``"bfloat16"`` sends half as much, with rounding.
     tensorboard : bool
         Also write TensorBoard event files (needs the package tensorboard).
     wandb : bool
@@ -132,6 +134,7 @@ class TrainingConfig(Settings):
     activation_checkpointing: bool = setting(False)
     reproducible: str | None = setting(None, one_of("ranks"))
     tree_rows: int = setting(1, at_least(1))
+    transport: str = setting("float32", one_of("float32", "bfloat16"))
     tensorboard: bool = setting(False)
     wandb: bool = setting(False)
 
@@ -204,8 +207,11 @@ class FinetuneConfig(Settings):
     activation_checkpointing : bool
         Less memory, more time, the same numbers; see `TrainingConfig`.
     reproducible : {None, "ranks"}
+        See `TrainingConfig`.
     tree_rows : int
-        On several ranks: the same bits with any number of them; see `TrainingConfig`.
+        See `TrainingConfig`.
+    transport : {"float32", "bfloat16"}
+        See `TrainingConfig`.
 
     Raises
     ------
@@ -237,6 +243,7 @@ class FinetuneConfig(Settings):
     activation_checkpointing: bool = setting(False)
     reproducible: str | None = setting(None, one_of("ranks"))
     tree_rows: int = setting(1, at_least(1))
+    transport: str = setting("float32", one_of("float32", "bfloat16"))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of all epochs."""

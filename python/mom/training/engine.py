@@ -152,7 +152,10 @@ class Engine:
         self.ranks = current()
         settings = (config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
         several = self.ranks.size > 1
-        self.optimizer = ShardedAdamW(model, self.ranks, *settings) if several else AdamW(model, *settings)
+        self.optimizer = (
+            ShardedAdamW(model, self.ranks, *settings, transport=config.transport)
+            if several else AdamW(model, *settings)
+        )  # fmt: skip
         self._together = Together(self.ranks, model)
         self._passes = Passes(model, self.ranks, config.reproducible == "ranks", schedule.terms_first)
         self.state = State()
@@ -231,6 +234,10 @@ class Engine:
             raise ConfigError(
                 "reproducible: 'ranks' is not possible with balance_counts='step', for which a micro-batch depends on "
                 "those before it; take balance_counts='micro'"
+            )
+        if self.config.reproducible == "ranks" and self.config.transport != "float32":
+            raise ConfigError(
+                "transport: 'bfloat16' rounds what each rank sends, so reproducible='ranks' is not possible with it"
             )
         if self.ranks.size > 1:
             self._together.use_common_level()

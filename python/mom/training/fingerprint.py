@@ -51,8 +51,8 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "eps": REFUSED, "weight_decay": REFUSED, "clip": REFUSED, "sampling": REFUSED, "seed": REFUSED,
         "eval_every": FREE, "eval_batches": WARNED, "patience": FREE, "save_every": FREE, "keep_last": FREE,
         "save_optimizer": FREE, "log_every": FREE, "max_bad_steps": FREE, "trainable": REFUSED,
-        "activation_checkpointing": FREE, "reproducible": REFUSED, "tree_rows": REFUSED, "tensorboard": FREE,
-        "wandb": FREE,
+        "activation_checkpointing": FREE, "reproducible": REFUSED, "tree_rows": REFUSED, "transport": WARNED,
+        "tensorboard": FREE, "wandb": FREE,
     },
     # Evaluations choose the weights that are kept, so they count here.
     "fine-tuning": {
@@ -60,7 +60,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "schedule": REFUSED, "warmup": REFUSED, "weight_decay": REFUSED, "beta1": REFUSED, "beta2": REFUSED,
         "eps": REFUSED, "clip": REFUSED, "dropout": REFUSED, "max_length": REFUSED, "evals_per_epoch": REFUSED,
         "eval_every": REFUSED, "patience": FREE, "train": REFUSED, "activation_checkpointing": FREE,
-        "reproducible": REFUSED, "tree_rows": REFUSED,
+        "reproducible": REFUSED, "tree_rows": REFUSED, "transport": WARNED,
     },
     "run": {
         "data": REFUSED,  # hash of the training data

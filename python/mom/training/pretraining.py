@@ -24,7 +24,7 @@ from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..familiar import Familiar
 from ..interventions.rules import Intervention
 from ..model import MoM
-from ..model.token_loss import summed_losses
+from ..model.on_ranks import own_batches, summed_losses
 from .batches import Windows
 from .callbacks import Callback, closing
 from .config import TrainingConfig
@@ -148,11 +148,7 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
         raise DataError(f"tokens: {tokens.path} holds no window of {sequence_length} tokens")
     ranks, losses = current(), list[tuple[float, int]]()
     with model.evaluating():
-        seed, first_draw = model.random_state
-        for number in ranks.spread(-(-windows // batch_size)):
-            if ranks.size > 1:  # routers with noise draw what a single process would
-                model.random_state = (seed, first_draw + number)
-            begin = number * batch_size
+        for begin in own_batches(model, ranks, range(0, windows, batch_size)):
             rows = min(batch_size, windows - begin)
             ids = tokens.windows(np.arange(begin, begin + rows) * sequence_length, sequence_length)
             out = model(ids, labels=ids, keep=False)
@@ -230,9 +226,9 @@ def train(
     -----
     On SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C, the model is as before the step at hand, and a checkpoint of it is saved.
 
-    Started on several ranks (``mom launch``, ``mpiexec`` or ``srun``), all of them train one model: each has its part of
-    the rows of a step, and all end with the same model. ``batch_size`` counts the rows of all ranks. Rank 0 alone calls
-    callbacks, shows progress and saves. On a signal the ranks finish the step at hand.
+    Started on several ranks (``mom launch``, ``mpiexec`` or ``srun``), all of them train one model: each has its part
+    of the rows of a step, and all end with the same model. ``batch_size`` counts the rows of all ranks. Rank 0 alone
+    calls callbacks, shows progress and saves. On a signal the ranks finish the step at hand.
     """
     with current().failing_together():
         resume, allow_changes = flags(resume=resume, allow_changes=allow_changes)

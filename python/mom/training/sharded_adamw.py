@@ -31,13 +31,19 @@ class ShardedAdamW(AdamW):
     communicator : Communicator
     *settings
         The further parameters of `AdamW`.
+    transport : {"float32", "bfloat16"}
+        Format in which gradients go to other ranks.
     """
 
-    def __init__(self, model: Network, communicator: Communicator, *settings: Any) -> None:
+    def __init__(self, model: Network, communicator: Communicator, *settings: Any, transport: str = "float32") -> None:
         self._ranks = communicator
         super().__init__(model, *settings)
         self._bounds: list[int] = _core.shard_bounds(model.core, communicator.size).tolist()
-        self._pieces = np.empty((communicator.size, min(communicator.slab, self._longest)), np.float32)
+        shape = (communicator.size, min(communicator.slab, self._longest))
+        self._pieces = np.empty(shape, np.float32)
+        self._letters: NDArray[np.uint16] | None = None  # what is sent, then what is received
+        if transport == "bfloat16":
+            self._letters = np.empty((2, *shape), np.uint16)
 
     @property
     def _longest(self) -> int:
@@ -55,20 +61,32 @@ class ShardedAdamW(AdamW):
         """
         block = _core.gradient_block(self.model.core)
         rank, slab = self._ranks.rank, self._pieces.shape[1]
-        begins, ends = self._bounds[:-1], self._bounds[1:]
         additions, result = tree.additions(rank), tree.result(rank)
         for done in range(0, self._longest, slab):
-            firsts = [min(begin + done, end) for begin, end in zip(begins, ends, strict=True)]
-            counts = [min(slab, end - first) for first, end in zip(firsts, ends, strict=True)]
-            self._ranks.swap(block, firsts, counts, self._pieces)
-            own = block[firsts[rank] : firsts[rank] + counts[rank]]
-            pieces = [piece[: len(own)] for piece in self._pieces]
+            bounds = zip(self._bounds[:-1], self._bounds[1:], strict=True)
+            parts = [block[min(begin + done, end) : min(begin + done + slab, end)] for begin, end in bounds]
+            pieces = [piece[: parts[rank].size] for piece in self._pieces]
+            self._swap(parts, pieces)
             if tree.runs[rank]:
-                pieces[rank] = own
+                pieces[rank] = parts[rank]
             _core.add_pieces(tuple(pieces), additions)
             if not tree.runs[rank]:
-                own[:] = pieces[result]
+                parts[rank][:] = pieces[result]
         _core.take_gradients(self.model.core, used)
+
+    def _swap(self, parts: list[NDArray[np.float32]], pieces: list[NDArray[np.float32]]) -> None:
+        if self._letters is None:
+            self._ranks.swap(parts, pieces)
+            return
+        sent, received = self._letters
+        letters = [letter[: part.size] for letter, part in zip(sent, parts, strict=True)]
+        answers = [letter[: piece.size] for letter, piece in zip(received, pieces, strict=True)]
+        for letter, part in zip(letters, parts, strict=True):
+            _core.to_bfloat16(letter, part)
+        self._ranks.swap(letters, answers)
+        for rank, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
+            if rank != self._ranks.rank:
+                _core.from_bfloat16(piece, answer)
 
     def _step(self, arguments: tuple[float, float, float, float, float, float | None, bool]) -> float | None:
         squares = np.concatenate(self._ranks.exchange(self._core.squares()))

@@ -108,7 +108,8 @@ class Together:
             differing = [name for name in said[0] if said[0][name] != other.get(name)]
             if differing:
                 shown = "; ".join(
-                    f"{name.partition('.')[2] or name}: {shown_fact(other.get(name))} (rank 0: {shown_fact(said[0][name])})"
+                    f"{name.partition('.')[2] or name}: {shown_fact(other.get(name))} "
+                    f"(rank 0: {shown_fact(said[0][name])})"
                     for name in differing[:3]
                 )
                 raise ConfigError(f"rank {rank} has another run than rank 0: {shown}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..distributed import current
 from ..errors import ConfigError, DataError
 from ..model import MoM
 from ..model.token_loss import token_loss
@@ -86,5 +87,5 @@ def make_rows(model: MoM, data: XsumData, length: int, max_summary: int) -> tupl
 
 def rows_loss(model: MoM, rows: Iterable[Row]) -> float:
     """Loss in nats per scored token."""
-    nats, tokens = token_loss(model, iter(rows), _EVAL_BATCH)
+    nats, tokens = token_loss(model, iter(rows), _EVAL_BATCH, current())
     return nats / tokens
