@@ -1,6 +1,6 @@
 /* Which part of the parameters each rank of a data-parallel run updates: a range of the block, about as large as that of
- * every other rank. It begins and ends between chunks of AdamW (mom_adamw_chunk), so that the ranks' sums of squares,
- * one after the other, are those of a single process. */
+ * every other rank. Chunks of AdamW (mom_adamw_chunk) lie in one range each. So the sums of squares of all ranks, in their
+ * order, are those of a single process. */
 #ifndef MOM_MODEL_SHARDS_H
 #define MOM_MODEL_SHARDS_H
 

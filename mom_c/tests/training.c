@@ -1,7 +1,9 @@
-/* AdamW, the norm of gradients and their scaling against their definitions. */
+/* AdamW, the norm of gradients, their scaling and their sums over ranks against their definitions. */
 #include <math.h>
 
 #include "ops/adamw.h"
+#include "ops/add_pieces.h"
+#include "ops/elementwise.h"
 #include "tests/check.h"
 
 /* ------------------------------------------------------------------ sizes: n, rows, width
@@ -85,9 +87,46 @@ static mom_status run(check_case *c, const mom_exec *x, mom_error *err) {
     return MOM_OK;
 }
 
+/* ------------------------------------------------------------------ sums of pieces, and copies in bfloat16; size: n */
+
+enum { PIECES = 3, WIDE = PIECES, NARROW, BACK, SENT };
+
+static void setup_pieces(check_case *c) {
+    for (size_t piece = 0; piece < PIECES; piece++)
+        check_result(c, piece, "piece", CHECK_F32, c->size[0]);
+    check_floats(c, WIDE, "numbers", c->size[0], 3.0);
+    check_result(c, NARROW, "copies", CHECK_BF16, c->size[0]);
+    check_bfloats(c, SENT, "sent", c->size[0], 3.0);
+    check_result(c, BACK, "received", CHECK_F32, c->size[0]);
+}
+
+static void define_pieces(check_case *c) {
+    for (size_t i = 0; i < c->size[0]; i++) {
+        check_expected(c, 1)[i] += check_expected(c, 2)[i];
+        check_expected(c, 0)[i] += check_expected(c, 1)[i];
+        check_expected(c, NARROW)[i] = mom_bf16_to_f32(mom_bf16_from_f32((float)check_input(c, WIDE, i)));
+        check_expected(c, BACK)[i] = check_input(c, SENT, i);
+    }
+}
+
+static mom_status run_pieces(check_case *c, const mom_exec *x, mom_error *err) {
+    float *pieces[PIECES] = {check_f32(c, 0), check_f32(c, 1), check_f32(c, 2)};
+    const mom_addition additions[] = {{1, 2}, {0, 1}};
+    (void)err;
+    mom_add_pieces(x, pieces, c->size[0], additions, CHECK_LENGTH(additions));
+    mom_to_bf16(x, c->array[NARROW].data, check_f32(c, WIDE), c->size[0]);
+    mom_from_bf16(x, check_f32(c, BACK), c->array[SENT].data, c->size[0]);
+    return MOM_OK;
+}
+
 static const check_sizes cases[] = {{{0, 1, 1}, 0}, {{1, 1, 1}, 0}, {{37, 5, 3}, 0}, {{70001, 301, 33}, 0}};
 
-static const check_operator operators[] = {{"adamw", setup, define, run, 1e-5, cases, CHECK_LENGTH(cases)}};
+static const check_sizes lengths[] = {{{0}, 0}, {{1}, 0}, {{4097}, 0}, {{70001}, 0}};
+
+static const check_operator operators[] = {
+    {"adamw", setup, define, run, 1e-5, cases, CHECK_LENGTH(cases)},
+    {"pieces", setup_pieces, define_pieces, run_pieces, 1e-6, lengths, CHECK_LENGTH(lengths)},
+};
 
 void check_training(void) {
     check_operators(operators, CHECK_LENGTH(operators));

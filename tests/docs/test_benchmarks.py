@@ -77,6 +77,17 @@ def test_laboratory_is_measured(tmp_path: Path) -> None:
     assert "oracle, last round" in out
 
 
+def test_ranks_are_measured(tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    small = ("--preset", "demo", "--rows", "4", "--length", "16", "--turns", "2", "--warmup", "0", "--steps", "2")
+    out = run("bench_ranks.py", *small, "--output", "found.json", cwd=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [len(turn["ranks"]["seconds"]) for turn in found["turns"]] == [2, 2]
+    assert found["ratios"] == sorted(found["ratios"]) and found["ratios"][0] > 0
+    assert found["sent"] == 2 * 4 * (mom.MoM(mom.MoMConfig.preset("demo")).num_parameters // 2)
+    assert "planned per process" in out and "ratio " in out
+
+
 def test_optimizer_is_measured(tmp_path: Path) -> None:
     run("bench_optimizer.py", "--presets", "mini", "--rounds", "1", "--output", "found.json", cwd=tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())["presets"]["mini"]

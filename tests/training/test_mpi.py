@@ -121,14 +121,14 @@ def test_errors_of_the_command_are_told_once(folder: Path) -> None:
 
 def test_a_launcher_of_another_mpi_is_named() -> None:
     other = {"MPICH": "OMPI_COMM_WORLD_SIZE", "Open MPI": "PMI_SIZE"}[find_mpiexec()[1]]
-    done = launch("info", **{other: "3"})
+    done = launch("--version", **{other: "3"})
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "mom: error: this mpiexec belongs to another MPI: it has started 3 processes" in done.stderr
-    assert launch("info", **{other: "3", "MOM_DISTRIBUTED": "0"}).returncode == 0
+    assert launch("--version", **{other: "3", "MOM_DISTRIBUTED": "0"}).returncode == 0
 
 
 def test_without_mpi4py_the_message_names_it() -> None:
-    code = "import sys; sys.modules['mpi4py'] = None; from mom.cli import main; sys.exit(main(['info']))"
+    code = "import sys; sys.modules['mpi4py'] = None; from mom.cli import main; sys.exit(main(['--version']))"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**ALONE, "PMI_SIZE": "2"}, capture_output=True, text=True, check=False
     )

@@ -12,7 +12,7 @@ from ..distributed.launcher import Launch, default_ranks, launcher_command, supe
 from ..errors import ConfigError
 from .flags import command
 
-#: Commands whose work several ranks share, or in which one of them does it.
+#: Commands that work on several ranks.
 _COMMANDS = ("train", "pretrain", "finetune", "evaluate", "prepare", "info")
 #: Commands that continue from a checkpoint with ``--resume``.
 _RESUMABLE = ("train", "pretrain", "finetune")

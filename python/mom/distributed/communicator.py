@@ -2,9 +2,9 @@
 
 Three kinds: `Serial` for a single process, `SharedMemory` for processes made by ``fork``, and `Mpi`.
 
-A rank that fails says so in place of its next value, so that the others fail, too, instead of waiting for it. This
-works because all ranks make the same calls in the same order, and nothing that can fail stands between an `exchange`
-and the `swap` or `share` that follows it.
+When a rank fails, it sends the reason in place of its next value. So the others fail, too, and do not wait for it. For
+this, all ranks make the same calls in the same order. Nothing that can fail may stand between an `exchange` and the
+`swap` or `share` after it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Communicator:
     doing : str
         What this rank does at present, for messages about ranks that do not answer.
     told : bool
-        Whether an earlier rank has failed for the same reason as this one, so that this one need not say so.
+        An earlier rank has failed for the same reason and says so; this one need not.
     """
 
     rank: int = 0

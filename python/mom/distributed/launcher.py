@@ -53,7 +53,7 @@ class Launch:
 
 
 def default_ranks() -> int:
-    """One rank per NUMA node of this machine, of which there is at least one."""
+    """The number of NUMA nodes of this machine, at least 1."""
     nodes = [path for path in Path("/sys/devices/system/node").glob("node[0-9]*") if any(path.glob("cpu[0-9]*"))]
     return max(1, min(len(nodes), cpu_info()["cpus"]))
 
@@ -101,7 +101,7 @@ def _family_of(text: str) -> str | None:
 
 
 def launcher_command(launch: Launch, program: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command that starts the ranks, and what it needs in its environment."""
+    """The command that starts the ranks, and variables of its environment."""
     environment = {"OMP_NUM_THREADS": str(launch.threads)}
     fits = launch.per_host * launch.threads <= cpu_info()["cpus"]
     if "SLURM_JOB_ID" in os.environ and shutil.which("srun"):

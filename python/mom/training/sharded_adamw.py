@@ -1,7 +1,7 @@
 """AdamW of a run on several ranks: each updates its shard of the parameters, and holds the moments of that alone.
 
-A step adds up the gradients of all ranks, shard by shard: each rank receives what the others have computed for its
-shard, adds the pieces in the order of a `Tree`, updates its parameters, and sends them to all.
+A step adds up the gradients of all ranks, shard by shard. A rank receives the other ranks' gradients of its shard and
+adds the pieces in the order of a `Tree`. It updates the parameters of the shard and sends them to all.
 """
 
 from __future__ import annotations
