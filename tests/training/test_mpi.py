@@ -25,18 +25,26 @@ ALONE = {
 } | {"OMP_NUM_THREADS": "1"}  # fmt: skip
 
 SCRIPT = """
-import sys, mom
+import os, pathlib, signal, sys, mom
 from mom.distributed import current
 class Model(mom.MoM):
+    steps = 0
     def backward(self, *args, **kwargs):
         if sys.argv[2] == "fails" and current().rank == 1:
             raise MemoryError("none is left")
+        self.steps += 1
+        died = pathlib.Path(sys.argv[4] + ".died")
+        if sys.argv[2] == "dies" and current().rank == 1 and self.steps == 4 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         super().backward(*args, **kwargs)
 config = mom.MoMConfig.from_json(sys.argv[3])
 model = Model(config, seed=0)
 if sys.argv[2] == "differs" and current().rank == 1:
     model.parameters["transformer.ln_f.bias"][0] = 1
-mom.train(model, sys.argv[1], steps=3, batch_size=4, sequence_length=16, warmup=0, progress=False, reproducible="ranks")
+kept = {"run_dir": sys.argv[4] + ".run", "resume": True, "save_every": 1} if sys.argv[2] == "dies" else {}
+settings = {"steps": 3, "batch_size": 4, "sequence_length": 16, "warmup": 0, "reproducible": "ranks"}
+mom.train(model, sys.argv[1], progress=False, **settings, **kept)
 model.save_pretrained(sys.argv[4])
 if sys.argv[2] == "fails later" and current().rank == 1:
     raise KeyError("mine")
@@ -58,9 +66,9 @@ def launch(*words: object, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
 
 
-def script(folder: Path, what: str, ranks: int, name: str = "model") -> subprocess.CompletedProcess[str]:
-    words = (folder / "script.py", folder / "data", what, folder / "config.json", folder / name)
-    return launch("launch", "-n", ranks, *words)
+def script(folder: Path, what: str, ranks: int, *flags: object) -> subprocess.CompletedProcess[str]:
+    words = (folder / "script.py", folder / "data", what, folder / "config.json", folder / "model")
+    return launch("launch", "-n", ranks, *flags, *words)
 
 
 def train_words(folder: Path, run: str) -> list[object]:
@@ -110,6 +118,16 @@ def test_the_failure_of_a_rank_ends_the_others(folder: Path, what: str, expected
     assert done.returncode not in (0, None)
     assert all(text in done.stderr for text in expected), done.stderr
     assert done.stderr.count("Traceback") == 1
+
+
+def test_a_killed_rank_is_started_again_and_leaves_no_trace(folder: Path) -> None:
+    whole = script(folder, "works", 2)
+    assert whole.returncode == 0, whole.stderr
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    done = script(folder, "dies", 2, "--max_restarts", 2)
+    assert done.returncode == 0, done.stderr
+    assert "; restart 1 of 2 on 2 ranks" in done.stderr and "restart 2" not in done.stderr
+    assert (folder / "model.died").exists() and (folder / "model" / "model.safetensors").read_bytes() == weights
 
 
 def test_errors_of_the_command_are_told_once(folder: Path) -> None:

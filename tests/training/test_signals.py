@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from mom.distributed.shared_memory import run
 from mom.training.signals import stop_signals
 
 
@@ -16,14 +18,14 @@ from mom.training.signals import stop_signals
 def arrived() -> Iterator[list[int]]:
     """Signals that reach the handlers of the program around."""
     numbers: list[int] = []
-    both = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda n, _: numbers.append(n)) for number in both]
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.signal(number, lambda n, _: numbers.append(n)) for number in handled]
     yield numbers
-    for number, old in zip(both, before, strict=True):
+    for number, old in zip(handled, before, strict=True):
         signal.signal(number, old)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_that_nobody_acts_on_is_sent_again(number: int, arrived: list[int]) -> None:
     with stop_signals() as signals:
         os.kill(os.getpid(), number)
@@ -62,3 +64,22 @@ def test_other_threads_leave_signals_alone(arrived: list[int]) -> None:
     thread.start()
     thread.join()
     assert inside == handlers
+
+
+def test_repeats_of_a_signal_are_ignored_on_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mom.training.signals._REPEATED", 0.5)
+
+    def work() -> list[str]:
+        seen = []
+        with stop_signals() as signals:
+            signals.handled = True
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+            seen += signals
+            time.sleep(0.6)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+        return seen
+
+    assert run(2, work) == [["SIGINT"]] * 2

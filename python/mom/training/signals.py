@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..distributed import current
+
 __all__ = ["BrokenOff", "StopSignals", "stop_signals"]
 
 
+#: Seconds in which further signals count as the same one, on several ranks.
+_REPEATED = 2.0
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
@@ -48,6 +54,8 @@ class StopSignals(list[str]):
 def stop_signals() -> Iterator[StopSignals]:
     """In the main thread, collect signals (`_NAMES`) instead of ending the process. The next signal acts as usual.
 
+    On several ranks, signals within the next seconds are ignored: the terminal and the launcher both send Ctrl-C.
+
     If the program has not acted on a signal when the block ends (see ``handled``), the signal is sent again.
     """
     received = StopSignals()
@@ -57,8 +65,19 @@ def stop_signals() -> Iterator[StopSignals]:
         for number, old in previous.items():
             signal.signal(number, old)
 
+    several = current().size > 1
+    first = math.inf  # when the first signal came
+
     def handler(number: int, _frame: Any) -> None:
-        restore()
+        nonlocal first
+        if several and received and time.monotonic() < first + _REPEATED:
+            return
+        if received or not several:
+            restore()
+        if received:
+            signal.raise_signal(number)
+            return
+        first = time.monotonic()
         received._arrived(signal.Signals(number).name)
 
     try:
