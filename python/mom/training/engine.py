@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .._reading import check_name
 from ..data.prepare import tokenizer_of
-from ..distributed import current
+from ..distributed import Serial, current, using
 from ..errors import ConfigError, TrainingError
 from ..files.atomic import clean_leftovers
 from ..files.locks import lock_folder
@@ -501,6 +501,7 @@ class Engine:
         whose = {name: value for name, value in self.facts.items() if name == "seed"}
         record = {"kind": kind, "step": self.state.step, "time": time.time(), **whose, **values}
         self.records.append({name: value for name, value in record.items() if name != "module_use"})
-        for callback in self._callbacks:
-            if callback.record(record) is True:
-                self._stop_wanted = True
+        with using(Serial()):  # the other ranks do not call what a callback calls
+            for callback in self._callbacks:
+                if callback.record(record) is True:
+                    self._stop_wanted = True
