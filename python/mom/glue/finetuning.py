@@ -161,8 +161,8 @@ def finetune(
             other_metrics, len(lesson.rows), len(lesson.dev_rows), lesson.cut, folder, submissions,
         )  # fmt: skip
         runs.write_results(folder, result.to_dict(), config)
-    where = "" if folder is None else f", kept in {folder}"
-    runs.raise_interruption(f"; seed {runs.best_seed} is the best so far{where}")
+        where = "" if folder is None else f", kept in {folder}"
+        runs.raise_interruption(f"; seed {runs.best_seed} is the best so far{where}")
     return result
 
 
@@ -226,7 +226,7 @@ class _Lesson:
         """Train a classifier; the mean of the task's metrics on the dev set chooses the weights."""
 
         def measure() -> dict[str, float]:
-            answers = _answers(self._task, classify(made, self.dev_rows, _PREDICT_BATCH))
+            answers = _answers(self._task, classify(made, self.dev_rows, _PREDICT_BATCH, current()))
             metrics = glue_metrics(self._task, answers, self._dev_labels)
             return {"score": task_score(metrics), **metrics}
 

@@ -200,7 +200,7 @@ def finetune(
             cut_documents, cut_summaries, folder,
         )  # fmt: skip
         runs.write_results(folder, {**result.to_dict(), "max_summary": max_summary, "seconds": loop.seconds}, config)
-    runs.raise_interruption("" if folder is None else f"; kept in {folder}")
+        runs.raise_interruption("" if folder is None else f"; kept in {folder}")
     return result
 
 
