@@ -398,3 +398,12 @@ def test_a_signal_to_one_rank_between_two_seeds_ends_those_of_all() -> None:
         return list(runs.loops)
 
     assert run(2, seeds_trained) == [[3], [3]]
+
+
+def test_all_ranks_must_have_a_run_dir_or_none(data: Path, tmp_path: Path) -> None:
+    def train() -> str:
+        with pytest.raises(mom.ConfigError) as caught:
+            mom.train(small_run.model(), data, run_dir=None if current().rank else tmp_path / "run", **STEPS)
+        return str(caught.value)
+
+    assert run(2, train) == ["rank 1 has another run than rank 0: with run_dir: False (rank 0: True)"] * 2

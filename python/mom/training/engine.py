@@ -228,7 +228,7 @@ class Engine:
         facts = self.facts if self.config.reproducible == "ranks" else {**self.facts, "ranks": self.ranks.size}
         return fingerprint_of(self.model, self.config, facts, self.schedule.trained)
 
-    def _check_ranks(self) -> None:
+    def _check_ranks(self, resume: bool) -> None:
         """Raise unless the ranks can train together."""
         if self.config.reproducible == "ranks" and self.model.config.balance_counts == "step":
             raise ConfigError(
@@ -241,7 +241,8 @@ class Engine:
             )
         if self.ranks.size > 1:
             self._together.use_common_level()
-            self._together.check_alike(self._fingerprint())
+            call = {"with run_dir": self.dir is not None, "evaluates": self.evaluate is not None, "resume": resume}
+            self._together.check_alike({**self._fingerprint(), "call": call})
 
     # ------------------------------------------------------------------ the loop
     @property
@@ -294,7 +295,7 @@ class Engine:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.ranks.failing_together())
-            self._check_ranks()
+            self._check_ranks(resume)
             stack.enter_context(self._folder(resume))
             own = stack.enter_context(closing(self._own_callbacks(resume, progress)))
             stack.enter_context(self._training_mode())
