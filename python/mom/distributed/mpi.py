@@ -70,7 +70,7 @@ class Mpi(Communicator):
         self._world.Recv([data, self._mpi.BYTE], status.Get_source(), kind)
         return status.Get_source(), bytes(data)
 
-    def _wait(self, is_done: Callable[[], bool], late: Callable[[], list[int]]) -> None:
+    def _wait(self, is_done: Callable[[], bool], late: Callable[[], list[int]], pause: float = 5e-5) -> None:
         """Wait until something is done. If that takes too long, name the ranks of `late` and end all."""
         begun = time.monotonic()
         wait = patience() * (1.5 if self.rank else 1.0)  # rank 0 knows best who is missing, so it shall say so
@@ -80,7 +80,7 @@ class Mpi(Communicator):
                 names = " and ".join(f"rank {rank}" for rank in late())
                 self._end(f"mom: error: {names} did not answer for {wait:g} s {self.doing}\n")
             if waited > 0.002:  # at first without sleep, since the ranks come here at about the same time
-                time.sleep(5e-5)
+                time.sleep(pause)
 
     def _finish(self, requests: dict[int, list[Any]]) -> None:
         """Wait for the messages to and from each rank."""
@@ -88,6 +88,7 @@ class Mpi(Communicator):
         self._wait(
             lambda: self._mpi.Request.Testall(every),
             lambda: [rank for rank, of_rank in requests.items() if not self._mpi.Request.Testall(of_rank)],
+            pause=0.0,  # a large message moves on only while its ranks look at it
         )
 
     def swap(self, parts: Sequence[Array], pieces: Sequence[Array]) -> None:
