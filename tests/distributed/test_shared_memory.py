@@ -74,12 +74,27 @@ def test_the_failure_of_one_is_that_of_all() -> None:
     assert run(3, talk) == ["rank 1: MemoryError: no room", "own: no room", "rank 1: MemoryError: no room"]
 
 
+def test_a_failure_at_the_very_end_is_that_of_all() -> None:
+    def talk() -> str:
+        try:
+            with current().failing_together():
+                if current().rank == 0:
+                    raise OSError("full")
+        except RankError as error:
+            return str(error)
+        except OSError:
+            return "own"
+        return "nothing"
+
+    assert run(3, talk) == ["own", "rank 0: OSError: full", "rank 0: OSError: full"]
+
+
 def test_a_failure_of_all_is_told_by_the_first() -> None:
     def talk() -> bool:
         ranks = current()
         with pytest.raises(ValueError, match="bad"), ranks.failing_together():
             raise ValueError("bad" if ranks.rank < 2 else "bad, too")
-        return ranks.told
+        return ranks.told is not None
 
     assert run(3, talk) == [False, True, False]
 

@@ -151,3 +151,90 @@ def test_without_mpi4py_the_message_names_it() -> None:
         [sys.executable, "-c", code], env={**ALONE, "PMI_SIZE": "2"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1 and "A run on several ranks needs the package mpi4py" in done.stderr
+
+
+EVENTFUL_SCRIPT = """
+import os, signal, sys, mom
+from mom.distributed import current
+from mom.training.pretraining import evaluate_loss
+ranks, data, what, out = current(), sys.argv[1], sys.argv[2], sys.argv[4]
+model = mom.MoM(mom.MoMConfig.from_json(sys.argv[3]), seed=0)
+
+class Listener:
+    def record(self, record):
+        if what == "callback evaluates" and record["kind"] == "train":
+            tokens = mom.data.TokenFile(data + "/val.bin", vocab_size=64)
+            print("loss", evaluate_loss(model, tokens, 2, 16, 3), flush=True)
+            model.save_pretrained(out)
+        if what.startswith("last callback fails") and record["kind"] == "checkpoint":
+            raise KeyError("late")
+        return what.startswith("last callback fails") and record["kind"] == "eval"
+
+def train(**changes):
+    settings = dict(steps=3, batch_size=4, sequence_length=16, warmup=0, eval_every=1, progress=False) | changes
+    return mom.train(model, data, callbacks=[Listener()], **settings)
+
+def caught(kind):
+    try:
+        train(run_dir=out + "-run", steps=-1 if what == "told before" else 3)
+    except kind as error:
+        sys.stdout.write(f"rank {ranks.rank} caught {type(error).__name__}\\n")
+        sys.stdout.flush()
+
+if what == "stops in a swap" and ranks.rank == 1:
+    type(ranks).swap = lambda *_: __import__("time").sleep(30)
+if what.startswith("last callback fails"):
+    caught(KeyError if what.endswith("and one rank catches") else Exception)
+    sys.exit()
+if what == "told before":
+    caught(ValueError)
+    if ranks.rank == 1:
+        raise KeyError("mine")
+train()
+model.save_pretrained(out)
+assert mom.MoM.from_pretrained(out).num_parameters == model.num_parameters
+if os.fork() == 0:
+    os._exit(current().size - 1)
+assert os.wait()[1] == 0
+"""
+
+
+def eventful_script(folder: Path, what: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "eventful.py").write_text(EVENTFUL_SCRIPT)
+    words = (folder / "eventful.py", folder / "data", what, folder / "config.json", folder / "out")
+    return launch("launch", "-n", 2, *words, **environment)
+
+
+def test_callbacks_may_evaluate_and_save(folder: Path) -> None:
+    done = eventful_script(folder, "callback evaluates")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("loss") == 3 and (folder / "out" / "model.safetensors").exists()
+
+
+def test_all_ranks_can_read_what_the_first_has_saved_and_fork(folder: Path) -> None:
+    done = eventful_script(folder, "reads what it saved")
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_ranks_fail_with_the_last_callback(folder: Path) -> None:
+    done = eventful_script(folder, "last callback fails")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 caught KeyError", "rank 1 caught RankError"]
+
+
+def test_an_exception_that_one_rank_alone_catches_is_shown_by_the_others(folder: Path) -> None:
+    done = eventful_script(folder, "last callback fails and one rank catches")
+    assert done.returncode not in (0, None)
+    assert "RankError: rank 0: KeyError: 'late'" in done.stderr
+
+
+def test_an_exception_that_was_caught_hides_no_other(folder: Path) -> None:
+    done = eventful_script(folder, "told before")
+    assert done.returncode not in (0, None)
+    assert "KeyError: 'mine'" in done.stderr
+
+
+def test_a_rank_that_stops_between_messages_is_named(folder: Path) -> None:
+    done = eventful_script(folder, "stops in a swap", MOM_RANK_TIMEOUT="3")
+    assert done.returncode not in (0, None)
+    assert "rank 1 did not answer for 3 s in step 1" in done.stderr

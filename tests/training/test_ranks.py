@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from mom.distributed import current
 from mom.distributed.shared_memory import run
 from mom.errors import RankError
 from mom.training import FinetuneConfig, together
-from mom.training.finetune import fit_classifier
+from mom.training.finetune import RunOptions, fit_classifier, train_seeds
 from mom.training.optimizer import AdamW
+from mom.training.signals import StopSignals
 
 STEPS = {"steps": 4, "warmup": 0, "eval_every": 2, "save_every": 0, "progress": False}
 #: Kinds of models: noise and dropout, a plain GPT-2, bfloat16, a hash router, modules that no token reaches.
@@ -381,3 +383,27 @@ def test_numbers_in_bfloat16(size: int) -> None:
         _core.from_bfloat16(bits, bits)
     with pytest.raises(TypeError, match="values"):
         _core.to_bfloat16(bits, bits)
+
+
+def test_a_signal_to_one_rank_between_two_seeds_ends_those_of_all() -> None:
+    def seeds_trained() -> list[int]:
+        signals = StopSignals()
+
+        def fit(*_: Any) -> Any:
+            if current().rank == 1:
+                signals.append("SIGTERM")
+            return SimpleNamespace(best_score=0.5)
+
+        runs = train_seeds((3, 4), lambda seed: small_run.model(seed), fit, RunOptions(signals=signals), None)
+        return list(runs.loops)
+
+    assert run(2, seeds_trained) == [[3], [3]]
+
+
+def test_all_ranks_must_have_a_run_dir_or_none(data: Path, tmp_path: Path) -> None:
+    def train() -> str:
+        with pytest.raises(mom.ConfigError) as caught:
+            mom.train(small_run.model(), data, run_dir=None if current().rank else tmp_path / "run", **STEPS)
+        return str(caught.value)
+
+    assert run(2, train) == ["rank 1 has another run than rank 0: with run_dir: False (rank 0: True)"] * 2

@@ -56,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     stderr = sys.stderr  # a rank that keeps silent has another one while it works
 
-    def tell(text: str) -> None:
-        if not current().told:
+    def tell(text: str, error: BaseException) -> None:
+        if current().told is not error:
             print(text if is_first() else f"rank {current().rank}: {text}", file=stderr, flush=True)
 
     try:
         with warnings.catch_warnings(), current().failing_together(), _silent_but_on_the_first_rank(), _reports_shown():
-            warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             if getattr(arguments, "threads", None) is not None:
                 set_num_threads(arguments.threads)
             status: int = arguments.run(arguments)
@@ -71,12 +71,12 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         name = stop.signal if isinstance(stop, TrainingInterrupted) else "SIGINT"
         by = "" if name == "SIGINT" else f" by {name}"
-        tell(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}")
+        tell(f"mom: interrupted{by}{f'; {stop}' if str(stop) else ''}", stop)
         return 128 + signal.Signals[name]
     except RankError as error:
         # Where all ranks find the same fault, the first says so. What befell another rank that rank has told.
         if is_first() and not error.traceback:
-            tell(f"mom: error: {error}")
+            tell(f"mom: error: {error}", error)
         return 1
     except BrokenPipeError:
         # The program that read the output has ended. At exit, Python would try to write to it once more.
@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except _EXPECTED as error:
         if os.environ.get("MOM_DEBUG_TRACEBACK"):
             raise
-        tell(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}")
+        tell(f"mom: error: {' '.join(str(error).split()) or type(error).__name__}", error)
         return 1
 
 

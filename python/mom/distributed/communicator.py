@@ -44,15 +44,15 @@ class Communicator:
         Numbers of 4 bytes that `swap` sends to one rank at most.
     doing : str
         What this rank does at present, for messages about ranks that do not answer.
-    told : bool
-        An earlier rank has failed for the same reason and says so; this one need not.
+    told : BaseException or None
+        The last exception of this rank that an earlier rank has raised, too. So this rank need not show it.
     """
 
     rank: int = 0
     size: int = 1
     slab: int = 1 << 20
     doing: str = "at the beginning"
-    told: bool = False
+    told: BaseException | None = None
     _depth: int = 0
 
     def exchange(self, value: Value) -> list[Value]:
@@ -98,10 +98,15 @@ class Communicator:
 
     @contextlib.contextmanager
     def failing_together(self) -> Iterator[None]:
-        """A block that fails on all ranks when it fails on one. Of nested blocks, only the outermost counts."""
+        """A block that fails on all ranks when it fails on one. Of nested blocks, only the outermost counts.
+
+        No rank leaves the block before all have come to its end, so files that rank 0 writes in it are there.
+        """
         self._depth += 1
         try:
             yield
+            if self.size > 1 and self._depth == 1:
+                self.exchange(None)
         except RankError:  # another rank has said so
             raise
         except BaseException as error:
@@ -117,7 +122,8 @@ class Communicator:
             own = _Failure(self.rank, message, "".join(traceback.format_exception(error)))
             said: list[Any] = self.exchange(own)
             failures = [other for other in said if isinstance(other, _Failure)]
-            self.told = any(other.message == message and other.rank < self.rank for other in failures)
+            if any(other.message == message and other.rank < self.rank for other in failures):
+                self.told = error
 
 
 class Serial(Communicator):

@@ -28,6 +28,9 @@ __all__ = ["Mpi", "connect"]
 #: Kinds of messages.
 _VALUE, _ALL_VALUES, _PIECE, _PART = range(4)
 
+#: How long a rank waits for another one to show an exception that befell both.
+_SECONDS_TO_BE_ENDED = 5.0
+
 
 class Mpi(Communicator):
     """A rank of ``MPI.COMM_WORLD``."""
@@ -36,6 +39,7 @@ class Mpi(Communicator):
         self._mpi = mpi
         self._world = mpi.COMM_WORLD.Dup()  # apart from messages of the program
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        self._others = [(self.rank + i) % self.size for i in range(1, self.size)]
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         if self.rank:
@@ -56,36 +60,57 @@ class Mpi(Communicator):
         return values
 
     def _send(self, data: bytes, rank: int, kind: int) -> None:
-        self._world.Send([data, self._mpi.BYTE], rank, kind)
+        self._finish({rank: [self._world.Isend([data, self._mpi.BYTE], rank, kind)]})
 
     def _receive(self, source: int, kind: int, late: Callable[[], list[int]]) -> tuple[int, bytes]:
         """A message and the rank that sent it. `late` gives the ranks to name if it does not come."""
-        status, begun = self._mpi.Status(), time.monotonic()
+        status = self._mpi.Status()
+        self._wait(lambda: self._world.Iprobe(source, kind, status), late)
+        data = bytearray(status.Get_count(self._mpi.BYTE))
+        self._world.Recv([data, self._mpi.BYTE], status.Get_source(), kind)
+        return status.Get_source(), bytes(data)
+
+    def _wait(self, is_done: Callable[[], bool], late: Callable[[], list[int]], pause: float = 5e-5) -> None:
+        """Wait until something is done. If that takes too long, name the ranks of `late` and end all."""
+        begun = time.monotonic()
         wait = patience() * (1.5 if self.rank else 1.0)  # rank 0 knows best who is missing, so it shall say so
-        while not self._world.Iprobe(source, kind, status):
+        while not is_done():
             waited = time.monotonic() - begun
             if waited > wait:
                 names = " and ".join(f"rank {rank}" for rank in late())
                 self._end(f"mom: error: {names} did not answer for {wait:g} s {self.doing}\n")
             if waited > 0.002:  # at first without sleep, since the ranks come here at about the same time
-                time.sleep(5e-5)
-        data = bytearray(status.Get_count(self._mpi.BYTE))
-        self._world.Recv([data, self._mpi.BYTE], status.Get_source(), kind)
-        return status.Get_source(), bytes(data)
+                time.sleep(pause)
+
+    def _finish(self, requests: dict[int, list[Any]]) -> None:
+        """Wait for the messages to and from each rank."""
+        every = [request for of_rank in requests.values() for request in of_rank]
+        self._wait(
+            lambda: self._mpi.Request.Testall(every),
+            lambda: [rank for rank, of_rank in requests.items() if not self._mpi.Request.Testall(of_rank)],
+            pause=0.0,  # a large message moves on only while its ranks look at it
+        )
 
     def swap(self, parts: Sequence[Array], pieces: Sequence[Array]) -> None:
-        others = [(self.rank + i) % self.size for i in range(1, self.size)]
-        requests = [self._world.Irecv(pieces[rank], rank, _PIECE) for rank in others if pieces[rank].size]
-        requests += [self._world.Isend(parts[rank], rank, _PIECE) for rank in others if parts[rank].size]
-        self._mpi.Request.Waitall(requests)
+        requests: dict[int, list[Any]] = {rank: [] for rank in self._others}
+        for rank in self._others:
+            if pieces[rank].size:
+                requests[rank].append(self._world.Irecv(pieces[rank], rank, _PIECE))
+        for rank in self._others:
+            if parts[rank].size:
+                requests[rank].append(self._world.Isend(parts[rank], rank, _PIECE))
+        self._finish(requests)
 
     def share(self, block: Array, bounds: Sequence[int]) -> None:
         parts = [block[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-        others = [(self.rank + i) % self.size for i in range(1, self.size)]
-        requests = [self._world.Irecv(parts[rank], rank, _PART) for rank in others if len(parts[rank])]
-        if len(parts[self.rank]):
-            requests += [self._world.Isend(parts[self.rank], rank, _PART) for rank in others]
-        self._mpi.Request.Waitall(requests)
+        requests: dict[int, list[Any]] = {rank: [] for rank in self._others}
+        for rank in self._others:
+            if len(parts[rank]):
+                requests[rank].append(self._world.Irecv(parts[rank], rank, _PART))
+        for rank in self._others:
+            if len(parts[self.rank]):
+                requests[rank].append(self._world.Isend(parts[self.rank], rank, _PART))
+        self._finish(requests)
 
     def _end(self, text: str) -> None:
         """Write a message, and end the processes of all ranks."""
@@ -100,8 +125,9 @@ class Mpi(Communicator):
         """
 
         def hook(kind: type[BaseException], error: BaseException, where: Any) -> None:
-            if self.told or (isinstance(error, RankError) and error.traceback):
-                return  # another rank shows it, and ends this process
+            if error is self.told or (isinstance(error, RankError) and error.traceback):
+                # Another rank shows it, and ends this process, unless the program caught it there.
+                time.sleep(_SECONDS_TO_BE_ENDED)
             shown = "".join(traceback.format_exception(kind, error, where))
             self._end(f"rank {self.rank}: {shown}")
 

@@ -12,6 +12,10 @@ __all__ = ["current", "is_first", "launched_rank", "launched_ranks", "using"]
 
 _active: list[Communicator] = []
 
+# A process that a rank forks is no rank.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _active.append(Serial()))
+
 #: Variables in which launchers tell a process how many there are: MPICH and its relatives, Open MPI, SLURM's srun.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")

@@ -131,7 +131,7 @@ def text_losses(
     else:
         files = Documents(sources, key=key, split=split, on_error=on_error).files
         parts = [(str(file), Documents(file, key=key, split=split, on_error=on_error)) for file in files]
-    with model.intervene(interventions):
+    with current().failing_together(), model.intervene(interventions):
         results = [_one_part(model, tokenizer, name, docs, window, stride, batch_size) for name, docs in parts]
     sums = {name: sum(getattr(result, name) for result in results) for name in ("nats", "tokens", "bytes", "documents")}
     if not sums["tokens"]:
@@ -208,7 +208,7 @@ def token_file_loss(
     tokens = TokenFile(path, vocab_size=model.config.vocab_size)
     most = -(-len(tokens) // (batch_size * length)) if batches is None else batches
     started = time.perf_counter()
-    with model.intervene(interventions):
+    with current().failing_together(), model.intervene(interventions):
         loss = evaluate_loss(model, tokens, batch_size, length, most)
     seen = length * min(len(tokens) // length, batch_size * most)
     return TokenFileLoss(path, seen, length, loss, time.perf_counter() - started, len(tokens) - seen)

@@ -145,8 +145,8 @@ def finetune(
         check_replaceable(folder, MODEL_FILES)
     sets = _read_sets(data, task, predict, on_error)
     lesson = _Lesson(body, task, sets, config)
-    active = body.intervene(interventions, untouched="warn")
-    with active, closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
+    active, lock = body.intervene(interventions, untouched="warn"), results_folder(folder)
+    with current().failing_together(), active, closing(callbacks) as listeners, stop_signals() as signals, lock:
         checkpoints = None if run_dir is None else Path(run_dir) / task.name
         options = RunOptions(
             progress=progress, callbacks=listeners, signals=signals, dir=checkpoints, resume=resume,
@@ -161,8 +161,8 @@ def finetune(
             other_metrics, len(lesson.rows), len(lesson.dev_rows), lesson.cut, folder, submissions,
         )  # fmt: skip
         runs.write_results(folder, result.to_dict(), config)
-    where = "" if folder is None else f", kept in {folder}"
-    runs.raise_interruption(f"; seed {runs.best_seed} is the best so far{where}")
+        where = "" if folder is None else f", kept in {folder}"
+        runs.raise_interruption(f"; seed {runs.best_seed} is the best so far{where}")
     return result
 
 
@@ -226,7 +226,7 @@ class _Lesson:
         """Train a classifier; the mean of the task's metrics on the dev set chooses the weights."""
 
         def measure() -> dict[str, float]:
-            answers = _answers(self._task, classify(made, self.dev_rows, _PREDICT_BATCH))
+            answers = _answers(self._task, classify(made, self.dev_rows, _PREDICT_BATCH, current()))
             metrics = glue_metrics(self._task, answers, self._dev_labels)
             return {"score": task_score(metrics), **metrics}
 
@@ -363,7 +363,7 @@ def evaluate(
     """
     task = find_task(task)
     model, length = _classifier(model, task, max_length)
-    with model.intervene(interventions):
+    with current().failing_together(), model.intervene(interventions):
         return _metrics_of(model, read_glue(data, task, split, on_error=on_error), length)
 
 
@@ -386,5 +386,5 @@ def predict(
     """
     task = find_task(task)
     model, length = _classifier(model, task, max_length)
-    with model.intervene(interventions):
+    with current().failing_together(), model.intervene(interventions):
         return _answers(task, _logits_of(model, read_glue(data, task, split), length))

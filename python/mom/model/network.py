@@ -23,6 +23,7 @@ from .._arguments import seed as seed_of
 from .._html import html_table
 from .._reading import kind_of, shown
 from ..config import MoMConfig
+from ..distributed import current
 from ..errors import CheckpointError, ConfigError, DataError
 from ..familiar import Familiar, takes_familiar_arguments
 from ..files import folders, names, weights
@@ -519,7 +520,8 @@ class Network(Intervening, Familiar):
 
         The folder is written beside its final place, with a manifest of sizes and hashes, then flushed and renamed.
         An existing folder is replaced only after that. `transformers` can read the folder of a plain GPT-2 with
-        canonical or Hugging Face names.
+        canonical or Hugging Face names. On several ranks, all must call this method; rank 0 writes, and the others
+        wait until the folder is there.
 
         Parameters
         ----------
@@ -529,7 +531,8 @@ class Network(Intervening, Familiar):
         dtype : {"float32", "bfloat16", "float16"}, optional
             What the file holds; float32 by default.
         """
-        folders.write_folder(folder, self.pretrained_files(naming, dtype))
+        with current().failing_together():
+            folders.write_folder(folder, self.pretrained_files(naming, dtype))
 
     def pretrained_files(self, naming: str = "canonical", dtype: str | None = None) -> dict[str, folders.Content]:
         """What `save_pretrained` writes: file names and contents, for `mom.files.folders.write_folder`."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .._reading import check_name
 from ..data.prepare import tokenizer_of
-from ..distributed import current
+from ..distributed import Serial, current, using
 from ..errors import ConfigError, TrainingError
 from ..files.atomic import clean_leftovers
 from ..files.locks import lock_folder
@@ -228,7 +228,7 @@ class Engine:
         facts = self.facts if self.config.reproducible == "ranks" else {**self.facts, "ranks": self.ranks.size}
         return fingerprint_of(self.model, self.config, facts, self.schedule.trained)
 
-    def _check_ranks(self) -> None:
+    def _check_ranks(self, resume: bool) -> None:
         """Raise unless the ranks can train together."""
         if self.config.reproducible == "ranks" and self.model.config.balance_counts == "step":
             raise ConfigError(
@@ -241,7 +241,8 @@ class Engine:
             )
         if self.ranks.size > 1:
             self._together.use_common_level()
-            self._together.check_alike(self._fingerprint())
+            call = {"with run_dir": self.dir is not None, "evaluates": self.evaluate is not None, "resume": resume}
+            self._together.check_alike({**self._fingerprint(), "call": call})
 
     # ------------------------------------------------------------------ the loop
     @property
@@ -294,7 +295,7 @@ class Engine:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.ranks.failing_together())
-            self._check_ranks()
+            self._check_ranks(resume)
             stack.enter_context(self._folder(resume))
             own = stack.enter_context(closing(self._own_callbacks(resume, progress)))
             stack.enter_context(self._training_mode())
@@ -501,6 +502,7 @@ class Engine:
         whose = {name: value for name, value in self.facts.items() if name == "seed"}
         record = {"kind": kind, "step": self.state.step, "time": time.time(), **whose, **values}
         self.records.append({name: value for name, value in record.items() if name != "module_use"})
-        for callback in self._callbacks:
-            if callback.record(record) is True:
-                self._stop_wanted = True
+        with using(Serial()):  # the other ranks do not call what a callback calls
+            for callback in self._callbacks:
+                if callback.record(record) is True:
+                    self._stop_wanted = True

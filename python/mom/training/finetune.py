@@ -367,7 +367,8 @@ def train_seeds(
             if folder is not None:  # what comes later may fail
                 model.save_pretrained(folder)
         runs.loops[seed] = loop
-        if runs.interrupted is not None or options.signals:
+        # A signal may have come to some ranks only. All must go on alike.
+        if runs.interrupted is not None or any(current().exchange(bool(options.signals))):
             break
     if runs.best is None:
         assert runs.interrupted is not None

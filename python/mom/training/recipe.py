@@ -213,7 +213,8 @@ def pretrain(
     model = _model(config, data, phase, first, dtype or before, seed)
     if planned is None and minutes is not None:
         # On several ranks all take the number of one. Each has its own part of the tokens.
-        tokens = current().size * current().exchange(_tokens_in(model, RECIPES[recipe], minutes))[0]
+        with current().failing_together():
+            tokens = current().size * current().exchange(_tokens_in(model, RECIPES[recipe], minutes))[0]
     if tokens is not None:
         scaled = RECIPES[recipe].scaled(int(tokens), model.config.n_positions)
         by_budget = {name: getattr(scaled, name) for name in ("steps", "batch_size", "accumulation", "sequence_length")}
@@ -221,17 +222,18 @@ def pretrain(
     assert planned is not None
     planned = planned.replace(seed=seed, **changes)
     total = planned.steps * planned.tokens_per_step
-    try:
-        options = RunOptions(phase, progress, callbacks, None, run, resume, allow_changes, start)
-        with model.intervene(rules, untouched="warn"):
-            result = run_training(model, data, None, planned, options)
-    except TrainingInterrupted as stop:
-        so_far = PretrainResult(model, stop.result, planned, total, run / "model")
-        raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
-    model.save_pretrained(run / "model")
-    done = PretrainResult(model, result, planned, total, run / "model")
-    write_json(run / "recipe.json", {"recipe": recipe, "phase": phase, **_summary(done, rules)})
-    return done
+    with current().failing_together():
+        try:
+            options = RunOptions(phase, progress, callbacks, None, run, resume, allow_changes, start)
+            with model.intervene(rules, untouched="warn"):
+                result = run_training(model, data, None, planned, options)
+        except TrainingInterrupted as stop:
+            so_far = PretrainResult(model, stop.result, planned, total, run / "model")
+            raise TrainingInterrupted(str(stop), so_far, stop.signal) from None
+        model.save_pretrained(run / "model")
+        done = PretrainResult(model, result, planned, total, run / "model")
+        write_json(run / "recipe.json", {"recipe": recipe, "phase": phase, **_summary(done, rules)})
+        return done
 
 
 def _summary(done: PretrainResult, rules: Sequence[Intervention]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .._arguments import PathLike, flags
 from .._html import html_table
 from ..data.batches import pack_labelled
 from ..data.records import check_iterators
+from ..distributed import current
 from ..errors import ConfigError
 from ..files.folders import MODEL_FILES, check_replaceable
 from ..interventions.rules import Intervention
@@ -185,10 +186,10 @@ def finetune(
 
         return fit_rows(made, _batches(rows, config, seed), config, seed, measure, options)
 
-    active = source.intervene(interventions, untouched="warn")
-    with active, closing(callbacks) as listeners, stop_signals() as signals, results_folder(folder):
+    active, lock = source.intervene(interventions, untouched="warn"), results_folder(folder)
+    with current().failing_together(), active, closing(callbacks) as listeners, stop_signals() as signals, lock:
         checkpoints = None if run_dir is None else Path(run_dir) / TASK
-        facts = {} if run_dir is None else _facts(source, rows, held_out)
+        facts = {} if run_dir is None and current().size == 1 else _facts(source, rows, held_out)
         options = RunOptions(TASK, progress, listeners, signals, checkpoints, resume, allow_changes, facts)
         runs = train_seeds((seed,), begin, fit, options, folder)
         signals.handled = runs.interrupted is not None
@@ -199,7 +200,7 @@ def finetune(
             cut_documents, cut_summaries, folder,
         )  # fmt: skip
         runs.write_results(folder, {**result.to_dict(), "max_summary": max_summary, "seconds": loop.seconds}, config)
-    runs.raise_interruption("" if folder is None else f"; kept in {folder}")
+        runs.raise_interruption("" if folder is None else f"; kept in {folder}")
     return result
 
 

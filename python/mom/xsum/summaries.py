@@ -9,6 +9,7 @@ from typing import Any
 from .._arguments import PathLike
 from ..data.batches import bucketed
 from ..data.columns import checked_texts
+from ..distributed import current
 from ..errors import ConfigError, DataError
 from ..glue.tasks import TASKS
 from ..interventions.rules import Intervention
@@ -153,7 +154,7 @@ def evaluate(
     if rows is not None and rows < 1:
         raise ValueError(f"rows: {rows} is less than 1")
     read = read_xsum(data, split, on_error=on_error)[:rows]
-    with found.intervene(interventions):
+    with current().failing_together(), found.intervene(interventions):
         summaries = summarize(found, read.documents, **generation)
         lengths = lengths_of(found, generation.get("max_length"), generation.get("max_summary"))
         scored, _, _ = make_rows(found, read, *lengths)
