@@ -11,6 +11,7 @@ import contextlib
 import os
 import pickle
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._extras import need
-from ..errors import RankError
+from ..errors import RankError, TrainingInterrupted
 from ..runtime import get_num_threads, set_num_threads
 from .communicator import Array, Communicator
 from .patience import patience
@@ -112,11 +113,11 @@ class Mpi(Communicator):
                 requests[rank].append(self._world.Isend(parts[self.rank], rank, _PART))
         self._finish(requests)
 
-    def _end(self, text: str) -> None:
+    def _end(self, text: str, status: int = 1) -> None:
         """Write a message, and end the processes of all ranks."""
         with contextlib.suppress(Exception):
             print(text, end="", file=sys.__stderr__, flush=True)
-        self._mpi.COMM_WORLD.Abort(1)
+        self._mpi.COMM_WORLD.Abort(status)
 
     def end_on_exceptions(self) -> None:
         """Let an exception that nothing catches show its rank and traceback, and end the processes of all ranks.
@@ -129,7 +130,8 @@ class Mpi(Communicator):
                 # Another rank shows it, and ends this process, unless the program caught it there.
                 time.sleep(_SECONDS_TO_BE_ENDED)
             shown = "".join(traceback.format_exception(kind, error, where))
-            self._end(f"rank {self.rank}: {shown}")
+            signal_name = error.signal if isinstance(error, TrainingInterrupted) else None
+            self._end(f"rank {self.rank}: {shown}", 128 + signal.Signals[signal_name] if signal_name else 1)
 
         sys.excepthook = hook
 
