@@ -20,7 +20,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE",
-        help="files (.txt, .jsonl, also .gz, or .parquet) and folders (default: Python's standard library)",
+        help="files (.txt, .jsonl, also .gz, .xz or .zst; .parquet; .tar archives) and folders (default: Python's "
+        "standard library)",
     )  # fmt: skip
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or its folder (default: train a new one)")
     add_arguments(parser, prepare, "out_dir", "vocab_size", "val_fraction", "seed", "append_eos")

@@ -10,12 +10,10 @@ shows it.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import logging
 import re
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from typing import Any, BinaryIO
 
 from .._reading import shown
 from ..errors import DataError
+from .packed import DAMAGED, unpacked
 
 __all__ = ["MAX_LINE_BYTES", "DamagedFileError", "MissingSplitError", "RecordError", "RecordReport", "check_on_error"]
 
@@ -144,18 +143,29 @@ def check_on_error(on_error: str) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """A file, and the stream of its content, which is unpacked if the name ends in ``.gz``."""
+    """A file, and the stream of its content, which is unpacked if the name ends in ``.gz``, ``.xz`` or ``.zst``."""
+    with opened_as_it_is(path) as file:
+        yield file, unpacked(path.name, file)[1]
+
+
+@contextlib.contextmanager
+def opened_as_it_is(path: Path) -> Iterator[BinaryIO]:
+    """A file. Faults of the file within the block, also of archives and compressed streams in it, are named."""
     try:
         with open(path, "rb") as file:
-            packed = path.name.endswith(".gz")
-            yield file, gzip.GzipFile(fileobj=file, mode="rb") if packed else file  # type: ignore[misc]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DamagedFileError(f"{path}: truncated or corrupted gzip file ({error})") from None
+            yield file
+    except DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        raise DamagedFileError(f"{path}: truncated or corrupted {_packed_kind(path)} file ({reason})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[int, str]]:
+def _packed_kind(path: Path) -> str:
+    return "gzip" if path.suffix in (".gz", ".tgz") else path.suffix.removeprefix(".")
+
+
+def raw_lines(stream: BinaryIO, path: Path | str, report: RecordReport) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file, without their ends. A line that is no UTF-8 is booked as an error.
 
     Only a line feed ends a line. A byte-order mark, and carriage returns before line feeds, are dropped and noted.
@@ -187,7 +197,7 @@ def raw_lines(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tu
         yield number, text
 
 
-def json_rows(stream: BinaryIO, path: Path, report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(stream: BinaryIO, path: Path | str, report: RecordReport) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of a JSON-lines file, with the place of each. Lines that are no objects are booked as errors."""
     for number, line in raw_lines(stream, path, report):
         where = f"{path}: line {number}"

@@ -31,13 +31,14 @@ from .._reading import kind_of
 from ..errors import DataError
 from .columns import checked_texts
 from .cuts import safe_cut
+from .packed import ARCHIVES, COMPRESSED, files_in, is_archive_in_xz
 from .records import (
     DamagedFileError,
     RecordReport,
     check_on_error,
     json_rows,
     not_text,
-    opened,
+    opened_as_it_is,
     parquet_rows,
     text_of,
 )
@@ -49,9 +50,11 @@ __all__ = ["SUFFIXES", "Documents", "Piece", "ReadReport", "TextDocuments", "pie
 
 
 #: Kinds of files that a folder is searched for.
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (*(kind + end for kind in (".txt", ".jsonl") for end in ("", *COMPRESSED)), ".parquet", *ARCHIVES)
+#: The same for messages.
+_KNOWN = ".txt, .jsonl, both also .gz, .xz or .zst, .parquet, .tar, .tgz, .tar.gz, .tar.xz, .tar.zst"
 #: Kinds of files that are read as text if the caller names the file itself.
-_TEXT_SUFFIXES = (".txt", ".txt.gz", ".md", ".rst", ".py")
+_TEXT_SUFFIXES = (".md", ".rst", ".py")
 _BLOCK = 1 << 18
 _LOG = logging.getLogger(__name__)
 #: A longer rest of a line is cut, so that memory is bounded.
@@ -176,9 +179,11 @@ class Documents(_DocumentStream):
     Parameters
     ----------
     sources : path or sequence of paths
-        Files (``.txt``, ``.jsonl``, both also ``.gz``, or ``.parquet``) and folders. Folders are searched for such
-        files in sorted order. Hidden files and folders are passed by. Links to folders are not followed, and a warning
-        says so. A byte-order mark at the start of a text is dropped. Line ends are left as they are.
+        Files and folders. Files are ``.txt`` or ``.jsonl``, both also compressed (``.gz``, ``.xz``, and ``.zst`` with
+        the package zstandard), ``.parquet``, and archives of texts: ``.tar``, also compressed, and ``.xz`` as in
+        OpenWebText. Folders are searched for such files in sorted order; archives keep their own. Hidden files and
+        folders are passed by. Links to folders are not followed, and a warning says so. A byte-order mark at the start
+        of a text is dropped. Line ends are left as they are.
     key : str
         Field of a JSON object, or column of a Parquet file, that holds the text.
     split : {"file", "blank_line"}
@@ -232,8 +237,8 @@ class Documents(_DocumentStream):
 
     def _find(self, path: Path) -> list[Path]:
         if path.is_file():
-            if not path.name.endswith(SUFFIXES + _TEXT_SUFFIXES):
-                raise DataError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+            if not path.name.endswith(SUFFIXES + _TEXT_SUFFIXES) and not _is_archive(path):
+                raise DataError(f"{path}: unknown kind of file; known are {_KNOWN}")
             return [path]
         if not path.is_dir():
             raise DataError(f"{path}: no such file or folder")
@@ -244,7 +249,8 @@ class Documents(_DocumentStream):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             linked += (Path(folder, name) for name in subfolders if os.path.islink(os.path.join(folder, name)))
             for file in (Path(folder, name) for name in sorted(names)):
-                wanted = file.name.endswith(SUFFIXES) and not file.name.startswith(".")
+                known = file.name.endswith(SUFFIXES) or _is_archive(file)
+                wanted = known and not file.name.startswith(".")
                 if wanted and kind_of(file) is None:
                     raise DataError(f"{file}: a link to a file that does not exist; mend or remove the link")
                 (found if wanted and file.is_file() else passed).append(file)
@@ -261,16 +267,16 @@ class Documents(_DocumentStream):
                 stacklevel=4,
             )
         if not found:
-            raise DataError(f"{path}: holds no file of a known kind ({', '.join(SUFFIXES)})")
+            raise DataError(f"{path}: holds no file of a known kind ({_KNOWN})")
         return found
 
     def _events(self, report: ReadReport) -> Iterator[str | None]:
         for path in self.files:
             before = report.bytes_read
             try:
-                with opened(path) as (file, stream):
+                with opened_as_it_is(path) as file:
                     report.files += 1
-                    for event in self._file_events(path, file, stream, report):
+                    for event in self._events_of(path, file, report):
                         report.bytes_read = before + file.tell()
                         yield event
                     report.bytes_read = before + file.seek(0, os.SEEK_END)
@@ -278,12 +284,27 @@ class Documents(_DocumentStream):
                 report.error("damaged file", str(error))
             yield None
 
-    def _file_events(
-        self, path: Path, file: BinaryIO, stream: BinaryIO, report: ReadReport
-    ) -> Iterator[str | None]:
+    def _events_of(self, path: Path, file: BinaryIO, report: ReadReport) -> Iterator[str | None]:
         if path.name.endswith(".parquet"):
             yield from self._record_events(parquet_rows(file, path, report, [self.key]), "column", report)
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            return
+        passed: list[str] = []
+        for name, stream in files_in(path.name, file):
+            inside = "/" in name
+            if inside and not name.endswith((".txt", ".jsonl")):
+                passed.append(name)
+                continue
+            yield from self._text_events(f"{path.parent / name}" if inside else str(path), name, stream, report)
+            yield None
+        if passed:
+            report.ignored_files += len(passed)
+            _LOG.info("%s: passed over %s files that are neither .txt nor .jsonl; the first: %s",
+                      path, f"{len(passed):,}", passed[0])  # fmt: skip
+
+    def _text_events(
+        self, path: str, name: str, stream: BinaryIO, report: ReadReport
+    ) -> Iterator[str | None]:
+        if name.endswith(".jsonl"):
             yield from self._record_events(json_rows(stream, path, report), "key", report)
         elif self.split == "file":
             yield ""  # so that an empty file counts as an empty document
@@ -300,7 +321,7 @@ class Documents(_DocumentStream):
                 yield text
                 yield None
 
-    def _blocks(self, path: Path, stream: BinaryIO, report: ReadReport) -> Iterator[str]:
+    def _blocks(self, path: str, stream: BinaryIO, report: ReadReport) -> Iterator[str]:
         """Decode a text in blocks that end at a line end or, in a very long line, at the end of a character."""
         carry, line, offset = b"", 1, 0
         while data := carry + stream.read(_BLOCK) + (rest := stream.readline(_LONGEST_REST)):
@@ -312,7 +333,7 @@ class Documents(_DocumentStream):
             line += data.count(b"\n")
             offset += len(data)
 
-    def _decoded(self, path: Path, data: bytes, line: int, offset: int, report: ReadReport) -> Iterator[str]:
+    def _decoded(self, path: str, data: bytes, line: int, offset: int, report: ReadReport) -> Iterator[str]:
         try:
             yield data.decode("utf-8")
             return
@@ -327,6 +348,14 @@ class Documents(_DocumentStream):
             else:
                 yield text
             offset += len(part)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is one of OpenWebText's: it ends in ``.xz`` alone and holds an archive."""
+    if not path.name.endswith(".xz") or kind_of(path) != "file":
+        return False
+    with opened_as_it_is(path) as file:
+        return is_archive_in_xz(file)
 
 
 def _refuse_folder(error: OSError) -> None:
