@@ -4,6 +4,7 @@ Begin with `mom.MoM`, `mom.MoMConfig`, `mom.prepare` and `mom.train`. Submodules
 
 ``data``            tokenizer, reading text, token files
 ``glue``, ``xsum``  fine-tuning on these tasks
+``distributed``     ranks: processes that train one model together
 ``evaluate``        metrics, perplexity of texts
 ``analysis``        routes: use of modules, paths of tokens, statistics, pictures, what they do to the loss
 ``ops``             every operator on plain arrays
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import _openmp as _openmp  # must come first: it loads the extension
 from ._version import __version__
 from .config import MoMConfig
-from .errors import CheckpointError, ConfigError, DataError, MomError, TrainingError, TrainingInterrupted
+from .errors import CheckpointError, ConfigError, DataError, MomError, RankError, TrainingError, TrainingInterrupted
 from .familiar import attribute
 from .interventions import Bias, Forbid, Force, Intervention, Patch, RandomRoutes, Scale, TopK, Zero
 from .model import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from . import analysis, data, evaluate, glue, ops, reference, xsum
     from . import cli as cli
     from . import demo as demo
+    from . import distributed as distributed
     from . import files as files
     from . import sklearn as sklearn
     from . import training as training
@@ -50,14 +52,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AdamW", "Bias", "Block", "CheckpointError", "ConfigError", "DataError", "Decoder", "FinetuneConfig", "Forbid",
     "Force", "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module",
-    "MomError", "Patch", "Pool", "RandomRoutes", "Router", "Routes", "Scale", "Tokenizer", "TopK", "TrainingConfig",
-    "TrainingError", "TrainingInterrupted", "Zero", "__version__", "analysis", "clip_grad_norm", "cpu_info", "data",
-    "evaluate", "get_num_threads", "glue", "ops", "prepare", "pretrain", "reference", "set_cpu_level",
-    "set_num_threads", "train", "xsum",
+    "MomError", "Patch", "Pool", "RandomRoutes", "RankError", "Router", "Routes", "Scale", "Tokenizer", "TopK",
+    "TrainingConfig", "TrainingError", "TrainingInterrupted", "Zero", "__version__", "analysis", "clip_grad_norm",
+    "cpu_info", "data", "evaluate", "get_num_threads", "glue", "ops", "prepare", "pretrain", "reference",
+    "set_cpu_level", "set_num_threads", "train", "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (
-    "analysis", "cli", "data", "demo", "evaluate", "files", "glue", "ops", "reference", "sklearn",
+    "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference", "sklearn",
     "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and

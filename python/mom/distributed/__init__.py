@@ -1,4 +1,7 @@
-"""Data-parallel runs: several processes, the ranks, train one model together, on one machine or on many."""
+"""Data-parallel runs: several processes, the ranks, train one model together, on one machine or on many.
+
+`current` gives the rank of this process. `docs/clusters.md` says how ranks are started.
+"""
 
 from .communicator import Communicator, Serial
 from .tree import Tree
