@@ -121,11 +121,18 @@ static PyObject *cpu_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignor
     );
 }
 
+static PyObject *has_signal_handler(PyObject *Py_UNUSED(module), PyObject *number) {
+    const long signal = PyLong_AsLong(number);
+    return signal == -1 && PyErr_Occurred() ? NULL : PyBool_FromLong(mom_has_signal_handler((int)signal));
+}
+
 static PyMethodDef functions[] = {
     {"set_cpu_level", set_cpu_level, METH_O, "set_cpu_level($module, level, /)\n--\n\nReturns the level before."},
     {"set_num_threads", set_num_threads, METH_O, "set_num_threads($module, n, /)\n--\n\nThreads of later calls."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "get_num_threads($module, /)\n--\n\nThreads of a call made now."},
     {"cpu_info", cpu_info, METH_NOARGS, "cpu_info($module, /)\n--\n\nLevel, kernels, threads and compiler."},
+    {"has_signal_handler", has_signal_handler, METH_O,
+     "has_signal_handler($module, number, /)\n--\n\nWhether Python or another library handles this signal."},
     {NULL, NULL, 0, NULL}};
 
 int mom_add_runtime(PyObject *module) { return init_process() < 0 ? -1 : PyModule_AddFunctions(module, functions); }

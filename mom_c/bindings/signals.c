@@ -5,6 +5,7 @@
 
 #include "bindings/numpy_api.h"
 
+#include <signal.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,3 +38,12 @@ static int run_handlers(void) {
 }
 
 int (*mom_stop_on_signals(void))(void) { return is_main_thread() ? run_handlers : NULL; }
+
+#if defined(SIGHUP) /* where there is sigaction */
+int mom_has_signal_handler(int number) {
+    struct sigaction action;
+    return sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
+}
+#else
+int mom_has_signal_handler(int number) { return number < 0; }
+#endif

@@ -7,4 +7,7 @@
  * runs handlers in the main thread only, so for other threads this is NULL. */
 int (*mom_stop_on_signals(void))(void);
 
+/* Whether a function is called when this signal comes, one of Python's or of any other library. */
+int mom_has_signal_handler(int number);
+
 #endif

@@ -214,6 +214,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_step(data: Path, tmp_path: Path
     mom.train(whole, data, **settings)
 
     def work(resume: bool) -> tuple[str | None, bytes]:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)  # nohup ignores SIGHUP
         model = small_run.model()
         send = small_run.Call(lambda record: record["step"] == 2 and os.kill(os.getpid(), getattr(signal, name)))
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +85,16 @@ def test_repeats_of_a_signal_are_ignored_on_several_ranks(monkeypatch: pytest.Mo
         return seen
 
     assert run(2, work) == [["SIGINT"]] * 2
+
+
+def test_a_handler_of_another_library_stays(tmp_path: Path) -> None:
+    with (tmp_path / "stacks").open("w+") as file:
+        faulthandler.register(signal.SIGUSR1, file)
+        try:
+            with stop_signals() as signals:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                assert signals == []
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+        file.seek(0)
+        assert "test_a_handler_of_another_library_stays" in file.read()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .. import _core
 from ..distributed import current
 
 __all__ = ["BrokenOff", "StopSignals", "stop_signals"]
@@ -84,6 +85,8 @@ def stop_signals() -> Iterator[StopSignals]:
         if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
                 old = signal.getsignal(number)
+                if old is signal.SIG_DFL and _core.has_signal_handler(number):
+                    continue  # of another library, such as faulthandler
                 # A signal that is ignored (as in a background job) stays ignored. None means a handler not set by
                 # Python.
                 if old not in (signal.SIG_IGN, None):
