@@ -160,6 +160,7 @@ def test_what_remains_trains_saves_and_loads(tmp_path: Path) -> None:
     [
         ({"by": "drop_one", "attn": 0.5}, "data: needed to measure 'drop_one'; by='random' needs none"),
         ({"by": "size"}, "by: 'size' is not one of 'random', 'usage'"),
+        ({"by": "random", "reroute": "else"}, "reroute: 'else' is not one of 'next', 'skip'"),
         ({"by": "random", "attn": 1.0}, r"attn: 1.0 is not in \[0, 1\)"),
         ({"by": "random", "ffn": -0.1}, r"ffn: -0.1 is not in \[0, 1\)"),
         ({"by": "random", "ffn": 0.75}, "ffn: 0.75 leaves 1 of 4 modules; a router needs two"),
@@ -170,9 +171,37 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         prune(model_of(), **arguments)
 
 
-def test_surplus_outputs_are_refused() -> None:
-    with pytest.raises(ValueError, match="its ffn routers have 6 outputs for 4 modules. Surplus outputs mean SKIP"):
-        prune(model_of(router_choices="max"), attn=0.4, by="random")
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("changes", [{}, {"router_choices": "max"}, {"enable_pause": False}], ids=str)
+def test_choices_that_become_skip_are_modules_that_compute_zeros(router: str, changes: dict[str, Any]) -> None:
+    model = model_of(router_type=router, **changes)
+    changed, receipt = prune(model, attn=0.4, ffn=0.25, by="random", reroute="skip")
+    for half in ("attn", "ffn"):
+        assert changed.config.num_choices(half) == model.config.num_choices(half)
+    silent = model.copy()
+    for block, of_block in enumerate(silent.blocks):
+        for half, pool in (("attn", of_block.attention_pool), ("ffn", of_block.ffn_pool)):
+            for number in set(range(len(pool))) - set(receipt["kept"][half][block]):
+                for tensor in pool[number].parameters.values():
+                    tensor[...] = 0.0
+    silent.random_state = changed.random_state = (3, 0)
+    assert loss_of(changed) == pytest.approx(loss_of(silent), abs=1e-6)
+    model.random_state = (3, 0)
+    assert loss_of(model) != loss_of(silent)
+
+
+def test_surplus_outputs_of_unequal_pools_stay() -> None:
+    """The feed-forward routers have an output for a fifth module that is not there."""
+    model = model_of(router_choices="max")
+    changed, receipt = prune(model, attn=0.2, by="random")
+    assert (changed.config.surplus_attn, changed.config.surplus_ffn) == (0, 1)
+    assert changed.config.num_choices("ffn") == model.config.num_choices("ffn") == 6
+    kept = receipt["kept"]["attn"]
+    rules = [
+        mom.Forbid("attn", sorted({0, 1, 2, 3, 4} - set(kept[block])), rounds=[(block, r) for r in range(3)])
+        for block in range(2)
+    ]
+    assert loss_of(changed) == pytest.approx(loss_of(model, interventions=rules), abs=1e-6)
 
 
 def test_a_result_shows_itself() -> None:

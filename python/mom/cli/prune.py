@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data", metavar="PATH", help="token file or prepared folder to measure on; not needed with --by random"
     )
-    add_arguments(parser, prune, "attn", "ffn", "by", "seed")
+    add_arguments(parser, prune, "attn", "ffn", "by", "reroute", "seed")
     add_arguments(parser, audit, "sequence_length", "batch_size", "batches")
     add_threads(parser)
 
@@ -39,7 +39,7 @@ def _run(a: argparse.Namespace) -> int:
         raise ConfigError("attn, ffn: nothing to leave out; give a share of at least one of them, such as --ffn 0.25")
     measured = {"sequence_length": a.sequence_length, "batch_size": a.batch_size, "batches": a.batches}
     changed, receipt = prune(
-        MoM.resolve(a.model), attn=a.attn, ffn=a.ffn, by=a.by, data=a.data, seed=a.seed,
+        MoM.resolve(a.model), attn=a.attn, ffn=a.ffn, by=a.by, data=a.data, reroute=a.reroute, seed=a.seed,
         **({} if a.data is None else measured),
     )  # fmt: skip
     changed.save_pretrained(folder)

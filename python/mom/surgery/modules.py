@@ -44,7 +44,8 @@ def facts_of(model: MoM) -> dict[str, Any]:
 def with_modules(model: MoM, config: MoMConfig, kept: Kept) -> MoM:
     """A model of `config` with the given modules of `model`, their outputs of the routers, and everything else.
 
-    Outputs of routers beyond the modules, which mean SKIP, stay.
+    Outputs of routers beyond the modules, which mean SKIP, stay. If the new routers have more of these, they are the
+    outputs of modules that were left out.
     """
     tensors: dict[str, NDArray[np.float32]] = {}
     shapes = MoM(config, seed=0)
@@ -84,5 +85,7 @@ def _take_outputs(
     for short, name in new.names.items():
         whole = old.parameters[short]
         if rows[short][0] == -1:
-            whole = whole[[*numbers, *range(modules, len(whole))]]
+            left_out = [number for number in range(modules) if number not in numbers]
+            surplus = len(new.parameters[short]) - len(numbers) - (len(whole) - modules)
+            whole = whole[[*numbers, *left_out[:surplus], *range(modules, len(whole))]]
         tensors[name] = whole.copy()

@@ -28,13 +28,13 @@ def prune(
     ffn: float = 0.0,
     by: str = "drop_one",
     data: Any = None,
+    reroute: str = "next",
     seed: int = 0,
     **options: Any,
 ) -> SurgeryResult:
     """Leave out a share of the modules, equally many in every block.
 
-    A token that would have chosen one of them takes its next best choice. With a single module left out, the model
-    computes what it does when `mom.Forbid` forbids this module.
+    A token whose choice is gone takes the next best one, as under `mom.Forbid`, or skips.
 
     Parameters
     ----------
@@ -46,6 +46,9 @@ def prune(
         Those with the lowest values are left out; see `mom.analysis.audit`. ``"random"`` is the yardstick.
     data : array of int, shape (B, T), TokenFile or path, optional
         What the criterion is measured on, see `mom.analysis.audit`. Needed unless `by` is ``"random"``.
+    reroute : {"next", "skip"}
+        What a token does whose choice is gone. With ``"next"`` it takes its next best choice, as if the module were
+        forbidden. With ``"skip"`` the outputs of the routers stay and mean SKIP, as if the module's tensors were 0.
     seed : int
         Of ``"random"``, and of what `audit` draws.
     **options
@@ -60,16 +63,17 @@ def prune(
     Raises
     ------
     ValueError
-        If an argument is out of range, the criterion needs data, or the routers have surplus outputs, which would mean
-        other modules afterwards.
+        If an argument is out of range, or the criterion needs data.
     """
     shares = {"attn": attn, "ffn": ffn}
     if by not in CRITERIA:
         raise ValueError(f"by: {by!r} is not one of {', '.join(map(repr, CRITERIA))}")
+    if reroute not in ("next", "skip"):
+        raise ValueError(f"reroute: {reroute!r} is not one of 'next', 'skip'")
     if data is None and by != "random":
         raise ValueError(f"data: needed to measure {by!r}; by='random' needs none")
     stay = {half: _number_that_stays(model, half, share) for half, share in shares.items() if share}
-    config = _smaller(model.config, stay)
+    config = _smaller(model.config, stay, reroute)
     measure = "usage" if by == "random" else by  # also gives the loss
     found = None if data is None else audit(model, data, [measure], seed=seed, **options)
     values = _values(model, by, found, seed)
@@ -79,7 +83,8 @@ def prune(
     }
     changed = with_modules(model, config, kept)
     receipt: dict[str, Any] = {
-        "surgery": "prune", "by": by, "seed": seed, "before": facts_of(model), "after": facts_of(changed), "kept": kept,
+        "surgery": "prune", "by": by, "reroute": reroute, "seed": seed, "before": facts_of(model),
+        "after": facts_of(changed), "kept": kept,
     }  # fmt: skip
     if found is not None:
         receipt["before"]["loss"] = found.loss
@@ -105,19 +110,15 @@ def _number_that_stays(model: MoM, half: str, share: float) -> int:
     return number
 
 
-def _smaller(config: MoMConfig, stay: dict[str, int]) -> MoMConfig:
-    """The configuration of the pruned model, in which each router has outputs for its own half's modules."""
-    counts = {"attn": config.num_attn, "ffn": config.num_ffn}
-    if not stay:
-        return config
-    for half, count in counts.items():
-        if count > 1 and config.num_choices(half) != count + config.enable_pause:
-            raise ValueError(
-                f"model: its {half} routers have {config.num_choices(half)} outputs for {count} modules. Surplus "
-                "outputs mean SKIP; prune a model with router_choices='own'"
-            )
-    counts.update(stay)
-    return config.replace(num_attn=counts["attn"], num_ffn=counts["ffn"], router_choices="own")
+def _smaller(config: MoMConfig, stay: dict[str, int], reroute: str) -> MoMConfig:
+    """The configuration of the pruned model. Outputs of its routers that mean SKIP stay as they are."""
+    fields: dict[str, Any] = {"router_choices": "own"} if stay else {}
+    for half, count in (("attn", config.num_attn), ("ffn", config.num_ffn)):
+        number = stay.get(half, count)
+        surplus = config.num_choices(half) - count - config.enable_pause if count > 1 else 0
+        left_out = count - number if reroute == "skip" else 0
+        fields.update({f"num_{half}": number, f"surplus_{half}": surplus + left_out} if stay else {})
+    return config.replace(**fields)
 
 
 def _values(model: MoM, by: str, found: Audit | None, seed: int) -> dict[str, list[NDArray[np.float64]]]:
