@@ -7,6 +7,7 @@ Begin with `mom.MoM`, `mom.MoMConfig`, `mom.prepare` and `mom.train`. Submodules
 ``distributed``     ranks: processes that train one model together
 ``evaluate``        metrics, perplexity of texts
 ``analysis``        routes: use of modules, paths of tokens, statistics, pictures, what they do to the loss
+``surgery``         changes of a trained model's modules
 ``ops``             every operator on plain arrays
 ``reference``       the same maths in readable NumPy
 """
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from . import distributed as distributed
     from . import files as files
     from . import sklearn as sklearn
+    from . import surgery as surgery
     from . import training as training
     from .data.prepare import prepare
     from .data.tokenizer import Tokenizer
@@ -60,7 +62,7 @@ __all__ = [
 
 _SUBMODULES = (
     "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference", "sklearn",
-    "training", "xsum",
+    "surgery", "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.

@@ -135,6 +135,9 @@ class MoMConfig(Settings):
         Outputs of a router, without SKIP: ``"max"`` (default) the larger pool for both halves,
         ``"own"`` each half's own pool, ``"reference"`` ``num_ffn`` for linear and ``dev`` routers
         and the larger pool for ``gru``. An index beyond the half's own pool means SKIP.
+    surplus_attn, surplus_ffn : int
+        Further outputs of the routers of a half, beyond those of `router_choices`; they mean SKIP, too. `mom.surgery`
+        uses them for outputs of modules that it has left out.
     masked_query_attention : {"causal", "reference"}
         What a masked token attends to when everything before it is masked, too. ``"causal"`` (default): its own past.
         ``"reference"``: also real tokens in its future.
@@ -212,6 +215,8 @@ class MoMConfig(Settings):
     balance_counts: str = setting("micro", one_of("micro", "step"))
     balance_routes: str = setting("preferred", one_of("preferred", "used"))
     router_choices: str = setting("max", one_of("max", "own", "reference"))
+    surplus_attn: int = setting(0, at_least(0, _MOST_PARTS))
+    surplus_ffn: int = setting(0, at_least(0, _MOST_PARTS))
     masked_query_attention: str = setting("causal", one_of("causal", "reference"))
     pooling: str = setting("mask", one_of("mask", "reference"))
     copy_final_norm: bool = setting(True)
@@ -309,7 +314,7 @@ class MoMConfig(Settings):
             modules = self.num_ffn
         else:
             modules = max(self.num_attn, self.num_ffn)
-        return modules + int(self.enable_pause)
+        return modules + int(self.enable_pause) + (self.surplus_attn if half == "attn" else self.surplus_ffn)
 
     def places(self) -> list[str]:
         """Kind of every entry of ``transformer.h`` in order: ``"anchor"`` or ``"block"``."""

@@ -73,7 +73,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> None:
     status, out, _ = mom_command("--help")
     assert status == 0
-    commands = "demo prepare train pretrain evaluate generate finetune lm_eval info bench"
+    commands = "demo prepare train pretrain evaluate generate finetune prune launch lm_eval info bench"
     for name in commands.split():
         assert re.search(rf"^ +{name} +\w", out, re.MULTILINE), name
         status, explained, _ = mom_command(name, "--help")
@@ -402,6 +402,33 @@ def test_generate_errors(mom_command: Any, trained: Path, tmp_path: Path) -> Non
     assert mom_command("generate", "--model", tmp_path / "bare", *flags)[0] == 0
     status, _, err = mom_command("generate", "--model", trained / "model", "--prompt", "a", "--max_new_tokens", 99)
     assert status == 1 and "max_new_tokens: prompt and 99 new tokens need 100 positions, the model has 32" in err
+
+
+# ------------------------------------------------------------------ prune
+def test_prune_writes_a_smaller_model_and_a_receipt(
+    mom_command: Any, trained: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pandas")
+    flags = ("--model", trained / "model", "--data", data, "--sequence_length", 16, "--batches", 2)
+    status, out, err = mom_command("prune", *flags, "--out_dir", tmp_path, "--ffn", 0.34, "--by", "usage")
+    assert status == 0, err
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    before, after = mom.MoM.from_pretrained(trained / "model"), mom.MoM.from_pretrained(tmp_path / "model")
+    assert after.config.num_ffn == before.config.num_ffn - 1 and after.config.num_attn == before.config.num_attn
+    assert after.tokenizer is not None
+    kept = ", ".join(map(str, receipt["kept"]["ffn"][0]))
+    assert f"block 0 ffn: modules {kept} stay\n" in out
+    assert f"loss {receipt['before']['loss']:.4f} before, {receipt['after']['loss']:.4f} after\n" in out
+    assert out.endswith(f"model {tmp_path / 'model'}\n")
+    assert mom_command("evaluate", "--model", tmp_path / "model", "--data", data)[0] == 0
+
+
+def test_prune_says_what_is_missing(mom_command: Any, trained: Path, tmp_path: Path) -> None:
+    flags = ("--model", trained / "model", "--out_dir", tmp_path)
+    status, _, err = mom_command("prune", *flags)
+    assert status == 1 and "attn, ffn: nothing to leave out" in err
+    status, _, err = mom_command("prune", *flags, "--ffn", 0.5)
+    assert status == 1 and "data: needed to measure 'drop_one'" in err and not (tmp_path / "model").exists()
 
 
 # ------------------------------------------------------------------ info, bench, demo

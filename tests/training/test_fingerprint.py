@@ -33,7 +33,7 @@ OTHER_MODEL: dict[str, Any] = {
     "depthwise_bal_loss": True, "weighted_qkv": True, "routing_all_possible_path": True, "routing_top_k": 1,
     "num_labels": 2, "problem_type": "regression", "balance_loss": "reference", "balance_counts": "step",
     "router_choices": "own", "masked_query_attention": "reference", "pooling": "reference", "copy_final_norm": False,
-    "copy_single_modules": False, "balance_routes": "used",
+    "copy_single_modules": False, "balance_routes": "used", "surplus_attn": 1, "surplus_ffn": 2,
 }  # fmt: skip
 #: Another value for every field of `TrainingConfig`. Its own values are those of `small_run.SETTINGS`.
 OTHER_TRAINING: dict[str, Any] = {

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "Each process, a rank, gets its own processors. A model is then trained by all of them together.",
     )  # fmt: skip
     parser.add_argument("-n", "--ranks", type=int, help="processes in all (default: one per NUMA node of each host)")
-    parser.add_argument("--hosts", metavar="HOSTS", help="machines to use, as in a,b,c (default: this one)")
+    parser.add_argument("--hosts", metavar="A,B", help="names of the machines to use (default: this one)")
     parser.add_argument(
         "--threads", type=int, dest="rank_threads", metavar="N",
         help="threads of each rank (default: all processors divided)",

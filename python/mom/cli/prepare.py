@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Documents, standard_library_text
-from ..data.prepare import prepare
+from ..data.prepare import documents_of, prepare
 from .flags import add_arguments, command
 
 
@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE",
-        help="files (.txt, .jsonl, also .gz, .xz or .zst; .parquet; .tar archives) and folders (default: Python's "
-        "standard library)",
+        help="files (.txt, .jsonl, also .gz, .xz or .zst; .parquet; .tar archives), folders, or hub:owner/name for a "
+        "data set on the Hub (default: Python's standard library)",
     )  # fmt: skip
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json or its folder (default: train a new one)")
     add_arguments(parser, prepare, "out_dir", "vocab_size", "val_fraction", "seed", "append_eos")
@@ -29,9 +29,7 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    documents = (
-        Documents(a.sources, key=a.key, split=a.split, on_error=a.on_error) if a.sources else standard_library_text()
-    )
+    documents = documents_of(a.sources, a.key, a.split, a.on_error) if a.sources else standard_library_text()
     meta = prepare(
         documents, a.out_dir, tokenizer=a.tokenizer, vocab_size=a.vocab_size, val_fraction=a.val_fraction, seed=a.seed,
         append_eos=a.append_eos, progress=sys.stderr.isatty(),

@@ -3,6 +3,7 @@
 The command behind it all is `mom.data.prepare.prepare`.
 """
 
+from .hub_texts import hub_documents
 from .sources import Documents, Piece, ReadReport, TextDocuments, standard_library_text
 from .token_files import TokenFile, WindowSampler
 
@@ -13,5 +14,6 @@ __all__ = [
     "TextDocuments",
     "TokenFile",
     "WindowSampler",
+    "hub_documents",
     "standard_library_text",
 ]

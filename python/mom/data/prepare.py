@@ -35,12 +35,13 @@ from ..errors import DataError
 from ..file_fields import check
 from ..files.atomic import mention_of, naming_file, replacing_files
 from ..files.folders import write_json
+from .hub_texts import HUB, hub_documents
 from .sources import Documents, Piece, TextDocuments, pieces_for
 from .token_formats import DTYPES, description_file, read_description
 from .tokenizer import Tokenizer
 from .tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["prepare", "read_meta", "tokenizer_of"]
+__all__ = ["documents_of", "prepare", "read_meta", "tokenizer_of"]
 
 
 #: What a folder of prepared data holds. The last one says that the others are complete.
@@ -69,7 +70,8 @@ def prepare(
     Parameters
     ----------
     sources : path, sequence of paths, Documents or TextDocuments
-        The text. `standard_library_text` gives one that every machine has.
+        The text. `standard_library_text` gives one that every machine has. ``"hub:owner/name"`` is the split ``train``
+        of a data set on the Hub, see `mom.data.hub_documents`.
     out_dir : path
         Folder for the files; made if missing. Other files in the folder are left alone.
     tokenizer : Tokenizer or path, optional
@@ -104,10 +106,7 @@ def prepare(
     append_eos, progress = flags(append_eos=append_eos, progress=progress)
     if not 0.0 <= val_fraction < 1.0:
         raise DataError(f"val_fraction: {val_fraction} is not in [0, 1)")
-    if isinstance(sources, (Documents, TextDocuments)):
-        documents = sources
-    else:
-        documents = Documents(sources, key=key, split=split, on_error=on_error)
+    documents = documents_of(sources, key, split, on_error)
 
     def write() -> dict[str, Any]:
         chosen = _tokenizer_for(documents, tokenizer, vocab_size, progress)
@@ -117,6 +116,21 @@ def prepare(
             return _write_files(stage, documents, chosen, val_fraction, seed, append_eos, progress)
 
     return current().from_first(write)
+
+
+def documents_of(
+    sources: PathLike | Sequence[PathLike] | Documents | TextDocuments, key: str, split: str, on_error: str
+) -> Documents | TextDocuments:
+    """The documents that the sources of `prepare` name."""
+    if isinstance(sources, (Documents, TextDocuments)):
+        return sources
+    given = [sources] if isinstance(sources, (str, os.PathLike)) else sources
+    names = [source for source in given if isinstance(source, str) and source.startswith(HUB)]
+    if not names:
+        return Documents(sources, key=key, split=split, on_error=on_error)
+    if len(given) > 1:
+        raise DataError(f"sources: {names[0]!r} is a data set on the Hub and must be the only source")
+    return hub_documents(names[0], key=key, on_error=on_error)
 
 
 def _tokenizer_for(

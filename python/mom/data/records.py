@@ -344,8 +344,8 @@ def looks_like_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
 
 
-def load_from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
-    """A split of a data set on the Hub, through the library `datasets`.
+def load_from_hub(name: str, config: str | None, split: str, streaming: bool = False) -> Iterable[Any]:
+    """A split of a data set on the Hub, through the library `datasets`; with `streaming`, rows as they come.
 
     Raises
     ------
@@ -359,7 +359,8 @@ def load_from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
             f"{name}: no such file or folder; for names on the Hub: pip install datasets"
         ) from None
     try:
-        loaded: Iterable[Any] = datasets.load_dataset(name, config, split=split)
+        options = {"streaming": True} if streaming else {}
+        loaded: Iterable[Any] = datasets.load_dataset(name, config, split=split, **options)
     except Exception as error:  # the library and the network raise all kinds
         raise DataError(
             f"{name}: no such file or folder, and the Hub did not give it ({type(error).__name__}: {error}); "

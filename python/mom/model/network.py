@@ -493,6 +493,23 @@ class Network(Intervening, Familiar):
         model.__setstate__(state)
         return model
 
+    def with_tensors(self: Self, config: MoMConfig, tensors: Mapping[str, ArrayLike]) -> Self:
+        """A model of another configuration with these weights, and with copies of everything else.
+
+        Parameters
+        ----------
+        config : MoMConfig
+        tensors : mapping of str to array
+            A complete set of weights under the names of `parameters`. All of them are trained in the new model.
+        """
+        state = self.__getstate__()
+        trained = np.ones(len(tensors), np.uint8)
+        state["attributes"] = {**state["attributes"], "_config": config, "_trained": trained}
+        state["weights"] = dict(tensors)
+        model = type(self).__new__(type(self))
+        model.__setstate__(state)
+        return model
+
     def __getstate__(self) -> dict[str, Any]:
         """All attributes, with copies of the weights, for `copy.deepcopy` and for other processes (joblib).
 

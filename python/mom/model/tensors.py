@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -94,6 +95,11 @@ class _Tensors:
     name: str
     _model: HasTensors
     _names: dict[str, str]  # short name -> state-dict name
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Short names to names in the state dict."""
+        return MappingProxyType(self._names)
 
     @property
     def parameters(self) -> TensorMap:

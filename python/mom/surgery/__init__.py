@@ -1,0 +1,7 @@
+"""Changes of a trained model's modules: each gives an ordinary new model, and a receipt of what was done."""
+
+from .permuting import permute
+from .pruning import CRITERIA, prune
+from .result import SurgeryResult
+
+__all__ = ["CRITERIA", "SurgeryResult", "permute", "prune"]

@@ -1,0 +1,91 @@
+"""Building a model out of another one's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.restart import routed_halves
+from ..config import MoMConfig
+from ..model import MoM
+from ..model.tensors import Block, Pool, Router
+from ..routers import KINDS
+from ..training.fingerprint import digest_of_weights
+
+__all__ = ["Kept", "checked_half", "facts_of", "with_modules"]
+
+#: By half and block: numbers of modules of the old model, in the order of the new one.
+Kept = Mapping[str, Sequence[Sequence[int]]]
+
+
+def checked_half(model: MoM, half: str) -> int:
+    """The number of modules of a half, in each block.
+
+    Raises
+    ------
+    ValueError
+        If the half has no router, so that its modules cannot be exchanged or left out.
+    """
+    if half not in routed_halves(model.config):
+        raise ValueError(f"{half}: this model has no router for this half")
+    if not KINDS[model.config.router_kind].parameters(1, 1, 1, 1):
+        raise ValueError(f"{half}: a router of kind {model.config.router_kind!r} has no outputs to go with the modules")
+    return model.config.num_attn if half == "attn" else model.config.num_ffn
+
+
+def facts_of(model: MoM) -> dict[str, Any]:
+    """What a receipt says of a model."""
+    return {"sha256": digest_of_weights(model), "parameters": model.num_parameters}
+
+
+def with_modules(model: MoM, config: MoMConfig, kept: Kept) -> MoM:
+    """A model of `config` with the given modules of `model`, their outputs of the routers, and everything else.
+
+    Outputs of routers beyond the modules, which mean SKIP, stay. If the new routers have more of these, they are the
+    outputs of modules that were left out.
+    """
+    tensors: dict[str, NDArray[np.float32]] = {}
+    shapes = MoM(config, seed=0)
+    for name in shapes.parameters:
+        if name in model.parameters:
+            tensors[name] = model.parameters[name].copy()
+    for block, (old, new) in enumerate(zip(model.blocks, shapes.blocks, strict=True)):
+        for half in ("attn", "ffn"):
+            numbers = kept[half][block] if half in kept else range(len(_pool(old, half)))
+            _take_modules(tensors, _pool(old, half), _pool(new, half), numbers)
+            _take_outputs(tensors, model.config, _router(old, half), _router(new, half), len(_pool(old, half)), numbers)
+    return model.with_tensors(config, {name: tensors[name] for name in shapes.parameters})
+
+
+def _pool(block: Block, half: str) -> Pool:
+    return block.attention_pool if half == "attn" else block.ffn_pool
+
+
+def _router(block: Block, half: str) -> Router | None:
+    return block.attention_router if half == "attn" else block.ffn_router
+
+
+def _take_modules(tensors: dict[str, NDArray[np.float32]], old: Pool, new: Pool, numbers: Sequence[int]) -> None:
+    for module, number in zip(new, numbers, strict=True):
+        for short, name in module.names.items():
+            tensors[name] = old[number].parameters[short].copy()
+
+
+def _take_outputs(
+    tensors: dict[str, NDArray[np.float32]], config: MoMConfig, old: Router | None, new: Router | None, modules: int,
+    numbers: Sequence[int],
+) -> None:  # fmt: skip
+    if old is None or new is None:
+        return
+    # A size that no router has marks the tensors with a row for each output.
+    rows = KINDS[config.router_kind].parameters(1, 1, -1, 1)
+    for short, name in new.names.items():
+        whole = old.parameters[short]
+        if rows[short][0] == -1:
+            left_out = [number for number in range(modules) if number not in numbers]
+            surplus = len(new.parameters[short]) - len(numbers) - (len(whole) - modules)
+            whole = whole[[*numbers, *left_out[:surplus], *range(modules, len(whole))]]
+        tensors[name] = whole.copy()

@@ -1,0 +1,135 @@
+"""Fewer modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._arguments import seed as seed_of
+from ..analysis import Audit, audit
+from ..analysis.measures import OF_MODULES
+from ..config import MoMConfig
+from ..model import MoM
+from .modules import checked_half, facts_of, with_modules
+from .result import SurgeryResult
+
+__all__ = ["CRITERIA", "prune"]
+
+#: What can decide which modules stay: chance, or a measure of `mom.analysis.audit`.
+CRITERIA = ("random", *OF_MODULES)
+
+
+def prune(
+    model: MoM,
+    *,
+    attn: float = 0.0,
+    ffn: float = 0.0,
+    by: str = "drop_one",
+    data: Any = None,
+    reroute: str = "next",
+    seed: int = 0,
+    **options: Any,
+) -> SurgeryResult:
+    """Leave out a share of the modules, equally many in every block.
+
+    A token whose choice is gone takes the next best one, as under `mom.Forbid`, or skips.
+
+    Parameters
+    ----------
+    model : MoM
+    attn, ffn : float
+        Share of the modules of this half to leave out, from 0 to below 1. It is rounded to whole modules, and at least
+        two stay, since a single module has no router.
+    by : {"drop_one", "usage", "weight", "norm", "reap", "taylor", "random"}
+        Those with the lowest values are left out; see `mom.analysis.audit`. ``"random"`` is the yardstick.
+    data : array of int, shape (B, T), TokenFile or path, optional
+        What the criterion is measured on, see `mom.analysis.audit`. Needed unless `by` is ``"random"``.
+    reroute : {"next", "skip"}
+        What a token does whose choice is gone. With ``"next"`` it takes its next best choice, as if the module were
+        forbidden. With ``"skip"`` the outputs of the routers stay and mean SKIP, as if the module's tensors were 0.
+    seed : int
+        Of ``"random"``, and of what `audit` draws.
+    **options
+        Further arguments of `audit`, such as ``sequence_length`` and ``batches``.
+
+    Returns
+    -------
+    SurgeryResult
+        With data, the receipt has the loss before and after, in nats per token, and the criterion's value of each
+        module.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the criterion needs data.
+    """
+    shares = {"attn": attn, "ffn": ffn}
+    if by not in CRITERIA:
+        raise ValueError(f"by: {by!r} is not one of {', '.join(map(repr, CRITERIA))}")
+    if reroute not in ("next", "skip"):
+        raise ValueError(f"reroute: {reroute!r} is not one of 'next', 'skip'")
+    if data is None and by != "random":
+        raise ValueError(f"data: needed to measure {by!r}; by='random' needs none")
+    stay = {half: _number_that_stays(model, half, share) for half, share in shares.items() if share}
+    config = _smaller(model.config, stay, reroute)
+    measure = "usage" if by == "random" else by  # also gives the loss
+    found = None if data is None else audit(model, data, [measure], seed=seed, **options)
+    values = _values(model, by, found, seed)
+    kept = {
+        half: [sorted(np.argsort(-scores, kind="stable")[:number].tolist()) for scores in values[half]]
+        for half, number in stay.items()
+    }
+    changed = with_modules(model, config, kept)
+    receipt: dict[str, Any] = {
+        "surgery": "prune", "by": by, "reroute": reroute, "seed": seed, "before": facts_of(model),
+        "after": facts_of(changed), "kept": kept,
+    }  # fmt: skip
+    if found is not None:
+        receipt["before"]["loss"] = found.loss
+        receipt["after"]["loss"] = audit(changed, data, ["usage"], seed=seed, **options).loss
+        receipt["tokens"] = found.tokens
+    if by != "random":
+        receipt["values"] = {half: [_as_json(scores) for scores in values[half]] for half in stay}
+    return SurgeryResult(changed, receipt)
+
+
+def _as_json(scores: NDArray[np.float64]) -> list[float | None]:
+    """Numbers, and None for a module that no token ran, which has no value."""
+    return [None if np.isnan(score) else float(score) for score in scores]
+
+
+def _number_that_stays(model: MoM, half: str, share: float) -> int:
+    count = checked_half(model, half)
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"{half}: {share} is not in [0, 1)")
+    number = count - int(share * count + 0.5)
+    if number < 2:
+        raise ValueError(f"{half}: {share} leaves {number} of {count} modules; a router needs two")
+    return number
+
+
+def _smaller(config: MoMConfig, stay: dict[str, int], reroute: str) -> MoMConfig:
+    """The configuration of the pruned model. Outputs of its routers that mean SKIP stay as they are."""
+    fields: dict[str, Any] = {"router_choices": "own"} if stay else {}
+    for half, count in (("attn", config.num_attn), ("ffn", config.num_ffn)):
+        number = stay.get(half, count)
+        surplus = config.num_choices(half) - count - config.enable_pause if count > 1 else 0
+        left_out = count - number if reroute == "skip" else 0
+        fields.update({f"num_{half}": number, f"surplus_{half}": surplus + left_out} if stay else {})
+    return config.replace(**fields)
+
+
+def _values(model: MoM, by: str, found: Audit | None, seed: int) -> dict[str, list[NDArray[np.float64]]]:
+    """By half, the value of each module of each block."""
+    counts = {"attn": model.config.num_attn, "ffn": model.config.num_ffn}
+    blocks = range(len(model.blocks))
+    if by == "random" or found is None:
+        rng = np.random.default_rng(seed_of(seed))
+        return {half: [rng.random(count) for _ in blocks] for half, count in counts.items()}
+    rows = found.table[found.table["module"].notna()]
+    return {
+        half: [rows[(rows["half"] == half) & (rows["block"] == block)][by].to_numpy(np.float64) for block in blocks]
+        for half in counts
+    }

@@ -1,0 +1,210 @@
+"""Operations on modules: what they compute, what they keep, and what the receipt says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mom
+from mom.routers import KINDS
+from mom.surgery import CRITERIA, permute, prune
+
+pytest.importorskip("pandas")
+
+IDS = np.random.default_rng(0).integers(0, 64, (4, 16), dtype=np.int32)
+#: Kinds of routers with outputs for modules, with a softmax, and with noise where they have any.
+ROUTERS = [f"{name}-softmax" for name, kind in KINDS.items() if kind.parameters(1, 1, 1, 1)]
+ROUTERS += [f"{name}-random" for name, kind in KINDS.items() if kind.recurrent]
+
+
+def model_of(**changes: Any) -> mom.MoM:
+    """Two blocks of 5 + 4 modules and SKIP, trained for a few steps so that routers differ."""
+    fields: dict[str, Any] = {
+        "vocab_size": 64, "n_positions": 16, "n_embd": 16, "n_head": 2, "chunks": 2, "num_attn": 5, "num_ffn": 4,
+        "depth_per_chunk": 3, "router_dim": 8, "routing_top_k": 2, "router_choices": "own",
+    }  # fmt: skip
+    model = mom.MoM(mom.MoMConfig(**{**fields, **changes}), seed=0)
+    optimizer = mom.AdamW(model, lr=2e-2)
+    for _ in range(3):
+        model(IDS, labels=IDS)
+        model.backward()
+        optimizer.step(1.0, zero_grad=True)
+    return model
+
+
+def loss_of(model: mom.MoM, **options: Any) -> float:
+    out = model(IDS, labels=IDS, keep=False, **options)
+    assert out.lm_loss is not None
+    return out.lm_loss
+
+
+def weights_of(model: mom.MoM) -> bytes:
+    return b"".join(tensor.tobytes() for tensor in model.parameters.values())
+
+
+# ---------------------------------------------------------------------- permute
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_order_computes_the_same(router: str, dtype: str) -> None:
+    model = model_of(router_type=router)
+    model = model.with_config() if dtype == "float32" else mom.MoM.from_pretrained(saved(model), dtype=dtype)
+    changed, receipt = permute(model, attn=[4, 2, 0, 1, 3], ffn=[1, 3, 2, 0])
+    model.random_state = changed.random_state = (3, 0)
+    before, after = (each(IDS, labels=IDS, return_logits=True, keep=False) for each in (model, changed))
+    tolerance = 1e-6 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(after.logits, before.logits, atol=tolerance)
+    assert after.lm_loss == pytest.approx(before.lm_loss, abs=tolerance)
+    back = permute(changed, attn=[2, 3, 1, 4, 0], ffn=[3, 0, 2, 1]).model
+    assert weights_of(back) == weights_of(model) != weights_of(changed)
+    assert receipt["kept"] == {"attn": [[4, 2, 0, 1, 3]] * 2, "ffn": [[1, 3, 2, 0]] * 2}
+    assert receipt["before"]["parameters"] == receipt["after"]["parameters"] == model.num_parameters
+
+
+def saved(model: mom.MoM) -> Path:
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp()) / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_routes_are_permuted() -> None:
+    model = model_of()
+    order = [1, 3, 2, 0]
+    changed = permute(model, ffn=order).model
+    before, after = (each(IDS, return_routes=True).routes for each in (model, changed))
+    assert before is not None and after is not None
+    new_number = np.array([order.index(old) for old in range(4)] + [4])  # SKIP stays the last one
+    np.testing.assert_array_equal(after.index["ffn"], new_number[before.index["ffn"]])
+    np.testing.assert_array_equal(after.index["attn"], before.index["attn"])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 4]])
+def test_what_is_no_order_is_refused(order: list[int]) -> None:
+    with pytest.raises(ValueError, match="ffn: .* is no order of the 4 modules 0 to 3"):
+        permute(model_of(), ffn=order)
+
+
+def test_halves_without_outputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="attn: a router of kind 'hash' has no outputs"):
+        permute(model_of(router_type="hash"), attn=[0, 1, 2, 4, 3])
+    with pytest.raises(ValueError, match="attn: this model has no router for this half"):
+        prune(model_of(num_attn=1), attn=0.5, by="random")
+
+
+# ---------------------------------------------------------------------- prune
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("half, module", [("attn", 0), ("attn", 4), ("ffn", 2)])
+def test_one_module_less_is_a_model_that_may_not_choose_it(router: str, half: str, module: int) -> None:
+    model = model_of(router_type=router, chunks=1)
+    count = {"attn": 5, "ffn": 4}[half]
+    seed = next(
+        seed for seed in range(500)
+        if module not in prune(model, by="random", seed=seed, **{half: 1 / count}).receipt["kept"][half][0]
+    )  # fmt: skip
+    changed, receipt = prune(model, by="random", seed=seed, **{half: 1 / count})
+    assert receipt["kept"][half] == [[number for number in range(count) if number != module]]
+    model.random_state = changed.random_state = (3, 0)
+    expected = loss_of(model, interventions=[mom.Forbid(half, modules=[module])])
+    assert loss_of(changed) == pytest.approx(expected, abs=1e-6)
+    assert changed.config.num_choices(half) == count - 1 + 1
+
+
+@pytest.mark.parametrize("by", CRITERIA)
+def test_the_modules_with_the_lowest_values_go(by: str) -> None:
+    model = model_of()
+    before = weights_of(model)
+    changed, receipt = prune(model, attn=0.4, ffn=0.5, by=by, data=IDS, progress=False)
+    assert (changed.config.num_attn, changed.config.num_ffn) == (3, 2) and weights_of(model) == before
+    assert receipt["before"]["loss"] == pytest.approx(loss_of(model), abs=1e-6)
+    assert receipt["after"]["loss"] == pytest.approx(loss_of(changed), abs=1e-6)
+    if by != "random":
+        found = mom.analysis.audit(model, IDS, [by], progress=False).table
+        for half, number in (("attn", 3), ("ffn", 2)):
+            for block in range(2):
+                rows = found[(found["half"] == half) & (found["block"] == block) & found["module"].notna()]
+                values = rows[by].to_numpy()
+                shown = [np.nan if value is None else value for value in receipt["values"][half][block]]
+                assert shown == pytest.approx(values.tolist(), nan_ok=True)
+                assert sorted(np.argsort(-values, kind="stable")[:number]) == receipt["kept"][half][block]
+    for block, (old, new) in enumerate(zip(model.blocks, changed.blocks, strict=True)):
+        for number, module in zip(receipt["kept"]["attn"][block], new.attention_pool, strict=True):
+            for name, tensor in module.parameters.items():
+                np.testing.assert_array_equal(tensor, old.attention_pool[number].parameters[name])
+    assert json.loads(json.dumps(receipt)) == receipt
+
+
+def test_what_remains_trains_saves_and_loads(tmp_path: Path) -> None:
+    model = model_of()
+    changed = prune(model, attn=0.6, by="random").model
+    optimizer = mom.AdamW(changed, lr=1e-2)
+    losses = []
+    for _ in range(5):
+        losses.append(changed(IDS, labels=IDS).lm_loss)
+        changed.backward()
+        optimizer.step(1.0, zero_grad=True)
+    assert losses[-1] < losses[0]
+    changed.save_pretrained(tmp_path / "model")
+    loaded = mom.MoM.from_pretrained(tmp_path / "model")
+    assert weights_of(loaded) == weights_of(changed) and loss_of(loaded) == loss_of(changed)
+    again = prune(loaded, ffn=0.25, by="random").model
+    assert (again.config.num_attn, again.config.num_ffn) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"by": "drop_one", "attn": 0.5}, "data: needed to measure 'drop_one'; by='random' needs none"),
+        ({"by": "size"}, "by: 'size' is not one of 'random', 'usage'"),
+        ({"by": "random", "reroute": "else"}, "reroute: 'else' is not one of 'next', 'skip'"),
+        ({"by": "random", "attn": 1.0}, r"attn: 1.0 is not in \[0, 1\)"),
+        ({"by": "random", "ffn": -0.1}, r"ffn: -0.1 is not in \[0, 1\)"),
+        ({"by": "random", "ffn": 0.75}, "ffn: 0.75 leaves 1 of 4 modules; a router needs two"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune(model_of(), **arguments)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("changes", [{}, {"router_choices": "max"}, {"enable_pause": False}], ids=str)
+def test_choices_that_become_skip_are_modules_that_compute_zeros(router: str, changes: dict[str, Any]) -> None:
+    model = model_of(router_type=router, **changes)
+    changed, receipt = prune(model, attn=0.4, ffn=0.25, by="random", reroute="skip")
+    for half in ("attn", "ffn"):
+        assert changed.config.num_choices(half) == model.config.num_choices(half)
+    silent = model.copy()
+    for block, of_block in enumerate(silent.blocks):
+        for half, pool in (("attn", of_block.attention_pool), ("ffn", of_block.ffn_pool)):
+            for number in set(range(len(pool))) - set(receipt["kept"][half][block]):
+                for tensor in pool[number].parameters.values():
+                    tensor[...] = 0.0
+    silent.random_state = changed.random_state = (3, 0)
+    assert loss_of(changed) == pytest.approx(loss_of(silent), abs=1e-6)
+    model.random_state = (3, 0)
+    assert loss_of(model) != loss_of(silent)
+
+
+def test_surplus_outputs_of_unequal_pools_stay() -> None:
+    """The feed-forward routers have an output for a fifth module that is not there."""
+    model = model_of(router_choices="max")
+    changed, receipt = prune(model, attn=0.2, by="random")
+    assert (changed.config.surplus_attn, changed.config.surplus_ffn) == (0, 1)
+    assert changed.config.num_choices("ffn") == model.config.num_choices("ffn") == 6
+    kept = receipt["kept"]["attn"]
+    rules = [
+        mom.Forbid("attn", sorted({0, 1, 2, 3, 4} - set(kept[block])), rounds=[(block, r) for r in range(3)])
+        for block in range(2)
+    ]
+    assert loss_of(changed) == pytest.approx(loss_of(model, interventions=rules), abs=1e-6)
+
+
+def test_a_result_shows_itself() -> None:
+    result = prune(model_of(), attn=0.4, by="random")
+    assert "prune" in repr(result) and f"{result.model.num_parameters:,} after" in repr(result)
+    assert "kept" in result._repr_html_()
