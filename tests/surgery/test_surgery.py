@@ -190,6 +190,12 @@ def test_choices_that_become_skip_are_modules_that_compute_zeros(router: str, ch
     assert loss_of(model) != loss_of(silent)
 
 
+@pytest.mark.parametrize("data", [None, IDS])
+def test_a_misspelt_share_is_not_passed_over(data: Any) -> None:
+    with pytest.raises(TypeError, match="fnn"):
+        prune(model_of(), fnn=0.5, by="random", data=data)
+
+
 def test_surplus_outputs_of_unequal_pools_stay() -> None:
     """The feed-forward routers have an output for a fifth module that is not there."""
     model = model_of(router_choices="max")

@@ -64,6 +64,8 @@ def prune(
     ------
     ValueError
         If an argument is out of range, or the criterion needs data.
+    TypeError
+        If an argument is unknown, or needs data to have an effect.
     """
     shares = {"attn": attn, "ffn": ffn}
     if by not in CRITERIA:
@@ -72,6 +74,8 @@ def prune(
         raise ValueError(f"reroute: {reroute!r} is not one of 'next', 'skip'")
     if data is None and by != "random":
         raise ValueError(f"data: needed to measure {by!r}; by='random' needs none")
+    if data is None and options:
+        raise TypeError(f"{next(iter(options))}: is no argument of prune, or has no effect without data")
     stay = {half: _number_that_stays(model, half, share) for half, share in shares.items() if share}
     config = _smaller(model.config, stay, reroute)
     measure = "usage" if by == "random" else by  # also gives the loss
