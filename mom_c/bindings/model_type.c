@@ -418,6 +418,30 @@ static int network_set_random_state(mom_network *self, PyObject *value, void *Py
     return 0;
 }
 
+static PyObject *network_get_exploration(mom_network *self, void *Py_UNUSED(closure)) {
+    return Py_BuildValue("(dd)", (double)self->gpt.config.temperature, (double)self->gpt.config.jitter);
+}
+
+static int network_set_exploration(mom_network *self, PyObject *value, void *Py_UNUSED(closure)) {
+    double temperature, jitter;
+    if (!value || !PyTuple_Check(value)) {
+        PyErr_SetString(PyExc_TypeError, "exploration: expected a tuple (temperature, jitter)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(value, "dd:exploration", &temperature, &jitter))
+        return -1;
+    if (!((float)temperature > 0.0f) || !((float)jitter >= 0.0f)) {
+        PyErr_SetString(PyExc_ValueError, "exploration: expected a positive temperature and a jitter of at least 0");
+        return -1;
+    }
+    if (mom_network_enter(self) < 0)
+        return -1;
+    self->gpt.config.temperature = (float)temperature;
+    self->gpt.config.jitter = (float)jitter;
+    mom_network_leave(self);
+    return 0;
+}
+
 static PyObject *network_get_memory_limit(mom_network *self, void *Py_UNUSED(closure)) {
     return PyLong_FromSize_t(self->gpt.memory.limit);
 }
@@ -496,6 +520,8 @@ static PyGetSetDef network_getset[] = {
      "Largest plan of a forward pass in bytes; 0: any", NULL},
     {"region", (getter)network_get_region, NULL, "(bytes, most in use, bytes beside, too small)", NULL},
     {"region_parts", (getter)network_get_region_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
+    {"exploration", (getter)network_get_exploration, (setter)network_set_exploration,
+     "(temperature, jitter) of the routers: those of the configuration, unless training goes through others.", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

@@ -35,6 +35,19 @@ static const config_field fields[] = {
     FIELD("router_random", FLAG, router_random),
     FIELD("R", SIZE, R),
     FIELD("temperature", NUMBER, temperature),
+    FIELD("renormalise", FLAG, renormalise),
+    FIELD("jitter", NUMBER, jitter),
+    FIELD_OF("router_state", router_state, MOM_STATES),
+    FIELD("router_normed", FLAG, router_normed),
+    FIELD("router_embedded", FLAG, router_embedded),
+    FIELD("router_own_maps", FLAG, router_own_maps),
+    FIELD("router_frozen", FLAG, router_frozen),
+    FIELD("bias_rate", NUMBER, bias_rate),
+    FIELD("final_skip", FLAG, final_skip),
+    FIELD("route_single", FLAG, route_single),
+    FIELD("share_attn", FLAG, share_attn),
+    FIELD("share_ffn", FLAG, share_ffn),
+    FIELD("round_pdrop", NUMBER, round_pdrop),
     FIELD("use_ste", FLAG, use_ste),
     FIELD("weighted_qkv", FLAG, weighted_qkv),
     FIELD("all_paths", FLAG, all_paths),
@@ -44,6 +57,7 @@ static const config_field fields[] = {
     FIELD("balance_step_counts", FLAG, balance_step_counts),
     FIELD("balance_used", FLAG, balance_used),
     FIELD("z_loss", FLAG, z_loss),
+    FIELD("path_loss", FLAG, path_loss),
     FIELD_OF("masked_query_reference", masked_query, MOM_MASKED_QUERY_REFERENCE + 1),
     FIELD("embd_pdrop", NUMBER, embd_pdrop),
     FIELD("attn_pdrop", NUMBER, attn_pdrop),
@@ -58,7 +72,7 @@ static const config_field fields[] = {
 #define NUM_FIELDS (sizeof fields / sizeof *fields)
 
 _Static_assert(sizeof(mom_router_kind) == sizeof(int) && sizeof(mom_masked_query) == sizeof(int) &&
-                   sizeof(mom_dtype) == sizeof(int), "read_field stores every choice as an int");
+                   sizeof(mom_dtype) == sizeof(int) && sizeof(mom_router_state) == sizeof(int), "read_field stores every choice as an int");
 
 static int read_size(PyObject *value, const char *key, size_t *out) {
     const Py_ssize_t size = PyNumber_AsSsize_t(value, PyExc_ValueError);

@@ -9,6 +9,7 @@
 #include "bindings/model_type.h"
 #include "bindings/runtime.h"
 #include "bindings/state.h"
+#include "model/balance_bias.h"
 #include "model/shards.h"
 #include "ops/adamw.h"
 
@@ -76,7 +77,8 @@ static mom_adamw_tensor *list_tensors(mom_gpt *gpt, const mom_optimizer *o, mom_
         const mom_param *param = &p->table[i];
         const mom_gradient *gradient = &g->table[i];
         list[i] = (mom_adamw_tensor){.param = mom_param_value(p, i), .grad = mom_param_grad(g, p, i),
-                                     .n = param->count, .decay = param->decay, .used = gradient->used,
+                                     .n = param->count, .decay = param->decay,
+                                     .used = gradient->used && param->rule == MOM_RULE_OPTIMIZER,
                                      .leave_grad = !g->shown && (gradient->overwrite || !gradient->written)};
         if (gradient->touched) {
             list[i].width = param->dims[1];
@@ -197,7 +199,8 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
             return MOM_OK;
         spec->grad_scale = mom_clip_factor(clip->norm, clip->max_norm);
     }
-    mom_adamw_step(exec, list, count, spec);
+    mom_balance_biases(&gpt->params, &gpt->gradients, gpt->config.bias_rate, self->begin, self->end);
+    mom_adamw_step(exec, list, count, spec); /* may zero all gradients */
     for (size_t i = 0; i < count; i++) {
         self->steps[i] = list[i].step;
         if (list[i].used)

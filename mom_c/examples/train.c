@@ -27,7 +27,7 @@ static const mom_config config = {
     .V = 256, .P = LENGTH + SAMPLE, .C = 64, .H = 4, .F = 256,
     .bottom = 1, .chunks = 1, .top = 1, .rounds = 2, /* an ordinary layer below and above the block */
     .num_attn = 4, .num_ffn = 4, .choices_attn = 5, .choices_ffn = 5, .top_k = 2,
-    .router_kind = MOM_ROUTER_GRU, .router_softmax = 1, .R = 32, .temperature = 1.0f,
+    .router_kind = MOM_ROUTER_GRU, .router_softmax = 1, .R = 32, .temperature = 1.0f, .renormalise = 1,
     .balance_enabled = 1, .ln_eps = 1e-5f, .scale_attention = 1, .init_range = 0.02f, .anchor_proj_range = 0.02f,
 };
 

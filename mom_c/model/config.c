@@ -27,6 +27,8 @@ mom_status mom_config_check(const mom_config *c, mom_error *err) {
         CHECK(c->num_ffn == 1 || (c->choices_ffn >= c->num_ffn && c->choices_ffn < INT16_MAX),
               "num_ffn: %zu modules but the router has %zu outputs", c->num_ffn, c->choices_ffn);
         CHECK(c->R >= 1 && c->R <= LARGEST, "router_dim: %zu is not in [1, %zu]", c->R, LARGEST);
+        CHECK(c->router_kind != MOM_ROUTER_NORM || c->R >= (c->num_attn > c->num_ffn ? c->num_attn : c->num_ffn),
+              "router_dim: %zu units are too few for the modules of a half", c->R);
         CHECK(c->temperature > 0.0f, "router_softmax_temperature: %g is not positive", (double)c->temperature);
     }
     return MOM_OK;

@@ -11,6 +11,9 @@
 #include "ops/label_loss.h"
 #include "ops/router.h"
 
+/* What a recurrent router knows of the rounds before. */
+typedef enum { MOM_STATE_KEPT, MOM_STATE_DETACHED, MOM_STATE_RESET, MOM_STATES } mom_router_state;
+
 typedef struct {
     size_t V, P, C, H, F; /* vocabulary, positions, channels, heads, inner width */
     size_t bottom, chunks, top; /* anchor layers below, blocks, anchor layers above */
@@ -23,13 +26,23 @@ typedef struct {
     int router_softmax, router_random;
     size_t R;
     float temperature;
+    int renormalise;  /* kept probabilities are divided by their sum */
+    float jitter;     /* in training: uniform noise of this size on the router's outputs */
+    mom_router_state router_state;
+    int router_normed, router_embedded, router_own_maps; /* see mom_router_spec */
+    int router_frozen;  /* routers keep their first weights */
+    float bias_rate;    /* of the bias that balances choices; 0: there is none */
+    int final_skip;     /* a token that skips in a half skips there in all later rounds of the block */
+    int route_single;   /* a half with a single module has a router, too */
+    int share_attn, share_ffn; /* all blocks have the modules of the first one */
+    float round_pdrop;  /* in training: probability that a round is left out */
     int use_ste, weighted_qkv, all_paths;
     int balance_enabled;   /* output_router_logits */
     int balance_reference; /* definition: 1 "reference", 0 "switch" */
     int balance_depthwise;
     int balance_step_counts; /* counts are added up since gradients were last zeroed */
     int balance_used;        /* counts are of first choices as they were made, not as the router preferred them */
-    int z_loss;              /* there is a router z-loss */
+    int z_loss, path_loss;   /* there is a router z-loss, a path loss */
     mom_masked_query masked_query;
     float embd_pdrop, attn_pdrop, resid_pdrop;
     float ln_eps;

@@ -194,18 +194,27 @@ static mom_status step_place(mom_decoder *d, const mom_pass *pass, const mom_dec
     static const mom_packed_pool none;
     const mom_place *place = &d->gpt->params.places[i];
     float *states[2] = {NULL, NULL};
+    int16_t *before[2] = {NULL, NULL}; /* choices of the round before */
     for (int half = 0; half < 2; half++)
         if (mom_pool_has_state(mom_place_pool(place, half)))
             MOM_ARENA_NEW(states[half], pass->saved, pass->N * pass->config->R, pass->err);
+    for (int half = 0; half < 2 && pass->config->final_skip; half++) {
+        const mom_pool *pool = mom_place_pool(place, half);
+        if (pool->routed)
+            MOM_ARENA_NEW(before[half], pass->saved, pass->N * mom_pass_choices(pass, pool), pass->err);
+    }
     for (size_t round = 0; round < place->rounds; round++) {
         for (int half = 0; half < 2; half++) {
             const mom_arena_mark mark = mom_arena_get_mark(pass->saved);
-            const mom_half_round at = {.place = place, .index = i, .round = round, .half = half, .packed = &none};
+            const mom_half_round at = {.place = place, .index = i, .round = round, .half = half, .packed = &none,
+                                       .before = round ? before[half] : NULL};
             mom_half_saved saved = {0};
             half_step h = {d, pass, rows, d->places[i].first_entry + round, &at, mom_place_pool(place, half),
                            &d->places[i].halves[half], &saved, x};
             MOM_TRY(step_half(&h, round ? states[half] : NULL, states[half]));
             record_routes(&h, &d->batch.routes[i][2 * round + (size_t)half]);
+            if (before[half])
+                memcpy(before[half], saved.route.index, pass->N * saved.route.K * sizeof *before[half]);
             mom_arena_release(pass->saved, mark);
         }
     }

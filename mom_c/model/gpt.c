@@ -4,7 +4,7 @@
 
 #include "model/head.h"
 
-const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z"};
+const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z", "path"};
 
 static mom_status init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     MOM_TRY(mom_params_init(&gpt->params, config, err));
@@ -31,13 +31,16 @@ void mom_gpt_free(mom_gpt *gpt) {
 /* ------------------------------------------------------------------ forward */
 
 static int draws(const mom_config *c, const mom_batch *batch) {
-    const int dropout = c->embd_pdrop > 0.0f || c->attn_pdrop > 0.0f || c->resid_pdrop > 0.0f;
-    return (batch->training && dropout) || mom_config_draws(c);
+    const int random = c->embd_pdrop > 0.0f || c->attn_pdrop > 0.0f || c->resid_pdrop > 0.0f || c->round_pdrop > 0.0f ||
+                       c->jitter > 0.0f;
+    return (batch->training && random) || mom_config_draws(c);
 }
 
 mom_status mom_gpt_forward(mom_gpt *gpt, const mom_exec *exec, const mom_batch *batch, mom_losses *losses, mom_error *err) {
     if (batch->begin.stream && batch->keep)
         return mom_error_set(err, MOM_ERR_VALUE, "keep: a pass that begins in the middle has no backward");
+    if (batch->begin.stream && gpt->config.final_skip)
+        return mom_error_set(err, MOM_ERR_VALUE, "begin: with a SKIP that is final, choices depend on those of earlier rounds");
     MOM_TRY(mom_gpt_prepare_memory(gpt, exec, batch, err));
     MOM_TRY(mom_gpt_forward_pass(gpt, exec, batch, err));
     if (draws(&gpt->config, batch))
@@ -69,19 +72,21 @@ static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
     mom_gradients *g = &gpt->gradients;
     const mom_place *place = &gpt->params.places[i];
     const mom_pool *pool = mom_place_pool(place, half);
-    int any = 0;
+    int any = 0, ran = 0;
+    for (size_t round = 0; round < place->rounds; round++)
+        ran |= !mom_saved_half(&gpt->last, i, round, half)->route.left_out;
     for (size_t m = 0; m < pool->M; m++) {
-        int used = !pool->routed && place->rounds > 0;
+        int used = !pool->routed && ran;
         for (size_t round = 0; pool->routed && !used && round < place->rounds; round++)
             used = mom_saved_half(&gpt->last, i, round, half)->route.reached[m];
         any |= used;
         for (size_t t = 0; used && t < 6 && !g->pools[i][half].frozen; t++)
             mark_used(g, mom_pool_param(pool, m, t), 1);
     }
-    if (!pool->routed || !place->rounds)
+    if (!pool->routed || !ran)
         return;
     const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE] && mom_saved_half(&gpt->last, i, 0, half)->route.counts;
-    if (any || balanced || gpt->last.losses.has[MOM_TERM_Z])
+    if (any || balanced || gpt->last.losses.has[MOM_TERM_Z] || gpt->last.losses.has[MOM_TERM_PATH])
         mark_used(g, pool->first_router_param, pool->router_params);
 }
 

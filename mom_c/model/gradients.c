@@ -2,9 +2,15 @@
 
 #include <string.h>
 
-static mom_status init_pool(mom_gradients *g, const mom_pool *pool, mom_pool_gradients *own,
-                            mom_error *err) {
+static mom_status init_pool(mom_gradients *g, const mom_params *p, size_t place, int half, mom_error *err) {
+    const mom_pool *pool = mom_place_pool(&p->places[place], half);
+    mom_pool_gradients *own = &g->pools[place][half];
     *own = (mom_pool_gradients){0};
+    if (pool->owner != place) { /* the modules of an earlier place */
+        own->in_overwrite = g->pools[pool->owner][half].in_overwrite;
+        own->out_overwrite = g->pools[pool->owner][half].out_overwrite;
+        return MOM_OK;
+    }
     MOM_ARENA_NEW(own->in_overwrite, &g->arena, pool->M, err);
     MOM_ARENA_NEW(own->out_overwrite, &g->arena, pool->M, err);
     for (size_t m = 0; m < pool->M; m++) {
@@ -24,11 +30,11 @@ static mom_status init_embedding(mom_gradients *g, const mom_params *p, size_t i
 static mom_status init(mom_gradients *g, const mom_params *p, mom_error *err) {
     MOM_ARENA_NEW(g->table, &g->arena, p->count, err);
     for (size_t i = 0; i < p->count; i++)
-        g->table[i] = (mom_gradient){.trained = 1, .computed = 1, .moments = mom_param_floats(p->table[i].count)};
+        g->table[i] = (mom_gradient){.trained = p->table[i].rule != MOM_RULE_FIXED, .computed = 1, .moments = mom_param_floats(p->table[i].count)};
     MOM_ARENA_NEW(g->pools, &g->arena, p->num_places, err);
     for (size_t i = 0; i < p->num_places; i++)
         for (int half = 0; half < 2; half++)
-            MOM_TRY(init_pool(g, mom_place_pool(&p->places[i], half), &g->pools[i][half], err));
+            MOM_TRY(init_pool(g, p, i, half, err));
     MOM_TRY(init_embedding(g, p, p->wte, err));
     return init_embedding(g, p, p->wpe, err);
 }
@@ -175,10 +181,10 @@ static int any_module_trained(const mom_pool *pool, const uint8_t *trained) {
     return any;
 }
 
-static int any_router_trained(const mom_pool *pool, const uint8_t *trained) {
+static int any_router_trained(const mom_params *p, const mom_pool *pool, const uint8_t *trained) {
     int any = 0;
     for (size_t r = 0; pool->routed && r < pool->router_params; r++)
-        any |= trained[pool->first_router_param + r];
+        any |= trained[pool->first_router_param + r] && p->table[pool->first_router_param + r].rule != MOM_RULE_FIXED;
     return any;
 }
 
@@ -218,7 +224,7 @@ void mom_gradients_set_trained(mom_gradients *g, const mom_params *p, const uint
         for (int half = 0; half < 2; half++) {
             const mom_pool *pool = mom_place_pool(&p->places[i], half);
             g->pools[i][half].frozen = !any_module_trained(pool, trained);
-            any |= !g->pools[i][half].frozen || any_router_trained(pool, trained);
+            any |= !g->pools[i][half].frozen || any_router_trained(p, pool, trained);
         }
         if (any)
             g->lowest_place = i;
@@ -227,7 +233,7 @@ void mom_gradients_set_trained(mom_gradients *g, const mom_params *p, const uint
         g->lowest_place = 0;
     mark_computed(g, p);
     for (size_t i = 0; i < p->count; i++) {
-        g->table[i].trained = trained[i] != 0;
+        g->table[i].trained = trained[i] && p->table[i].rule != MOM_RULE_FIXED;
         g->table[i].used &= g->table[i].trained;
     }
     free_if_empty(g, p);

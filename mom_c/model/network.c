@@ -118,12 +118,22 @@ static mom_status allocate_halves(mom_gpt *gpt) {
     return MOM_OK;
 }
 
+/* The choices of a half in the last round of place i before `round` that ran, or NULL. */
+static const int16_t *choices_before(const mom_gpt *gpt, size_t i, size_t round, int half) {
+    while (round-- > 0) {
+        const mom_route *route = &mom_saved_half(&gpt->last, i, round, half)->route;
+        if (!route->left_out)
+            return route->index;
+    }
+    return NULL;
+}
+
 static mom_half_round half_round(const mom_gpt *gpt, size_t i, size_t round, int half) {
     const mom_params *p = &gpt->params;
     const mom_place *place = &p->places[i];
     const int last = i + 1 == p->num_places && round + 1 == place->rounds && !place->ffn.routed;
     return (mom_half_round){.place = place, .index = i, .round = round, .half = half, .packed = &gpt->last.packed[half],
-                            .unneeded = last ? gpt->last.rows.unneeded : NULL};
+                            .before = choices_before(gpt, i, round, half), .unneeded = last ? gpt->last.rows.unneeded : NULL};
 }
 
 /* Where a round puts its results. */
@@ -133,12 +143,32 @@ typedef struct {
     float *held[2]; /* without keep: memory for the recurrent states, which outlive the round */
 } round_memory;
 
+/* A round that is left out: the stream and the recurrent states pass it by. */
+static void leave_out_round(mom_gpt *gpt, size_t i, size_t round, float *x, const float *const states[2]) {
+    const mom_pass *pass = &gpt->last.pass;
+    for (int half = 0; half < 2; half++) {
+        const mom_half_round at = half_round(gpt, i, round, half);
+        const mom_pool *pool = mom_half_round_pool(&at);
+        mom_half_saved *saved = mom_saved_half(&gpt->last, i, round, half);
+        mom_site_visit(pass, mom_half_round_site(&at, MOM_SITE_INPUT), x, gpt->config.C);
+        saved->start = saved->end = mom_arena_get_mark(pass->saved);
+        saved->route.left_out = 1;
+        if (pool->routed)
+            mom_route_leave_out(pass, pool, &saved->route);
+        saved->route.router.hidden = (float *)(uintptr_t)states[half];
+    }
+}
+
 /* One round of place i, or the part of it that the pass runs. Replaces *x by the stream after the round, and the recurrent
  * states (by half) by the new ones. */
 static mom_status forward_round(mom_gpt *gpt, size_t i, size_t round, const round_memory *memory, float **x,
                                 const float *states[2]) {
     mom_activations *a = &gpt->last;
     const mom_pass *pass = &a->pass;
+    if (mom_round_left_out(pass, &gpt->params.places[i], round)) {
+        leave_out_round(gpt, i, round, *x, states);
+        return MOM_OK;
+    }
     for (int half = 0; half < 2; half++) {
         const mom_half_round at = half_round(gpt, i, round, half);
         mom_half_saved *saved = mom_saved_half(&gpt->last, i, round, half);
@@ -244,6 +274,15 @@ static mom_status balance_loss(mom_gpt *gpt) {
     return MOM_OK;
 }
 
+/* Rounds of all blocks that ran. */
+static size_t rounds_of_blocks(const mom_gpt *gpt) {
+    size_t count = 0;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (size_t round = 0; gpt->params.places[i].block && round < gpt->params.places[i].rounds; round++)
+            count += !gpt->last.halves[i][2 * round].route.left_out;
+    return count;
+}
+
 /* Every half-round has the same tokens. So the sum over both halves is divided by the number of rows of one half. */
 static mom_status z_loss(mom_gpt *gpt) {
     mom_activations *a = &gpt->last;
@@ -252,15 +291,53 @@ static mom_status z_loss(mom_gpt *gpt) {
     for (size_t i = 0; i < gpt->params.num_places; i++)
         for (size_t h = 0; h < 2 * gpt->params.places[i].rounds; h++) {
             const mom_pool *pool = mom_place_pool(&gpt->params.places[i], (int)(h % 2));
-            const mom_router_outputs outputs = {a->halves[i][h].route.outputs, pass->mask, pass->N, pool->S};
-            if (!pool->routed || !mom_router_type_of(&pool->spec)->scored)
+            const mom_route *route = &a->halves[i][h].route;
+            const mom_router_outputs outputs = {route->outputs, pass->mask, pass->N, pool->S};
+            if (!pool->routed || !mom_router_type_of(&pool->spec)->scored || route->left_out)
                 continue;
             MOM_TRY(mom_z_loss_add(pass->exec, &sum, &tokens, &outputs, pass->err));
             a->losses.has[MOM_TERM_Z] = 1;
         }
-    a->z_count = tokens * (double)(gpt->config.chunks * gpt->config.rounds);
+    a->z_count = tokens * (double)rounds_of_blocks(gpt);
     if (a->losses.has[MOM_TERM_Z])
         a->losses.value[MOM_TERM_Z] = a->z_count > 0.0 ? sum / a->z_count : 0.0;
+    return MOM_OK;
+}
+
+/* The scores of a half in all rounds of place i that ran, in the workspace; no rounds if it has no router. */
+static mom_status path_of(mom_gpt *gpt, size_t i, int half, mom_path *path) {
+    const mom_activations *a = &gpt->last;
+    const mom_place *place = &gpt->params.places[i];
+    const mom_pool *pool = mom_place_pool(place, half);
+    const float **scores;
+    *path = (mom_path){.mask = a->pass.mask, .N = a->pass.N, .S = pool->S, .M = pool->M};
+    MOM_ARENA_NEW(scores, a->pass.exec->workspace, place->rounds, a->pass.err);
+    for (size_t round = 0; pool->routed && round < place->rounds; round++)
+        if (!a->halves[i][2 * round + (size_t)half].route.left_out)
+            scores[path->rounds++] = a->halves[i][2 * round + (size_t)half].route.scores;
+    path->scores = scores;
+    return MOM_OK;
+}
+
+/* The sum over both halves, averaged over blocks and tokens. */
+static mom_status path_loss(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    const mom_pass *pass = &a->pass;
+    const mom_arena_mark mark = mom_arena_get_mark(pass->exec->workspace);
+    double sum = 0.0, tokens = 0.0;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (int half = 0; half < 2; half++) {
+            mom_path path;
+            MOM_TRY(path_of(gpt, i, half, &path));
+            if (!path.rounds)
+                continue;
+            MOM_TRY(mom_path_loss_add(pass->exec, &sum, &tokens, &path, pass->err));
+            a->losses.has[MOM_TERM_PATH] = 1;
+        }
+    mom_arena_release(pass->exec->workspace, mark);
+    a->path_count = tokens * (double)gpt->config.chunks;
+    if (a->losses.has[MOM_TERM_PATH])
+        a->losses.value[MOM_TERM_PATH] = a->path_count > 0.0 ? sum / a->path_count : 0.0;
     return MOM_OK;
 }
 
@@ -280,7 +357,9 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
         return MOM_OK;
     if (!gpt->config.num_labels)
         MOM_TRY(balance_loss(gpt));
-    return gpt->config.z_loss ? z_loss(gpt) : MOM_OK;
+    if (gpt->config.z_loss)
+        MOM_TRY(z_loss(gpt));
+    return gpt->config.path_loss ? path_loss(gpt) : MOM_OK;
 }
 
 /* Empties the arenas and begins a pass. */
@@ -324,8 +403,10 @@ mom_status mom_gpt_forward_pass(mom_gpt *gpt, const mom_exec *exec, const mom_ba
 typedef struct {
     float *dx;         /* (N, C) gradient of the residual stream */
     float *dstates[2]; /* (N, R) of the recurrent states, by half; or NULL */
+    int has_dstates[2]; /* a later round of the place has written them; otherwise they count as zero */
+    mom_path paths[2];  /* of the place, by half, if there is a path loss */
     mom_balance_groups balance;
-    float balance_scale, z_scale;
+    float balance_scale, z_scale, path_scale;
 } backward_state;
 
 /* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them. During
@@ -347,11 +428,14 @@ static mom_status backward_half(mom_gpt *gpt, size_t i, size_t block, size_t rou
     MOM_TRY(share_over_rounds(gpt, place, half, round, b));
     float *dstate = b->dstates[half];
     mom_half_backward args = {.dx = b->dx, .pool = &gpt->gradients.pools[i][half], .state = dstate ? state : NULL,
-                              .dstate = dstate, .has_dstate = dstate && round + 1 < place->rounds,
-                              .z_scale = b->z_scale};
+                              .dstate = dstate, .has_dstate = b->has_dstates[half], .z_scale = b->z_scale,
+                              .path = &b->paths[half], .path_scale = b->path_scale};
     if (mom_half_round_pool(&at)->routed && saved->route.counts)
         args.balance = mom_balance_terms_of(&b->balance, &gpt->config, block, round, half, b->balance_scale);
-    MOM_TRY((half ? mom_ffn_pool_backward : mom_attention_pool_backward)(pass, &at, saved, &args));
+    if (!saved->route.left_out) {
+        MOM_TRY((half ? mom_ffn_pool_backward : mom_attention_pool_backward)(pass, &at, saved, &args));
+        b->has_dstates[half] = dstate != NULL;
+    }
     mom_site_visit_backward(pass, mom_half_round_site(&at, MOM_SITE_INPUT), b->dx, gpt->config.C);
     mom_arena_release(pass->saved, saved->start);
     return MOM_OK;
@@ -387,6 +471,9 @@ static mom_status backward_places(mom_gpt *gpt, backward_state *b) {
             block--;
         const mom_arena_mark mark = begin_place(gpt);
         b->dstates[0] = b->dstates[1] = NULL;
+        b->has_dstates[0] = b->has_dstates[1] = 0;
+        for (int half = 0; half < 2 && b->path_scale != 0.0f; half++)
+            MOM_TRY(path_of(gpt, i, half, &b->paths[half]));
         for (size_t round = p->places[i].rounds; round-- > 0;)
             MOM_TRY(backward_round(gpt, i, block, round, b));
         end_place(gpt, mark);
@@ -441,6 +528,8 @@ static mom_status backward(mom_gpt *gpt, const float *scales) {
     backward_state b = {.balance_scale = balanced ? scales[MOM_TERM_BALANCE] : 0.0f};
     if (gpt->last.z_count > 0.0)
         b.z_scale = (float)((double)scales[MOM_TERM_Z] / gpt->last.z_count);
+    if (gpt->last.path_count > 0.0)
+        b.path_scale = (float)((double)scales[MOM_TERM_PATH] / gpt->last.path_count);
     if (lowest > gpt->params.num_places) /* only a classifier's own parameters are trained */
         return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
     MOM_TRY(backward_head(gpt, scales, &b));

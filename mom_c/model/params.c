@@ -34,6 +34,7 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
         p->init_std = std;
         p->init_value = value;
         p->decay = decay;
+        p->rule = MOM_RULE_OPTIMIZER;
     }
     /* mom_config_check bounds the size of each tensor, but not their sum. */
     const size_t rounded = mom_param_floats(count);
@@ -48,44 +49,49 @@ static size_t add(builder *b, int decay, float std, float value, size_t d0, size
 #define NORM_WEIGHT(d0, ...) add(b, 0, 0.0f, 1.0f, (d0), 0, __VA_ARGS__)
 
 static void add_router(builder *b, const mom_config *c, mom_pool *pool, const char *prefix) {
-    const mom_router_type *type = mom_router_type_of(&pool->spec);
+    const mom_router_spec *spec = &pool->spec;
     pool->first_router_param = b->count;
-    for (size_t i = 0; i < type->param_count; i++) {
-        const mom_router_param *param = &type->params[i];
-        const size_t rows = mom_router_dim_size(&pool->spec, param->dims[0]);
-        const size_t columns = mom_router_dim_size(&pool->spec, param->dims[1]);
-        add(b, columns > 0, columns ? c->init_range : 0.0f, 0.0f, rows, columns, "%s.router.%s", prefix, param->name);
+    pool->router_params = mom_router_param_count(spec);
+    for (size_t i = 0; i < pool->router_params; i++) {
+        const mom_router_param *param = mom_router_param_at(spec, i);
+        const size_t rows = mom_router_dim_size(spec, param->dims[0]);
+        const size_t columns = mom_router_dim_size(spec, param->dims[1]);
+        const size_t index = add(b, columns > 0, columns ? c->init_range : 0.0f, param->initial, rows, columns,
+                                 "%s.router.%s", prefix, param->name);
+        if (!b->table)
+            continue;
+        const int balances = param->offset == offsetof(mom_router_tensors, balance_bias);
+        b->table[index].rule = balances ? MOM_RULE_SIGN : c->router_frozen ? MOM_RULE_FIXED : MOM_RULE_OPTIMIZER;
     }
-    pool->router_params = type->param_count;
 }
 
-static void add_pool(builder *b, const mom_config *c, mom_place *place, mom_pool *pool, mom_pool_kind kind, size_t i) {
-    const size_t M = place->block ? (kind == MOM_POOL_ATTN ? c->num_attn : c->num_ffn) : 1;
+/* Everything but the parameters. */
+static void describe_pool(const mom_config *c, const mom_place *place, mom_pool *pool, mom_pool_kind kind) {
     const int attn = kind == MOM_POOL_ATTN;
     pool->kind = kind;
-    pool->M = M;
-    pool->routed = M > 1;
+    pool->M = place->block ? (attn ? c->num_attn : c->num_ffn) : 1;
+    pool->routed = pool->M > 1 || (place->block && c->route_single);
+    pool->keeps_state = c->router_state != MOM_STATE_RESET;
     pool->S = attn ? c->choices_attn : c->choices_ffn;
     pool->K = c->top_k < pool->S ? c->top_k : pool->S;
     pool->F = attn ? 3 * c->C : c->F;
-    pool->spec = (mom_router_spec){c->router_kind, c->router_random, c->C, c->R, pool->S, 0};
-    pool->first_param = b->count;
+    pool->spec = (mom_router_spec){.kind = c->router_kind, .random = c->router_random, .C = c->C, .R = c->R, .S = pool->S,
+                                   .M = pool->M, .rounds = c->rounds, .own_maps = c->router_own_maps,
+                                   .embedded = c->router_embedded, .normed = c->router_normed,
+                                   .biased = c->bias_rate > 0.0f};
+}
 
-    char half[64], norm[96];
-    if (c->vanilla) {
-        snprintf(half, sizeof half, "transformer.h.%zu.%s", i, attn ? "attn" : "mlp");
-        snprintf(norm, sizeof norm, "transformer.h.%zu.%s", i, attn ? "ln_1" : "ln_2");
-    } else {
-        snprintf(half, sizeof half, "transformer.h.%zu.%s", i, attn ? "mot_attn" : "mot_ffn");
-        snprintf(norm, sizeof norm, "%s.%s", half, attn ? "attention_layernorm" : "ffn_layernorm");
-    }
+static void add_modules(builder *b, const mom_config *c, const mom_place *place, mom_pool *pool, const char *half,
+                        const char *norm) {
+    const int attn = pool->kind == MOM_POOL_ATTN;
     const char *in = attn ? "c_attn" : "c_fc";
     const size_t out_rows = attn ? c->C : c->F;
     const float proj_std = place->block ? c->init_range : c->anchor_proj_range;
+    pool->first_param = b->count;
     for (int pair = 0; pair < 3; pair++) {
-        for (size_t m = 0; m < M; m++) {
+        for (size_t m = 0; m < pool->M; m++) {
             char index[24] = "";
-            if (pool->routed)
+            if (pool->M > 1)
                 snprintf(index, sizeof index, ".%zu", m);
             if (pair == 0) {
                 NORM_WEIGHT(c->C, "%s%s.weight", norm, index);
@@ -99,6 +105,32 @@ static void add_pool(builder *b, const mom_config *c, mom_place *place, mom_pool
             }
         }
     }
+}
+
+/* The place that has the modules of a pool of place i. */
+static size_t owner_of(const mom_config *c, const mom_params *p, size_t i, mom_pool_kind kind) {
+    const int shared = kind == MOM_POOL_ATTN ? c->share_attn : c->share_ffn;
+    return p->places[i].block && shared ? c->bottom : i;
+}
+
+static void add_pool(builder *b, const mom_config *c, mom_params *p, mom_pool_kind kind, size_t i) {
+    mom_place *place = &p->places[i];
+    const int attn = kind == MOM_POOL_ATTN;
+    mom_pool *pool = attn ? &place->attn : &place->ffn;
+    char half[64], norm[96];
+    describe_pool(c, place, pool, kind);
+    pool->owner = owner_of(c, p, i, kind);
+    if (c->vanilla) {
+        snprintf(half, sizeof half, "transformer.h.%zu.%s", i, attn ? "attn" : "mlp");
+        snprintf(norm, sizeof norm, "transformer.h.%zu.%s", i, attn ? "ln_1" : "ln_2");
+    } else {
+        snprintf(half, sizeof half, "transformer.h.%zu.%s", i, attn ? "mot_attn" : "mot_ffn");
+        snprintf(norm, sizeof norm, "%s.%s", half, attn ? "attention_layernorm" : "ffn_layernorm");
+    }
+    if (pool->owner == i)
+        add_modules(b, c, place, pool, half, norm);
+    else
+        pool->first_param = mom_place_pool(&p->places[pool->owner], !attn)->first_param;
     if (pool->routed)
         add_router(b, c, pool, half);
 }
@@ -107,8 +139,8 @@ static void add_all(builder *b, const mom_config *c, mom_params *p) {
     p->wte = WEIGHT(c->init_range, c->V, c->C, "transformer.wte.weight");
     p->wpe = WEIGHT(c->init_range, c->P, c->C, "transformer.wpe.weight");
     for (size_t i = 0; i < p->num_places; i++) {
-        add_pool(b, c, &p->places[i], &p->places[i].attn, MOM_POOL_ATTN, i);
-        add_pool(b, c, &p->places[i], &p->places[i].ffn, MOM_POOL_FFN, i);
+        add_pool(b, c, p, MOM_POOL_ATTN, i);
+        add_pool(b, c, p, MOM_POOL_FFN, i);
     }
     p->lnf_weight = NORM_WEIGHT(c->C, "transformer.ln_f.weight");
     p->lnf_bias = BIAS(c->C, "transformer.ln_f.bias");
@@ -128,10 +160,10 @@ mom_status mom_pool_point(const mom_params *p, const mom_pool *pool, mom_pool_te
     }
     if (!pool->routed)
         return MOM_OK;
-    const mom_router_type *type = mom_router_type_of(&pool->spec);
     *router = (mom_router_tensors){0};
-    for (size_t i = 0; i < type->param_count; i++)
-        *mom_router_tensor(router, &type->params[i]) = block + p->table[pool->first_router_param + i].offset;
+    for (size_t i = 0; i < pool->router_params; i++)
+        *mom_router_tensor(router, mom_router_param_at(&pool->spec, i)) =
+            block + p->table[pool->first_router_param + i].offset;
     return MOM_OK;
 }
 

@@ -11,6 +11,9 @@
 
 #define MOM_NAME_SIZE 96
 
+/* What changes a parameter: the optimizer; the sign of its gradient, which is a count (mom_config.bias_rate); nothing. */
+typedef enum { MOM_RULE_OPTIMIZER, MOM_RULE_SIGN, MOM_RULE_FIXED } mom_param_rule;
+
 typedef struct {
     char name[MOM_NAME_SIZE];
     size_t dims[2];
@@ -20,6 +23,7 @@ typedef struct {
     float init_std;   /* standard deviation of initial values; 0: all are init_value */
     float init_value;
     int decay;        /* weight decay applies: neither a LayerNorm nor a bias */
+    mom_param_rule rule;
 } mom_param;
 
 /* The tensors of a pool's modules, each an array over modules. The same struct serves weights and gradients. */
@@ -34,7 +38,9 @@ typedef enum { MOM_POOL_ATTN, MOM_POOL_FFN } mom_pool_kind;
 typedef struct {
     mom_pool_kind kind;
     size_t M;    /* modules */
-    int routed;  /* M > 1 */
+    int routed;  /* there is a router */
+    int keeps_state; /* a recurrent router knows the rounds before */
+    size_t owner; /* the place that has the modules: this one, or the first block */
     size_t S, K; /* router outputs and kept choices (all-path: K choices are reported, all modules run) */
     size_t F;    /* inner width: 3C or F */
     mom_pool_tensors weight;
@@ -85,7 +91,7 @@ static inline const mom_pool *mom_place_pool(const mom_place *place, int half) {
 
 /* Whether the pool's router passes a recurrent state from round to round. */
 static inline int mom_pool_has_state(const mom_pool *pool) {
-    return pool->routed && mom_router_type_of(&pool->spec)->recurrent;
+    return pool->routed && pool->keeps_state && mom_router_type_of(&pool->spec)->recurrent;
 }
 
 /* Floats that a parameter of `count` elements takes up in the block. Each parameter begins on a cache line. */

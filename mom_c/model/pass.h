@@ -39,6 +39,7 @@ typedef struct {
     size_t round;
     int half; /* 0: attention, 1: feed-forward */
     const mom_packed_pool *packed;
+    const int16_t *before;   /* (N, K) choices of this half in the round before that ran; NULL in the first one */
     const int16_t *unneeded; /* half not routed: (N) 1 for rows with output that is not needed, else 0; or NULL */
 } mom_half_round;
 
@@ -52,7 +53,7 @@ static inline const mom_pool *mom_half_round_pool(const mom_half_round *at) { re
 /* Streams of one half-round. */
 enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
 /* Streams of the network itself. The streams of half-rounds come after them. */
-enum { MOM_STREAM_EMBEDDING = 1, MOM_STREAM_FIRST_HALF = 16 };
+enum { MOM_STREAM_EMBEDDING = 1, MOM_STREAM_ROUNDS, MOM_STREAM_FIRST_HALF = 16 };
 
 static inline uint64_t mom_pass_key(const mom_pass *pass, uint64_t stream) {
     return mom_rng_key(pass->seed, pass->counter, stream);
@@ -61,6 +62,13 @@ static inline uint64_t mom_pass_key(const mom_pass *pass, uint64_t stream) {
 static inline uint64_t mom_half_round_key(const mom_pass *pass, const mom_half_round *at, uint64_t stream) {
     const uint64_t halves = 2 * (at->place->first_round + at->round) + (uint64_t)at->half;
     return mom_pass_key(pass, MOM_STREAM_FIRST_HALF + halves * MOM_STREAMS + stream);
+}
+
+/* Whether a round of a place is left out of this pass. */
+static inline int mom_round_left_out(const mom_pass *pass, const mom_place *place, size_t round) {
+    const int may = place->block && pass->training && !pass->exec->dry_run;
+    const float p = may ? pass->config->round_pdrop : 0.0f;
+    return p > 0.0f && mom_rng_uniform(mom_pass_key(pass, MOM_STREAM_ROUNDS), place->first_round + round) < p;
 }
 
 static inline mom_dropout mom_pass_dropout(const mom_pass *pass, float p, uint64_t key) {

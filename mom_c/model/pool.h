@@ -10,6 +10,7 @@
 
 #include "model/gradients.h"
 #include "model/pass.h"
+#include "ops/path_loss.h"
 #include "ops/routed_half.h"
 
 /* Routing of one half-round. mom_route_allocate allocates the first part, which may outlive the rest. */
@@ -23,7 +24,9 @@ typedef struct {
     /* balance loss of this half-round, if there is one */
     double *counts, *prob_sums; /* (S) */
     double tokens;
+    int left_out;    /* the round is left out of this pass; no token has a choice */
 
+    float *read, *read_mean, *read_rstd; /* (N, C), (N), (N): what the router reads, if that is not the stream itself */
     mom_router_saved router;
     float *used;     /* (N, plan.K) what multiplies the modules' outputs */
     mom_routing_plan plan;
@@ -67,6 +70,8 @@ typedef struct {
     int has_dstate;     /* the next round has written dstate; otherwise it counts as zero on entry */
     mom_balance_terms balance;
     float z_scale; /* d(total loss) / d(squared log-sum-exp of a token's router outputs); 0: no z-loss */
+    const mom_path *path; /* scores of this half in all rounds of the block that ran */
+    float path_scale;     /* d(total loss) / d(path loss of a token); 0: no path loss */
 } mom_half_backward;
 
 mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
@@ -74,7 +79,7 @@ mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_roun
 mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
                                  const mom_half_backward *b);
 
-/* ---- shared by the two kinds (pool.c) */
+/* ---- shared by the two kinds (pool.c, route.c) */
 
 /* The plan that sends every needed token to the only module. */
 mom_status mom_plan_needed(const mom_pass *pass, const mom_half_round *at, mom_routing_plan *plan);
@@ -104,6 +109,8 @@ mom_status mom_pool_pack(const mom_pass *pass, const mom_pool *pool, size_t roun
 mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *route);
 /* Kept choices of the pool's half-rounds in this pass. */
 size_t mom_pass_choices(const mom_pass *pass, const mom_pool *pool);
+/* Fills the route, which is allocated, of a round that is left out: no token has a choice. */
+void mom_route_leave_out(const mom_pass *pass, const mom_pool *pool, mom_route *route);
 /* Computes the route. Allocates it first, unless that has been done. */
 mom_status mom_route_forward(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state);
 

@@ -79,8 +79,9 @@ static void forced_task(void *context, size_t task, int thread) {
     for (size_t t = begin; t < end; t++) {
         const float *scores = in->scores + t * S;
         int16_t *index = job->index + t * K;
-        mom_topk(ranked, scores, S, K);
-        fill_row(in, index, in->forced ? in->forced + t * K : NULL, ranked, scores, in->outputs + t * S);
+        const float *ranking = in->ranking ? in->ranking + t * S : scores;
+        mom_topk(ranked, ranking, S, K);
+        fill_row(in, index, in->forced ? in->forced + t * K : NULL, ranked, ranking, in->outputs + t * S);
         weigh_row(in, job->weight + t * K, index, scores);
     }
 }

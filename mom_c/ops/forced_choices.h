@@ -22,6 +22,7 @@ typedef struct {
     mom_topk_spec topk;
     size_t M;
     const float *scores, *outputs; /* (N, S) */
+    const float *ranking;          /* (N, S) what free entries are chosen by, or NULL: the scores */
     const int16_t *forced;         /* (N, K) or NULL: all entries are free */
     int scored;                    /* 0: kept choices all have the same weight */
 } mom_forced_choices;

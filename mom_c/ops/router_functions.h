@@ -31,7 +31,19 @@ mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, con
 mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
                                   const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
                                   const mom_router_spec *spec, mom_error *err);
-mom_status mom_hash_outputs(const mom_exec *x, float *outputs, const mom_router_inputs *in, const mom_router_spec *spec,
-                            mom_error *err);
+mom_status mom_hash_outputs(const mom_exec *x, float *outputs, const mom_router_saved *saved, const mom_router_inputs *in,
+                            const mom_router_spec *spec, mom_error *err);
+mom_status mom_linear_router_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden,
+                                      const float *dstate_out, const mom_router_inputs *in, const mom_router_saved *saved,
+                                      const mom_router_spec *spec, mom_error *err);
+mom_status mom_norm_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
+                            const mom_router_spec *spec, mom_error *err);
+mom_status mom_norm_backward(const mom_exec *x, const mom_router_gradients *out, float *dhidden, const float *dstate_out,
+                             const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec,
+                             mom_error *err);
+mom_status mom_norm_outputs(const mom_exec *x, float *outputs, const mom_router_saved *saved, const mom_router_inputs *in,
+                            const mom_router_spec *spec, mom_error *err);
+void mom_norm_outputs_backward(const mom_exec *x, float *dhidden, mom_router_tensors *dweights, const float *dlogits,
+                               const mom_router_inputs *in, const mom_router_saved *saved, const mom_router_spec *spec);
 
 #endif

@@ -214,8 +214,8 @@ static void hash_define(check_case *c) {
 }
 
 static mom_status hash_run(check_case *c, const mom_exec *x, mom_error *err) {
-    const mom_router_spec spec = {.kind = MOM_ROUTER_HASH, .C = 1, .S = c->size[2]};
-    mom_router_inputs in = {.tokens = check_i32(c, TOKENS), .round = HASH_ROUND, .half = 1, .modules = c->size[1],
+    const mom_router_spec spec = {.kind = MOM_ROUTER_HASH, .C = 1, .S = c->size[2], .M = c->size[1]};
+    mom_router_inputs in = {.tokens = check_i32(c, TOKENS), .round = HASH_ROUND, .half = 1,
                             .N = c->size[0]};
     const mom_router_gradients out = {.dinp = check_f32(c, UNTOUCHED)};
     MOM_TRY(mom_router_forward(x, check_f32(c, ORDER), NULL, &in, &spec, err));

@@ -6,7 +6,7 @@ mom_config small_config(unsigned options) {
     mom_config c = {.V = SMALL_V, .P = 24, .C = 24, .H = 3, .F = 40, .bottom = 1, .chunks = 2, .top = 1, .num_attn = 3,
                     .num_ffn = 4, .rounds = 2, .choices_attn = 4, .choices_ffn = 5, .top_k = 2,
                     .router_kind = MOM_ROUTER_GRU,
-                    .router_softmax = 1, .R = 16, .temperature = 1.0f, .balance_enabled = 1, .z_loss = 1, .ln_eps = 1e-5f,
+                    .router_softmax = 1, .R = 16, .temperature = 1.0f, .renormalise = 1, .balance_enabled = 1, .z_loss = 1, .ln_eps = 1e-5f,
                     .scale_attention = 1, .init_range = 0.2f, .anchor_proj_range = 0.2f};
     if (options & SMALL_PLAIN) {
         c.vanilla = 1;

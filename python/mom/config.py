@@ -88,26 +88,59 @@ class MoMConfig(Settings):
         Structure of the body, see above.
     num_attn, num_ffn : int
         Modules in a block's attention and feed-forward pool. A half with a single module has no
-        router: the module is applied in every round.
+        router: the module is applied in every round (but see `route_single`).
     depth_per_chunk : int or None
         Rounds per block; None means ``int(num_ffn * depth_multiplier)``.
     depth_multiplier : float
         See `depth_per_chunk`.
     router_type : str
-        ``naive`` (two linear layers), ``gru-dev`` or ``gru`` (recurrent over rounds), or ``hash``. The suffixes
+        ``naive`` (two linear layers), ``linear`` (one), ``gru-dev`` or ``gru`` (recurrent over rounds), ``norm`` or
+        ``hash``. The suffixes
         ``-softmax`` and ``-random`` may follow: ``"gru-random-softmax"``. The order of the words is free, but each
         may stand there once, and other words are refused. ``softmax`` normalises the scores. ``random`` adds the
         noise gate to a recurrent router; other kinds have none. A ``hash`` router has no parameters and no scores:
-        a hash of token id, round and half chooses the modules, and all kept choices have the same weight.
+        a hash of token id, round and half chooses the modules, and all kept choices have the same weight. A ``norm``
+        router has a projection for each module, ``router_dim // modules`` wide; the output of a module is the root mean
+        square of the projected token (after Autonomy-of-Experts, arXiv:2501.13074, where the projection is a part of
+        the module).
     router_dim : int
         Width R of the routers.
     router_softmax_temperature : float
         Divides the router's outputs before the softmax.
+    router_renormalise : bool
+        Whether kept probabilities are divided by their sum (default; the reference). With one choice per token its
+        weight is then always 1, so that the loss does not train the router; without, it is the probability (as in the
+        Switch Transformer, arXiv:2101.03961).
+    router_layernorm : bool
+        Routers read the stream through a LayerNorm of their own.
+    router_rounds : {"shared", "embedding", "projection"}
+        What a router has for each round of a block: nothing (default; the reference), a vector that is added to its
+        input, or a last linear map of the round's own.
+    router_state : {"kept", "detached", "reset"}
+        Of a recurrent router: whether its state goes on to the next round with its gradient (default; the reference),
+        without gradient, or not at all.
+    router_jitter : float
+        In training, uniform noise in [-router_jitter, router_jitter) is added to the outputs.
+    router_frozen : bool
+        The parameters of routers keep their first, random values. What they read still gets a gradient through them.
+    router_bias_rate : float
+        Balance without a loss (arXiv:2408.15664): each choice has a bias that is added to its score when the best
+        choices are taken, but not to its weight. A step of `AdamW` lowers the bias of choices with more than their
+        equal share of the tokens by this rate, and raises the others. With 0, the default, there is no bias.
     routing_top_k : int
         Choices kept per token. A number above that of the choices keeps all of them. The published code does the
         same, and its configurations use this, so it is no error.
     enable_pause : bool
         Whether SKIP is among the choices.
+    route_single : bool
+        A half with a single module has a router, too, which chooses between the module and SKIP.
+    skip_is_final : bool
+        A token whose first choice in a half is SKIP makes no choice in this half in all later rounds of the block.
+    shared_pools : {"none", "attn", "ffn", "both"}
+        Halves in which all blocks use the modules of the first block. Each block has routers of its own.
+    round_pdrop : float
+        In training, the probability with which a round of a block is left out of a pass, for all its tokens
+        (arXiv:1909.11556). Nothing is scaled to make up for it.
     use_ste, weighted_qkv, routing_all_possible_path : bool
         Straight-through sign of the scores; scores also multiply q, k and v; dense mixture.
     router_aux_loss_coef : float
@@ -115,6 +148,11 @@ class MoMConfig(Settings):
     router_z_loss_coef : float
         Weight of the z-loss, the mean square of the log-sum-exp of the routers' outputs before temperature and softmax
         (arXiv:2202.08906), in the same sum. With 0, the default, it is not computed.
+    router_path_loss_coef : float
+        Weight of the path loss in the same sum: with P the mean of a token's probabilities over the rounds of a block,
+        M times the sum of P² over the M modules, divided by the square of the sum of P. It is 1 if the token is spread
+        evenly over the modules, and M if it never leaves one. Needs probabilities. With 0, the default, it is not
+        computed.
     output_router_logits : bool
         If False, there is no balance loss. With a ``hash`` router there is neither balance loss nor z-loss in any case.
     depthwise_bal_loss : bool
@@ -145,6 +183,9 @@ class MoMConfig(Settings):
         Sequence classification pools at the last token whose mask is 1 (default; without a mask,
         as the reference), and positions count from the first such token; or, as in the reference, before the first
         ``pad_token_id`` (the last position if there is none), with positions that count padding on the left.
+    vanilla_path_bias : float
+        When starting from a plain GPT-2: added to the bias with which round r of a block prefers module r, so that
+        tokens first pass the layers in the plain model's order. Needs ``router_rounds="projection"``.
     copy_final_norm, copy_single_modules : bool
         When starting from a plain GPT-2: copy the final LayerNorm; fill halves with a single
         module. Both True by default and False in the reference.
@@ -197,16 +238,28 @@ class MoMConfig(Settings):
     output_router_logits: bool = setting(True)
     router_aux_loss_coef: float = setting(0.01, _NON_NEGATIVE)
     router_z_loss_coef: float = setting(0.0, _NON_NEGATIVE)
+    router_path_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     depth_per_chunk: int | None = setting(None, at_least(0))
     router_type: str = setting("naive")
     router_dim: int = setting(256, _SIZE)
     router_softmax_temperature: float = setting(1.0, _POSITIVE)
+    router_renormalise: bool = setting(True)
+    router_layernorm: bool = setting(False)
+    router_rounds: str = setting("shared", one_of("shared", "embedding", "projection"))
+    router_state: str = setting("kept", one_of("kept", "detached", "reset"))
+    router_jitter: float = setting(0.0, _NON_NEGATIVE)
+    router_frozen: bool = setting(False)
+    router_bias_rate: float = setting(0.0, _NON_NEGATIVE)
     enable_pause: bool = setting(True)
     require_anchor_layer: bool = setting(True)
     depthwise_bal_loss: bool = setting(False)
     weighted_qkv: bool = setting(False)
     routing_all_possible_path: bool = setting(False)
     routing_top_k: int = setting(1, at_least(0))
+    route_single: bool = setting(False)
+    skip_is_final: bool = setting(False)
+    shared_pools: str = setting("none", one_of("none", "attn", "ffn", "both"))
+    round_pdrop: float = setting(0.0, _DROPOUT)
     num_labels: int | None = setting(None, _SIZE)
     problem_type: str | None = setting(
         None, one_of("regression", "single_label_classification", "multi_label_classification")
@@ -219,6 +272,7 @@ class MoMConfig(Settings):
     surplus_ffn: int = setting(0, at_least(0, _MOST_PARTS))
     masked_query_attention: str = setting("causal", one_of("causal", "reference"))
     pooling: str = setting("mask", one_of("mask", "reference"))
+    vanilla_path_bias: float = setting(0.0, _NON_NEGATIVE)
     copy_final_norm: bool = setting(True)
     copy_single_modules: bool = setting(True)
 
@@ -248,6 +302,7 @@ class MoMConfig(Settings):
                 f"routing_all_possible_path: weighs all modules with their scores, but a router of the type "
                 f"{self.router_type!r} has no scores; use False, or another router_type"
             )
+        self._check_options()
         if self.bind_ffn_attn and self.num_attn != self.num_ffn:
             raise ConfigError(f"bind_ffn_attn: needs num_attn == num_ffn, got {self.num_attn} and {self.num_ffn}")
         if self.rounds > _MOST_ROUNDS:
@@ -265,6 +320,33 @@ class MoMConfig(Settings):
                     f"{have} outputs (num_ffn + SKIP); use router_choices='max' or 'own'"
                 )
 
+    def _check_options(self) -> None:
+        kind = KINDS[self.router_kind]
+        if self.route_single and not self.enable_pause:
+            raise ConfigError("route_single: a single module's router chooses between it and SKIP; set enable_pause")
+        if self.skip_is_final and not self.enable_pause:
+            raise ConfigError("skip_is_final: needs SKIP among the choices; set enable_pause")
+        if self.round_pdrop and self.depthwise_bal_loss and self.balance_counts == "step":
+            raise ConfigError("round_pdrop: not together with counts of a step by depth; use balance_counts='micro'")
+        if self.router_path_loss_coef > 0.0 and not self.router_softmax:
+            raise ConfigError("router_path_loss_coef: needs probabilities; add '-softmax' to router_type")
+        if not kind.scored:
+            for name in ("router_layernorm", "router_frozen", "router_bias_rate", "router_jitter"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}: a router of the type {self.router_type!r} computes no scores")
+            if self.router_rounds != "shared":
+                raise ConfigError(f"router_rounds: a router of the type {self.router_type!r} computes no scores")
+        if self.vanilla_path_bias and self.router_rounds != "projection":
+            raise ConfigError("vanilla_path_bias: needs a last map for each round; set router_rounds='projection'")
+        if self.router_rounds == "projection" and self.router_kind == "norm":
+            raise ConfigError("router_rounds: a 'norm' router has no last map; use 'embedding'")
+        if self.router_state != "kept" and not kind.recurrent:
+            raise ConfigError(f"router_state: a router of the type {self.router_type!r} has no state")
+        if self.router_kind == "norm" and self.router_dim < max(self.num_attn, self.num_ffn):
+            raise ConfigError(f"router_dim: {self.router_dim} units are too few for the modules of a half")
+        if self.router_bias_rate and self.routing_all_possible_path:
+            raise ConfigError("router_bias_rate: changes choices, of which routing_all_possible_path makes none")
+
     # ------------------------------------------------------------------ derived facts
     @property
     def is_vanilla(self) -> bool:
@@ -279,7 +361,9 @@ class MoMConfig(Settings):
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weight of each term of the loss, by name. As in the reference, a classifier has only its own loss."""
-        of_routers = {"balance": self.router_aux_loss_coef, "z": self.router_z_loss_coef}
+        of_routers = {
+            "balance": self.router_aux_loss_coef, "z": self.router_z_loss_coef, "path": self.router_path_loss_coef,
+        }  # fmt: skip
         return {"lm": 1.0, **(of_routers if self.num_labels is None else dict.fromkeys(of_routers, 0.0))}
 
     @property
@@ -315,6 +399,16 @@ class MoMConfig(Settings):
         else:
             modules = max(self.num_attn, self.num_ffn)
         return modules + int(self.enable_pause) + (self.surplus_attn if half == "attn" else self.surplus_ffn)
+
+    def is_routed(self, half: str) -> bool:
+        """Whether the blocks have a router for ``half`` (``"attn"`` or ``"ffn"``)."""
+        modules = self.num_attn if half == "attn" else self.num_ffn
+        return not self.is_vanilla and (modules > 1 or self.route_single)
+
+    def owner(self, place: int, half: str) -> int:
+        """The place whose modules a place uses: itself, or with `shared_pools` the first block."""
+        shared = self.shared_pools in (half, "both") and self.places()[place] == "block"
+        return self.num_bottom_layers if shared else place
 
     def places(self) -> list[str]:
         """Kind of every entry of ``transformer.h`` in order: ``"anchor"`` or ``"block"``."""

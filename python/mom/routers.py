@@ -60,6 +60,14 @@ def _recurrent(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
 
 
+def _linear(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
+    return {"router.weight": (s, c), "router.bias": (s,)}
+
+
+def _norm(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
+    return {"router.0.weight": (r, c), "router.bias": (s,)}
+
+
 def _none(c: int, r: int, s: int, g: int) -> dict[str, tuple[int, ...]]:
     return {}
 
@@ -71,6 +79,8 @@ KINDS: dict[str, RouterKind] = {
         RouterKind("gru-dev", scored=True, recurrent=True, sized_by_ffn=True, parameters=_recurrent),
         RouterKind("gru", scored=True, recurrent=True, sized_by_ffn=False, parameters=_recurrent),
         RouterKind("hash", scored=False, recurrent=False, sized_by_ffn=False, parameters=_none),
+        RouterKind("linear", scored=True, recurrent=False, sized_by_ffn=False, parameters=_linear),
+        RouterKind("norm", scored=True, recurrent=False, sized_by_ffn=False, parameters=_norm),
     )
 }
 
@@ -105,5 +115,13 @@ def spelling_problem(router_type: str) -> str | None:
 def parameter_shapes(config: MoMConfig, half: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of one router of ``half`` (``"attn"`` or ``"ffn"``), by name after ``router.``."""
     gates = 4 if config.router_random else 3
-    kind = KINDS[config.router_kind]
-    return kind.parameters(config.n_embd, config.router_dim, config.num_choices(half), gates)
+    choices = config.num_choices(half)
+    outputs = choices * config.rounds if config.router_rounds == "projection" else choices
+    shapes = KINDS[config.router_kind].parameters(config.n_embd, config.router_dim, outputs, gates)
+    if config.router_layernorm:
+        shapes |= {"layernorm.weight": (config.n_embd,), "layernorm.bias": (config.n_embd,)}
+    if config.router_rounds == "embedding":
+        shapes["round_embedding.weight"] = (config.rounds, config.n_embd)
+    if config.router_bias_rate:
+        shapes["balance_bias"] = (choices,)
+    return shapes

@@ -16,8 +16,11 @@ from twin import Case, Comparison
 import mom
 from kinds import NOISELESS_ROUTERS, ROUTERS
 from mom.errors import ConfigError
+from mom.routers import KINDS
 
 ALL = 9
+SCORED = [r for r in NOISELESS_ROUTERS if KINDS[mom.MoMConfig(router_type=r).router_kind].scored]
+RECURRENT = [r for r in ROUTERS if KINDS[mom.MoMConfig(router_type=r).router_kind].recurrent]
 
 FIXED: dict[str, Case] = {
     **{f"{router} top-{k}": Case({"router_type": router, "routing_top_k": k}) for router in ROUTERS for k in (1, 2)},
@@ -109,6 +112,85 @@ FIXED: dict[str, Case] = {
         for query in ("causal", "reference")
     },
     "a row masked throughout": Case({}, mask="row"),
+    **{
+        f"router reads a LayerNorm, {router}": Case({"router_type": router, "router_layernorm": True, "chunks": 2})
+        for router in SCORED
+    },
+    **{
+        f"a {kind} for each round, {router}": Case(
+            {"router_type": router, "router_rounds": kind, "depth_per_chunk": 3}, micro_batches=2
+        )
+        for router in SCORED
+        for kind in ("embedding", "projection")
+        if "norm" not in router or kind == "embedding"
+    },
+    **{
+        f"state {state}, {router}": Case({"router_type": router, "router_state": state, "depth_per_chunk": 3})
+        for router in RECURRENT
+        for state in ("detached", "reset")
+    },
+    **{
+        f"weights not renormalised, top-{k}": Case(
+            {"router_renormalise": False, "routing_top_k": k, "weighted_qkv": k > 1}
+        )
+        for k in (1, 2)
+    },
+    **{
+        f"jitter, {router}": Case({"router_type": router, "router_jitter": 0.7}, training=True, micro_batches=2)
+        for router in SCORED[::2]
+    },
+    **{
+        f"a bias that balances, {router}": Case(
+            {"router_type": router, "router_bias_rate": 0.001, "chunks": 2}, mask="left", micro_batches=2
+        )
+        for router in SCORED
+    },
+    **{
+        f"path loss, {a} + {f} modules{', masked' * (mask is not None)}": Case(
+            {"router_path_loss_coef": 0.7, "num_attn": a, "num_ffn": f, "depth_per_chunk": 3, "chunks": 2}, mask=mask
+        )
+        for a, f, mask in ((3, 3, None), (1, 4, "left"), (4, 2, "holes"))
+    },
+    "path loss alone, no SKIP": Case(
+        {"router_path_loss_coef": 2.0, "output_router_logits": False, "enable_pause": False, "routing_top_k": 1}
+    ),
+    **{
+        f"a SKIP that is final, {router} top-{k}": Case(
+            {"router_type": router, "skip_is_final": True, "depth_per_chunk": 4, "routing_top_k": k, "chunks": 2}
+        )
+        for router in ("linear", "gru-softmax", "naive-softmax")
+        for k in (1, 2)
+    },
+    **{
+        f"routers for single modules, {router}": Case(
+            {"router_type": router, "route_single": True, "num_attn": 1, "num_ffn": f, "routing_top_k": 1,
+             "router_renormalise": False, "skip_is_final": f == 1, "depth_per_chunk": 3}
+        )
+        for router in SCORED
+        for f in (1, 3)
+    },
+    **{
+        f"rounds left out, {router}": Case(
+            {"router_type": router, "round_pdrop": 0.5, "depth_per_chunk": 6, "chunks": 2, "router_z_loss_coef": 0.3,
+             "skip_is_final": router == "linear"}, training=True, micro_batches=2,
+        )
+        for router in (*SCORED, "gru-random-softmax")
+    },
+    "rounds left out, path loss, single attention": Case(
+        {"round_pdrop": 0.5, "depth_per_chunk": 5, "num_attn": 1, "router_path_loss_coef": 0.4}, training=True
+    ),
+    "all rounds left out, by depth": Case(
+        {"round_pdrop": 0.999, "depthwise_bal_loss": True, "num_bottom_layers": 1}, training=True
+    ),
+    **{
+        f"blocks share {what}, {router}": Case(
+            {"router_type": router, "shared_pools": what, "chunks": 3, "num_ffn": 4, "require_anchor_layer": True},
+            micro_batches=2,
+        )
+        for router in ("linear", "gru-softmax")
+        for what in ("attn", "ffn", "both")
+    },
+    "blocks share single modules": Case({"shared_pools": "both", "chunks": 3, "num_attn": 1, "num_ffn": 1}),
     "everything masked": Case({"router_type": "naive"}, mask="row", batch=1),
     "chunks and anchors": Case(
         {
@@ -339,6 +421,8 @@ def sample(rng: np.random.Generator) -> Case:
         balance_scale=pick(None, 0.0, 2.0), micro_batches=pick(1, 1, 2), seed=int(rng.integers(2**31)),
     )  # fmt: skip
     case.fields["router_z_loss_coef"] = pick(0.0, 0.5)
+    if case.fields["router_type"] == "norm":  # raw lengths multiply the stream by itself, round after round
+        case.fields["depth_per_chunk"] = min(case.fields["depth_per_chunk"], 1)
     try:
         case.config  # noqa: B018
     except ConfigError:

@@ -26,7 +26,7 @@ MARGIN = 1e-5
 #: Largest raw score.
 LARGE = 20.0
 
-_EMBEDDING_SITE, _FIRST_SITE = 1, 16
+_EMBEDDING_SITE, _ROUND_SITE, _FIRST_SITE = 1, 2, 16
 _NOISE, _ATTENTION, _OUTPUT, _STREAMS = range(4)
 
 
@@ -62,6 +62,20 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def rng_key(seed: int, counter: int, site: int) -> int:
+    """The key of a stream of random numbers, as in mom_c/base/rng.h."""
+
+    def mix(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    key = mix((seed + golden) % 2**64)
+    key = mix((key + counter * golden + 1) % 2**64)
+    return mix((key + site * golden + 2) % 2**64)
+
+
 class Draws:
     """The core's random numbers under the twin's names of sites."""
 
@@ -83,10 +97,17 @@ class Draws:
         return self._halves[site] + _NOISE
 
     def noise(self, site: str, shape: tuple[int, ...]) -> np.ndarray:
+        if site.startswith("jitter/"):  # a stream of its own, derived from that of the noise gate
+            key = rng_key(self.seed, self.counter, self.noise_site(site.removeprefix("jitter/")))
+            return ops.random_uniform(key, 1, 0, int(np.prod(shape))).reshape(shape).astype(np.float64)
         return self._uniform(self.noise_site(site), shape).astype(np.float64)
 
     def dropout(self, site: str, shape: tuple[int, ...]) -> np.ndarray:
         kind, _, place = site.partition("/")
+        if kind == "round":
+            number = list(self._halves).index(f"{place}/attn") // 2
+            drawn = self._uniform(_ROUND_SITE, (number + 1,))[-1:]
+            return (drawn >= np.float32(self.config.round_pdrop)).astype(np.float64)
         if kind == "embed":
             number, p = _EMBEDDING_SITE, self.config.embd_pdrop
         elif kind == "attn_probs":
@@ -274,7 +295,8 @@ class Comparison:
         case, config = self.case, self.config
         twin = reference.Model(config, values)
         expected = Expected([], {n: np.zeros(v.shape) for n, v in values.items()}, set(values))
-        drops = case.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
+        chances = (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, config.round_pdrop, config.router_jitter)
+        drops = case.training and max(chances) > 0
         for counter, call in enumerate(self.batches):
             draws = Draws(config, case.seed, counter if config.router_random or drops else 0)
             out = twin(**call, **self._changes, noise=draws.noise, dropout=draws.dropout if case.training else None)

@@ -19,6 +19,13 @@ IDS = np.random.default_rng(0).integers(0, 64, (4, 16), dtype=np.int32)
 #: Kinds of routers with outputs for modules, with a softmax, and with noise where they have any.
 ROUTERS = [f"{name}-softmax" for name, kind in KINDS.items() if kind.parameters(1, 1, 1, 1)]
 ROUTERS += [f"{name}-random" for name, kind in KINDS.items() if kind.recurrent]
+#: The routers of which modules can be left out.
+PRUNED = [router for router in ROUTERS if "norm" not in router]
+#: What a router may have beside its kind.
+OPTIONS: list[dict[str, Any]] = [
+    {"router_rounds": "projection", "router_bias_rate": 0.01}, {"router_rounds": "embedding", "router_layernorm": True},
+    {"shared_pools": "both"}, {"shared_pools": "ffn", "router_type": "linear-softmax", "router_bias_rate": 0.01},
+]  # fmt: skip
 
 
 def model_of(**changes: Any) -> mom.MoM:
@@ -96,8 +103,39 @@ def test_halves_without_outputs_are_refused() -> None:
         prune(model_of(num_attn=1), attn=0.5, by="random")
 
 
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_another_order_with_what_a_router_may_have(changes: dict[str, Any]) -> None:
+    model = model_of(**{"router_type": "gru-softmax", **changes})
+    changed = permute(model, attn=[4, 2, 0, 1, 3], ffn=[1, 3, 2, 0]).model
+    before, after = (each(IDS, labels=IDS, return_logits=True, keep=False) for each in (model, changed))
+    np.testing.assert_allclose(after.logits, before.logits, atol=1e-6)
+    assert weights_of(permute(changed, attn=[2, 3, 1, 4, 0], ffn=[3, 0, 2, 1]).model) == weights_of(model)
+
+
 # ---------------------------------------------------------------------- prune
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_fewer_modules_with_what_a_router_may_have(changes: dict[str, Any]) -> None:
+    model = model_of(**{"router_type": "gru-softmax", **changes})
+    changed, receipt = prune(model, attn=0.4, ffn=0.25, by="usage", data=IDS)
+    kept = receipt["kept"]
+    counts = {"attn": 5, "ffn": 4}
+    gone = {half: [sorted(set(range(n)) - set(numbers)) for numbers in kept[half]] for half, n in counts.items()}
+    shared = changes.get("shared_pools", "none")
+    assert (kept["ffn"][0] == kept["ffn"][1]) or shared not in ("ffn", "both")
+    rules = [
+        mom.Forbid(half, modules=numbers, rounds=[(block, r) for r in range(3)])
+        for half, blocks in gone.items()
+        for block, numbers in enumerate(blocks)
+    ]
+    assert loss_of(changed) == pytest.approx(loss_of(model, interventions=rules), abs=1e-6)
+
+
+def test_modules_of_a_norm_router_stay() -> None:
+    with pytest.raises(ValueError, match="ffn: the projections of a 'norm' router"):
+        prune(model_of(router_type="norm-softmax"), ffn=0.25, by="random")
+
+
+@pytest.mark.parametrize("router", PRUNED)
 @pytest.mark.parametrize("half, module", [("attn", 0), ("attn", 4), ("ffn", 2)])
 def test_one_module_less_is_a_model_that_may_not_choose_it(router: str, half: str, module: int) -> None:
     model = model_of(router_type=router, chunks=1)
@@ -171,7 +209,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         prune(model_of(), **arguments)
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", PRUNED)
 @pytest.mark.parametrize("changes", [{}, {"router_choices": "max"}, {"enable_pause": False}], ids=str)
 def test_choices_that_become_skip_are_modules_that_compute_zeros(router: str, changes: dict[str, Any]) -> None:
     model = model_of(router_type=router, **changes)

@@ -34,6 +34,9 @@ OTHER_MODEL: dict[str, Any] = {
     "num_labels": 2, "problem_type": "regression", "balance_loss": "reference", "balance_counts": "step",
     "router_choices": "own", "masked_query_attention": "reference", "pooling": "reference", "copy_final_norm": False,
     "copy_single_modules": False, "balance_routes": "used", "surplus_attn": 1, "surplus_ffn": 2,
+    "router_path_loss_coef": 0.3, "router_renormalise": False, "router_layernorm": True, "router_rounds": "embedding",
+    "router_state": "detached", "router_jitter": 0.1, "router_frozen": True, "router_bias_rate": 0.01,
+    "route_single": True, "skip_is_final": True, "shared_pools": "ffn", "round_pdrop": 0.2, "vanilla_path_bias": 1.0,
 }  # fmt: skip
 #: Another value for every field of `TrainingConfig`. Its own values are those of `small_run.SETTINGS`.
 OTHER_TRAINING: dict[str, Any] = {
@@ -43,6 +46,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "log_every": 2, "max_bad_steps": 9, "trainable": ["*.router.*"], "activation_checkpointing": True,
     "tensorboard": True, "wandb": True, "patience": 100, "save_optimizer": False,
     "reproducible": "ranks", "tree_rows": 2, "transport": "bfloat16",
+    "router_temperature_start": 2.0, "router_jitter_start": 0.5, "router_anneal": 0.25,
 }  # fmt: skip
 #: Another value for every field of `FinetuneConfig`. Its own values are those of `TUNING`.
 OTHER_TUNING: dict[str, Any] = {

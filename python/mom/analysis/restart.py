@@ -29,7 +29,7 @@ def routed_halves(config: MoMConfig) -> list[str]:
     """The halves that have a router."""
     if not rounds_of_config(config):
         return []
-    return [half for half, count in zip(HALVES, (config.num_attn, config.num_ffn), strict=True) if count > 1]
+    return [half for half in HALVES if config.is_routed(half)]
 
 
 def places_to_restart(config: MoMConfig) -> list[str]:
@@ -37,7 +37,7 @@ def places_to_restart(config: MoMConfig) -> list[str]:
     return [name for name in places_of(config) if name.startswith("block") and name.endswith((".input", ".state"))]
 
 
-def begin_at(config: MoMConfig, captured: Mapping[str, Floats], number: int, half: str) -> tuple[Any, ...]:
+def begin_at(config: MoMConfig, captured: Mapping[str, Floats], number: int, half: str) -> tuple[Any, ...] | None:
     """What the core's forward pass takes as `begin` in order to begin at a half-round of a block.
 
     Parameters
@@ -48,7 +48,14 @@ def begin_at(config: MoMConfig, captured: Mapping[str, Floats], number: int, hal
     number : int
         The round, counted over the blocks.
     half : {"attn", "ffn"}
+
+    Returns
+    -------
+    tuple or None
+        None, a whole pass, if choices depend on those of earlier rounds (``skip_is_final``).
     """
+    if config.skip_is_final:
+        return None
     block, round = rounds_of_config(config)[number]
     place = [index for index, kind in enumerate(config.places()) if kind == "block"][block]
     states = []
@@ -69,7 +76,7 @@ def losses_from(
     model: MoM,
     ids: npt.NDArray[np.int32],
     labels: npt.NDArray[np.int32],
-    begin: tuple[Any, ...],
+    begin: tuple[Any, ...] | None,
     interventions: Sequence[Intervention] = (),
     routes: Routes | None = None,
 ) -> Floats:

@@ -71,13 +71,15 @@ def canonical_names(config: MoMConfig) -> dict[str, tuple[int, ...]]:
         for half, tensors in (("attn", _LAYER_NAMES[:3]), ("ffn", _LAYER_NAMES[3:])):
             modules = _modules(config, kind, half)
             for gpt2, reference in tensors:
+                if config.owner(place, half) != place:
+                    continue
                 base = f"transformer.h.{place}.{gpt2 if config.is_vanilla else reference}"
                 last = gpt2.rsplit(".", 1)[-1]
                 shape = linear.get(f"{half}_proj" if last == "c_proj" else last)
                 for module in [""] if modules == 1 else [f".{m}" for m in range(modules)]:
                     shapes[f"{base}{module}.weight"] = shape or (width,)
                     shapes[f"{base}{module}.bias"] = shape[1:] if shape else (width,)
-            if modules > 1:
+            if kind == "block" and config.is_routed(half):
                 prefix = f"transformer.h.{place}.mot_{half}.router."
                 shapes.update({prefix + name: shape for name, shape in parameter_shapes(config, half).items()})
     shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (width,)
@@ -266,6 +268,8 @@ def vanilla_mapping(
         for half, tensors in (("attn", _LAYER_NAMES[:3]), ("ffn", _LAYER_NAMES[3:])):
             modules = _modules(config, kind, half)
             if kind == "block" and modules == 1 and not copy_single_modules:
+                continue
+            if config.owner(place, half) != place:
                 continue
             for gpt2, reference in tensors:
                 target = f"transformer.h.{place}.{gpt2 if config.is_vanilla else reference}"

@@ -71,7 +71,7 @@ def _half_round(config: MoMConfig, prefix: str, number: int, r: int) -> list[Pla
     for half, (name, modules) in enumerate((("attn", config.num_attn), ("ffn", config.num_ffn))):
         start, width = f"{prefix}.{name}", config.n_embd
         found.append(Place(f"{start}.input", (_INPUT, number, r, half, 0), width))
-        if modules > 1 and KINDS[config.router_kind].recurrent:
+        if config.is_routed(name) and KINDS[config.router_kind].recurrent and config.router_state != "reset":
             found.append(Place(f"{start}.state", (_STATE, number, r, half, 0), config.router_dim))
         found += [Place(f"{start}.module{m}.output", (_MODULE, number, r, half, m), width) for m in range(modules)]
         found.append(Place(f"{start}.output", (_OUTPUT, number, r, half, 0), width))

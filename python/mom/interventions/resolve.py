@@ -90,7 +90,7 @@ class _Resolver:
         return self.config.num_choices(half)
 
     def has_router(self, half: str) -> bool:
-        return bool(self.rounds) and self.modules(half) > 1
+        return bool(self.rounds) and self.config.is_routed(half)
 
     def own_kept(self, half: str) -> int:
         return min(self.config.routing_top_k, self.choices(half))

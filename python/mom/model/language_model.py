@@ -457,5 +457,16 @@ class MoM(Network):
         for target, name in mapping:
             if name in source.parameters:
                 model.parameters[target] = source.parameters[name]
+        model._prefer_vanilla_path()
         model.tokenizer, model.generation = source.tokenizer, source.generation
         return model
+
+    def _prefer_vanilla_path(self) -> None:
+        """Raise the bias with which round r prefers module r, as the plain model's layers follow one another."""
+        bias, rounds = self.config.vanilla_path_bias, self.config.rounds
+        for block in self.blocks if bias else []:
+            for pool, router in ((block.attention_pool, block.attention_router), (block.ffn_pool, block.ffn_router)):
+                if router is not None:
+                    name = next(name for name in router.parameters if name in ("router.bias", "router.2.bias"))
+                    by_round = router.parameters[name].reshape(rounds, -1)
+                    by_round[np.arange(rounds), np.arange(rounds) % len(pool)] += np.float32(bias)

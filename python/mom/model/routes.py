@@ -417,7 +417,7 @@ def routes_of_rows(
 ) -> Routes:
     """Routes of packed rows from a decoder's records: by row and call (index, weight, scores) of all half-rounds."""
     rounds = rounds_of_blocks(config)
-    halves = [half for half, modules in zip(HALVES, (config.num_attn, config.num_ffn), strict=True) if modules > 1]
+    halves = [half for half in HALVES if config.is_routed(half)]
     calls = [call for row in records for call in row]
     arrays: dict[str, dict[str, NDArray[Any]]] = {"index": {}, "weight": {}, "scores": {}}
     for number, half in enumerate(halves if rounds else []):

@@ -244,7 +244,7 @@ def _block(model: HasTensors, config: MoMConfig, number: int, place: int) -> Blo
         ("attn", "attention_layernorm", "c_attn", config.num_attn),
         ("ffn", "ffn_layernorm", "c_fc", config.num_ffn),
     ):
-        prefix = f"transformer.h.{place}.mot_{half}"
+        prefix = f"transformer.h.{config.owner(place, half)}.mot_{half}"
         modules = []
         for j in range(count):
             index = f".{j}" if count > 1 else ""
@@ -255,7 +255,8 @@ def _block(model: HasTensors, config: MoMConfig, number: int, place: int) -> Blo
             }
             modules.append(Module(f"block {number} {half} module {j}", model, names))
         parts[half] = Pool(f"block {number} {half} pool", half, modules)
-        router_prefix = f"{prefix}.router."
+        router_prefix = f"transformer.h.{place}.mot_{half}.router."
         names = {n[len(router_prefix) :]: n for n in model.parameters if n.startswith(router_prefix)}
-        parts[f"{half}_router"] = Router(f"block {number} {half} router", model, names) if count > 1 else None
+        router = Router(f"block {number} {half} router", model, names) if config.is_routed(half) else None
+        parts[f"{half}_router"] = router
     return Block(place, parts["attn"], parts["ffn"], parts["attn_router"], parts["ffn_router"])

@@ -63,6 +63,8 @@ class AdamW:
     ----------
     lr, betas, eps, weight_decay
         Defaults are those of the published recipe.
+    bias_rate : float
+        What a bias that balances a router (``balance_bias``) changes by, against the sign of its count.
 
     Notes
     -----
@@ -71,6 +73,7 @@ class AdamW:
     """
 
     lr: float = 1e-3
+    bias_rate: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
     weight_decay: float = 0.1
@@ -86,6 +89,9 @@ class AdamW:
             if name in unused:
                 continue
             check_shape(f"gradients[{name!r}]", gradients[name].shape, parameters[name].shape)
+            if name.endswith(".balance_bias"):
+                parameters[name] = parameters[name] - self.bias_rate * np.sign(gradients[name])
+                continue
             self.counts[name] = self.counts.get(name, 0) + 1
             parameters[name], self.first[name], self.second[name] = step(
                 parameters[name],

@@ -18,6 +18,7 @@ def forward(
     modules: int,
     renormalise: bool,
     scored: bool = True,
+    ranking: ArrayLike | None = None,
 ) -> tuple[Int, Float]:
     """Fill in what is left free, and weigh all choices by the live scores.
 
@@ -37,6 +38,8 @@ def forward(
         Divide the kept scores by their sum. If it is 0, all kept choices weigh the same.
     scored : bool
         Otherwise all kept choices weigh the same.
+    ranking : ndarray of float64, shape (N, S), optional
+        What free entries are chosen by, if that is not the scores.
 
     Returns
     -------
@@ -51,7 +54,8 @@ def forward(
     scores = as_float("scores", scores, ("N", "S"))
     outputs = as_float("outputs", outputs, scores.shape)
     given = np.full((len(scores), top_k), FREE) if forced is None else as_int("forced", forced, (len(scores), top_k))
-    rows = [_row(row, scores[t], outputs[t], modules) for t, row in enumerate(given.tolist())]
+    order = scores if ranking is None else as_float("ranking", ranking, scores.shape)
+    rows = [_row(row, order[t], outputs[t], modules) for t, row in enumerate(given.tolist())]
     index = np.array(rows, dtype=np.int64).reshape(given.shape)
     kept = index >= 0
     known = kept & (index < scores.shape[1])

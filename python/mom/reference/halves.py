@@ -14,11 +14,15 @@ import numpy as np
 
 from ..config import MoMConfig
 from ..routers import KINDS
-from . import router, routing_plan
+from . import layernorm, router, routing_plan
 from ._checks import Bool, Float, Int, as_float
+from .forced_choices import NONE
 from .parameters import is_routed, num_modules
 from .pools import AttentionPool, Batch, FfnPool, Store
 from .router_cells import CELLS, CellInputs
+
+#: Parameters of which a router may have one for each round.
+_LAST_MAPS = ("router.weight", "router.bias", "router.2.weight", "router.2.bias")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Route:
 class RouterRecord:
     """What the router of a half saves in one round."""
 
+    number: int  # of the round in its block
     inputs: CellInputs
+    norm: tuple[Float, Float, Float] | None  # of the router's LayerNorm: input, mean, reciprocal standard deviation
     cell: Any  # what `Cell.forward` saves
     logits: Float
     scores: Float
@@ -81,11 +87,12 @@ class Half:
         self.routed = is_routed(config, place, name)
         self.prefix = f"transformer.h.{place}.mot_{name}.router."
         self.cell = CELLS[config.router_kind]
+        self.renormalise = config.router_softmax and config.router_renormalise
         self.temperature = config.router_softmax_temperature if config.router_softmax else None
 
     # -------------------------------------------------------------- forward
     def forward(
-        self, x: Float, state: Float | None, batch: Batch, site: str, number: int, where: str
+        self, x: Float, state: Float | None, batch: Batch, site: str, number: int, where: str, before: Int | None = None
     ) -> tuple[Float, Float | None, RoundRecord, Route | None]:
         """One round.
 
@@ -101,6 +108,8 @@ class Half:
             Of the round in its block.
         where : str
             Name of the half-round in interventions, such as ``block0.round1.attn``.
+        before : ndarray of int64, shape (N, K), optional
+            Choices in the round before; None in the first one.
 
         Returns
         -------
@@ -116,6 +125,7 @@ class Half:
             out, pool = self.pool.forward(x, plan, None, batch, site, where)
             return out, None, RoundRecord(pool, None), None
         state, rec = self._router_forward(x, state, batch, f"{site}/{self.name}", number, where)
+        self._keep_skipping(rec, before, batch.bench.is_free(where, len(x)))
         used, weight = np.where(rec.index < 0, self.modules, rec.index), rec.weight
         if self.config.routing_all_possible_path:
             used = np.tile(np.arange(self.modules), (len(x), 1))
@@ -145,16 +155,49 @@ class Half:
         choices, half = config.num_choices(self.name), int(self.name == "ffn")
         hashed = router.HashInputs(batch.tokens, number, half, self.modules, choices)
         changes = (partial(bench.forward, f"{where}.state"), partial(bench.backward, f"{where}.state"))
-        given = CellInputs(x, state, noise, hashed, *changes)
-        logits, new, saved = self.cell.forward(self._weights(), given)
+        read, norm = self._read(x, number)
+        state = None if config.router_state == "reset" else state
+        given = CellInputs(read, state, noise, hashed, self.modules, *changes)
+        logits, new, saved = self.cell.forward(self._weights(number), given)
+        if config.router_jitter and batch.dropout is not None and batch.noise is not None:  # in training
+            logits = logits + config.router_jitter * (2.0 * batch.noise(f"jitter/{site}", logits.shape) - 1.0)
         logits = bench.bias(where, logits)
         scores = router.scores_forward(logits, self.temperature)
+        bias = self.store.parameters[f"{self.prefix}balance_bias"] if config.router_bias_rate else None
         index, weight = bench.choose(
-            where, half, scores, logits, config.routing_top_k, self.modules, config.router_softmax
+            where, half, scores, logits, config.routing_top_k, self.modules, self.renormalise, bias
         )
         if not KINDS[config.router_kind].scored:
             weight = (index >= 0) / np.maximum((index >= 0).sum(-1, keepdims=True), 1)
-        return new, RouterRecord(given, saved, logits, scores, index, weight)
+        return new, RouterRecord(number, given, norm, saved, logits, scores, index, weight)
+
+    def _read(self, x: Float, number: int) -> tuple[Float, tuple[Float, Float, Float] | None]:
+        """What the router reads in a round, and what its LayerNorm saves."""
+        config, values, norm = self.config, self.store.parameters, None
+        read = x
+        if config.router_layernorm:
+            weight, bias = (values[f"{self.prefix}layernorm.{part}"] for part in ("weight", "bias"))
+            read, mean, rstd = layernorm.forward(x, weight, bias, config.layer_norm_epsilon)
+            norm = (x, mean, rstd)
+        if config.router_rounds == "embedding":
+            read = read + values[f"{self.prefix}round_embedding.weight"][number]
+        return read, norm
+
+    def _keep_skipping(self, rec: RouterRecord, before: Int | None, free: Bool) -> None:
+        """With ``skip_is_final``: whoever skipped in the round before makes no choice, unless one is forced."""
+        if not self.config.skip_is_final or before is None or not before.shape[1]:
+            return
+        skipped = ((before[:, 0] < 0) | (before[:, 0] >= self.modules)) & free
+        rec.index = np.where(skipped[:, None], NONE, rec.index)
+        rec.weight = np.where(skipped[:, None], 0.0, rec.weight)
+
+    def left_out(self, tokens: int, batch: Batch) -> Route | None:
+        """The route of a round that is left out: no token has a choice."""
+        if not self.routed:
+            return None
+        choices = self.config.num_choices(self.name)
+        kept = (*batch.shape, min(self.config.routing_top_k, choices))
+        return Route(np.zeros((*batch.shape, choices)), np.full(kept, NONE), np.zeros(kept))
 
     # -------------------------------------------------------------- backward
     def backward(
@@ -200,8 +243,10 @@ class Half:
         if dscores is not None:
             dlogits = dlogits + router.scores_backward(dscores, rec.router.scores, self.temperature)
         dlogits = np.where(_is_forbidden(rec.router.logits), 0.0, dlogits)
+        if self.config.router_state != "kept":
+            dstate = None
         dinp, dstate = self._router_backward(dlogits, dstate, rec.router)
-        return dx + dinp, dstate
+        return dx + dinp, dstate if self.config.router_state == "kept" else None
 
     def _scores_backward(self, uses: list[Float], rec: RouterRecord) -> Float:
         """Gradient of the scores (N, S) from the gradients of the weights in each of their uses."""
@@ -212,16 +257,44 @@ class Half:
             dscores = np.zeros_like(rec.scores)
             dscores[:, : self.modules] = dweight
             return dscores
-        return router.top_k_backward(dweight, rec.scores, rec.index, rec.weight, self.config.router_softmax)
+        return router.top_k_backward(dweight, rec.scores, rec.index, rec.weight, self.renormalise)
 
     def _router_backward(self, dlogits: Float, dstate: Float | None, rec: RouterRecord) -> tuple[Float, Float | None]:
-        dinp, dstate, gradients = self.cell.backward(dlogits, dstate, self._weights(), rec.inputs, rec.cell)
+        weights = self._weights(rec.number)
+        dinp, dstate, gradients = self.cell.backward(dlogits, dstate, weights, rec.inputs, rec.cell)
         for name, gradient in zip(self.cell.names, gradients, strict=True):
-            self.store.add(self.prefix + name, gradient)
+            whole = np.zeros_like(self.store.parameters[self.prefix + name])
+            whole[self._rows(name, rec.number)] = gradient
+            self.store.add(self.prefix + name, whole)
+        if self.config.router_rounds == "embedding":
+            name = f"{self.prefix}round_embedding.weight"
+            whole = np.zeros_like(self.store.parameters[name])
+            whole[rec.number] = dinp.sum(0)
+            self.store.add(name, whole)
+        if rec.norm is not None:
+            x, mean, rstd = rec.norm
+            name = f"{self.prefix}layernorm"
+            dinp, dweight, dbias = layernorm.backward(dinp, x, self.store.parameters[f"{name}.weight"], mean, rstd)
+            self.store.add(f"{name}.weight", dweight)
+            self.store.add(f"{name}.bias", dbias)
         return dinp, dstate
 
-    def _weights(self) -> list[Float]:
-        return [self.store.parameters[self.prefix + name] for name in self.cell.names]
+    def count_choices(self, rec: RouterRecord, mask: Int | None) -> None:
+        """With a bias that balances: in place of its gradient, by how much each choice exceeds its equal share."""
+        choices = rec.scores.shape[1]
+        real = np.ones(len(rec.index), bool) if mask is None else mask.reshape(-1) != 0
+        made = rec.index[real]
+        counts = np.bincount(made[(made >= 0) & (made < choices)], minlength=choices).astype(np.float64)
+        self.store.add(f"{self.prefix}balance_bias", counts - counts.mean())
+
+    def _rows(self, name: str, number: int) -> slice:
+        """The rows of a parameter that belong to a round: all of them, unless it is a last map of the round's own."""
+        choices = self.config.num_choices(self.name)
+        own = self.config.router_rounds == "projection" and name in _LAST_MAPS
+        return slice(number * choices, (number + 1) * choices) if own else slice(None)
+
+    def _weights(self, number: int) -> list[Float]:
+        return [self.store.parameters[self.prefix + name][self._rows(name, number)] for name in self.cell.names]
 
 
 def _is_forbidden(logits: Float) -> Bool:

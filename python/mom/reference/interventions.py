@@ -22,7 +22,7 @@ from ..interventions.places import matching_places, places_of
 from ..interventions.rules import as_interventions
 from ..interventions.scope import Call, make_call
 from . import forced_choices
-from ._checks import Float, Int
+from ._checks import Bool, Float, Int
 from .router import top_k_forward
 from .routing_plan import RoutingPlan
 
@@ -171,13 +171,21 @@ class Bench:
         return outputs if bias is None else outputs + bias
 
     def choose(
-        self, where: str, half: int, scores: Float, outputs: Float, top_k: int, modules: int, renormalise: bool
-    ) -> tuple[Int, Float]:
-        """Choices and weights (N, K): the router's own, or those that are forced."""
+        self, where: str, half: int, scores: Float, outputs: Float, top_k: int, modules: int, renormalise: bool,
+        bias: Float | None = None,
+    ) -> tuple[Int, Float]:  # fmt: skip
+        """Choices and weights (N, K): the router's own, or those that are forced. `bias` (S,) changes choices only."""
         top_k = self._kept[half] or min(top_k, scores.shape[1])
-        if where not in self._forced:
+        if where not in self._forced and bias is None:
             return top_k_forward(scores, top_k, renormalise)
-        return forced_choices.forward(scores, outputs, self._forced[where], top_k, modules, renormalise)
+        ranking = scores if bias is None else scores + bias
+        forced = self._forced.get(where)
+        return forced_choices.forward(scores, outputs, forced, top_k, modules, renormalise, ranking=ranking)
+
+    def is_free(self, where: str, tokens: int) -> Bool:
+        """Which tokens make all their choices themselves, (N,)."""
+        forced = self._forced.get(where)
+        return np.ones(tokens, bool) if forced is None else (forced == forced_choices.FREE).all(-1)
 
     # ------------------------------------------------------------------ the call
     def finish(self) -> None:

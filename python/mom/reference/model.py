@@ -93,7 +93,7 @@ class _Place:
     halves: dict[str, Half]
     names: list[str]
     is_block: bool
-    records: dict[str, list[RoundRecord]]
+    records: dict[str, list[RoundRecord | None]]  # None for a round that is left out
 
 
 @dataclass
@@ -115,6 +115,7 @@ class _Tape:
     lse: Float = field(default_factory=lambda: np.empty(0))
     balance: dict[str, balance_loss.Saved] = field(default_factory=dict)
     z: dict[str, Float] = field(default_factory=dict)  # gradient of the z-loss by half, (L, N, S)
+    path: dict[str, Float] = field(default_factory=dict)  # gradient of the path loss by half, (L, N, S)
 
 
 def _ends(batch: Batch) -> Int:
@@ -237,6 +238,7 @@ class Model:
         if labels is not None:
             terms = {"lm": self._task_loss(labels, tape), "balance": self._balance_forward(tape)}
             terms["z"] = self._z_forward(tape)
+            terms["path"] = self._path_forward(tape)
             losses = {name: value for name, value in terms.items() if value is not None}
         loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
@@ -274,10 +276,16 @@ class Model:
         state: dict[str, Float | None] = dict.fromkeys(HALVES)
         for r, round_name in enumerate(place.names):
             site = f"block{i}/round{r}" if place.is_block else f"block{i}"
+            if place.is_block and self._is_left_out(batch, site):
+                self._leave_out(len(x), i, place, batch, routes)
+                continue
             for name, half in place.halves.items():
                 where = f"{round_name}.{name}"
                 x = batch.bench.forward(f"{where}.input", x)
-                out, state[name], record, route = half.forward(x, state[name], batch, site, r, where)
+                before = [rec.router.index for rec in place.records[name] if rec is not None and rec.router is not None]
+                out, state[name], record, route = half.forward(
+                    x, state[name], batch, site, r, where, before[-1] if before else None
+                )
                 x = x + out
                 place.records[name].append(record)
                 batch.record(f"{name}_out/{site}", out)
@@ -286,6 +294,19 @@ class Model:
             batch.record(f"hidden/{site}", x)
         batch.record(f"hidden/block{i}", x)
         return x
+
+    def _is_left_out(self, batch: Batch, site: str) -> bool:
+        p = self.config.round_pdrop
+        return batch.dropout is not None and p > 0.0 and not batch.dropout(f"round/{site}", (1,))[0]
+
+    def _leave_out(
+        self, tokens: int, i: int, place: _Place, batch: Batch, routes: dict[str, dict[int, list[Route]]]
+    ) -> None:
+        for name, half in place.halves.items():
+            place.records[name].append(None)
+            route = half.left_out(tokens, batch)
+            if route is not None:
+                routes[name].setdefault(i, []).append(route)
 
     def _head(self) -> Float:
         """Output weights [out, in]: the tied embedding, or the classification head."""
@@ -334,7 +355,7 @@ class Model:
         config, scored = self.config, KINDS[self.config.router_kind].scored
         if config.is_vanilla or config.num_labels is not None or not scored or not config.rounds:
             return []
-        return [half for half, n in (("attn", config.num_attn), ("ffn", config.num_ffn)) if n > 1]
+        return [half for half in HALVES if config.is_routed(half)]
 
     def _balanced_halves(self) -> list[str]:
         config, routed = self.config, self._scored_halves()
@@ -342,8 +363,8 @@ class Model:
         return [] if without else routed
 
     def _router_records(self, half: str) -> list[RouterRecord]:
-        records = [rec.router for place in self._places if place.is_block for rec in place.records[half]]
-        return [rec for rec in records if rec is not None]
+        records = [rec for place in self._places if place.is_block for rec in place.records[half]]
+        return [rec.router for rec in records if rec is not None and rec.router is not None]
 
     def _balance_softmax(self) -> bool:
         return self.config.balance_loss == "reference" or not self.config.router_softmax
@@ -354,6 +375,9 @@ class Model:
         losses = []
         for half in self._balanced_halves():
             records = self._router_records(half)
+            if not records:  # all rounds are left out
+                losses.append(0.0)
+                continue
             scores = np.stack([rec.scores for rec in records])
             used = np.stack([_first_choices(rec.index) for rec in records]) if config.balance_routes == "used" else None
             counts, counted = (
@@ -368,13 +392,21 @@ class Model:
             loss, tape.balance[half] = balance_loss.forward(
                 scores, self._balance_softmax(), config.depthwise_bal_loss, mask, counts, counted
             )
-            losses.append(loss)
+            losses.append(loss * self._share_of_rounds(half))
         return sum(losses) if losses else None
+
+    def _share_of_rounds(self, half: str) -> float:
+        """The factor of a mean over the rounds that ran, where the loss is one over all rounds."""
+        config = self.config
+        return len(self._router_records(half)) / (config.chunks * config.rounds) if config.depthwise_bal_loss else 1.0
 
     def _balance_backward(self, dloss: float, tape: _Tape) -> dict[str, Float]:
         """Gradient of the scores, by half (L, N, S) with L = rounds of all blocks."""
         softmax = self._balance_softmax()
-        return {half: balance_loss.backward(dloss, saved, softmax) for half, saved in tape.balance.items()}
+        return {
+            half: balance_loss.backward(dloss * self._share_of_rounds(half), saved, softmax)
+            for half, saved in tape.balance.items()
+        }
 
     # ------------------------------------------------------------------ z-loss
     def _z_forward(self, tape: _Tape) -> float | None:
@@ -382,11 +414,42 @@ class Model:
         real = np.ones(tape.tokens.size) if tape.batch.mask is None else tape.batch.mask.reshape(-1)
         losses = []
         for half in self._scored_halves() if self.config.loss_weights["z"] > 0 else []:
-            logits = np.stack([rec.logits for rec in self._router_records(half)])
+            records = self._router_records(half)
+            if not records:
+                continue
+            logits = np.stack([rec.logits for rec in records])
             share = real / max(real.sum(), 1) / len(logits)
             y = np.logaddexp.reduce(logits, axis=-1)
             losses.append(float((share * y**2).sum()))
             tape.z[half] = (share * 2 * y)[..., None] * np.exp(logits - y[..., None])
+        return sum(losses) if losses else None
+
+    # ------------------------------------------------------------------ path loss
+    def _path_forward(self, tape: _Tape) -> float | None:
+        """Mean over blocks and real tokens of M times the sum of squares of shares of modules, by half."""
+        if not self.config.loss_weights["path"] > 0:
+            return None
+        real = np.ones(tape.tokens.size) if tape.batch.mask is None else tape.batch.mask.reshape(-1)
+        share = (real / max(real.sum(), 1) / self.config.chunks)[:, None]
+        losses = []
+        for half in self._scored_halves():
+            gradients: list[Float] = []
+            for place in self._places:
+                records = [rec.router for rec in place.records[half] if rec is not None and rec.router is not None]
+                if not records:
+                    continue
+                modules = place.halves[half].modules
+                mean = np.mean([rec.scores for rec in records], axis=0)
+                mean[:, modules:] = 0.0
+                total, squares = mean.sum(-1, keepdims=True), (mean**2).sum(-1, keepdims=True)
+                some = squares > 0
+                safe = np.where(some, total, 1.0)
+                losses.append(float((share * modules * squares / safe**2).sum()))
+                slope = 2 * modules / safe**2 * (mean - squares / safe)
+                slope[:, modules:] = 0.0
+                gradients += [np.where(some, share * slope / len(records), 0.0)] * len(records)
+            if gradients:
+                tape.path[half] = np.stack(gradients)
         return sum(losses) if losses else None
 
     # ------------------------------------------------------------------ backward
@@ -412,6 +475,8 @@ class Model:
         batch.bench.begin_backward()
         scale = config.loss_weights["balance"] if balance_scale is None else balance_scale
         dscores = self._balance_backward(scale, tape)
+        for half, gradient in tape.path.items():
+            dscores[half] = dscores.get(half, 0.0) + config.loss_weights["path"] * gradient
         doutputs = {half: config.loss_weights["z"] * gradient for half, gradient in tape.z.items()}
 
         dlogits = self._task_backward(lm_scale, tape)
@@ -440,17 +505,24 @@ class Model:
 
     def _places_backward(self, dx: Float, dscores: dict[str, Float], doutputs: dict[str, Float], batch: Batch) -> Float:
         """The gradient before all places, from the one after them and those of scores and outputs by half."""
-        remaining = dict.fromkeys(HALVES, self.config.chunks * self.config.rounds)
+        remaining = {half: len(self._router_records(half)) for half in HALVES}
+        mask = batch.mask
         for place in reversed(self._places):
             dstate: dict[str, Float | None] = dict.fromkeys(HALVES)
             for r in reversed(range(len(place.names))):
                 for name in reversed(HALVES):
-                    remaining[name] -= place.is_block
+                    record = place.records[name][r]
+                    if record is None:
+                        continue
+                    if record.router is not None:
+                        remaining[name] -= 1
+                        if self.config.router_bias_rate:
+                            place.halves[name].count_choices(record.router, mask)
                     at = remaining[name]
                     from_balance = dscores[name][at] if place.is_block and name in dscores else None
                     from_z = doutputs[name][at] if place.is_block and name in doutputs else None
                     dinp, dstate[name] = place.halves[name].backward(
-                        dx, dstate[name], from_balance, from_z, place.records[name][r], batch
+                        dx, dstate[name], from_balance, from_z, record, batch
                     )
                     dx = batch.bench.backward(f"{place.names[r]}.{name}.input", dx + dinp)
         return dx

@@ -46,14 +46,14 @@ def module_names(config: MoMConfig, place: int, half: str, role: str) -> list[st
         A half with a single module has a name without index.
     """
     plain, pooled = _ROLES[half][role]
-    base = f"transformer.h.{place}.{plain if config.is_vanilla else pooled}"
+    base = f"transformer.h.{config.owner(place, half)}.{plain if config.is_vanilla else pooled}"
     modules = num_modules(config, place, half)
     return [base] if modules == 1 else [f"{base}.{m}" for m in range(modules)]
 
 
 def is_routed(config: MoMConfig, place: int, half: str) -> bool:
-    """Whether a half chooses among modules; a single module is used by every token in every round."""
-    return num_modules(config, place, half) > 1
+    """Whether a half has a router; without one, its single module is used by every token in every round."""
+    return config.places()[place] == "block" and config.is_routed(half)
 
 
 def parameter_shapes(config: MoMConfig) -> dict[str, tuple[int, ...]]:
@@ -105,7 +105,9 @@ def vanilla_sources(
     layer = 0
     for place, kind in enumerate(config.places()):
         for half, roles in _ROLES.items():
-            if kind == "block" and not is_routed(config, place, half) and not single:
+            if kind == "block" and num_modules(config, place, half) == 1 and not single:
+                continue
+            if config.owner(place, half) != place:
                 continue
             for role, (plain, _) in roles.items():
                 for m, name in enumerate(module_names(config, place, half, role)):

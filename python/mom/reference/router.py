@@ -179,6 +179,50 @@ def gru_backward(
     return dinp, dbefore + dcell * gates.i, dweights
 
 
+# ------------------------------------------------------------------ lengths
+def norm_forward(inp: ArrayLike, weight: Float, bias: Float, modules: int) -> tuple[Float, Float]:
+    """The length of each module's own projection of a token.
+
+    Parameters
+    ----------
+    inp : ndarray of float64, shape (N, C)
+    weight : ndarray of float64, shape (R, C)
+        The first D = R // M rows belong to the first module, and so on; rows that are left over to none.
+    bias : ndarray of float64, shape (S,)
+    modules : int
+        M; outputs from M on, which mean SKIP, are their bias.
+
+    Returns
+    -------
+    logits : ndarray of float64, shape (N, S)
+        ``|h_m| / sqrt(D) + bias_m``, with h_m the D projected values of module m.
+    hidden : ndarray of float64, shape (N, R)
+        All projected values, for `norm_backward`.
+    """
+    hidden = linear.forward(inp, weight.T, np.zeros(len(weight)))
+    logits = np.tile(bias, (len(hidden), 1))
+    parts = _by_module(hidden, modules)
+    logits[:, :modules] += np.hypot.reduce(parts, axis=-1) / np.sqrt(parts.shape[-1])  # hypot does not overflow
+    return logits, hidden
+
+
+def norm_backward(dlogits: Float, inp: Float, hidden: Float, weight: Float, modules: int) -> tuple[Float, Float, Float]:
+    """Gradients dinp, dweight, dbias of `norm_forward`. A projection of length 0 passes no gradient."""
+    parts = _by_module(hidden, modules)
+    width = parts.shape[-1]
+    length = np.hypot.reduce(parts, axis=-1)
+    factor = np.where(length > 0, dlogits[:, :modules] / np.where(length > 0, length, 1.0) / np.sqrt(width), 0.0)
+    dhidden = np.zeros_like(hidden)
+    dhidden[:, : modules * width] = (factor[..., None] * parts).reshape(len(hidden), -1)
+    dinp, dweight, _ = linear.backward(dhidden, inp, weight.T)
+    return dinp, dweight.T, dlogits.sum(0)
+
+
+def _by_module(hidden: Float, modules: int) -> Float:
+    width = hidden.shape[1] // modules
+    return hidden[:, : modules * width].reshape(len(hidden), modules, width)
+
+
 def _sigmoid(x: Float) -> Float:
     y: Float = 0.5 * (1.0 + np.tanh(0.5 * x))  # does not overflow
     return y

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import router
+from . import linear, router
 from ._checks import Float
 
 __all__ = ["CELLS", "Cell", "CellInputs"]
@@ -23,7 +23,8 @@ __all__ = ["CELLS", "Cell", "CellInputs"]
 class CellInputs:
     """What a cell reads in a round: tokens (N, C), state (N, R) or None in the first round, noise (N, R) or None.
 
-    A router that hashes reads `hashed` instead. `change` is what an intervention does to the new state, and
+    A router that hashes reads `hashed` instead. `modules` is M: choices from M on mean SKIP. `change` is what an
+    intervention does to the new state, and
     `change_backward` its gradient.
     """
 
@@ -31,6 +32,7 @@ class CellInputs:
     state: Float | None
     noise: Float | None
     hashed: router.HashInputs | None = None
+    modules: int = 0
     change: Callable[[Float], Float] | None = None
     change_backward: Callable[[Float], Float] | None = None
 
@@ -99,6 +101,29 @@ def _hash_backward(
     return np.zeros_like(given.inp), None, ()
 
 
+def _linear_forward(weights: list[Float], given: CellInputs) -> tuple[Float, None, None]:
+    return linear.forward(given.inp, weights[0].T, weights[1]), None, None
+
+
+def _linear_backward(
+    dlogits: Float, dstate: Float | None, weights: list[Float], given: CellInputs, saved: None
+) -> tuple[Float, None, Iterable[Float]]:
+    dinp, dweight, dbias = linear.backward(dlogits, given.inp, weights[0].T)
+    return dinp, None, (dweight.T, dbias)
+
+
+def _norm_forward(weights: list[Float], given: CellInputs) -> tuple[Float, None, Float]:
+    logits, hidden = router.norm_forward(given.inp, weights[0], weights[1], given.modules)
+    return logits, None, hidden
+
+
+def _norm_backward(
+    dlogits: Float, dstate: Float | None, weights: list[Float], given: CellInputs, hidden: Float
+) -> tuple[Float, None, Iterable[Float]]:
+    dinp, *gradients = router.norm_backward(dlogits, given.inp, hidden, weights[0], given.modules)
+    return dinp, None, gradients
+
+
 _GRU = ("x2h.weight", "x2h.bias", "h2h.weight", "h2h.bias", "router.weight", "router.bias")
 #: By the names in `mom.routers.KINDS`.
 CELLS = {
@@ -108,4 +133,6 @@ CELLS = {
     "gru-dev": Cell(_GRU, partial(_gru_forward, True), partial(_gru_backward, True)),
     "gru": Cell(_GRU, partial(_gru_forward, False), partial(_gru_backward, False)),
     "hash": Cell((), _hash_forward, _hash_backward),
+    "linear": Cell(("router.weight", "router.bias"), _linear_forward, _linear_backward),
+    "norm": Cell(("router.0.weight", "router.bias"), _norm_forward, _norm_backward),
 }

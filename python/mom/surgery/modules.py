@@ -80,12 +80,34 @@ def _take_outputs(
 ) -> None:  # fmt: skip
     if old is None or new is None:
         return
-    # A size that no router has marks the tensors with a row for each output.
-    rows = KINDS[config.router_kind].parameters(1, 1, -1, 1)
+    left_out = [number for number in range(modules) if number not in numbers]
+    choices, new_choices = (len(router.parameters[_a_bias(router)]) // _maps(config) for router in (old, new))
+    surplus = new_choices - len(numbers) - (choices - modules)
+    outputs = np.array([*numbers, *left_out[:surplus], *range(modules, choices)])
     for short, name in new.names.items():
-        whole = old.parameters[short]
-        if rows[short][0] == -1:
-            left_out = [number for number in range(modules) if number not in numbers]
-            surplus = len(new.parameters[short]) - len(numbers) - (len(whole) - modules)
-            whole = whole[[*numbers, *left_out[:surplus], *range(modules, len(whole))]]
-        tensors[name] = whole.copy()
+        tensors[name] = old.parameters[short][_rows(config, short, outputs, choices, modules)].copy()
+
+
+def _a_bias(router: Router) -> str:
+    """The bias of the last map."""
+    return next(short for short in router.names if short in ("router.bias", "router.2.bias"))
+
+
+def _maps(config: MoMConfig) -> int:
+    """Last maps of a router."""
+    return config.rounds if config.router_rounds == "projection" else 1
+
+
+def _rows(
+    config: MoMConfig, short: str, outputs: NDArray[np.int_], choices: int, modules: int
+) -> slice | NDArray[np.int_]:
+    """The rows of a tensor of a router that go with these outputs."""
+    if short in ("router.weight", "router.bias", "router.2.weight", "router.2.bias"):
+        return (np.arange(_maps(config))[:, None] * choices + outputs).reshape(-1)
+    if short == "balance_bias":
+        return outputs
+    if short == "router.0.weight" and config.router_kind == "norm":
+        width = config.router_dim // modules
+        of_modules = outputs[outputs < modules][:, None] * width + np.arange(width)
+        return np.concatenate([of_modules.reshape(-1), np.arange(modules * width, config.router_dim)])
+    return slice(None)

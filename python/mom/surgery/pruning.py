@@ -80,7 +80,7 @@ def prune(
     config = _smaller(model.config, stay, reroute)
     measure = "usage" if by == "random" else by  # also gives the loss
     found = None if data is None else audit(model, data, [measure], seed=seed, **options)
-    values = _values(model, by, found, seed)
+    values = _together(model.config, _values(model, by, found, seed))
     kept = {
         half: [sorted(np.argsort(-scores, kind="stable")[:number].tolist()) for scores in values[half]]
         for half, number in stay.items()
@@ -99,6 +99,12 @@ def prune(
     return SurgeryResult(changed, receipt)
 
 
+def _together(config: MoMConfig, values: dict[str, list[NDArray[np.float64]]]) -> dict[str, list[NDArray[np.float64]]]:
+    """The same values for all blocks, the means of the blocks', in halves of which they share the modules."""
+    shared = [half for half in values if config.shared_pools in (half, "both")]
+    return values | {half: [np.mean(values[half], axis=0)] * len(values[half]) for half in shared}
+
+
 def _as_json(scores: NDArray[np.float64]) -> list[float | None]:
     """Numbers, and None for a module that no token ran, which has no value."""
     return [None if np.isnan(score) else float(score) for score in scores]
@@ -106,6 +112,8 @@ def _as_json(scores: NDArray[np.float64]) -> list[float | None]:
 
 def _number_that_stays(model: MoM, half: str, share: float) -> int:
     count = checked_half(model, half)
+    if model.config.router_kind == "norm":
+        raise ValueError(f"{half}: the projections of a 'norm' router are as wide as their number allows")
     if not 0.0 <= share < 1.0:
         raise ValueError(f"{half}: {share} is not in [0, 1)")
     number = count - int(share * count + 0.5)
@@ -119,7 +127,7 @@ def _smaller(config: MoMConfig, stay: dict[str, int], reroute: str) -> MoMConfig
     fields: dict[str, Any] = {"router_choices": "own"} if stay else {}
     for half, count in (("attn", config.num_attn), ("ffn", config.num_ffn)):
         number = stay.get(half, count)
-        surplus = config.num_choices(half) - count - config.enable_pause if count > 1 else 0
+        surplus = config.num_choices(half) - count - config.enable_pause if config.is_routed(half) else 0
         left_out = count - number if reroute == "skip" else 0
         fields.update({f"num_{half}": number, f"surplus_{half}": surplus + left_out} if stay else {})
     return config.replace(**fields)

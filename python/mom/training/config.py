@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import MoMConfig
 from ..errors import ConfigError
 from ..settings import Settings, at_least, between, one_of, positive, setting
+from .schedules import exploration_schedule
 
 __all__ = ["FinetuneConfig", "TrainingConfig", "warmup_steps"]
 
@@ -76,6 +78,13 @@ class TrainingConfig(Settings):
         Steps between lines of the log.
     max_bad_steps : int
         A step with a non-finite loss or gradient is skipped; after this many in a row the run stops.
+    router_temperature_start, router_jitter_start : float, optional
+        Temperature and jitter of the routers in the first step. From there they go to those of the model, the
+        temperature by equal factors and the jitter by equal steps, and arrive after the share `router_anneal` of all
+        steps.
+        Evaluations have those of the model.
+    router_anneal : float
+        See above.
     trainable : str or sequence of str, optional
         Names of parameters or shell patterns such as ``"*.router.*"``: only these are trained. By default all are. What
         `MoM.train_only` has frozen stays frozen.
@@ -130,6 +139,9 @@ class TrainingConfig(Settings):
     save_optimizer: bool = setting(True)
     log_every: int = setting(1, at_least(1))
     max_bad_steps: int = setting(5, at_least(1))
+    router_temperature_start: float | None = setting(None, positive)
+    router_jitter_start: float | None = setting(None, _RATE)
+    router_anneal: float = setting(0.5, _SHARE)
     trainable: tuple[str, ...] | None = setting(None, lambda value: None if value else "is empty; None trains all")
     activation_checkpointing: bool = setting(False)
     reproducible: str | None = setting(None, one_of("ranks"))
@@ -144,6 +156,16 @@ class TrainingConfig(Settings):
                 f"batch_size: {self.batch_size} rows of {self.sequence_length} tokens are 2**31 tokens or more"
             )
         warmup_steps(self.warmup, self.steps)
+
+    def exploration_of(self, model: MoMConfig) -> Callable[[int], tuple[float, float]] | None:
+        """Temperature and jitter of the routers in each step, counted from 0; None: always those of the model."""
+        if self.router_temperature_start is None and self.router_jitter_start is None:
+            return None
+        hot = model.router_softmax_temperature
+        hot_start = hot if self.router_temperature_start is None else self.router_temperature_start
+        jitter = model.router_jitter
+        jitter_start = jitter if self.router_jitter_start is None else self.router_jitter_start
+        return exploration_schedule((hot_start, hot), (jitter_start, jitter), self.router_anneal * self.steps)
 
     @property
     def warmup_steps(self) -> int:

@@ -77,6 +77,8 @@ class Schedule:
         See `TrainingConfig`.
     log_every, max_bad_steps, keep_last : int
         See `TrainingConfig`.
+    exploration : callable or None
+        Temperature and jitter of the routers in a step, counted from 0; None: those of the model's configuration.
     terms_first : bool
         Order of summation of the recorded ``loss``. If set, the micro-batches of each term are added first, and then
         the terms (pre-training). Otherwise the terms of each micro-batch are added first (fine-tuning). Only rounding
@@ -96,6 +98,7 @@ class Schedule:
     keep_last: int = 1
     terms_first: bool = False
     save_optimizer: bool = True
+    exploration: Callable[[int], tuple[float, float]] | None = None
 
 
 class Engine:
@@ -379,7 +382,7 @@ class Engine:
         if self.model.core.used.any():  # the last step was skipped, or a callback has run a backward pass
             self.model.zero_grad()
         try:
-            with self._at_once():
+            with self._at_once(), self._exploring():
                 losses = self._passes.run(batches)
         except BrokenOff:  # as if the step had not begun
             self.source.load_state_dict(before[0])
@@ -403,6 +406,19 @@ class Engine:
         state.losses.append(losses.joint)
         if state.step % self.schedule.log_every == 0 or state.step == self.schedule.steps:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
+
+    @contextlib.contextmanager
+    def _exploring(self) -> Iterator[None]:
+        """A block in which the routers have the temperature and the jitter of the step."""
+        if self.schedule.exploration is None:
+            yield
+            return
+        before = self.model.core.exploration
+        self.model.core.exploration = self.schedule.exploration(self.state.step)
+        try:
+            yield
+        finally:
+            self.model.core.exploration = before
 
     @property
     def _rows(self) -> int | None:

@@ -51,6 +51,7 @@ MAY_CHANGE: dict[str, dict[str, str]] = {
         "eps": REFUSED, "weight_decay": REFUSED, "clip": REFUSED, "sampling": REFUSED, "seed": REFUSED,
         "eval_every": FREE, "eval_batches": WARNED, "patience": FREE, "save_every": FREE, "keep_last": FREE,
         "save_optimizer": FREE, "log_every": FREE, "max_bad_steps": FREE, "trainable": REFUSED,
+        "router_temperature_start": REFUSED, "router_jitter_start": REFUSED, "router_anneal": REFUSED,
         "activation_checkpointing": FREE, "reproducible": REFUSED, "tree_rows": REFUSED, "transport": WARNED,
         "tensorboard": FREE, "wandb": FREE,
     },

@@ -276,7 +276,7 @@ def run_training(
         config.steps, learning_rate_factor(config.schedule, config.warmup_steps, config.steps, config.final_lr),
         config.is_evaluated, config.is_saved, measure="val_loss", trained=trained, log_every=config.log_every,
         max_bad_steps=config.max_bad_steps, keep_last=config.keep_last, terms_first=True, patience=config.patience,
-        save_optimizer=config.save_optimizer,
+        save_optimizer=config.save_optimizer, exploration=config.exploration_of(model.config),
     )  # fmt: skip
     has_facts = options.dir is not None or current().size > 1
     facts = {**_facts(tokens, validation), **options.facts} if has_facts else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["cosine_schedule", "learning_rate_factor", "linear_schedule"]
+__all__ = ["cosine_schedule", "exploration_schedule", "learning_rate_factor", "linear_schedule"]
 
 
 def learning_rate_factor(
@@ -41,6 +41,21 @@ def learning_rate_factor(
         return final + (1.0 - final) * shape
 
     return factor
+
+
+def exploration_schedule(
+    temperature: tuple[float, float], jitter: tuple[float, float], steps: float
+) -> Callable[[int], tuple[float, float]]:
+    """Temperature and jitter of routers at each step, counted from 0: from the first value of each to the second.
+
+    They arrive after `steps` steps, the temperature by equal factors and the jitter by equal differences.
+    """
+
+    def at(step: int) -> tuple[float, float]:
+        left = max(0.0, 1.0 - step / steps) if steps else 0.0
+        return temperature[1] * (temperature[0] / temperature[1]) ** left, jitter[1] + (jitter[0] - jitter[1]) * left
+
+    return at
 
 
 def cosine_schedule(warmup: int, total: int, final: float = 0.0) -> Callable[[int], float]:
