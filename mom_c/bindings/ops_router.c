@@ -18,14 +18,23 @@ typedef struct {
 } router_call;
 
 #define TENSORS "in_weight, in_bias, state_weight, state_bias, out_weight, out_bias"
-#define TENSOR(name, shape, of_state) {#name, shape, of_state, offsetof(mom_router_tensors, name)}
+#define TENSOR(name, shape) {#name, shape, offsetof(mom_router_tensors, name)}
 
+/* D is the width of what the last map reads. */
 static const struct {
     const char *name, *shape;
-    int of_state; /* of recurrent routers only */
     size_t offset;
-} tensors[6] = {TENSOR(in_weight, "G C", 0),    TENSOR(in_bias, "G", 0),    TENSOR(state_weight, "G R", 1),
-                TENSOR(state_bias, "G", 1),     TENSOR(out_weight, "S R", 0), TENSOR(out_bias, "S", 0)};
+} tensors[6] = {TENSOR(in_weight, "G C"), TENSOR(in_bias, "G"),      TENSOR(state_weight, "G R"),
+                TENSOR(state_bias, "G"),  TENSOR(out_weight, "S D"), TENSOR(out_bias, "S")};
+
+/* Whether routers of the kind have tensor i. */
+static int has_tensor(const router_call *r, int i) {
+    const mom_router_type *type = mom_router_type_of(&r->spec);
+    for (size_t p = 0; p < type->param_count; p++)
+        if (type->params[p].offset == tensors[i].offset)
+            return 1;
+    return 0;
+}
 
 static float **tensor_of(mom_router_tensors *all, int i) {
     return (float **)(void *)((unsigned char *)all + tensors[i].offset);
@@ -38,6 +47,8 @@ static void read_router(mom_call *call, router_call *r) {
     *r = (router_call){.spec = {.random = mom_arg_flag(call, "random")}};
     if (kind >= MOM_ROUTER_KINDS)
         mom_call_fail(call, PyExc_ValueError, "kind: %zu is unknown", kind);
+    if (!call->failed && !mom_router_types[kind].param_count)
+        mom_call_fail(call, PyExc_ValueError, "kind: a hash router reads the ids of tokens, which only a model has");
     if (call->failed)
         return;
     mom_router_spec *spec = &r->spec;
@@ -47,14 +58,18 @@ static void read_router(mom_call *call, router_call *r) {
     r->inputs = (mom_router_inputs){.weights = &r->weights, .inp = mom_arg_f32(call, "inp", "N C"),
                                     .noise_key = mom_arg_key(call), .N = mom_size(call, 'N')};
     const mom_arguments outer = mom_enter_tuple(call, "tensors", mom_arg(call, "tensors"), TENSORS);
-    (void)mom_arg_f32(call, "out_weight", "S R"); /* the others' sizes depend on R */
+    const mom_router_type *type = mom_router_type_of(spec);
+    (void)mom_arg_f32(call, "out_bias", "S");
+    if (type->hidden) /* the others' sizes depend on R */
+        (void)(type->outputs ? mom_arg_f32(call, "in_weight", "R C") : mom_arg_f32(call, "out_weight", "S R"));
     spec->C = mom_size(call, 'C');
-    spec->R = mom_size(call, 'R');
+    spec->R = type->hidden ? mom_size(call, 'R') : 0;
     spec->S = mom_size(call, 'S');
+    mom_set_size(call, 'D', type->hidden ? spec->R : spec->C);
     mom_set_size(call, 'G', r->recurrent ? mom_router_gates(spec) * spec->R : spec->R);
     /* The cast drops const because the same struct holds weights or gradients. Operators only read the weights. */
     for (int i = 0; i < 6; i++)
-        if (r->recurrent || !tensors[i].of_state)
+        if (has_tensor(r, i))
             *tensor_of(&r->weights, i) = (float *)mom_arg_f32(call, tensors[i].name, tensors[i].shape);
     call->arguments = outer;
     if (r->recurrent)
@@ -73,7 +88,7 @@ static void router_forward(mom_call *call) {
     router_call r;
     read_router(call, &r);
     float *logits = mom_new_f32(call, "N S");
-    mom_router_saved saved = {.hidden = mom_new_f32(call, "N R")};
+    mom_router_saved saved = {.hidden = new_if(call, mom_router_type_of(&r.spec)->hidden, "N R")};
     saved.gates = new_if(call, r.recurrent, "N G");
     saved.h_n = new_if(call, r.recurrent, "N R");
     MOM_RUN(call, call->status = mom_router_forward(&call->exec, logits, &saved, &r.inputs, &r.spec, &call->error));
@@ -84,7 +99,9 @@ static void router_backward(mom_call *call) {
     read_router(call, &r);
     const float *dlogits = mom_arg_f32(call, "dlogits", "N S"), *dstate_out = NULL;
     const mom_arguments outer = mom_enter_tuple(call, "saved", mom_arg(call, "saved"), "hidden, gates, h_n");
-    mom_router_saved saved = {.hidden = (float *)mom_arg_f32(call, "hidden", "N R")};
+    mom_router_saved saved = {0};
+    if (mom_router_type_of(&r.spec)->hidden)
+        saved.hidden = (float *)mom_arg_f32(call, "hidden", "N R");
     if (r.recurrent) {
         saved.gates = (float *)mom_arg_f32(call, "gates", "N G");
         saved.h_n = (float *)mom_arg_f32(call, "h_n", "N R");
@@ -95,7 +112,7 @@ static void router_backward(mom_call *call) {
     float *dinp = mom_new_sum(call, "dinp", 0, 7, "N C"), *dstate_in = new_if(call, r.inputs.state != NULL, "N R");
     mom_router_tensors dweights = {0};
     for (int i = 0; i < 6; i++) {
-        if (r.recurrent || !tensors[i].of_state)
+        if (has_tensor(&r, i))
             *tensor_of(&dweights, i) = mom_new_sum(call, tensors[i].name, i + 1, 7, tensors[i].shape);
         else
             mom_new_none(call);

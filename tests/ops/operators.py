@@ -408,6 +408,10 @@ def _gemm(case: Case, rng: np.random.Generator) -> Operator:
 
 
 # ------------------------------------------------------------------ router
+#: In the order in which `ops.router_backward` returns their gradients.
+_ROUTER_TENSORS = ops.RouterTensors._fields
+
+
 def _router(case: Case, rng: np.random.Generator) -> Operator:
     n, c, r, s = (case[letter] for letter in "NCRS")
     kind, random = case.options["kind"], case.options.get("random", False)
@@ -415,11 +419,13 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
     rows = (4 if random else 3) * r if recurrent else r
     of_state = ("state_weight", "state_bias") if recurrent else ()
     names, cell = ("in_weight", "in_bias", *of_state, "out_weight", "out_bias"), CELLS[kind]
+    if kind in ("linear", "norm"):
+        names = {"linear": ("out_weight", "out_bias"), "norm": ("in_weight", "out_bias")}[kind]
     inputs = {
         "inp": _normal(rng, n, c),
         "in_weight": 0.5 * _normal(rng, rows, c),
         "in_bias": 0.5 * _normal(rng, rows),
-        "out_weight": _normal(rng, s, r),
+        "out_weight": _normal(rng, s, c if kind == "linear" else r),
         "out_bias": _normal(rng, s),
         "state_weight": 0.5 * _normal(rng, rows, r),
         "state_bias": 0.5 * _normal(rng, rows),
@@ -430,7 +436,7 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
     streams: dict[str, Any] = {"random": random, "seed": 8, "counter": 9, "site": 10}
 
     def tensors(a: dict[str, Array]) -> ops.RouterTensors:
-        return ops.RouterTensors(**{name: a[name] for name in names})
+        return ops.RouterTensors(**{name: a[name] if name in names else None for name in _ROUTER_TENSORS})
 
     def run(**a: Array) -> Results:
         weights, state = tensors(a), a["state"] if recurrent and not first else None
@@ -449,7 +455,7 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
     def expected(**a: Array) -> Results:
         weights = [a[name] for name in names]
         noise = ops.random_uniform(8, 9, 10, n * r).reshape(n, r).astype(np.float64) if random else None
-        given = CellInputs(a["inp"], a["state"] if recurrent and not first else None, noise)
+        given = CellInputs(a["inp"], a["state"] if recurrent and not first else None, noise, modules=s)
         logits, state, saved = cell.forward(weights, given)
         dinp, dstate, gradients = cell.backward(
             a["dlogits"], a["dstate"] if recurrent else None, weights, given, saved
@@ -467,8 +473,9 @@ def _router(case: Case, rng: np.random.Generator) -> Operator:
         logits, saved = ops.router_forward(a["inp"], weights, kind, **streams)
         so_far = None
         if add_to is not None:
-            dinp, in_weight, in_bias, out_weight, out_bias, *of_state = add_to
-            so_far = (dinp, ops.RouterTensors(in_weight, in_bias, out_weight, out_bias, *of_state))
+            present = (name for name in _ROUTER_TENSORS if name in names)
+            sums = dict(zip(present, add_to[1:], strict=True))
+            so_far = (add_to[0], ops.RouterTensors(**{name: sums.get(name) for name in _ROUTER_TENSORS}))
         dinp, _, d = ops.router_backward(a["dlogits"], a["inp"], saved, weights, kind, **streams, add_to=so_far)
         return (dinp, *(t for t in d if t is not None))
 

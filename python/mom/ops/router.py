@@ -19,14 +19,14 @@ __all__ = [
 
 
 class RouterTensors(NamedTuple):
-    """Parameters of a router (or their gradients), stored [out, in].
+    """Parameters of a router (or their gradients), stored [out, in]; None for what a kind does not have.
 
-    G gates: 3 (reset, update, new), or 4 with the noise gate. A linear router has no state.
+    G gates: 3 (reset, update, new), or 4 with the noise gate. Only recurrent routers have a state.
     """
 
-    in_weight: Float  #: (R, C) linear, (G * R, C) recurrent
-    in_bias: Float  #: (R,) or (G * R,)
-    out_weight: Float  #: (S, R)
+    in_weight: Float | None  #: (R, C) naive and norm, (G * R, C) recurrent
+    in_bias: Float | None  #: (R,) naive, (G * R,) recurrent
+    out_weight: Float | None  #: (S, R), (S, C) linear, None norm
     out_bias: Float  #: (S,)
     state_weight: Float | None = None  #: (G * R, R), recurrent only
     state_bias: Float | None = None  #: (G * R,), recurrent only
@@ -35,7 +35,7 @@ class RouterTensors(NamedTuple):
 class RouterSaved(NamedTuple):
     """What `router_forward` saves for `router_backward`."""
 
-    hidden: Float  #: (N, R) linear: after the ReLU; recurrent: the new state
+    hidden: Float | None  #: (N, R) naive: after the ReLU; norm: projected; recurrent: the new state; linear: None
     gates: Float | None  #: (N, G * R) activated gates, recurrent only
     h_n: Float | None  #: (N, R) the state's part of the new gate, recurrent only
 

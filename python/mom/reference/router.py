@@ -202,7 +202,7 @@ def norm_forward(inp: ArrayLike, weight: Float, bias: Float, modules: int) -> tu
     hidden = linear.forward(inp, weight.T, np.zeros(len(weight)))
     logits = np.tile(bias, (len(hidden), 1))
     parts = _by_module(hidden, modules)
-    logits[:, :modules] += np.hypot.reduce(parts, axis=-1) / np.sqrt(parts.shape[-1])  # hypot does not overflow
+    logits[:, :modules] += np.hypot.reduce(parts, axis=-1) / np.sqrt(max(parts.shape[-1], 1))  # hypot does not overflow
     return logits, hidden
 
 
@@ -211,15 +211,16 @@ def norm_backward(dlogits: Float, inp: Float, hidden: Float, weight: Float, modu
     parts = _by_module(hidden, modules)
     width = parts.shape[-1]
     length = np.hypot.reduce(parts, axis=-1)
-    factor = np.where(length > 0, dlogits[:, :modules] / np.where(length > 0, length, 1.0) / np.sqrt(width), 0.0)
+    divisor = np.where(length > 0, length, 1.0) * np.sqrt(max(width, 1))
+    factor = np.where(length > 0, dlogits[:, :modules] / divisor, 0.0)
     dhidden = np.zeros_like(hidden)
-    dhidden[:, : modules * width] = (factor[..., None] * parts).reshape(len(hidden), -1)
+    dhidden[:, : modules * width] = (factor[..., None] * parts).reshape(len(hidden), modules * width)
     dinp, dweight, _ = linear.backward(dhidden, inp, weight.T)
     return dinp, dweight.T, dlogits.sum(0)
 
 
 def _by_module(hidden: Float, modules: int) -> Float:
-    width = hidden.shape[1] // modules
+    width = hidden.shape[1] // max(modules, 1)
     return hidden[:, : modules * width].reshape(len(hidden), modules, width)
 
 
