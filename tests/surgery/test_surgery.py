@@ -11,7 +11,7 @@ import pytest
 
 import mom
 from mom.routers import KINDS
-from mom.surgery import CRITERIA, permute, prune
+from mom.surgery import CRITERIA, grow, merge, permute, prune, wake
 
 pytest.importorskip("pandas")
 
@@ -160,6 +160,8 @@ def test_the_modules_with_the_lowest_values_go(by: str) -> None:
     assert (changed.config.num_attn, changed.config.num_ffn) == (3, 2) and weights_of(model) == before
     assert receipt["before"]["loss"] == pytest.approx(loss_of(model), abs=1e-6)
     assert receipt["after"]["loss"] == pytest.approx(loss_of(changed), abs=1e-6)
+    if by == "exhaustive":
+        return check_subsets(model, receipt)
     if by != "random":
         found = mom.analysis.audit(model, IDS, [by], progress=False).table
         for half, number in (("attn", 3), ("ffn", 2)):
@@ -174,6 +176,153 @@ def test_the_modules_with_the_lowest_values_go(by: str) -> None:
             for name, tensor in module.parameters.items():
                 np.testing.assert_array_equal(tensor, old.attention_pool[number].parameters[name])
     assert json.loads(json.dumps(receipt)) == receipt
+
+
+def check_subsets(model: mom.MoM, receipt: dict[str, Any]) -> None:
+    """All subsets are there with their losses, and the best one is left out."""
+    for half, count, subsets in (("attn", 5, 10), ("ffn", 4, 6)):
+        for block in range(2):
+            tried = receipt["tried"][half][block]
+            assert len({tuple(entry["left_out"]) for entry in tried}) == len(tried) == subsets
+            assert [e["loss"] for e in tried] == sorted(e["loss"] for e in tried)
+            assert set(receipt["kept"][half][block]) == set(range(count)) - set(tried[0]["left_out"])
+            rule = mom.Forbid(half, tried[3]["left_out"], rounds=[(block, r) for r in range(3)])
+            assert loss_of(model, interventions=[rule]) == pytest.approx(tried[3]["loss"], abs=1e-6)
+
+
+def test_modules_to_leave_out_may_be_named() -> None:
+    model = model_of()
+    changed, receipt = prune(model, attn=[1, 4], ffn=[2])
+    assert receipt["kept"] == {"attn": [[0, 2, 3]] * 2, "ffn": [[0, 1, 3]] * 2}
+    rules = [mom.Forbid("attn", [1, 4]), mom.Forbid("ffn", [2])]
+    assert loss_of(changed) == pytest.approx(loss_of(model, interventions=rules), abs=1e-6)
+    for wrong in ([7], [1, 1], [0, 1, 2]):
+        with pytest.raises(ValueError, match="ffn: "):
+            prune(model, ffn=wrong)
+
+
+def test_too_many_subsets_are_refused() -> None:
+    model = mom.MoM(model_of().config.replace(num_ffn=14), seed=0)
+    with pytest.raises(ValueError, match="'exhaustive' would try 3,432 subsets of 14 ffn modules"):
+        prune(model, ffn=0.5, by="exhaustive", data=IDS)
+
+
+# ---------------------------------------------------------------------- grow
+ALL: list[dict[str, Any]] = [{"router_type": router} for router in PRUNED] + [
+    *({"router_type": "gru-softmax", **changes} for changes in OPTIONS), {"router_choices": "max", "num_attn": 4},
+    {"routing_top_k": 1, "router_type": "gru-softmax", "router_softmax_temperature": 0.2}, {"enable_pause": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", ALL, ids=str)
+def test_a_grown_model_computes_the_same_and_shrinks_to_the_same_bits(changes: dict[str, Any]) -> None:
+    model = model_of(**changes)
+    modules = model.config.num_attn
+    grown, receipt = grow(model, attn=7, ffn=6)
+    assert receipt["grown"] == {"attn": list(range(modules, 7)), "ffn": [4, 5]}
+    assert receipt["copies"] == {"attn": [m % modules for m in range(modules, 7)], "ffn": [0, 1]}
+    model.random_state = grown.random_state = (3, 0)
+    before, after = (each(IDS, return_logits=True, return_routes=True, keep=False) for each in (model, grown))
+    np.testing.assert_array_equal(after.logits, before.logits)
+    assert np.array_equal(after.routes.index["ffn"] == 6, before.routes.index["ffn"] == 4)
+    back = prune(grown, attn=list(range(modules, 7)), ffn=[4, 5]).model
+    assert weights_of(back) == weights_of(model) != weights_of(grown)
+
+
+def test_new_modules_come_to_life(tmp_path: Path) -> None:
+    model = model_of(router_type="gru-softmax")
+    grown = grow(model, ffn=8, noise=0.1).model
+    new = [4, 5, 6, 7]
+    names = [name for block in grown.blocks for m in new for name in block.ffn_pool[m].names.values()]
+    for block in grown.blocks:
+        old, copy = (block.ffn_pool[m].parameters for m in (1, 5))
+        assert old["c_fc.weight"].tobytes() != copy["c_fc.weight"].tobytes()
+        assert old["ln.weight"].tobytes() == copy["ln.weight"].tobytes()
+    grown(IDS, labels=IDS)
+    grown.backward()
+    assert not any(grown.has_gradient[name] for name in names)
+    awake, receipt = wake(grown, ffn=new)
+    assert receipt["woken"] == {"ffn": new}
+    routes = awake(IDS, labels=IDS, return_routes=True).routes
+    assert routes is not None
+    chosen = set(np.unique(routes.module["ffn"])) & set(new)
+    awake.backward()
+    assert chosen and any(awake.has_gradient[name] for name in names)
+    awake.save_pretrained(tmp_path / "model")
+    assert weights_of(mom.MoM.from_pretrained(tmp_path / "model")) == weights_of(awake)
+    with pytest.raises(ValueError, match="ffn: module 4 is awake"):
+        wake(awake, ffn=[4])
+    with pytest.raises(ValueError, match="ffn: there is no module 8"):
+        wake(grown, ffn=[8])
+    for wrong in (4, 3, True):
+        with pytest.raises(ValueError, match="ffn: .* is not more than the 4 modules"):
+            grow(model, ffn=wrong)
+
+
+# ---------------------------------------------------------------------- merge
+def shuffled(model: mom.MoM, seed: int) -> mom.MoM:
+    """Modules 3 become copies of modules 0 whose neurons or heads have changed places."""
+    changed, rng = model.copy(), np.random.default_rng(seed)
+    heads, width = rng.permutation(2), model.config.n_embd // 2
+    rows = (heads[:, None] * width + np.arange(width)).reshape(-1)
+    columns = (np.arange(3)[:, None] * 2 * width + rows).reshape(-1)
+    neurons = rng.permutation(model.config.inner_size)
+    for block in changed.blocks:
+        for pool, inner, order in ((block.attention_pool, "c_attn", columns), (block.ffn_pool, "c_fc", neurons)):
+            first, third = pool[0].parameters, pool[3].parameters
+            for short in first:
+                third[short][...] = first[short]
+            third[f"{inner}.weight"][...] = first[f"{inner}.weight"][:, order]
+            third[f"{inner}.bias"][...] = first[f"{inner}.bias"][order]
+            third["c_proj.weight"][...] = first["c_proj.weight"][rows if inner == "c_attn" else neurons]
+    return changed
+
+
+@pytest.mark.parametrize("data", [None, IDS], ids=["equally", "by use"])
+@pytest.mark.parametrize("changes", [{}, *OPTIONS], ids=str)
+def test_equal_modules_merge_into_their_own_bits(changes: dict[str, Any], data: Any) -> None:
+    model = shuffled(model_of(**{"router_type": "gru-softmax", **changes}), seed=3)
+    changed, receipt = merge(model, attn=[(0, 3)], ffn=[(3, 0)], data=data)
+    assert receipt["kept"] == {"attn": [[0, 1, 2, 4]] * 2, "ffn": [[0, 1, 2]] * 2}
+    for half in ("attn", "ffn"):
+        for block in receipt["distance"][half]:
+            assert all(entry["after"] == 0.0 < entry["before"] for entry in block)
+    for old, new in zip(model.blocks, changed.blocks, strict=True):
+        for before, after in ((old.attention_pool, new.attention_pool), (old.ffn_pool, new.ffn_pool)):
+            for short, tensor in after[0].parameters.items():
+                np.testing.assert_array_equal(tensor, before[0].parameters[short])
+    assert ("loss" in receipt["after"]) == (data is not None)
+
+
+def test_different_modules_merge_into_their_mean(tmp_path: Path) -> None:
+    model = model_of(router_type="gru-softmax")
+    changed, receipt = merge(model, ffn=[(1, 2, 3)], align=False)
+    for old, new in zip(model.blocks, changed.blocks, strict=True):
+        for short, tensor in new.ffn_pool[1].parameters.items():
+            mean = np.mean([old.ffn_pool[m].parameters[short].astype(float) for m in (1, 2, 3)], axis=0)
+            np.testing.assert_allclose(tensor, mean, rtol=1e-6, atol=1e-9)
+        rows = [old.ffn_router.parameters["router.weight"][m].astype(float) for m in (1, 2, 3)]
+        np.testing.assert_allclose(new.ffn_router.parameters["router.weight"][1], np.mean(rows, axis=0), rtol=1e-5)
+    entries = receipt["distance"]["ffn"][0]
+    aligned = merge(model, ffn=[(1, 2, 3)]).receipt["distance"]["ffn"][0]
+    assert aligned[0]["after"] < entries[0]["after"] == entries[0]["before"]
+    changed(IDS, labels=IDS)
+    changed.backward()
+    mom.AdamW(changed).step(1.0)
+    changed.save_pretrained(tmp_path / "model")
+    assert weights_of(mom.MoM.from_pretrained(tmp_path / "model")) == weights_of(changed)
+
+
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        ([(0,)], "no groups of at least two"), ([(0, 1), (1, 2)], "no groups of at least two"),
+        ([(0, 4)], "beyond the 4"), ([(0, 1, 2, 3)], "leaves fewer than two"), ([(1, 1)], "no groups of at least two"),
+    ],
+)  # fmt: skip
+def test_wrong_groups(groups: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        merge(model_of(), ffn=groups)
 
 
 def test_what_remains_trains_saves_and_loads(tmp_path: Path) -> None:

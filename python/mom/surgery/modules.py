@@ -15,7 +15,10 @@ from ..model.tensors import Block, Pool, Router
 from ..routers import KINDS
 from ..training.fingerprint import digest_of_weights
 
-__all__ = ["Kept", "checked_half", "facts_of", "with_modules"]
+__all__ = ["Kept", "bias_of", "checked_half", "facts_of", "outputs_beyond", "outputs_of", "with_modules"]
+
+#: Tensors of a router's map to its outputs; a router may have one for each round.
+_LAST_MAPS = ("router.weight", "router.bias", "router.2.weight", "router.2.bias")
 
 #: By half and block: numbers of modules of the old model, in the order of the new one.
 Kept = Mapping[str, Sequence[Sequence[int]]]
@@ -39,6 +42,27 @@ def checked_half(model: MoM, half: str) -> int:
 def facts_of(model: MoM) -> dict[str, Any]:
     """What a receipt says of a model."""
     return {"sha256": digest_of_weights(model), "parameters": model.num_parameters}
+
+
+def outputs_beyond(config: MoMConfig, half: str) -> int:
+    """Outputs of a router that mean SKIP, beside that of `enable_pause`."""
+    modules = config.num_attn if half == "attn" else config.num_ffn
+    return config.num_choices(half) - modules - config.enable_pause if config.is_routed(half) else 0
+
+
+def bias_of(router: Router, config: MoMConfig) -> NDArray[np.float32]:
+    """A writable view of the biases of a router's outputs, one row for each last map."""
+    return router.parameters[_a_bias(router)].reshape(_maps(config), -1)
+
+
+def outputs_of(router: Router, config: MoMConfig) -> list[NDArray[np.float32]]:
+    """Writable views of all tensors that have a row for each output of a router."""
+    shorts = [short for short in router.names if short in (*_LAST_MAPS, "balance_bias")]
+    views = []
+    for short in shorts:
+        tensor = router.parameters[short]
+        views += [tensor] if short == "balance_bias" else list(tensor.reshape(_maps(config), -1, *tensor.shape[1:]))
+    return views
 
 
 def with_modules(model: MoM, config: MoMConfig, kept: Kept) -> MoM:
@@ -90,7 +114,7 @@ def _take_outputs(
 
 def _a_bias(router: Router) -> str:
     """The bias of the last map."""
-    return next(short for short in router.names if short in ("router.bias", "router.2.bias"))
+    return next(short for short in router.names if short in _LAST_MAPS and short.endswith("bias"))
 
 
 def _maps(config: MoMConfig) -> int:
@@ -102,7 +126,7 @@ def _rows(
     config: MoMConfig, short: str, outputs: NDArray[np.int_], choices: int, modules: int
 ) -> slice | NDArray[np.int_]:
     """The rows of a tensor of a router that go with these outputs."""
-    if short in ("router.weight", "router.bias", "router.2.weight", "router.2.bias"):
+    if short in _LAST_MAPS:
         return (np.arange(_maps(config))[:, None] * choices + outputs).reshape(-1)
     if short == "balance_bias":
         return outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,24 @@ from ..analysis import Audit, audit
 from ..analysis.measures import OF_MODULES
 from ..config import MoMConfig
 from ..model import MoM
-from .modules import checked_half, facts_of, with_modules
+from .exhaustive import best_subsets
+from .modules import checked_half, facts_of, outputs_beyond, with_modules
 from .result import SurgeryResult
 
-__all__ = ["CRITERIA", "prune"]
+__all__ = ["CRITERIA", "prune", "smaller"]
 
-#: What can decide which modules stay: chance, or a measure of `mom.analysis.audit`.
-CRITERIA = ("random", *OF_MODULES)
+#: By half, the value of each module of each block.
+Values = dict[str, list[NDArray[np.float64]]]
+
+#: What can decide which modules stay: chance, a measure of `mom.analysis.audit`, or all subsets tried.
+CRITERIA = ("random", *OF_MODULES, "exhaustive")
 
 
 def prune(
     model: MoM,
     *,
-    attn: float = 0.0,
-    ffn: float = 0.0,
+    attn: float | Sequence[int] = 0.0,
+    ffn: float | Sequence[int] = 0.0,
     by: str = "drop_one",
     data: Any = None,
     reroute: str = "next",
@@ -39,13 +44,16 @@ def prune(
     Parameters
     ----------
     model : MoM
-    attn, ffn : float
+    attn, ffn : float or sequence of int
         Share of the modules of this half to leave out, from 0 to below 1. It is rounded to whole modules, and at least
-        two stay, since a single module has no router.
-    by : {"drop_one", "usage", "weight", "norm", "reap", "taylor", "random"}
+        two stay, since a single module has no router. Or the numbers of the modules to leave out, in every block.
+    by : {"drop_one", "usage", "weight", "norm", "reap", "taylor", "random", "exhaustive"}
         Those with the lowest values are left out; see `mom.analysis.audit`. ``"random"`` is the yardstick.
+        ``"exhaustive"`` tries all subsets of so many modules, block by block with the others as they are, and leaves
+        out the one without which the loss is lowest. It is for small pools.
     data : array of int, shape (B, T), TokenFile or path, optional
-        What the criterion is measured on, see `mom.analysis.audit`. Needed unless `by` is ``"random"``.
+        What the criterion is measured on, see `mom.analysis.audit`. Needed unless `by` is ``"random"`` or all modules
+        are given as numbers.
     reroute : {"next", "skip"}
         What a token does whose choice is gone. With ``"next"`` it takes its next best choice, as if the module were
         forbidden. With ``"skip"`` the outputs of the routers stay and mean SKIP, as if the module's tensors were 0.
@@ -67,24 +75,23 @@ def prune(
     TypeError
         If an argument is unknown, or needs data to have an effect.
     """
-    shares = {"attn": attn, "ffn": ffn}
-    if by not in CRITERIA:
-        raise ValueError(f"by: {by!r} is not one of {', '.join(map(repr, CRITERIA))}")
-    if reroute not in ("next", "skip"):
-        raise ValueError(f"reroute: {reroute!r} is not one of 'next', 'skip'")
-    if data is None and by != "random":
-        raise ValueError(f"data: needed to measure {by!r}; by='random' needs none")
-    if data is None and options:
-        raise TypeError(f"{next(iter(options))}: is no argument of prune, or has no effect without data")
-    stay = {half: _number_that_stays(model, half, share) for half, share in shares.items() if share}
-    config = _smaller(model.config, stay, reroute)
-    measure = "usage" if by == "random" else by  # also gives the loss
+    shares = {half: share for half, share in (("attn", attn), ("ffn", ffn)) if not _is_nothing(share)}
+    given = {half: list(share) for half, share in shares.items() if not isinstance(share, (int, float))}
+    _check_arguments(by, reroute, data, options, needed=len(given) < len(shares))
+    stay = {half: _number_that_stays(model, half, share) for half, share in shares.items()}
+    config = smaller(model.config, stay, reroute)
+    measure = "usage" if by in ("random", "exhaustive") else by  # also gives the loss
     found = None if data is None else audit(model, data, [measure], seed=seed, **options)
     values = _together(model.config, _values(model, by, found, seed))
     kept = {
         half: [sorted(np.argsort(-scores, kind="stable")[:number].tolist()) for scores in values[half]]
         for half, number in stay.items()
     }
+    for half, numbers in given.items():
+        kept[half] = [[m for m in range(checked_half(model, half)) if m not in numbers]] * len(model.blocks)
+    tried: dict[str, Any] = {}
+    for half in set(stay) - set(given) if by == "exhaustive" else ():
+        kept[half], tried[half] = best_subsets(model, half, stay[half], data, {"seed": seed, **options})
     changed = with_modules(model, config, kept)
     receipt: dict[str, Any] = {
         "surgery": "prune", "by": by, "reroute": reroute, "seed": seed, "before": facts_of(model),
@@ -94,12 +101,29 @@ def prune(
         receipt["before"]["loss"] = found.loss
         receipt["after"]["loss"] = audit(changed, data, ["usage"], seed=seed, **options).loss
         receipt["tokens"] = found.tokens
-    if by != "random":
-        receipt["values"] = {half: [_as_json(scores) for scores in values[half]] for half in stay}
+    if tried:
+        receipt["tried"] = tried
+    elif by != "random" and len(given) < len(shares):
+        receipt["values"] = {half: [_as_json(scores) for scores in values[half]] for half in set(stay) - set(given)}
     return SurgeryResult(changed, receipt)
 
 
-def _together(config: MoMConfig, values: dict[str, list[NDArray[np.float64]]]) -> dict[str, list[NDArray[np.float64]]]:
+def _is_nothing(share: float | Sequence[int]) -> bool:
+    return not share if isinstance(share, (int, float)) else not len(share)
+
+
+def _check_arguments(by: str, reroute: str, data: Any, options: dict[str, Any], needed: bool) -> None:
+    if by not in CRITERIA:
+        raise ValueError(f"by: {by!r} is not one of {', '.join(map(repr, CRITERIA))}")
+    if reroute not in ("next", "skip"):
+        raise ValueError(f"reroute: {reroute!r} is not one of 'next', 'skip'")
+    if data is None and by != "random" and needed:
+        raise ValueError(f"data: needed to measure {by!r}; by='random' needs none")
+    if data is None and options:
+        raise TypeError(f"{next(iter(options))}: is no argument of prune, or has no effect without data")
+
+
+def _together(config: MoMConfig, values: Values) -> Values:
     """The same values for all blocks, the means of the blocks', in halves of which they share the modules."""
     shared = [half for half in values if config.shared_pools in (half, "both")]
     return values | {half: [np.mean(values[half], axis=0)] * len(values[half]) for half in shared}
@@ -110,26 +134,31 @@ def _as_json(scores: NDArray[np.float64]) -> list[float | None]:
     return [None if np.isnan(score) else float(score) for score in scores]
 
 
-def _number_that_stays(model: MoM, half: str, share: float) -> int:
+def _number_that_stays(model: MoM, half: str, share: float | Sequence[int]) -> int:
     count = checked_half(model, half)
     if model.config.router_kind == "norm":
         raise ValueError(f"{half}: the projections of a 'norm' router are as wide as their number allows")
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"{half}: {share} is not in [0, 1)")
-    number = count - int(share * count + 0.5)
+    if isinstance(share, (int, float)):
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"{half}: {share} is not in [0, 1)")
+        number = count - int(share * count + 0.5)
+    else:
+        if len(set(share)) < len(share) or not set(share) <= set(range(count)):
+            raise ValueError(f"{half}: {list(share)} are not different numbers of the modules 0 to {count - 1}")
+        number = count - len(share)
     if number < 2:
         raise ValueError(f"{half}: {share} leaves {number} of {count} modules; a router needs two")
     return number
 
 
-def _smaller(config: MoMConfig, stay: dict[str, int], reroute: str) -> MoMConfig:
+def smaller(config: MoMConfig, stay: dict[str, int], reroute: str) -> MoMConfig:
     """The configuration of the pruned model. Outputs of its routers that mean SKIP stay as they are."""
     fields: dict[str, Any] = {"router_choices": "own"} if stay else {}
     for half, count in (("attn", config.num_attn), ("ffn", config.num_ffn)):
         number = stay.get(half, count)
-        surplus = config.num_choices(half) - count - config.enable_pause if config.is_routed(half) else 0
         left_out = count - number if reroute == "skip" else 0
-        fields.update({f"num_{half}": number, f"surplus_{half}": surplus + left_out} if stay else {})
+        surplus = outputs_beyond(config, half) + left_out
+        fields.update({f"num_{half}": number, f"surplus_{half}": surplus} if stay else {})
     return config.replace(**fields)
 
 
@@ -137,7 +166,7 @@ def _values(model: MoM, by: str, found: Audit | None, seed: int) -> dict[str, li
     """By half, the value of each module of each block."""
     counts = {"attn": model.config.num_attn, "ffn": model.config.num_ffn}
     blocks = range(len(model.blocks))
-    if by == "random" or found is None:
+    if by in ("random", "exhaustive") or found is None:
         rng = np.random.default_rng(seed_of(seed))
         return {half: [rng.random(count) for _ in blocks] for half, count in counts.items()}
     rows = found.table[found.table["module"].notna()]
