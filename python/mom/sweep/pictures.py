@@ -71,7 +71,7 @@ def plot(
         raise ConfigError(f"dir: no trial in {dir} has an evaluation with {value!r}")
     fields = [name for name in varying([record for group, _ in curves for record in group]) if name != "seed"]
     figure, (axis,) = panels(ax, 1, 5.5, 3.4)
-    colors = module_colors(len(curves))
+    colors = module_colors(len(curves) + 1)  # the last one is too pale for a line
     for number, (group, found) in enumerate(curves):
         _draw(axis, found, _label(group, fields), colors[number], _LINES[number % len(_LINES)], band)
     axis.set_xlabel(x)
@@ -112,5 +112,5 @@ def _draw(axis: Any, found: Sequence[Mapping[int, float]], label: str, color: An
         low, high = mean - spread, mean + spread
     else:
         low, high = np.array([v.min() for v in values]), np.array([v.max() for v in values])
-    axis.plot(places, mean, line, color=color, label=f"{label} ({len(found)})" if label else None)
+    axis.plot(places, mean, line, color=color, label=f"{label} (n={len(found)})" if label else None)
     axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
