@@ -1,4 +1,4 @@
-"""Kill a sweep with SIGKILL at random moments, run it to its end, and compare its table with that of an undisturbed one.
+"""Kill a sweep with SIGKILL at random moments, run it to its end, and compare it with an undisturbed one.
 
     python tests/sweep/kill_sweep.py --kills 20
 
@@ -47,8 +47,8 @@ def write_grid(folder: Path, data: Path, steps: int, seeds: int) -> Path:
 
 
 def start(grid: Path, runs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mom", "sweep", str(grid), "--dir", str(runs), "--processes", "2", "--threads", "2"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "mom", "sweep", str(grid), "--dir", str(runs), "--processes", "2"]
+    return subprocess.Popen([*command, "--threads", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def children_of(process: int) -> list[int]:
@@ -88,7 +88,9 @@ def finish(grid: Path, runs: Path) -> str:
     return said
 
 
-def kill_and_compare(folder: Path, kills: int, steps: int, seeds: int, seed: int) -> bool:
+def kill_and_compare(
+    folder: Path, kills: int, steps: int, seeds: int, seed: int, longest: float
+) -> bool:
     rng = random.Random(seed)
     grid = write_grid(folder, small_grid.write_data(folder / "data"), steps, seeds)
     began = time.monotonic()
@@ -97,11 +99,12 @@ def kill_and_compare(folder: Path, kills: int, steps: int, seeds: int, seed: int
     done = 0
     for number in range(kills):
         process = start(grid, folder / "killed")
-        time.sleep(rng.uniform(0.3, 3.0))
+        time.sleep(rng.uniform(0.3, longest))
         ended = process.poll() is not None
         count = kill(process, trials_too=number % 2 == 1)
         before, done = done, len(weights(folder / "killed"))
-        print(f"kill {number + 1}: {count} processes, {done} trials done{' (it had ended)' if ended else ''}", flush=True)
+        early = " (it had ended)" if ended else ""
+        print(f"kill {number + 1}: {count} processes, {done} trials done{early}", flush=True)
         if before == 3 * seeds:
             print("all trials are done before the last kills; raise --steps")
             return False
@@ -119,12 +122,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--longest", type=float, default=6.0, help="seconds from a start to its kill")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: a new one each time)")
     a = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if a.seed is None else a.seed
     print(f"seed {seed}")
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if kill_and_compare(Path(folder), a.kills, a.steps, a.seeds, seed) else 1
+        return 0 if kill_and_compare(Path(folder), a.kills, a.steps, a.seeds, seed, a.longest) else 1
 
 
 if __name__ == "__main__":

@@ -27,5 +27,6 @@ def write_data(folder: Path) -> Path:
 
 def grid(data: Path, axes: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """A grid over two seeds, or over other axes. `more` are fields of the base and further parts of the grid."""
-    parts = {name: more.pop(name) for name in ("variant", "keep_models", "measure", "sampler", "trials") if name in more}
+    names = ("variant", "keep_models", "measure", "sampler", "trials")
+    parts = {name: more.pop(name) for name in names if name in more}
     return {"base": {**BASE, "data": str(data), **more}, "grid": {"seed": [0, 1]} if axes is None else axes, **parts}
