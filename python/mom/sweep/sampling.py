@@ -57,12 +57,18 @@ class Asked:
         if not self._space:
             raise ConfigError("grid: the sampler 'optuna' needs an axis beside seed")
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
-        self._study = self._optuna.create_study(sampler=self._optuna.samplers.TPESampler(seed=0))
         self._left: deque[Trial] = deque()
         self._open: list[_Point] = []
-        self._asked = self._remember(folder) if kind_of(folder) == "folder" else 0
-        if not self._asked:
+        known = self._known(folder) if kind_of(folder) == "folder" else []
+        if not known:
             self._check()
+        # A sampler that begins anew with the same seed would choose points again that are known.
+        self._study = self._optuna.create_study(sampler=self._optuna.samplers.TPESampler(seed=len(known)))
+        for point, loss in known:
+            made = self._optuna.trial.create_trial(params=point, distributions=self._space, value=loss)
+            self._study.add_trial(made)
+            self._left.extend(self._trials(point))
+        self._asked = min(len(known), plan.number)
 
     def _distribution(self, axis: Any, name: str) -> Any:
         kinds = self._optuna.distributions
@@ -81,8 +87,8 @@ class Asked:
         }  # fmt: skip
         self._plan.trial(point)
 
-    def _remember(self, folder: Path) -> int:
-        """Tell Optuna the points in the folder whose seeds are all done. Returns their number."""
+    def _known(self, folder: Path) -> list[tuple[dict[str, Any], float]]:
+        """The points in the folder whose seeds are all done, and their mean losses."""
         points: dict[str, tuple[dict[str, Any], dict[int, float]]] = {}
         for record in read_records(folder):
             point = {name: record.point.get(name) for name in self._space}
@@ -94,16 +100,11 @@ class Asked:
                 continue
             if trial.hash == record.folder.name:
                 points.setdefault(repr(point), (point, {}))[1][trial.seed] = record.done["val_loss"]
-        found = 0
-        for point, losses in points.values():
-            if set(self._seeds) <= losses.keys() and self._fits(point):
-                mean = math.fsum(losses[seed] for seed in self._seeds) / len(self._seeds)
-                self._study.add_trial(
-                    self._optuna.trial.create_trial(params=point, distributions=self._space, value=mean)
-                )
-                self._left.extend(self._trials(point))
-                found += 1
-        return min(found, self._plan.number or 0)
+        return [
+            (point, math.fsum(losses[seed] for seed in self._seeds) / len(self._seeds))
+            for point, losses in points.values()
+            if set(self._seeds) <= losses.keys() and self._fits(point)
+        ]
 
     def _fits(self, point: Mapping[str, Any]) -> bool:
         """Whether a point of the folder lies in the space of this sweep."""
