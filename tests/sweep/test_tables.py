@@ -137,7 +137,7 @@ def test_other_fields_that_vary_are_equal_in_a_pair(data: Path, tmp_path: Path) 
         (("one", {"routing_topk": 1}), {}, "b: routing_topk: unknown field; did you mean 'routing_top_k'"),
         (("one", {"routing_top_k": 5}), {}, "b: no trial that is done has routing_top_k=5"),
         (("one", "two"), {"value": "val_los"}, "has no 'val_los'; did you mean 'val_loss'"),
-        (("one", "two"), {"interval": "z"}, "interval: 'z' is not one of 't', 'bootstrap'"),
+        (("one", "two"), {"interval": "f"}, "interval: 'f' is not one of 't', 'bootstrap'"),
         (({"seed": 0}, {"seed": 1}), {}, "no trial of seed=0 has the seed and routing_top_k of one of seed=1"),
     ],
 )  # fmt: skip

@@ -20,7 +20,7 @@ from ..familiar import field_hint
 from ..interventions.files import described, interventions_from, read_interventions
 from ..settings import Settings, type_names_of
 from ..training import TrainingConfig
-from ..training.fingerprint import digest_of_tokens
+from ..training.fingerprint import FREE, MAY_CHANGE, digest_of_tokens
 
 __all__ = ["NO_EFFECT", "OF_VANILLA", "RUN", "check_names", "merged", "plain", "resolve", "without_routing"]
 
@@ -35,11 +35,13 @@ RUN: dict[str, tuple[type, ...]] = {
     "phase_one_steps": (int,),  # first train the plain GPT-2 for so many steps, and begin with its layers
     "interventions": (list, str, os.PathLike),  # active throughout: a list of mappings, or a file
 }
-#: Training settings that do not change a result. Trials that differ in nothing else are one trial.
+_MEASURED = ("eval_every", "patience")
+#: Training settings that do not change a result: those that a resumed run may change, but for what determines the
+#: evaluations and the end, and what only matters on several ranks. Trials that differ in nothing else are one trial.
 NO_EFFECT = (
-    "save_every", "keep_last", "save_optimizer", "log_every", "max_bad_steps", "activation_checkpointing", "transport",
-    "tensorboard", "wandb",
-)  # fmt: skip
+    *(name for name, verdict in MAY_CHANGE["training"].items() if verdict == FREE and name not in _MEASURED),
+    "transport",
+)
 #: Fields of a plain GPT-2. The other fields of its configuration have their defaults, so that they make no difference.
 OF_VANILLA = (
     "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "resid_pdrop",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._arguments import PathLike, count, flags
 from .._html import html_table
 from .._reading import check_name, kind_of
+from ..distributed import current
 from ..errors import ConfigError, TrainingInterrupted
 from ..files.locks import FolderInUse, is_locked, lock_folder
 from ..runtime import cpu_info
@@ -118,6 +119,8 @@ def run(
     Several sweeps may work in one folder at the same time, also on several machines that share it. A lock makes sure
     that each trial runs once.
     """
+    if current().size > 1:
+        raise ConfigError("sweep: starts processes of its own, so start it as a single process, without 'mom launch'")
     retry_failed, progress = flags(retry_failed=retry_failed, progress=progress)
     processes = count(processes, "processes", 1)
     threads = cpu_info()["cpus"] if threads is None else count(threads, "threads", 1)
