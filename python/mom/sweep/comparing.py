@@ -77,8 +77,7 @@ def compare(
 ) -> Comparison:
     """Compare two settings of a sweep. Trials with the same seed form pairs.
 
-    Runs with the same seed see the same data in the same order, so the spread of their differences is smaller than that
-    of their losses.
+    Runs with the same seed see the same data in the same order. So their differences spread less than their losses do.
 
     Parameters
     ----------

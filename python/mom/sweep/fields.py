@@ -165,7 +165,7 @@ def _training(fields: Mapping[str, Any], config: MoMConfig) -> dict[str, Any]:
 
 
 def plain(settings: Settings) -> dict[str, Any]:
-    """All fields; a number that is a float by its declaration is one, so that 1 and 1.0 are the same setting."""
+    """All fields. Where a field is declared as a float, 1 becomes 1.0: both are the same setting."""
     values = {field.name: getattr(settings, field.name) for field in settings.fields()}
     for field in settings.fields():
         kinds = type_names_of(field)

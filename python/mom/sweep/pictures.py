@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._arguments import PathLike
+from .._extras import need
 from .._reading import kind_of, read_text, shown
 from ..analysis.pictures.canvas import module_colors, panels, plain_frame
 from ..errors import ConfigError, DataError
@@ -39,7 +40,8 @@ def plot(
     dir : path
         Folder of the sweep. Trials that are still running are shown as far as they are.
     settings : sequence of str or mapping, optional
-        Which settings, in this order: names of variants, or values of fields as for `compare`. By default all.
+        Which settings, in this order: names of variants, or values of fields as for `compare`. By default all, in the
+        order in which their lines end.
     value : str
         A number in the records of evaluations in ``log.jsonl``.
     x : {"tokens", "steps"}
@@ -69,12 +71,15 @@ def plot(
     curves = [(group, found) for group, found in read if found]
     if not curves:
         raise ConfigError(f"dir: no trial in {dir} has an evaluation with {value!r}")
+    if settings is None:
+        curves.sort(key=lambda pair: -_last(pair[1]))
     fields = [name for name in varying([record for group, _ in curves for record in group]) if name != "seed"]
     figure, (axis,) = panels(ax, 1, 5.5, 3.4)
     colors = module_colors(len(curves) + 1)  # the last one is too pale for a line
     for number, (group, found) in enumerate(curves):
         _draw(axis, found, _label(group, fields), colors[number], _LINES[number % len(_LINES)], band)
     axis.set_xlabel(x)
+    axis.xaxis.set_major_formatter(need("matplotlib.ticker", "a picture", "matplotlib").EngFormatter(sep=""))
     axis.set_ylabel("validation loss (nats per token)" if value == "val_loss" else value)
     if len(curves) > 1:
         axis.legend(frameon=False, fontsize="small")
@@ -95,6 +100,11 @@ def curve(record: Record, value: str = "val_loss", x: str = "tokens") -> dict[in
         if entry.get("kind") == "eval" and isinstance(entry.get(value), (int, float)):
             found[entry["step"] * scale] = entry[value]
     return found
+
+
+def _last(found: Sequence[Mapping[int, float]]) -> float:
+    """The mean at the end."""
+    return float(np.mean([values[max(values)] for values in found]))
 
 
 def _label(group: Sequence[Record], fields: Sequence[str]) -> str:

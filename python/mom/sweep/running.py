@@ -267,7 +267,7 @@ class _Sweep:
         end, trial = process.end.get("end"), process.trial
         if end in ("done", "failed"):
             self._settle(trial, process.place)
-        elif self.stopped:
+        elif self.stopped or self._signals:  # Ctrl-C also reaches a process that has no session of its own yet
             pass
         elif end == "locked":
             self._waiting.append((trial, Path(process.end["folder"])))
