@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kill_sweep
@@ -92,13 +93,19 @@ def test_weights_are_removed_unless_they_are_to_be_kept(whole: Path, data: Path,
     for folder in whole.glob("*/config.json"):
         assert sorted(path.name for path in folder.parent.iterdir()) == ["config.json", "done.json", "log.jsonl"]
     assert len(list(whole.glob("phase-one/*/model"))) == 2 and not list(whole.rglob("step-*"))
-    kept = small_grid.grid(data, {}, keep_models=True)
-    run(kept, tmp_path / "runs", progress=False)
+    kept = small_grid.grid(data, {})
+    run(kept, tmp_path / "runs", keep_models=True, progress=False)
     (trial,) = trials(kept)
     model = mom.MoM.from_pretrained(tmp_path / "runs" / trial.hash / "model")
     assert dones(tmp_path / "runs")[trial.hash]["parameters_sha256"] == (
         mom.training.fingerprint.digest_of_weights(model)
     )
+
+
+def test_a_sweep_is_one_process(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mom.sweep.running, "current", lambda: SimpleNamespace(size=2))
+    with pytest.raises(mom.ConfigError, match="start it as a single process, without 'mom launch'"):
+        run(small_grid.grid(data), tmp_path / "runs")
 
 
 def test_threads_are_divided_before_python_starts(data: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     add_arguments(parser, run, "processes")
     add_threads(parser)
     parser.add_argument("--retry_failed", action="store_true", help="run trials again that failed before")
+    parser.add_argument("--keep_models", action="store_true", help="keep the trained model of every trial")
     parser.add_argument("--part", metavar="K/N", help="run one part of the trials, such as 1/3, the first of three")
     parser.add_argument("--data", metavar="PATH", help="where the data lie, in place of the grid's base")
     parser.add_argument("--val_data", metavar="PATH", help="token file for validation, in place of the grid's base")
@@ -30,8 +31,8 @@ def add(commands: Any) -> None:
 
 def _run(a: argparse.Namespace) -> int:
     result = run(
-        a.grid, a.dir, processes=a.processes, threads=a.threads, retry_failed=a.retry_failed, part=a.part, data=a.data,
-        val_data=a.val_data, progress=a.progress,
+        a.grid, a.dir, processes=a.processes, threads=a.threads, retry_failed=a.retry_failed,
+        keep_models=a.keep_models, part=a.part, data=a.data, val_data=a.val_data, progress=a.progress,
     )  # fmt: skip
     if result.done:
         print(table(a.dir).to_string(index=False))

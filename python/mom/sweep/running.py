@@ -74,6 +74,7 @@ def run(
     processes: int = 1,
     threads: int | None = None,
     retry_failed: bool = False,
+    keep_models: bool = False,
     part: str | None = None,
     data: PathLike | None = None,
     val_data: PathLike | None = None,
@@ -93,6 +94,8 @@ def run(
         Threads of all processes together (default: all CPUs).
     retry_failed : bool
         Run trials again that failed before.
+    keep_models : bool
+        Keep the trained model of every trial that is run, even if the grid does not say so.
     part : str, optional
         Run one part of the trials, such as ``"1/3"``, the first of three.
     data, val_data : path, optional
@@ -121,7 +124,9 @@ def run(
     """
     if current().size > 1:
         raise ConfigError("sweep: starts processes of its own, so start it as a single process, without 'mom launch'")
-    retry_failed, progress = flags(retry_failed=retry_failed, progress=progress)
+    retry_failed, keep_models, progress = flags(
+        retry_failed=retry_failed, keep_models=keep_models, progress=progress
+    )
     processes = count(processes, "processes", 1)
     threads = cpu_info()["cpus"] if threads is None else count(threads, "threads", 1)
     check_name(dir, ConfigError)
@@ -130,7 +135,7 @@ def run(
     plan = replace(plan, base={**plan.base, **where})
     source = _source(plan, folder, part)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder, max(1, threads // processes), plan.keep_models, plan.measure, retry_failed)
+    job = Job(folder, max(1, threads // processes), plan.keep_models or keep_models, plan.measure, retry_failed)
     with stop_signals() as signals:
         sweep = _Sweep(job, source, processes, progress, signals)
         try:
