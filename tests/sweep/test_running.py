@@ -158,6 +158,14 @@ def test_a_failed_phase_one_fails_its_trials(data: Path, tmp_path: Path) -> None
     assert result.failed and failure["error"].startswith("ConfigError: phase one has failed: ConfigError: trainable")
 
 
+def test_alarms_of_routing_are_in_the_table(data: Path, tmp_path: Path) -> None:
+    rules = [mom.Force("ffn", to=2).to_dict()]
+    variant = [{"name": "collapsed", "interventions": rules}, {"name": "hash", "router_type": "hash"}]
+    run(small_grid.grid(data, {}, variant=variant), tmp_path / "runs", progress=False)
+    found = table(tmp_path / "runs").set_index("name")["alarms"]
+    assert "collapse" in found["collapsed"] and found["hash"] == ""
+
+
 def test_changed_data_are_a_failure(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = small_grid.write_data(tmp_path / "data")
     plan = read_grid(small_grid.grid(copy, {}))

@@ -117,9 +117,9 @@ def test_flips_are_an_alarm() -> None:
     config, state = small_run.config(), dict[str, Any]()
     model = mom.MoM(config)
     ids = np.arange(64).reshape(4, 16)
-    for module, alarms in ((0, False), (1, True), (1, False)):
+    for module, late, alarms in ((0, True, False), (1, True, True), (1, True, False), (0, False, False)):
         routes = model(ids, return_routes=True, interventions=[mom.Force("ffn", to=module)]).routes
-        report = Health(config, state).report(routes)
+        report = Health(config, state).report(routes, late)
         assert ("flips_high" in report["alarms"]) == alarms
     assert json.loads(json.dumps(state)) == state, "checkpoints hold it"
 

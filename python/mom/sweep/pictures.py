@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import numpy as np
 
 from .._arguments import PathLike
 from .._extras import need
-from .._reading import kind_of, read_text, shown
+from .._reading import shown
 from ..analysis.pictures.canvas import module_colors, panels, plain_frame
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from .comparing import chosen
 from .tables import settings_of, varying
-from .trial import LOG, Record, read_records
+from .trial import Record, evaluations_in, read_records
 
 __all__ = ["curve", "plot"]
 
@@ -89,17 +88,13 @@ def plot(
 
 def curve(record: Record, value: str = "val_loss", x: str = "tokens") -> dict[int, float]:
     """A number of a trial's evaluations, by tokens or steps. Half a line at the end of the log is left out."""
-    path, training = record.folder / LOG, record.settings["training"]
+    training = record.settings["training"]
     scale = training["batch_size"] * training["sequence_length"] * training["accumulation"] if x == "tokens" else 1
-    found: dict[int, float] = {}
-    for line in read_text(path, DataError).splitlines() if kind_of(path) is not None else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.get("kind") == "eval" and isinstance(entry.get(value), (int, float)):
-            found[entry["step"] * scale] = entry[value]
-    return found
+    return {
+        entry["step"] * scale: entry[value]
+        for entry in evaluations_in(record.folder)
+        if isinstance(entry.get(value), (int, float))
+    }
 
 
 def _last(found: Sequence[Mapping[int, float]]) -> float:

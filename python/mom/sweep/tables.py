@@ -43,7 +43,8 @@ def table(dir: PathLike, values: Sequence[str] | None = None) -> pandas.DataFram
     pandas.DataFrame
         First the names of variants and the fields that are not the same in all trials. Then ``n``, the number of seeds.
         Then for each value its mean and, under the name with ``_sd``, its standard deviation. If trials have failed,
-        ``failed`` has their number. The best setting is first.
+        ``failed`` has their number. If evaluations have raised alarms of routing, ``alarms`` has their names, see
+        ``docs/runs.md``. The best setting is first.
 
     Raises
     ------
@@ -64,6 +65,7 @@ def table(dir: PathLike, values: Sequence[str] | None = None) -> pandas.DataFram
         row["n"] = len(done)
         for name in wanted:
             row[name], row[f"{name}_sd"] = _mean_and_sd([numbers[name] for numbers in done if name in numbers])
+        row["alarms"] = ", ".join(sorted({name for r in group if r.done for name in r.done.get("alarms", [])}))
         row["failed"] = len(group) - len(done)
         rows.append(row)
     first = wanted[0] if wanted else "n"
@@ -72,7 +74,7 @@ def table(dir: PathLike, values: Sequence[str] | None = None) -> pandas.DataFram
     # As objects, whole numbers stay whole numbers where a setting does not have the field.
     found = pandas.DataFrame({name: pandas.Series(values, dtype=object if None in values else None)
                               for name, values in columns.items()})  # fmt: skip
-    return found.drop(columns=[name for name in ("name", "failed") if not any(row[name] for row in rows)])
+    return found.drop(columns=[name for name in ("name", "alarms", "failed") if not any(row[name] for row in rows)])
 
 
 def _why(records: Sequence[Record]) -> str:

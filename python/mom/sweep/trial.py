@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._json import from_words, to_json
-from .._reading import kind_of, read_object
+from .._reading import kind_of, read_object, read_text
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..files.folders import write_file
 from .fields import OF_VANILLA, plain, without_routing
 
-__all__ = ["CONFIG", "DONE", "FAILED", "LOCK", "LOG", "Record", "Trial", "flat", "read_records", "read_words",
-           "write_words"]  # fmt: skip
+__all__ = [
+    "CONFIG", "DONE", "FAILED", "LOCK", "LOG", "Record", "Trial", "evaluations_in", "flat", "read_records",
+    "read_words", "write_words",
+]  # fmt: skip
 
 #: Files of a trial's folder.
 CONFIG, DONE, FAILED, LOG, LOCK = "config.json", "done.json", "failed.json", "log.jsonl", ".trial.lock"
@@ -118,6 +121,17 @@ class Record:
     def flat(self) -> dict[str, Any]:
         """See `flat`."""
         return flat(self.settings)
+
+
+def evaluations_in(own: Path) -> Iterator[dict[str, Any]]:
+    """The records of evaluations in the log of a trial's folder. Half a line of a killed process is left out."""
+    for line in read_text(own / LOG, DataError).splitlines() if kind_of(own / LOG) is not None else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("kind") == "eval":
+            yield entry
 
 
 def read_words(path: Path) -> dict[str, Any]:

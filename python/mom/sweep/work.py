@@ -24,7 +24,7 @@ from ..training.checkpoint import newest_checkpoint
 from ..training.fingerprint import digest_of_tokens, digest_of_weights
 from ..training.pretraining import TrainingResult
 from .measures import MEASURES
-from .trial import CONFIG, DONE, FAILED, LOCK, Trial, read_words, write_words
+from .trial import CONFIG, DONE, FAILED, LOCK, Trial, evaluations_in, read_words, write_words
 
 __all__ = ["PHASE_ONE", "clean", "run_trial", "write_failure"]
 
@@ -167,6 +167,7 @@ def _train_and_measure(
         callbacks=[_Steps(tell, trial.label, config.steps)], interventions=rules,
     )  # fmt: skip
     values = _results(model, result)
+    values["alarms"] = sorted({name for record in evaluations_in(own) for name in record.get("alarms", {})})
     for name in measure:
         tell({"what": f"{trial.label}: {name}"})
         with model.intervene(rules, untouched="warn"):

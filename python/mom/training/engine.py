@@ -467,7 +467,8 @@ class Engine:
             values = {**values, "best": self._keep_best(measure, values)}
         if (health := self._health) is not None:
             health.gather(self.ranks)
-            values |= self.ranks.from_first(lambda: health.report(routes))
+            late = 3 * state.step > 2 * self.schedule.steps
+            values |= self.ranks.from_first(lambda: health.report(routes, late))
         self._record("eval", **values)
 
     def _keep_best(self, measure: float, values: dict[str, Any]) -> bool:

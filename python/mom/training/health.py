@@ -28,7 +28,9 @@ ALARMS = {
     "collapse": "effective modules are at most 1 + (M - 1) / 10 of M modules: nearly all choices are one module",
     "all_skip": "at least 95 % of the choices are SKIP",
     "router_entropy_low": "the mean entropy of the router's scores is at most 2 % of the largest possible",
-    "flips_high": "at least half of the tokens have another first choice than at the last evaluation",
+    # Earlier in a run it is what routers do while they learn.
+    "flips_high": "in the last third of a run, at least half of the tokens have another first choice than at the last "
+    "evaluation",
 }
 _ENOUGH, _SKIP, _ENTROPY, _FLIPS = 100, 0.95, 0.02, 0.5
 #: Flips are counted in so many tokens. Their choices are kept in checkpoints.
@@ -73,13 +75,15 @@ class Health:
                 for block, counted in blocks.items():
                     self._add(half, block, counted)
 
-    def report(self, routes: Routes | None) -> dict[str, Any]:
+    def report(self, routes: Routes | None, late: bool) -> dict[str, Any]:
         """The fields ``health`` and ``alarms`` of an evaluation's record. Counting begins anew.
 
         Parameters
         ----------
         routes : Routes, optional
             Of the first validation batch. Without them there are no entropies and no flips.
+        late : bool
+            Whether the run is in its last third, where flips may be an alarm.
         """
         health: dict[str, dict[str, list[Any]]] = {}
         alarms: dict[str, str] = {}
@@ -94,7 +98,7 @@ class Health:
                 figures["flips"] = flips.get(half, {}).get(block)
                 for name, value in figures.items():
                     own.setdefault(name, []).append(value)
-                for name, words in _alarms_of(figures):
+                for name, words in _alarms_of(figures, late):
                     alarms.setdefault(name, f"block {block} {half}: {words}")
         return {"health": health, "alarms": alarms}
 
@@ -157,7 +161,7 @@ def _figures_of(counts: Sequence[int] | None) -> dict[str, Any]:
     return dict(zip(names, (load, round(effective, 5), load[-1], dead, total), strict=True))
 
 
-def _alarms_of(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _alarms_of(figures: Mapping[str, Any], late: bool) -> Iterator[tuple[str, str]]:
     """Names of `ALARMS`, with what is the matter in words."""
     if figures["load"] is not None:
         modules = len(figures["load"]) - 1
@@ -169,5 +173,5 @@ def _alarms_of(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "collapse", f"{figures['effective_modules']:.2f} effective modules of {modules}"
     if figures["router_entropy"] is not None and figures["router_entropy"] <= _ENTROPY:
         yield "router_entropy_low", f"entropy is {figures['router_entropy']:.1%} of the largest possible"
-    if figures["flips"] is not None and figures["flips"] >= _FLIPS:
+    if late and figures["flips"] is not None and figures["flips"] >= _FLIPS:
         yield "flips_high", f"{figures['flips']:.0%} of first choices changed since the last evaluation"
