@@ -275,6 +275,15 @@ def test_two_sweeps_in_one_folder_share_the_trials(data: Path, tmp_path: Path) -
         assert steps == list(range(1, 41)), "each step was made once"
 
 
+def test_trials_share_a_first_phase(data: Path, tmp_path: Path) -> None:
+    """The second trial waits until the first one has trained the plain model, and takes it."""
+    grid = small_grid.grid(data, {"routing_top_k": [1, 2]}, phase_one_steps=40)
+    assert len(run(grid, tmp_path / "runs", processes=2, threads=2, progress=False).done) == 2
+    (log,) = (tmp_path / "runs" / "phase-one").glob("*/log.jsonl")
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"train"' in line]
+    assert steps == list(range(1, 41))
+
+
 def test_a_locked_trial_waits_and_is_not_run_here(data: Path, tmp_path: Path) -> None:
     grid, folder = small_grid.grid(data, {}), tmp_path / "runs"
     (trial,) = trials(grid)
