@@ -8,6 +8,7 @@ Begin with `mom.MoM`, `mom.MoMConfig`, `mom.prepare` and `mom.train`. Submodules
 ``evaluate``        metrics, perplexity of texts
 ``analysis``        routes: use of modules, paths of tokens, statistics, pictures, what they do to the loss
 ``surgery``         changes of a trained model's modules
+``sweep``           many runs: grids of trials, their tables, comparisons and curves
 ``ops``             every operator on plain arrays
 ``reference``       the same maths in readable NumPy
 """
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from . import files as files
     from . import sklearn as sklearn
     from . import surgery as surgery
+    from . import sweep as sweep
     from . import training as training
     from .data.prepare import prepare
     from .data.tokenizer import Tokenizer
@@ -62,7 +64,7 @@ __all__ = [
 
 _SUBMODULES = (
     "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference", "sklearn",
-    "surgery", "training", "xsum",
+    "surgery", "sweep", "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.

@@ -372,6 +372,11 @@ class MoMConfig(Settings):
         return int(self.num_ffn * self.depth_multiplier) if self.depth_per_chunk is None else self.depth_per_chunk
 
     @property
+    def is_routed(self) -> bool:
+        """Whether any half of a round has a router."""
+        return bool(self.chunks and self.rounds) and max(self.num_attn, self.num_ffn) > 1
+
+    @property
     def router_kind(self) -> str:
         """Name of the kind of router, a key of `mom.routers.KINDS`; ``"naive"`` without blocks."""
         kind = router_kind(self.router_type)

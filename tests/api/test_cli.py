@@ -73,7 +73,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> None:
     status, out, _ = mom_command("--help")
     assert status == 0
-    commands = "demo prepare train pretrain evaluate generate finetune prune launch lm_eval info bench"
+    commands = "demo prepare train pretrain sweep evaluate generate finetune prune launch lm_eval info bench"
     for name in commands.split():
         assert re.search(rf"^ +{name} +\w", out, re.MULTILINE), name
         status, explained, _ = mom_command(name, "--help")
@@ -541,3 +541,28 @@ def test_routes_of_a_text(mom_command: Any, tmp_path: Path) -> None:
         lines = out.splitlines()
         assert [line.split()[0] for line in lines[1 : 1 + len(ids)]] == mom.analysis.token_names(model, ids)
         assert "SKIP(" in out and out.count("share of the weight") == 2
+
+
+# ------------------------------------------------------------------ sweeps
+def test_sweep_prints_a_table_and_goes_on(mom_command: Any, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    model = "\n".join(change.replace("=", " = ") for change in SMALL)
+    settings = "steps = 4\nbatch_size = 2\nlr = 0.01\nwarmup = 0\neval_batches = 2\npreset = 'demo'"
+    grid = tmp_path / "grid.toml"
+    grid.write_text(f"[base]\n{settings}\n[base.set]\n{model}\n[grid]\nseed = [0, 1]\nrouting_top_k = [1, 2]\n")
+    flags = ("sweep", grid, "--dir", tmp_path / "runs", "--data", data, "--processes", 2, "--threads", 2)
+    status, out, err = mom_command(*flags)
+    assert status == 0, err
+    head, *rows = out.splitlines()
+    assert head.split()[:3] == ["routing_top_k", "n", "val_loss"] and {row.split()[1] for row in rows} == {"2"}
+    assert "<SweepResult: 4 trials done" in err and "(4/4 done)" in err
+    assert mom_command(*flags)[:2] == (0, out), "nothing is left to run"
+
+    grid.write_text(grid.read_text().replace("seed = [0, 1]", "seed = [0]\ntrainable = ['no.*']"))
+    status, out, err = mom_command(*flags)
+    assert status == 1 and "2 failed" in err and "trainable: 'no.*' fits no parameter" in err
+    status, out, err = mom_command("sweep", tmp_path / "none.toml", "--dir", tmp_path / "runs")
+    assert status == 1 and "none.toml" in err and err.count("\n") == 1
+    grid.write_text("[base]\nroutingtopk = 1\n")
+    status, out, err = mom_command("sweep", grid, "--dir", tmp_path / "runs")
+    assert (status, out) == (1, "") and "routingtopk: unknown field of a run; did you mean 'routing_top_k'?" in err

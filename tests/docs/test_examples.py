@@ -50,7 +50,17 @@ def test_python_blocks_run_in_order(path: Path, tmp_path: Path, monkeypatch: pyt
         steps = min(changes.pop("steps", MOST_STEPS), MOST_STEPS)
         return train(*arguments, **{**changes, "steps": steps})
 
+    sweep = mom.sweep.run
+
+    def sweep_briefly(grid: dict[str, Any], *arguments: Any, **more: Any) -> Any:
+        """With few steps and two seeds, one of which may be new."""
+        base = {**grid["base"], "steps": MOST_STEPS}
+        axes = {**grid["grid"], "seed": grid["grid"]["seed"][-2:]}
+        variants = [{**entry, **{n: 2 for n in entry if n == "phase_one_steps"}} for entry in grid["variant"]]
+        return sweep({**grid, "base": base, "grid": axes, "variant": variants}, *arguments, **{**more, "processes": 1})
+
     monkeypatch.setattr(mom, "train", train_briefly)
+    monkeypatch.setattr(mom.sweep, "run", sweep_briefly)
     monkeypatch.chdir(tmp_path)
     mom.set_num_threads(1)  # the models are small, and the machine may have other tests to run
     namespace: dict[str, Any] = {"__name__": "example"}

@@ -19,13 +19,17 @@ SETTINGS = {**small_run.SETTINGS, "steps": 6, "eval_every": 3, "save_every": 0}
 
 
 def numbers_of(run_dir: Path) -> dict[str, dict[int, float]]:
-    """The numbers in ``log.jsonl`` by ``<kind>/<field>`` and step."""
+    """The numbers in ``log.jsonl`` by ``<kind>/<field>`` and step, and the means of the figures of health."""
     found: dict[str, dict[int, float]] = {}
     for line in (run_dir / "log.jsonl").read_text().splitlines():
         entry = json.loads(line)
         for key, value in entry.items():
             if key != "step" and isinstance(value, (int, float)):
                 found.setdefault(f"{entry['kind']}/{key}", {})[entry["step"]] = value
+        for half, figures in entry.get("health", {}).items():
+            for key in ("effective_modules", "skip_share", "router_entropy", "flips"):
+                if (values := [value for value in figures[key] if value is not None]):
+                    found.setdefault(f"eval/{half}/{key}", {})[entry["step"]] = sum(values) / len(values)
     return found
 
 

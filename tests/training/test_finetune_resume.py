@@ -222,7 +222,7 @@ def test_records_have_one_schema(model: mom.MoM, data: Any, whole: Any, tmp_path
         theirs = [line for line in lines if line["kind"] == kind]
         assert set(ours[0]) == {*theirs[0], "seed"}
     evaluated = next(line for line in log(whole[1], 3) if line["kind"] == "eval")
-    assert set(evaluated) == {"kind", "step", "seed", "score", "accuracy", "best"}
+    assert set(evaluated) == {"kind", "step", "seed", "score", "accuracy", "best", "health", "alarms"}
     shown = [{k: v for k, v in line.items() if k != "module_use"} for line in lines]
     assert trained.records == shown
     steps = [record for record in whole[0].seeds[0].loop.records if record["kind"] == "train"]

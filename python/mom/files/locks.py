@@ -23,21 +23,42 @@ try:
 except ImportError:  # Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_FILE", "lock_folder"]
+__all__ = ["LOCK_FILE", "FolderInUse", "is_locked", "lock_folder"]
 
 LOCK_FILE = ".lock"
 
 
+class FolderInUse(TrainingError):
+    """Another run holds the lock of a folder.
+
+    Attributes
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
 @contextlib.contextmanager
-def lock_folder(folder: Path, argument: str = "run_dir") -> Iterator[None]:
+def lock_folder(folder: Path, argument: str = "run_dir", name: str = LOCK_FILE) -> Iterator[None]:
     """Hold the lock of a folder, which exists, until the block ends.
+
+    Parameters
+    ----------
+    folder : Path
+    argument : str
+        Begins messages.
+    name : str
+        Name of the lock's file. Locks with different names are held independently of each other.
 
     Raises
     ------
-    TrainingError
-        If another run holds it, in this process or in another one. The message begins with `argument`.
+    FolderInUse
+        If another run holds it, in this process or in another one.
     """
-    file = folder / LOCK_FILE
+    file = folder / name
     descriptor = None if fcntl is None else _take(file, folder, argument)
     owner = os.getpid()
     try:
@@ -49,6 +70,23 @@ def lock_folder(folder: Path, argument: str = "run_dir") -> Iterator[None]:
                     os.unlink(file)
             with contextlib.suppress(OSError):  # the lock is released in any case
                 os.close(descriptor)
+
+
+def is_locked(folder: Path, name: str = LOCK_FILE) -> bool:
+    """Whether somebody holds the lock of a folder at this moment. The folder need not exist."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _take(file: Path, folder: Path, argument: str) -> int | None:
@@ -74,7 +112,7 @@ def _lock(descriptor: int, folder: Path, argument: str) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             words = f"{argument}: {folder} is in use by {_owner(descriptor)}; wait for its end, or use another folder"
-            raise TrainingError(words) from None
+            raise FolderInUse(words, folder) from None
         if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
             words = f"{argument}: the file system of {folder} has no locks. Make sure that only one run uses it"
             warnings.warn(words, stacklevel=5)

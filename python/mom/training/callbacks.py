@@ -9,7 +9,8 @@ Every record has ``kind``, ``step`` and ``time``, and in fine-tuning the ``seed`
                 ``tokens_per_second``, ``seconds``, ``epoch``, ``skip_share``, ``module_use``, ``peak_memory_bytes``,
                 ``skipped_steps``
 ``skip``        ``reason``, ``skipped_steps``: a step was left out, because its numbers were not finite
-``eval``        ``val_loss`` and ``perplexity``; in fine-tuning ``score``, ``best`` and the task's metrics
+``eval``        ``val_loss`` and ``perplexity``; in fine-tuning ``score``, ``best`` and the task's metrics. Of models
+                with routers, ``health`` and ``alarms``; see `mom.training.health`
 ``checkpoint``  ``path``
 """
 
@@ -89,6 +90,19 @@ class JsonLines:
             self._file.close()
 
 
+class _Alarms:
+    """The alarms of a run, each told once."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._told = label, set[str]()
+
+    def new(self, record: dict[str, Any]) -> list[str]:
+        """Lines about the alarms of an evaluation's record that have not been told of yet."""
+        found = {name: words for name, words in record.get("alarms", {}).items() if name not in self._told}
+        self._told.update(found)
+        return [f"{self._label}: step {record['step']}: {name}: {words}" for name, words in found.items()]
+
+
 class Progress:
     """Shows a progress bar, in a terminal or a notebook. Elsewhere, it prints a line after every tenth of the run."""
 
@@ -101,10 +115,13 @@ class Progress:
         self._losses: dict[str, str] = {}
         self._val: dict[str, str] = {}
         self._speed: dict[str, str] = {}
+        self._alarms = _Alarms(description)
 
     def record(self, record: dict[str, Any]) -> None:
         if record["kind"] == "eval":
             self._val = {"val": f"{record['val_loss']:.4f}"}
+            for line in self._alarms.new(record):
+                self._write(line)
             if self._bar is not None:
                 self._bar.set_postfix(self._numbers())
         if record["kind"] == "skip":
@@ -147,6 +164,7 @@ class Evaluations:
     def __init__(self, steps: int, done: int, label: str) -> None:
         self._steps, self._label = steps, label
         self._losses: deque[float] = deque(maxlen=50)
+        self._alarms = _Alarms(label)
 
     def record(self, record: dict[str, Any]) -> None:
         if record["kind"] == "train":
@@ -158,18 +176,26 @@ class Evaluations:
                 f"dev score {record['score']:.4f}{' (best)' if record['best'] else ''}",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+            for line in self._alarms.new(record):
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """There is nothing to close."""
 
 
 def _scalars(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record, each under ``<kind>/<field>``."""
-    return {
+    """The numbers of a record, each under ``<kind>/<field>``, and of its health the means over blocks."""
+    found = {
         f"{record['kind']}/{key}": float(value)
         for key, value in record.items()
         if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
     }
+    for half, figures in record.get("health", {}).items():
+        for name in ("effective_modules", "skip_share", "router_entropy", "flips"):
+            numbers = [value for value in figures[name] if value is not None]
+            if numbers:
+                found[f"{record['kind']}/{half}/{name}"] = sum(numbers) / len(numbers)
+    return found
 
 
 class TensorBoard:

@@ -63,6 +63,8 @@ class State:
         values.
     waited : int
         Evaluations since the best one.
+    health : dict
+        See `mom.training.health.Health`.
     """
 
     step: int = 0
@@ -80,6 +82,7 @@ class State:
     best_score: float | None = None
     best_values: dict[str, Any] = field(default_factory=dict)
     waited: int = 0
+    health: dict[str, Any] = field(default_factory=dict)
 
 
 def _is_count(value: Any) -> bool:
@@ -113,7 +116,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("step", "skipped", "bad_in_a_row", "examples", "tokens"), _is_count),
     **dict.fromkeys(("evaluated_step", "best_step", "waited"), _is_count),
     **dict.fromkeys(("lm_loss", "val_loss", "best_score"), _is_maybe_number),
-    **dict.fromkeys(("config", "sampler", "best_values"), _is_object),
+    **dict.fromkeys(("config", "sampler", "best_values", "health"), _is_object),
     "seconds": _is_number, "random_state": _is_pair_of_counts, "history": _is_history,
     "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "dtype": lambda value: value in ("float32", "bfloat16"),

@@ -42,6 +42,7 @@ from .checkpoint import (
 )
 from .config import FinetuneConfig, TrainingConfig
 from .fingerprint import changes_between, check_changes, fingerprint_of
+from .health import Health
 from .optimizer import AdamW
 from .passes import Losses, Passes
 from .records import module_use, peak_memory_bytes
@@ -113,7 +114,8 @@ class Engine:
         Settings of the optimizer.
     schedule : Schedule
     evaluate : callable, optional
-        Measures the model. Returns values for a record; one of them is the schedule's `measure`.
+        Measures the model. Returns values for a record; one of them is the schedule's `measure`. If ``routes`` is among
+        them, it is the `Routes` of the first batch, for the figures of `Health`.
     run_dir : path, optional
         Where checkpoints go.
     label : str
@@ -170,6 +172,7 @@ class Engine:
         self._signals = StopSignals()
         self._saved = (0, 0)  # `step` and `evaluated_step` of the newest checkpoint
         self._save_is_due = self._stop_wanted = False
+        self._health: Health | None = None
 
     # ------------------------------------------------------------------ beginning
     @contextlib.contextmanager
@@ -304,6 +307,8 @@ class Engine:
             stack.enter_context(self._training_mode())
             if self.model.tokenizer is None:  # checkpoints and the model have that of the data, too
                 self.model.tokenizer = self.source.tokenizer(self.model.config.vocab_size)
+            if self.evaluate is not None and self.model.config.is_routed:
+                self._watch()
             self._callbacks, self._signals = [*callbacks, *own] if self._together.speaks else [], signals
             with contextlib.suppress(BrokenOff):
                 if self._loop():
@@ -342,6 +347,13 @@ class Engine:
         if progress:
             display = Evaluations if self.schedule.keep_best else Progress
             yield display(self.schedule.steps, self.state.step, self.label)
+
+    def _watch(self) -> None:
+        """Count choices for the records of evaluations."""
+        if not self._together.speaks:
+            self.state.health.clear()  # what a checkpoint has counted is the first rank's
+        self._health = Health(self.model.config, self.state.health)
+        self._passes.counts_choices = True
 
     @contextlib.contextmanager
     def _training_mode(self) -> Iterator[None]:
@@ -393,6 +405,9 @@ class Engine:
             problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
         elif not math.isfinite(norm := self._update()):
             problem = f"gradient norm is {norm}"
+        is_logged = (state.step + 1) % self.schedule.log_every == 0 or state.step + 1 == self.schedule.steps
+        if self._health:
+            self._health.count(self._passes.choices)
         seconds = time.perf_counter() - started
         state.step += 1
         state.seconds += seconds
@@ -404,7 +419,7 @@ class Engine:
         state.bad_in_a_row = 0
         state.lm_loss = losses.terms["lm"]
         state.losses.append(losses.joint)
-        if state.step % self.schedule.log_every == 0 or state.step == self.schedule.steps:
+        if is_logged:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
     @contextlib.contextmanager
@@ -460,11 +475,16 @@ class Engine:
             if self.ranks.size == 1:
                 self._save()
             raise
+        routes = values.pop("routes", None)
         measure = float(values[self.schedule.measure])
         state.evaluated_step, state.val_loss = state.step, values.get("val_loss")
         state.history.append((state.step, measure))
         if self.schedule.keep_best:
             values = {**values, "best": self._keep_best(measure, values)}
+        if (health := self._health) is not None:
+            health.gather(self.ranks)
+            late = 3 * state.step > 2 * self.schedule.steps
+            values |= self.ranks.from_first(lambda: health.report(routes, late))
         self._record("eval", **values)
 
     def _keep_best(self, measure: float, values: dict[str, Any]) -> bool:
@@ -490,6 +510,8 @@ class Engine:
         state = self.state
         if self.dir is None or self._saved == (state.step, state.evaluated_step):
             return
+        if self._health is not None:
+            self._health.gather(self.ranks)
         progress = {"fingerprint": self._fingerprint(), "sampler": self.source.state_dict(), **vars(state)}
         keep_last = self.schedule.keep_last if not state.bad_in_a_row else sys.maxsize
         optimizer = self.optimizer if self.schedule.save_optimizer or state.step < self.schedule.steps else None

@@ -29,8 +29,8 @@ from ..runtime import cpu_info
 from ..settings import Settings
 
 __all__ = [
-    "FROM_SCRATCH", "MAY_CHANGE", "Change", "changes_between", "check_changes", "digest_of_rows", "digest_of_tokens",
-    "digest_of_weights", "fingerprint_of", "shown_fact", "start_of",
+    "FREE", "FROM_SCRATCH", "MAY_CHANGE", "Change", "changes_between", "check_changes", "digest_of_rows",
+    "digest_of_tokens", "digest_of_weights", "fingerprint_of", "shown_fact", "start_of",
 ]  # fmt: skip
 
 #: The change alters what is computed: it is refused, unless the caller insists.

@@ -44,6 +44,10 @@ class Passes:
         Of the last step: which micro-batches were those of each rank, and how gradients are added over ranks.
     used : ndarray of uint8, shape (parameters,)
         After the last step: which parameters have a gradient on any rank.
+    counts_choices : bool
+        Whether the choices of modules are counted.
+    choices : list
+        Of the last step, if they are counted: `Network.route_counts` of each of this rank's micro-batches.
     """
 
     def __init__(self, model: Network, communicator: Communicator, by_tree: bool, terms_first: bool) -> None:
@@ -52,6 +56,8 @@ class Passes:
         self._sums: list[NDArray[np.float32]] = []  # gradients of left branches, by depth
         self.tree = Tree(1, 1)
         self.used = np.zeros(0, np.uint8)
+        self.counts_choices = False
+        self.choices: list[dict[str, Any]] = []
 
     def run(self, batches: Sequence[MicroBatch]) -> Losses:
         """Run the passes of a step.
@@ -61,6 +67,7 @@ class Passes:
         """
         self._batches, self._total = batches, sum(batch.scored for batch in batches)
         self._losses: list[dict[str, float]] = []
+        self.choices = []
         if self._ranks.size == 1:
             self._run(range(len(batches)))
             return self._sum_up(self._losses)
@@ -112,6 +119,8 @@ class Passes:
             self.model.random_state = (self.model.random_state[0], self._first_draw + i)
         out = self.model(**batch.inputs)  # type: ignore[operator]
         self._losses.append(dict(out.losses))
+        if self.counts_choices:
+            self.choices.append(self.model.route_counts())
         if math.isfinite(out.lm_loss):
             self.model.backward(scales=self._scales(batch))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..distributed import current
 from ..errors import ConfigError, DataError, TrainingInterrupted
 from ..familiar import Familiar
 from ..interventions.rules import Intervention
-from ..model import MoM
+from ..model import MoM, Routes
 from ..model.on_ranks import own_batches, summed_losses
 from .batches import Windows
 from .callbacks import Callback, closing
@@ -124,7 +124,10 @@ def take_tokenizer(model: MoM, data: PathLike) -> None:
     model.tokenizer = tokenizer
 
 
-def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_length: int, batches: int) -> float:
+def evaluate_loss(
+    model: MoM, tokens: TokenFile, batch_size: int, sequence_length: int, batches: int,
+    look: Callable[[Routes], None] | None = None,
+) -> float:  # fmt: skip
     """Mean language-model loss over the first windows of a token file.
 
     Parameters
@@ -133,6 +136,8 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
     tokens : TokenFile
     batch_size, sequence_length, batches : int
         At most `batches` batches of consecutive windows; fewer where the file ends.
+    look : callable, optional
+        Gets the routes of the first batch, on the rank that computes this batch.
 
     Returns
     -------
@@ -151,8 +156,10 @@ def evaluate_loss(model: MoM, tokens: TokenFile, batch_size: int, sequence_lengt
         for begin in own_batches(model, ranks, range(0, windows, batch_size)):
             rows = min(batch_size, windows - begin)
             ids = tokens.windows(np.arange(begin, begin + rows) * sequence_length, sequence_length)
-            out = model(ids, labels=ids, keep=False)
+            out = model(ids, labels=ids, keep=False, return_routes=look is not None and begin == 0)
             assert out.lm_loss is not None
+            if look is not None and out.routes is not None:
+                look(out.routes)
             losses.append((out.lm_loss, out.num_labelled))
     nats, count = summed_losses(losses, ranks)
     return nats / count
@@ -267,10 +274,12 @@ def run_training(
     windows = config.batch_size * config.accumulation
     sampler = WindowSampler(tokens, windows, config.sequence_length, config.seed, config.sampling)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> dict[str, Any]:
         assert validation is not None
-        loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches)
-        return {"val_loss": loss, "perplexity": perplexity_of(loss)}
+        seen: list[Routes] = []
+        look = seen.append if model.config.is_routed else None
+        loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches, look)
+        return {"val_loss": loss, "perplexity": perplexity_of(loss), "routes": seen[0] if seen else None}
 
     schedule = Schedule(
         config.steps, learning_rate_factor(config.schedule, config.warmup_steps, config.steps, config.final_lr),
