@@ -372,9 +372,9 @@ class MoMConfig(Settings):
         return int(self.num_ffn * self.depth_multiplier) if self.depth_per_chunk is None else self.depth_per_chunk
 
     @property
-    def is_routed(self) -> bool:
+    def has_routers(self) -> bool:
         """Whether any half of a round has a router."""
-        return bool(self.chunks and self.rounds) and max(self.num_attn, self.num_ffn) > 1
+        return bool(self.rounds) and (self.is_routed("attn") or self.is_routed("ffn"))
 
     @property
     def router_kind(self) -> str:

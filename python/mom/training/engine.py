@@ -307,7 +307,7 @@ class Engine:
             stack.enter_context(self._training_mode())
             if self.model.tokenizer is None:  # checkpoints and the model have that of the data, too
                 self.model.tokenizer = self.source.tokenizer(self.model.config.vocab_size)
-            if self.evaluate is not None and self.model.config.is_routed:
+            if self.evaluate is not None and self.model.config.has_routers:
                 self._watch()
             self._callbacks, self._signals = [*callbacks, *own] if self._together.speaks else [], signals
             with contextlib.suppress(BrokenOff):

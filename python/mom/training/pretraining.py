@@ -277,7 +277,7 @@ def run_training(
     def evaluate() -> dict[str, Any]:
         assert validation is not None
         seen: list[Routes] = []
-        look = seen.append if model.config.is_routed else None
+        look = seen.append if model.config.has_routers else None
         loss = evaluate_loss(model, validation, config.batch_size, config.sequence_length, config.eval_batches, look)
         return {"val_loss": loss, "perplexity": perplexity_of(loss), "routes": seen[0] if seen else None}
 
