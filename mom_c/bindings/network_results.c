@@ -11,7 +11,7 @@ PyObject *mom_logits(mom_network *self, const int32_t *rows, size_t count) {
     PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
     if (!out)
         return NULL;
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self);
     float *data = PyArray_DATA((PyArrayObject *)out);
     mom_error err;
     mom_status status;

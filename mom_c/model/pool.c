@@ -228,6 +228,17 @@ static mom_status force(const mom_pass *pass, const mom_pool *pool, mom_route *r
     return mom_forced_choices_forward(pass->exec, r->index, r->kept, &choices, pass->err);
 }
 
+/* Around the products of a router: they count as the router's, without the rows of padding. */
+static mom_counts begin_counting(const mom_pass *pass) {
+    mom_count_part(pass->exec, MOM_PART_ROUTER);
+    return pass->exec->counts ? *pass->exec->counts : (mom_counts){0};
+}
+
+static void end_counting(const mom_pass *pass, const mom_counts *before) {
+    if (pass->exec->counts && pass->exec->counts->mask)
+        mom_counts_leave_out(pass->exec->counts, before, pass->N);
+}
+
 /* Outputs and scores of the router, and the choices it makes from them. */
 static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state) {
     const mom_pool *pool = mom_half_round_pool(at);
@@ -247,10 +258,12 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     spec.few_rows = pass->few_rows;
     const mom_router_tensors weights = router_weights(at);
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, saved->input, state);
+    const mom_counts before = begin_counting(pass);
     MOM_TRY(mom_router_hidden_forward(x, &r->router, &inputs, &spec, pass->err));
     if (type->recurrent)
         mom_site_visit(pass, mom_half_round_site(at, MOM_SITE_STATE), r->router.hidden, R);
     MOM_TRY(mom_router_outputs_forward(x, r->outputs, &r->router, &inputs, &spec, pass->err));
+    end_counting(pass, &before);
     const mom_route_change *change = mom_route_change_of(pass, at);
     if (change && change->bias)
         add_bias(pass, r->outputs, change, S);
@@ -357,6 +370,7 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     const mom_router_gradients gradients = {b->dx, b->state ? b->dstate : NULL, &b->pool->router};
     const float *dstate_out = b->has_dstate ? b->dstate : NULL;
     const mom_site state = mom_half_round_site(at, MOM_SITE_STATE);
+    const mom_counts before = begin_counting(pass);
     MOM_TRY(mom_router_outputs_backward(x, &dhidden, gradients.dweights, dscores, &inputs, &r->router, &pool->spec, pass->err));
     if (mom_site_used(pass, state) && !x->dry_run) {
         if (dstate_out)
@@ -364,5 +378,7 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
         dstate_out = NULL;
         mom_site_visit_backward(pass, state, dhidden, pool->spec.R);
     }
-    return mom_router_hidden_backward(x, &gradients, dhidden, dstate_out, &inputs, &r->router, &pool->spec, pass->err);
+    MOM_TRY(mom_router_hidden_backward(x, &gradients, dhidden, dstate_out, &inputs, &r->router, &pool->spec, pass->err));
+    end_counting(pass, &before);
+    return MOM_OK;
 }
