@@ -147,5 +147,7 @@ mom_status mom_head_logits(const mom_activations *a, const mom_exec *x, const mo
     g.a.row_index = rows;
     g.b = mom_matrix_transposed(value(p, p->wte), C);
     g.precision = x->precision;
+    for (size_t i = 0; x->counts && a->rows.mask && i < count; i++)
+        g.uncounted += a->rows.mask[rows ? (size_t)rows[i] : i] ? 0 : V * C;
     return mom_gemm_run(x, &g, 1, err);
 }
