@@ -68,12 +68,6 @@ int mom_network_enter(mom_network *self) {
 
 void mom_network_leave(mom_network *self) { atomic_store(&self->owner, 0); }
 
-mom_exec mom_network_exec(mom_network *self) {
-    mom_exec exec = mom_current_exec(NULL);
-    exec.counts = self->counting ? &self->counts : NULL;
-    return exec;
-}
-
 /* ------------------------------------------------------------------ forward and backward */
 
 /* {name: value} of the terms that the pass has. New reference. */

@@ -5,6 +5,7 @@
 #include "bindings/numpy_api.h"
 
 #include "bindings/network_interventions.h"
+#include "bindings/runtime.h"
 #include "model/gpt.h"
 
 typedef struct {
@@ -24,7 +25,11 @@ int mom_network_enter(mom_network *self);
 void mom_network_leave(mom_network *self);
 
 /* Kernels and threads for a call, and the network's counters if it counts. */
-mom_exec mom_network_exec(mom_network *self);
+static inline mom_exec mom_network_exec(mom_network *self) {
+    mom_exec exec = mom_current_exec(NULL);
+    exec.counts = self->counting ? &self->counts : NULL;
+    return exec;
+}
 
 /* A view of parameter i in `block`, an array laid out like the parameters. The view keeps `owner` alive. */
 PyObject *mom_network_view(mom_network *self, PyObject *owner, Py_ssize_t i, float *block);

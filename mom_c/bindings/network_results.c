@@ -3,7 +3,6 @@
 #include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/routes.h"
-#include "bindings/runtime.h"
 
 PyObject *mom_logits(mom_network *self, const int32_t *rows, size_t count) {
     mom_gpt *gpt = &self->gpt;

@@ -64,8 +64,8 @@ __all__ = [
 ]  # fmt: skip
 
 _SUBMODULES = (
-    "accounting", "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference", "sklearn",
-    "surgery", "training", "xsum",
+    "accounting", "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference",
+    "sklearn", "surgery", "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.

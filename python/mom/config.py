@@ -444,8 +444,8 @@ def _gpt2(n_embd: int, n_head: int, n_layer: int, **fields: Any) -> dict[str, An
     }  # fmt: skip
 
 
-#: Named configurations. ``mini`` and ``base`` are the benchmark sizes. ``mom-large-deep`` and ``mom-large-wide`` have as many
-#: parameters as ``gpt2-large``, found by `mom.match`: 52 layers deep, or 14 with 16 modules in each pool.
+#: Named configurations. ``mini`` and ``base`` are the benchmark sizes. ``mom-large-deep`` and ``mom-large-wide`` have
+#: as many parameters as ``gpt2-large``, found by `mom.match`: 52 layers deep, or 14 with 16 modules in each pool.
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 16, 24),

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.routes import Routes
 from ..interventions.selection import FREE
+from ..model.routes import Routes
 from .batch import Batch
 from .shapes import Half
 
-__all__ = ["Load", "expected_load", "share_with_module", "real_load"]
+__all__ = ["Load", "expected_load", "real_load"]
 
 #: A count is an integer; what is expected is a float.
 Number = int | float
@@ -46,7 +46,9 @@ class Load:
     all_pairs: Number
 
 
-def _load(rows: NDArray[Any], needed: NDArray[Any], batch: Batch, keys: NDArray[np.bool_], asks: NDArray[np.bool_]) -> Load:
+def _load(
+    rows: NDArray[Any], needed: NDArray[Any], batch: Batch, keys: NDArray[np.bool_], asks: NDArray[np.bool_]
+) -> Load:
     """A load that is known exactly: `keys` and `asks` are the rows that are keys, and queries, in attention."""
     seen, all_keys = batch.count(keys)[asks], batch.in_sequence(keys)[asks]
     return Load(rows, needed, (rows > 0).astype(np.int64), int(asks.sum()), int(seen.sum()), int(all_keys.sum()))
@@ -72,10 +74,8 @@ def real_load(half: Half, batch: Batch, routes: Routes, number: int, saves: bool
     return _load(rows, rows, batch, active, active)
 
 
-def share_with_module(half: Half) -> float:
+def _share_with_module(half: Half) -> float:
     """Probability that at least one of K distinct, uniform choices is a module."""
-    if not half.routed or half.all_paths:
-        return 1.0
     skips = half.outputs - half.modules
     return 1.0 - math.comb(skips, half.choices) / math.comb(half.outputs, half.choices)
 
@@ -84,7 +84,7 @@ def expected_load(half: Half, batch: Batch, saves: bool) -> Load:
     """What is expected if every row makes K distinct choices, uniform over all outputs of the router."""
     if not half.routed or half.all_paths:
         return _dense(half, batch, saves)
-    N, share, active = batch.num_real, half.choices / half.outputs, share_with_module(half)
+    N, share, active = batch.num_real, half.choices / half.outputs, _share_with_module(half)
     rows = np.full(half.modules, N * share)
     pairs, all_pairs = (active * (N + active * float(n[batch.real].sum())) for n in (batch.earlier, batch.others))
     reached = np.full(half.modules, 1.0 - (1.0 - share) ** N)

@@ -152,7 +152,8 @@ def trained_parts(config: MoMConfig, trained: Mapping[str, bool]) -> Trained:
         else:
             active.add((int(found[1]), "attn" if found[2] in ("ln_1", "attn", "mot_attn") else "ffn"))
     norm = trained["transformer.ln_f.weight"] or trained["transformer.ln_f.bias"]
-    lowest = min([place for place, _ in active] + sorted(routers), default=places + (not norm and "score.weight" in trained))
+    above = places + (not norm and "score.weight" in trained)  # only the final LayerNorm, or only a classifier's head
+    lowest = min([place for place, _ in active] + sorted(routers), default=above)
     if trained["transformer.wte.weight"] or trained["transformer.wpe.weight"]:
         lowest = 0
     every = {(place, half) for place in range(places) for half in HALVES}

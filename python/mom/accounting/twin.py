@@ -201,7 +201,8 @@ def _length(config: MoMConfig, other: MoMConfig, length: int | None) -> int:
 
 def _value(config: MoMConfig, name: str) -> int:
     value = {"n_inner": config.inner_size, "depth_per_chunk": config.rounds}.get(name)
-    return getattr(config, name) if value is None else value  # type: ignore[no-any-return]
+    found: int = getattr(config, name) if value is None else value
+    return found
 
 
 def _step(config: MoMConfig, name: str) -> int:

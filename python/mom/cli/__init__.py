@@ -22,7 +22,22 @@ from .. import _version
 from ..distributed import current, is_first, launched_rank
 from ..errors import ConfigError, MomError, RankError, TrainingInterrupted
 from ..runtime import set_num_threads
-from . import bench, demo, evaluate, finetune, generate, info, launch, lm_eval, prepare, pretrain, prune, routes, train
+from . import (
+    bench,
+    demo,
+    evaluate,
+    finetune,
+    generate,
+    info,
+    launch,
+    ledger,
+    lm_eval,
+    prepare,
+    pretrain,
+    prune,
+    routes,
+    train,
+)
 
 __all__ = ["main", "parser"]
 
@@ -182,7 +197,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listed = (
-        demo, prepare, train, pretrain, evaluate, generate, routes, finetune, prune, launch, lm_eval, info, bench,
+        demo, prepare, train, pretrain, evaluate, generate, routes, finetune, prune, ledger, launch, lm_eval, info,
+        bench,
     )  # fmt: skip
     for module in listed:
         module.add(commands)
