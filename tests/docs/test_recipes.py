@@ -93,7 +93,7 @@ EXAMPLES = {
         {"tests/docs/test_benchmark_figures.py": CHOSEN},
     ),
     "Adding a callback": Example(r"TensorBoard|tensorboard"),
-    "Adding a command": Example(r"(commands, |mom_command\()\"info\"|import .*\binfo\b", {"command": "info"}),
+    "Adding a command": Example(r"(commands, |mom_command\()\"info\"|\n    info,\n", {"command": "info"}),
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,12 +79,15 @@ class Batch:
 
 
 def batch_of(
-    config: MoMConfig, shape: tuple[int, int], routes: Routes | None, labels: Any, logits: bool
+    config: MoMConfig,
+    shape: tuple[int, int],
+    routes: Routes | None = None,
+    labels: ArrayLike | None = None,
+    *,
+    labelled: bool = True,
+    logits: bool = False,
 ) -> Batch:
-    """The batch of a shape (sequences, tokens of each), or of routes.
-
-    `labels` is None if every real row is labelled whose next row is real, False without labels, or an array.
-    """
+    """The batch of a shape (sequences, tokens of each), or of routes. Without `labels` every real token has a label."""
     tokens = np.zeros(shape, np.int32) if routes is None else routes.tokens
     mask, lengths = (None, None) if routes is None else (routes.mask, routes.lengths)
     layout = layout_of(tokens, mask, lengths)
@@ -93,13 +95,13 @@ def batch_of(
     if config.num_labels is not None:
         chosen = _pooled(config, layout, None if routes is None else tokens, mask, lengths)
         scored = sequences
-    elif labels is False:
+    elif not labelled:
         chosen, scored = np.zeros(size, bool), 0
     else:
         chosen = _labelled(layout, labels)
         scored = int(chosen.sum())
     used = int(chosen.sum())
-    saves = (config.num_labels is not None or labels is not False) and 0 < used <= size // 4 * 3
+    saves = (config.num_labels is not None or labelled) and 0 < used <= size // 4 * 3
     all_rows = logits and config.num_labels is None
     real = layout.real
     return Batch(

@@ -30,7 +30,8 @@ def ledger(
     routes: Routes | None = None,
     training: bool = True,
     *,
-    labels: ArrayLike | bool | None = None,
+    labels: ArrayLike | None = None,
+    labelled: bool = True,
     logits: bool = False,
     activation_checkpointing: bool | None = None,
     trainable: str | Sequence[str] | None = None,
@@ -51,8 +52,10 @@ def ledger(
         As a call has returned them. They also say which tokens are padding, and the lengths of packed rows.
     training : bool
         Whether backward is counted, too.
-    labels : array of int, as the routes' tokens, or bool, optional
-        Labels of the call; -100 does not count. By default a real token has a label. False: there are none.
+    labels : array of int, as the routes' tokens, optional
+        Labels of the call; -100 does not count. By default every real token has a label.
+    labelled : bool
+        Whether the call has labels. Without them there is no loss, no head and no backward.
     logits : bool
         The call returns the logits of all rows.
     activation_checkpointing : bool, optional
@@ -75,7 +78,7 @@ def ledger(
     >>> one = mom.ledger(mom.MoMConfig.preset("gpt2"), batch=8, length=1024)
     >>> other = mom.ledger(mom.MoMConfig.preset("mom-small"), batch=8, length=1024)
     >>> round(other.flops() / one.flops(), 2)
-    1.22
+    1.34
     """
     if not isinstance(model, (MoMConfig, Network)):
         raise TypeError(
@@ -83,17 +86,15 @@ def ledger(
             "configuration use MoMConfig.preset('demo')"
         )
     config = model if isinstance(model, MoMConfig) else model.config
-    training, logits = flags(training=training, logits=logits)
+    training, logits, labelled = flags(training=training, logits=logits, labelled=labelled)
     if activation_checkpointing is None:
         activation_checkpointing = False if isinstance(model, MoMConfig) else model.activation_checkpointing
     (checkpointing,) = flags(activation_checkpointing=activation_checkpointing)
     if routes is not None:
         _check_routes(config, routes)
     shape = _shape(config, batch, length, routes)
-    if isinstance(labels, (bool, np.bool_)):
-        labels = None if labels else False
-    rows = batch_of(config, shape, routes, labels, logits)
-    training = training and (labels is not False or config.num_labels is not None)
+    rows = batch_of(config, shape, routes, labels, labelled=labelled, logits=logits)
+    training = training and labelled
     trained = trained_parts(config, _trained(model, config, trainable))
     entries, active = [], 0.0
     for place in places_of(config):
@@ -103,7 +104,7 @@ def ledger(
     entries.append(LedgerRow.of(head_work(config, rows, training, trained)))
     halves = [half for place in places_of(config) for half in place.halves]
     expected = routes is None and any(half.routed and not half.all_paths for half in halves)
-    return Ledger(config, entries, rows, training, expected, active)
+    return Ledger(config, tuple(entries), rows.sequences, rows.num_real, training, expected, active)
 
 
 def _of_place(

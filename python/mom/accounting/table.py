@@ -14,7 +14,6 @@ from .._html import html_table
 from .._reading import shown
 from ..config import MoMConfig
 from ..model.counting import PARTS
-from .batch import Batch
 from .shapes import Place, fixed_parameters, places_of
 from .work import Entry, Number
 
@@ -73,6 +72,7 @@ class LedgerRow:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, repr=False)
 class Ledger:
     """What a pass computes and which weights it reads; made by `mom.ledger`.
 
@@ -80,24 +80,23 @@ class Ledger:
     ----------
     config : MoMConfig
     rows : tuple of LedgerRow
+    sequences, tokens : int
+        Of the batch; `tokens` are real ones.
     training : bool
         Whether backward is counted.
     expected : bool
         Whether the routes are expected ones. The numbers are then means, and need not be integers.
-    sequences, tokens : int
-        Of the batch; `tokens` are real ones.
-    unique_parameters : int
-        Numbers in all parameters, each counted once. The tied head is ``transformer.wte.weight``.
-    active_parameters : float
-        Numbers in the parameters that a token uses, each once: a mean over the real tokens.
+    used_in_body : float
+        Numbers in the parameters of the places that a token uses, each once: a mean over the real tokens.
     """
 
-    def __init__(
-        self, config: MoMConfig, rows: Sequence[LedgerRow], batch: Batch, training: bool, expected: bool, active: float
-    ) -> None:
-        self.config, self.rows, self.training, self.expected = config, tuple(rows), training, expected
-        self.sequences, self.tokens = batch.sequences, batch.num_real
-        self._active = active
+    config: MoMConfig
+    rows: tuple[LedgerRow, ...]
+    sequences: int
+    tokens: int
+    training: bool
+    expected: bool
+    used_in_body: float
 
     # ------------------------------------------------------------------ totals
     def _sum(self, column: str, parts: Sequence[str] = PARTS) -> Number:
@@ -132,10 +131,12 @@ class Ledger:
 
     @property
     def unique_parameters(self) -> int:
+        """Numbers in all parameters, each counted once. The tied head is ``transformer.wte.weight``."""
         return int(self.parameters())
 
     @property
     def active_parameters(self) -> Number:
+        """Numbers in the parameters that a token uses, each once: a mean over the real tokens; see `parameters`."""
         return self.parameters(active=True)
 
     def parameters(self, active: bool = False, embeddings: bool = True) -> Number:
@@ -150,7 +151,7 @@ class Ledger:
             Without them, neither embeddings nor the head count.
         """
         active, embeddings = flags(active=active, embeddings=embeddings)
-        body = self._active if active else sum(h.parameters for p in places_of(self.config) for h in p.halves)
+        body = self.used_in_body if active else sum(h.parameters for p in places_of(self.config) for h in p.halves)
         sizes = fixed_parameters(self.config)
         if not embeddings:
             return body + sizes["ln_f"]

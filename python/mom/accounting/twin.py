@@ -139,8 +139,8 @@ def match(
     fields = _fields(config, by)
     shape = (count(batch, "batch", 1), _length(config, other, length))
     most = number(factor, "factor", 1.0, "at least 1")
-    wanted = _figure(other, shape, on, batch_of(other, shape, None, None, False))
-    rows = batch_of(config, shape, None, None, False)
+    wanted = _figure(other, shape, on, batch_of(other, shape))
+    rows = batch_of(config, shape)
 
     def figure_of(candidate: MoMConfig) -> Number:
         return _figure(candidate, shape, on, rows)
