@@ -471,6 +471,21 @@ def test_bench_prints_the_speed_of_a_step(mom_command: Any) -> None:
     assert mom_command("bench", "--batch_size", 0)[0] == 1
 
 
+def test_ledger_prints_what_a_model_computes(mom_command: Any, trained: Path) -> None:
+    shape = ("--batch_size", 2, "--sequence_length", 16)
+    status, out, _ = mom_command("ledger", "--preset", "demo", *shape, "--like", "mini")
+    assert status == 0 and all(len(line) <= 80 for line in out.splitlines())
+    table = mom.ledger(mom.MoMConfig.preset("demo"), 2, 16)
+    assert out.startswith(f"{table}\n") and "memory, training" in out
+    line = next(line for line in out.splitlines() if line.startswith("FLOPs  "))
+    ratio = table.flops() / mom.ledger(mom.MoMConfig.preset("mini"), 2, 16).flops()
+    assert float(line.split()[-1]) == pytest.approx(ratio, abs=1e-3)
+    status, out, _ = mom_command("ledger", "--model", trained / "model", *shape, "--measure")
+    assert status == 0 and re.search(r"\n\S+ s per training step in float32, \S+ GFLOP/s\n$", out)
+    status, _, err = mom_command("ledger", "--preset", "demo", "--sequence_length", 999)
+    assert status == 1 and "length: 999, n_positions is 128" in err
+
+
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {

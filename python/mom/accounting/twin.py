@@ -284,7 +284,8 @@ def _figure(config: MoMConfig, shape: tuple[int, int], on: str, batch: Batch) ->
 
 def _sums(config: MoMConfig, batch: Batch, on: str) -> Number:
     known: dict[tuple[bool, str, bool], Number] = {}
-    trained, total = Trained(), 0.0
+    trained = Trained()
+    total: Number = 0
     head = head_work(config, batch, True, trained)
 
     def worth(entry: Any) -> Number:
