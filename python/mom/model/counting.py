@@ -18,7 +18,7 @@ class Counts:
 
     The parts are ``qkv``; ``scores`` (attention: queries times keys, and probabilities times values); ``projection``;
     ``up`` and ``down`` of feed-forward modules; ``router``, without a recurrent router's products with its state, which
-    are ``state``; and ``head``. What counts as useful stands in the page :doc:`Counting </counting>`.
+    are ``state``; and ``head``. The page ``docs/counting.md`` says what counts as useful.
 
     Attributes
     ----------
