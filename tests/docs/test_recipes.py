@@ -72,7 +72,11 @@ EXAMPLES = {
     ),
     "Adding a configuration field": Example(
         r"\bweighted_qkv\b|SMALL_WEIGHTED", {},
-        {"tests/analysis/test_restart.py": CHOSEN, "tests/reference/test_reference_interventions.py": CHOSEN},
+        {
+            "tests/accounting/test_ledger.py": CHOSEN,
+            "tests/analysis/test_restart.py": CHOSEN,
+            "tests/reference/test_reference_interventions.py": CHOSEN,
+        },
     ),
     "Adding an operator": Example(
         r"mom_gelu_|vec_gelu_|(?<!vec\.)\bgelu_(forward|backward)\b|\"gelu\"|\bgelu\.forward\b",
