@@ -37,7 +37,7 @@ class LedgerRow:
     module : int or None
         None where a half has a single module, and for what its modules share.
     part : str
-        See `mom.model.counting.Counts`.
+        See `mom.model.Counts`.
     tokens : int or float
         Real rows that the part works on; of the scores, those that are queries.
     forward, backward, recomputed : int or float
