@@ -10,6 +10,7 @@
 
 #include "base/arena.h"
 #include "base/bf16.h"
+#include "base/counts.h"
 #include "base/parallel.h"
 
 typedef struct mom_kernels mom_kernels;
@@ -24,12 +25,25 @@ typedef struct {
     mom_arena *workspace; /* for temporaries; operators that succeed release what they allocate */
     mom_dtype precision;  /* of the factors of linear layers */
     mom_dry_run dry_run;
+    mom_counts *counts; /* or NULL: nothing is counted */
     int (*stop)(void); /* whether a long computation shall end now; or NULL: never. See mom_check_stop. */
 } mom_exec;
 
 /* Called between the parts of a long computation. If x->stop asks for an end, returns MOM_ERR_STOPPED, which the caller
  * handles like every other error. */
 mom_status mom_check_stop(const mom_exec *x, mom_error *err);
+
+/* The part and the kind of work that the next products count as. mom_count_work returns the kind of work before. */
+static inline void mom_count_part(const mom_exec *x, mom_part part) {
+    if (x->counts)
+        x->counts->part = part;
+}
+static inline mom_work mom_count_work(const mom_exec *x, mom_work work) {
+    const mom_work before = x->counts ? x->counts->work : MOM_WORK_FORWARD;
+    if (x->counts)
+        x->counts->work = work;
+    return before;
+}
 
 /* Runs `tasks` tasks on x->threads threads; see mom_parallel_run. A dry run skips them. */
 void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context);

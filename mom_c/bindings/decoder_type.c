@@ -132,7 +132,7 @@ static PyObject *run_append(decoder_object *self, const appended *in) {
     mom_held_interventions *held;
     if (mom_hold_interventions(in->interventions, self->decoder.gpt, NULL, appended_rows(&self->decoder, in), &held) < 0)
         return NULL;
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self->network);
     mom_error err;
     mom_status status;
     self->decoder.interventions = mom_interventions_of(held);
@@ -257,7 +257,7 @@ static PyObject *decoder_generate(decoder_object *self, PyObject *args) {
         Py_DECREF(out);
         return NULL;
     }
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self->network);
     int32_t *data = PyArray_DATA((PyArrayObject *)out);
     uint8_t *flags = PyArray_DATA(finished);
     size_t made = 0;

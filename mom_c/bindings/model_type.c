@@ -121,7 +121,7 @@ static PyObject *network_forward(mom_network *self, PyObject *args, PyObject *kw
         mom_release_interventions(held);
         return NULL;
     }
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self);
     mom_losses losses;
     mom_error err;
     mom_status status;
@@ -166,7 +166,7 @@ static PyObject *network_backward(mom_network *self, PyObject *arg) {
         return PyErr_Format(PyExc_TypeError, "scales: expected dict, got %s", Py_TYPE(arg)->tp_name);
     if (read_scales(arg, scales) < 0 || mom_network_enter(self) < 0)
         return NULL;
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self);
     mom_error err;
     mom_status status;
     MOM_WITHOUT_GIL(status = mom_gpt_backward(&self->gpt, &exec, scales, &err));
@@ -192,7 +192,7 @@ static PyObject *network_plan(mom_network *self, PyObject *args) {
     }
     if (mom_network_enter(self) < 0)
         return NULL;
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self);
     key.B = (size_t)B;
     key.T = (size_t)T;
     key.N = (size_t)N;
@@ -487,6 +487,49 @@ static PyObject *network_get_region_parts(mom_network *self, void *Py_UNUSED(clo
     return out;
 }
 
+/* ------------------------------------------------------------------ counters */
+
+static PyObject *network_count(mom_network *self, PyObject *on) {
+    const int counting = PyObject_IsTrue(on);
+    if (counting < 0 || mom_network_enter(self) < 0)
+        return NULL;
+    if (counting)
+        self->counts = (mom_counts){0};
+    self->counting = counting;
+    mom_network_leave(self);
+    Py_RETURN_NONE;
+}
+
+/* {part: multiply-adds} of one kind of work. New reference. */
+static PyObject *work_counts(const uint64_t sums[MOM_PARTS]) {
+    static const char *const names[MOM_PARTS] = {"none", "qkv", "scores", "projection", "up", "down", "router", "state", "head"};
+    PyObject *dict = PyDict_New();
+    for (int part = 0; dict && part < MOM_PARTS; part++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(sums[part]); /* new reference */
+        if (!value || PyDict_SetItemString(dict, names[part], value) < 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(value);
+    }
+    return dict;
+}
+
+/* (forward, backward, computed again) since counting began */
+static PyObject *network_get_counts(mom_network *self, void *Py_UNUSED(closure)) {
+    if (mom_network_enter(self) < 0)
+        return NULL;
+    const mom_counts counts = self->counts;
+    mom_network_leave(self);
+    PyObject *out = PyTuple_New(MOM_WORKS); /* new reference */
+    for (int work = 0; out && work < MOM_WORKS; work++) {
+        PyObject *dict = work_counts(counts.sums[work]);
+        if (!dict)
+            Py_CLEAR(out);
+        else
+            PyTuple_SET_ITEM(out, work, dict); /* steals */
+    }
+    return out;
+}
+
 static PyMethodDef network_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))network_forward, METH_VARARGS | METH_KEYWORDS,
      "forward($self, tokens, lengths=None, labels=None, mask=None, positions=None, pooled=None, classes=None, values=None, "
@@ -511,6 +554,8 @@ static PyMethodDef network_methods[] = {
     {"parameter", (PyCFunction)network_parameter, METH_O, "parameter($self, index, /)\n--\n\nView of a parameter."},
     {"set_trained", (PyCFunction)network_set_trained, METH_O,
      "set_trained($self, trained, /)\n--\n\nBackward leaves out what only parameters marked 0 need (uint8, by parameter)."},
+    {"count", (PyCFunction)network_count, METH_O,
+     "count($self, on, /)\n--\n\nCount the multiply-adds of all calls from now on, from zero; or stop counting."},
     {"gradient", (PyCFunction)network_gradient, METH_O, "gradient($self, index, /)\n--\n\nView of a gradient."},
     {NULL, NULL, 0, NULL}};
 
@@ -522,6 +567,7 @@ static PyGetSetDef network_getset[] = {
     {"region_parts", (getter)network_get_region_parts, NULL, "(activations, packed, workspace) at the fullest moment", NULL},
     {"exploration", (getter)network_get_exploration, (setter)network_set_exploration,
      "(temperature, jitter) of the routers: those of the configuration, unless training goes through others.", NULL},
+    {"counts", (getter)network_get_counts, NULL, "multiply-adds by part: (forward, backward, computed again)", NULL},
     {"random_state", (getter)network_get_random_state, (setter)network_set_random_state, "(seed, counter)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

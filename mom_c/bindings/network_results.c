@@ -3,7 +3,6 @@
 #include "bindings/convert.h"
 #include "bindings/errors.h"
 #include "bindings/routes.h"
-#include "bindings/runtime.h"
 
 PyObject *mom_logits(mom_network *self, const int32_t *rows, size_t count) {
     mom_gpt *gpt = &self->gpt;
@@ -11,7 +10,7 @@ PyObject *mom_logits(mom_network *self, const int32_t *rows, size_t count) {
     PyObject *out = PyArray_SimpleNew(2, dims, NPY_FLOAT32); /* new reference */
     if (!out)
         return NULL;
-    const mom_exec exec = mom_current_exec(NULL);
+    const mom_exec exec = mom_network_exec(self);
     float *data = PyArray_DATA((PyArrayObject *)out);
     mom_error err;
     mom_status status;

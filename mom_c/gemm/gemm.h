@@ -49,6 +49,8 @@ struct mom_gemm {
      * a row can be kept as one number per block, whatever the number of threads. */
     int whole_blocks;
     const void *context;  /* for finish */
+    mom_part part;    /* what the product counts as; MOM_PART_NONE: what mom_count_part has set */
+    size_t uncounted; /* multiply-adds that are no useful work (base/counts.h), such as those of padding */
 };
 
 /* Row-major (rows, columns) matrix with row stride ld, and its transpose. */

@@ -123,7 +123,16 @@ static size_t slab_width(const mom_kernels *k, const mom_gemm *products, size_t 
     return slab.width;
 }
 
+static void count_products(mom_counts *counts, const mom_gemm *products, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const mom_gemm *g = &products[i];
+        mom_counts_add(counts, g->part ? g->part : counts->part, g->m * g->n * g->k - g->uncounted);
+    }
+}
+
 mom_status mom_gemm_run(const mom_exec *x, const mom_gemm *products, size_t count, mom_error *err) {
+    if (x->counts)
+        count_products(x->counts, products, count);
     mom_slab slab = {.x = x, .products = products, .count = count, .width = slab_width(x->k, products, count)};
     size_t widest = 0;
     for (size_t i = 0; i < count; i++) {

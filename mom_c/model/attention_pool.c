@@ -130,11 +130,14 @@ mom_status mom_attention_pool_forward(const mom_pass *pass, const mom_half_round
     const mom_half half = mom_half_of(pass, pool, saved), last = half_of_last_layer(&half, saved);
     mom_half_output output = output_of(pass, at, saved);
     const mom_attention_spec spec = attention_spec(pass, at, saved);
+    mom_count_part(pass->exec, MOM_PART_QKV);
     MOM_TRY(mix_qkv(pass, at, saved, &half));
+    mom_count_part(pass->exec, MOM_PART_SCORES);
     MOM_TRY(mom_attention_forward(pass->exec, saved->heads, saved->lse, saved->inner, &spec, pass->err));
     if (wants_probabilities(pass, at))
         MOM_TRY(mom_attention_probabilities(pass->exec, in->attention->out, saved->inner, &spec, in->attention->rows,
                                             in->attention->row_count, pass->err));
+    mom_count_part(pass->exec, MOM_PART_PROJECTION);
     MOM_TRY(mom_half_output_forward(pass, at, &last, &output, *x_out));
     mom_arena_release(pass->exec->workspace, mark);
     return MOM_OK;
@@ -181,9 +184,12 @@ mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_roun
     if (qkv_weight(pass, at, saved))
         MOM_ARENA_ZEROS(dused_qkv, x, x->workspace, scores, pass->err);
     MOM_ARENA_NEW_SIZED(dheads, x->workspace, n, size, pass->err);
+    mom_count_part(x, MOM_PART_PROJECTION);
     MOM_TRY(project_backward(pass, at, saved, b, dheads, dused));
     MOM_ARENA_NEW_SIZED(dqkv, x->workspace, 3 * n, size, pass->err);
+    mom_count_part(x, MOM_PART_SCORES);
     MOM_TRY(mom_attention_backward(x, dqkv, dheads, saved->inner, saved->heads, saved->lse, &spec, pass->err));
+    mom_count_part(x, MOM_PART_QKV);
     MOM_TRY(mix_backward(pass, at, saved, b, dqkv, dused_qkv));
     if (routed)
         MOM_TRY(mom_route_backward(pass, at, saved, b, dused, dused_qkv));

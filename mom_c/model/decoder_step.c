@@ -131,13 +131,16 @@ static mom_status attention_step(const half_step *h) {
     MOM_ARENA_NEW(y, x->workspace, slots * 3 * C, err);
     MOM_ARENA_NEW(heads, x->workspace, N * C, err);
     normalise(h, xn);
+    mom_count_part(x, MOM_PART_QKV);
     MOM_TRY(pool_products(h, y, xn, h->matrices->in, w->in_bias, 0));
     qkv = y;
     if (h->pool->routed) {
         MOM_ARENA_NEW(qkv, x->workspace, N * 3 * C, err);
         mom_routed_combine_forward(x, qkv, y, h->pass->config->weighted_qkv ? route->used : NULL, &route->plan, 3 * C, 0);
     }
+    mom_count_part(x, MOM_PART_SCORES);
     MOM_TRY(attend(h, heads, qkv));
+    mom_count_part(x, MOM_PART_PROJECTION);
     const float *inp = heads;
     if (h->pool->routed) {
         for (size_t slot = 0; slot < slots; slot++)
@@ -157,7 +160,9 @@ static mom_status ffn_step(const half_step *h) {
     MOM_ARENA_NEW(g, x->workspace, slots * h->pool->F, h->pass->err);
     MOM_ARENA_NEW(y, x->workspace, slots * C, h->pass->err);
     normalise(h, xn);
+    mom_count_part(x, MOM_PART_UP);
     MOM_TRY(pool_products(h, g, xn, h->matrices->in, w->in_bias, 1));
+    mom_count_part(x, MOM_PART_DOWN);
     MOM_TRY(pool_products(h, y, g, h->matrices->out, w->out_bias, 0));
     return add_outputs(h, y);
 }
@@ -227,6 +232,7 @@ mom_status mom_decoder_head(mom_decoder *d, const mom_exec *x, const float *hidd
     float *logits;
     MOM_ARENA_NEW(logits, x->workspace, count * V, err);
     const mom_gemv product = {.out = logits, .x = hidden, .matrix = &d->head, .rows = count};
+    mom_count_part(x, MOM_PART_HEAD);
     MOM_TRY(mom_gemv_run(x, &product, 1, err));
     for (size_t i = 0; i < count; i++)
         memcpy(d->batch.logits + targets[i] * V, logits + i * V, V * sizeof *logits);
@@ -290,6 +296,9 @@ static mom_status run_block(mom_decoder *d, const mom_exec *x, const mom_decoder
 }
 
 mom_status mom_decoder_run_rows(mom_decoder *d, const mom_exec *x, const mom_decoder_row *rows, size_t count, mom_error *err) {
+    mom_count_work(x, MOM_WORK_FORWARD);
+    if (x->counts)
+        x->counts->mask = NULL; /* of an earlier pass */
     for (size_t i = 0; i < count; i += BLOCK_ROWS) {
         const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
         MOM_TRY(run_block(d, x, rows, i, mom_min(BLOCK_ROWS, count - i), err));

@@ -32,7 +32,9 @@ mom_status mom_ffn_pool_forward(const mom_pass *pass, const mom_half_round *at, 
     const mom_half half = mom_half_of(pass, pool, saved);
     const mom_half_layer in = mom_half_in_layer(pool, at->packed);
     mom_half_output output = output_of(pass, at, saved);
+    mom_count_part(pass->exec, MOM_PART_UP);
     MOM_TRY(mom_half_first_layer(&half, saved->inner, c->dtype, 0, NULL, &in));
+    mom_count_part(pass->exec, MOM_PART_DOWN);
     MOM_TRY(mom_half_output_forward(pass, at, &half, &output, *x_out));
     mom_arena_release(pass->exec->workspace, mark);
     return MOM_OK;
@@ -51,7 +53,9 @@ mom_status mom_ffn_pool_backward(const mom_pass *pass, const mom_half_round *at,
     float *dused = NULL;
     if (pool->routed)
         MOM_ARENA_ZEROS(dused, x, x->workspace, scores, pass->err);
+    mom_count_part(x, MOM_PART_DOWN);
     MOM_TRY(mom_half_output_backward(pass, at, &half, &output, b, dused, saved->inner, saved->inner));
+    mom_count_part(x, MOM_PART_UP);
     MOM_TRY(mom_half_first_layer_backward(&half, &in_gradient, b->dx, NULL, saved->inner, 0, NULL, &in));
     if (pool->routed)
         MOM_TRY(mom_route_backward(pass, at, saved, b, dused, NULL));

@@ -82,6 +82,7 @@ static mom_status classify(mom_activations *a, const mom_params *p, const mom_ba
 }
 
 mom_status mom_head_forward(mom_activations *a, const mom_params *p, const mom_batch *batch, int embeddings) {
+    mom_count_part(a->pass.exec, MOM_PART_HEAD);
     MOM_TRY(final_layernorm(a, p));
     if (a->pass.config->num_labels)
         return classify(a, p, batch);
@@ -127,6 +128,7 @@ static mom_status classifier_backward(mom_activations *a, const mom_params *p, m
 }
 
 mom_status mom_head_backward(mom_activations *a, const mom_params *p, mom_gradients *g, float *dhidden, float scale) {
+    mom_count_part(a->pass.exec, MOM_PART_HEAD);
     return a->pass.config->num_labels ? classifier_backward(a, p, g, dhidden, scale) : lm_backward(a, p, g, dhidden, scale);
 }
 
@@ -138,11 +140,14 @@ mom_status mom_head_logits(const mom_activations *a, const mom_exec *x, const mo
         if (a->rows.unneeded[rows ? (size_t)rows[i] : i])
             return mom_error_set(err, MOM_ERR_STATE, "logits: row %zu was not asked for in the forward pass",
                                  rows ? (size_t)rows[i] : i);
+    mom_count_part(x, MOM_PART_HEAD);
     const size_t C = a->pass.config->C, V = a->pass.config->V;
     mom_gemm g = {.m = count, .n = V, .k = C, .c = out, .ldc = V};
     g.a = mom_matrix_rows(a->hidden, C);
     g.a.row_index = rows;
     g.b = mom_matrix_transposed(value(p, p->wte), C);
     g.precision = x->precision;
+    for (size_t i = 0; x->counts && a->rows.mask && i < count; i++)
+        g.uncounted += a->rows.mask[rows ? (size_t)rows[i] : i] ? 0 : V * C;
     return mom_gemm_run(x, &g, 1, err);
 }

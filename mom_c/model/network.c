@@ -341,6 +341,13 @@ static mom_status path_loss(mom_gpt *gpt) {
     return MOM_OK;
 }
 
+/* Tells the counters, if the pass has some, what comes next. */
+static void begin_counting(const mom_activations *a, mom_work work) {
+    mom_count_work(&a->exec, work);
+    if (a->exec.counts)
+        a->exec.counts->mask = a->rows.mask;
+}
+
 static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     mom_activations *a = &gpt->last;
     mom_pass *pass = &a->pass;
@@ -348,6 +355,7 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
     pass->tokens = a->rows.tokens;
     pass->mask = a->rows.mask;
     pass->offsets = a->rows.offsets;
+    begin_counting(a, MOM_WORK_FORWARD);
     MOM_TRY(allocate_halves(gpt));
     MOM_TRY(a->begin ? enter(gpt) : embed(gpt, batch));
     MOM_TRY(forward_places(gpt));
@@ -453,8 +461,10 @@ static mom_status backward_round(mom_gpt *gpt, size_t i, size_t block, size_t ro
         const float *next[2] = {states[0] = input->states[0], states[1] = input->states[1]};
         float *x = (float *)(uintptr_t)input->x; /* only read, since activations are kept from here on */
         gpt->last.pass.again = 1;
+        const mom_work work = mom_count_work(pass->exec, MOM_WORK_AGAIN);
         MOM_TRY(forward_round(gpt, i, round, &memory, &x, next));
         gpt->last.pass.again = 0;
+        mom_count_work(pass->exec, work);
     }
     for (int half = 1; half >= 0; half--)
         MOM_TRY(backward_half(gpt, i, block, round, half, states[half], b));
@@ -546,7 +556,9 @@ mom_status mom_gpt_backward_pass(mom_gpt *gpt, const mom_exec *exec, const float
     a->exec.k = exec->k;
     a->exec.threads = exec->threads;
     a->exec.stop = exec->stop;
+    a->exec.counts = exec->counts;
     a->pass.err = err;
+    begin_counting(a, MOM_WORK_BACKWARD);
     const mom_status status = backward(gpt, scales);
     a->dwte = a->dhidden = NULL;
     a->can_backward = 0;

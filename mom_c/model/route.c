@@ -199,6 +199,17 @@ static mom_status keep_best(const mom_pass *pass, const mom_half_round *at, mom_
     return MOM_OK;
 }
 
+/* Around the products of a router: they count as the router's, without the rows of padding. */
+static mom_counts begin_counting(const mom_pass *pass) {
+    mom_count_part(pass->exec, MOM_PART_ROUTER);
+    return pass->exec->counts ? *pass->exec->counts : (mom_counts){0};
+}
+
+static void end_counting(const mom_pass *pass, const mom_counts *before) {
+    if (pass->exec->counts && pass->exec->counts->mask)
+        mom_counts_leave_out(pass->exec->counts, before, pass->N);
+}
+
 /* Outputs and scores of the router, and the choices it makes from them. */
 static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_half_saved *saved, const float *state) {
     const mom_pool *pool = mom_half_round_pool(at);
@@ -219,10 +230,12 @@ static mom_status choose(const mom_pass *pass, const mom_half_round *at, mom_hal
     const mom_router_tensors weights = router_weights(at);
     MOM_TRY(read_stream(pass, at, r, saved->input));
     const mom_router_inputs inputs = router_inputs(pass, at, &weights, r->read ? r->read : saved->input, state);
+    const mom_counts before = begin_counting(pass);
     MOM_TRY(mom_router_hidden_forward(x, &r->router, &inputs, &spec, pass->err));
     if (type->recurrent)
         mom_site_visit(pass, mom_half_round_site(at, MOM_SITE_STATE), r->router.hidden, R);
     MOM_TRY(mom_router_outputs_forward(x, r->outputs, &r->router, &inputs, &spec, pass->err));
+    end_counting(pass, &before);
     add_jitter(pass, at, r->outputs, S);
     const mom_route_change *change = mom_route_change_of(pass, at);
     if (change && change->bias)
@@ -338,6 +351,7 @@ static mom_status router_backward(const mom_pass *pass, const mom_half_round *at
     mom_router_gradients gradients = {b->dx, b->state && !detached ? b->dstate : NULL, &dweights};
     const float *dstate_out = b->has_dstate && !detached ? b->dstate : NULL;
     const mom_site state = mom_half_round_site(at, MOM_SITE_STATE);
+    const mom_counts before = begin_counting(pass);
     float *dhidden, *dread = NULL;
     if (r->read) {
         MOM_ARENA_ZEROS(dread, x, x->workspace, N * C, pass->err);
@@ -351,6 +365,7 @@ static mom_status router_backward(const mom_pass *pass, const mom_half_round *at
         mom_site_visit_backward(pass, state, dhidden, R);
     }
     MOM_TRY(mom_router_hidden_backward(x, &gradients, dhidden, dstate_out, &inputs, &r->router, &pool->spec, pass->err));
+    end_counting(pass, &before);
     return dread ? read_stream_backward(pass, at, r, saved->input, dread, b) : MOM_OK;
 }
 

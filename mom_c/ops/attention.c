@@ -123,6 +123,7 @@ static mom_status forward(const mom_exec *x, mom_attention_job *job, mom_error *
     MOM_ARENA_NEW(job->tasks, x->workspace, n, err);
     if (x->dry_run) /* there are no lists to make tasks from */
         return MOM_OK;
+    mom_attention_count(job, x, 2);
     mom_attention_query_tasks(job, job->tasks, x->k->gemm.nr, x->threads);
     mom_attention_sort_tasks(job->tasks, n);
     mom_parallel_for(x, n, forward_task, job);

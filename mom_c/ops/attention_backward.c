@@ -297,6 +297,10 @@ static mom_status backward(const mom_exec *x, mom_attention_job *job, mom_error 
     job->scratch_size = mom_max(carve_scratch(job, NULL).size, mom_attention_rest_scratch(job));
     MOM_ARENA_NEW(job->scratch, x->workspace, (size_t)x->threads * job->scratch_size, err);
     MOM_TRY(list_tasks(job, x, &n, err));
+    mom_attention_count(job, x, 4);
+    const mom_work work = mom_count_work(x, MOM_WORK_AGAIN); /* the scores */
+    mom_attention_count(job, x, 1);
+    mom_count_work(x, work);
     mom_parallel_for(x, n, backward_task, job);
     if (job->spec->mask || job->spec->active)
         mom_parallel_for(x, job->spec->B * job->spec->H, mom_attention_backward_rest_task, job);

@@ -99,6 +99,8 @@ static inline int mom_has_output(const mom_attention_job *job, size_t row) {
 mom_attention_job mom_attention_job_init(const mom_exec *x, const mom_attention_spec *spec, const void *qkv);
 /* Fills in the lists; they come from the workspace. */
 mom_status mom_attention_lists(mom_attention_job *job, const mom_exec *x, mom_error *err);
+/* Counts `products` products of each pair of a real query and a key that it sees, if the pass counts its work. */
+void mom_attention_count(const mom_attention_job *job, const mom_exec *x, size_t products);
 mom_head mom_attention_head(const mom_attention_job *job, size_t head);
 /* Cut the queries, or the keys, of every head into parts of about equal work: whole units of queries, whole tiles of
  * keys. With tasks NULL the tasks are only counted. */

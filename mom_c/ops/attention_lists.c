@@ -83,6 +83,19 @@ mom_status mom_attention_lists(mom_attention_job *job, const mom_exec *x, mom_er
     return MOM_OK;
 }
 
+void mom_attention_count(const mom_attention_job *job, const mom_exec *x, size_t products) {
+    size_t pairs = 0;
+    if (!x->counts)
+        return;
+    for (size_t b = 0; b < job->spec->B; b++) {
+        const mom_sequence *s = &job->sequences[b];
+        for (size_t q = s->row; q < s->row + s->queries; q++)
+            if (mom_is_real(job, s->row + (size_t)job->query[q]))
+                pairs += (size_t)job->count[q];
+    }
+    mom_counts_add(x->counts, x->counts->part, products * pairs * job->spec->C);
+}
+
 mom_head mom_attention_head(const mom_attention_job *job, size_t head) {
     const size_t T = job->spec->T;
     const mom_sequence *s = &job->sequences[head / job->spec->H];

@@ -153,6 +153,8 @@ mom_status mom_gemv_run(const mom_exec *x, const mom_gemv *products, size_t coun
         const mom_gemv *p = &products[i];
         if (!p->rows || !p->matrix->n)
             continue;
+        if (x->counts)
+            mom_counts_add(x->counts, x->counts->part, p->rows * p->matrix->k * p->matrix->n);
         gemv_piece *piece = &job.pieces[job.count++];
         *piece = (gemv_piece){p, cut_matrix(p->matrix), tasks, reductions, NULL};
         tasks += piece->cut.column_parts * piece->cut.step_parts;

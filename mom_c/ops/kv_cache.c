@@ -76,6 +76,8 @@ mom_status mom_kv_attention(const mom_exec *x, const mom_kv_query *queries, size
         work += 2 * queries[i].keys * H * D;
         job.longest = mom_max(job.longest, queries[i].keys);
     }
+    if (x->counts)
+        mom_counts_add(x->counts, x->counts->part, work);
     job.longest = mom_round_up(job.longest, MOM_PANEL);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     MOM_ARENA_NEW(job.scores, x->workspace, (size_t)x->threads * job.longest, err);

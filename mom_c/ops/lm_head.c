@@ -154,7 +154,9 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
         }
         if (!dhidden)
             continue;
+        const mom_work work = mom_count_work(x, MOM_WORK_BACKWARD);
         MOM_TRY(multiply_gradients(x, &job, selected, dwte, &inputs, head, r > 0, err));
+        mom_count_work(x, work);
         scatter_job scatter = {dhidden, selected, head->rows + r, C};
         mom_parallel_for(x, job.rows, scatter_task, &scatter);
     }

@@ -78,9 +78,20 @@ mom_status mom_half_products_init(mom_half_products *list, const mom_half *half,
     return MOM_OK;
 }
 
-mom_gemm *mom_half_add_product(mom_half_products *list, size_t m, size_t n, size_t k, mom_dtype precision) {
+/* How many slots of a module are padding's, if the pass counts its work. */
+static size_t padding_slots(const mom_half *half, size_t module) {
+    const mom_counts *counts = half->exec->counts;
+    const mom_routing_plan *plan = half->plan;
+    size_t padding = 0;
+    for (int32_t s = plan->offsets[module]; counts && counts->mask && s < plan->offsets[module + 1]; s++)
+        padding += !counts->mask[plan->token[s]];
+    return padding;
+}
+
+mom_gemm *mom_half_add_product(mom_half_products *list, const mom_half *half, size_t module, size_t m, size_t n, size_t k) {
     mom_gemm *g = &list->products[list->count++];
-    *g = (mom_gemm){.m = m, .n = n, .k = k, .precision = precision};
+    *g = (mom_gemm){.m = m, .n = n, .k = k, .precision = half->dtype,
+                    .uncounted = m * n * k / mom_module_slots(half->plan, module) * padding_slots(half, module)};
     return g;
 }
 

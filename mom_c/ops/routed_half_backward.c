@@ -52,7 +52,7 @@ static void list_last_weights(mom_half_products *list, const mom_half *half, con
         const size_t slots = mom_module_slots(plan, m);
         if (!slots || !l->gradient->weight)
             continue;
-        mom_gemm *g = mom_half_add_product(list, In, C, slots, half->dtype);
+        mom_gemm *g = mom_half_add_product(list, half, m, In, C, slots);
         g->a = mom_matrix_flip(mom_rows_of(plan, m, l->inner, half->dtype, In, l->output->by_token));
         g->a.gelu = l->output->gelu;
         g->b = mom_token_rows(plan, m, l->dout, MOM_F32, C);
@@ -71,7 +71,7 @@ static void list_last_inputs(mom_half_products *list, const mom_half *half, cons
     for (size_t m = 0; m < plan->M; m++) {
         if (!mom_module_slots(plan, m))
             continue;
-        mom_gemm *g = mom_half_add_product(list, mom_module_slots(plan, m), In, C, half->dtype);
+        mom_gemm *g = mom_half_add_product(list, half, m, mom_module_slots(plan, m), In, C);
         g->a = mom_token_rows(plan, m, l->dout, MOM_F32, C);
         g->b = mom_matrix_transposed(l->layer->weight[m], C);
         g->packed_b = mom_packed_of(l->layer, m);
@@ -143,7 +143,7 @@ static void list_first_weights(mom_half_products *list, const first_layer *f, co
         const size_t slots = mom_module_slots(half->plan, m);
         if (!slots || !f->gradient->weight)
             continue;
-        mom_gemm *g = mom_half_add_product(list, f->layer->In, part->end - part->begin, slots, half->dtype);
+        mom_gemm *g = mom_half_add_product(list, half, m, f->layer->In, part->end - part->begin, slots);
         g->a = mom_matrix_flip(mom_half_normed_rows(list, g, half, m));
         g->b = part_rows(f, part, m);
         g->k_scale = module_scale(half->plan, f->slot_scale, m);
@@ -159,7 +159,7 @@ static void list_first_inputs(mom_half_products *list, const first_layer *f, con
     for (size_t m = 0; m < half->plan->M; m++) {
         if (!mom_module_slots(half->plan, m))
             continue;
-        mom_gemm *g = mom_half_add_product(list, mom_module_slots(half->plan, m), C, part->end - part->begin, half->dtype);
+        mom_gemm *g = mom_half_add_product(list, half, m, mom_module_slots(half->plan, m), C, part->end - part->begin);
         g->a = part_rows(f, part, m);
         g->b = mom_matrix_transposed(f->layer->weight[m] + part->begin, f->layer->Out);
         g->packed_b = f->count > 1 ? NULL : mom_packed_of(f->layer, m);

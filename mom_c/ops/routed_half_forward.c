@@ -15,7 +15,7 @@ static mom_status first_layer(const mom_layer_part *parts, size_t count, void *o
         for (size_t m = 0; m < plan->M; m++) {
             if (!mom_module_slots(plan, m))
                 continue;
-            mom_gemm *g = mom_half_add_product(&list, mom_module_slots(plan, m), part->end - begin, layer->In, half->dtype);
+            mom_gemm *g = mom_half_add_product(&list, half, m, mom_module_slots(plan, m), part->end - begin, layer->In);
             g->a = mom_half_normed_rows(&list, g, half, m);
             g->b = mom_matrix_rows(layer->weight[m] + begin, width);
             g->packed_b = count > 1 ? NULL : mom_packed_of(layer, m);
@@ -79,7 +79,7 @@ mom_status mom_half_last_layer(const mom_half *half, float *x_out, const mom_hal
     for (size_t m = 0; m < plan->M; m++) {
         if (!mom_module_slots(plan, m))
             continue;
-        mom_gemm *g = mom_half_add_product(&list, mom_module_slots(plan, m), C, layer->In, half->dtype);
+        mom_gemm *g = mom_half_add_product(&list, half, m, mom_module_slots(plan, m), C, layer->In);
         g->a = mom_rows_of(plan, m, output->inner, half->dtype, layer->In, output->by_token);
         g->a.gelu = output->gelu;
         g->b = mom_matrix_rows(layer->weight[m], C);

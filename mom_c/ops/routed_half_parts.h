@@ -122,7 +122,8 @@ typedef struct {
 } mom_half_products;
 
 mom_status mom_half_products_init(mom_half_products *list, const mom_half *half, size_t most);
-mom_gemm *mom_half_add_product(mom_half_products *list, size_t m, size_t n, size_t k, mom_dtype precision);
+/* A product of module `module`, in which the module's slots are the rows or the steps of sums. */
+mom_gemm *mom_half_add_product(mom_half_products *list, const mom_half *half, size_t module, size_t m, size_t n, size_t k);
 /* Gives product g of module m a finish function. */
 void mom_half_set_finish(mom_half_products *list, mom_gemm *g, mom_gemm_finish finish, size_t m, mom_half_block block);
 /* x of module m's tokens, normalised, for product g. */

@@ -160,6 +160,7 @@ static mom_status products_init(cell_products *p, const mom_exec *x, const mom_r
     if (in->state)
         MOM_TRY(product_with(&p->of_state, x, mom_router_state_factor(w, spec, x->precision, 0), w->packed_state, several,
                              err));
+    p->of_state.part = MOM_PART_STATE;
     p->of_inp.bias = w->in_bias;
     p->of_state.bias = w->state_bias;
     MOM_ARENA_NEW(p->x_pre, x->workspace, most * GR, err);
@@ -179,7 +180,12 @@ static mom_status run_products(const cell_products *p, const mom_exec *x, const 
     }
     const mom_router_map x2h = {w->in_weight, w->in_bias, C, GR}, h2h = {w->state_weight, w->state_bias, R, GR};
     MOM_TRY(mom_router_apply(x, p->x_pre, inp, &x2h, 1, rows, err));
-    return state ? mom_router_apply(x, p->h_pre, state, &h2h, 1, rows, err) : MOM_OK;
+    if (!state)
+        return MOM_OK;
+    mom_count_part(x, MOM_PART_STATE);
+    MOM_TRY(mom_router_apply(x, p->h_pre, state, &h2h, 1, rows, err));
+    mom_count_part(x, MOM_PART_ROUTER);
+    return MOM_OK;
 }
 
 mom_status mom_recurrent_forward(const mom_exec *x, mom_router_saved *saved, const mom_router_inputs *in,
@@ -282,6 +288,7 @@ mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients 
     if (out->dstate_in)
         MOM_TRY(product_with(&to_state, x, mom_router_state_factor(w, spec, x->precision, 1), w->packed_state, N > most, err));
     to_inp.accumulate = to_state.accumulate = 1;
+    to_state.part = MOM_PART_STATE;
     for (size_t begin = 0; begin < N; begin += most) {
         const size_t rows = block_rows(N, begin);
         job.cells.first = begin;
@@ -291,8 +298,10 @@ mom_status mom_recurrent_backward(const mom_exec *x, const mom_router_gradients 
         size_t count = 0;
         products[count++] = gradient_to_weight(x, dw->in_weight, job.dx_pre, in->inp + begin * C, rows, C, GR);
         products[count++] = on_rows(to_inp, out->dinp + begin * C, job.dx_pre, GR, rows);
-        if (in->state)
-            products[count++] = gradient_to_weight(x, dw->state_weight, job.dh_pre, in->state + begin * R, rows, R, GR);
+        if (in->state) {
+            products[count] = gradient_to_weight(x, dw->state_weight, job.dh_pre, in->state + begin * R, rows, R, GR);
+            products[count++].part = MOM_PART_STATE;
+        }
         if (out->dstate_in)
             products[count++] = on_rows(to_state, out->dstate_in + begin * R, job.dh_pre, GR, rows);
         MOM_TRY(mom_gemm_run(x, products, count, err));

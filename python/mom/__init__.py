@@ -9,6 +9,7 @@ Begin with `mom.MoM`, `mom.MoMConfig`, `mom.prepare` and `mom.train`. Submodules
 ``analysis``        routes: use of modules, paths of tokens, statistics, pictures, what they do to the loss
 ``surgery``         changes of a trained model's modules
 ``sweep``           many runs: grids of trials, their tables, comparisons and curves
+``accounting``      what a model computes and reads, counted; twins of equal size
 ``ops``             every operator on plain arrays
 ``reference``       the same maths in readable NumPy
 """
@@ -38,6 +39,7 @@ from .model import (
 from .runtime import cpu_info, get_num_threads, set_cpu_level, set_num_threads
 
 if TYPE_CHECKING:
+    from . import accounting as accounting
     from . import analysis, data, evaluate, glue, ops, reference, xsum
     from . import cli as cli
     from . import demo as demo
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from . import surgery as surgery
     from . import sweep as sweep
     from . import training as training
+    from .accounting import ledger, match
     from .data.prepare import prepare
     from .data.tokenizer import Tokenizer
     from .sklearn import TextClassifier as TextClassifier
@@ -58,17 +61,18 @@ __all__ = [
     "Force", "Intervention", "MemoryPlan", "MoM", "MoMConfig", "MoMForSequenceClassification", "ModelOutput", "Module",
     "MomError", "Patch", "Pool", "RandomRoutes", "RankError", "Router", "Routes", "Scale", "Tokenizer", "TopK",
     "TrainingConfig", "TrainingError", "TrainingInterrupted", "Zero", "__version__", "analysis", "clip_grad_norm",
-    "cpu_info", "data", "evaluate", "get_num_threads", "glue", "ops", "prepare", "pretrain", "reference",
-    "set_cpu_level", "set_num_threads", "train", "xsum",
+    "cpu_info", "data", "evaluate", "get_num_threads", "glue", "ledger", "match", "ops", "prepare", "pretrain",
+    "reference", "set_cpu_level", "set_num_threads", "train", "xsum",
 ]  # fmt: skip
 
 _SUBMODULES = (
-    "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference", "sklearn",
-    "surgery", "sweep", "training", "xsum",
+    "accounting", "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference",
+    "sklearn", "surgery", "sweep", "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.
 _LATER = {
+    **dict.fromkeys(("ledger", "match"), "accounting"),
     "Tokenizer": "data.tokenizer",
     "prepare": "data.prepare",
     **dict.fromkeys(("AdamW", "FinetuneConfig", "TrainingConfig", "clip_grad_norm", "pretrain", "train"), "training"),

@@ -73,7 +73,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_commands_and_each_explains_itself(mom_command: Any) -> None:
     status, out, _ = mom_command("--help")
     assert status == 0
-    commands = "demo prepare train pretrain sweep evaluate generate finetune prune launch lm_eval info bench"
+    commands = "demo prepare train pretrain sweep evaluate generate finetune prune ledger launch lm_eval info bench"
     for name in commands.split():
         assert re.search(rf"^ +{name} +\w", out, re.MULTILINE), name
         status, explained, _ = mom_command(name, "--help")
@@ -469,6 +469,21 @@ def test_bench_prints_the_speed_of_a_step(mom_command: Any) -> None:
     found = re.fullmatch(r"demo, 2 x 16 tokens: (\S+) s per step, (\S+) tokens/s", lines[3])
     assert found and float(found[1]) >= 0 and int(found[2].replace(",", "")) > 0
     assert mom_command("bench", "--batch_size", 0)[0] == 1
+
+
+def test_ledger_prints_what_a_model_computes(mom_command: Any, trained: Path) -> None:
+    shape = ("--batch_size", 2, "--sequence_length", 16)
+    status, out, _ = mom_command("ledger", "--preset", "demo", *shape, "--like", "mini")
+    assert status == 0 and all(len(line) <= 80 for line in out.splitlines())
+    table = mom.ledger(mom.MoMConfig.preset("demo"), 2, 16)
+    assert out.startswith(f"{table}\n") and "memory, training" in out
+    line = [line for line in out.splitlines() if line.startswith("FLOPs  ")][-1]
+    ratio = table.flops() / mom.ledger(mom.MoMConfig.preset("mini"), 2, 16).flops()
+    assert float(line.split()[-1]) == pytest.approx(ratio, abs=1e-3)
+    status, out, _ = mom_command("ledger", "--model", trained / "model", *shape, "--measure")
+    assert status == 0 and re.search(r"\n\S+ s per training step in float32, \S+ GFLOP/s\n$", out)
+    status, _, err = mom_command("ledger", "--preset", "demo", "--sequence_length", 999)
+    assert status == 1 and "length: 999, n_positions is 128" in err
 
 
 @pytest.fixture

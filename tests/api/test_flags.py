@@ -21,8 +21,8 @@ from mom.files import folders, names, weights
 CONFIG = mom.MoMConfig.preset("demo", vocab_size=30, n_embd=16, n_head=2, router_dim=8, n_positions=16)
 ONES = np.ones((2, 2), np.float32)
 #: `mom.reference` is the readable twin that tests compare with; `mom.sklearn` needs another package and is tried below.
-MODULES = ("analysis data data.prepare data.tokenizer demo evaluate files.folders files.hub files.labels files.names "
-           "files.weights glue interventions model ops routers runtime training xsum").split()  # fmt: skip
+MODULES = ("accounting analysis data data.prepare data.tokenizer demo evaluate files.folders files.hub files.labels "
+           "files.names files.weights glue interventions model ops routers runtime training xsum").split()  # fmt: skip
 
 
 def public_functions() -> Iterator[Callable[..., Any]]:
@@ -71,6 +71,9 @@ TENSORS = mom.ops.RouterTensors(ONES, ONES[0], ONES, ONES[0])
 KIND = next(iter(mom.routers.KINDS))
 #: A call of each function that has such an argument. Arguments that are looked at later are None.
 CALLS: dict[str, Callable[..., Any]] = {
+    "accounting.counted.ledger": lambda **f: mom.ledger(CONFIG, **f),
+    "accounting.table.Ledger.flops": lambda **f: mom.ledger(CONFIG).flops(**f),
+    "accounting.table.Ledger.parameters": lambda **f: mom.ledger(CONFIG).parameters(**f),
     "analysis.audit.audit": lambda **f: mom.analysis.audit(model(), [[1, 2]], **f),
     "analysis.oracle.oracle": lambda **f: mom.analysis.oracle(model(), [[1, 2]], **f),
     "analysis.module_use.module_use": lambda **f: mom.analysis.module_use(routes(), **f),

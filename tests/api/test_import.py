@@ -14,7 +14,7 @@ LATER = (
     "tqdm", "tokenizers", "safetensors", "importlib.metadata", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn",
     "torch", "transformers", "datasets", "huggingface_hub", "mom.reference", "mom.demo", "mom.cli", "mom.data",
     "mom.evaluate", "mom.glue", "mom.ops", "mom.sklearn", "mom.training", "mom.xsum", "argparse",
-    "unittest", "email", "http", "asyncio", "multiprocessing", "mom.analysis",
+    "unittest", "email", "http", "asyncio", "multiprocessing", "mom.analysis", "mom.accounting",
 )  # fmt: skip
 
 

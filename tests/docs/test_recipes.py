@@ -72,7 +72,11 @@ EXAMPLES = {
     ),
     "Adding a configuration field": Example(
         r"\bweighted_qkv\b|SMALL_WEIGHTED", {},
-        {"tests/analysis/test_restart.py": CHOSEN, "tests/reference/test_reference_interventions.py": CHOSEN},
+        {
+            "tests/accounting/test_ledger.py": CHOSEN,
+            "tests/analysis/test_restart.py": CHOSEN,
+            "tests/reference/test_reference_interventions.py": CHOSEN,
+        },
     ),
     "Adding an operator": Example(
         r"mom_gelu_|vec_gelu_|(?<!vec\.)\bgelu_(forward|backward)\b|\"gelu\"|\bgelu\.forward\b",
@@ -93,7 +97,7 @@ EXAMPLES = {
         {"tests/docs/test_benchmark_figures.py": CHOSEN},
     ),
     "Adding a callback": Example(r"TensorBoard|tensorboard"),
-    "Adding a command": Example(r"(commands, |mom_command\()\"info\"|^    info,$", {"command": "info"}),
+    "Adding a command": Example(r"(commands, |mom_command\()\"info\"|\n    info,\n", {"command": "info"}),
 }
 
 

@@ -122,6 +122,7 @@ class Objects:
             "route": (network.route, half), "route_counts": (network.route_counts, half),
             "parameter_table": (network.parameter_table, ()), "parameter": (network.parameter, (0,)),
             "gradient": (network.gradient, (0,)), "set_trained": (network.set_trained, (self.flags,)),
+            "count": (network.count, (False,)),
             "clip_grad_norm": (_core.clip_grad_norm, (network, 1.0)),
             "optimizer.step": (optimizer.step, (0.1, 0.9, 0.9, 1e-5, 0.1, 1.0, True)),
             "exp_avg": (optimizer.exp_avg, (0,)), "exp_avg_sq": (optimizer.exp_avg_sq, (0,)),

@@ -47,7 +47,7 @@ def test_settings_without_effect() -> None:
     assert set(mom.TrainingConfig.names()) - set(NO_EFFECT) == {
         "steps", "batch_size", "sequence_length", "accumulation", "lr", "schedule", "warmup", "final_lr", "beta1",
         "beta2", "eps", "weight_decay", "clip", "sampling", "seed", "eval_every", "eval_batches", "patience",
-        "trainable", "reproducible", "tree_rows",
+        "trainable", "reproducible", "tree_rows", "router_temperature_start", "router_jitter_start", "router_anneal",
     }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from . import (
     generate,
     info,
     launch,
+    ledger,
     lm_eval,
     prepare,
     pretrain,
@@ -197,8 +198,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listed = (
-        demo, prepare, train, pretrain, sweep, evaluate, generate, routes, finetune, prune, launch, lm_eval, info,
-        bench,
+        demo, prepare, train, pretrain, sweep, evaluate, generate, routes, finetune, prune, ledger, launch, lm_eval,
+        info, bench,
     )  # fmt: skip
     for module in listed:
         module.add(commands)

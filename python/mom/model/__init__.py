@@ -2,6 +2,7 @@
 
 from .beam import Hypothesis, TokenDecoder, beam_search
 from .classifier import MoMForSequenceClassification
+from .counting import Counts
 from .decoder import Decoder
 from .language_model import MoM
 from .memory_plan import MemoryPlan, plan_for
@@ -11,6 +12,6 @@ from .routes import Routes
 from .tensors import Block, Module, Pool, Router, TensorMap
 
 __all__ = [
-    "Block", "Decoder", "Hypothesis", "MemoryPlan", "MoM", "MoMForSequenceClassification", "ModelOutput", "Module",
-    "Network", "Pool", "Router", "Routes", "TensorMap", "TokenDecoder", "beam_search", "plan_for",
+    "Block", "Counts", "Decoder", "Hypothesis", "MemoryPlan", "MoM", "MoMForSequenceClassification", "ModelOutput",
+    "Module", "Network", "Pool", "Router", "Routes", "TensorMap", "TokenDecoder", "beam_search", "plan_for",
 ]  # fmt: skip

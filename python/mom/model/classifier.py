@@ -20,6 +20,29 @@ from .routes import Routes
 __all__ = ["MoMForSequenceClassification"]
 
 
+def pooled_positions(
+    config: MoMConfig, tokens: NDArray[np.int32], attention_mask: NDArray[np.uint8] | None
+) -> NDArray[np.int32]:
+    """Position of the token whose state is classified, (B,) int32; see ``MoMConfig.pooling``."""
+    batch, length = tokens.shape
+    if config.pooling == "mask" and attention_mask is not None:
+        if not attention_mask.any(axis=1).all():
+            row = int(np.flatnonzero(~attention_mask.any(axis=1))[0])
+            raise ValueError(f"attention_mask: row {row} masks every token")
+        last: NDArray[np.int32] = (length - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=1)).astype(np.int32)
+        return last
+    pad = config.pad_token_id
+    if pad is None:
+        if batch > 1:
+            raise ValueError(
+                "tokens: more than one row needs an attention_mask or, in the configuration, a pad_token_id"
+            )
+        return np.full(batch, length - 1, dtype=np.int32)
+    # The reference takes the position before the first pad. Without a pad, or with one in front, that is the last.
+    before: NDArray[np.int32] = ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
+    return before
+
+
 class MoMForSequenceClassification(Network):
     """A Mixture-of-Modules (or plain GPT-2) with a linear head on the last real token.
 
@@ -48,23 +71,7 @@ class MoMForSequenceClassification(Network):
         self, tokens: NDArray[np.int32], attention_mask: NDArray[np.uint8] | None
     ) -> NDArray[np.int32]:
         """Position of the token whose state is classified, (B,) int32; see ``MoMConfig.pooling``."""
-        batch, length = tokens.shape
-        if self.config.pooling == "mask" and attention_mask is not None:
-            if not attention_mask.any(axis=1).all():
-                row = int(np.flatnonzero(~attention_mask.any(axis=1))[0])
-                raise ValueError(f"attention_mask: row {row} masks every token")
-            last: NDArray[np.int32] = (length - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=1)).astype(np.int32)
-            return last
-        pad = self.config.pad_token_id
-        if pad is None:
-            if batch > 1:
-                raise ValueError(
-                    "tokens: more than one row needs an attention_mask or, in the configuration, a pad_token_id"
-                )
-            return np.full(batch, length - 1, dtype=np.int32)
-        # The reference takes the position before the first pad. Without a pad, or with one in front, that is the last.
-        before: NDArray[np.int32] = ((np.argmax(tokens == pad, axis=1) - 1) % length).astype(np.int32)
-        return before
+        return pooled_positions(self.config, tokens, attention_mask)
 
     def _targets(self, labels: ArrayLike, batch: int) -> dict[str, Any]:
         count = self.config.num_labels or 1

@@ -34,6 +34,7 @@ from ..files.labels import check_labels
 from ..interventions.scope import Call, Captured, Scope
 from .beside import as_tokenizer, files_beside, read_beside, with_token_ids
 from .core_config import check_dtype, core_config
+from .counting import Counting
 from .intervening import Intervening
 from .memory_plan import MemoryPlan, check_model_fits, plan
 from .output import Loss, ModelOutput
@@ -44,10 +45,10 @@ __all__ = ["Network"]
 
 Self = TypeVar("Self", bound="Network")
 #: Attributes that live in the core. Copies of a model get their own.
-_OF_CORE = ("_core", "_parameters", "_gradients", "_scopes", "_captured")
+_OF_CORE = ("_core", "_parameters", "_gradients", "_scopes", "_captured", "_counting")
 
 
-class Network(Intervening, Familiar):
+class Network(Intervening, Counting, Familiar):
     """What the language model and the classifier share."""
 
     def __init__(self, config: MoMConfig, seed: int = 0, dtype: str = "float32") -> None:
