@@ -35,6 +35,7 @@ from . import (
     prepare,
     pretrain,
     prune,
+    reproduce,
     routes,
     sweep,
     train,
@@ -198,8 +199,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"mom {_version.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listed = (
-        demo, prepare, train, pretrain, sweep, evaluate, generate, routes, finetune, prune, ledger, launch, lm_eval,
-        info, bench,
+        demo, prepare, train, pretrain, sweep, evaluate, generate, routes, finetune, prune, ledger, reproduce, launch,
+        lm_eval, info, bench,
     )  # fmt: skip
     for module in listed:
         module.add(commands)

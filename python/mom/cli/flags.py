@@ -124,6 +124,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "int": {"type": int},
     "float": {"type": float},
     "int | float": {"type": number, "metavar": "X"},
+    "float | Sequence[int]": {"type": float},
     "str": {"type": str, "metavar": "NAME"},
     "PathLike": {"metavar": "PATH"},
     "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},
