@@ -9,6 +9,7 @@ Begin with `mom.MoM`, `mom.MoMConfig`, `mom.prepare` and `mom.train`. Submodules
 ``analysis``        routes: use of modules, paths of tokens, statistics, pictures, what they do to the loss
 ``surgery``         changes of a trained model's modules
 ``sweep``           many runs: grids of trials, their tables, comparisons and curves
+``report``          the paper's workflow at the scale of the machine, with a report
 ``accounting``      what a model computes and reads, counted; twins of equal size
 ``ops``             every operator on plain arrays
 ``reference``       the same maths in readable NumPy
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from . import demo as demo
     from . import distributed as distributed
     from . import files as files
+    from . import report as report
     from . import sklearn as sklearn
     from . import surgery as surgery
     from . import sweep as sweep
@@ -67,7 +69,7 @@ __all__ = [
 
 _SUBMODULES = (
     "accounting", "analysis", "cli", "data", "demo", "distributed", "evaluate", "files", "glue", "ops", "reference",
-    "sklearn", "surgery", "sweep", "training", "xsum",
+    "report", "sklearn", "surgery", "sweep", "training", "xsum",
 )  # fmt: skip
 #: Names that are loaded when they are first used, each with the submodule that defines it. `TextClassifier` and
 #: `TextRegressor` need scikit-learn, so they are not in ``__all__``: ``from mom import *`` works without scikit-learn.

@@ -15,8 +15,9 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
         commands, "reproduce", _run, "run the workflow of the paper at a small scale, and write a report",
-        "Trains a GPT-2 and MoMs with several seeds, measures, prunes and fine-tunes them, and says what that means for the "
-        "claims of the paper. Writes report.html and report.md. The same command goes on after any interruption.",
+        "Trains a GPT-2 and MoMs with several seeds, measures, prunes and fine-tunes them, and says what that means "
+        "for the claims of the paper. Writes report.html and report.md. The same command goes on after any "
+        "interruption.",
     )  # fmt: skip
     add_arguments(parser, reproduce, "hours")
     parser.add_argument("--out_dir", default="paper", metavar="DIR", help="folder of the reproduction")

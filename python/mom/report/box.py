@@ -15,14 +15,16 @@ from typing import Any
 from .._json import from_words, to_json
 from .._reading import kind_of, read_object
 from .._version import __version__
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, MomError
 from ..files.atomic import remove_folder
 from ..files.folders import write_file
 from .plan import Plan
 
-__all__ = ["DONE", "SETTINGS", "Box", "Unit", "check_settings", "digest_of"]
+__all__ = ["DONE", "SETTINGS", "TIME_UP", "Box", "Unit", "check_settings", "digest_of"]
 
 DONE, SETTINGS, CLOCK = "done.json", "settings.json", "clock.json"
+#: Why work was left out.
+TIME_UP = "the time was up"
 #: The hours may be exceeded by this share before work is broken off.
 _GRACE = 1.1
 
@@ -145,9 +147,11 @@ class Box:
             yield fired
             return
 
+        main = threading.main_thread().ident or 0  # a signal to this thread also ends its waiting
+
         def ask() -> None:
             fired.append("time")
-            signal.raise_signal(name)
+            signal.pthread_kill(main, name)
 
         before = signal.signal(name, lambda *_: None)  # it may come when no training is at work
         timer = threading.Timer(max(0.0, seconds), ask)
@@ -166,17 +170,27 @@ class Box:
         found = sorted((self.out / stage).glob(f"*/{DONE}"))
         return {path.parent.name: read_words(path) for path in found}
 
-    def run(self, unit: Unit) -> dict[str, Any] | None:
-        """Run a piece of work that is not done yet. None if the time is up."""
+    def run(self, unit: Unit, needed: bool = False) -> dict[str, Any] | None:
+        """Run a piece of work that is not done yet. None if the time is up.
+
+        A failure is an error if the work is `needed`. Otherwise the work is left out, and the next call tries it again.
+        """
         own = self.out / unit.stage / unit.name
         if kind_of(own / DONE) is not None:
             return read_words(own / DONE)
         if self.left <= 0:
-            self.left_out[f"{unit.stage}/{unit.name}"] = "the time was up"
+            self.left_out[f"{unit.stage}/{unit.name}"] = TIME_UP
             return None
-        done = self.work(unit, own)
+        try:
+            done = self.work(unit, own)
+        except MomError as error:
+            if needed:
+                raise
+            self.left_out[f"{unit.stage}/{unit.name}"] = str(error)
+            self.say(f"{unit.stage}/{unit.name}: failed: {error}")
+            return None
         if done is None:
-            self.left_out[f"{unit.stage}/{unit.name}"] = "the time was up"
+            self.left_out[f"{unit.stage}/{unit.name}"] = TIME_UP
         else:
             write_file(own / DONE, to_json(done, words=True))
             for checkpoint in list(own.rglob("step-*")):

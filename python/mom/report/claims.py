@@ -10,27 +10,37 @@ import numpy as np
 
 from .._extras import need
 
-__all__ = ["CANNOT", "CONTRADICTS", "RULES", "SUPPORTS", "Interval", "better", "comparable", "equal", "fewer", "interval"]
+__all__ = [
+    "CANNOT", "CONTRADICTS", "LEAST_ROUGE", "LOSS_MARGIN", "RULES", "SCORE_MARGIN", "SUPPORTS", "Interval", "better",
+    "comparable", "equal", "fewer", "interval",
+]  # fmt: skip
 
 SUPPORTS, CONTRADICTS, CANNOT = "supports", "contradicts", "cannot decide"
 _LEVEL = 0.95
 #: Losses up to this share higher, and scores up to so many points lower, count as comparable.
 LOSS_MARGIN, SCORE_MARGIN = 0.02, 1.0
+#: Mean ROUGE in percent below which summaries say nothing.
+LEAST_ROUGE = 1.0
 #: Largest difference of losses between a GPT-2 and the same GPT-2 written as a MoM.
 ROUNDING = 1e-4
 
 RULES = (
     "Models with the same seed form a pair. The interval is that of Student's t for the mean of their differences, at "
     "95 %. A single seed has no interval, so it cannot decide.",
-    "Better: the run supports the claim if the whole interval is on the better side of zero. It contradicts the claim if "
-    "the whole interval is on the worse side. Otherwise it cannot decide.",
-    f"Comparable: a loss may be up to {LOSS_MARGIN:.0%} higher, a score up to {SCORE_MARGIN:g} point lower. The run supports "
-    "the claim if the whole interval is within this margin, and contradicts it if the whole interval is beyond the margin.",
+    "Better: the run supports the claim if the whole interval is on the better side of zero. It contradicts the claim "
+    "if the whole interval is on the worse side. Otherwise it cannot decide.",
+    f"Comparable: a loss may be up to {100 * LOSS_MARGIN:g} % higher, a score up to {SCORE_MARGIN:g} point lower. The "
+    "run supports the claim if the whole interval is within this margin, and contradicts it if the whole interval is "
+    "beyond the margin.",
+    "A comparison needs models that have learned something. On unseen text, one of the two must have a lower loss than "
+    "the frequencies of tokens give, and for pruning the whole model must. On GLUE, one of the two must have a higher "
+    f"mean score than the majority class, and on XSUM a mean ROUGE of at least {LEAST_ROUGE:g}. Otherwise the run "
+    "cannot decide.",
     "Fewer FLOPs or less memory: the run supports the claim if the whole interval is below zero, and contradicts it if "
-    "the whole interval is above zero. The size of the saving stands beside that of the paper, whose models are larger. "
-    "Memory follows from the shapes alone, so one seed decides.",
-    f"One framework: the run supports the claim if each GPT-2, written as a MoM, has its own loss within {ROUNDING:g}, and "
-    "contradicts it otherwise. This follows for each model alone, so one seed decides.",
+    "the whole interval is above zero. The size of the saving stands beside that of the paper, whose models are "
+    "larger. Memory follows from the shapes alone, so one seed decides.",
+    f"One framework: the run supports the claim if each GPT-2, written as a MoM, has its own loss within {ROUNDING:g}, "
+    "and contradicts it otherwise. This follows for each model alone, so one seed decides.",
 )
 
 

@@ -1,4 +1,4 @@
-"""Figures as SVG: the same numbers give the same bytes. Ink follows the page, so they are read on light and dark ones."""
+"""Figures as SVG: the same numbers give the same bytes. Ink has the colour of the page's text."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ def lines(found: Sequence[Line], x_label: str, y_label: str, alt: str, level: fl
                 bottom, _TOP)  # fmt: skip
     parts = []
     for value in _ticks(up.low, up.high):
-        parts += [_rule(_LEFT, up(value), _WIDTH - _RIGHT, up(value)), _text(_LEFT - 6, up(value) + 4, f"{value:g}", "end")]
+        parts += [
+            _rule(_LEFT, up(value), _WIDTH - _RIGHT, up(value)),
+            _text(_LEFT - 6, up(value) + 4, f"{value:g}", "end"),
+        ]
     for value in _ticks(across.low, across.high):
         parts += [_rule(across(value), bottom, across(value), bottom + 4, 0.6),
                   _text(across(value), bottom + 18, _number(value))]  # fmt: skip
@@ -113,8 +116,9 @@ def lines(found: Sequence[Line], x_label: str, y_label: str, alt: str, level: fl
     if level is not None:
         parts.append(f'<line x1="{_LEFT}" y1="{up(level):.1f}" x2="{_WIDTH - _RIGHT}" y2="{up(level):.1f}" '
                      'stroke="currentColor" stroke-dasharray="4 3"/>')  # fmt: skip
-    parts += [_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, x_label),
-              _text(14, (_TOP + bottom) / 2, y_label, more=f' transform="rotate(-90 14 {(_TOP + bottom) / 2:.1f})"')]  # fmt: skip
+    middle = (_TOP + bottom) / 2
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, x_label))
+    parts.append(_text(14, middle, y_label, more=f' transform="rotate(-90 14 {middle:.1f})"'))
     for number, line in enumerate(found):
         parts += _line(number, line, across, up)
         y = bottom + 54 + 20 * number
@@ -135,7 +139,9 @@ def _line(number: int, line: Line, across: _Scale, up: _Scale) -> list[str]:
         points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in edge)
         parts.append(f'<polygon points="{points}" fill="{color}" fill-opacity="0.18"/>')
     points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(line.x, line.y, strict=True))
-    parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"/>')
+    parts.append(
+        f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"/>'
+    )
     return parts + [_mark(number, across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)]
 
 

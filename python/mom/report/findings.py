@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .claims import LOSS_MARGIN, SCORE_MARGIN, Interval, better, comparable, equal, fewer, interval
+from ..glue import task_score
+from .claims import CANNOT, LEAST_ROUGE, LOSS_MARGIN, SCORE_MARGIN, Interval, better, comparable, equal, fewer, interval
 
 __all__ = ["Claim", "Results", "claims_of", "difference", "glue_scores", "losses_of", "pruned", "rouge_of", "values_of"]
 
@@ -105,7 +106,7 @@ def shown(found: Interval, form: str = "+.3f", scale: float = 1.0, unit: str = "
 
 
 def _percent(found: Interval) -> str:
-    return shown(found, "+.1f", 100, " %")
+    return shown(found, "+.2f", 100, " %")
 
 
 def claims_of(results: Results) -> list[Claim]:
@@ -116,48 +117,94 @@ def claims_of(results: Results) -> list[Claim]:
 def _framework(results: Results) -> list[Claim]:
     group = "One framework for Transformers and their variants"
     gaps = [done["result"]["as_mom"] - done["result"]["loss"] for done in results.get("framework", {}).values()]
-    found = f"largest difference of the losses {max(map(abs, gaps)):.1e} ({len(gaps)} models)" if gaps else "not measured"
+    found = (
+        f"largest difference of the losses {max(map(abs, gaps)):.1e} ({len(gaps)} models)" if gaps else "not measured"
+    )
     return [Claim(group, "a trained GPT-2 is a MoM with fixed routes", equal(gaps), found, "framework")]
+
+
+def _if_learned(verdict: str, found: str, learned: bool) -> tuple[str, str]:
+    """The verdict, unless the models have learned nothing."""
+    return (verdict, found) if learned or "not measured" in found else (CANNOT, f"{found}; nothing was learned")
+
+
+def _mean(values: Values) -> float:
+    return sum(values.values()) / len(values) if values else math.nan
+
+
+def _text_learned(results: Results, *variants: str) -> bool:
+    """Whether one of these knows more than how often each token occurs."""
+    unigram = [done["result"]["unigram"] for done in results.get("data", {}).values()]
+    return any(_mean(losses_of(results, variant)) < unigram[0] for variant in variants) if unigram else False
+
+
+def _glue_learned(results: Results, *models: str) -> bool:
+    """Whether one of these is above the majority class, in the mean over tasks."""
+    scores = {
+        done["result"]["task"]: task_score(done["result"]["baseline"]) for done in results.get("glue", {}).values()
+    }
+    majority = 100 * sum(scores.values()) / len(scores) if scores else math.inf
+    return any(_mean(glue_scores(results, model)) > majority for model in models)
+
+
+def _xsum_learned(results: Results, *models: str) -> bool:
+    return any(_mean(rouge_of(results, model)) >= LEAST_ROUGE for model in models)
 
 
 def _redundancy(results: Results) -> list[Claim]:
     group = "Redundancy can be learned away"
+    learned = _text_learned(results, "deep")
     claims = []
-    for half, words, share in (("attn", "half of the attention modules", 0.5), ("ffn", "a quarter of the FFN modules", 0.25)):
+    for half, words, share in (
+        ("attn", "half of the attention modules", 0.5),
+        ("ffn", "a quarter of the FFN modules", 0.25),
+    ):
         done = next(iter(results.get("pruning", {}).values()), None)
         count = round(share * done["result"][half][0][1]) if done else 0
         rise = interval(list(pruned(results, half, count).values()))
-        claims.append(Claim(group, f"{words} can go at a comparable loss", comparable(rise, LOSS_MARGIN, True),
-                            f"loss {_percent(rise)} without {count} modules", "pruning"))  # fmt: skip
+        found = f"loss {_percent(rise)} without {count} modules" if rise.n else "not measured"
+        claims.append(Claim(group, f"{words} can go at a comparable loss",
+                            *_if_learned(comparable(rise, LOSS_MARGIN, True), found, learned), "pruning"))  # fmt: skip
     return claims
+
+
+def _tasks(results: Results, group: str, model: str, deep: bool) -> list[Claim]:
+    """The claims about GLUE and XSUM."""
+    found = []
+    for name, scores, learned, paper in (
+        ("mean score on GLUE", glue_scores, _glue_learned(results, model, "gpt2"), "+1.4"),
+        ("ROUGE on XSUM", rouge_of, _xsum_learned(results, model, "gpt2"), "+1"),
+    ):
+        change = difference(scores(results, model), scores(results, "gpt2"))
+        verdict = better(change, False) if deep else comparable(change, SCORE_MARGIN, False)
+        words = f"higher {name} (paper: {paper})" if deep else f"comparable {name}"
+        figure = "glue" if "GLUE" in name else "xsum"
+        found.append(Claim(group, words, *_if_learned(verdict, shown(change, "+.2f"), learned), figure))
+    return found
 
 
 def _deep(results: Results) -> list[Claim]:
     group = "Better models at equal parameters (deep MoM against GPT-2)"
     loss = difference(losses_of(results, "deep"), losses_of(results, "gpt2"))
-    glue = difference(glue_scores(results, "deep"), glue_scores(results, "gpt2"))
-    rouge = difference(rouge_of(results, "deep"), rouge_of(results, "gpt2"))
-    return [
-        Claim(group, "lower loss on unseen text", better(loss, True), f"{shown(loss)} nats per token", "losses"),
-        Claim(group, "higher mean score on GLUE (paper: +1.4)", better(glue, False), f"{shown(glue, '+.2f')}", "glue"),
-        Claim(group, "higher ROUGE on XSUM (paper: +1)", better(rouge, False), f"{shown(rouge, '+.2f')}", "xsum"),
-    ]
+    words = shown(loss) + (" nats per token" if loss.n else "")
+    decided = _if_learned(better(loss, True), words, _text_learned(results, "deep", "gpt2"))
+    return [Claim(group, "lower loss on unseen text", *decided, "losses"), *_tasks(results, group, "deep", True)]
 
 
 def _shallow(results: Results) -> list[Claim]:
     group = "Equal models at less cost (shallow MoM against GPT-2)"
     loss = difference(losses_of(results, "shallow"), losses_of(results, "gpt2"), relative=True)
-    glue = difference(glue_scores(results, "shallow"), glue_scores(results, "gpt2"))
-    rouge = difference(rouge_of(results, "shallow"), rouge_of(results, "gpt2"))
+    decided = _if_learned(
+        comparable(loss, LOSS_MARGIN, True), _percent(loss), _text_learned(results, "shallow", "gpt2")
+    )
 
     def cost(name: str) -> Interval:
-        return difference(*(values_of(results, "ledger", m, name) for m in ("shallow", "gpt2")), relative=True)
+        new, old = (values_of(results, "ledger", model, name) for model in ("shallow", "gpt2"))
+        return difference(new, old, relative=True)
 
     flops, memory = cost("flops"), cost("memory")
     return [
-        Claim(group, "comparable loss on unseen text", comparable(loss, LOSS_MARGIN, True), _percent(loss), "losses"),
-        Claim(group, "comparable mean score on GLUE", comparable(glue, SCORE_MARGIN, False), shown(glue, "+.2f"), "glue"),
-        Claim(group, "comparable ROUGE on XSUM", comparable(rouge, SCORE_MARGIN, False), shown(rouge, "+.2f"), "xsum"),
+        Claim(group, "comparable loss on unseen text", *decided, "losses"), *_tasks(results, group, "shallow", False),
         Claim(group, "fewer FLOPs (paper: -16 %)", fewer(flops), _percent(flops), "ledger"),
         Claim(group, "less memory in training (paper: -42 or -43 %)", fewer(memory, exact=True),
               "not measured" if not memory.n else f"{100 * memory.mean:+.1f} %", "ledger"),

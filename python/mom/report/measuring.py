@@ -45,6 +45,7 @@ def _validation(data: Path, config: MoMConfig) -> TokenFile:
 # ---------------------------------------------------------------------- one framework
 def framework(box: Box, data: Path) -> list[Unit]:
     """Units that write each trained GPT-2 as a MoM, with routes that are the order of its layers."""
+
     def unit(seed: int) -> Unit:
         return Unit("framework", f"gpt2-seed{seed}", lambda _: _as_mom(load(box, f"gpt2-seed{seed}"), data))
 
@@ -66,7 +67,7 @@ def _as_mom(gpt2: MoM, data: Path) -> dict[str, Any]:
     ]
     logits = [np.asarray(out.logits) for out in outputs[:2]]
     return {
-        "loss": float(outputs[0].lm_loss), "as_mom": float(outputs[1].lm_loss), "free": float(outputs[2].lm_loss),
+        **{name: float(out.lm_loss or 0.0) for name, out in zip(("loss", "as_mom", "free"), outputs, strict=True)},
         "difference": float(np.abs(logits[0] - logits[1]).max()), "layers": layers, "tokens": int(ids.size),
     }  # fmt: skip
 
@@ -74,6 +75,7 @@ def _as_mom(gpt2: MoM, data: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------- work and memory
 def counting(box: Box, data: Path) -> list[Unit]:
     """Units that count FLOPs with the routes of each trained model, and bytes of a training step."""
+
     def unit(model: str, seed: int) -> Unit:
         return Unit("ledger", f"{model}-seed{seed}", lambda _: _count(box, load(box, f"{model}-seed{seed}"), data))
 
@@ -86,7 +88,7 @@ def _count(box: Box, model: MoM, data: Path) -> dict[str, Any]:
     routes = None
     if not model.config.is_vanilla:
         routes = model.eval()(ids, return_routes=True, keep=False).routes
-    table = ledger(model, *(() if routes is not None else ids.shape), routes=routes)
+    table = ledger(model, routes=routes) if routes is not None else ledger(model, *ids.shape)
     plan = MoM(model.config).memory_plan(size.rows, size.positions)
     tokens = ids.size
     return {
@@ -139,7 +141,8 @@ def pruning_curve(model: MoM, data: Path, removed: Sequence[int], batches: int) 
         order = [int(module) for module in modules.sort_values(kind="stable").index]
         found[half] = [[0, len(order), whole]]
         for count in removed:
-            smaller = prune(model, **{half: sorted(order[:count])}).model
+            gone = {name: sorted(order[:count]) if name == half else 0.0 for name in _HALVES}
+            smaller = prune(model, attn=gone["attn"], ffn=gone["ffn"]).model
             found[half].append([count, len(order), _loss(smaller, data, batches)])
     return found
 

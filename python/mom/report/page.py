@@ -82,7 +82,8 @@ body { margin: 0 auto; padding: 1rem; max-width: 52rem; color: var(--ink); backg
 h1 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid var(--line); line-height: 1.3; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
-th { border-bottom: 2px solid var(--soft); } .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { border-bottom: 2px solid var(--soft); }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 1.2rem 0 2rem; } figure svg { display: block; width: 100%; max-width: 38rem; height: auto; }
 figcaption { color: var(--ink); } .made { color: var(--soft); font-size: .8rem; }
 code { background: var(--code); padding: .1em .3em; border-radius: 3px; font-size: .88em; overflow-wrap: anywhere; }

@@ -146,9 +146,7 @@ def _steps(speed: Mapping[str, float], seconds: float, seeds: int, processes: in
 
 
 # ---------------------------------------------------------------------- choosing
-def choose(
-    speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[str] = (), xsum: bool = False
-) -> Plan:
+def choose(speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[str] = (), xsum: bool = False) -> Plan:
     """Choose the plan.
 
     Parameters

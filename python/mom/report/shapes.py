@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..accounting import match
 from ..config import MoMConfig
@@ -73,8 +74,8 @@ def label_of(unit: str) -> str:
 
 
 def configs_of(size: Size, vocab_size: int) -> dict[str, MoMConfig]:
-    """The configurations, by their names in `MODELS`. The inner width of a MoM makes its parameters those of the GPT-2."""
-    same = {"n_embd": size.width, "n_head": size.heads, "n_positions": size.positions, "vocab_size": vocab_size}
+    """The configurations, by their names in `MODELS`. The inner width of a MoM makes all parameters equally many."""
+    same: dict[str, Any] = {"n_embd": size.width, "n_head": size.heads, "n_positions": size.positions, "vocab_size": vocab_size}
     gpt2 = MoMConfig.vanilla(n_layer=_LAYERS, **same)
 
     def mom(modules: int, rounds: int, choices: int, top: int) -> MoMConfig:

@@ -89,6 +89,7 @@ def _rows_of(path: Path, task: str, split: str, count: int | None = None) -> lis
 
 def glue(box: Box, path: Path | None) -> list[Unit]:
     """Units that fine-tune each model on each task; with all models and seeds first on the first task."""
+
     def unit(task: str, model: str, seed: int) -> Unit:
         name = f"{model}-seed{seed}"
         return Unit("glue", f"{name}-{task}", lambda folder: _finetune(box, Path(path or ""), task, name, seed, folder))
@@ -126,6 +127,7 @@ def _xsum_of(path: Path, split: str, count: int) -> list[dict[str, Any]]:
 
 def xsum(box: Box, path: Path | None) -> list[Unit]:
     """Units that fine-tune each model on XSUM, write summaries and score them."""
+
     def unit(model: str, seed: int) -> Unit:
         name = f"{model}-seed{seed}"
         return Unit("xsum", name, lambda folder: _summarise(box, Path(path or ""), name, seed, folder))

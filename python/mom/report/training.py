@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .._json import to_json
 from .._reading import kind_of
 from ..config import MoMConfig
@@ -17,7 +20,7 @@ from ..model import MoM
 from ..sweep import run
 from ..sweep.trial import evaluations_in, read_records
 from ..training.fingerprint import digest_of_tokens
-from .box import Box, digest_of
+from .box import TIME_UP, Box, digest_of
 from .shapes import VARIANTS, configs_of
 
 __all__ = ["config_of", "data_folder", "load", "prepare_data", "train_models", "trained"]
@@ -25,6 +28,8 @@ __all__ = ["config_of", "data_folder", "load", "prepare_data", "train_models", "
 #: Trials may take this many times their share of the time.
 _SLOWER = 1.6
 _VAL_FRACTION = 0.05
+#: Tokens that are counted at once.
+_BLOCK = 1 << 20
 
 
 # ---------------------------------------------------------------------- text
@@ -43,16 +48,35 @@ def prepare_data(box: Box, data: Path | None, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"source": source, "vocab_size": vocab_size}
     for name in ("train.bin", "val.bin"):
         if kind_of(where / name) is None:
-            raise DataError(f"data: {where} has no {name}; mom prepare makes both, with --val_fraction 0.05 for example")
+            raise DataError(
+                f"data: {where} has no {name}; mom prepare makes both, with --val_fraction 0.05 for example"
+            )
         tokens = TokenFile(where / name, vocab_size=vocab_size)
         if len(tokens) <= 2 * box.plan.size.positions:
             raise DataError(f"data: {name} has {len(tokens)} tokens, and sequences have {box.plan.size.positions}; "
                             "give a longer text")  # fmt: skip
         found[name] = digest_of_tokens(tokens)["sample"]
         found[f"{name.partition('.')[0]}_tokens"] = len(tokens)
+    found["unigram"] = unigram_loss(
+        *(TokenFile(where / name, vocab_size=vocab_size) for name in ("train.bin", "val.bin"))
+    )
     for model, config in configs_of(box.plan.size, vocab_size).items():
         write_file(folder / f"{model}.json", to_json(config.to_dict()))
     return found
+
+
+def unigram_loss(train: TokenFile, validation: TokenFile) -> float:
+    """Loss on the validation data, in nats per token, of a model that knows nothing but how often each token occurs."""
+    seen, wanted = (_counts(tokens) for tokens in (train, validation))
+    return float(np.sum(wanted / wanted.sum() * -np.log((seen + 1) / (seen + 1).sum())))
+
+
+def _counts(tokens: TokenFile) -> npt.NDArray[np.float64]:
+    counts = np.zeros(tokens.vocab_size or 1 << 16)
+    for begin in range(0, len(tokens), _BLOCK):
+        part = np.bincount(tokens.read(begin, min(_BLOCK, len(tokens) - begin)), minlength=len(counts))
+        counts += part[: len(counts)]
+    return counts
 
 
 def _sample(documents: Documents, chars: int) -> list[str]:
@@ -97,7 +121,8 @@ def train_models(box: Box, data: Path, folder: Path, wanted: Sequence[str] | Non
     share : float
         Share of the time that is for training. If it takes much longer, further seeds are left out.
     """
-    limit = min(box.left, _SLOWER * share * box.seconds - sum(done["seconds"] for done in trained(folder).values()))
+    used = sum(done["seconds"] for done in trained(folder).values()) / box.plan.processes
+    limit = min(box.left, _SLOWER * share * box.seconds - used)
     with box.limited(max(1.0, limit)) as fired:
         for seed in box.seeds:
             names = [v for v, _, _ in VARIANTS if wanted is None or f"{v}-seed{seed}" in wanted]
@@ -112,7 +137,7 @@ def train_models(box: Box, data: Path, folder: Path, wanted: Sequence[str] | Non
     there = trained(folder)
     for unit in (f"{variant}-seed{seed}" for seed in box.seeds for variant, _, _ in VARIANTS):
         if wanted is None and unit not in there:
-            box.left_out[f"models/{unit}"] = "the time was up" if fired else failure_of(folder, unit)
+            box.left_out[f"models/{unit}"] = TIME_UP if fired else failure_of(folder, unit)
 
 
 def failure_of(folder: Path, unit: str) -> str:
@@ -128,7 +153,8 @@ def grid_of(box: Box, data: Path, seed: int, names: Sequence[str]) -> dict[str, 
     plan = box.plan
     variants = []
     for name, model, two_phases in VARIANTS:
-        fields = {"name": name, "model": str(box.out / "data" / "text" / f"{model}.json"), "steps": plan.steps}
+        file = str(box.out / "data" / "text" / f"{model}.json")
+        fields: dict[str, Any] = {"name": name, "model": file, "steps": plan.steps}
         if two_phases:
             fields.update(steps=plan.steps - plan.phase_one, phase_one_steps=plan.phase_one)
         fields["warmup"] = max(1, int(fields["steps"]) // 10)

@@ -26,7 +26,7 @@ from ..files.folders import write_file
 from ..files.locks import lock_folder
 from ..runtime import cpu_info
 from . import measuring, tasks
-from .box import DONE, SETTINGS, Box, Unit, check_settings, digest_of
+from .box import DONE, SETTINGS, TIME_UP, Box, Unit, check_settings, digest_of
 from .content import Facts, blocks_of, plan_rows
 from .findings import Claim, claims_of
 from .page import Figure, as_html, as_markdown
@@ -120,7 +120,9 @@ def reproduce(
     check_name(out_dir, ConfigError)
     out = Path(out_dir)
     if current().size > 1:
-        raise ConfigError("reproduce: starts processes of its own, so start it as a single process, without 'mom launch'")
+        raise ConfigError(
+            "reproduce: starts processes of its own, so start it as a single process, without 'mom launch'"
+        )
     for module, package in (("pandas", "pandas"), ("scipy.stats", "scipy")):
         need(module, "reproduce", package)
     if rerun is not None:
@@ -147,7 +149,9 @@ class _Work:
 
     def __init__(self, out: Path, settings: dict[str, Any], given: Plan | None, progress: bool) -> None:
         self.out, self.settings, self._given, self._progress = out, settings, given, progress
-        self.paths = {name: None if settings[name] is None else Path(settings[name]) for name in ("data", "glue", "xsum")}
+        self.paths = {
+            name: None if settings[name] is None else Path(settings[name]) for name in ("data", "glue", "xsum")
+        }
 
     def say(self, words: str) -> None:
         """A line about the progress."""
@@ -156,7 +160,7 @@ class _Work:
 
     def run(self) -> ReproduceResult:
         box = self.box()
-        box.run(self.data_unit(box))
+        box.run(self.data_unit(box), needed=True)
         data = data_folder(box, self.paths["data"])
         self._train(box, data)
         for stage in STAGES:
@@ -191,7 +195,10 @@ class _Work:
             if missing:
                 raise ConfigError(f"plan: needs the files of {', '.join(missing)}; give --glue and --xsum as before")
         told = plan_rows(plan, self.settings["hours"])
-        print("\n".join(two_columns([("the plan", ""), *told, *((f"no {n}", why) for n, why in left_out.items())])), flush=True)
+        print(
+            "\n".join(two_columns([("the plan", ""), *told, *((f"no {n}", why) for n, why in left_out.items())])),
+            flush=True,
+        )
         write_file(file, to_json({**plan.to_dict(), "left_out": left_out, "seconds_per_step": speeds}))
         box = self._box(plan, left_out, seconds)
         box.note_time(time.monotonic() - begun)
@@ -216,7 +223,8 @@ class _Work:
         share = shares_of(bool(box.plan.glue_tasks), bool(box.plan.xsum_steps))["training"]
         train_models(box, data, self.out / "models", share=share)
         left_out = {name: why for name, why in box.left_out.items() if name not in before}
-        write_file(done, to_json({"left_out": left_out}))
+        if all(why == TIME_UP for why in left_out.values()):  # otherwise the next call tries again
+            write_file(done, to_json({"left_out": left_out}))
         box.note_time()
 
     def units(self, box: Box, stage: str, data: Path) -> Sequence[Unit]:
@@ -230,15 +238,18 @@ class _Work:
 
     # ------------------------------------------------------------------ report
     def _report(self, box: Box) -> ReproduceResult:
-        results: dict[str, Any] = {"models": trained(self.out / "models"), **{s: box.results(s) for s in STAGES}}
+        results: dict[str, Any] = {"models": trained(self.out / "models")}
+        results.update({stage: box.results(stage) for stage in ("data", *STAGES)})
         digests = {stage: stage_digest(found) for stage, found in results.items()}
         claims = claims_of(results)
-        text = box.results("data")["text"]["result"]
+        text = results["data"]["text"]["result"]
         cpu = cpu_info()
         facts = Facts(
-            box.plan, self.settings["hours"], box.spent, self.settings["seed"], f"{cpu['threads']} threads at the level {cpu['level']}",
-            f"{text['source']}; {text['train_tokens']:,} tokens for training and {text['val_tokens']:,} for validation, "
-            f"{text['vocab_size']:,} different ones", command_of(self.out, self.settings),
+            box.plan, self.settings["hours"], box.spent, self.settings["seed"],
+            f"{cpu['threads']} thread{'s' * (cpu['threads'] > 1)} at the level {cpu['level']}",
+            f"{text['source']}; {text['train_tokens']:,} tokens for training and {text['val_tokens']:,} for "
+            f"validation, {text['vocab_size']:,} different ones. Their frequencies alone give a loss of "
+            f"{text['unigram']:.3f}", command_of(self.out, self.settings),
             f"mom reproduce --out_dir {shlex.quote(str(self.out))} --rerun", digests, box.left_out,
         )  # fmt: skip
         blocks, title = blocks_of(facts, results, claims), "Mixture-of-Modules, reproduced"
@@ -302,11 +313,12 @@ def _rerun(out: Path, what: str, progress: bool) -> None:
             for unit in work.units(box, stage, data):
                 if unit.name in wanted:
                     again[unit.name] = box.work(unit, Path(folder) / unit.name)
-    other = [unit for unit in wanted if again.get(unit) is None or again[unit]["sha256"] != before[unit]["sha256"]]
+    other = [own for own in wanted if again.get(own) is None or again[own]["sha256"] != before[own]["sha256"]]
     if other:
-        raise ConfigError(f"rerun: {', '.join(f'{stage}/{unit}' for unit in other)} has other numbers than before. Another "
-                          "version, kind of processor or compiler may round otherwise")  # fmt: skip
-    for unit in wanted:
-        print(f"{stage}/{unit}  same bits  {again[unit]['sha256']}")
+        names = ", ".join(f"{stage}/{own}" for own in other)
+        raise ConfigError(f"rerun: {names}: the numbers are not those of before. Another version, kind of processor or "
+                          "compiler may round otherwise")  # fmt: skip
+    for own in wanted:
+        print(f"{stage}/{own}  same bits  {again[own]['sha256']}")
     if not name:
-        print(f"{stage}  same bits  {stage_digest({unit: again[unit] for unit in wanted})}")
+        print(f"{stage}  same bits  {stage_digest({own: again[own] for own in wanted})}")
