@@ -139,7 +139,8 @@ PARTS = [
     *("_progress", "settings", "runtime", "distributed"),
     *("routers", "file_fields", "config"),
     *("ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
-    *("evaluate", "analysis", "surgery", "accounting", "sweep", "sklearn", "demo", "report", "cli", "__main__", "__init__"),
+    *("evaluate", "analysis", "surgery", "accounting", "sweep", "sklearn", "demo", "report"),
+    *("cli", "__main__", "__init__"),
 ]
 MODULES = {
     ".".join(("mom", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in sorted(PACKAGE.rglob("*.py"))

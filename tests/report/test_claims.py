@@ -84,7 +84,9 @@ def results(seeds: int = 3, unigram: float = 6.0) -> dict[str, Any]:
             found["xsum"][name] = {"result": {"rouge": {"rouge1": 0.0, "rouge2": 0.0}}}
         found["framework"][f"gpt2-seed{seed}"] = {"result": {"loss": 5.0, "as_mom": 5.0 + 1e-6}}
         found["pruning"][f"deep-seed{seed}"] = {
-            "result": {"loss": 4.5, "attn": [[0, 8, 4.5], [4, 8, 5.5 + wobble]], "ffn": [[0, 8, 4.5], [2, 8, 4.51 + wobble]]}
+            "result": {
+                "loss": 4.5, "attn": [[0, 8, 4.5], [4, 8, 5.5 + wobble]], "ffn": [[0, 8, 4.5], [2, 8, 4.51 + wobble]],
+            }
         }
     return found
 

@@ -9,7 +9,7 @@ import pytest
 from mom.accounting import ledger
 from mom.errors import ConfigError
 from mom.report.plan import Plan, choose, read_plan, shares_of
-from mom.report.shapes import MODELS, SIZES, configs_of
+from mom.report.shapes import MODELS, SIZES, VARIANTS, configs_of
 
 #: Seconds of a step on one thread of a fast machine.
 SPEEDS = {
@@ -35,7 +35,7 @@ def test_the_steps_fit_into_the_time(processes: int) -> None:
     speed = SPEEDS[plan.size.name]
     one = sum(
         (speed["gpt2"] + speed[model]) / 2 if two_phases else speed[model]
-        for model, two_phases in (("gpt2", False), ("deep", True), ("shallow", True), ("deep", False), ("shallow", False))
+        for _, model, two_phases in VARIANTS
     )
     work = plan.steps * plan.seeds * one
     assert work / processes < shares_of(True, True)["training"] * seconds

@@ -46,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "dev"):
         (folder / f"glue/SST-2/{split}.tsv").write_text(f"sentence\tlabel\n{rows}")
     (folder / "xsum").mkdir()
-    documents = [{"document": f"It rained on day {n}. Nobody left the house.", "summary": f"Rain {n}."} for n in range(20)]
+    documents = [{"document": f"It rained on day {n}. Nobody left.", "summary": f"Rain {n}."} for n in range(20)]
     for split in ("train", "validation", "test"):
         (folder / f"xsum/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
     return folder
@@ -123,7 +123,8 @@ def test_a_gpt2_is_a_mom(whole: Path) -> None:
 def test_numbers_of_the_report_are_those_of_the_stages(whole: Path) -> None:
     """The table of the models says what the sweep says."""
     table = mom.sweep.table(whole / "models", ["whole_val_loss"])
-    (row,) = [line for line in (whole / "report.md").read_text().splitlines() if line.startswith("| GPT-2 | ") and "–" not in line][:1]
+    lines = (whole / "report.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| GPT-2 | "))
     assert f"{table[table['name'] == 'gpt2']['whole_val_loss'].item():.3f}" in row
 
 
@@ -165,7 +166,7 @@ def test_interrupted_twice_and_resumed(files: Path, whole: Path, tmp_path: Path)
     out = tmp_path / "paper"
     words = [f"--{name}={value}" for name, value in arguments(files, out).items() if name != "progress"]
     command = [sys.executable, "-m", "mom", "reproduce", *words]
-    for number, (there, least) in ((signal.SIGTERM, ("models/*/log.jsonl", 1)), (signal.SIGKILL, ("*/*/done.json", 14))):
+    for number, there, least in ((signal.SIGTERM, "models/*/log.jsonl", 1), (signal.SIGKILL, "*/*/done.json", 14)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 120
         while len(list(out.glob(there))) < least and process.poll() is None:
@@ -180,7 +181,7 @@ def test_interrupted_twice_and_resumed(files: Path, whole: Path, tmp_path: Path)
 
 
 def test_another_setting_is_an_error(files: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="hours: .* was begun with 1.0, now it is 2.0. Repeat the first value to go on, or"):
+    with pytest.raises(ConfigError, match="hours: .* was begun with 1.0, now it is 2.0. Repeat the first value"):
         reproduce(**{**arguments(files, whole), "hours": 2})
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds 'notes.txt' and no reproduction; choose a new folder"):

@@ -188,10 +188,19 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
     return result
 
 
+class _Listing(argparse.HelpFormatter):
+    """Has room for the longest name of a command beside its description."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 13
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     root = argparse.ArgumentParser(
         prog="mom",
+        formatter_class=_Listing,
         description="Mixture-of-Modules language models on a CPU.",
         epilog="'mom COMMAND --help' explains a command. First steps: 'mom demo'.",
         allow_abbrev=False,

@@ -74,11 +74,11 @@ def blocks_of(facts: Facts, results: Results, claims: Sequence[Claim]) -> list[B
     """The whole report."""
     return [
         Text(
-            "A reproduction of *Mixture-of-Modules* (arXiv:2407.06677) at the scale that this machine allows. The "
+            "A reproduction of Mixture-of-Modules (arXiv:2407.06677) at the scale that this machine allows. The "
             "models here are far smaller than those of the paper. So a verdict says what this run shows, and no more."
         ),
-        Text(f"`{facts.command}` made it in {facts.spent / 60:.0f} of {60 * facts.hours:.0f} minutes, on "
-             f"{facts.machine}. The same command goes on after an interruption."),
+        Text(f"`{facts.command}` made it. It had {60 * facts.hours:.3g} minutes and used {facts.spent / 60:.1f}, "
+             f"on {facts.machine}. The same command goes on after an interruption."),
         *_claims(claims), *_plan(facts), *_losses(facts, results), *_framework(facts, results),
         *_pruning(facts, results), *_ledger(facts, results), *_glue(facts, results), *_xsum(facts, results),
         *_again(facts),
@@ -121,7 +121,17 @@ def _plan(facts: Facts) -> Iterator[Block]:
     yield Table(["", ""], [list(row) for row in plan_rows(facts.plan, facts.hours)], 2)
     if facts.left_out:
         yield Text("Left out:")
-        yield Items([f"`{name}`: {why}" for name, why in facts.left_out.items()])
+        yield Items(list(left_out_words(facts.left_out)))
+
+
+def left_out_words(left_out: Mapping[str, str]) -> Iterator[str]:
+    """What was left out, with the pieces of a stage that have the same reason together."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for name, why in left_out.items():
+        stage, _, piece = name.partition("/")
+        together.setdefault((stage, why), []).append(piece)
+    for (stage, why), pieces in together.items():
+        yield f"`{stage}`{': ' if any(pieces) else ''}{', '.join(filter(None, pieces))}: {why}"
 
 
 # ---------------------------------------------------------------------- losses

@@ -1,4 +1,4 @@
-"""Figures as SVG: the same numbers give the same bytes. Ink has the colour of the page's text."""
+"""Figures as SVG: the same numbers give the same bytes. Words have the colour of the page's text, lines are grey."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 520, 62, 14, 12, 44
 #: Mid-tones that are read on white and on black, with different lightness. Dashes and marks tell lines apart in grey.
 _COLORS = ("#2f6fb2", "#d1781c", "#2c8a5b", "#9a6fc4", "#8a8a8a")
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 4")
+#: Of frames and intervals: it is seen on white and on black.
+_GREY = "#808080"
 _STYLE = "font-family:system-ui,sans-serif;font-size:13px;color:inherit"
 
 
@@ -71,7 +73,7 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", more: str = ""
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float, opacity: float = 0.2) -> str:
-    return (f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="currentColor" '
+    return (f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{_GREY}" '
             f'stroke-opacity="{opacity:g}"/>')  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def lines(found: Sequence[Line], x_label: str, y_label: str, alt: str, level: fl
     parts.append(_rule(_LEFT, bottom, _WIDTH - _RIGHT, bottom, 0.6))
     if level is not None:
         parts.append(f'<line x1="{_LEFT}" y1="{up(level):.1f}" x2="{_WIDTH - _RIGHT}" y2="{up(level):.1f}" '
-                     'stroke="currentColor" stroke-dasharray="4 3"/>')  # fmt: skip
+                     f'stroke="{_GREY}" stroke-dasharray="4 3"/>')  # fmt: skip
     middle = (_TOP + bottom) / 2
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, x_label))
     parts.append(_text(14, middle, y_label, more=f' transform="rotate(-90 14 {middle:.1f})"'))
@@ -162,9 +164,9 @@ def dots(rows: Sequence[tuple[str, Interval, Sequence[float]]], x_label: str, al
         parts.append(_text(left, y - 16, label, "start"))
         if found.is_known:
             parts.append(f'<line x1="{across(found.low):.1f}" y1="{y:.1f}" x2="{across(found.high):.1f}" y2="{y:.1f}" '
-                         'stroke="currentColor" stroke-width="2"/>')  # fmt: skip
+                         f'stroke="{_GREY}" stroke-width="2"/>')  # fmt: skip
             parts += [_rule(across(end), y - 5, across(end), y + 5, 1) for end in (found.low, found.high)]
-        parts += [f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="3" fill="none" stroke="currentColor"/>'
+        parts += [f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="3" fill="none" stroke="{_GREY}"/>'
                   for value in values]  # fmt: skip
         parts.append(_mark(1, across(found.mean), y))
     parts.append(_text((left + _WIDTH - _RIGHT) / 2, bottom + 36, x_label))

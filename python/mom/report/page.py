@@ -84,14 +84,18 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid var(--
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
 th { border-bottom: 2px solid var(--soft); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { margin: 1.2rem 0 2rem; } figure svg { display: block; width: 100%; max-width: 38rem; height: auto; }
+figure { margin: 1.2rem 0 2rem; }
+figure svg { display: block; width: 100%; max-width: 38rem; height: auto; color: var(--ink); }
+figure svg text { stroke: var(--page); stroke-width: 4px; paint-order: stroke; stroke-linejoin: round; }
 figcaption { color: var(--ink); } .made { color: var(--soft); font-size: .8rem; }
 code { background: var(--code); padding: .1em .3em; border-radius: 3px; font-size: .88em; overflow-wrap: anywhere; }
 strong.supports::before { content: "\\2713\\00a0"; } strong.contradicts::before { content: "\\2717\\00a0"; }
 strong.cannot { font-weight: normal; } strong.cannot::before { content: "?\\00a0"; }
+@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .4rem; } }
 @media print {
   :root { --ink: #000; --page: #fff; --soft: #444; --line: #999; --code: #f2f2f2; }
-  body { max-width: none; font-size: 11pt; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  body { max-width: none; font-size: 11pt; } svg, tr, li { break-inside: avoid; } h2, thead { break-after: avoid; }
+  figcaption, .made { break-before: avoid; } figure svg { max-width: 30rem; }
   .wide { overflow: visible; }
 }
 """

@@ -27,7 +27,7 @@ _TRAINING, _GLUE, _XSUM = 0.55, 0.2, 0.1
 _SLACK = 1.3
 #: Fewest tokens per parameter for which a larger model is worth it, fewest for five seeds, and most.
 _ENOUGH, _PLENTY, _MOST = 1.0, 4.0, 20.0
-_FEWEST_STEPS, _SOME_STEPS = 20, 200
+_FEWEST_STEPS, _SOME_STEPS = 20, 100
 #: Of fine-tuning: steps of one task, rows of its dev set, examples of a step, and tokens of an example, as a guess.
 _GLUE_STEPS, _GLUE_LEAST, _GLUE_DEV, _GLUE_BATCH, _GLUE_TOKENS = 400, 20, 400, 16, 40
 _XSUM_STEPS, _XSUM_LEAST, _XSUM_ROWS = 200, 10, 50
@@ -174,7 +174,7 @@ def choose(speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[
     Notes
     -----
     The largest size is taken that gets a token per parameter with three seeds. With four tokens per parameter there are
-    five seeds. If no size has enough tokens, the smallest one is taken, with as many of three seeds as give 200 steps.
+    five seeds. If no size has enough tokens, the smallest one is taken, with as many of three seeds as give 100 steps.
     """
     shares = shares_of(bool(glue_tasks), xsum)
     time = shares["training"] * seconds

@@ -75,7 +75,9 @@ def label_of(unit: str) -> str:
 
 def configs_of(size: Size, vocab_size: int) -> dict[str, MoMConfig]:
     """The configurations, by their names in `MODELS`. The inner width of a MoM makes all parameters equally many."""
-    same: dict[str, Any] = {"n_embd": size.width, "n_head": size.heads, "n_positions": size.positions, "vocab_size": vocab_size}
+    same: dict[str, Any] = {
+        "n_embd": size.width, "n_head": size.heads, "n_positions": size.positions, "vocab_size": vocab_size,
+    }  # fmt: skip
     gpt2 = MoMConfig.vanilla(n_layer=_LAYERS, **same)
 
     def mom(modules: int, rounds: int, choices: int, top: int) -> MoMConfig:

@@ -23,8 +23,11 @@ from .training import load
 
 __all__ = ["ORDER", "glue", "glue_at_hand", "xsum", "xsum_at_hand"]
 
-#: Tasks in the order of preference, if time is short.
-ORDER = ("sst2", "mrpc", "cola", "rte", "qnli", "stsb", "qqp", "mnli", "wnli")
+#: Tasks in the order of preference, if time is short. Small models learn something about sentiment.
+ORDER = sorted(
+    (name for name, task in TASKS.items() if {"train", "dev"} <= set(task.files) and name != "mnli-mm"),
+    key="sst2".__ne__,
+)
 #: Tokens of a summary.
 _SUMMARY = 32
 
