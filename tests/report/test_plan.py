@@ -20,7 +20,7 @@ SPEEDS = {
 
 
 def test_more_time_gives_larger_models_and_more_seeds() -> None:
-    plans = [choose(SPEEDS, 3600 * hours, 2) for hours in (0.02, 0.5, 4, 24, 96)]
+    plans = [choose(SPEEDS, 3600 * hours, 2) for hours in (0.005, 0.5, 4, 24, 96)]
     sizes = [[size.name for size in SIZES].index(plan.size.name) for plan in plans]
     assert sizes == sorted(sizes) and sizes[0] == 0 and sizes[-1] == 2
     assert plans[0].seeds < 3 <= plans[-1].seeds
