@@ -445,7 +445,7 @@ def test_routers_learn_the_routes_of_another_model(router: str) -> None:
     assert weights_of(model) == before and changed.config == model.config
     least = np.log(2.0)  # of two choices that are equally probable
     assert receipt["after"]["route_loss"] - least < 0.6 * (receipt["before"]["route_loss"] - least)
-    assert receipt["after"]["agreement"] > receipt["before"]["agreement"] + 0.2
+    assert receipt["after"]["agreement"] > receipt["before"]["agreement"] + 0.08
     for name, tensor in changed.parameters.items():
         assert (tensor.tobytes() == model.parameters[name].tobytes()) is (".router." not in name)
     assert json.loads(json.dumps(receipt)) == receipt

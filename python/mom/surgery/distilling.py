@@ -66,8 +66,8 @@ def distil_routes(
     Returns
     -------
     SurgeryResult
-        The receipt has, before and after, on the first sequences: ``route_loss``, ``agreement`` (share of equal first
-        choices) and ``loss`` in nats per token, and ``teacher_loss``, the model's own loss on the teacher's routes.
+        The receipt has, before and after, on the first sequences: ``route_loss``, ``agreement`` (share of the
+        teacher's choices that the model makes) and ``loss`` in nats per token, and ``teacher_loss``, the model's own loss on the teacher's routes.
 
     Raises
     ------
@@ -152,6 +152,11 @@ def _measures(pupil: MoM, ids: Ids, taught: Routes) -> dict[str, float]:
     forced = pupil(ids, labels=ids, routes=taught, keep=False)
     own = pupil(ids, labels=ids, return_routes=True, keep=False)
     assert own.routes is not None and own.lm_loss is not None and forced.lm_loss is not None
-    same = [float((own.routes.module[half][..., 0] == taught.module[half][..., 0]).mean()) for half in taught.module]
+    same = [_share(taught.module[half], own.routes.module[half]) for half in taught.module]
     return {"route_loss": forced.losses["route"], "agreement": float(np.mean(same)), "loss": own.lm_loss,
             "teacher_loss": forced.lm_loss}  # fmt: skip
+
+
+def _share(taught: npt.NDArray[np.int16], made: npt.NDArray[np.int16]) -> float:
+    """Share of the first choices (..., K) that are among the second."""
+    return float((taught[..., :, None] == made[..., None, :]).any(-1).mean())
