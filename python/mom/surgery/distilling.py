@@ -67,7 +67,8 @@ def distil_routes(
     -------
     SurgeryResult
         The receipt has, before and after, on the first sequences: ``route_loss``, ``agreement`` (share of the
-        teacher's choices that the model makes) and ``loss`` in nats per token, and ``teacher_loss``, the model's own loss on the teacher's routes.
+        teacher's choices that the model makes) and ``loss`` in nats per token, and ``teacher_loss``, the model's own
+        loss on the teacher's routes.
 
     Raises
     ------
