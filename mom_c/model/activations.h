@@ -8,7 +8,7 @@
 #include "model/pool.h"
 
 /* The terms of the loss. Backward takes a scale for each; the gradient is that of the scaled sum. */
-typedef enum { MOM_TERM_LM, MOM_TERM_BALANCE, MOM_TERM_Z, MOM_TERM_PATH, MOM_TERMS } mom_term;
+typedef enum { MOM_TERM_LM, MOM_TERM_BALANCE, MOM_TERM_Z, MOM_TERM_PATH, MOM_TERM_ROUTE, MOM_TERMS } mom_term;
 extern const char *const mom_term_names[MOM_TERMS];
 
 typedef struct {
@@ -30,6 +30,7 @@ typedef struct {
     mom_losses losses;
     double z_count; /* rows in the mean of the z-loss, for one half: unmasked tokens times the rounds of blocks that ran */
     double path_count; /* rows in the mean of the path loss, for one half: unmasked tokens times blocks */
+    double route_count; /* rows in the mean of the route loss, for both halves: unmasked tokens with a choice, in all rounds */
     int has_routes, can_backward; /* a pass that begins in the middle has neither */
     int keep, checkpoint; /* as in mom_batch */
     const mom_observer *observer; /* while forward runs */

@@ -4,7 +4,7 @@
 
 #include "model/head.h"
 
-const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z", "path"};
+const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z", "path", "route"};
 
 static mom_status init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     MOM_TRY(mom_params_init(&gpt->params, config, err));
@@ -86,7 +86,8 @@ static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
     if (!pool->routed || !ran)
         return;
     const int balanced = gpt->last.losses.has[MOM_TERM_BALANCE] && mom_saved_half(&gpt->last, i, 0, half)->route.counts;
-    if (any || balanced || gpt->last.losses.has[MOM_TERM_Z] || gpt->last.losses.has[MOM_TERM_PATH])
+    const int *has = gpt->last.losses.has;
+    if (any || balanced || has[MOM_TERM_Z] || has[MOM_TERM_PATH] || has[MOM_TERM_ROUTE])
         mark_used(g, pool->first_router_param, pool->router_params);
 }
 

@@ -319,6 +319,25 @@ static mom_status path_of(mom_gpt *gpt, size_t i, int half, mom_path *path) {
     return MOM_OK;
 }
 
+/* The mean over all half-rounds and their tokens. */
+static mom_status route_loss(mom_gpt *gpt) {
+    mom_activations *a = &gpt->last;
+    double sum = 0.0;
+    for (size_t i = 0; i < gpt->params.num_places; i++)
+        for (size_t h = 0; h < 2 * gpt->params.places[i].rounds; h++) {
+            const mom_pool *pool = mom_place_pool(&gpt->params.places[i], (int)(h % 2));
+            const mom_route *route = &a->halves[i][h].route;
+            if (!pool->routed || !mom_router_type_of(&pool->spec)->scored || route->left_out)
+                continue;
+            const mom_made_choices made = mom_route_made(&a->pass, pool, route);
+            MOM_TRY(mom_route_loss_add(a->pass.exec, &sum, &a->route_count, &made, a->pass.err));
+            a->losses.has[MOM_TERM_ROUTE] = 1;
+        }
+    if (a->losses.has[MOM_TERM_ROUTE])
+        a->losses.value[MOM_TERM_ROUTE] = a->route_count > 0.0 ? sum / a->route_count : 0.0;
+    return MOM_OK;
+}
+
 /* The sum over both halves, averaged over blocks and tokens. */
 static mom_status path_loss(mom_gpt *gpt) {
     mom_activations *a = &gpt->last;
@@ -367,7 +386,9 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
         MOM_TRY(balance_loss(gpt));
     if (gpt->config.z_loss)
         MOM_TRY(z_loss(gpt));
-    return gpt->config.path_loss ? path_loss(gpt) : MOM_OK;
+    if (gpt->config.path_loss)
+        MOM_TRY(path_loss(gpt));
+    return gpt->config.route_loss ? route_loss(gpt) : MOM_OK;
 }
 
 /* Empties the arenas and begins a pass. */
@@ -414,7 +435,7 @@ typedef struct {
     int has_dstates[2]; /* a later round of the place has written them; otherwise they count as zero */
     mom_path paths[2];  /* of the place, by half, if there is a path loss */
     mom_balance_groups balance;
-    float balance_scale, z_scale, path_scale;
+    float balance_scale, z_scale, path_scale, route_scale;
 } backward_state;
 
 /* Arrays that the rounds of a place share are allocated as late as possible, with the first half that uses them. During
@@ -437,7 +458,8 @@ static mom_status backward_half(mom_gpt *gpt, size_t i, size_t block, size_t rou
     float *dstate = b->dstates[half];
     mom_half_backward args = {.dx = b->dx, .pool = &gpt->gradients.pools[i][half], .state = dstate ? state : NULL,
                               .dstate = dstate, .has_dstate = b->has_dstates[half], .z_scale = b->z_scale,
-                              .path = &b->paths[half], .path_scale = b->path_scale};
+                              .path = &b->paths[half], .path_scale = b->path_scale,
+                              .route_scale = b->route_scale};
     if (mom_half_round_pool(&at)->routed && saved->route.counts)
         args.balance = mom_balance_terms_of(&b->balance, &gpt->config, block, round, half, b->balance_scale);
     if (!saved->route.left_out) {
@@ -538,6 +560,8 @@ static mom_status backward(mom_gpt *gpt, const float *scales) {
     backward_state b = {.balance_scale = balanced ? scales[MOM_TERM_BALANCE] : 0.0f};
     if (gpt->last.z_count > 0.0)
         b.z_scale = (float)((double)scales[MOM_TERM_Z] / gpt->last.z_count);
+    if (gpt->last.route_count > 0.0)
+        b.route_scale = (float)((double)scales[MOM_TERM_ROUTE] / gpt->last.route_count);
     if (gpt->last.path_count > 0.0)
         b.path_scale = (float)((double)scales[MOM_TERM_PATH] / gpt->last.path_count);
     if (lowest > gpt->params.num_places) /* only a classifier's own parameters are trained */

@@ -11,6 +11,7 @@
 #include "model/gradients.h"
 #include "model/pass.h"
 #include "ops/path_loss.h"
+#include "ops/route_loss.h"
 #include "ops/routed_half.h"
 
 /* Routing of one half-round. mom_route_allocate allocates the first part, which may outlive the rest. */
@@ -72,6 +73,7 @@ typedef struct {
     float z_scale; /* d(total loss) / d(squared log-sum-exp of a token's router outputs); 0: no z-loss */
     const mom_path *path; /* scores of this half in all rounds of the block that ran */
     float path_scale;     /* d(total loss) / d(path loss of a token); 0: no path loss */
+    float route_scale;    /* d(total loss) / d(route loss of a token in a half-round); 0: no route loss */
 } mom_half_backward;
 
 mom_status mom_attention_pool_backward(const mom_pass *pass, const mom_half_round *at, const mom_half_saved *saved,
@@ -106,6 +108,11 @@ mom_half_gradient mom_half_out_gradient(const mom_pool_gradients *gradients);
  * transposed. Leaves *packed as it is if packing does not pay. */
 mom_status mom_pool_pack(const mom_pass *pass, const mom_pool *pool, size_t rounds, int transposed, mom_packed_pool *packed);
 
+/* What the route loss reads of a route. */
+static inline mom_made_choices mom_route_made(const mom_pass *pass, const mom_pool *pool, const mom_route *route) {
+    const float temperature = pass->config->router_softmax ? pass->config->temperature : 1.0f;
+    return (mom_made_choices){route->outputs, route->index, pass->mask, temperature, pass->N, pool->S, route->K};
+}
 mom_status mom_route_allocate(const mom_pass *pass, const mom_pool *pool, mom_route *route);
 /* Kept choices of the pool's half-rounds in this pass. */
 size_t mom_pass_choices(const mom_pass *pass, const mom_pool *pool);

@@ -396,6 +396,9 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     const mom_router_outputs outputs = {r->outputs, pass->mask, N, S};
     if (b->z_scale != 0.0f)
         mom_z_loss_backward(x, dscores, &outputs, b->z_scale); /* dscores are the gradients of the outputs by now */
+    const mom_made_choices made = mom_route_made(pass, pool, r);
+    if (b->route_scale != 0.0f)
+        mom_route_loss_backward(x, dscores, &made, b->route_scale);
     for (size_t i = 0; mom_route_is_biased(pass, at) && i < N * S; i++)
         if (r->outputs[i] == -INFINITY)
             dscores[i] = 0.0f; /* a forbidden choice */

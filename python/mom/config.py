@@ -153,6 +153,10 @@ class MoMConfig(Settings):
         M times the sum of P² over the M modules, divided by the square of the sum of P. It is 1 if the token is spread
         evenly over the modules, and M if it never leaves one. Needs probabilities. With 0, the default, it is not
         computed.
+    router_route_loss_coef : float
+        Weight of the route loss in the same sum: the mean over half-rounds and tokens of the negative logarithm of the
+        probability that a router gives to the choices that were made. Where they are forced, it teaches the router to
+        make them by itself; see `mom.surgery.distil_routes`. With 0, the default, it is not computed.
     output_router_logits : bool
         If False, there is no balance loss. With a ``hash`` router there is neither balance loss nor z-loss in any case.
     depthwise_bal_loss : bool
@@ -239,6 +243,7 @@ class MoMConfig(Settings):
     router_aux_loss_coef: float = setting(0.01, _NON_NEGATIVE)
     router_z_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     router_path_loss_coef: float = setting(0.0, _NON_NEGATIVE)
+    router_route_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     depth_per_chunk: int | None = setting(None, at_least(0))
     router_type: str = setting("naive")
     router_dim: int = setting(256, _SIZE)
@@ -363,6 +368,7 @@ class MoMConfig(Settings):
         """Weight of each term of the loss, by name. As in the reference, a classifier has only its own loss."""
         of_routers = {
             "balance": self.router_aux_loss_coef, "z": self.router_z_loss_coef, "path": self.router_path_loss_coef,
+            "route": self.router_route_loss_coef,
         }  # fmt: skip
         return {"lm": 1.0, **(of_routers if self.num_labels is None else dict.fromkeys(of_routers, 0.0))}
 

@@ -423,6 +423,15 @@ def test_prune_writes_a_smaller_model_and_a_receipt(
     assert mom_command("evaluate", "--model", tmp_path / "model", "--data", data)[0] == 0
 
 
+def test_prune_takes_numbers_of_modules(mom_command: Any, trained: Path, tmp_path: Path) -> None:
+    model = mom.MoM.from_pretrained(trained / "model")
+    count = model.config.num_ffn
+    status, out, _ = mom_command("prune", "--model", trained / "model", "--out_dir", tmp_path, "--ffn", "0,")
+    assert status == 0
+    assert f"block 0 ffn: modules {', '.join(map(str, range(1, count)))} stay" in out
+    assert mom.MoM.from_pretrained(tmp_path / "model").config.num_ffn == count - 1
+
+
 def test_prune_says_what_is_missing(mom_command: Any, trained: Path, tmp_path: Path) -> None:
     flags = ("--model", trained / "model", "--out_dir", tmp_path)
     status, _, err = mom_command("prune", *flags)

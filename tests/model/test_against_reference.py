@@ -151,6 +151,16 @@ FIXED: dict[str, Case] = {
         )
         for a, f, mask in ((3, 3, None), (1, 4, "left"), (4, 2, "holes"))
     },
+    **{
+        f"route loss, {router}": Case(
+            {"router_type": router, "router_route_loss_coef": 0.6, "chunks": 2, "router_softmax_temperature": 0.5},
+            mask=("left", None)[i % 2],
+        )
+        for i, router in enumerate(SCORED)
+    },
+    "route loss, skipping for good": Case(
+        {"router_route_loss_coef": 0.6, "skip_is_final": True, "routing_top_k": 1, "depth_per_chunk": 4}
+    ),
     "path loss alone, no SKIP": Case(
         {"router_path_loss_coef": 2.0, "output_router_logits": False, "enable_pause": False, "routing_top_k": 1}
     ),

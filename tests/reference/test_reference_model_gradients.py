@@ -67,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "jitter": {"router_jitter": 0.5},
     "a bias that balances": {"router_type": "linear-softmax", "router_bias_rate": 0.1},
     "path loss": {"router_type": "naive-softmax", "router_path_loss_coef": 0.8, "num_ffn": 4, "chunks": 2},
+    "route loss": {"router_type": "gru-softmax", "router_route_loss_coef": 0.8, "router_softmax_temperature": 0.5},
     "a SKIP that is final": {
         "router_type": "gru-softmax", "skip_is_final": True, "depth_per_chunk": 4, "routing_top_k": 1,
         "router_renormalise": False,

@@ -11,7 +11,7 @@ import pytest
 
 import mom
 from mom.routers import KINDS
-from mom.surgery import CRITERIA, grow, merge, permute, prune, wake
+from mom.surgery import CRITERIA, distil_routes, grow, merge, permute, prune, prune_curve, wake
 
 pytest.importorskip("pandas")
 
@@ -401,3 +401,75 @@ def test_a_result_shows_itself() -> None:
     result = prune(model_of(), attn=0.4, by="random")
     assert "prune" in repr(result) and f"{result.model.num_parameters:,} after" in repr(result)
     assert "kept" in result._repr_html_()
+
+
+# ---------------------------------------------------------------------- curves
+def test_a_curve_has_every_number_of_modules(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    np.tile(IDS.reshape(-1), 20).astype(np.uint16).tofile(tmp_path / "train.bin")
+    model = model_of()
+    before = weights_of(model)
+    settings = {"batch_size": 2, "sequence_length": 16, "lr": 5e-3}
+    found = prune_curve(
+        model, IDS, by="usage", recovery_steps=4, train_data=tmp_path / "train.bin", training=settings
+    )
+    table = found.table
+    assert weights_of(model) == before and len(found.receipts) == len(table) - 1
+    assert table["half"].tolist() == ["whole", "attn", "attn", "attn", "ffn", "ffn", "paper"]
+    assert table["attn"].tolist() == [5, 4, 3, 2, 5, 5, 2] and table["ffn"].tolist() == [4, 4, 4, 4, 3, 2, 3]
+    assert table["loss"][0] == pytest.approx(loss_of(model), abs=1e-6) and table["rise"][0] == 0.0
+    changed, receipt = prune(model, ffn=0.25, by="usage", data=IDS)
+    assert receipt["after"]["loss"] == table["loss"][4] and table["parameters"][4] == changed.num_parameters
+    mom.train(changed, tmp_path / "train.bin", steps=4, progress=False, seed=0, **settings)
+    assert loss_of(changed) == pytest.approx(table["recovered"][4], abs=1e-6)
+    assert (table["recovered"] < table["loss"]).all()
+    ax = found.plot()
+    assert len(ax.lines) == 5
+    pyplot.close(ax.figure)
+
+
+def test_a_curve_needs_data_to_recover() -> None:
+    with pytest.raises(ValueError, match="train_data: needed for recovery_steps"):
+        prune_curve(model_of(), IDS, recovery_steps=3)
+    with pytest.raises(ValueError, match=r"halves: \['mlp'\]; the halves with a router are \['attn', 'ffn'\]"):
+        prune_curve(model_of(), IDS, halves=["mlp"])
+
+
+# ---------------------------------------------------------------------- routes distilled into routers
+@pytest.mark.parametrize("router", ["linear-softmax", "gru-softmax", "naive"])
+def test_routers_learn_the_routes_of_another_model(router: str) -> None:
+    config = model_of(router_type=router).config.replace(initializer_range=0.3)
+    model, teacher = (mom.MoM(config, seed=seed) for seed in (0, 1))
+    before = weights_of(model)
+    changed, receipt = distil_routes(model, teacher, IDS, steps=150, lr=0.05, batch_size=4, progress=False)
+    assert weights_of(model) == before and changed.config == model.config
+    least = np.log(2.0)  # of two choices that are equally probable
+    assert receipt["after"]["route_loss"] - least < 0.6 * (receipt["before"]["route_loss"] - least)
+    assert receipt["after"]["agreement"] > receipt["before"]["agreement"] + 0.08
+    for name, tensor in changed.parameters.items():
+        assert (tensor.tobytes() == model.parameters[name].tobytes()) is (".router." not in name)
+    assert json.loads(json.dumps(receipt)) == receipt
+
+
+def test_a_teacher_may_be_routes_or_a_function() -> None:
+    model = model_of(router_type="gru-softmax")
+    taught = model_of(router_type="gru-softmax")(IDS, return_routes=True).routes
+    assert taught is not None
+    other = mom.MoM(model.config, seed=7)
+    by_routes = distil_routes(other, taught, steps=5, batch_size=2, progress=False)
+    by_function = distil_routes(other, lambda ids: taught_of(model, ids), IDS, steps=5, batch_size=2, progress=False)
+    assert weights_of(by_routes.model) == weights_of(by_function.model) != weights_of(other)
+    with pytest.raises(ValueError, match="data: routes have tokens of their own"):
+        distil_routes(other, taught, IDS)
+    with pytest.raises(ValueError, match="data: needed"):
+        distil_routes(other, model)
+    with pytest.raises(TypeError, match="teacher: expected MoM, Routes or a function, got int"):
+        distil_routes(other, 3, IDS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model: has no routers that learn"):
+        distil_routes(model_of(router_type="hash"), model, IDS)
+
+
+def taught_of(model: mom.MoM, ids: Any) -> mom.Routes:
+    routes = model(ids, return_routes=True).routes
+    assert routes is not None
+    return routes

@@ -231,7 +231,7 @@ def audit(
     parts: dict[str, list[tuple[Floats, Floats]]] = {measure: [] for measure in chosen}
     tokens = 0
     with own_copy(model) as own:
-        number, take = _sequences(own, data, sequence_length)
+        number, take = sequences_of(own, data, sequence_length)
         begins = range(0, number, batch_size)[: None if batches is None else count(batches, "batches", 1)]
         for begin in shown(begins, "audit", "batch", progress, len(begins)):
             ids = take(begin, min(begin + batch_size, number))
@@ -296,7 +296,7 @@ def own_copy(model: MoM) -> Iterator[MoM]:
         scope.touched.update(range(len(scope.rules)))
 
 
-def _sequences(
+def sequences_of(
     model: MoM, data: Any, sequence_length: int | None
 ) -> tuple[int, Callable[[int, int], npt.NDArray[np.int32]]]:
     """The number of sequences, and what gives the token ids of sequences ``[begin, end)``."""

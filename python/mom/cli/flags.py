@@ -119,12 +119,17 @@ def number(text: str) -> int | float:
         return float(text)
 
 
+def share_or_numbers(text: str) -> float | list[int]:
+    """Read a share, or numbers with commas between or after them."""
+    return [int(part) for part in text.split(",") if part] if "," in text else float(text)
+
+
 #: Arguments of ``add_argument`` for fields of each type.
 _KINDS: dict[str, dict[str, Any]] = {
     "int": {"type": int},
     "float": {"type": float},
     "int | float": {"type": number, "metavar": "X"},
-    "float | Sequence[int]": {"type": float},
+    "float | Sequence[int]": {"type": share_or_numbers, "metavar": "X|N,N"},
     "str": {"type": str, "metavar": "NAME"},
     "PathLike": {"metavar": "PATH"},
     "bool": {"type": truth, "metavar": "BOOL", "nargs": "?", "const": True},

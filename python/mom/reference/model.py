@@ -116,6 +116,7 @@ class _Tape:
     balance: dict[str, balance_loss.Saved] = field(default_factory=dict)
     z: dict[str, Float] = field(default_factory=dict)  # gradient of the z-loss by half, (L, N, S)
     path: dict[str, Float] = field(default_factory=dict)  # gradient of the path loss by half, (L, N, S)
+    route: dict[str, Float] = field(default_factory=dict)  # gradient of the route loss by half, (L, N, S)
 
 
 def _ends(batch: Batch) -> Int:
@@ -239,6 +240,7 @@ class Model:
             terms = {"lm": self._task_loss(labels, tape), "balance": self._balance_forward(tape)}
             terms["z"] = self._z_forward(tape)
             terms["path"] = self._path_forward(tape)
+            terms["route"] = self._route_forward(tape)
             losses = {name: value for name, value in terms.items() if value is not None}
         loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
@@ -452,6 +454,34 @@ class Model:
                 tape.path[half] = np.stack(gradients)
         return sum(losses) if losses else None
 
+    # ------------------------------------------------------------------ route loss
+    def _route_forward(self, tape: _Tape) -> float | None:
+        """Mean over half-rounds and real tokens with a choice of -log of the probabilities of the choices made."""
+        config, real = self.config, None if tape.batch.mask is None else tape.batch.mask.reshape(-1) != 0
+        if not config.loss_weights["route"] > 0:
+            return None
+        temperature = config.router_softmax_temperature if config.router_softmax else 1.0
+        total, count, found = 0.0, 0, False
+        for half in self._scored_halves():
+            gradients = []
+            for rec in self._router_records(half):
+                z, choices = rec.logits / temperature, rec.logits.shape[1]
+                y = np.logaddexp.reduce(z, axis=-1, keepdims=True)
+                made = np.zeros((len(z), choices + 1))
+                known = (rec.index >= 0) & (rec.index < choices)
+                np.add.at(made, (np.arange(len(z))[:, None], np.where(known, rec.index, choices)), 1.0)
+                kept = made[:, :choices].sum(-1, keepdims=True)
+                counted = (kept > 0) & (True if real is None else real[:, None])
+                share = made[:, :choices] / np.maximum(kept, 1)
+                chosen = np.where(share > 0, share * np.where(share > 0, z, 0.0), 0.0).sum(-1, keepdims=True)
+                total += float(np.where(counted, y - chosen, 0.0).sum())
+                count, found = count + int(counted.sum()), True
+                gradients.append(np.where(counted, (np.exp(z - y) - share) / temperature, 0.0))
+            if gradients:
+                tape.route[half] = np.stack(gradients)
+        tape.route = {half: gradient / max(count, 1) for half, gradient in tape.route.items()}
+        return total / max(count, 1) if found else None
+
     # ------------------------------------------------------------------ backward
     def backward(self, lm_scale: float = 1.0, balance_scale: float | None = None) -> Gradients:
         """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` and the weighted z-loss of the last call.
@@ -478,6 +508,9 @@ class Model:
         for half, gradient in tape.path.items():
             dscores[half] = dscores.get(half, 0.0) + config.loss_weights["path"] * gradient
         doutputs = {half: config.loss_weights["z"] * gradient for half, gradient in tape.z.items()}
+
+        for half, gradient in tape.route.items():
+            doutputs[half] = doutputs.get(half, 0.0) + config.loss_weights["route"] * gradient
 
         dlogits = self._task_backward(lm_scale, tape)
         dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)
