@@ -103,6 +103,7 @@ class _Page(HTMLParser):
 
 def test_the_report_is_complete_and_needs_no_other_file(whole: Path) -> None:
     page, text = _Page(), (whole / "report.html").read_text()
+    assert f"--plan {whole / 'plan.json'}" in text  # the command that goes on
     page.feed(text)
     assert page.open == [] and page.pictures == 5
     assert page.addresses == ["data:,"] and "@import" not in text and "url(" not in text

@@ -281,7 +281,7 @@ def _ledger(facts: Facts, results: Results) -> Iterator[Block]:
             beside = f" ({100 * change:+.1f} %)" if math.isfinite(change) else ""
             row.append(f"{interval(list(own.values())).mean / unit:{form}}{beside}")
         rows.append(row)
-    head = ["model", "layers", "MFLOP per token", "same, full attention, no head", "memory (MB)", "activations (MB)",
+    head = ["model", "layers", "MFLOP per token", "full attention, no head", "memory (MB)", "activations (MB)",
             "active parameters (k)"]  # fmt: skip
     yield facts.figure("ledger", "ledger", "The paper reports 16 % fewer FLOPs and 42 or 43 % less memory for its "
                        "large shallow model.", table=Table(head, rows))  # fmt: skip

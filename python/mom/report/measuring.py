@@ -16,7 +16,7 @@ from ..data import TokenFile
 from ..evaluate import token_file_loss
 from ..interventions import Force
 from ..model import MoM
-from ..surgery import prune
+from ..surgery import PAPER, prune
 from .box import Box, Unit
 from .shapes import MODELS
 from .training import config_of, load, trained
@@ -111,7 +111,7 @@ def layers_of(config: MoMConfig) -> int:
 def pruning(box: Box, data: Path) -> list[Unit]:
     """Units that take modules out of each deep MoM."""
     count = config_of(box, "deep").num_attn
-    removed = sorted({round(count * share) for share in (0.125, 0.25, 0.5, 0.75)} - {0})
+    removed = sorted({round(count * share) for share in (0.125, *PAPER.values(), 0.75)} - {0})
 
     def unit(seed: int) -> Unit:
         def work(_: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid var(--
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
 th { border-bottom: 2px solid var(--soft); }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
 figure { margin: 1.2rem 0 2rem; }
 figure svg { display: block; width: 100%; max-width: 38rem; height: auto; color: var(--ink); }
 figure svg text { stroke: var(--page); stroke-width: 4px; paint-order: stroke; stroke-linejoin: round; }

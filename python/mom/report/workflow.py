@@ -272,6 +272,7 @@ def command_of(out: Path, settings: dict[str, Any]) -> str:
     words = ["mom", "reproduce", "--hours", f"{settings['hours']:g}", "--out_dir", str(out)]
     for name in ("data", "glue", "xsum"):
         words += [] if settings[name] is None else [f"--{name}", settings[name]]
+    words += [] if settings["plan"] is None else ["--plan", str(out / "plan.json")]
     return shlex.join([*words, *(["--seed", str(settings["seed"])] if settings["seed"] else [])])
 
 
