@@ -365,7 +365,8 @@ def _gpt2(n_embd: int, n_head: int, n_layer: int, **fields: Any) -> Fields:
     }  # fmt: skip
 
 
-#: Named configurations. ``mini`` and ``base`` are the benchmark sizes; the family comes last.
+#: Named configurations. ``mini`` and ``base`` are the benchmark sizes; the family comes last. ``mom-large-deep`` and
+#: ``mom-large-wide`` have as many parameters as ``gpt2-large``: 52 layers deep, or 14 with 16 modules in each pool.
 PRESETS: dict[str, Fields] = {
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 16, 24),
@@ -373,6 +374,13 @@ PRESETS: dict[str, Fields] = {
     "mom-small": _mom(768, 12, 2, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
     "mom-medium": _mom(1024, 16, 5, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
     "mom-large": _mom(1280, 20, 8, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
+    "mom-large-deep": _mom(
+        1280, 20, 8, n_inner=4915, depth_per_chunk=6, routing_top_k=2, num_bottom_layers=2, num_top_layers=2
+    ),
+    "mom-large-wide": _mom(
+        1280, 20, 2, n_inner=5069, depth_per_chunk=5, num_attn=16, num_ffn=16, routing_top_k=3, num_bottom_layers=2,
+        num_top_layers=2,
+    ),
     "mini": _mom(256, 4, 1, vocab_size=8192, n_positions=256, routing_top_k=1),
     "base": _mom(512, 8, 1, vocab_size=16384, n_positions=512, routing_top_k=2),
     "mini-vanilla": _gpt2(256, 4, 6, vocab_size=8192, n_positions=256),
