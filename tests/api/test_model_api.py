@@ -186,7 +186,8 @@ def test_logits_and_generation_between_forward_and_backward() -> None:
 
 
 def test_scales_of_backward() -> None:
-    config = CONFIG.replace(router_z_loss_coef=0.2, router_path_loss_coef=0.4)
+    of_terms = [name for name in CONFIG.names() if name.endswith("_loss_coef")]
+    config = CONFIG.replace(**{name: 0.2 + 0.1 * i for i, name in enumerate(of_terms)})  # all terms are there
     model = mom.MoM(config)
 
     def of(*scales: Any, **named: Any) -> dict[str, np.ndarray]:
