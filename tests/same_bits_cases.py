@@ -11,7 +11,7 @@ import mom
 
 ROUTERS = (
     "naive", "naive-softmax", "gru", "gru-softmax", "gru-dev", "gru-dev-softmax", "gru-random", "gru-random-softmax",
-    "gru-dev-random", "gru-dev-random-softmax",
+    "gru-dev-random", "gru-dev-random-softmax", "linear", "linear-softmax", "norm", "norm-softmax",
 )  # fmt: skip
 
 #: Odd sizes: no width is a multiple of 8 numbers, so every loop over vectors has a rest.
@@ -186,6 +186,31 @@ TRAINING: list[Training] = [
     small("regression of two masked right", num_labels=2, problem_type="regression", rows="right", batch=6),
     small("many classes at once", num_labels=4, problem_type="multi_label_classification", rows="packed", batch=6),
     small("plain classes", num_labels=3, rows="packed", batch=6, **PLAIN),
+    # What routers may have beside their kind.
+    small("router LayerNorm", router_layernorm=True),
+    small("router LayerNorm linear bf16", router_layernorm=True, router_type="linear-softmax", dtype="bfloat16"),
+    small("vector of each round, two chunks", router_rounds="embedding", chunks=2, micro_batches=2),
+    small("map of each round, naive packed", router_rounds="projection", router_type="naive", rows="packed"),
+    small("state detached", router_state="detached"),
+    small("state reset bf16", router_state="reset", dtype="bfloat16"),
+    small("not renormalised top-1", router_renormalise=False, routing_top_k=1),
+    small("jitter checkpointed", router_jitter=0.3, checkpointing=True),
+    small("frozen routers", router_frozen=True),
+    small("bias that balances, masked", router_bias_rate=0.02, rows="left", micro_batches=2),
+    small("path loss masked", router_path_loss_coef=0.3, rows="holes", chunks=2),
+    small("final SKIP top-1 naive", skip_is_final=True, router_type="naive-softmax", routing_top_k=1),
+    small("final SKIP packed bf16 checkpointed", skip_is_final=True, rows="packed", dtype="bfloat16",
+          checkpointing=True),
+    small("routers of single modules", route_single=True, num_attn=1, num_ffn=1, routing_top_k=1,
+          router_renormalise=False, skip_is_final=True, balance_routes="used"),
+    small("shared feed-forward modules", shared_pools="ffn", chunks=2),
+    small("shared modules, anchors between, packed", shared_pools="both", chunks=3, require_anchor_layer=True,
+          depth_per_chunk=2, rows="packed"),
+    small("rounds left out", round_pdrop=0.4, chunks=2, micro_batches=2),
+    small("rounds left out, single modules, checkpointed", round_pdrop=0.4, num_attn=1, num_ffn=1, checkpointing=True,
+          **DROPOUT),
+    small("started from a plain GPT-2 along its path", from_vanilla=True, router_rounds="projection",
+          vanilla_path_bias=3.0),
     # Larger shapes.
     large("gru-softmax top-2"),
     large("gru-softmax top-2 bf16", dtype="bfloat16"),
@@ -201,6 +226,10 @@ TRAINING: list[Training] = [
     large("long rows packed bf16", n_positions=200, length=190, n_embd=128, n_head=2, rows="packed", dtype="bfloat16"),
     large("wide modules", n_embd=160, n_head=2, batch=8, chunks=2, depth_per_chunk=1),
     large("classes packed", num_labels=3, rows="packed", batch=9),
+    large("norm top-1 LayerNorm", router_type="norm-softmax", routing_top_k=1, router_renormalise=False,
+          router_layernorm=True),
+    large("linear, everything shared, final SKIP", router_type="linear-softmax", shared_pools="both", chunks=2,
+          skip_is_final=True, router_rounds="projection", router_path_loss_coef=0.1),
 ]  # fmt: skip
 
 
@@ -248,6 +277,11 @@ GENERATION: list[Generation] = [
     generation("greedy single modules", num_attn=1, num_ffn=1),
     generation("greedy plain", lengths=(7, 7), **PLAIN),
     generation("greedy no choice at all", routing_top_k=0),
+    generation("greedy final SKIP, map of each round", skip_is_final=True, router_rounds="projection", routing_top_k=1),
+    generation("greedy routers of single modules", route_single=True, num_attn=1, num_ffn=1, routing_top_k=1,
+               router_layernorm=True, router_type="linear-softmax", router_renormalise=False),
+    generation("greedy shared modules, vector of each round", shared_pools="both", chunks=2, router_rounds="embedding"),
+    generation("greedy bias that balances", router_bias_rate=0.02, router_state="reset"),
     generation("temperature", sampling={"temperature": 1.3, "seed": 4}),
     generation("top-k", sampling={"temperature": 0.8, "top_k": 5, "seed": 5}),
     generation("top-p", sampling={"temperature": 1.1, "top_p": 0.7, "seed": 6}, router_type="gru-random-softmax"),

@@ -137,7 +137,7 @@ PACKAGE = ROOT / "python" / "mom"
 PARTS = [
     *("errors", "familiar", "_version", "_json", "_html", "_reading", "_openmp", "_core", "_extras", "_arguments"),
     *("_progress", "settings", "runtime", "distributed"),
-    *("routers", "file_fields", "config"),
+    *("routers", "file_fields", "presets", "config"),
     *("ops", "files", "interventions", "reference", "data", "model", "training", "glue", "xsum"),
     *("evaluate", "analysis", "surgery", "accounting", "sweep", "sklearn", "demo", "report"),
     *("cli", "__main__", "__init__"),

@@ -9,7 +9,8 @@
 
 #define N (SMALL_B * SMALL_T)
 
-static const unsigned kinds[] = {0, SMALL_PLAIN, SMALL_NAIVE, SMALL_ALL_PATHS, SMALL_WEIGHTED};
+static const unsigned kinds[] = {0, SMALL_PLAIN, SMALL_NAIVE, SMALL_ALL_PATHS, SMALL_WEIGHTED, SMALL_LINEAR, SMALL_NORM,
+                                 SMALL_OPTIONS, SMALL_OPTIONS | SMALL_NORM, SMALL_SINGLE, SMALL_SINGLE | SMALL_OPTIONS};
 
 /* Logits (SMALL_B * T, V) of a full pass over tokens (SMALL_B, T). */
 static void full_pass(mom_gpt *gpt, const mom_exec *x, const int32_t *tokens, size_t T, float *logits) {

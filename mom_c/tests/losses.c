@@ -1,9 +1,10 @@
-/* Cross entropy, the tied head, losses of classification, balance loss and z-loss against their definitions. */
+/* Cross entropy, the tied head, losses of classification, balance loss, z-loss and path loss against their definitions. */
 #include <math.h>
 #include <string.h>
 
 #include "ops/balance_loss.h"
 #include "ops/cross_entropy.h"
+#include "ops/path_loss.h"
 #include "ops/z_loss.h"
 #include "tests/check.h"
 
@@ -336,6 +337,69 @@ static mom_status z_run(check_case *c, const mom_exec *x, mom_error *err) {
 
 static const check_sizes z_cases[] = {{{0, 2}, 0}, {{1, 1}, 0}, {{4, 3}, 0}, {{701, 7}, MASK}, {{301, 131}, 0}};
 
+/* ------------------------------------------------------------------ path loss: N, S, M, rounds; options as above */
+
+#define MOST_ROUNDS 4
+
+enum { MARKED, LOSSES, MARKS, DPATH, BY_ROUND };
+
+static void path_setup(check_case *c) {
+    static const char *const names[MOST_ROUNDS] = {"scores of round 0", "scores of round 1", "scores of round 2",
+                                                   "scores of round 3"};
+    const size_t N = c->size[0], S = c->size[1], M = c->size[2];
+    check_integers(c, MARKED, "mask", CHECK_U8, N, 2);
+    check_result(c, LOSSES, "sum", CHECK_F64, 1);
+    check_result(c, MARKS, "tokens", CHECK_F64, 1);
+    check_result(c, DPATH, "dscores", CHECK_F32, N * S);
+    check_set(c, LOSSES, 0, check_expected(c, LOSSES)[0] = 4.0);
+    for (size_t r = 0; r < c->size[3]; r++) {
+        check_floats(c, BY_ROUND + r, names[r], N * S, 1.0);
+        for (size_t i = 0; i < N * S; i++) /* every seventh token is at SKIP in all rounds */
+            check_set(c, BY_ROUND + r, i, i / S % 7 == 6 && i % S < M ? 0.0 : fabs(check_input(c, BY_ROUND + r, i)));
+    }
+}
+
+static double path_mean(const check_case *c, size_t n, size_t s) {
+    double sum = 0.0;
+    for (size_t r = 0; r < c->size[3]; r++)
+        sum += (double)check_f32(c, BY_ROUND + r)[n * c->size[1] + s];
+    return sum / (double)c->size[3];
+}
+
+static void path_define(check_case *c) {
+    const size_t N = c->size[0], S = c->size[1], M = c->size[2];
+    check_expected(c, MARKS)[0] = 0.0;
+    for (size_t n = 0; n < N; n++) {
+        double sum = 0.0, squares = 0.0;
+        if (c->options & MASK && !check_u8(c, MARKED)[n])
+            continue;
+        check_expected(c, MARKS)[0] += 1.0;
+        for (size_t m = 0; m < M; m++) {
+            sum += path_mean(c, n, m);
+            squares += path_mean(c, n, m) * path_mean(c, n, m);
+        }
+        if (sum == 0.0)
+            continue;
+        check_expected(c, LOSSES)[0] += (double)M * squares / (sum * sum);
+        for (size_t m = 0; m < M; m++)
+            check_expected(c, DPATH)[n * S + m] += 3.0 * (double)M / (double)c->size[3] *
+                                                   (2.0 * path_mean(c, n, m) / (sum * sum) - 2.0 * squares / (sum * sum * sum));
+    }
+}
+
+static mom_status path_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const float *scores[MOST_ROUNDS] = {NULL};
+    for (size_t r = 0; r < c->size[3]; r++)
+        scores[r] = check_f32(c, BY_ROUND + r);
+    const mom_path path = {scores, c->size[3], c->options & MASK ? check_u8(c, MARKED) : NULL, c->size[0], c->size[1], c->size[2]};
+    MOM_TRY(mom_path_loss_add(x, check_f64(c, LOSSES), check_f64(c, MARKS), &path, err));
+    mom_path_loss_backward(x, check_f32(c, DPATH), &path, 3.0f);
+    return MOM_OK;
+}
+
+static const check_sizes path_cases[] = {{{0, 2, 1, 1}, 0}, {{1, 1, 1, 1}, 0}, {{4, 3, 3, 2}, 0}, {{701, 7, 5, 4}, MASK},
+                                         {{301, 131, 130, 3}, 0}};
+
 static const check_operator operators[] = {
     {"cross_entropy", cross_entropy_setup, cross_entropy_define, cross_entropy_run, 1e-5, cross_entropy_cases,
      CHECK_LENGTH(cross_entropy_cases)},
@@ -343,6 +407,7 @@ static const check_operator operators[] = {
     {"label_loss", labels_setup, labels_define, labels_run, 1e-5, labels_cases, CHECK_LENGTH(labels_cases)},
     {"balance_loss", balance_setup, balance_define, balance_run, 1e-5, balance_cases, CHECK_LENGTH(balance_cases)},
     {"z_loss", z_setup, z_define, z_run, 1e-5, z_cases, CHECK_LENGTH(z_cases)},
+    {"path_loss", path_setup, path_define, path_run, 1e-5, path_cases, CHECK_LENGTH(path_cases)},
 };
 
 void check_losses(void) { check_operators(operators, CHECK_LENGTH(operators)); }

@@ -229,6 +229,123 @@ static const check_sizes hash_cases[] = {
     {{0, 2, 3}, 0}, {{1, 2, 2}, 0}, {{71, 5, 9}, 0}, {{40, 300, 301}, 0},
 };
 
+/* ------------------------------------------------------------------ routers of one linear map: N, C, S */
+
+enum { L_INP, L_DLOGITS, L_WEIGHT, L_BIAS, L_LOGITS, L_DINP, L_DWEIGHT, L_DBIAS };
+
+static void linear_setup(check_case *c) {
+    const size_t N = c->size[0], C = c->size[1], S = c->size[2];
+    check_floats(c, L_INP, "inp", N * C, 1.0);
+    check_floats(c, L_DLOGITS, "dlogits", N * S, 1.0);
+    check_floats(c, L_WEIGHT, "out_weight", S * C, 0.7);
+    check_floats(c, L_BIAS, "out_bias", S, 0.7);
+    check_result(c, L_LOGITS, "logits", CHECK_F32, N * S);
+    check_result(c, L_DINP, "dinp", CHECK_F32, N * C);
+    check_result(c, L_DWEIGHT, "dout_weight", CHECK_F32, S * C);
+    check_result(c, L_DBIAS, "dout_bias", CHECK_F32, S);
+}
+
+static void linear_define(check_case *c) {
+    const size_t N = c->size[0], C = c->size[1], S = c->size[2];
+    for (size_t i = 0; i < N * S; i++) {
+        const size_t t = i / S, s = i % S;
+        const double d = (double)check_f32(c, L_DLOGITS)[i];
+        double sum = (double)check_f32(c, L_BIAS)[s];
+        for (size_t j = 0; j < C; j++) {
+            const double inp = (double)check_f32(c, L_INP)[t * C + j], w = (double)check_f32(c, L_WEIGHT)[s * C + j];
+            sum += w * inp;
+            check_expected(c, L_DINP)[t * C + j] += d * w;
+            check_expected(c, L_DWEIGHT)[s * C + j] += d * inp;
+        }
+        check_expected(c, L_LOGITS)[i] = sum;
+        check_expected(c, L_DBIAS)[s] += d;
+    }
+}
+
+static mom_status linear_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const mom_router_spec spec = {.kind = MOM_ROUTER_LINEAR, .C = c->size[1], .S = c->size[2]};
+    const mom_router_tensors weights = {.out_weight = check_f32(c, L_WEIGHT), .out_bias = check_f32(c, L_BIAS)};
+    mom_router_tensors gradients = {.out_weight = check_f32(c, L_DWEIGHT), .out_bias = check_f32(c, L_DBIAS)};
+    const mom_router_inputs in = {.weights = &weights, .inp = check_f32(c, L_INP), .N = c->size[0]};
+    const mom_router_gradients out = {.dinp = check_f32(c, L_DINP), .dweights = &gradients};
+    mom_router_saved saved = {0};
+    MOM_TRY(mom_router_forward(x, check_f32(c, L_LOGITS), &saved, &in, &spec, err));
+    return mom_router_backward(x, &out, check_f32(c, L_DLOGITS), NULL, &in, &saved, &spec, err);
+}
+
+static const check_sizes linear_cases[] = {{{0, 3, 2}, 0}, {{1, 1, 1}, 0}, {{37, 19, 5}, 0}, {{90, 64, 33}, 0}};
+
+/* ------------------------------------------------------------------ routers of lengths: N, C, R, S, M */
+
+enum { M_INP, M_DLOGITS, M_WEIGHT, M_BIAS, M_LOGITS, M_HIDDEN, M_DINP, M_DWEIGHT, M_DBIAS };
+
+static void norm_setup(check_case *c) {
+    const size_t N = c->size[0], C = c->size[1], R = c->size[2], S = c->size[3];
+    check_floats(c, M_INP, "inp", N * C, 1.0);
+    check_floats(c, M_DLOGITS, "dlogits", N * S, 1.0);
+    check_floats(c, M_WEIGHT, "in_weight", R * C, 0.7);
+    check_floats(c, M_BIAS, "out_bias", S, 0.7);
+    check_result(c, M_LOGITS, "logits", CHECK_F32, N * S);
+    check_result(c, M_HIDDEN, "hidden", CHECK_F32, N * R);
+    check_result(c, M_DINP, "dinp", CHECK_F32, N * C);
+    check_result(c, M_DWEIGHT, "din_weight", CHECK_F32, R * C);
+    check_result(c, M_DBIAS, "dout_bias", CHECK_F32, S);
+    for (size_t j = 0; j < C && N > 2; j++) /* a token whose lengths are all 0 */
+        check_set(c, M_INP, C + j, 0.0);
+}
+
+static void norm_define_hidden(check_case *c) {
+    const size_t C = c->size[1], R = c->size[2];
+    for (size_t i = 0; i < c->size[0] * R; i++) {
+        double *hidden = check_expected(c, M_HIDDEN) + i;
+        *hidden = 0.0;
+        for (size_t j = 0; j < C; j++)
+            *hidden += (double)check_f32(c, M_WEIGHT)[i % R * C + j] * (double)check_f32(c, M_INP)[i / R * C + j];
+    }
+}
+
+/* Output m of token t, and the gradients that pass through it. */
+static void norm_define_output(check_case *c, size_t t, size_t m) {
+    const size_t C = c->size[1], R = c->size[2], S = c->size[3], M = c->size[4], D = R / M;
+    const double *h = check_expected(c, M_HIDDEN) + t * R, d = (double)check_f32(c, M_DLOGITS)[t * S + m];
+    double square = 0.0;
+    for (size_t i = m * D; m < M && i < (m + 1) * D; i++)
+        square += h[i] * h[i] / (double)D;
+    check_expected(c, M_LOGITS)[t * S + m] = sqrt(square) + (double)check_f32(c, M_BIAS)[m];
+    check_expected(c, M_DBIAS)[m] += d;
+    for (size_t i = m * D; square > 0.0 && i < (m + 1) * D; i++) {
+        const double dh = d * h[i] / ((double)D * sqrt(square));
+        for (size_t j = 0; j < C; j++) {
+            check_expected(c, M_DINP)[t * C + j] += dh * (double)check_f32(c, M_WEIGHT)[i * C + j];
+            check_expected(c, M_DWEIGHT)[i * C + j] += dh * (double)check_f32(c, M_INP)[t * C + j];
+        }
+    }
+}
+
+static void norm_define(check_case *c) {
+    norm_define_hidden(c);
+    for (size_t t = 0; t < c->size[0]; t++)
+        for (size_t s = 0; s < c->size[3]; s++)
+            norm_define_output(c, t, s);
+}
+
+static mom_status norm_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const mom_router_spec spec = {.kind = MOM_ROUTER_NORM, .C = c->size[1], .R = c->size[2], .S = c->size[3], .M = c->size[4]};
+    const mom_router_tensors weights = {.in_weight = check_f32(c, M_WEIGHT), .out_bias = check_f32(c, M_BIAS)};
+    mom_router_tensors gradients = {.in_weight = check_f32(c, M_DWEIGHT), .out_bias = check_f32(c, M_DBIAS)};
+    const mom_router_inputs in = {.weights = &weights, .inp = check_f32(c, M_INP), .N = c->size[0]};
+    const mom_router_gradients out = {.dinp = check_f32(c, M_DINP), .dweights = &gradients};
+    mom_router_saved saved = {.hidden = check_f32(c, M_HIDDEN)};
+    MOM_TRY(mom_router_forward(x, check_f32(c, M_LOGITS), &saved, &in, &spec, err));
+    return mom_router_backward(x, &out, check_f32(c, M_DLOGITS), NULL, &in, &saved, &spec, err);
+}
+
+/* Units that are left over, several SKIPs, modules of one unit, no unit for any module. */
+static const check_sizes norm_cases[] = {
+    {{0, 3, 4, 3, 2}, 0}, {{1, 1, 1, 1, 1}, 0}, {{37, 19, 21, 6, 5}, 0}, {{37, 19, 23, 9, 7}, 0},
+    {{90, 64, 32, 5, 4}, 0}, {{40, 7, 6, 7, 6}, 0}, {{5, 4, 2, 4, 3}, 0},
+};
+
 /* ------------------------------------------------------------------ scores: N, S, K */
 
 /* Options. */
@@ -446,6 +563,8 @@ static const check_sizes forced_cases[] = {
 
 static const check_operator operators[] = {
     {"router", cell_setup, cell_define, cell_run, 1e-5, cell_cases, CHECK_LENGTH(cell_cases)},
+    {"router of one linear map", linear_setup, linear_define, linear_run, 1e-5, linear_cases, CHECK_LENGTH(linear_cases)},
+    {"router of lengths", norm_setup, norm_define, norm_run, 1e-5, norm_cases, CHECK_LENGTH(norm_cases)},
     {"router that hashes", hash_setup, hash_define, hash_run, 0.0, hash_cases, CHECK_LENGTH(hash_cases)},
     {"forced choices", forced_setup, forced_define, forced_run, 1e-5, forced_cases, CHECK_LENGTH(forced_cases)},
     {"scores", scores_setup, scores_define, scores_run, 1e-5, scores_cases, CHECK_LENGTH(scores_cases)},

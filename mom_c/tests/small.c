@@ -15,6 +15,24 @@ mom_config small_config(unsigned options) {
     }
     if (options & SMALL_NAIVE)
         c.router_kind = MOM_ROUTER_NAIVE;
+    if (options & SMALL_LINEAR)
+        c.router_kind = MOM_ROUTER_LINEAR;
+    if (options & SMALL_NORM)
+        c.router_kind = MOM_ROUTER_NORM;
+    if (options & SMALL_OPTIONS) {
+        c.router_normed = c.path_loss = c.share_ffn = c.final_skip = 1;
+        c.router_own_maps = c.router_kind != MOM_ROUTER_NORM;
+        c.router_embedded = !c.router_own_maps;
+        c.rounds = 3;
+    }
+    if (options & SMALL_SINGLE) {
+        c.num_attn = c.route_single = 1;
+        c.choices_attn = 2;
+        c.top_k = 1;
+        c.renormalise = 0;
+        c.round_pdrop = 0.3f;
+        c.jitter = 0.2f;
+    }
     if (options & SMALL_DROPOUT)
         c.embd_pdrop = c.attn_pdrop = c.resid_pdrop = 0.1f;
     c.all_paths = !!(options & SMALL_ALL_PATHS);

@@ -13,6 +13,11 @@
 #define SMALL_DROPOUT 32u
 #define SMALL_CHECKPOINT 64u
 #define SMALL_RANDOM 128u   /* noise in the routers */
+#define SMALL_LINEAR 256u   /* routers of one linear map */
+#define SMALL_NORM 512u     /* routers of lengths */
+#define SMALL_OPTIONS 1024u /* routers with a LayerNorm and a map or, without one, a vector of each round; path loss; blocks
+                             * share their feed-forward modules; a SKIP that is final */
+#define SMALL_SINGLE 2048u  /* single attention modules with routers, one choice, rounds left out, jitter */
 
 #define SMALL_B 3
 #define SMALL_T 12

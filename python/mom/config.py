@@ -18,6 +18,7 @@ from ._arguments import PathLike
 from ._json import to_json
 from ._reading import read_json, shown
 from .errors import ConfigError
+from .presets import PRESETS
 from .routers import KINDS, router_kind, spelling_problem
 from .settings import Settings, at_least, between, one_of, setting
 
@@ -455,8 +456,8 @@ class MoMConfig(Settings):
         Parameters
         ----------
         name : str
-            One of ``mom.config.PRESETS``. The paper's structure files are not published: the
-            ``mom-*`` presets have the sizes of the GPT-2 family with blocks of 4 + 4 modules.
+            One of ``mom.config.PRESETS``; `mom.presets` describes those of the family. The paper's structure files are
+            not published: the ``mom-*`` presets have the sizes of the GPT-2 family with blocks of 4 + 4 modules.
         """
         if name not in PRESETS:
             raise ConfigError(f"name: no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
@@ -532,42 +533,3 @@ def _without_others(
         if isinstance(fields.get(name), list) and fields[name]:
             fields[name] = fields[name][0]
     return fields
-
-
-def _mom(n_embd: int, n_head: int, chunks: int, **fields: Any) -> dict[str, Any]:
-    return {
-        "n_embd": n_embd, "n_head": n_head, "chunks": chunks, "num_attn": 4, "num_ffn": 4, "depth_per_chunk": 4,
-        "num_bottom_layers": 1, "num_top_layers": 1, "require_anchor_layer": False, "router_type": "gru-softmax",
-        "router_softmax_temperature": 0.2, "routing_top_k": 1, **fields,
-    }  # fmt: skip
-
-
-def _gpt2(n_embd: int, n_head: int, n_layer: int, **fields: Any) -> dict[str, Any]:
-    return {
-        "n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "chunks": 0, "num_bottom_layers": 0,
-        "num_top_layers": 0, **fields,
-    }  # fmt: skip
-
-
-#: Named configurations. ``mini`` and ``base`` are the benchmark sizes. ``mom-large-deep`` and ``mom-large-wide`` have
-#: as many parameters as ``gpt2-large``, found by `mom.match`: 52 layers deep, or 14 with 16 modules in each pool.
-PRESETS: dict[str, dict[str, Any]] = {
-    "gpt2": _gpt2(768, 12, 12),
-    "gpt2-medium": _gpt2(1024, 16, 24),
-    "gpt2-large": _gpt2(1280, 20, 36),
-    "mom-small": _mom(768, 12, 2, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
-    "mom-medium": _mom(1024, 16, 5, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
-    "mom-large": _mom(1280, 20, 8, routing_top_k=2, num_bottom_layers=2, num_top_layers=2),
-    "mom-large-deep": _mom(
-        1280, 20, 8, n_inner=4915, depth_per_chunk=6, routing_top_k=2, num_bottom_layers=2, num_top_layers=2
-    ),
-    "mom-large-wide": _mom(
-        1280, 20, 2, n_inner=5069, depth_per_chunk=5, num_attn=16, num_ffn=16, routing_top_k=3, num_bottom_layers=2,
-        num_top_layers=2,
-    ),
-    "mini": _mom(256, 4, 1, vocab_size=8192, n_positions=256, routing_top_k=1),
-    "base": _mom(512, 8, 1, vocab_size=16384, n_positions=512, routing_top_k=2),
-    "mini-vanilla": _gpt2(256, 4, 6, vocab_size=8192, n_positions=256),
-    "base-vanilla": _gpt2(512, 8, 6, vocab_size=16384, n_positions=512),
-    "demo": _mom(128, 4, 1, vocab_size=2048, n_positions=128, router_dim=64, routing_top_k=2),
-}

@@ -288,7 +288,7 @@ _LOSS = _MODEL(TOKENS, TOKENS).loss
         ({"masked_query_attention": "x"}, "masked_query_attention: 'x'"),
         ({"pooling": "first"}, "pooling: 'first'"),
         ({"problem_type": "x"}, "problem_type: 'x'"),
-        ({"router_type": "linear"}, "router_type: 'linear' names no kind of router, expected one of 'naive', "),
+        ({"router_type": "lstm"}, "router_type: 'lstm' names no kind of router, expected one of 'naive', "),
         ({"router_type": "softmax"}, "router_type: 'softmax'"),
         ({"router_type": "dev"}, "router_type: 'dev'"),
         ({"bind_ffn_attn": True}, "bind_ffn_attn: needs num_attn == num_ffn, got 2 and 3"),
@@ -333,7 +333,7 @@ def test_unknown_fields() -> None:
             make()
     with pytest.raises(TypeError, match="num_modules"):
         MoMConfig(num_modules=3)  # type: ignore[call-arg]
-    with pytest.raises(ConfigError, match="no preset 'huge'; there are base"):
+    with pytest.raises(ConfigError, match="no preset 'huge'; there are albert, base"):
         MoMConfig.preset("huge")
     with pytest.raises(ConfigError, match="1: unknown configuration field"):
         MoMConfig.from_dict({1: 2, "a": 3})  # type: ignore[dict-item]

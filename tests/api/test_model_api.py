@@ -186,7 +186,8 @@ def test_logits_and_generation_between_forward_and_backward() -> None:
 
 
 def test_scales_of_backward() -> None:
-    config = CONFIG.replace(router_z_loss_coef=0.2)
+    of_terms = [name for name in CONFIG.names() if name.endswith("_loss_coef")]
+    config = CONFIG.replace(**{name: 0.2 + 0.1 * i for i, name in enumerate(of_terms)})  # all terms are there
     model = mom.MoM(config)
 
     def of(*scales: Any, **named: Any) -> dict[str, np.ndarray]:
@@ -544,7 +545,7 @@ def test_core_refuses_what_python_would_not_send() -> None:
     for wrong, message in (
         ({"V": -1}, "config: 'V' is negative"),
         ({"router_kind": len(KINDS)}, f"config: 'router_kind' is {len(KINDS)}, expected less than {len(KINDS)}"),
-        ({"depth": 3}, "config: 41 keys, expected the 40 of"),
+        ({"depth": 3}, f"config: {len(fields) + 1} keys, expected the {len(fields)} of"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):
             _core.Network({**fields, **wrong})

@@ -25,6 +25,7 @@ class Noted(mom.MoM):
     [
         "naive", "naive-softmax", "naive-random", "gru", "gru-softmax", "gru-random", "gru-random-softmax",
         "gru-softmax-random", "gru-dev", "gru-dev-random-softmax", "hash", "hash-softmax",
+        "linear", "softmax-linear", "norm-softmax",
         "softmax-dev-gru", "dev-gru-random",
     ],
 )  # fmt: skip
@@ -50,7 +51,7 @@ def test_misspelt_router_type_is_refused_with_the_nearest(router_type: str, mean
 
 
 @pytest.mark.parametrize(
-    "router_type", ["", "dev", "softmax", "random", "naive-gru", "linear-softmax", "gru-softmax-softmax"]
+    "router_type", ["", "dev", "softmax", "random", "naive-gru", "lstm-softmax", "gru-softmax-softmax"]
 )
 def test_words_that_name_no_router_are_refused(router_type: str) -> None:
     with pytest.raises(mom.ConfigError, match="router_type: .*expected one of 'naive', 'gru-dev', 'gru', 'hash'"):

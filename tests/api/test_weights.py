@@ -335,7 +335,7 @@ def test_order_is_embeddings_places_norm_head():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("router_type", ["naive", "gru", "gru-dev", "gru-softmax-random"])
+@pytest.mark.parametrize("router_type", ["naive", "gru", "gru-dev", "gru-softmax-random", "linear", "norm-softmax"])
 @pytest.mark.parametrize("router_choices", ["own", "max", "reference"])
 def test_router_shapes(router_type, router_choices):
     config = MOM.replace(router_type=router_type, router_choices=router_choices)
@@ -348,6 +348,10 @@ def test_router_shapes(router_type, router_choices):
                 "router.0.weight": (3, 4), "router.0.bias": (3,),
                 "router.2.weight": (choices, 3), "router.2.bias": (choices,),
             }  # fmt: skip
+        elif router_type == "linear":
+            expected = {"router.weight": (choices, 4), "router.bias": (choices,)}
+        elif router_type == "norm-softmax":
+            expected = {"router.0.weight": (3, 4), "router.bias": (choices,)}
         else:
             rows = 12 if "random" in router_type else 9
             expected = {
@@ -355,6 +359,36 @@ def test_router_shapes(router_type, router_choices):
                 "x2h.weight": (rows, 4), "x2h.bias": (rows,),
             }  # fmt: skip
         assert router == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"router_layernorm": True}, {"layernorm.weight": (4,), "layernorm.bias": (4,)}),
+        ({"router_rounds": "embedding"}, {"round_embedding.weight": (2, 4)}),
+        ({"router_rounds": "projection"}, {"router.weight": (8, 4), "router.bias": (8,)}),  # 2 rounds of 4 choices
+        ({"router_bias_rate": 0.1}, {"balance_bias": (4,)}),
+    ],
+    ids=str,
+)
+def test_shapes_of_what_a_router_may_have(changes, expected):
+    names = canonical_names(MOM.replace(router_type="linear", **changes))
+    base = "transformer.h.1.mot_ffn.router."
+    router = {name.removeprefix(base): shape for name, shape in names.items() if name.startswith(base)}
+    assert router == {"router.weight": (4, 4), "router.bias": (4,), **expected}
+
+
+def test_shared_modules_have_names_in_the_first_block_only():
+    names = canonical_names(MOM.replace(shared_pools="ffn", require_anchor_layer=False))
+    assert "transformer.h.1.mot_ffn.c_fc.2.weight" in names and "transformer.h.2.mot_attn.c_attn.1.weight" in names
+    second = [name for name in names if name.startswith("transformer.h.2.mot_ffn.")]
+    assert second and all(".router." in name for name in second)
+
+
+def test_routers_of_single_modules():
+    names = canonical_names(MOM.replace(num_attn=1, route_single=True, router_choices="own", router_type="linear"))
+    base = "transformer.h.1.mot_attn."
+    assert names[f"{base}router.router.weight"] == (2, 4) and names[f"{base}c_attn.weight"] == (4, 12)
 
 
 def test_single_modules_have_no_index_and_no_router():

@@ -60,7 +60,6 @@ EXAMPLES = {
             "mom_c/bindings/network_config.c": "the flag, see the recipe of configuration fields",
             "python/mom/model/core_config.py": "the flag, see the recipe of configuration fields",
             "python/mom/model/output.py": "named in the description of the losses",
-            "tests/api/test_model_api.py": CHOSEN,
             "tests/model/test_z_loss.py": "what is special about it",
             "tests/model/test_arena_failures.py": CHOSEN,
             "tests/model/test_interventions_against_twin.py": CHOSEN,
