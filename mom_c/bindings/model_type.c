@@ -419,7 +419,11 @@ static int network_set_random_state(mom_network *self, PyObject *value, void *Py
 }
 
 static PyObject *network_get_exploration(mom_network *self, void *Py_UNUSED(closure)) {
-    return Py_BuildValue("(dd)", (double)self->gpt.config.temperature, (double)self->gpt.config.jitter);
+    if (mom_network_enter(self) < 0)
+        return NULL;
+    const double temperature = (double)self->gpt.config.temperature, jitter = (double)self->gpt.config.jitter;
+    mom_network_leave(self);
+    return Py_BuildValue("(dd)", temperature, jitter);
 }
 
 static int network_set_exploration(mom_network *self, PyObject *value, void *Py_UNUSED(closure)) {

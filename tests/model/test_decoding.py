@@ -83,7 +83,9 @@ def check(decoder: mom.Decoder, model: mom.MoM, rows: list[np.ndarray], logits: 
     for b, row in enumerate(rows):
         out = model(row, return_logits=True, return_routes=True)
         assert out.logits is not None and out.routes is not None
-        assert error(logits[b], out.logits[0, -1]) < 2e-5
+        # Raw scores multiply results, and what was rounded there, once in every round.
+        deep = not model.config.router_softmax and model.config.rounds > 4
+        assert error(logits[b], out.logits[0, -1]) < (1e-4 if deep else 2e-5)
         for block, place, r, half in halves(model):
             want, have = entry(out.routes, half, block, r), decoder.route(place, r, half)
             assert want is not None and have is not None

@@ -95,10 +95,16 @@ def tied(logits: np.ndarray) -> bool:
     return bool((first - second < MARGIN * np.abs(logits).max()).any())
 
 
+def explodes(config: mom.MoMConfig) -> bool:
+    """Whether scores multiply the stream by itself, round after round: maps of the stream, without a softmax."""
+    limits = {"naive": 4, "linear": 1, "norm": 1}
+    return not config.router_softmax and config.rounds > limits.get(config.router_kind, 99)
+
+
 def recompute(model: mom.MoM, row: np.ndarray, noise: Any) -> Whole:
     config, rounded = model.config, np.zeros(len(row))
     twin = None
-    if config.router_random or (config.router_type == "naive" and config.rounds > 4):
+    if config.router_random or explodes(config):
         twin = reference.Model(config, model.parameters)(row[None], noise=noise if config.router_random else None)
     if config.router_random:
         assert twin is not None
@@ -125,14 +131,15 @@ class Moment:
 
     def check(self, wholes: list[Whole], rounded: float) -> None:
         for b, (n, whole) in enumerate(zip(self.lengths, wholes, strict=True)):
-            assert error(self.logits[b], whole.logits[n - 1]) < 1e-4 + whole.rounded[n - 1]
+            assert error(self.logits[b], whole.logits[n - 1]) < 1e-4 + 3 * whole.rounded[n - 1]
+            grown = 10 * whole.rounded[n - 1]  # what rounding does to results, it does to scores, and more in cached sums
             for key, route in whole.routes.items():
                 have = self.routes[key]
                 assert np.array_equal(have["index"][b], route["index"][0, n - 1])
                 for kind in ("scores", "weight"):
                     want = route[kind][0, n - 1]
                     largest = max(1.0, float(np.abs(want).max(initial=0.0)))  # of a row that went through the same sums
-                    np.testing.assert_allclose(have[kind][b], want, rtol=1e-3, atol=rounded * largest)
+                    np.testing.assert_allclose(have[kind][b], want, rtol=1e-3, atol=(rounded + grown) * largest)
 
 
 def cuttings(rng: np.random.Generator, lengths: list[int]) -> list[list[list[int]]]:

@@ -34,7 +34,7 @@ def test_log_tells_each_step(tmp_path: Path) -> None:
     assert [entry["step"] for entry in steps] == list(range(1, 21))
     weights = small_run.config().loss_weights
     for entry in steps:
-        assert entry["loss"] == pytest.approx(sum(weights[term] * entry[f"{term}_loss"] for term in LOSSES))
+        assert entry["loss"] == pytest.approx(sum(weights[term] * (entry[f"{term}_loss"] or 0.0) for term in LOSSES))
         assert entry["grad_norm"] > 0 and entry["tokens_per_second"] > 0 and entry["seconds"] > 0
         assert entry["peak_memory_bytes"] > 10_000_000
         assert 0 <= entry["skip_share"] <= 1

@@ -73,10 +73,10 @@ class AdamW:
     """
 
     lr: float = 1e-3
-    bias_rate: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
     weight_decay: float = 0.1
+    bias_rate: float = 0.0
     first: dict[str, Float] = field(default_factory=dict)
     second: dict[str, Float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
