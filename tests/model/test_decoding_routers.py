@@ -132,7 +132,7 @@ class Moment:
     def check(self, wholes: list[Whole], rounded: float) -> None:
         for b, (n, whole) in enumerate(zip(self.lengths, wholes, strict=True)):
             assert error(self.logits[b], whole.logits[n - 1]) < 1e-4 + 3 * whole.rounded[n - 1]
-            grown = 10 * whole.rounded[n - 1]  # what rounding does to results, it does to scores, and more in cached sums
+            grown = 10 * whole.rounded[n - 1]  # rounding does to scores what it does to results, and more
             for key, route in whole.routes.items():
                 have = self.routes[key]
                 assert np.array_equal(have["index"][b], route["index"][0, n - 1])
