@@ -30,7 +30,8 @@ static mom_status init_embedding(mom_gradients *g, const mom_params *p, size_t i
 static mom_status init(mom_gradients *g, const mom_params *p, mom_error *err) {
     MOM_ARENA_NEW(g->table, &g->arena, p->count, err);
     for (size_t i = 0; i < p->count; i++)
-        g->table[i] = (mom_gradient){.trained = p->table[i].rule != MOM_RULE_FIXED, .computed = 1, .moments = mom_param_floats(p->table[i].count)};
+        g->table[i] = (mom_gradient){.trained = p->table[i].rule != MOM_RULE_FIXED, .computed = 1,
+                                     .moments = mom_param_floats(p->table[i].count)};
     MOM_ARENA_NEW(g->pools, &g->arena, p->num_places, err);
     for (size_t i = 0; i < p->num_places; i++)
         for (int half = 0; half < 2; half++)

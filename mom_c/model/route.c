@@ -402,7 +402,7 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     for (size_t i = 0; mom_route_is_biased(pass, at) && i < N * S; i++)
         if (r->outputs[i] == -INFINITY)
             dscores[i] = 0.0f; /* a forbidden choice */
-    if (pool->spec.biased && !x->dry_run)
+    if (pool->spec.biased && !c->num_labels && !x->dry_run) /* a classifier's routers are not balanced */
         count_choices(pass, r, b->pool->router.balance_bias, S);
     return router_backward(pass, at, saved, b, dscores);
 }

@@ -350,8 +350,9 @@ class MoMConfig(Settings):
             raise ConfigError(f"router_state: a router of the type {self.router_type!r} has no state")
         if self.router_kind == "norm" and self.router_dim < max(self.num_attn, self.num_ffn):
             raise ConfigError(f"router_dim: {self.router_dim} units are too few for the modules of a half")
-        if self.router_bias_rate and self.routing_all_possible_path:
-            raise ConfigError("router_bias_rate: changes choices, of which routing_all_possible_path makes none")
+        for name in ("router_bias_rate", "skip_is_final"):
+            if getattr(self, name) and self.routing_all_possible_path:
+                raise ConfigError(f"{name}: is about choices, of which routing_all_possible_path makes none")
 
     # ------------------------------------------------------------------ derived facts
     @property

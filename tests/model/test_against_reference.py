@@ -145,6 +145,7 @@ FIXED: dict[str, Case] = {
         )
         for router in SCORED
     },
+    "a bias that balances, which a classifier does not": Case({"num_labels": 3, "router_bias_rate": 0.1}, mask="left"),
     **{
         f"path loss, {a} + {f} modules{', masked' * (mask is not None)}": Case(
             {"router_path_loss_coef": 0.7, "num_attn": a, "num_ffn": f, "depth_per_chunk": 3, "chunks": 2}, mask=mask

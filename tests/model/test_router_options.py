@@ -11,6 +11,7 @@ import pytest
 import mom
 from mom import reference
 from mom.errors import ConfigError
+from mom.training.adapt import parameters_selected_by, routers_are_idle
 from mom.training.schedules import exploration_schedule
 
 CONFIG = mom.MoMConfig(
@@ -203,6 +204,22 @@ def test_rounds_are_left_out_in_training_only() -> None:
     assert len(left_out) > 3
 
 
+def test_who_says_that_routers_learn_nothing() -> None:
+    top1 = CONFIG.replace(routing_top_k=1, router_aux_loss_coef=0.0)
+    assert routers_are_idle(top1, language_model=True)
+    for changes in (
+        {"router_renormalise": False}, {"router_path_loss_coef": 0.1}, {"router_route_loss_coef": 0.1},
+        {"router_z_loss_coef": 0.1}, {"routing_top_k": 2}, {"router_aux_loss_coef": 0.1},
+    ):  # fmt: skip
+        assert not routers_are_idle(top1.replace(**changes), language_model=True), changes
+    assert routers_are_idle(top1.replace(router_path_loss_coef=0.1), language_model=False)
+    single = {"num_attn": 1, "num_ffn": 1}
+    assert not routers_are_idle(top1.replace(**single), language_model=True)
+    assert routers_are_idle(top1.replace(**single, route_single=True), language_model=True)
+    with pytest.raises(ConfigError, match="train: 'routers', but router_frozen keeps their weights"):
+        parameters_selected_by(mom.MoM(top1.replace(router_frozen=True)), "routers")
+
+
 # ---------------------------------------------------------------------- exploration
 def test_exploration_goes_from_the_first_value_to_the_second() -> None:
     at = exploration_schedule((4.0, 1.0), (1.0, 0.0), 10.0)
@@ -250,7 +267,8 @@ def test_the_path_of_the_plain_model() -> None:
         ({"skip_is_final": True, "enable_pause": False}, "skip_is_final: needs SKIP"),
         ({"router_type": "norm", "router_dim": 3}, "router_dim: 3 units are too few"),
         ({"vanilla_path_bias": 1.0}, "vanilla_path_bias: .*router_rounds='projection'"),
-        ({"router_bias_rate": 0.1, "routing_all_possible_path": True}, "router_bias_rate: changes choices"),
+        ({"router_bias_rate": 0.1, "routing_all_possible_path": True}, "router_bias_rate: is about choices"),
+        ({"skip_is_final": True, "routing_all_possible_path": True}, "skip_is_final: is about choices"),
     ],
     ids=str,
 )  # fmt: skip

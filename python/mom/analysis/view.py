@@ -129,7 +129,7 @@ def read_text(model: MoM, text: Any, least: int = 1) -> Ids:
         If the model has no routers, no tokenizer, or too few positions, or there are fewer tokens than `least`.
     """
     c = model.config
-    if c.is_vanilla or max(c.num_attn, c.num_ffn) < 2:
+    if not c.has_routers:
         raise ValueError("model: has no routers, so there is nothing to show")
     if isinstance(text, str):
         if model.tokenizer is None:

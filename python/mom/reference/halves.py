@@ -285,6 +285,8 @@ class Half:
         real = np.ones(len(rec.index), bool) if mask is None else mask.reshape(-1) != 0
         made = rec.index[real]
         counts = np.bincount(made[(made >= 0) & (made < choices)], minlength=choices).astype(np.float64)
+        if self.config.num_labels is not None:  # a classifier's routers are not balanced
+            counts[:] = 0.0
         self.store.add(f"{self.prefix}balance_bias", counts - counts.mean())
 
     def _rows(self, name: str, number: int) -> slice:

@@ -35,6 +35,8 @@ def parameters_selected_by(model: Network, train: str) -> npt.NDArray[np.uint8]:
     routers = [".router." in name for name in names]
     if train == "routers" and not any(routers):
         raise ConfigError("train: 'routers', but the model has none")
+    if train == "routers" and model.config.router_frozen:
+        raise ConfigError("train: 'routers', but router_frozen keeps their weights")
     if train == "head" and not any(head):
         raise ConfigError("train: 'head', but a language model has no head of its own")
     chosen = {
@@ -46,16 +48,19 @@ def parameters_selected_by(model: Network, train: str) -> npt.NDArray[np.uint8]:
 def routers_are_idle(config: MoMConfig, language_model: bool) -> bool:
     """Whether the loss gives a model's routers no gradient.
 
-    The probabilities of the kept choices are divided by their sum. For a single choice the quotient is always 1,
-    whatever the router computes, and its straight-through sign is 1, too. Without a kept choice (top-0) no score is
-    used at all. Then only the balance loss and the z-loss can give a gradient, and a classifier has neither.
+    By default the probabilities of the kept choices are divided by their sum. For a single choice the quotient is
+    always 1, whatever the router computes, and its straight-through sign is 1, too. Without a kept choice (top-0) no
+    score is used at all. Then only the routers' own terms of the loss can give a gradient, and a classifier has none.
     """
-    if config.is_vanilla or max(config.num_attn, config.num_ffn) < 2 or config.routing_all_possible_path:
+    if not config.has_routers or config.routing_all_possible_path:
         return False
-    balanced = config.output_router_logits and config.router_aux_loss_coef > 0.0
-    if language_model and (balanced or config.router_z_loss_coef > 0.0):
+    own = {name: weight for name, weight in config.loss_weights.items() if name != "lm"}
+    if not config.output_router_logits:
+        del own["balance"]
+    if language_model and any(own.values()):
         return False
-    return config.routing_top_k == 0 or (config.routing_top_k == 1 and config.router_softmax)
+    always_one = config.router_softmax and config.router_renormalise
+    return config.routing_top_k == 0 or (config.routing_top_k == 1 and always_one)
 
 
 def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, stacklevel: int = 2) -> None:
@@ -67,7 +72,7 @@ def warn_of_idle_routers(config: MoMConfig, train: str, language_model: bool, st
         f"train: {train!r} trains {what}: with routing_top_k = {config.routing_top_k} and router_type = "
         f"{config.router_type!r} the loss does not depend on what the routers say (a single choice has the weight 1, "
         "with use_ste as well), so they get no gradient. Begin with a model that keeps two choices, as "
-        "from_pretrained(folder, routing_top_k=2) does, or that was trained with a router_type without softmax.",
+        "from_pretrained(folder, routing_top_k=2) does, or that was trained with router_renormalise = False.",
         stacklevel=stacklevel + 1,
     )
 
