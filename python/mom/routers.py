@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import MoMConfig
 
-__all__ = ["KINDS", "RouterKind", "parameter_shapes", "router_kind", "spelling_problem"]
+__all__ = ["KINDS", "LAST_MAPS", "RouterKind", "parameter_shapes", "router_kind", "spelling_problem"]
 
 #: Words of a `MoMConfig.router_type` beside those of its kind.
 SUFFIXES = ("softmax", "random")
+
+
+#: Parameters of the map to the outputs. A router may have one for each round, in the rows of the same parameters.
+LAST_MAPS = ("router.weight", "router.bias", "router.2.weight", "router.2.bias")
 
 
 @dataclass(frozen=True)

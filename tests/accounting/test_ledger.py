@@ -87,6 +87,23 @@ def test_every_shape_counts_what_the_ledger_says(changes: dict[str, Any], masked
     compare(model, labels=labels, **({"attention_mask": MASK, "told": labels} if masked else {}))
 
 
+def test_rounds_that_are_left_out_do_not_count() -> None:
+    for changes in ({"round_pdrop": 0.5, "depth_per_chunk": 5}, {"round_pdrop": 0.5, "num_ffn": 1, "chunks": 3}):
+        model = mom.MoM(config_of(**changes), seed=0).train()
+        whole = mom.ledger(model, batch=2, length=20).forward
+        assert min(compare(model)[0].forward for _ in range(6)) < 0.9 * whole
+
+
+def test_expected_routes_know_a_skip_that_is_final() -> None:
+    """A fresh router is nearly even, so about half of the tokens go on after each round."""
+    fields = {"skip_is_final": True, "route_single": True, "num_attn": 1, "num_ffn": 1, "routing_top_k": 1}
+    config = config_of(**fields, depth_per_chunk=4, router_type="linear-softmax")
+    ledger = mom.ledger(config, batch=2, length=20, training=False)
+    rows = ledger.to_pandas()
+    up = rows[(rows["part"] == "up") & (rows["block"] == 0)]["tokens"].tolist()
+    assert up == pytest.approx([20.0, 10.0, 5.0, 2.5])
+
+
 def test_a_plain_gpt2_counts_what_the_ledger_says() -> None:
     for labels in (IDS, FEW):
         for checkpointing in (False, True):

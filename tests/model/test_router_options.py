@@ -245,6 +245,19 @@ def test_exploration_ends_with_the_models_own_values(tmp_path: Path) -> None:
     assert len(set(found.values())) == 3
 
 
+@pytest.mark.parametrize("changes", [{"router_temperature_start": 2.0}, {"router_jitter_start": 1.0}], ids=str)
+@pytest.mark.parametrize("router", ["hash", "naive"])
+def test_exploration_without_effect_is_refused(changes: dict[str, Any], router: str, tmp_path: Path) -> None:
+    np.tile(IDS.reshape(-1), 20).astype(np.uint16).tofile(tmp_path / "train.bin")
+    model, name = mom.MoM(CONFIG.replace(router_type=router)), next(iter(changes))
+    settings = {"steps": 1, "batch_size": 2, "sequence_length": 12, "progress": False, **changes}
+    if router == "naive" and name == "router_jitter_start":
+        mom.train(model, tmp_path / "train.bin", **settings)
+        return
+    with pytest.raises(ConfigError, match=f"{name}: needs a router with"):
+        mom.train(model, tmp_path / "train.bin", **settings)
+
+
 def test_the_path_of_the_plain_model() -> None:
     config = CONFIG.replace(router_rounds="projection", vanilla_path_bias=5.0, num_ffn=3, chunks=1)
     model = mom.MoM.from_vanilla(mom.MoM(config.vanilla_config(), seed=0), config)

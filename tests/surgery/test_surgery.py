@@ -130,6 +130,15 @@ def test_fewer_modules_with_what_a_router_may_have(changes: dict[str, Any]) -> N
     assert loss_of(changed) == pytest.approx(loss_of(model, interventions=rules), abs=1e-6)
 
 
+def test_a_module_without_a_value_in_one_block_is_judged_by_the_others() -> None:
+    """Of shared modules, block 0 runs only the first and block 1 only the last."""
+    model = model_of(router_type="linear-softmax", shared_pools="ffn", routing_top_k=1)
+    for block, chosen in zip(model.blocks, (0, 3), strict=True):
+        block.ffn_router.parameters["router.bias"][chosen] = 50.0
+    kept = prune(model, ffn=0.25, by="norm", data=IDS, progress=False).receipt["kept"]["ffn"]
+    assert {0, 3} <= set(kept[0]) and kept[0] == kept[1]
+
+
 def test_modules_of_a_norm_router_stay() -> None:
     with pytest.raises(ValueError, match="ffn: the projections of a 'norm' router"):
         prune(model_of(router_type="norm-softmax"), ffn=0.25, by="random")
@@ -254,9 +263,50 @@ def test_new_modules_come_to_life(tmp_path: Path) -> None:
         wake(awake, ffn=[4])
     with pytest.raises(ValueError, match="ffn: there is no module 8"):
         wake(grown, ffn=[8])
-    for wrong in (4, 3, True):
+    for wrong in (4, 3):
         with pytest.raises(ValueError, match="ffn: .* is not more than the 4 modules"):
             grow(model, ffn=wrong)
+
+
+def test_what_is_asleep_stays_asleep() -> None:
+    model = model_of(router_type="gru-softmax", router_bias_rate=0.5)
+    model.blocks[0].ffn_router.parameters["balance_bias"][1] = 0.6
+    grown = grow(model, ffn=6).model
+    np.testing.assert_array_equal(grown(IDS, return_logits=True).logits, model(IDS, return_logits=True).logits)
+    optimizer = mom.AdamW(grown, lr=0.0)
+    for _ in range(20):  # the balance does not wake them
+        routes = grown(IDS, labels=IDS, return_routes=True).routes
+        assert routes is not None and not np.isin(routes.module["ffn"], [4, 5]).any()
+        grown.backward()
+        optimizer.step(zero_grad=True)
+    awake = wake(grown, ffn=[4, 5]).model
+    assert abs(float(awake.blocks[0].ffn_router.parameters["balance_bias"][5])) < 20
+    hot = model_of(router_type="gru-softmax", router_softmax_temperature=200.0)
+    np.testing.assert_array_equal(
+        grow(hot, ffn=6).model(IDS, return_logits=True).logits, hot(IDS, return_logits=True).logits
+    )
+
+
+@pytest.mark.parametrize("changes", [{"routing_all_possible_path": True}, {"routing_top_k": 9}], ids=str)
+def test_sleep_is_impossible_where_all_raw_scores_count(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="ffn: every token uses all choices with their raw scores"):
+        grow(model_of(router_type="naive", **changes), ffn=6)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: grow(m, ffn=6.0), "ffn: expected an integer, got float"),
+        (lambda m: grow(m, ffn=6, noise="a"), "noise: expected a number, got str"),
+        (lambda m: wake(m, ffn=4), "ffn: expected a list of numbers of modules, got int 4"),
+        (lambda m: permute(m, ffn=3), "ffn: expected a list of numbers of modules, got int 3"),
+        (lambda m: merge(m, ffn=(0, 3)), "ffn: expected a list of numbers of modules, got int 0"),
+        (lambda m: prune(m, ffn="half"), "ffn: expected a list of numbers of modules, got str 'half'"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(model_of())
 
 
 # ---------------------------------------------------------------------- merge
@@ -292,6 +342,12 @@ def test_equal_modules_merge_into_their_own_bits(changes: dict[str, Any], data: 
             for short, tensor in after[0].parameters.items():
                 np.testing.assert_array_equal(tensor, before[0].parameters[short])
     assert ("loss" in receipt["after"]) == (data is not None)
+    if data is None:
+        for old, new in zip(model.blocks, changed.blocks, strict=True):
+            before, after = (block.ffn_router.parameters for block in (old, new))
+            bias = next(short for short in before if short in ("router.bias", "router.2.bias"))
+            rows, merged = (values[bias].reshape(-1, n) for values, n in ((before, 5), (after, 4)))
+            np.testing.assert_allclose(merged[:, 0], (rows[:, 0] + rows[:, 3]) / 2, atol=1e-7)
 
 
 def test_different_modules_merge_into_their_mean(tmp_path: Path) -> None:
@@ -428,6 +484,11 @@ def test_a_curve_has_every_number_of_modules(tmp_path: Path) -> None:
     pyplot.close(ax.figure)
 
 
+def test_a_curve_leaves_the_claim_out_where_pools_are_too_small() -> None:
+    found = prune_curve(model_of(num_attn=3), IDS, by="usage", progress=False)
+    assert found.table["half"].tolist() == ["whole", "attn", "ffn", "ffn"]
+
+
 def test_a_curve_needs_data_to_recover() -> None:
     with pytest.raises(ValueError, match="train_data: needed for recovery_steps"):
         prune_curve(model_of(), IDS, recovery_steps=3)
@@ -449,6 +510,28 @@ def test_routers_learn_the_routes_of_another_model(router: str) -> None:
     for name, tensor in changed.parameters.items():
         assert (tensor.tobytes() == model.parameters[name].tobytes()) is (".router." not in name)
     assert json.loads(json.dumps(receipt)) == receipt
+
+
+def test_what_is_trained_afterwards_is_as_before() -> None:
+    model, teacher = (model_of(router_type="gru-softmax", router_bias_rate=0.1) for _ in range(2))
+    model.train_only("*.c_fc*", "*.router.*")
+    changed = distil_routes(model, teacher, IDS, steps=2, progress=False).model
+    assert dict(changed.trainable) == dict(model.trainable)
+    for name in model.parameters:
+        if name.endswith("balance_bias"):
+            assert changed.parameters[name].tobytes() == model.parameters[name].tobytes()
+    with pytest.raises(ValueError, match="model: router_frozen"):
+        distil_routes(model_of(router_type="gru-softmax", router_frozen=True), teacher, IDS)
+
+
+def test_padding_is_not_taught() -> None:
+    model = model_of(router_type="gru-softmax")
+    mask = np.ones(IDS.shape, bool)
+    mask[:, :6] = False
+    taught = model(IDS, attention_mask=mask, return_routes=True).routes
+    result = distil_routes(model, taught, steps=1, progress=False)
+    want = model(IDS, labels=np.where(mask, IDS, -100), attention_mask=mask, keep=False).lm_loss
+    assert result.receipt["before"]["loss"] == pytest.approx(want, abs=1e-6)
 
 
 def test_a_teacher_may_be_routes_or_a_function() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..files.names import canonical_names
 from ..model.network import Network
 from ..model.routes import Routes, rounds_of_blocks
 from .batch import Batch, batch_of
-from .loads import expected_load, real_load
+from .loads import expected_load, real_load, share_still_choosing
 from .shapes import Half, Place, Trained, places_of, trained_parts
 from .table import Ledger, LedgerRow
 from .work import Step, half_work, head_work
@@ -119,16 +120,21 @@ def _of_place(
     """The rows of a place, and how many numbers of its parameters a token uses."""
     last_place = place.number + 1 == len(config.places())
     rows, used = [], 0.0
+    first_round = True
     for round_number in range(place.rounds):
+        number = (place.block or 0) * place.rounds + round_number
+        if routes is not None and place.block is not None and _is_left_out(routes, number):
+            continue
         saves = last_place and round_number + 1 == place.rounds and not place.halves[1].routed
         for half in place.halves:
             if routes is None or place.block is None:
-                load = expected_load(half, batch, saves)
+                load = expected_load(half, batch, saves, round_number)
             else:
-                load = real_load(half, batch, routes, place.block * place.rounds + round_number, saves)
+                load = real_load(half, batch, routes, number, saves)
             step = Step.of(training, checkpointing, trained, place.number, half.name)
-            work = half_work(half, load, batch, round_number == 0, step)
+            work = half_work(half, load, batch, first_round, step)
             rows += [LedgerRow.of(entry, place, round_number, half.name) for entry in work]
+        first_round = False
     for half in place.halves:
         used += half.all_router_parameters
         if config.owner(place.number, half.name) == place.number:
@@ -136,6 +142,11 @@ def _of_place(
             rounds = place.rounds * (config.chunks if shared else 1)
             used += half.module_parameters * _modules_used(half, place, rounds, batch, routes)
     return rows, used
+
+
+def _is_left_out(routes: Routes, number: int) -> bool:
+    """Whether a round was left out (``round_pdrop``): then its routers have no scores."""
+    return bool(routes.scores) and not any(scores[number].any() for scores in routes.scores.values())
 
 
 def _modules_used(half: Half, place: Place, rounds: int, batch: Batch, routes: Routes | None) -> float:
@@ -148,7 +159,9 @@ def _modules_used(half: Half, place: Place, rounds: int, batch: Batch, routes: R
     if not half.routed or half.all_paths:
         return float(half.modules)
     if routes is None or place.block is None:
-        return half.modules * (1.0 - (1.0 - half.choices / half.outputs) ** rounds)
+        share = half.choices / half.outputs
+        unused = math.prod(1.0 - share * share_still_choosing(half, r % max(place.rounds, 1)) for r in range(rounds))
+        return half.modules * (1.0 - unused)
     first = place.block * place.rounds
     module = routes.module[half.name][first : first + rounds].reshape(rounds, len(batch.row), -1)
     used = np.zeros((batch.num_real, half.modules + 1), bool)

@@ -14,7 +14,7 @@ from ..model.routes import Routes
 from .batch import Batch
 from .shapes import Half
 
-__all__ = ["Load", "expected_load", "real_load"]
+__all__ = ["Load", "expected_load", "real_load", "share_still_choosing"]
 
 #: A count is an integer; what is expected is a float.
 Number = int | float
@@ -80,11 +80,19 @@ def _share_with_module(half: Half) -> float:
     return 1.0 - math.comb(skips, half.choices) / math.comb(half.outputs, half.choices)
 
 
-def expected_load(half: Half, batch: Batch, saves: bool) -> Load:
+def share_still_choosing(half: Half, round_number: int) -> float:
+    """With a SKIP that is final: the expected share of rows whose first choices so far were all modules."""
+    if not half.final_skip or not half.routed:
+        return 1.0
+    return float((half.modules / half.outputs) ** round_number)
+
+
+def expected_load(half: Half, batch: Batch, saves: bool, round_number: int) -> Load:
     """What is expected if every row makes K distinct choices, uniform over all outputs of the router."""
     if not half.routed or half.all_paths:
         return _dense(half, batch, saves)
-    N, share, active = batch.num_real, half.choices / half.outputs, _share_with_module(half)
+    N, choosing = batch.num_real, share_still_choosing(half, round_number)
+    share, active = choosing * half.choices / half.outputs, choosing * _share_with_module(half)
     rows = np.full(half.modules, N * share)
     pairs, all_pairs = (active * (N + active * float(n[batch.real].sum())) for n in (batch.earlier, batch.others))
     reached = np.full(half.modules, 1.0 - (1.0 - share) ** N)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import MoMConfig
 from ..interventions.selection import HALVES
-from ..routers import parameter_shapes
+from ..routers import LAST_MAPS, parameter_shapes
 
 __all__ = ["Half", "Place", "Trained", "all_parameters", "fixed_parameters", "places_of", "trained_parts"]
 
@@ -36,6 +36,8 @@ class Half:
     other_parameters : int
         Numbers in the router's weights that only other rounds read.
     all_paths, routed : bool
+    final_skip : bool
+        Rows that skip make no choice any more.
     detached : bool
         No gradient goes from a round to the state of the round before.
     """
@@ -52,6 +54,7 @@ class Half:
     other_parameters: int
     all_paths: bool
     routed: bool
+    final_skip: bool
     detached: bool
 
     @property
@@ -96,8 +99,7 @@ def _half(config: MoMConfig, name: str, block: bool) -> Half:
     shapes = parameter_shapes(config, name) if routed else {}
     sizes = {key: math.prod(shape) for key, shape in shapes.items()}
     state = {key: shape for key, shape in shapes.items() if key.startswith("h2h.")}
-    own_rounds = {"projection": ("router.weight", "router.bias", "router.2.weight", "router.2.bias"),
-                  "embedding": ("round_embedding.weight",), "shared": ()}[config.router_rounds]  # fmt: skip
+    own_rounds = {"projection": LAST_MAPS, "embedding": ("round_embedding.weight",), "shared": ()}[config.router_rounds]
     read = sum(n // config.rounds if key in own_rounds and config.rounds else n for key, n in sizes.items())
     # Every matrix of a router but those of other rounds is a factor of a product.
     matrices = sum(math.prod(shape) // (config.rounds if key in own_rounds else 1)
@@ -108,7 +110,7 @@ def _half(config: MoMConfig, name: str, block: bool) -> Half:
         name, modules, min(config.routing_top_k, outputs) if routed else 1, outputs, config.n_embd, config.inner_size,
         (matrices, of_state if config.router_state != "reset" else 0), read, sum(sizes[key] for key in state),
         sum(sizes.values()) - read, routed and config.routing_all_possible_path, routed,
-        config.router_state == "detached",
+        config.skip_is_final, config.router_state == "detached",
     )  # fmt: skip
 
 

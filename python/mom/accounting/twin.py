@@ -283,7 +283,7 @@ def _figure(config: MoMConfig, shape: tuple[int, int], on: str, batch: Batch) ->
 
 
 def _sums(config: MoMConfig, batch: Batch, on: str) -> Number:
-    known: dict[tuple[bool, str, bool], Number] = {}
+    known: dict[tuple[bool, str, int], Number] = {}
     trained = Trained()
     total: Number = 0
     head = head_work(config, batch, True, trained)
@@ -292,19 +292,16 @@ def _sums(config: MoMConfig, batch: Batch, on: str) -> Number:
         value: Number = entry.bytes if on == "bytes" else 2 * (entry.forward + entry.backward)
         return value
 
-    def of_round(place: Place, which: int, first: bool) -> Number:
+    def of_round(place: Place, which: int, number: int) -> Number:
         half = place.halves[which]
-        key = (place.block is not None, half.name, first)
+        # All rounds of a kind are alike, but for the state in the first one and tokens that skip for good.
+        key = (place.block is not None, half.name, number if half.final_skip else min(number, 1))
         if key not in known:
             step = Step.of(True, False, trained, place.number, half.name)
-            work = half_work(half, expected_load(half, batch, False), batch, first, step)
+            work = half_work(half, expected_load(half, batch, False, number), batch, number == 0, step)
             known[key] = sum(worth(entry) for entry in work)
         return known[key]
 
     for place in places_of(config):
-        for which in range(2):
-            if place.rounds:
-                total += of_round(place, which, True)
-            if place.rounds > 1:
-                total += (place.rounds - 1) * of_round(place, which, False)
+        total += sum(of_round(place, which, number) for which in range(2) for number in range(place.rounds))
     return total + worth(head)

@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 
 from ..config import MoMConfig
-from ..routers import KINDS
+from ..routers import KINDS, LAST_MAPS
 from . import layernorm, router, routing_plan
 from ._checks import Bool, Float, Int, as_float
 from .forced_choices import NONE
 from .parameters import is_routed, num_modules
 from .pools import AttentionPool, Batch, FfnPool, Store
 from .router_cells import CELLS, CellInputs
-
-#: Parameters of which a router may have one for each round.
-_LAST_MAPS = ("router.weight", "router.bias", "router.2.weight", "router.2.bias")
 
 
 @dataclass(frozen=True)
@@ -292,7 +289,7 @@ class Half:
     def _rows(self, name: str, number: int) -> slice:
         """The rows of a parameter that belong to a round: all of them, unless it is a last map of the round's own."""
         choices = self.config.num_choices(self.name)
-        own = self.config.router_rounds == "projection" and name in _LAST_MAPS
+        own = self.config.router_rounds == "projection" and name in LAST_MAPS
         return slice(number * choices, (number + 1) * choices) if own else slice(None)
 
     def _weights(self, number: int) -> list[Float]:

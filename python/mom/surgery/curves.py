@@ -14,7 +14,7 @@ from ..analysis.restart import routed_halves
 from ..model import MoM
 from ..training import train
 from .modules import checked_half
-from .pruning import CRITERIA, prune
+from .pruning import CRITERIA, number_that_stays, prune
 
 if TYPE_CHECKING:
     import pandas
@@ -99,7 +99,8 @@ def prune_curve(
     train_data : path or TokenFile, optional
         What they are trained on; needed with recovery steps.
     paper : bool
-        Also measure the paper's claim, `PAPER`: both halves at once.
+        Also measure the paper's claim, `PAPER`: both halves at once. It is left out where fewer than two modules of a
+        half would stay.
     training : dict, optional
         Further fields of `mom.TrainingConfig` for the recovery, such as ``lr`` and ``batch_size``.
     **options
@@ -135,7 +136,7 @@ def prune_curve(
         raise ValueError(f"halves: {list(halves)}; the halves with a router are {known}")
     counts = {half: checked_half(model, half) for half in halves}
     cuts = [(half, {half: gone / counts[half]}) for half in halves for gone in range(1, counts[half] - 1)]
-    if paper and set(known) == set(PAPER):
+    if paper and all(half in known and _can_lose(model, half, share) for half, share in PAPER.items()):
         cuts.append(("paper", PAPER))
 
     def recovered(changed: MoM) -> dict[str, float]:
@@ -156,6 +157,10 @@ def prune_curve(
         for row in rows:
             row["recovered_rise"] = row["recovered"] - rows[0]["recovered"]
     return PruneCurve(pandas.DataFrame(rows), receipts, recovery_steps)
+
+
+def _can_lose(model: MoM, half: str, share: float) -> bool:
+    return number_that_stays(checked_half(model, half), share) >= 2
 
 
 def _row(half: str, model: MoM, loss: float, whole: float, more: dict[str, float]) -> dict[str, Any]:

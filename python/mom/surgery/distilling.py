@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -88,20 +89,26 @@ def distil_routes(
     steps, batch_size, seed = count(steps, "steps", 1), count(batch_size, "batch_size", 1), seed_of(seed)
     if not KINDS[model.config.router_kind].scored or not model.config.has_routers:
         raise ValueError("model: has no routers that learn")
+    if model.config.router_frozen:
+        raise ValueError("model: router_frozen keeps its routers as they are; use with_config(router_frozen=False)")
     number, take, routes_of = _lessons(model, teacher, data, sequence_length)
     pupil = model.with_config(router_route_loss_coef=1.0)
-    pupil.train_only(trainable)
+    # A bias that balances is moved by counts of choices, which here are the teacher's.
+    names = [name for name in fnmatch.filter(pupil.parameters, trainable) if not name.endswith(".balance_bias")]
+    pupil.train_only(*names or [trainable])
     first = np.arange(min(batch_size, number))
     before = _measures(pupil, take(first), routes_of(first))
     optimizer = AdamW(pupil, lr=lr, weight_decay=0.0)
     order = np.random.default_rng(seed)
     for _ in shown(range(steps), "distil_routes", "step", progress, steps):
         rows = np.sort(order.choice(number, min(batch_size, number), replace=False))
-        pupil(take(rows), labels=take(rows), routes=routes_of(rows))
+        taught = routes_of(rows)
+        pupil(**_lesson(take(rows), taught), routes=taught)
         pupil.backward(scales={"route": 1.0})
         optimizer.step(1.0, zero_grad=True)
     after = _measures(pupil, take(first), routes_of(first))
     changed = pupil.with_config(router_route_loss_coef=model.config.router_route_loss_coef)
+    changed.train_only(*(name for name, trained in model.trainable.items() if trained))
     receipt = {
         "surgery": "distil_routes", "steps": steps, "batch_size": batch_size, "lr": lr, "trainable": trainable,
         "seed": seed, "before": {**facts_of(model), **before}, "after": {**facts_of(changed), **after},
@@ -149,9 +156,16 @@ def _some(routes: Routes, rows: Any) -> Routes:
     return Routes(routes.tokens[rows], index, scores, weight, routes.rounds, routes.num_modules, None, mask)
 
 
+def _lesson(ids: Ids, taught: Routes) -> dict[str, Any]:
+    """Tokens, labels and mask of a call; padding has no label."""
+    if taught.mask is None:
+        return {"tokens": ids, "labels": ids}
+    return {"tokens": ids, "labels": np.where(taught.mask, ids, -100), "attention_mask": taught.mask}
+
+
 def _measures(pupil: MoM, ids: Ids, taught: Routes) -> dict[str, float]:
-    forced = pupil(ids, labels=ids, routes=taught, keep=False)
-    own = pupil(ids, labels=ids, return_routes=True, keep=False)
+    forced = pupil(**_lesson(ids, taught), routes=taught, keep=False)
+    own = pupil(**_lesson(ids, taught), return_routes=True, keep=False)
     assert own.routes is not None and own.lm_loss is not None and forced.lm_loss is not None
     same = [_share(taught.module[half], own.routes.module[half]) for half in taught.module]
     return {"route_loss": forced.losses["route"], "agreement": float(np.mean(same)), "loss": own.lm_loss,

@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import count as count_of
+from .._arguments import number as number_of
 from .._arguments import seed as seed_of
 from ..config import MoMConfig
 from ..model import MoM
 from ..model.tensors import Router
-from .modules import bias_of, checked_half, facts_of, outputs_beyond, with_modules
+from .modules import bias_of, checked_half, facts_of, numbers_of, outputs_beyond, with_modules
 from .result import SurgeryResult
 
 __all__ = ["ASLEEP", "grow", "wake"]
 
-#: How far the outputs of new modules lie below those of the modules that they are copies of. The exponential of so low
-#: a number is 0 in float32, so the scores of all other choices keep their bits.
-ASLEEP = np.float32(-1024.0)
+#: How far the outputs of new modules lie below those of the modules that they are copies of, times the temperature. The
+#: exponential of so low a number is 0 in float32, so the scores of all other choices keep their bits.
+ASLEEP = -1024.0
 
 
 def grow(
@@ -48,7 +50,8 @@ def grow(
     Raises
     ------
     ValueError
-        If a number is not above that of the modules, or the half has no router with outputs.
+        If a number is not above that of the modules, the half has no router with outputs, or tokens use all choices
+        with raw scores.
 
     Examples
     --------
@@ -60,21 +63,22 @@ def grow(
     >>> awake, _ = mom.surgery.wake(grown, ffn=[4, 5])
     """
     seed_of(seed)
-    if not 0.0 <= noise < np.inf:
-        raise ValueError(f"noise: {noise} is not a share of at least 0")
-    wanted = {half: number for half, number in (("attn", attn), ("ffn", ffn)) if number is not None}
+    noise = number_of(noise, "noise", 0.0, "a share of at least 0")
+    wanted = {half: count_of(number, half) for half, number in (("attn", attn), ("ffn", ffn)) if number is not None}
+    for half in wanted:
+        _check_that_sleep_is_possible(model.config, half)
     kept, grown, copies = {}, {}, {}
     for half, number in wanted.items():
         count = checked_half(model, half)
         if model.config.router_kind == "norm":
             raise ValueError(f"{half}: the projections of a 'norm' router are as wide as their number allows")
-        if isinstance(number, bool) or number <= count:
+        if number <= count:
             raise ValueError(f"{half}: {number} is not more than the {count} modules that are there")
         grown[half] = list(range(count, number))
         copies[half] = [m % count for m in grown[half]]
         kept[half] = [[*range(count), *copies[half]]] * len(model.blocks)
     changed = with_modules(model, _larger(model.config, wanted), kept)
-    _move_outputs(changed, grown, ASLEEP)
+    _move_outputs(changed, grown, _depth(changed.config))
     if noise:
         _add_noise(changed, grown, noise, np.random.default_rng(seed))
     receipt: dict[str, Any] = {
@@ -106,17 +110,20 @@ def wake(
     ValueError
         If a module does not exist or is not asleep.
     """
-    wanted = {half: list(numbers) for half, numbers in (("attn", attn), ("ffn", ffn)) if numbers is not None}
+    below = number_of(below, "below", 0.0, "a number of at least 0")
+    given = {"attn": attn, "ffn": ffn}
+    wanted = {half: numbers_of(numbers, half) for half, numbers in given.items() if numbers is not None}
+    depth = _depth(model.config)
     for half, numbers in wanted.items():
         count = checked_half(model, half)
         for number in numbers:
             if not 0 <= number < count:
                 raise ValueError(f"{half}: there is no module {number}; there are 0 to {count - 1}")
             for router in _routers(model, half):
-                if (bias_of(router, model.config)[:, number] > ASLEEP / 2).any():
+                if (bias_of(router, model.config)[:, number] > depth / 2).any():
                     raise ValueError(f"{half}: module {number} is awake")
     changed = model.copy()
-    _move_outputs(changed, wanted, -ASLEEP - np.float32(below))
+    _move_outputs(changed, wanted, -depth, below)
     receipt: dict[str, Any] = {"surgery": "wake", "before": facts_of(model), "after": facts_of(changed)}
     return SurgeryResult(changed, {**receipt, "woken": wanted, "below": below})
 
@@ -135,11 +142,25 @@ def _larger(config: MoMConfig, wanted: dict[str, int]) -> MoMConfig:
     return config.replace(**fields)
 
 
-def _move_outputs(model: MoM, numbers: dict[str, list[int]], by: np.float32) -> None:
-    """Add to the biases of these modules' outputs, in every block and round."""
+def _depth(config: MoMConfig) -> float:
+    return ASLEEP * max(1.0, config.router_softmax_temperature)
+
+
+def _check_that_sleep_is_possible(config: MoMConfig, half: str) -> None:
+    """Raise if the lowest score of all would be used all the same."""
+    if config.router_softmax:
+        return
+    if config.routing_all_possible_path or config.routing_top_k >= config.num_choices(half):
+        raise ValueError(f"{half}: every token uses all choices with their raw scores, so no module can be asleep")
+
+
+def _move_outputs(model: MoM, numbers: dict[str, list[int]], by: float, below: float = 0.0) -> None:
+    """Add to the biases of these modules' outputs, in every block and round, and to those that balance."""
     for half, modules in numbers.items():
         for router in _routers(model, half):
-            bias_of(router, model.config)[:, modules] += by
+            bias_of(router, model.config)[:, modules] += np.float32(by - below)
+            if "balance_bias" in router.parameters:
+                router.parameters["balance_bias"][modules] += np.float32(by)
 
 
 def _add_noise(model: MoM, grown: dict[str, list[int]], noise: float, random: np.random.Generator) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._extras import need
 from ..analysis import audit
 from ..model import MoM
 from ..model.tensors import Module
 from .aligning import aligned, distance
-from .modules import checked_half, facts_of, outputs_of, with_modules
+from .modules import checked_half, facts_of, numbers_of, outputs_of, with_modules
 from .pruning import smaller
 from .result import SurgeryResult
 
@@ -105,7 +104,7 @@ def _checked(model: MoM, half: str, groups: Groups) -> list[list[int]]:
     count = checked_half(model, half)
     if model.config.router_kind == "norm":
         raise ValueError(f"{half}: the projections of a 'norm' router are as wide as their number allows")
-    listed = [sorted(int(m) for m in group) for group in groups]
+    listed = [sorted(numbers_of(group, half)) for group in groups]
     members = [m for group in listed for m in group]
     if any(len(group) < 2 for group in listed) or len(set(members)) < len(members):
         raise ValueError(f"{half}: {list(groups)} are no groups of at least two modules, each module in one at most")
@@ -125,16 +124,14 @@ def _merge_in(
         (part.attention_pool, part.attention_router) if half == "attn" else (part.ffn_pool, part.ffn_router)
     )
     assert router is not None
-    if model.config.owner(part.place, half) != part.place:
-        return []  # the modules of an earlier block
-    if align:
-        need("scipy.optimize", "the alignment of neurons and heads", "scipy")
+    owns = model.config.owner(part.place, half) == part.place  # otherwise the modules are those of an earlier block
     distances = []
     for group in groups:
-        use = [1.0] * len(group)
-        if table is not None:
-            rows = table[(table["half"] == half) & (table["block"] == block)].set_index("module")
-            use = [float(rows.loc[m, "usage"]) for m in group]
+        use = _usage(model, half, block, group, table)
+        for rows_of in outputs_of(router, model.config):
+            rows_of[group[0]] = _mean([rows_of[m].copy() for m in group], use)
+        if not owns:
+            continue
         first, *others = group
         moved = [_tensors(pool[m]) for m in others]
         if align:
@@ -143,9 +140,17 @@ def _merge_in(
         distances.append({"before": before, "after": max(distance(_tensors(pool[first]), each) for each in moved)})
         for short, tensor in pool[first].parameters.items():
             tensor[...] = _mean([tensor.copy(), *(each[short] for each in moved)], use)
-        for rows_of in outputs_of(router, model.config):
-            rows_of[first] = _mean([rows_of[m].copy() for m in group], use)
     return distances
+
+
+def _usage(model: MoM, half: str, block: int, group: list[int], table: Any) -> list[float]:
+    """How often each module of a group is used, in all blocks that have these modules; 1 if that is not known."""
+    if table is None:
+        return [1.0] * len(group)
+    blocks = range(len(model.blocks)) if model.config.shared_pools in (half, "both") else [block]
+    rows = table[(table["half"] == half) & table["block"].isin(list(blocks)) & table["module"].notna()]
+    usage = rows.groupby("module")["usage"].sum()
+    return [float(usage[m]) for m in group]
 
 
 def _tensors(module: Module) -> dict[str, Floats]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arguments import count
 from ..analysis.restart import routed_halves
 from ..config import MoMConfig
 from ..model import MoM
 from ..model.tensors import Block, Pool, Router
-from ..routers import KINDS
+from ..routers import KINDS, LAST_MAPS
 from ..training.fingerprint import digest_of_weights
 
-__all__ = ["Kept", "bias_of", "checked_half", "facts_of", "outputs_beyond", "outputs_of", "with_modules"]
-
-#: Tensors of a router's map to its outputs; a router may have one for each round.
-_LAST_MAPS = ("router.weight", "router.bias", "router.2.weight", "router.2.bias")
+__all__ = ["Kept", "bias_of", "checked_half", "facts_of", "numbers_of", "outputs_beyond", "outputs_of", "with_modules"]
 
 #: By half and block: numbers of modules of the old model, in the order of the new one.
 Kept = Mapping[str, Sequence[Sequence[int]]]
@@ -39,6 +37,13 @@ def checked_half(model: MoM, half: str) -> int:
     return model.config.num_attn if half == "attn" else model.config.num_ffn
 
 
+def numbers_of(values: Any, name: str) -> list[int]:
+    """Numbers of modules from an argument."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a list of numbers of modules, got {type(values).__name__} {values!r}")
+    return [count(value, name) for value in values]
+
+
 def facts_of(model: MoM) -> dict[str, Any]:
     """What a receipt says of a model."""
     return {"sha256": digest_of_weights(model), "parameters": model.num_parameters}
@@ -57,7 +62,7 @@ def bias_of(router: Router, config: MoMConfig) -> NDArray[np.float32]:
 
 def outputs_of(router: Router, config: MoMConfig) -> list[NDArray[np.float32]]:
     """Writable views of all tensors that have a row for each output of a router."""
-    shorts = [short for short in router.names if short in (*_LAST_MAPS, "balance_bias")]
+    shorts = [short for short in router.names if short in (*LAST_MAPS, "balance_bias")]
     views = []
     for short in shorts:
         tensor = router.parameters[short]
@@ -114,7 +119,7 @@ def _take_outputs(
 
 def _a_bias(router: Router) -> str:
     """The bias of the last map."""
-    return next(short for short in router.names if short in _LAST_MAPS and short.endswith("bias"))
+    return next(short for short in router.names if short in LAST_MAPS and short.endswith("bias"))
 
 
 def _maps(config: MoMConfig) -> int:
@@ -126,7 +131,7 @@ def _rows(
     config: MoMConfig, short: str, outputs: NDArray[np.int_], choices: int, modules: int
 ) -> slice | NDArray[np.int_]:
     """The rows of a tensor of a router that go with these outputs."""
-    if short in _LAST_MAPS:
+    if short in LAST_MAPS:
         return (np.arange(_maps(config))[:, None] * choices + outputs).reshape(-1)
     if short == "balance_bias":
         return outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..model import MoM
-from .modules import checked_half, facts_of, with_modules
+from .modules import checked_half, facts_of, numbers_of, with_modules
 from .result import SurgeryResult
 
 __all__ = ["permute"]
@@ -45,9 +45,10 @@ def permute(model: MoM, *, attn: Sequence[int] | None = None, ffn: Sequence[int]
         if order is None:
             continue
         count = checked_half(model, half)
+        order = numbers_of(order, half)
         if sorted(order) != list(range(count)):
-            raise ValueError(f"{half}: {list(order)} is no order of the {count} modules 0 to {count - 1}")
-        kept[half] = [[int(number) for number in order]] * len(model.blocks)
+            raise ValueError(f"{half}: {order} is no order of the {count} modules 0 to {count - 1}")
+        kept[half] = [order] * len(model.blocks)
     changed = with_modules(model, model.config, kept)
     receipt = {"surgery": "permute", "before": facts_of(model), "after": facts_of(changed), "kept": kept}
     return SurgeryResult(changed, receipt)

@@ -14,10 +14,10 @@ from ..analysis.measures import OF_MODULES
 from ..config import MoMConfig
 from ..model import MoM
 from .exhaustive import best_subsets
-from .modules import checked_half, facts_of, outputs_beyond, with_modules
+from .modules import checked_half, facts_of, numbers_of, outputs_beyond, with_modules
 from .result import SurgeryResult
 
-__all__ = ["CRITERIA", "prune", "smaller"]
+__all__ = ["CRITERIA", "number_that_stays", "prune", "smaller"]
 
 #: By half, the value of each module of each block.
 Values = dict[str, list[NDArray[np.float64]]]
@@ -75,10 +75,11 @@ def prune(
     TypeError
         If an argument is unknown, or needs data to have an effect.
     """
-    shares = {half: share for half, share in (("attn", attn), ("ffn", ffn)) if not _is_nothing(share)}
-    given = {half: list(share) for half, share in shares.items() if not isinstance(share, (int, float))}
-    _check_arguments(by, reroute, data, options, needed=len(given) < len(shares))
-    stay = {half: _number_that_stays(model, half, share) for half, share in shares.items()}
+    asked = {half: _share_or_numbers(value, half) for half, value in (("attn", attn), ("ffn", ffn))}
+    given = {half: value for half, value in asked.items() if isinstance(value, list) and value}
+    shares = {half: value for half, value in asked.items() if isinstance(value, float) and value}
+    _check_arguments(by, reroute, data, options, needed=bool(shares))
+    stay = {half: _number_that_stays(model, half, value) for half, value in asked.items() if value}
     config = smaller(model.config, stay, reroute)
     measure = "usage" if by in ("random", "exhaustive") else by  # also gives the loss
     found = None if data is None else audit(model, data, [measure], seed=seed, **options)
@@ -87,10 +88,10 @@ def prune(
         half: [sorted(np.argsort(-scores, kind="stable")[:number].tolist()) for scores in values[half]]
         for half, number in stay.items()
     }
-    for half, numbers in given.items():
-        kept[half] = [[m for m in range(checked_half(model, half)) if m not in numbers]] * len(model.blocks)
+    for half, gone in given.items():
+        kept[half] = [[m for m in range(checked_half(model, half)) if m not in gone]] * len(model.blocks)
     tried: dict[str, Any] = {}
-    for half in set(stay) - set(given) if by == "exhaustive" else ():
+    for half in shares if by == "exhaustive" else ():
         kept[half], tried[half] = best_subsets(model, half, stay[half], data, {"seed": seed, **options})
     changed = with_modules(model, config, kept)
     receipt: dict[str, Any] = {
@@ -103,13 +104,15 @@ def prune(
         receipt["tokens"] = found.tokens
     if tried:
         receipt["tried"] = tried
-    elif by != "random" and len(given) < len(shares):
-        receipt["values"] = {half: [_as_json(scores) for scores in values[half]] for half in set(stay) - set(given)}
+    elif by != "random" and shares:
+        receipt["values"] = {half: [_as_json(scores) for scores in values[half]] for half in shares}
     return SurgeryResult(changed, receipt)
 
 
-def _is_nothing(share: float | Sequence[int]) -> bool:
-    return not share if isinstance(share, (int, float)) else not len(share)
+def _share_or_numbers(value: Any, half: str) -> float | list[int]:
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return float(value)
+    return numbers_of(value, half)
 
 
 def _check_arguments(by: str, reroute: str, data: Any, options: dict[str, Any], needed: bool) -> None:
@@ -126,7 +129,14 @@ def _check_arguments(by: str, reroute: str, data: Any, options: dict[str, Any], 
 def _together(config: MoMConfig, values: Values) -> Values:
     """The same values for all blocks, the means of the blocks', in halves of which they share the modules."""
     shared = [half for half in values if config.shared_pools in (half, "both")]
-    return values | {half: [np.mean(values[half], axis=0)] * len(values[half]) for half in shared}
+    return values | {half: [_mean_of_known(values[half])] * len(values[half]) for half in shared}
+
+
+def _mean_of_known(values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The mean over blocks; NaN, no value, only where no block has one."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def _as_json(scores: NDArray[np.float64]) -> list[float | None]:
@@ -134,20 +144,25 @@ def _as_json(scores: NDArray[np.float64]) -> list[float | None]:
     return [None if np.isnan(score) else float(score) for score in scores]
 
 
-def _number_that_stays(model: MoM, half: str, share: float | Sequence[int]) -> int:
+def number_that_stays(count: int, share: float) -> int:
+    """How many of so many modules stay if a share of them goes."""
+    return count - int(share * count + 0.5)
+
+
+def _number_that_stays(model: MoM, half: str, value: float | list[int]) -> int:
     count = checked_half(model, half)
     if model.config.router_kind == "norm":
         raise ValueError(f"{half}: the projections of a 'norm' router are as wide as their number allows")
-    if isinstance(share, (int, float)):
-        if not 0.0 <= share < 1.0:
-            raise ValueError(f"{half}: {share} is not in [0, 1)")
-        number = count - int(share * count + 0.5)
+    if isinstance(value, float):
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{half}: {value} is not in [0, 1)")
+        number = number_that_stays(count, value)
     else:
-        if len(set(share)) < len(share) or not set(share) <= set(range(count)):
-            raise ValueError(f"{half}: {list(share)} are not different numbers of the modules 0 to {count - 1}")
-        number = count - len(share)
+        if len(set(value)) < len(value) or not set(value) <= set(range(count)):
+            raise ValueError(f"{half}: {value} are not different numbers of the modules 0 to {count - 1}")
+        number = count - len(value)
     if number < 2:
-        raise ValueError(f"{half}: {share} leaves {number} of {count} modules; a router needs two")
+        raise ValueError(f"{half}: {value} leaves {number} of {count} modules; a router needs two")
     return number
 
 

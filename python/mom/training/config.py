@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..config import MoMConfig
 from ..errors import ConfigError
+from ..routers import KINDS
 from ..settings import Settings, at_least, between, one_of, positive, setting
 from .schedules import exploration_schedule
 
@@ -161,6 +162,10 @@ class TrainingConfig(Settings):
         """Temperature and jitter of the routers in each step, counted from 0; None: always those of the model."""
         if self.router_temperature_start is None and self.router_jitter_start is None:
             return None
+        if self.router_temperature_start is not None and not (model.has_routers and model.router_softmax):
+            raise ConfigError("router_temperature_start: needs a router with '-softmax', which this model has not")
+        if self.router_jitter_start is not None and not (model.has_routers and KINDS[model.router_kind].scored):
+            raise ConfigError("router_jitter_start: needs a router with scores, which this model has not")
         hot = model.router_softmax_temperature
         hot_start = hot if self.router_temperature_start is None else self.router_temperature_start
         jitter = model.router_jitter

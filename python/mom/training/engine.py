@@ -405,7 +405,6 @@ class Engine:
             problem = ", ".join(f"{name} loss is {value}" for name, value in losses.terms.items())
         elif not math.isfinite(norm := self._update()):
             problem = f"gradient norm is {norm}"
-        is_logged = (state.step + 1) % self.schedule.log_every == 0 or state.step + 1 == self.schedule.steps
         if self._health:
             self._health.count(self._passes.choices)
         seconds = time.perf_counter() - started
@@ -419,7 +418,7 @@ class Engine:
         state.bad_in_a_row = 0
         state.lm_loss = losses.terms["lm"]
         state.losses.append(losses.joint)
-        if is_logged:
+        if state.step % self.schedule.log_every == 0 or state.step == self.schedule.steps:
             self._record_step(losses, norm, sum(batch.tokens for batch in batches), seconds)
 
     @contextlib.contextmanager
