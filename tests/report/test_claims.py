@@ -136,5 +136,8 @@ def test_pairs_are_of_equal_seeds() -> None:
 def test_seeds_without_all_tasks_have_no_mean_score() -> None:
     found = results(2)
     found["glue"]["gpt2-seed1-rte"] = {"result": {"task": "rte", "score": 0.9, "baseline": {"accuracy": 0.5}}}
-    assert set(glue_scores(found, "gpt2")) == {1} and glue_scores(found, "deep") == {}
+    assert set(glue_scores(found, "gpt2")) == {0, 1} == set(glue_scores(found, "deep"))  # nobody else has the task
+    for model in ("deep", "shallow"):
+        found["glue"][f"{model}-seed1-rte"] = found["glue"]["gpt2-seed1-rte"]
+    assert set(glue_scores(found, "gpt2")) == {1} == set(glue_scores(found, "deep"))
     assert LOSS_MARGIN == 0.02

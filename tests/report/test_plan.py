@@ -39,6 +39,8 @@ def test_the_steps_fit_into_the_time(processes: int) -> None:
     )
     work = plan.steps * plan.seeds * one
     assert work / processes < shares_of(True, True)["training"] * seconds
+    longest = max((speed["gpt2"] + speed[m]) / 2 if two else speed[m] for _, m, two in VARIANTS)
+    assert plan.steps * plan.seeds * longest < shares_of(True, True)["training"] * seconds  # seeds follow one another
     tasks = plan.glue_steps * len(plan.glue_tasks) * plan.seeds * sum(speed.values()) * 16 * 40 / plan.size.tokens
     assert 0 < tasks < shares_of(True, True)["glue"] * seconds
     assert plan.xsum_steps > 0

@@ -255,8 +255,8 @@ def test_a_killed_trial_goes_on_and_one_that_is_killed_again_and_again_has_faile
     assert dones(folder) == long_whole
 
 
-@pytest.mark.slow
 # ------------------------------------------------------------------ several sweeps
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_share_the_trials(data: Path, tmp_path: Path) -> None:
     grid = small_grid.grid(data, {"seed": list(range(6))}, steps=40)
     results: list[Any] = []
@@ -268,7 +268,8 @@ def test_two_sweeps_in_one_folder_share_the_trials(data: Path, tmp_path: Path) -
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(300)
+        assert not thread.is_alive()
     assert [len(result.done) for result in results] == [6, 6]
     for log in (tmp_path / "runs").glob("*/log.jsonl"):
         steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"train"' in line]
@@ -295,7 +296,8 @@ def test_a_locked_trial_waits_and_is_not_run_here(data: Path, tmp_path: Path) ->
         thread.start()
         time.sleep(1.0)
         assert thread.is_alive() and not (own / "config.json").exists()
-    thread.join()
+    thread.join(300)
+    assert not thread.is_alive()
     assert results[0].done == ["base"]
 
 

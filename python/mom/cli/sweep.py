@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from .._extras import need
 from ..sweep import run, table
 from .flags import add_arguments, add_progress, add_threads, command
 
@@ -30,6 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
+    need("pandas", "the table of a sweep", "pandas")  # now rather than after hours of training
     result = run(
         a.grid, a.dir, processes=a.processes, threads=a.threads, retry_failed=a.retry_failed,
         keep_models=a.keep_models, part=a.part, data=a.data, val_data=a.val_data, progress=a.progress,

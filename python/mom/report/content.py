@@ -203,6 +203,8 @@ def _differences(
     rows = []
     for words, values in rest:
         seeds = sorted(values.keys() & base.keys())
+        if not seeds:
+            continue
         rows.append((words, difference(values, base), [values[s] - base[s] for s in seeds]))
     alt = f"For each model, the {label}: mean, interval and seeds. " + "; ".join(f"{w} {shown(f)}" for w, f, _ in rows)
     side = "Left" if lower else "Right"

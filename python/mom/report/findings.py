@@ -58,13 +58,24 @@ def losses_of(results: Results, variant: str) -> Values:
 
 def glue_scores(results: Results, model: str) -> Values:
     """The mean score over tasks, in percent, of each seed that has all tasks that some seed has of all models."""
+    tasks = _whole_tasks(results)
     scores: dict[int, dict[str, float]] = {}
     for unit, done in results.get("glue", {}).items():
         which, _, rest = unit.partition("-seed")
-        if which == model:
-            scores.setdefault(int(rest.partition("-")[0]), {})[done["result"]["task"]] = 100 * done["result"]["score"]
-    tasks = {done["result"]["task"] for done in results.get("glue", {}).values()}
+        task = done["result"]["task"]
+        if which == model and task in tasks:
+            scores.setdefault(int(rest.partition("-")[0]), {})[task] = 100 * done["result"]["score"]
     return {seed: sum(own.values()) / len(own) for seed, own in scores.items() if own.keys() == tasks}
+
+
+def _whole_tasks(results: Results) -> set[str]:
+    """The tasks that some seed has of all models."""
+    models: dict[tuple[str, str], set[str]] = {}
+    for unit, done in results.get("glue", {}).items():
+        which, _, rest = unit.partition("-seed")
+        models.setdefault((done["result"]["task"], rest.partition("-")[0]), set()).add(which)
+    every = set().union(*models.values())
+    return {task for (task, _), own in models.items() if own == every}
 
 
 def rouge_of(results: Results, model: str) -> Values:
@@ -141,7 +152,9 @@ def _text_learned(results: Results, *variants: str) -> bool:
 def _glue_learned(results: Results, *models: str) -> bool:
     """Whether one of these is above the majority class, in the mean over tasks."""
     scores = {
-        done["result"]["task"]: task_score(done["result"]["baseline"]) for done in results.get("glue", {}).values()
+        done["result"]["task"]: task_score(done["result"]["baseline"])
+        for done in results.get("glue", {}).values()
+        if done["result"]["task"] in _whole_tasks(results)
     }
     majority = 100 * sum(scores.values()) / len(scores) if scores else math.inf
     return any(_mean(glue_scores(results, model)) > majority for model in models)

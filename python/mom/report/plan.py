@@ -139,10 +139,11 @@ def _parameters(size: Size) -> float:
 
 
 def _steps(speed: Mapping[str, float], seconds: float, seeds: int, processes: int) -> int:
-    """Steps that all variants with all seeds can have."""
-    one = sum(0.5 * (speed["gpt2"] + speed[m]) if two_phases else speed[m] for _, m, two_phases in VARIANTS)
-    rounds = math.ceil(seeds * len(VARIANTS) / processes) / (seeds * len(VARIANTS))  # of trials, side by side
-    return int(seconds / (one * seeds * rounds * _SLACK))
+    """Steps that all variants can have. Those of a seed are trained side by side, and the seeds one after the other."""
+    busy = [0.0] * min(processes, len(VARIANTS))  # seconds for a step of its trainings, by process
+    for _, m, two_phases in VARIANTS:
+        busy[busy.index(min(busy))] += 0.5 * (speed["gpt2"] + speed[m]) if two_phases else speed[m]
+    return int(seconds / (seeds * max(busy) * _SLACK))
 
 
 # ---------------------------------------------------------------------- choosing
@@ -192,8 +193,8 @@ def choose(speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[
         seeds = next((n for n in (3, 2) if steps(size, n) >= _SOME_STEPS), 1)
     number = min(steps(size, seeds), int(_MOST * _parameters(size) / size.tokens))
     if number < _FEWEST_STEPS:
-        needed = seconds / 3600 * _FEWEST_STEPS / max(1, number)
-        raise ConfigError(f"hours: {seconds / 3600:.3g} are too few on this machine; give at least {needed:.2g}")
+        needed = math.ceil(seconds / 36 * _FEWEST_STEPS / max(1, number)) / 100
+        raise ConfigError(f"hours: {seconds / 3600:.3g} are too few on this machine; give at least {needed:g}")
     tasks, glue_steps = _glue(speeds[size.name], shares["glue"] * seconds, seeds, size, glue_tasks)
     xsum_steps = _xsum(speeds[size.name], shares["xsum"] * seconds, seeds, size)
     chars = int(min(max(6 * number * size.tokens, 500_000), 100_000_000 if size.name == "base" else 8_000_000))

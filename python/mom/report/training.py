@@ -130,7 +130,10 @@ def train_models(box: Box, data: Path, folder: Path, wanted: Sequence[str] | Non
                 continue
             processes = min(box.plan.processes, len(names))
             try:
-                run(grid_of(box, data, seed, names), folder, processes=processes, threads=processes, progress=box.shows)
+                run(
+                    grid_of(box, data, seed, names), folder, processes=processes, threads=processes,
+                    retry_failed=True, progress=box.shows,
+                )  # fmt: skip
             except TrainingInterrupted:
                 if not fired:
                     raise

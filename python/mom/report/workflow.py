@@ -160,7 +160,8 @@ class _Work:
 
     def run(self) -> ReproduceResult:
         box = self.box()
-        box.run(self.data_unit(box), needed=True)
+        if box.run(self.data_unit(box), needed=True) is None:
+            raise ConfigError("hours: the time was up before the text was prepared; give more")
         data = data_folder(box, self.paths["data"])
         self._train(box, data)
         for stage in STAGES:
@@ -269,7 +270,7 @@ def stage_digest(found: dict[str, Any]) -> str:
 
 def command_of(out: Path, settings: dict[str, Any]) -> str:
     """The command of a reproduction."""
-    words = ["mom", "reproduce", "--hours", f"{settings['hours']:g}", "--out_dir", str(out)]
+    words = ["mom", "reproduce", "--hours", str(settings["hours"]), "--out_dir", str(out)]
     for name in ("data", "glue", "xsum"):
         words += [] if settings[name] is None else [f"--{name}", settings[name]]
     words += [] if settings["plan"] is None else ["--plan", str(out / "plan.json")]

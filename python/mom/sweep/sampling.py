@@ -65,7 +65,8 @@ class Asked:
         # A sampler that begins anew with the same seed would choose points again that are known.
         self._study = self._optuna.create_study(sampler=self._optuna.samplers.TPESampler(seed=len(known)))
         for point, loss in known:
-            made = self._optuna.trial.create_trial(params=point, distributions=self._space, value=loss)
+            result = {"value": loss} if math.isfinite(loss) else {"state": self._optuna.trial.TrialState.FAIL}
+            made = self._optuna.trial.create_trial(params=point, distributions=self._space, **result)
             self._study.add_trial(made)
             self._left.extend(self._trials(point))
         self._asked = min(len(known), plan.number)
