@@ -1,20 +1,14 @@
-/* Contracts: z_loss.h. Sums over tokens are made in chunks of rows, each with float64 partial sums of its own, which are then
- * added in order. The size of a chunk is part of the result's bits. */
 #include "ops/z_loss.h"
 
 #include <math.h>
 
-#include "base/sizes.h"
+#include "ops/chunk_sums.h"
 
-#define CHUNK_ROWS 256
 #define BLOCK_COLUMNS 64
-
-static size_t chunk_count(size_t N) { return mom_div_up(N, CHUNK_ROWS); }
 
 typedef struct {
     const mom_kernels *k;
     const mom_router_outputs *in;
-    double *partials; /* forward: (chunks, 2): sum of squares, tokens */
     float *doutputs, scale; /* backward */
 } z_job;
 
@@ -27,37 +21,21 @@ static double log_sum_exp(const mom_kernels *k, const float *outputs, size_t S) 
     return (double)offset + log(sum);
 }
 
-static void z_task(void *context, size_t task, int thread) {
+static void add_squares(const void *context, size_t begin, size_t end, double *sum, double *count) {
     const z_job *job = context;
     const mom_router_outputs *in = job->in;
-    double *partial = job->partials + 2 * task;
-    size_t begin, end;
-    (void)thread;
-    mom_range(in->N, chunk_count(in->N), task, &begin, &end);
-    partial[0] = partial[1] = 0.0;
     for (size_t t = begin; t < end; t++) {
         if (in->mask && !in->mask[t])
             continue;
         const double y = log_sum_exp(job->k, in->outputs + t * in->S, in->S);
-        partial[0] += y * y;
-        partial[1] += 1.0;
+        *sum += y * y;
+        *count += 1.0;
     }
 }
 
 mom_status mom_z_loss_add(const mom_exec *x, double *sum, double *tokens, const mom_router_outputs *in, mom_error *err) {
-    const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
-    const size_t chunks = chunk_count(in->N);
-    z_job job = {.k = x->k, .in = in};
-    MOM_ARENA_NEW(job.partials, x->workspace, 2 * chunks, err);
-    mom_parallel_for(x, chunks, z_task, &job);
-    if (!x->dry_run)
-        *tokens = 0.0;
-    for (size_t chunk = 0; chunk < chunks && !x->dry_run; chunk++) {
-        *sum += job.partials[2 * chunk];
-        *tokens += job.partials[2 * chunk + 1];
-    }
-    mom_arena_release(x->workspace, mark);
-    return MOM_OK;
+    const z_job job = {.k = x->k, .in = in};
+    return mom_chunk_sums(x, sum, tokens, in->N, add_squares, &job, err);
 }
 
 /* doutputs += 2 scale y p with p = softmax(outputs) = exp(outputs - y) */
@@ -68,7 +46,7 @@ static void z_backward_task(void *context, size_t task, int thread) {
     float p[BLOCK_COLUMNS];
     size_t begin, end;
     (void)thread;
-    mom_range(in->N, chunk_count(in->N), task, &begin, &end);
+    mom_range(in->N, mom_chunk_count(in->N), task, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         if (in->mask && !in->mask[t])
             continue;
@@ -84,5 +62,5 @@ static void z_backward_task(void *context, size_t task, int thread) {
 
 void mom_z_loss_backward(const mom_exec *x, float *doutputs, const mom_router_outputs *in, float scale) {
     z_job job = {.k = x->k, .in = in, .doutputs = doutputs, .scale = scale};
-    mom_parallel_for(x, chunk_count(in->N), z_backward_task, &job);
+    mom_parallel_for(x, mom_chunk_count(in->N), z_backward_task, &job);
 }

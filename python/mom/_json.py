@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["from_words", "to_json"]
+__all__ = ["from_words", "sha256_of", "to_json"]
 
 #: How `to_json` can write numbers that JSON does not have.
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -34,6 +35,17 @@ def from_words(value: Any) -> Any:
     if isinstance(value, list):
         return [from_words(item) for item in value]
     return _WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def sha256_of(value: Any) -> str:
+    """SHA-256 sum of the JSON text of a value. The order of a mapping's names does not matter."""
+    return hashlib.sha256(to_json(_sorted(value), indent=None, words=True, ascii=True).encode()).hexdigest()
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _sorted(value[name]) for name in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any, words: bool) -> Any:

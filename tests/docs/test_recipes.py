@@ -64,6 +64,7 @@ EXAMPLES = {
             "tests/model/test_arena_failures.py": CHOSEN,
             "tests/model/test_interventions_against_twin.py": CHOSEN,
             "tests/model/test_replay.py": CHOSEN,
+            "tests/model/test_router_options.py": CHOSEN,
             "tests/reference/test_reference_interventions.py": CHOSEN,
             "tests/training/test_finetune.py": CHOSEN,
             "tests/training/test_fingerprint.py": "the field, see the recipe of configuration fields",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import signal
 import threading
 import time
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._json import from_words, to_json
-from .._reading import kind_of, read_object
+from .._json import from_words, sha256_of
+from .._reading import kind_of
 from .._version import __version__
-from ..errors import ConfigError, DataError, MomError
+from ..errors import ConfigError, MomError
 from ..files.atomic import remove_folder
-from ..files.folders import write_file
+from ..sweep.trial import read_words, write_words
 from .plan import Plan
 
-__all__ = ["DONE", "SETTINGS", "TIME_UP", "Box", "Unit", "check_settings", "digest_of"]
+__all__ = ["DONE", "SETTINGS", "TIME_UP", "Box", "Unit", "check_settings"]
 
 DONE, SETTINGS, CLOCK = "done.json", "settings.json", "clock.json"
 #: Why work was left out.
@@ -46,23 +45,6 @@ class Unit:
     work: Callable[[Path], dict[str, Any]]
 
 
-def digest_of(value: Any) -> str:
-    """SHA-256 sum of JSON values."""
-    return hashlib.sha256(to_json(_sorted(value), indent=None, words=True, ascii=True).encode()).hexdigest()
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _sorted(value[name]) for name in sorted(value)}
-    return [_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def read_words(path: Path) -> dict[str, Any]:
-    """Read an object in which numbers that JSON does not have are words."""
-    values: dict[str, Any] = from_words(read_object(path, DataError))
-    return values
-
-
 def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     """Keep the settings of a new folder; raise if the folder has others.
 
@@ -75,7 +57,7 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
         foreign = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
         if foreign:
             raise ConfigError(f"out_dir: {out} holds {foreign[0]!r} and no reproduction; choose a new folder")
-        write_file(out / SETTINGS, to_json(settings, words=True))
+        write_words(out / SETTINGS, settings)
         return
     before = read_words(out / SETTINGS)
     for name, value in settings.items():
@@ -128,7 +110,7 @@ class Box:
     def note_time(self, before: float = 0.0) -> None:
         """Keep the time that was spent. `before`: seconds before this object was made."""
         self._begun -= before
-        write_file(self.out / CLOCK, to_json({"seconds": self.spent}))
+        write_words(self.out / CLOCK, {"seconds": self.spent})
 
     @property
     def left(self) -> float:
@@ -192,7 +174,7 @@ class Box:
         if done is None:
             self.left_out[f"{unit.stage}/{unit.name}"] = TIME_UP
         else:
-            write_file(own / DONE, to_json(done, words=True))
+            write_words(own / DONE, done)
             for checkpoint in list(own.rglob("step-*")):
                 remove_folder(checkpoint)
             self.say(f"{unit.stage}/{unit.name}: {done['seconds']:.0f} s")
@@ -210,5 +192,5 @@ class Box:
                 if fired:
                     return None
                 raise
-        return {"result": result, "sha256": digest_of(result), "seconds": time.monotonic() - begun,
+        return {"result": result, "sha256": sha256_of(result), "seconds": time.monotonic() - begun,
                 "version": __version__}  # fmt: skip

@@ -75,9 +75,7 @@ def interval(values: Sequence[float]) -> Interval:
     mean = math.fsum(values) / n
     if n < 2:
         return Interval(mean, math.nan, math.nan, n)
-    stats = need("scipy.stats", "an interval over seeds", "scipy")
-    reach = float(stats.t.ppf(0.5 + _LEVEL / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - reach, mean + reach, n)
+    return Interval(mean, *t_interval(values), n)
 
 
 def _decide(low: float, high: float, bound: float) -> str:

@@ -158,15 +158,21 @@ def _by_key(records: Sequence[Record], names: list[str], value: str, argument: s
     return found
 
 
+def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """Student's interval at 95% for the mean of at least two values."""
+    stats = need("scipy.stats", "an interval of Student's t", "scipy")
+    n = np.size(values)
+    reach = float(stats.t.ppf(0.5 + _LEVEL / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    mean = float(np.mean(values))
+    return mean - reach, mean + reach
+
+
 def _interval(differences: np.ndarray[Any, Any], kind: str) -> tuple[float, float]:
     n = len(differences)
     if n < 2:
         return math.nan, math.nan
-    mean = float(differences.mean())
     if kind == "t":
-        stats = need("scipy.stats", "interval='t'", "scipy")
-        reach = float(stats.t.ppf(0.5 + _LEVEL / 2, n - 1)) * float(differences.std(ddof=1)) / math.sqrt(n)
-        return mean - reach, mean + reach
+        return t_interval(differences)
     drawn = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
     low, high = np.quantile(differences[drawn].mean(axis=1), [0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2])
     return float(low), float(high)

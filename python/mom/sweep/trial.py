@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._json import from_words, to_json
+from .._json import from_words, sha256_of, to_json
 from .._reading import kind_of, read_object, read_text
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
@@ -56,7 +55,7 @@ class Trial:
     @property
     def hash(self) -> str:
         """Name of the folder: the beginning of the SHA-256 sum of the settings."""
-        return hashlib.sha256(_canonical(self.settings).encode()).hexdigest()[:_LETTERS]
+        return sha256_of(self.settings)[:_LETTERS]
 
     @property
     def seed(self) -> int:
@@ -82,16 +81,6 @@ class Trial:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trial:
         return cls(**values)
-
-
-def _canonical(settings: Mapping[str, Any]) -> str:
-    """JSON text that is the same for equal settings."""
-    def ordered(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: ordered(value[name]) for name in sorted(value)}
-        return [ordered(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return to_json(ordered(settings), indent=None, words=True, ascii=True)
 
 
 # ---------------------------------------------------------------------- folders
