@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mom._json import from_words, to_json
+from mom._json import from_words, sha256_of, to_json
 from mom.files.folders import write_json
 
 
@@ -62,3 +62,10 @@ def test_ascii_keeps_the_value_and_needs_no_other_character() -> None:
     value = {"na\u00efve": "\u6771\u4eac \U0001f98a", "path": "caf\udce9"}
     text = to_json(value, indent=None, ascii=True)
     assert text.isascii() and strict(text) == value
+
+
+def test_the_sum_of_a_value_knows_its_values_and_not_the_order_of_its_names() -> None:
+    value = {"a": [1, 2.5, float("nan")], "b": {"c": None, "d": "x"}}
+    assert sha256_of(value) == sha256_of({"b": {"d": "x", "c": None}, "a": (1, 2.5, np.float64("nan"))})
+    others = [{**value, "a": [1, 2.5, None]}, {**value, "a": [2.5, 1, float("nan")]}, {"a": value["a"]}]
+    assert len({sha256_of(other) for other in [value, *others]}) == 4

@@ -176,6 +176,20 @@ def test_changed_data_are_a_failure(data: Path, tmp_path: Path, monkeypatch: pyt
     assert result.failed and "train.bin has changed since the sweep began" in json.loads(failed.read_text())["error"]
 
 
+def test_what_a_process_says_is_kept_even_if_it_cannot_begin(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'a library is missing' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    result = run(small_grid.grid(data, {}), tmp_path / "runs", progress=False)
+    (failed,) = (tmp_path / "runs").glob("*/failed.json")
+    failure = json.loads(failed.read_text())
+    assert result.failed and failure["error"] == "its process ended with exit status 3"
+    assert failure["traceback"] == "a library is missing\n"
+
+
 # ------------------------------------------------------------------ kills and signals
 def start(grid: dict[str, Any], folder: Path, *flags: str) -> subprocess.Popen[str]:
     """``mom sweep`` in a process."""
@@ -208,7 +222,7 @@ def test_a_signal_stops_all_trials_with_a_checkpoint(
 ) -> None:
     folder = tmp_path / "runs"
     process = start(long, folder, "--processes", "2", "--threads", "2")
-    wait_for(lambda: len(list(folder.glob("*/step-*"))) >= 2)
+    wait_for(lambda: len({path.parent for path in folder.glob("*/step-*")}) == 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -226,7 +240,7 @@ def test_trials_end_with_a_killed_sweep_and_the_next_one_goes_on(
 ) -> None:
     folder = tmp_path / "runs"
     process = start(long, folder, "--processes", "2", "--threads", "2")
-    wait_for(lambda: len(list(folder.glob("*/step-*"))) >= 2)
+    wait_for(lambda: len({path.parent for path in folder.glob("*/step-*")}) == 2)
     assert kill_sweep.kill(process, trials_too=False) == 1
     assert len(run(long, folder, processes=2, threads=2, progress=False).done) == 2, "it waits for the old processes"
     assert dones(folder) == long_whole

@@ -125,9 +125,9 @@ def write_file(path: PathLike, content: Content) -> dict[str, Any]:
     return summary
 
 
-def write_json(path: PathLike, value: Any) -> None:
-    """Write or replace a JSON file; see `write_file`."""
-    write_file(path, to_json(value))
+def write_json(path: PathLike, value: Any, *, words: bool = False) -> None:
+    """Write or replace a JSON file; see `write_file` and, for `words`, `to_json`."""
+    write_file(path, to_json(value, words=words))
 
 
 def write_folder(

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._arguments import PathLike
-from .._json import to_json
 from .._reading import read_json
 from ..errors import ConfigError
-from ..files.folders import write_file
+from ..files.folders import write_json
 from .rules import Intervention, as_interventions
 
 __all__ = ["described", "interventions_from", "read_interventions", "write_interventions"]
@@ -71,4 +70,4 @@ def write_interventions(path: PathLike, interventions: Sequence[Intervention]) -
     path : path
     interventions : sequence of Intervention
     """
-    write_file(path, to_json(described(as_interventions(interventions))))
+    write_json(path, described(as_interventions(interventions)))

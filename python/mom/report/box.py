@@ -16,7 +16,8 @@ from .._reading import kind_of
 from .._version import __version__
 from ..errors import ConfigError, MomError
 from ..files.atomic import remove_folder
-from ..sweep.trial import read_words, write_words
+from ..files.folders import write_json
+from ..sweep.trial import read_words
 from .plan import Plan
 
 __all__ = ["DONE", "SETTINGS", "TIME_UP", "Box", "Unit", "check_settings"]
@@ -57,7 +58,7 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
         foreign = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
         if foreign:
             raise ConfigError(f"out_dir: {out} holds {foreign[0]!r} and no reproduction; choose a new folder")
-        write_words(out / SETTINGS, settings)
+        write_json(out / SETTINGS, settings, words=True)
         return
     before = read_words(out / SETTINGS)
     for name, value in settings.items():
@@ -110,7 +111,7 @@ class Box:
     def note_time(self, before: float = 0.0) -> None:
         """Keep the time that was spent. `before`: seconds before this object was made."""
         self._begun -= before
-        write_words(self.out / CLOCK, {"seconds": self.spent})
+        write_json(self.out / CLOCK, {"seconds": self.spent}, words=True)
 
     @property
     def left(self) -> float:
@@ -174,7 +175,7 @@ class Box:
         if done is None:
             self.left_out[f"{unit.stage}/{unit.name}"] = TIME_UP
         else:
-            write_words(own / DONE, done)
+            write_json(own / DONE, done, words=True)
             for checkpoint in list(own.rglob("step-*")):
                 remove_folder(checkpoint)
             self.say(f"{unit.stage}/{unit.name}: {done['seconds']:.0f} s")

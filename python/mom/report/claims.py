@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from .._extras import need
+from ..sweep.comparing import t_interval
 
 __all__ = [
     "CANNOT", "CONTRADICTS", "LEAST_ROUGE", "LOSS_MARGIN", "RULES", "SCORE_MARGIN", "SUPPORTS", "Interval", "better",
@@ -16,7 +14,6 @@ __all__ = [
 ]  # fmt: skip
 
 SUPPORTS, CONTRADICTS, CANNOT = "supports", "contradicts", "cannot decide"
-_LEVEL = 0.95
 #: Losses up to this share higher, and scores up to so many points lower, count as comparable.
 LOSS_MARGIN, SCORE_MARGIN = 0.02, 1.0
 #: Mean ROUGE in percent below which summaries say nothing.

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._json import to_json
+from .._json import sha256_of
 from .._reading import kind_of
 from ..config import MoMConfig
 from ..data import Documents, TextDocuments, TokenFile, standard_library_text
 from ..data.prepare import prepare, read_meta
 from ..errors import DataError, TrainingInterrupted
-from ..files.folders import write_file
+from ..files.folders import write_json
 from ..model import MoM
 from ..sweep import run
 from ..sweep.trial import evaluations_in, read_records
 from ..training.fingerprint import digest_of_tokens
-from .box import TIME_UP, Box, digest_of
+from .box import TIME_UP, Box
 from .shapes import VARIANTS, configs_of
 
 __all__ = ["config_of", "data_folder", "load", "prepare_data", "train_models", "trained"]
@@ -61,7 +61,7 @@ def prepare_data(box: Box, data: Path | None, folder: Path) -> dict[str, Any]:
         *(TokenFile(where / name, vocab_size=vocab_size) for name in ("train.bin", "val.bin"))
     )
     for model, config in configs_of(box.plan.size, vocab_size).items():
-        write_file(folder / f"{model}.json", to_json(config.to_dict()))
+        write_json(folder / f"{model}.json", config.to_dict())
     return found
 
 
@@ -191,7 +191,7 @@ def trained(folder: Path) -> dict[str, dict[str, Any]]:
         }  # fmt: skip
         for name in record.names:
             found[f"{name}-seed{record.flat['seed']}"] = {
-                "result": result, "sha256": digest_of(result), "seconds": record.done["seconds"],
+                "result": result, "sha256": sha256_of(result), "seconds": record.done["seconds"],
                 "speed": record.done["tokens_per_second"], "model": record.folder / "model",
                 "trial": record.folder.name,
             }  # fmt: skip

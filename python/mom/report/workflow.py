@@ -18,15 +18,15 @@ from .._arguments import PathLike, flags
 from .._arguments import seed as seed_of
 from .._extras import need
 from .._html import html_table
-from .._json import to_json
+from .._json import sha256_of
 from .._reading import check_name, kind_of, read_object
 from ..distributed import current
 from ..errors import ConfigError
-from ..files.folders import write_file
+from ..files.folders import write_file, write_json
 from ..files.locks import lock_folder
 from ..runtime import cpu_info
 from . import measuring, tasks
-from .box import DONE, SETTINGS, TIME_UP, Box, Unit, check_settings, digest_of
+from .box import DONE, SETTINGS, TIME_UP, Box, Unit, check_settings
 from .content import Facts, blocks_of, plan_rows
 from .findings import Claim, claims_of
 from .page import Figure, as_html, as_markdown
@@ -137,7 +137,7 @@ def reproduce(
             raise ConfigError(f"{name}: there is no {path}")
     given = None if plan is None else read_plan(plan)
     settings = {"format": 1, "hours": float(hours), **paths, "seed": seed_of(seed),
-                "plan": None if given is None else digest_of(given.to_dict())}  # fmt: skip
+                "plan": None if given is None else sha256_of(given.to_dict())}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out, "out_dir", _LOCK):
         check_settings(out, settings)
@@ -200,7 +200,7 @@ class _Work:
             "\n".join(two_columns([("the plan", ""), *told, *((f"no {n}", why) for n, why in left_out.items())])),
             flush=True,
         )
-        write_file(file, to_json({**plan.to_dict(), "left_out": left_out, "seconds_per_step": speeds}))
+        write_json(file, {**plan.to_dict(), "left_out": left_out, "seconds_per_step": speeds})
         box = self._box(plan, left_out, seconds)
         box.note_time(time.monotonic() - begun)
         return box
@@ -225,7 +225,7 @@ class _Work:
         train_models(box, data, self.out / "models", share=share)
         left_out = {name: why for name, why in box.left_out.items() if name not in before}
         if all(why == TIME_UP for why in left_out.values()):  # otherwise the next call tries again
-            write_file(done, to_json({"left_out": left_out}))
+            write_json(done, {"left_out": left_out})
         box.note_time()
 
     def units(self, box: Box, stage: str, data: Path) -> Sequence[Unit]:
@@ -265,7 +265,7 @@ class _Work:
 
 def stage_digest(found: dict[str, Any]) -> str:
     """SHA-256 sum of a stage: of the sums of its pieces, by their names."""
-    return digest_of({name: done["sha256"] for name, done in found.items()})
+    return sha256_of({name: done["sha256"] for name, done in found.items()})
 
 
 def command_of(out: Path, settings: dict[str, Any]) -> str:

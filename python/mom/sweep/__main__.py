@@ -17,11 +17,8 @@ from typing import Any
 from .._json import from_words, to_json
 from ..errors import TrainingInterrupted
 from ..files.locks import FolderInUse
-from .trial import Trial
+from .trial import MESSAGES, Trial
 from .work import run_trial
-
-#: Gets what the trial prints to standard error, warnings for example.
-MESSAGES = "messages.txt"
 
 
 def main() -> int:
@@ -30,11 +27,7 @@ def main() -> int:
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     trial, folder = Trial.from_dict(job["trial"]), Path(job["folder"])
-    own = folder / trial.hash
-    own.mkdir(parents=True, exist_ok=True)
-    messages = os.open(own / MESSAGES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(messages, 1)  # whatever libraries print
-    os.dup2(messages, 2)
+    os.dup2(2, 1)  # whatever libraries print
 
     def tell(values: dict[str, Any]) -> None:
         try:
@@ -46,8 +39,8 @@ def main() -> int:
     tell({"what": trial.label})
     try:
         status = run_trial(folder, trial, job["keep_models"], job["measure"], job["retry_failed"], tell)
-        if os.fstat(messages).st_size == 0:
-            (own / MESSAGES).unlink(missing_ok=True)
+        if os.fstat(2).st_size == 0:
+            (folder / trial.hash / MESSAGES).unlink(missing_ok=True)
         tell({"end": status})
     except FolderInUse as error:
         tell({"end": "locked", "folder": str(error.folder)})

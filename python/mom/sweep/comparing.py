@@ -22,7 +22,7 @@ from .trial import Record, read_records
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Comparison", "chosen", "compare"]
+__all__ = ["Comparison", "chosen", "compare", "t_interval"]
 
 _LEVEL = 0.95
 _RESAMPLES = 10_000
@@ -158,7 +158,7 @@ def _by_key(records: Sequence[Record], names: list[str], value: str, argument: s
     return found
 
 
-def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
+def t_interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
     """Student's interval at 95% for the mean of at least two values."""
     stats = need("scipy.stats", "an interval of Student's t", "scipy")
     n = np.size(values)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._json import to_json
-from .trial import Trial
+from .trial import MESSAGES, Trial
 
 __all__ = ["Job", "Process"]
 
@@ -78,10 +78,13 @@ class Process:
         environment = {
             **os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": os.pathsep.join(path),
         }  # fmt: skip
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mom.sweep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-            stderr=subprocess.DEVNULL, start_new_session=True, text=True, encoding="utf-8",
-        )  # fmt: skip
+        own = job.folder / trial.hash
+        own.mkdir(parents=True, exist_ok=True)
+        with (own / MESSAGES).open("ab") as messages:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mom.sweep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+                stderr=messages, start_new_session=True, text=True, encoding="utf-8",
+            )  # fmt: skip
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status tells
             self._process.stdin.write(job.describe(trial))

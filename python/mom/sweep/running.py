@@ -22,7 +22,7 @@ from .processes import Job, Process
 from .sampling import Asked
 from .sources import Listed, Source
 from .tables import table
-from .trial import DONE, FAILED, LOCK, Trial, read_words
+from .trial import DONE, FAILED, LOCK, MESSAGES, Trial, read_words
 from .work import clean, write_failure
 
 if TYPE_CHECKING:
@@ -289,8 +289,7 @@ class _Sweep:
             return
         how = f"by {process.signal}" if process.signal else f"with exit status {process.status}"
         own = self.job.folder / trial.hash
-        own.mkdir(exist_ok=True)
-        messages = own / "messages.txt"
+        messages = own / MESSAGES
         said = messages.read_text("utf-8", "replace")[-4000:] if messages.is_file() else ""
         write_failure(own, f"its process ended {how}", said)
         self._settle(trial, process.place)

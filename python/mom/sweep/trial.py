@@ -12,16 +12,17 @@ from .._json import from_words, sha256_of, to_json
 from .._reading import kind_of, read_object, read_text
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
-from ..files.folders import write_file
 from .fields import OF_VANILLA, plain, without_routing
 
 __all__ = [
-    "CONFIG", "DONE", "FAILED", "LOCK", "LOG", "Record", "Trial", "evaluations_in", "flat", "read_records",
-    "read_words", "write_words",
+    "CONFIG", "DONE", "FAILED", "LOCK", "LOG", "MESSAGES", "Record", "Trial", "evaluations_in", "flat", "read_records",
+    "read_words",
 ]  # fmt: skip
 
 #: Files of a trial's folder.
 CONFIG, DONE, FAILED, LOG, LOCK = "config.json", "done.json", "failed.json", "log.jsonl", ".trial.lock"
+#: What a trial's process prints, warnings for example.
+MESSAGES = "messages.txt"
 _LETTERS = 16
 
 
@@ -124,14 +125,9 @@ def evaluations_in(own: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_words(path: Path) -> dict[str, Any]:
-    """Read an object that `write_words` wrote."""
+    """Read an object in which numbers that JSON does not have are words."""
     values: dict[str, Any] = from_words(read_object(path, DataError))
     return values
-
-
-def write_words(path: Path, values: Mapping[str, Any]) -> None:
-    """Write an object in which numbers that JSON does not have are words."""
-    write_file(path, to_json(values, words=True))
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..config import MoMConfig
 from ..data import TokenFile
 from ..errors import ConfigError, DataError
 from ..files.atomic import remove_folder
+from ..files.folders import write_json
 from ..files.locks import FolderInUse, lock_folder
 from ..interventions.files import interventions_from
 from ..model import MoM
@@ -24,7 +25,7 @@ from ..training.checkpoint import newest_checkpoint
 from ..training.fingerprint import digest_of_tokens, digest_of_weights
 from ..training.pretraining import TrainingResult
 from .measures import MEASURES
-from .trial import CONFIG, DONE, FAILED, LOCK, Trial, evaluations_in, read_words, write_words
+from .trial import CONFIG, DONE, FAILED, LOCK, Trial, evaluations_in, read_words
 
 __all__ = ["PHASE_ONE", "clean", "run_trial", "write_failure"]
 
@@ -113,7 +114,8 @@ def run_trial(
 
 def write_failure(own: Path, error: str, trace: str) -> None:
     """Keep why a trial has failed."""
-    write_words(own / FAILED, {"error": error, "traceback": trace, "time": time.time(), "version": __version__})
+    values = {"error": error, "traceback": trace, "time": time.time(), "version": __version__}
+    write_json(own / FAILED, values, words=True)
 
 
 def clean(own: Path) -> None:
@@ -129,7 +131,7 @@ def _write_config(own: Path, trial: Trial) -> None:
     if trial.name is not None and trial.name not in names:
         names.append(trial.name)
     if not before or names != before.get("names"):
-        write_words(own / CONFIG, {**trial.to_dict(), "names": names})
+        write_json(own / CONFIG, {**trial.to_dict(), "names": names}, words=True)
 
 
 # ---------------------------------------------------------------------- training
@@ -174,7 +176,7 @@ def _train_and_measure(
             values[name] = MEASURES[name](model, Path(where["val_data"]), config)
     if keep_models:
         model.save_pretrained(own / "model")
-    write_words(own / DONE, values)
+    write_json(own / DONE, values, words=True)
 
 
 def _check_data(trial: Trial) -> None:
