@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import mom
 from mom.sweep import read_grid
 from mom.sweep.fields import NO_EFFECT, RUN
 from mom.sweep.running import part_of
+from mom.sweep.trial import Trial, flat
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,14 @@ def test_the_same_configuration_in_other_words(data: Path, same: dict[str, Any])
 )  # fmt: skip
 def test_another_configuration(data: Path, other: dict[str, Any]) -> None:
     assert one(data, **other).hash != one(data).hash
+
+
+def test_a_field_of_a_later_version_changes_no_name(data: Path) -> None:
+    trial = one(data)
+    values = json.loads(json.dumps(trial.to_dict()))
+    del values["settings"]["model"]["router_jitter"], values["settings"]["training"]["router_anneal"]
+    older = Trial.from_dict(values)
+    assert older.hash == trial.hash and flat(older.settings).keys() == flat(trial.settings).keys()
 
 
 def test_data_count_by_content_and_not_by_path(data: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from ..settings import Settings, type_names_of
 from ..training import TrainingConfig
 from ..training.fingerprint import FREE, MAY_CHANGE, digest_of_tokens
 
-__all__ = ["NO_EFFECT", "OF_VANILLA", "RUN", "check_names", "merged", "plain", "resolve", "without_routing"]
+__all__ = [
+    "NO_EFFECT", "OF_VANILLA", "RUN", "check_names", "defaults_of", "merged", "plain", "resolve", "without_routing",
+]  # fmt: skip
 
 #: Fields of a run that belong neither to the model's configuration nor to the training's, and what they hold.
 RUN: dict[str, tuple[type, ...]] = {
@@ -115,7 +117,7 @@ def resolve(
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16'")
     plan = {name: training[name] for name in NO_EFFECT}
-    settings = {
+    settings = {  # a changed default of a field needs another format: `Trial.hash` leaves out defaults
         "format": 1, "model": plain(config), "dtype": dtype,
         "training": {name: value for name, value in training.items() if name not in NO_EFFECT},
         "data": _digest(data, config.vocab_size, digests), "val_data": _digest(validation, config.vocab_size, digests),
@@ -142,8 +144,8 @@ def _model(fields: Mapping[str, Any], vocabulary: int | None) -> MoMConfig:
     config = config.vanilla_config() if fields.get("vanilla") else config
     if config.is_vanilla:
         return without_routing(config)
-    default = next(field.default for field in MoMConfig.fields() if field.name == "depth_multiplier")
-    return config.replace(n_inner=config.inner_size, depth_per_chunk=config.rounds, depth_multiplier=default)
+    multiplier = defaults_of(MoMConfig)["depth_multiplier"]
+    return config.replace(n_inner=config.inner_size, depth_per_chunk=config.rounds, depth_multiplier=multiplier)
 
 
 def without_routing(config: MoMConfig) -> MoMConfig:
@@ -174,6 +176,11 @@ def plain(settings: Settings) -> dict[str, Any]:
         elif isinstance(values[field.name], tuple):
             values[field.name] = list(values[field.name])
     return values
+
+
+def defaults_of(kind: type[Settings]) -> dict[str, Any]:
+    """The defaults of all fields."""
+    return {field.name: field.default for field in kind.fields()}
 
 
 def _validation(fields: Mapping[str, Any]) -> Path:

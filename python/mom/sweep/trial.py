@@ -12,7 +12,8 @@ from .._json import from_words, sha256_of, to_json
 from .._reading import kind_of, read_object, read_text
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
-from .fields import OF_VANILLA, plain, without_routing
+from ..training import TrainingConfig
+from .fields import OF_VANILLA, defaults_of, plain, without_routing
 
 __all__ = [
     "CONFIG", "DONE", "FAILED", "LOCK", "LOG", "MESSAGES", "Record", "Trial", "evaluations_in", "flat", "read_records",
@@ -24,6 +25,7 @@ CONFIG, DONE, FAILED, LOG, LOCK = "config.json", "done.json", "failed.json", "lo
 #: What a trial's process prints, warnings for example.
 MESSAGES = "messages.txt"
 _LETTERS = 16
+_DEFAULTS = {"model": defaults_of(MoMConfig), "training": defaults_of(TrainingConfig)}
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,15 @@ class Trial:
 
     @property
     def hash(self) -> str:
-        """Name of the folder: the beginning of the SHA-256 sum of the settings."""
-        return sha256_of(self.settings)[:_LETTERS]
+        """Name of the folder: the beginning of the SHA-256 sum of the settings.
+
+        Fields with their defaults do not count. So a field that a later version adds leaves the names as they are.
+        """
+        changed = {
+            part: {name: value for name, value in self.settings[part].items() if value != defaults[name]}
+            for part, defaults in _DEFAULTS.items()
+        }
+        return sha256_of({**self.settings, **changed})[:_LETTERS]
 
     @property
     def seed(self) -> int:
@@ -133,12 +142,12 @@ def read_words(path: Path) -> dict[str, Any]:
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a trial by the names of their fields. Data are the beginnings of their hashes.
 
-    A plain GPT-2 has no fields of routing.
+    A plain GPT-2 has no fields of routing. A field that the version of the trial did not have yet has its default.
     """
-    model = settings["model"]
+    model, training = ({**defaults, **settings[part]} for part, defaults in _DEFAULTS.items())
     if not model["chunks"]:
         model = {name: value for name, value in model.items() if name in (*OF_VANILLA, "chunks")}
-    values = {"dtype": settings["dtype"], **model, **settings["training"]}
+    values = {"dtype": settings["dtype"], **model, **training}
     values.update({name: settings[name]["sample"][:8] for name in ("data", "val_data")})
     values["phase_one_steps"] = settings["phase_one_steps"] or 0
     values["interventions"] = to_json(settings["interventions"], indent=None).strip()
