@@ -87,6 +87,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "data.tokenizer.Tokenizer.encode": lambda **f: tokenizer().encode("a", **f),
     "data.tokenizer.Tokenizer.encode_batch": lambda **f: tokenizer().encode_batch([], **f),
     "data.tokenizer.Tokenizer.train": lambda **f: mom.Tokenizer.train(["a b"], 257, **f),
+    "files.folders.write_json": lambda **f: folders.write_json("nowhere", {}, **f),
     "files.folders.verify_folder": lambda **f: folders.verify_folder("nowhere", **f),
     "files.names.vanilla_mapping": lambda **f: names.vanilla_mapping(CONFIG, **f),
     "files.weights.read_safetensors": lambda **f: weights.read_safetensors("nowhere", **f),

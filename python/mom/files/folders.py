@@ -127,7 +127,7 @@ def write_file(path: PathLike, content: Content) -> dict[str, Any]:
 
 def write_json(path: PathLike, value: Any, *, words: bool = False) -> None:
     """Write or replace a JSON file; see `write_file` and, for `words`, `to_json`."""
-    write_file(path, to_json(value, words=words))
+    write_file(path, to_json(value, words=flag(words, "words")))
 
 
 def write_folder(
