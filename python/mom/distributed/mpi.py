@@ -117,6 +117,7 @@ class Mpi(Communicator):
         """Write a message, and end the processes of all ranks."""
         with contextlib.suppress(Exception):
             print(text, end="", file=sys.__stderr__, flush=True)
+        time.sleep(0.2)  # a launcher that reads both at once ends the run and drops the message
         self._mpi.COMM_WORLD.Abort(status)
 
     def end_on_exceptions(self) -> None:
