@@ -44,12 +44,14 @@ static float length_of(const norm_job *job, const float *h) { return sqrtf(job->
 
 static void outputs_task(const void *context, size_t begin, size_t end) {
     const norm_job *job = context;
-    for (size_t t = begin; t < end; t++)
+    for (size_t t = begin; t < end; t++) {
+        const float *hidden = job->hidden + t * job->R;
         for (size_t s = 0; s < job->S; s++) {
-            const float *h = job->hidden + t * job->R + s * job->D;
-            const float length = s < job->M && job->D ? length_of(job, h) / sqrtf((float)job->D) : 0.0f;
+            const bool known = s < job->M && job->D;
+            const float length = known ? length_of(job, hidden + s * job->D) / sqrtf((float)job->D) : 0.0f;
             job->outputs[t * job->S + s] = length + job->bias[s];
         }
+    }
 }
 
 mom_status mom_norm_outputs(const mom_exec *x, float *outputs, const mom_router_saved *saved, const mom_router_inputs *in,

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from mom.accounting import ledger
+from mom.data import TextDocuments
+from mom.data.prepare import prepare
 from mom.errors import ConfigError
 from mom.report.plan import Plan, choose, read_plan, shares_of
-from mom.report.shapes import MODELS, SIZES, VARIANTS, configs_of
+from mom.report.shapes import MODELS, SIZES, VARIANTS, configs_of, sizes_for
+from mom.report.training import vocabulary_of
 
 #: Seconds of a step on one thread of a fast machine.
 SPEEDS = {
@@ -71,3 +74,12 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(ConfigError, match="is not the plan.json of a reproduction"):
         read_plan(tmp_path)
+
+
+def test_a_plan_has_the_vocabulary_of_prepared_data(tmp_path: Path) -> None:
+    documents = TextDocuments([f"Number {i} and number {i * i}." for i in range(50)])
+    prepare(documents, tmp_path / "data", vocab_size=280, val_fraction=0.1, progress=False)
+    assert [vocabulary_of(path) for path in (tmp_path / "data", tmp_path, None)] == [280, None, None]
+    plan = choose(SPEEDS, 3600, 2, sizes=sizes_for(280))
+    assert plan.size.vocab_size == 280 and plan.size.name == choose(SPEEDS, 3600, 2).size.name
+    assert sizes_for(None) == SIZES

@@ -109,14 +109,14 @@ def shares_of(glue: bool, xsum: bool) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------- measuring
-def measure(seconds: float, processes: int) -> Speeds:
+def measure(seconds: float, processes: int, sizes: Sequence[Size] = SIZES) -> Speeds:
     """Time training steps on one thread, from the smallest models up to those that are too slow for the hours."""
     speeds: Speeds = {}
     before = get_num_threads()
     set_num_threads(1)
     try:
-        for number, size in enumerate(SIZES):
-            if number and not _is_possible(SIZES[number - 1], size, speeds, seconds, processes):
+        for number, size in enumerate(sizes):
+            if number and not _is_possible(sizes[number - 1], size, speeds, seconds, processes):
                 break
             configs = configs_of(size, size.vocab_size)
             speeds[size.name] = {
@@ -147,7 +147,10 @@ def _steps(speed: Mapping[str, float], seconds: float, seeds: int, processes: in
 
 
 # ---------------------------------------------------------------------- choosing
-def choose(speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[str] = (), xsum: bool = False) -> Plan:
+def choose(
+    speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[str] = (), xsum: bool = False,
+    sizes: Sequence[Size] = SIZES,
+) -> Plan:  # fmt: skip
     """Choose the plan.
 
     Parameters
@@ -162,6 +165,8 @@ def choose(speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[
         Tasks whose files are there, in the order of preference.
     xsum : bool
         Whether XSUM is there.
+    sizes : sequence of Size
+        What there is to choose from, as for `measure`.
 
     Returns
     -------
@@ -183,7 +188,7 @@ def choose(speeds: Speeds, seconds: float, processes: int, glue_tasks: Sequence[
     def steps(size: Size, seeds: int) -> int:
         return _steps(speeds[size.name], time, seeds, processes)
 
-    measured = [size for size in SIZES if size.name in speeds]
+    measured = [size for size in sizes if size.name in speeds]
     able = [size for size in measured if steps(size, 3) * size.tokens >= _ENOUGH * _parameters(size)]
     if able:
         size = able[-1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..accounting import match
 from ..config import MoMConfig
 
-__all__ = ["LABELS", "MODELS", "SIZES", "VARIANTS", "Size", "configs_of", "label_of"]
+__all__ = ["LABELS", "MODELS", "SIZES", "VARIANTS", "Size", "configs_of", "label_of", "sizes_for"]
 
 #: Layers of the plain GPT-2. A MoM has as many parameters, so its modules are about as many.
 _LAYERS = 10
@@ -53,6 +53,12 @@ SIZES = (
     Size("mini", 256, 4, 256, 8192, 8, 128),
     Size("base", 512, 8, 512, 16384, 8, 256),
 )
+
+
+def sizes_for(vocab_size: int | None) -> tuple[Size, ...]:
+    """The sizes, with the vocabulary of data that are prepared already."""
+    return SIZES if vocab_size is None else tuple(replace(size, vocab_size=vocab_size) for size in SIZES)
+
 
 #: Shapes, by the names that files have.
 MODELS = ("gpt2", "deep", "shallow")

@@ -23,7 +23,7 @@ from ..training.fingerprint import digest_of_tokens
 from .box import TIME_UP, Box
 from .shapes import VARIANTS, configs_of
 
-__all__ = ["config_of", "data_folder", "load", "prepare_data", "train_models", "trained"]
+__all__ = ["config_of", "data_folder", "load", "prepare_data", "train_models", "trained", "vocabulary_of"]
 
 #: Trials may take this many times their share of the time.
 _SLOWER = 1.6
@@ -33,9 +33,18 @@ _BLOCK = 1 << 20
 
 
 # ---------------------------------------------------------------------- text
+def vocabulary_of(data: Path | None) -> int | None:
+    """The vocabulary of a prepared folder; None for text, which is prepared for the plan."""
+    return None if data is None or not _is_prepared(data) else read_meta(data).get("vocab_size")
+
+
+def _is_prepared(data: Path) -> bool:
+    return kind_of(data / "train.bin") is not None
+
+
 def prepare_data(box: Box, data: Path | None, folder: Path) -> dict[str, Any]:
     """Write token files and a new tokenizer, unless the data are token files already. Returns what there is."""
-    if data is not None and kind_of(data / "train.bin") is not None:
+    if data is not None and _is_prepared(data):
         where, source = data, "a prepared folder"
     else:
         documents = standard_library_text() if data is None else Documents(data, on_error="skip")

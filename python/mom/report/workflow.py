@@ -31,7 +31,8 @@ from .content import Facts, blocks_of, plan_rows
 from .findings import Claim, claims_of
 from .page import Figure, as_html, as_markdown
 from .plan import Plan, choose, measure, read_plan, shares_of
-from .training import data_folder, prepare_data, train_models, trained
+from .shapes import sizes_for
+from .training import data_folder, prepare_data, train_models, trained, vocabulary_of
 
 __all__ = ["ReproduceResult", "reproduce"]
 
@@ -183,8 +184,9 @@ class _Work:
         if self._given is None:
             self.say("measuring the speed of training steps")
             processes = cpu_info()["threads"]
-            speeds = measure(seconds, processes)
-            plan = choose(speeds, seconds, processes, names, "xsum" not in left_out)
+            sizes = sizes_for(vocabulary_of(self.paths["data"]))
+            speeds = measure(seconds, processes, sizes)
+            plan = choose(speeds, seconds, processes, names, "xsum" not in left_out, sizes)
             if names and len(plan.glue_tasks) < len(names):
                 left_out["glue"] = f"time for {len(plan.glue_tasks)} of {len(names)} tasks"
             if "xsum" not in left_out and not plan.xsum_steps:
