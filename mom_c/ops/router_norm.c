@@ -7,6 +7,7 @@
  *         layer; here it serves the router alone. Formula: docs/derivations/router.md.
  */
 #include <math.h>
+#include <stdbool.h>
 
 #include "ops/router_functions.h"
 
