@@ -9,7 +9,7 @@
  *          multiplications forward, four backward. Hidden scores within a tile do not count, nor do rows that see no real
  *          key. Backward computes the scores of each pair once more; that is counted as MOM_WORK_AGAIN. If backward is cut
  *          into tasks that compute the scores twice, the second time does not count.
- *          Sums, biases, LayerNorm, softmax and optimizers do not count.
+ *          Sums, biases, LayerNorm, softmax, the coupling loss and optimizers do not count.
  */
 #ifndef MOM_BASE_COUNTS_H
 #define MOM_BASE_COUNTS_H

@@ -59,6 +59,7 @@ static const config_field fields[] = {
     FIELD("z_loss", FLAG, z_loss),
     FIELD("path_loss", FLAG, path_loss),
     FIELD("route_loss", FLAG, route_loss),
+    FIELD("coupling_loss", FLAG, coupling_loss),
     FIELD_OF("masked_query_reference", masked_query, MOM_MASKED_QUERY_REFERENCE + 1),
     FIELD("embd_pdrop", NUMBER, embd_pdrop),
     FIELD("attn_pdrop", NUMBER, attn_pdrop),

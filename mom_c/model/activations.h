@@ -8,7 +8,7 @@
 #include "model/pool.h"
 
 /* The terms of the loss. Backward takes a scale for each; the gradient is that of the scaled sum. */
-typedef enum { MOM_TERM_LM, MOM_TERM_BALANCE, MOM_TERM_Z, MOM_TERM_PATH, MOM_TERM_ROUTE, MOM_TERMS } mom_term;
+typedef enum { MOM_TERM_LM, MOM_TERM_BALANCE, MOM_TERM_Z, MOM_TERM_PATH, MOM_TERM_ROUTE, MOM_TERM_COUPLING, MOM_TERMS } mom_term;
 extern const char *const mom_term_names[MOM_TERMS];
 
 typedef struct {

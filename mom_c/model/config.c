@@ -29,6 +29,8 @@ mom_status mom_config_check(const mom_config *c, mom_error *err) {
         CHECK(c->R >= 1 && c->R <= LARGEST, "router_dim: %zu is not in [1, %zu]", c->R, LARGEST);
         CHECK(c->router_kind != MOM_ROUTER_NORM || c->R >= (c->num_attn > c->num_ffn ? c->num_attn : c->num_ffn),
               "router_dim: %zu units are too few for the modules of a half", c->R);
+        CHECK(!c->coupling_loss || c->router_kind == MOM_ROUTER_LINEAR,
+              "router_coupling_loss_coef: needs linear routers, whose rows are as wide as the modules' inputs");
         CHECK(c->temperature > 0.0f, "router_softmax_temperature: %g is not positive", (double)c->temperature);
     }
     return MOM_OK;

@@ -42,7 +42,7 @@ typedef struct {
     int balance_depthwise;
     int balance_step_counts; /* counts are added up since gradients were last zeroed */
     int balance_used;        /* counts are of first choices as they were made, not as the router preferred them */
-    int z_loss, path_loss, route_loss; /* there is such a loss of the routers */
+    int z_loss, path_loss, route_loss, coupling_loss; /* there is such a loss of the routers */
     mom_masked_query masked_query;
     float embd_pdrop, attn_pdrop, resid_pdrop;
     float ln_eps;

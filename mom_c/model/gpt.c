@@ -2,9 +2,10 @@
 
 #include <string.h>
 
+#include "model/coupling.h"
 #include "model/head.h"
 
-const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z", "path", "route"};
+const char *const mom_term_names[MOM_TERMS] = {"lm", "balance", "z", "path", "route", "coupling"};
 
 static mom_status init(mom_gpt *gpt, const mom_config *config, mom_error *err) {
     MOM_TRY(mom_params_init(&gpt->params, config, err));
@@ -32,7 +33,7 @@ void mom_gpt_free(mom_gpt *gpt) {
 
 static int draws(const mom_config *c, const mom_batch *batch) {
     const int random = c->embd_pdrop > 0.0f || c->attn_pdrop > 0.0f || c->resid_pdrop > 0.0f || c->round_pdrop > 0.0f ||
-                       c->jitter > 0.0f;
+                       c->jitter > 0.0f || (c->coupling_loss && c->chunks);
     return (batch->training && random) || mom_config_draws(c);
 }
 
@@ -91,12 +92,27 @@ static void mark_pool_used(mom_gpt *gpt, size_t i, int half) {
         mark_used(g, pool->first_router_param, pool->router_params);
 }
 
+/* The coupling loss gives a gradient to the router's map, which is its first parameter, and to the LayerNorm and the first layer
+ * of every module, whether a token reached it or not. */
+static void mark_coupled_used(mom_gpt *gpt, size_t i, int half) {
+    mom_gradients *g = &gpt->gradients;
+    const mom_pool *pool = mom_place_pool(&gpt->params.places[i], half);
+    if (!gpt->last.losses.has[MOM_TERM_COUPLING] || !mom_is_coupled(&gpt->params.places[i], half))
+        return;
+    mark_used(g, pool->first_router_param, 1);
+    for (size_t m = 0; m < pool->M; m++)
+        for (size_t t = 0; t < 4 && !g->pools[i][half].frozen; t++)
+            mark_used(g, mom_pool_param(pool, m, t), 1);
+}
+
 static void mark_all_used(mom_gpt *gpt) {
     const mom_params *p = &gpt->params;
     mom_gradients *g = &gpt->gradients;
     for (size_t i = g->lowest_place; i < p->num_places; i++)
-        for (int half = 0; half < 2; half++)
+        for (int half = 0; half < 2; half++) {
             mark_pool_used(gpt, i, half);
+            mark_coupled_used(gpt, i, half);
+        }
     const int embeddings = !g->lowest_place, norm = g->lowest_place <= p->num_places, labels = gpt->config.num_labels != 0;
     mark_used(g, p->wte, embeddings);
     mark_used(g, p->wpe, embeddings);

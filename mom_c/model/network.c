@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "model/coupling.h"
 #include "model/gpt.h"
 #include "model/head.h"
 #include "model/sites.h"
@@ -388,7 +389,12 @@ static mom_status forward(mom_gpt *gpt, const mom_batch *batch) {
         MOM_TRY(z_loss(gpt));
     if (gpt->config.path_loss)
         MOM_TRY(path_loss(gpt));
-    return gpt->config.route_loss ? route_loss(gpt) : MOM_OK;
+    if (gpt->config.route_loss)
+        MOM_TRY(route_loss(gpt));
+    double *coupling = &a->losses.value[MOM_TERM_COUPLING];
+    if (gpt->config.coupling_loss && a->losses.has[MOM_TERM_LM]) /* without labels it would cost as much, for nothing */
+        MOM_TRY(mom_coupling_total(pass, &gpt->params, coupling, &a->losses.has[MOM_TERM_COUPLING]));
+    return MOM_OK;
 }
 
 /* Empties the arenas and begins a pass. */
@@ -568,6 +574,8 @@ static mom_status backward(mom_gpt *gpt, const float *scales) {
         return mom_head_backward(&gpt->last, &gpt->params, &gpt->gradients, NULL, scales[MOM_TERM_LM]);
     MOM_TRY(backward_head(gpt, scales, &b));
     MOM_TRY(backward_places(gpt, &b));
+    if (gpt->last.losses.has[MOM_TERM_COUPLING]) /* here, because the activations are released by now */
+        MOM_TRY(mom_coupling_total_backward(&gpt->last.pass, &gpt->params, &gpt->gradients, scales[MOM_TERM_COUPLING]));
     if (lowest)
         return MOM_OK;
     mom_site_visit_backward(&gpt->last.pass, (mom_site){.kind = MOM_SITE_EMBEDDING}, b.dx, gpt->config.C);

@@ -53,7 +53,7 @@ static inline const mom_pool *mom_half_round_pool(const mom_half_round *at) { re
 /* Streams of one half-round. */
 enum { MOM_STREAM_NOISE, MOM_STREAM_ATTENTION, MOM_STREAM_OUTPUT, MOM_STREAMS };
 /* Streams of the network itself. The streams of half-rounds come after them. */
-enum { MOM_STREAM_EMBEDDING = 1, MOM_STREAM_ROUNDS, MOM_STREAM_FIRST_HALF = 16 };
+enum { MOM_STREAM_EMBEDDING = 1, MOM_STREAM_ROUNDS, MOM_STREAM_COUPLING, MOM_STREAM_FIRST_HALF = 16 };
 
 static inline uint64_t mom_pass_key(const mom_pass *pass, uint64_t stream) {
     return mom_rng_key(pass->seed, pass->counter, stream);

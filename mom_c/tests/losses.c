@@ -1,8 +1,11 @@
-/* Cross entropy, the tied head, losses of classification, balance loss, z-loss and path loss against their definitions. */
+/* Cross entropy, the tied head, losses of classification, balance loss, z-loss, path loss and coupling loss against their
+ * definitions. */
 #include <math.h>
 #include <string.h>
 
+#include "base/rng.h"
 #include "ops/balance_loss.h"
+#include "ops/coupling_loss.h"
 #include "ops/cross_entropy.h"
 #include "ops/path_loss.h"
 #include "ops/z_loss.h"
@@ -400,6 +403,170 @@ static mom_status path_run(check_case *c, const mom_exec *x, mom_error *err) {
 static const check_sizes path_cases[] = {{{0, 2, 1, 1}, 0}, {{1, 1, 1, 1}, 0}, {{4, 3, 3, 2}, 0}, {{701, 7, 5, 4}, MASK},
                                          {{301, 131, 130, 3}, 0}};
 
+/* ------------------------------------------------------------------ coupling loss: maps, S, M, C, F; options */
+
+#define TRAINING 1u
+#define FROZEN 2u /* matrices and their biases get no gradient */
+#define EQUAL 4u  /* all rows of the map are zero */
+#define MOST_MODULES 9
+
+enum { MAP, NORM_WEIGHT, NORM_BIAS, WEIGHT, BIAS, COUPLED, DMAP, DNORM_WEIGHT, DNORM_BIAS, DWEIGHT, DBIAS };
+
+static const uint64_t coupling_key = 77;
+
+static void coupling_setup(check_case *c) {
+    const size_t S = c->size[1], M = c->size[2], C = c->size[3], F = c->size[4], maps = c->size[0] * S * C;
+    check_floats(c, MAP, "map", maps, c->options & EQUAL ? 0.0 : 1.0);
+    check_floats(c, NORM_WEIGHT, "weights of LayerNorms", M * C, 1.0);
+    check_floats(c, NORM_BIAS, "biases of LayerNorms", M * C, 0.2);
+    check_floats(c, WEIGHT, "weights", M * C * F, 1.0);
+    check_floats(c, BIAS, "biases", M * F, 0.5);
+    check_result(c, COUPLED, "sum", CHECK_F64, 1);
+    check_result(c, DMAP, "dmap", CHECK_F32, maps);
+    check_result(c, DNORM_WEIGHT, "gradients of weights of LayerNorms", CHECK_F32, M * C);
+    check_result(c, DNORM_BIAS, "gradients of biases of LayerNorms", CHECK_F32, M * C);
+    check_result(c, DWEIGHT, "gradients of weights", CHECK_F32, M * C * F);
+    check_result(c, DBIAS, "gradients of biases", CHECK_F32, M * F);
+    check_set(c, COUPLED, 0, check_expected(c, COUPLED)[0] = 4.0);
+}
+
+/* Component k of row i of the mean of the maps. */
+static double coupling_row(const check_case *c, size_t i, size_t k) {
+    double sum = 0.0;
+    for (size_t r = 0; r < c->size[0]; r++)
+        sum += (double)check_f32(c, MAP)[(r * c->size[1] + i) * c->size[3] + k];
+    return sum / (double)c->size[0];
+}
+
+/* The distance of rows i and j; the length of row i if they are the same. */
+static double coupling_distance(const check_case *c, size_t i, size_t j) {
+    double sum = 0.0;
+    for (size_t k = 0; k < c->size[3]; k++)
+        sum += pow(coupling_row(c, i, k) - (i == j ? 0.0 : coupling_row(c, j, k)), 2.0);
+    return sqrt(sum);
+}
+
+static double coupling_delta(const check_case *c, size_t i, size_t k) {
+    const double u = (double)mom_rng_uniform(coupling_key, i * c->size[3] + k), length = coupling_distance(c, i, i);
+    double nearest = INFINITY;
+    for (size_t j = 0; j < c->size[2]; j++)
+        nearest = j == i ? nearest : fmin(nearest, coupling_distance(c, i, j));
+    return !(c->options & TRAINING) || length == 0.0 ? 1.0 : 1.0 + nearest / (2.0 * length) * (2.0 * u - 1.0);
+}
+
+#define EPS 1e-5
+#define MOST_WIDTH 64
+
+/* One proxy in one module. */
+typedef struct {
+    double xhat[MOST_WIDTH], rstd, out[MOST_WIDTH], length;
+} coupling_pair;
+
+static coupling_pair coupling_excite(const check_case *c, size_t i, size_t j) {
+    const size_t C = c->size[3], F = c->size[4];
+    coupling_pair p = {.length = 0.0};
+    double mean = 0.0, square = 0.0;
+    for (size_t k = 0; k < C; k++) {
+        p.xhat[k] = coupling_row(c, i, k) * coupling_delta(c, i, k);
+        mean += p.xhat[k] / (double)C;
+    }
+    for (size_t k = 0; k < C; k++)
+        square += pow(p.xhat[k] - mean, 2.0) / (double)C;
+    p.rstd = 1.0 / sqrt(square + EPS);
+    for (size_t k = 0; k < C; k++)
+        p.xhat[k] = (p.xhat[k] - mean) * p.rstd;
+    for (size_t f = 0; f < F; f++) {
+        p.out[f] = (double)check_f32(c, BIAS)[j * F + f];
+        for (size_t k = 0; k < C; k++)
+            p.out[f] += (p.xhat[k] * (double)check_f32(c, NORM_WEIGHT)[j * C + k] + (double)check_f32(c, NORM_BIAS)[j * C + k]) *
+                        (double)check_f32(c, WEIGHT)[(j * C + k) * F + f];
+        p.length += p.out[f] * p.out[f];
+    }
+    p.length = sqrt(p.length);
+    return p;
+}
+
+/* Adds the gradients of `slope` times the length of proxy i in module j. */
+static void coupling_define_pair(check_case *c, size_t i, size_t j, double slope) {
+    const size_t C = c->size[3], F = c->size[4];
+    const coupling_pair p = coupling_excite(c, i, j);
+    double dxhat[MOST_WIDTH], sum = 0.0, along = 0.0;
+    for (size_t f = 0; f < F && !(c->options & FROZEN); f++)
+        check_expected(c, DBIAS)[j * F + f] += slope * p.out[f] / p.length;
+    for (size_t k = 0; k < C; k++) {
+        const double weight = (double)check_f32(c, NORM_WEIGHT)[j * C + k];
+        const double normed = p.xhat[k] * weight + (double)check_f32(c, NORM_BIAS)[j * C + k];
+        double dnormed = 0.0;
+        for (size_t f = 0; f < F; f++) {
+            const double dout = slope * p.out[f] / p.length;
+            dnormed += dout * (double)check_f32(c, WEIGHT)[(j * C + k) * F + f];
+            if (!(c->options & FROZEN))
+                check_expected(c, DWEIGHT)[(j * C + k) * F + f] += dout * normed;
+        }
+        check_expected(c, DNORM_WEIGHT)[j * C + k] += dnormed * p.xhat[k];
+        check_expected(c, DNORM_BIAS)[j * C + k] += dnormed;
+        dxhat[k] = dnormed * weight;
+        sum += dxhat[k] / (double)C;
+        along += dxhat[k] * p.xhat[k] / (double)C;
+    }
+    for (size_t k = 0; k < C; k++)
+        for (size_t r = 0; r < c->size[0]; r++)
+            check_expected(c, DMAP)[(r * c->size[1] + i) * C + k] +=
+                p.rstd * (dxhat[k] - sum - p.xhat[k] * along) * coupling_delta(c, i, k) / (double)c->size[0];
+}
+
+static void coupling_define(check_case *c) {
+    const size_t M = c->size[2];
+    double length[MOST_MODULES][MOST_MODULES], slopes[MOST_MODULES][MOST_MODULES] = {{0.0}};
+    for (size_t i = 0; i < M; i++)
+        for (size_t j = 0; j < M; j++)
+            length[i][j] = coupling_excite(c, i, j).length;
+    for (size_t i = 0; i < M; i++)
+        for (size_t j = 0; j < M; j++) {
+            const double by_row = length[i][j] - length[i][i], by_module = length[j][i] - length[i][i];
+            if (by_row > 1e-12) {
+                check_expected(c, COUPLED)[0] += by_row / (double)(M * M);
+                slopes[i][j] += 1.0;
+                slopes[i][i] -= 1.0;
+            }
+            if (by_module > 1e-12) {
+                check_expected(c, COUPLED)[0] += by_module / (double)(M * M);
+                slopes[j][i] += 1.0;
+                slopes[i][i] -= 1.0;
+            }
+        }
+    for (size_t i = 0; i < M; i++)
+        for (size_t j = 0; j < M; j++)
+            coupling_define_pair(c, i, j, 3.0 * slopes[i][j] / (double)(M * M));
+}
+
+static mom_status coupling_run(check_case *c, const mom_exec *x, mom_error *err) {
+    const size_t M = c->size[2], C = c->size[3], F = c->size[4];
+    const float *values[4][MOST_MODULES];
+    float *gradients[4][MOST_MODULES];
+    const size_t sizes[4] = {C, C, C * F, F};
+    for (size_t t = 0; t < 4; t++)
+        for (size_t m = 0; m < M; m++) {
+            values[t][m] = check_f32(c, NORM_WEIGHT + t) + m * sizes[t];
+            gradients[t][m] = check_f32(c, DNORM_WEIGHT + t) + m * sizes[t];
+        }
+    const mom_coupling in = {.map = check_f32(c, MAP), .maps = c->size[0], .S = c->size[1], .M = M, .C = C,
+                             .ln_weight = values[0], .ln_bias = values[1], .ln_eps = (float)EPS,
+                             .layer = {C, F, values[2], values[3], NULL}, .training = !!(c->options & TRAINING),
+                             .key = coupling_key};
+    mom_half_gradient gradient = {.ln_weight = gradients[0], .ln_bias = gradients[1]};
+    if (!(c->options & FROZEN)) {
+        gradient.weight = gradients[2];
+        gradient.bias = gradients[3];
+    }
+    MOM_TRY(mom_coupling_loss_add(x, check_f64(c, COUPLED), &in, err));
+    return mom_coupling_loss_backward(x, check_f32(c, DMAP), &gradient, &in, 3.0f, err);
+}
+
+static const check_sizes coupling_cases[] = {{{1, 2, 2, 1, 1}, 0},         {{1, 3, 2, 4, 5}, TRAINING},
+                                             {{3, 6, 4, 17, 33}, TRAINING}, {{1, 9, 9, 31, 64}, FROZEN},
+                                             {{2, 5, 5, 24, 40}, TRAINING | FROZEN}, {{1, 4, 3, 16, 20}, EQUAL | TRAINING}};
+
 static const check_operator operators[] = {
     {"cross_entropy", cross_entropy_setup, cross_entropy_define, cross_entropy_run, 1e-5, cross_entropy_cases,
      CHECK_LENGTH(cross_entropy_cases)},
@@ -408,6 +575,7 @@ static const check_operator operators[] = {
     {"balance_loss", balance_setup, balance_define, balance_run, 1e-5, balance_cases, CHECK_LENGTH(balance_cases)},
     {"z_loss", z_setup, z_define, z_run, 1e-5, z_cases, CHECK_LENGTH(z_cases)},
     {"path_loss", path_setup, path_define, path_run, 1e-5, path_cases, CHECK_LENGTH(path_cases)},
+    {"coupling_loss", coupling_setup, coupling_define, coupling_run, 1e-5, coupling_cases, CHECK_LENGTH(coupling_cases)},
 };
 
 void check_losses(void) { check_operators(operators, CHECK_LENGTH(operators)); }

@@ -33,6 +33,10 @@ mom_config small_config(unsigned options) {
         c.round_pdrop = 0.3f;
         c.jitter = 0.2f;
     }
+    if (options & SMALL_COUPLED) {
+        c.coupling_loss = 1;
+        c.top_k = 1;
+    }
     if (options & SMALL_DROPOUT)
         c.embd_pdrop = c.attn_pdrop = c.resid_pdrop = 0.1f;
     c.all_paths = !!(options & SMALL_ALL_PATHS);
@@ -50,7 +54,8 @@ void small_batch_init(small_batch *b, unsigned options) {
     }
     b->labels[0] = b->labels[1] = b->labels[2] = b->labels[20] = MOM_IGNORED_LABEL;
     b->batch = (mom_batch){.B = SMALL_B, .T = SMALL_T, .tokens = b->tokens, .labels = b->labels, .mask = b->mask, .keep = 1,
-                           .training = 1, .checkpoint = !!(options & SMALL_CHECKPOINT)};
+                           .training = !(options & SMALL_COUPLED) || options & SMALL_DROPOUT,
+                           .checkpoint = !!(options & SMALL_CHECKPOINT)};
 }
 
 mom_status small_init(mom_gpt *gpt, unsigned options, mom_error *err) {

@@ -18,6 +18,8 @@
 #define SMALL_OPTIONS 1024u /* routers with a LayerNorm and a map or, without one, a vector of each round; path loss; blocks
                              * share their feed-forward modules; a SKIP that is final */
 #define SMALL_SINGLE 2048u  /* single attention modules with routers, one choice, rounds left out, jitter */
+#define SMALL_COUPLED 4096u /* with linear routers: coupling loss, and one choice. Without dropout the pass is no training, since
+                             * the random factors of the rows depend on the rows, which counts as no dependence. */
 
 #define SMALL_B 3
 #define SMALL_T 12

@@ -158,6 +158,14 @@ class MoMConfig(Settings):
         Weight of the route loss in the same sum: the mean over half-rounds and tokens of the negative logarithm of the
         probability that a router gives to the choices that were made. Where they are forced, it teaches the router to
         make them by itself; see `mom.surgery.distil_routes`. With 0, the default, it is not computed.
+    router_coupling_loss_coef : float
+        Weight of the coupling loss in the same sum, which ties a router to its modules (arXiv:2512.23447). The row of
+        the map that selects a module goes through LayerNorm and first layer (``c_fc``, ``c_attn``) of every module.
+        The loss is large where another module than the row's own gives a longer output. It is also large where
+        another row excites a module more than its own row does. In training the rows are multiplied by random numbers
+        near 1. The loss is the mean over the halves of blocks with several modules, and does not depend on the
+        tokens. Needs a ``linear`` router. The published loss has no LayerNorm and is for feed-forward experts only.
+        With 0, the default, it is not computed.
     output_router_logits : bool
         If False, there is no balance loss. With a ``hash`` router there is neither balance loss nor z-loss in any case.
     depthwise_bal_loss : bool
@@ -245,6 +253,7 @@ class MoMConfig(Settings):
     router_z_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     router_path_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     router_route_loss_coef: float = setting(0.0, _NON_NEGATIVE)
+    router_coupling_loss_coef: float = setting(0.0, _NON_NEGATIVE)
     depth_per_chunk: int | None = setting(None, at_least(0))
     router_type: str = setting("naive")
     router_dim: int = setting(256, _SIZE)
@@ -336,6 +345,12 @@ class MoMConfig(Settings):
             raise ConfigError("round_pdrop: not together with counts of a step by depth; use balance_counts='micro'")
         if self.router_path_loss_coef > 0.0 and not self.router_softmax:
             raise ConfigError("router_path_loss_coef: needs probabilities; add '-softmax' to router_type")
+        if self.router_coupling_loss_coef > 0.0 and kind.name != "linear":
+            raise ConfigError(
+                f"router_coupling_loss_coef: compares the rows of a linear router with the modules, but a router of "
+                f"the type {self.router_type!r} has no such rows; use router_type='linear' or 'linear-softmax', or a "
+                "coefficient of 0"
+            )
         if not kind.scored:
             for name in ("router_layernorm", "router_frozen", "router_bias_rate", "router_jitter"):
                 if getattr(self, name):
@@ -370,7 +385,7 @@ class MoMConfig(Settings):
         """Weight of each term of the loss, by name. As in the reference, a classifier has only its own loss."""
         of_routers = {
             "balance": self.router_aux_loss_coef, "z": self.router_z_loss_coef, "path": self.router_path_loss_coef,
-            "route": self.router_route_loss_coef,
+            "route": self.router_route_loss_coef, "coupling": self.router_coupling_loss_coef,
         }  # fmt: skip
         return {"lm": 1.0, **(of_routers if self.num_labels is None else dict.fromkeys(of_routers, 0.0))}
 

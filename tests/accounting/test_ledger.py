@@ -77,6 +77,7 @@ def test_every_router_counts_what_the_ledger_says(router_type: str, checkpointin
         {"router_state": "detached", "depth_per_chunk": 3}, {"router_state": "reset", "depth_per_chunk": 3},
         {"shared_pools": "both", "chunks": 3}, {"route_single": True, "num_attn": 1, "num_ffn": 1, "chunks": 2},
         {"skip_is_final": True, "routing_top_k": 1, "depth_per_chunk": 6}, {"router_bias_rate": 0.1},
+        {"router_type": "linear", "router_coupling_loss_coef": 0.5, "chunks": 2},
     ],
     ids=str,
 )  # fmt: skip

@@ -22,6 +22,28 @@ ALL = 9
 SCORED = [r for r in NOISELESS_ROUTERS if KINDS[mom.MoMConfig(router_type=r).router_kind].scored]
 RECURRENT = [r for r in ROUTERS if KINDS[mom.MoMConfig(router_type=r).router_kind].recurrent]
 
+#: Shapes of models with a coupling loss.
+COUPLED: dict[str, dict[str, Any]] = {
+    "3 + 3 modules": {},
+    "raw scores": {"router_type": "linear"},
+    "1 + 4 modules": {"num_attn": 1, "num_ffn": 4},
+    "5 + 2 modules": {"num_attn": 5, "num_ffn": 2},
+    "single modules": {"num_attn": 1, "num_ffn": 1},
+    "routers of single modules": {"num_attn": 1, "num_ffn": 2, "route_single": True},
+    "a map for each round": {"router_rounds": "projection", "depth_per_chunk": 3},
+    "maps of rounds that are left out": {"router_rounds": "projection", "round_pdrop": 0.5, "depth_per_chunk": 4},
+    "shared pools": {"shared_pools": "both", "num_ffn": 4, "chunks": 3},
+    "shared attention": {"shared_pools": "attn", "require_anchor_layer": True, "num_bottom_layers": 1},
+    "all rounds left out": {"round_pdrop": 0.999},
+    "one choice": {"routing_top_k": 1, "router_layernorm": True},
+    "all paths": {"routing_all_possible_path": True},
+    "no rounds": {"depth_per_chunk": 0, "num_bottom_layers": 1},
+    "surplus outputs": {"surplus_attn": 2, "surplus_ffn": 1, "router_choices": "own", "router_bias_rate": 0.01},
+    "no choice kept": {"routing_top_k": 0, "output_router_logits": False},
+    "wide": {"n_embd": 520, "n_head": 8, "n_inner": 1030, "num_attn": 2, "num_ffn": 2, "chunks": 1},
+    "dropout and jitter": {"resid_pdrop": 0.2, "router_jitter": 0.2},
+}  # fmt: skip
+
 FIXED: dict[str, Case] = {
     **{f"{router} top-{k}": Case({"router_type": router, "routing_top_k": k}) for router in ROUTERS for k in (1, 2)},
     **{f"{router} weighted qkv": Case({"router_type": router, "weighted_qkv": True}) for router in ROUTERS[::2]},
@@ -161,6 +183,26 @@ FIXED: dict[str, Case] = {
     },
     "route loss, skipping for good": Case(
         {"router_route_loss_coef": 0.6, "skip_is_final": True, "routing_top_k": 1, "depth_per_chunk": 4}
+    ),
+    **{
+        f"coupling loss, {name}": Case(
+            {"router_type": "linear-softmax", "router_coupling_loss_coef": 0.7, "chunks": 2, **changes},
+            training=i % 2 == 0, mask=("left", None, "holes")[i % 3], micro_batches=1 + (i % 2 == 0),
+        )
+        for i, (name, changes) in enumerate(COUPLED.items())
+    },
+    "coupling loss, packed": Case(
+        {"router_type": "linear", "router_coupling_loss_coef": 2.0, "router_aux_loss_coef": 0.0}, lengths=(5, 1, 9),
+        micro_batches=2, labels="some", training=True,
+    ),
+    "coupling loss, without labels": Case(
+        {"router_type": "linear", "router_coupling_loss_coef": 2.0, "routing_top_k": 1}, labels="none", training=True
+    ),
+    "coupling loss, everything to one module": Case(
+        {"router_type": "linear", "router_coupling_loss_coef": 2.0, "routing_top_k": 1}, forced=(0.0, 9.0, -9.0, -9.0)
+    ),
+    "coupling loss, which a classifier does not have": Case(
+        {"num_labels": 3, "router_type": "linear", "router_coupling_loss_coef": 5.0}, mask="left", training=True
     ),
     "path loss alone, no SKIP": Case(
         {"router_path_loss_coef": 2.0, "output_router_logits": False, "enable_pause": False, "routing_top_k": 1}
@@ -432,6 +474,8 @@ def sample(rng: np.random.Generator) -> Case:
         balance_scale=pick(None, 0.0, 2.0), micro_batches=pick(1, 1, 2), seed=int(rng.integers(2**31)),
     )  # fmt: skip
     case.fields["router_z_loss_coef"] = pick(0.0, 0.5)
+    if case.fields["router_type"].startswith("linear"):
+        case.fields["router_coupling_loss_coef"] = pick(0.0, 0.5)
     if case.fields["router_type"] == "norm":  # raw lengths multiply the stream by itself, round after round
         case.fields["depth_per_chunk"] = min(case.fields["depth_per_chunk"], 1)
     try:

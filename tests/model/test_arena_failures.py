@@ -24,6 +24,7 @@ ALL_CONFIGS = {
     "all paths, counts of the step": CONFIGS["all paths, counts of the step"],
     "plain": CONFIGS["plain"],
     "classifier, hash": BASE.replace(num_labels=3, router_type="hash"),
+    "coupling loss": BASE.replace(router_type="linear", router_coupling_loss_coef=0.5),
     "checkpointing, bfloat16": BASE.replace(router_type="gru-dev-random"),
 }
 

@@ -210,6 +210,7 @@ def test_who_says_that_routers_learn_nothing() -> None:
     for changes in (
         {"router_renormalise": False}, {"router_path_loss_coef": 0.1}, {"router_route_loss_coef": 0.1},
         {"router_z_loss_coef": 0.1}, {"routing_top_k": 2}, {"router_aux_loss_coef": 0.1},
+        {"router_type": "linear-softmax", "router_coupling_loss_coef": 0.1},
     ):  # fmt: skip
         assert not routers_are_idle(top1.replace(**changes), language_model=True), changes
     assert routers_are_idle(top1.replace(router_path_loss_coef=0.1), language_model=False)
@@ -276,6 +277,7 @@ def test_the_path_of_the_plain_model() -> None:
         ({"router_type": "hash", "router_rounds": "embedding"}, "router_rounds: a router of the type 'hash'"),
         ({"router_type": "naive", "router_state": "reset"}, "router_state: .*has no state"),
         ({"router_type": "naive", "router_path_loss_coef": 1.0}, "router_path_loss_coef: needs probabilities"),
+        ({"router_coupling_loss_coef": 0.1}, "router_coupling_loss_coef: .*'gru-softmax' has no such rows"),
         ({"route_single": True, "enable_pause": False}, "route_single: .*set enable_pause"),
         ({"skip_is_final": True, "enable_pause": False}, "skip_is_final: needs SKIP"),
         ({"router_type": "norm", "router_dim": 3}, "router_dim: 3 units are too few"),

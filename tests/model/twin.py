@@ -26,7 +26,7 @@ MARGIN = 1e-5
 #: Largest raw score.
 LARGE = 20.0
 
-_EMBEDDING_SITE, _ROUND_SITE, _FIRST_SITE = 1, 2, 16
+_EMBEDDING_SITE, _ROUND_SITE, _COUPLING_SITE, _FIRST_SITE = 1, 2, 3, 16
 _NOISE, _ATTENTION, _OUTPUT, _STREAMS = range(4)
 
 
@@ -100,6 +100,11 @@ class Draws:
         if site.startswith("jitter/"):  # a stream of its own, derived from that of the noise gate
             key = rng_key(self.seed, self.counter, self.noise_site(site.removeprefix("jitter/")))
             return ops.random_uniform(key, 1, 0, int(np.prod(shape))).reshape(shape).astype(np.float64)
+        if site.startswith("coupling/"):  # a stream for each half of a place
+            _, block, half = site.split("/")
+            key = rng_key(self.seed, self.counter, _COUPLING_SITE)
+            drawn = ops.random_uniform(key, int(block.removeprefix("block")), int(half == "ffn"), int(np.prod(shape)))
+            return drawn.reshape(shape).astype(np.float64)
         return self._uniform(self.noise_site(site), shape).astype(np.float64)
 
     def dropout(self, site: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -295,7 +300,8 @@ class Comparison:
         case, config = self.case, self.config
         twin = reference.Model(config, values)
         expected = Expected([], {n: np.zeros(v.shape) for n, v in values.items()}, set(values))
-        chances = (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, config.round_pdrop, config.router_jitter)
+        chances = (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, config.round_pdrop, config.router_jitter,
+                   config.router_coupling_loss_coef)  # fmt: skip
         drops = case.training and max(chances) > 0
         for counter, call in enumerate(self.batches):
             draws = Draws(config, case.seed, counter if config.router_random or drops else 0)

@@ -68,6 +68,11 @@ CASES: dict[str, dict[str, Any]] = {
     "a bias that balances": {"router_type": "linear-softmax", "router_bias_rate": 0.1},
     "path loss": {"router_type": "naive-softmax", "router_path_loss_coef": 0.8, "num_ffn": 4, "chunks": 2},
     "route loss": {"router_type": "gru-softmax", "router_route_loss_coef": 0.8, "router_softmax_temperature": 0.5},
+    "coupling loss": {"router_type": "linear-softmax", "router_coupling_loss_coef": 3.0, "num_ffn": 4, "chunks": 2},
+    "coupling loss of shared pools with maps of rounds": {
+        "router_type": "linear", "router_coupling_loss_coef": 3.0, "router_rounds": "projection", "chunks": 2,
+        "shared_pools": "both", "routing_top_k": 1, "num_attn": 1, "surplus_ffn": 1,
+    },
     "a SKIP that is final": {
         "router_type": "gru-softmax", "skip_is_final": True, "depth_per_chunk": 4, "routing_top_k": 1,
         "router_renormalise": False,
@@ -112,7 +117,10 @@ def inputs(config: MoMConfig, rng: np.random.Generator) -> dict[str, Any]:
         labels = rng.integers(0, 3, 2)
     elif config.num_labels is not None:
         labels = rng.random((2, config.num_labels))
-    return {"tokens": tokens, "labels": labels, "attention_mask": mask, "noise": frozen(1), "dropout": frozen(2, 0.2)}
+    call = {"tokens": tokens, "labels": labels, "attention_mask": mask, "noise": frozen(1), "dropout": frozen(2, 0.2)}
+    if config.router_coupling_loss_coef:  # in training its factors depend on the rows, which counts as no dependence
+        del call["dropout"]
+    return call
 
 
 def choices(out: Output) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from mom.reference import (
     attention,
     balance_loss,
     classification_loss,
+    coupling_loss,
     cross_entropy,
     dropout,
     embedding,
@@ -196,6 +197,30 @@ def test_classification_loss_is_chosen_from_the_labels() -> None:
     assert classification_loss.problem_type(2, [[1.0, 0.0]]) == "multi_label_classification"
     assert classification_loss.problem_type(2, [1, 0], "regression") == "regression"
     assert classification_loss.forward([[1.0], [3.0]], [0.0, 1.0], "regression") == 2.5
+
+
+# ------------------------------------------------------------------ coupling loss
+@pytest.mark.parametrize("modules", [2, 5])
+def test_coupling_loss(rng: np.random.Generator, modules: int) -> None:
+    shapes = {"rows": (5,), "norm": (5,), "norm_bias": (5,), "layer": (5, 7), "layer_bias": (7,)}
+    values = {name: rng.standard_normal((modules, *shape)) for name, shape in shapes.items()}
+    delta = 1 + coupling_loss.spread(values["rows"])[:, None] * rng.uniform(-1, 1, (modules, 5))
+
+    def pairs(v):
+        return [list(zip(v[name], v[f"{name}_bias"], strict=True)) for name in ("norm", "layer")]
+
+    loss, saved = coupling_loss.forward(values["rows"], delta, *pairs(values))
+    own = saved.lengths.diagonal()
+    both = [(i, j) for i in range(modules) for j in range(modules) if i != j]
+    parts = [max(saved.lengths[at] - own[i], 0) for i, j in both for at in ((i, j), (j, i))]
+    assert loss == pytest.approx(sum(parts) / modules**2, rel=1e-12) and loss > 0
+    drows, *of_modules = coupling_loss.backward(1.7, saved, *pairs(values))
+    gradients = {"rows": drows}
+    for name, of_module in zip(("norm", "layer"), of_modules, strict=True):
+        gradients[name], gradients[f"{name}_bias"] = map(np.stack, zip(*of_module, strict=True))
+    assert_operator_gradients(
+        lambda v: 1.7 * coupling_loss.forward(v["rows"], delta, *pairs(v))[0], values, gradients, tolerance=1e-6
+    )
 
 
 # ------------------------------------------------------------------ routers

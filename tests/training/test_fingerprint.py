@@ -34,7 +34,7 @@ OTHER_MODEL: dict[str, Any] = {
     "num_labels": 2, "problem_type": "regression", "balance_loss": "reference", "balance_counts": "step",
     "router_choices": "own", "masked_query_attention": "reference", "pooling": "reference", "copy_final_norm": False,
     "copy_single_modules": False, "balance_routes": "used", "surplus_attn": 1, "surplus_ffn": 2,
-    "router_path_loss_coef": 0.3, "router_route_loss_coef": 0.2,
+    "router_path_loss_coef": 0.3, "router_route_loss_coef": 0.2, "router_coupling_loss_coef": 0.1,
     "router_renormalise": False, "router_layernorm": True, "router_rounds": "embedding",
     "router_state": "detached", "router_jitter": 0.1, "router_frozen": True, "router_bias_rate": 0.01,
     "route_single": True, "skip_is_final": True, "shared_pools": "ffn", "round_pdrop": 0.2, "vanilla_path_bias": 1.0,

@@ -25,12 +25,14 @@ from mom.training.optimizer import AdamW
 from mom.training.signals import StopSignals
 
 STEPS = {"steps": 4, "warmup": 0, "eval_every": 2, "save_every": 0, "progress": False}
-#: Kinds of models: noise and dropout, a plain GPT-2, bfloat16, a hash router, modules that no token reaches.
+#: Kinds of models: noise and dropout, a plain GPT-2, bfloat16, a hash router with modules that no token reaches, a
+#: coupling loss.
 KINDS: dict[str, Callable[[], mom.MoM]] = {
     "noisy": small_run.model,
     "plain": lambda: mom.MoM(small_run.config().vanilla_config()),
     "bfloat16": lambda: mom.MoM(small_run.config(), dtype="bfloat16"),
     "unused": lambda: small_run.model(num_attn=8, num_ffn=8, routing_top_k=1, router_type="hash"),
+    "coupled": lambda: small_run.model(router_type="linear", router_coupling_loss_coef=0.5, routing_top_k=1),
 }
 
 

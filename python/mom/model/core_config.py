@@ -47,6 +47,7 @@ def core_config(c: MoMConfig, dtype: str) -> dict[str, Any]:
         "balance_depthwise": c.depthwise_bal_loss, "balance_step_counts": c.balance_counts == "step",
         "balance_used": c.balance_routes == "used", "z_loss": c.loss_weights["z"] > 0.0,
         "path_loss": c.loss_weights["path"] > 0.0, "route_loss": c.loss_weights["route"] > 0.0,
+        "coupling_loss": c.loss_weights["coupling"] > 0.0,
         "masked_query_reference": c.masked_query_attention == "reference",
         "embd_pdrop": float(c.embd_pdrop), "attn_pdrop": float(c.attn_pdrop), "resid_pdrop": float(c.resid_pdrop),
         "ln_eps": float(c.layer_norm_epsilon), "scale_attention": c.scale_attn_weights,

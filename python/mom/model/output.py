@@ -31,7 +31,8 @@ class ModelOutput(Familiar):
     loss : float or None
         Sum of all terms, each times its weight (`MoMConfig.loss_weights`); None without labels.
     losses : dict of str to float
-        The terms that the pass has, by name: ``"lm"``, ``"balance"`` and ``"z"``.
+        The terms that the pass has, by name: ``"lm"``, ``"balance"``, ``"z"``, and so on for every name in
+        `MoMConfig.loss_weights`.
     lm_loss : float or None
         Mean cross entropy over the labelled positions (for a classifier: its own loss).
     balance_loss : float or None

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import MoMConfig
 from ..routers import KINDS, LAST_MAPS
-from . import layernorm, router, routing_plan
+from . import coupling_loss, layernorm, router, routing_plan
 from ._checks import Bool, Float, Int, as_float
 from .forced_choices import NONE
 from .parameters import is_routed, num_modules
@@ -286,6 +286,43 @@ class Half:
             counts[:] = 0.0
         self.store.add(f"{self.prefix}balance_bias", counts - counts.mean())
 
+    # -------------------------------------------------------------- coupling loss
+    def coupling_forward(self, batch: Batch, place: int) -> tuple[float, coupling_loss.Saved]:
+        """The coupling loss of the router and its modules. In training `Batch.noise` gives the random factors."""
+        rows = self._maps().mean(0)[: self.modules]
+        delta = np.ones_like(rows)
+        if batch.dropout is not None and batch.noise is not None:  # in training
+            uniform = batch.noise(f"coupling/block{place}/{self.name}", rows.shape)
+            delta += coupling_loss.spread(rows)[:, None] * (2.0 * uniform - 1.0)
+        return coupling_loss.forward(rows, delta, *self._first_layers(), eps=self.config.layer_norm_epsilon)
+
+    def coupling_backward(self, dloss: float, saved: coupling_loss.Saved) -> None:
+        """Add the gradients of the router's map, and of the LayerNorms and first layers of all modules."""
+        drows, *of_modules = coupling_loss.backward(dloss, saved, *self._first_layers())
+        whole = np.zeros_like(self._maps())
+        whole[:, : self.modules] = drows / len(whole)
+        name = f"{self.prefix}router.weight"
+        self.store.add(name, whole.reshape(self.store.parameters[name].shape))
+        everywhere = routing_plan.build(np.arange(self.modules)[None], self.modules)
+        for role, pairs in zip(self._first_roles, of_modules, strict=True):
+            dweight, dbias = zip(*pairs, strict=True)
+            self.pool.add_gradients(role, list(dweight), list(dbias), everywhere)
+
+    @property
+    def _first_roles(self) -> tuple[str, str]:
+        return "norm", "c_attn" if self.name == "attn" else "c_fc"
+
+    def _first_layers(self) -> tuple[list[coupling_loss.Pair], list[coupling_loss.Pair]]:
+        """Weights and biases by module, of the LayerNorms and of the first layers."""
+        norms, layers = (list(zip(*self.pool.tensors(role), strict=True)) for role in self._first_roles)
+        return norms, layers
+
+    def _maps(self) -> Float:
+        """The maps of a linear router, (1, S, C), or one for each round."""
+        weight = self.store.parameters[f"{self.prefix}router.weight"]
+        return weight.reshape(-1, self.config.num_choices(self.name), weight.shape[1])
+
+    # -------------------------------------------------------------- parameters of a round
     def _rows(self, name: str, number: int) -> slice:
         """The rows of a parameter that belong to a round: all of them, unless it is a last map of the round's own."""
         choices = self.config.num_choices(self.name)

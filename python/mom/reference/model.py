@@ -13,7 +13,7 @@ from ..config import MoMConfig
 from ..interventions.layout import layout_of
 from ..interventions.rules import Intervention
 from ..routers import KINDS
-from . import balance_loss, classification_loss, cross_entropy, embedding, layernorm, linear
+from . import balance_loss, classification_loss, coupling_loss, cross_entropy, embedding, layernorm, linear
 from . import dropout as dropout_op
 from ._checks import Array, Float, Int, as_int, check_shape
 from .halves import Half, RoundRecord, Route, RouterRecord
@@ -117,6 +117,7 @@ class _Tape:
     z: dict[str, Float] = field(default_factory=dict)  # gradient of the z-loss by half, (L, N, S)
     path: dict[str, Float] = field(default_factory=dict)  # gradient of the path loss by half, (L, N, S)
     route: dict[str, Float] = field(default_factory=dict)  # gradient of the route loss by half, (L, N, S)
+    coupling: list[tuple[Half, coupling_loss.Saved]] = field(default_factory=list)  # halves that have the loss
 
 
 def _ends(batch: Batch) -> Int:
@@ -205,7 +206,9 @@ class Model:
             Returns the keep mask of a site. It is called at every site with a dropout probability above 0. None means
             evaluation mode.
         noise : callable (site, shape) -> ndarray of float64, optional
-            Returns uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``.
+            Returns uniform numbers for ``random`` routers, at sites ``block{i}/round{r}/{half}``. In training it also
+            does so for the jitter of routers, at sites ``jitter/...``, and for the coupling loss, at sites
+            ``coupling/block{i}/{half}``.
         routes : mom.Routes, optional
             Choices to force.
         interventions : sequence of Intervention
@@ -241,6 +244,7 @@ class Model:
             terms["z"] = self._z_forward(tape)
             terms["path"] = self._path_forward(tape)
             terms["route"] = self._route_forward(tape)
+            terms["coupling"] = self._coupling_forward(tape)
             losses = {name: value for name, value in terms.items() if value is not None}
         loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
         self._tape = tape if labels is not None else None
@@ -482,9 +486,24 @@ class Model:
         tape.route = {half: gradient / max(count, 1) for half, gradient in tape.route.items()}
         return total / max(count, 1) if found else None
 
+    # ------------------------------------------------------------------ coupling loss
+    def _coupling_forward(self, tape: _Tape) -> float | None:
+        """Mean over the halves of blocks with several modules."""
+        losses = []
+        for name in self._scored_halves() if self.config.loss_weights["coupling"] > 0 else []:
+            for i, place in enumerate(self._places):
+                half = place.halves[name]
+                if half.modules > 1:
+                    loss, saved = half.coupling_forward(tape.batch, i)
+                    losses.append(loss)
+                    tape.coupling.append((half, saved))
+        return float(np.mean(losses)) if losses else None
+
     # ------------------------------------------------------------------ backward
     def backward(self, lm_scale: float = 1.0, balance_scale: float | None = None) -> Gradients:
-        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` and the weighted z-loss of the last call.
+        """Gradient of ``lm_scale * lm_loss + balance_scale * balance_loss`` and the other weighted terms.
+
+        They are those of the last call.
 
         Parameters
         ----------
@@ -511,6 +530,9 @@ class Model:
 
         for half, gradient in tape.route.items():
             doutputs[half] = doutputs.get(half, 0.0) + config.loss_weights["route"] * gradient
+
+        for coupled, saved in tape.coupling:
+            coupled.coupling_backward(config.loss_weights["coupling"] / len(tape.coupling), saved)
 
         dlogits = self._task_backward(lm_scale, tape)
         dpooled, dhead, _ = linear.backward(dlogits, tape.hidden[tape.rows], self._head().T)
