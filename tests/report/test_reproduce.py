@@ -174,9 +174,12 @@ def test_interrupted_twice_and_resumed(files: Path, whole: Path, tmp_path: Path)
             assert time.monotonic() < end
             time.sleep(0.005)
         assert process.poll() is None, "it ended before the signal"
+        worked = time.time() - (out / "plan.json").stat().st_mtime  # since the plan was made
         process.send_signal(number)
         assert process.wait(60) in (-number, 128 + number)
         assert not (out / "report.html").exists()
+        if number == signal.SIGTERM:
+            assert json.loads((out / "clock.json").read_text())["seconds"] > worked - 0.1, "this time counts"
     assert reproduce(**arguments(files, out)) is not None
     assert figures_of(out) == figures_of(whole)
 

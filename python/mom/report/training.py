@@ -146,6 +146,7 @@ def train_models(box: Box, data: Path, folder: Path, wanted: Sequence[str] | Non
             except TrainingInterrupted:
                 if not fired:
                     raise
+            box.note_time()
     there = trained(folder)
     for unit in (f"{variant}-seed{seed}" for seed in box.seeds for variant, _, _ in VARIANTS):
         if wanted is None and unit not in there:

@@ -161,6 +161,13 @@ class _Work:
 
     def run(self) -> ReproduceResult:
         box = self.box()
+        try:
+            self._run_stages(box)
+        finally:
+            box.note_time()
+        return self._report(box)
+
+    def _run_stages(self, box: Box) -> None:
         if box.run(self.data_unit(box), needed=True) is None:
             raise ConfigError("hours: the time was up before the text was prepared; give more")
         data = data_folder(box, self.paths["data"])
@@ -168,8 +175,6 @@ class _Work:
         for stage in STAGES:
             for unit in self.units(box, stage, data):
                 box.run(unit)
-        box.note_time()
-        return self._report(box)
 
     # ------------------------------------------------------------------ plan
     def box(self) -> Box:
@@ -228,7 +233,6 @@ class _Work:
         left_out = {name: why for name, why in box.left_out.items() if name not in before}
         if all(why == TIME_UP for why in left_out.values()):  # otherwise the next call tries again
             write_json(done, {"left_out": left_out})
-        box.note_time()
 
     def units(self, box: Box, stage: str, data: Path) -> Sequence[Unit]:
         """The pieces of a stage."""
