@@ -3,6 +3,7 @@
     python benchmarks/evidence/tables.py
 
 A table replaces what stands in the document between its marks, ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+Without results there is no table.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def variants(grid: str) -> list[str]:
 
 def trials(folder: Path, grid: str) -> dict[str, list[Record]]:
     """The trials of each variant that has any, in the order of the grid."""
-    records = list(read_records(folder))
+    records = list(read_records(folder)) if folder.is_dir() else []
     named = {name for record in records for name in record.names}
     return {name: chosen(records, name, "name") for name in variants(grid) if name in named}
 
@@ -61,7 +62,10 @@ def runs_of_modules(records: Sequence[Record], half: str) -> float:
 
 # ---------------------------------------------------------------------- writing
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table. All columns but the first `words` stand to the right."""
+    """A table. All columns but the first `words` stand to the right. Without rows there is none."""
+    rows = list(rows)
+    if not rows:
+        return ""
     rule = ["---"] * words + ["--:"] * (len(head) - words)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
@@ -280,7 +284,8 @@ def main() -> int:
     parser.add_argument("--images", type=Path, default=DOCS / "images", help="folder for the plots")
     arguments = parser.parse_args()
     for name, made in TABLES.items():
-        replace(arguments.output, name, made(arguments.results))
+        if table := made(arguments.results):
+            replace(arguments.output, name, table)
     draw(arguments.results, arguments.images)
     return 0
 
