@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+
+from mom.files.folders import write_file, write_json
+from mom.sweep.trial import evaluations_in
 
 #: Where the commands of docs/evidence.md put the data.
 DATA = {"data": "data/train", "val_data": "data/valid/train.bin"}
@@ -23,20 +25,12 @@ def collect(source: Path, target: Path) -> int:
     for trial in found:
         own = target / trial.relative_to(source)
         own.mkdir(parents=True, exist_ok=True)
-        (own / "done.json").write_bytes((trial / "done.json").read_bytes())
         config = json.loads((trial / "config.json").read_text(encoding="utf-8"))
-        _write(own / "config.json", [json.dumps({**config, "where": DATA}, indent=2)])
-        _write(own / "log.jsonl", [json.dumps(record) for record in _evaluations(trial / "log.jsonl")])
+        write_json(own / "config.json", {**config, "where": DATA})
+        log = "".join(json.dumps(record) + "\n" for record in evaluations_in(trial))
+        write_file(own / "log.jsonl", log.encode())
+        write_file(own / "done.json", (trial / "done.json").read_bytes())
     return len(found)
-
-
-def _evaluations(log: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if record["kind"] == "eval"]
-
-
-def _write(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mom import MoMConfig
+from mom.files.folders import write_file
 from mom.glue import TASKS, GlueTask
 from mom.sweep import compare, plot, read_grid
 from mom.sweep.comparing import chosen
@@ -83,7 +84,8 @@ def losses(records: Sequence[Record]) -> str:
 
 def difference(folder: Path, name: str, other: str) -> str:
     """The difference of the losses of two variants, with its interval if there are several pairs of seeds."""
-    if name == other:
+    seeds = [{record.flat["seed"] for record in read_records(folder) if one in record.names} for one in (name, other)]
+    if name == other or not seeds[0] & seeds[1]:
         return ""
     found = compare(folder, name, other, value=LOSS)
     interval = "" if found.n == 1 else f" ({found.low:+.3f} to {found.high:+.3f})"
@@ -100,7 +102,7 @@ def central(results: Path) -> str:
             f"{max(mean([record], 'tokens_per_second') for record in records):,.0f}", str(len(records)),
             losses(records), difference(folder, name, "GPT-2"),
         ])  # fmt: skip
-    head = ["model", "parameters", "MFLOP", "attention", "feed-forward", "tokens/s", "seeds", "loss", "less GPT-2's"]
+    head = ["model", "parameters", "MFLOP", "attention", "feed-forward", "tokens/s", "seeds", "loss", "minus GPT-2's"]
     return markdown(head, rows)
 
 
@@ -117,7 +119,7 @@ def levers(results: Path) -> str:
             difference(folder, name, "GPT-2"), *moves,
         ])  # fmt: skip
     rows.sort(key=lambda row: float(row[2].split()[0]))
-    head = ["what is changed", "seeds", "loss", "less MoM's", "less GPT-2's", "stay: attention", "feed-forward",
+    head = ["what is changed", "seeds", "loss", "minus MoM's", "minus GPT-2's", "stay: attention", "feed-forward",
             "met: attention", "feed-forward", "SKIP: attention", "feed-forward"]  # fmt: skip
     return markdown(head, rows)
 
@@ -128,7 +130,7 @@ def sharing(results: Path) -> str:
     rows = [[name, f"{mean(records, 'parameters'):,.0f}", str(len(records)), losses(records),
              difference(folder, name, "nothing shared")]
             for name, records in trials(folder, "sharing").items()]  # fmt: skip
-    return markdown(["model", "parameters", "seeds", "loss", "less that of nothing shared"], rows)
+    return markdown(["model", "parameters", "seeds", "loss", "minus that of nothing shared"], rows)
 
 
 # ---------------------------------------------------------------------- tasks, pruning and routes
@@ -221,19 +223,30 @@ def _rise(rows: Iterable[dict[str, Any]], entry: dict[str, Any]) -> float | None
     return same[0] if same else None
 
 
+def travels(results: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What `travel.py` has found, with the name of the variant and the number of its steps."""
+    found = []
+    for grid in ("central", "levers"):
+        for name, records in trials(results / grid, grid).items():
+            for record in records:
+                path = results / "travel" / f"{record.folder.name}.json"
+                if path.is_file():
+                    label = f"{name}, {record.flat['steps']:,} steps"
+                    found.append((label, json.loads(path.read_text(encoding="utf-8"))))
+    return found
+
+
 def rounds(results: Path) -> str:
     """What routers read and get, by round."""
     rows = []
-    named = {record.folder.name: record.names[0] for record in read_records(results / "levers") if record.names}
-    for path in sorted((results / "travel").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    for name, found in travels(results):
         for half, title in (("attn", "attention"), ("ffn", "feed-forward")):
             cells = [
                 ", ".join(number(row[name], 2) for row in found[half] if row.get(name) is not None)
                 for name in ("stay", "input", "state", "added")
             ]
             gradients = ", ".join(number(1000 * row["gradient"], 0) for row in found[half] if "gradient" in row)
-            rows.append([named[path.stem], title, *cells, gradients])
+            rows.append([name, title, *cells, gradients])
     head = ["model", "half", "stay", "what is read", "state", "added", "gradient, thousandths"]
     return markdown(head, rows, words=2)
 
@@ -241,12 +254,13 @@ def rounds(results: Path) -> str:
 def oracles(results: Path) -> str:
     """How much better other routes for the same modules would be."""
     rows = []
-    named = {record.folder.name: record.names[0] for record in read_records(results / "levers") if record.names}
-    for path in sorted((results / "travel").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))["oracle"]
+    for name, whole in travels(results):
+        if "oracle" not in whole:
+            continue
+        found = whole["oracle"]
         stay = [number(found["stay"][half][who]) for half in ("attn", "ffn") for who in ("router", "oracle")]
         rows.append([
-            named[path.stem], f"{found['regret']:.3f} ({found['low']:.3f} to {found['high']:.3f})",
+            name, f"{found['regret']:.3f} ({found['low']:.3f} to {found['high']:.3f})",
             number(found["random_regret"], 3), *stay,
         ])  # fmt: skip
     head = ["model", "regret", "of random routes", "attention stays", "oracle", "feed-forward stays", "oracle"]
@@ -260,19 +274,22 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }  # fmt: skip
 
 
-def replace(document: Path, name: str, text: str) -> None:
-    """Put a table between its marks."""
+def replaced(document: str, name: str, table: str) -> str:
+    """The document with a table between its marks."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = document.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = document.partition(begin)
     _, last, after = rest.partition(end)
     if not found or not last:
-        raise SystemExit(f"{document}: no {begin} ... {end}")
-    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise SystemExit(f"the document has no {begin} ... {end}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def draw(results: Path, images: Path) -> None:
-    """Curves of the central comparison."""
-    figure: Any = plot(results / "central", list(trials(results / "central", "central")))
+    """Curves of the central comparison, if it has results."""
+    names = list(trials(results / "central", "central"))
+    if not names:
+        return
+    figure: Any = plot(results / "central", names)
     figure.savefig(images / "evidence_losses.png", dpi=200)
 
 
@@ -283,9 +300,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=DOCS / "evidence.md", help="document to put the tables into")
     parser.add_argument("--images", type=Path, default=DOCS / "images", help="folder for the plots")
     arguments = parser.parse_args()
+    text = arguments.output.read_text(encoding="utf-8")
     for name, made in TABLES.items():
         if table := made(arguments.results):
-            replace(arguments.output, name, table)
+            text = replaced(text, name, table)
+    write_file(arguments.output, text.encode())
     draw(arguments.results, arguments.images)
     return 0
 

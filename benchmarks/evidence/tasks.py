@@ -14,7 +14,6 @@ Each model gets the folder ``out_dir/HASH`` with a JSON file for each piece of w
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 
 import mom
 from mom.data import TokenFile
+from mom.files.folders import write_json
 from mom.sweep.trial import Record, read_records
 
 _COMMON: dict[str, Any] = {"batch_size": 32, "lr": 3e-4, "evals_per_epoch": 1, "max_length": 128}
@@ -102,7 +102,7 @@ def main() -> None:
             model = mom.MoM.from_pretrained(record.folder / "model", dtype=record.settings["dtype"])
             found = work(model)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write_json(path, found)
             print(f"{', '.join(record.names)}, seed {record.flat['seed']}: {name}", flush=True)
 
 

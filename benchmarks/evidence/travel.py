@@ -9,7 +9,8 @@ By half and round of the first block:
 - ``input``, ``state``: mean cosine between what the router reads (the stream), or its state, and that of the round
   before;
 - ``added``: length of what the half adds to the stream, as a share of the length of the stream;
-- ``gradient``: length of the gradient of the language-model loss at the router's state, a mean over tokens.
+- ``gradient``: length of the gradient of the language-model loss, summed over tokens, at the router's state of a token;
+  the mean over tokens.
 
 The oracle searches for better routes for the same modules (`mom.analysis.oracle`). ``stay`` of the oracle is that of
 its routes, at the tokens whose routes it may change.
@@ -18,7 +19,6 @@ its routes, at the tokens whose routes it may change.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 import mom
 from mom.data import TokenFile
+from mom.files.folders import write_json
 
 Floats = npt.NDArray[Any]
 
@@ -48,14 +49,16 @@ def by_round(model: mom.MoM, ids: npt.NDArray[Any]) -> dict[str, list[dict[str, 
     with model.evaluating():
         out = model(ids, labels=ids, return_routes=True, capture="block0.*")
         model.zero_grad()
-        model.backward(balance_scale=0.0)
+        model.backward(scales={"lm": 1.0})
     routes, found = out.routes, dict[str, list[dict[str, float | None]]]()
     assert routes is not None and out.captured is not None
     for half in routes.index:
         stay: list[float | None] = [None, *stays(routes, half)]
         before: dict[str, Floats] = {}
         rows = found.setdefault(half, [])
-        for number, (_, round_) in enumerate(routes.rounds):
+        for number, (block, round_) in enumerate(routes.rounds):
+            if block:
+                break
             place = f"block0.round{round_}.{half}"
             now = {name: out.captured[f"{place}.{name}"] for name in ("input", "state", "output")
                    if f"{place}.{name}" in out.captured}  # fmt: skip
@@ -102,11 +105,12 @@ def main() -> None:
     parser.add_argument(
         "--changed", type=int, default=8, help="tokens of a sequence that the oracle may send elsewhere"
     )
+    parser.add_argument("--dtype", default="bfloat16", help="number format of the passes, as in training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     mom.set_num_threads(arguments.threads)
-    model = mom.MoM.from_pretrained(arguments.model)
+    model = mom.MoM.from_pretrained(arguments.model, dtype=arguments.dtype)
     text = TokenFile(arguments.data, vocab_size=model.config.vocab_size)
     length = model.config.n_positions
     found: dict[str, Any] = by_round(model, text.windows(np.arange(arguments.sequences) * length, length))
@@ -114,7 +118,7 @@ def main() -> None:
         short = min(64, length)
         ids = text.windows(np.arange(arguments.searched) * length, short)
         found["oracle"] = oracle(model, ids, arguments.samples, arguments.changed)
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output, found)
 
 
 if __name__ == "__main__":

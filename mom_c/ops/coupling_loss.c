@@ -110,13 +110,16 @@ static mom_status excite(coupling *s, const mom_exec *x, const mom_coupling *in,
     return MOM_OK;
 }
 
+/* max(a - b, 0). What is not a number stays so, unlike with fmax. */
+static double excess(double a, double b) { return a <= b ? 0.0 : a - b; }
+
 static double loss_of(const coupling *s) {
     const size_t M = s->in->M;
     double sum = 0.0;
     for (size_t i = 0; i < M; i++)
         for (size_t j = 0; j < M; j++)
             if (j != i)
-                sum += fmax(length(s, i, j) - length(s, i, i), 0.0) + fmax(length(s, j, i) - length(s, i, i), 0.0);
+                sum += excess(length(s, i, j), length(s, i, i)) + excess(length(s, j, i), length(s, i, i));
     return sum / (double)(M * M);
 }
 

@@ -15,8 +15,7 @@ typedef struct {
     size_t N, S, M;
 } mom_path;
 
-/* Adds the losses of the unmasked tokens to *sum and sets *tokens to their number. A dry run leaves
- * both as they are. */
+/* Adds the losses of the unmasked tokens to *sum and sets *tokens to their number. A dry run leaves both as they are. */
 mom_status mom_path_loss_add(const mom_exec *x, double *sum, double *tokens, const mom_path *path, mom_error *err);
 
 /* dscores (N, S), of any of the rounds, += scale * d(that sum)/d(scores) */

@@ -14,8 +14,8 @@ typedef struct {
     size_t N, S, K;
 } mom_made_choices;
 
-/* Adds the losses of the unmasked tokens with a choice to *sum and their number to *tokens. A dry run
- * leaves both as they are. */
+/* Adds the losses of the unmasked tokens with a choice to *sum and their number to *tokens. A dry run leaves both as they
+ * are. */
 mom_status mom_route_loss_add(const mom_exec *x, double *sum, double *tokens, const mom_made_choices *in, mom_error *err);
 
 /* doutputs (N, S) += scale * d(that sum)/d(outputs) */

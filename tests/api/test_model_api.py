@@ -187,8 +187,9 @@ def test_logits_and_generation_between_forward_and_backward() -> None:
 
 def test_scales_of_backward() -> None:
     of_terms = [name for name in CONFIG.names() if name.endswith("_loss_coef")]
-    config = CONFIG.replace(**{name: 0.2 + 0.1 * i for i, name in enumerate(of_terms)})  # all terms are there
-    model = mom.MoM(config)
+    coefficients = {name: 0.2 + 0.1 * i for i, name in enumerate(of_terms)}
+    config = CONFIG.replace(router_type="linear-softmax", **coefficients)  # all terms are there
+    model = mom.MoM(config).eval()
 
     def of(*scales: Any, **named: Any) -> dict[str, np.ndarray]:
         model.zero_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep with the names of the real ones, collected as central comparison, as ablations, and as sharing."""
+    for package in ("pandas", "scipy"):
+        pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("evidence")
     base = {
         "preset": "demo", "n_embd": 16, "n_head": 2, "router_dim": 8, "n_positions": 64, "depth_per_chunk": 2,
@@ -99,11 +102,11 @@ def test_the_grids_are_possible(data: Path) -> None:
     assert counts["sharing"] == 12 and counts["levers"] >= 30
 
 
-def test_a_copy_is_a_sweep_without_paths_and_weights(results: Path) -> None:
+def test_a_copy_is_a_sweep_without_paths_and_weights(results: Path, data: Path) -> None:
     both = [mom.sweep.table(results / name) for name in ("runs", "central")]
     assert both[0].equals(both[1])
     text = "".join(path.read_text() for path in (results / "central").rglob("*.json*"))
-    assert str(results) not in text and not list((results / "central").rglob("model"))
+    assert str(results) not in text and str(data) not in text and not list((results / "central").rglob("model"))
 
 
 def test_losses_and_differences(results: Path) -> None:
@@ -179,14 +182,25 @@ def test_routes_by_round(results: Path, data: Path) -> None:
         assert all(0 < row["added"] and 0 < row["gradient"] for row in found[half])
         assert -1 <= found[half][1]["input"] <= 1
     assert found["oracle"]["regret"] >= 0
-    assert [row[:2] for row in cells(tables.rounds(results))] == [["MoM", "attention"], ["MoM", "feed-forward"]]
-    assert cells(tables.oracles(results))[0][0] == "MoM"
+    assert [row[:2] for row in cells(tables.rounds(results))] == [
+        ["MoM, 4 steps", "attention"], ["MoM, 4 steps", "feed-forward"],
+    ]  # fmt: skip
+    assert cells(tables.oracles(results))[0][0] == "MoM, 4 steps"
+    path = results / "distil.json"
+    small = ("--sequences", 3, "--length", 6, "--samples", 20, "--steps", 3)
+    both = ("--train", data / "train.bin", "--data", data / "val.bin")
+    command("distil", record.folder / "model", *both, "--output", path, *small)
+    found = json.loads(path.read_text())
+    assert found["regret"] >= 0 and found["receipt"]["after"]["route_loss"] < found["receipt"]["before"]["route_loss"]
+    assert all(np.isfinite(found[name][when]) for name in ("taught", "unseen") for when in ("before", "after"))
 
 
-def test_tables_go_into_the_document(results: Path, tmp_path: Path) -> None:
+def test_tables_go_into_the_document(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     tables = script("tables")
     marks = "".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\nafter\n" for name in tables.TABLES)
+    page = (EVIDENCE.parents[1] / "docs" / "evidence.md").read_text()
+    assert {"central", "levers"} <= set(re.findall(r"<!-- (\w+):begin -->", page)) <= tables.TABLES.keys()
     document = tmp_path / "evidence.md"
     document.write_text(marks)
     command("tables", "--results", results, "--output", document, "--images", tmp_path)
@@ -197,6 +211,7 @@ def test_tables_go_into_the_document(results: Path, tmp_path: Path) -> None:
     assert document.read_text() == expected != marks
     assert tables.central(results) in expected and (tmp_path / "evidence_losses.png").stat().st_size > 1000
     document.write_text("no marks")
-    with pytest.raises(SystemExit, match="evidence.md: no <!-- central:begin -->"):
-        tables.replace(document, "central", "x")
+    with pytest.raises(SystemExit, match="the document has no <!-- central:begin -->"):
+        monkeypatch.setattr(sys, "argv", ["tables.py", "--results", str(results), "--output", str(document)])
+        tables.main()
     assert document.read_text() == "no marks"

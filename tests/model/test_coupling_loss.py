@@ -201,3 +201,12 @@ def test_other_routers_are_refused(router: str) -> None:
         CONFIG.replace(router_type=router)
     assert CONFIG.replace(router_type=router, router_coupling_loss_coef=0.0).loss_weights["coupling"] == 0.0
     assert CONFIG.replace(router_type=router, chunks=0).is_vanilla
+
+
+def test_what_is_no_number_shows_in_the_loss() -> None:
+    """Also in a module that no token reaches."""
+    model = mom.MoM(CONFIG, seed=1)
+    model.parameters["transformer.h.1.mot_ffn.c_fc.2.weight"][0, 0] = np.nan
+    forced = mom.Force("ffn", to=0)
+    out = model(TOKENS, TOKENS, interventions=[forced])
+    assert np.isfinite(out.lm_loss) and np.isnan(out.losses["coupling"])

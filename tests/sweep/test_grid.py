@@ -11,7 +11,7 @@ import small_grid
 
 import mom
 from mom.sweep import read_grid
-from mom.sweep.fields import NO_EFFECT, RUN
+from mom.sweep.fields import NO_EFFECT, RUN, defaults_of
 from mom.sweep.running import part_of
 from mom.sweep.trial import Trial, flat
 
@@ -85,6 +85,20 @@ def test_a_field_of_a_later_version_changes_no_name(data: Path) -> None:
     del values["settings"]["model"]["router_jitter"], values["settings"]["training"]["router_anneal"]
     older = Trial.from_dict(values)
     assert older.hash == trial.hash and flat(older.settings).keys() == flat(trial.settings).keys()
+    assert not set(NO_EFFECT) & flat(trial.settings).keys(), "not recorded among the settings"
+    values["settings"]["model"]["of_a_later_version"] = 1
+    assert Trial.from_dict(values).hash != trial.hash
+
+
+def test_defaults_are_those_that_names_of_trials_leave_out(data: Path) -> None:
+    """A changed default would give the name of an old trial to another configuration."""
+    known = json.loads((Path(__file__).parents[1] / "data" / "sweep_defaults.json").read_text())
+    kinds: dict[str, Any] = {"model": mom.MoMConfig, "training": mom.TrainingConfig}
+    for part, kind in kinds.items():
+        now = defaults_of(kind)
+        assert known[part].keys() == now.keys(), "add a new field to the file"
+        changed = [name for name, value in known[part].items() if value != now[name]]
+        assert not changed, 'raise "format" in mom.sweep.fields.resolve, and change the file'
 
 
 def test_data_count_by_content_and_not_by_path(data: Path, tmp_path: Path) -> None:

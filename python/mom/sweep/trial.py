@@ -13,7 +13,7 @@ from .._reading import kind_of, read_object, read_text
 from ..config import MoMConfig
 from ..errors import ConfigError, DataError
 from ..training import TrainingConfig
-from .fields import OF_VANILLA, defaults_of, plain, without_routing
+from .fields import NO_EFFECT, OF_VANILLA, defaults_of, plain, without_routing
 
 __all__ = [
     "CONFIG", "DONE", "FAILED", "LOCK", "LOG", "MESSAGES", "Record", "Trial", "evaluations_in", "flat", "read_records",
@@ -25,7 +25,11 @@ CONFIG, DONE, FAILED, LOG, LOCK = "config.json", "done.json", "failed.json", "lo
 #: What a trial's process prints, warnings for example.
 MESSAGES = "messages.txt"
 _LETTERS = 16
-_DEFAULTS = {"model": defaults_of(MoMConfig), "training": defaults_of(TrainingConfig)}
+_UNKNOWN = object()
+_DEFAULTS = {
+    "model": defaults_of(MoMConfig),
+    "training": {name: value for name, value in defaults_of(TrainingConfig).items() if name not in NO_EFFECT},
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Trial:
         Fields with their defaults do not count. So a field that a later version adds leaves the names as they are.
         """
         changed = {
-            part: {name: value for name, value in self.settings[part].items() if value != defaults[name]}
+            part: {name: value for name, value in self.settings[part].items() if value != defaults.get(name, _UNKNOWN)}
             for part, defaults in _DEFAULTS.items()
         }
         return sha256_of({**self.settings, **changed})[:_LETTERS]
