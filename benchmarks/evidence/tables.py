@@ -99,10 +99,9 @@ def central(results: Path) -> str:
         rows.append([
             name, f"{mean(records, 'parameters'):,.0f}", number(mega_flops(results, records), 1),
             *(number(runs_of_modules(records, half), 1) for half in ("attn", "ffn")),
-            f"{max(mean([record], 'tokens_per_second') for record in records):,.0f}", str(len(records)),
-            losses(records), difference(folder, name, "GPT-2"),
+            str(len(records)), losses(records), difference(folder, name, "GPT-2"),
         ])  # fmt: skip
-    head = ["model", "parameters", "MFLOP", "attention", "feed-forward", "tokens/s", "seeds", "loss", "minus GPT-2's"]
+    head = ["model", "parameters", "MFLOP", "attention", "feed-forward", "seeds", "loss", "minus GPT-2's"]
     return markdown(head, rows)
 
 
