@@ -188,6 +188,11 @@ def test_what_a_process_says_is_kept_even_if_it_cannot_begin(
     failure = json.loads(failed.read_text())
     assert result.failed and failure["error"] == "its process ended with exit status 3"
     assert failure["traceback"] == "a library is missing\n"
+    with pytest.raises(mom.errors.ConfigError, match="1 failed, one of them with its process ended with exit status 3"):
+        table(tmp_path / "runs")
+    monkeypatch.undo()
+    assert run(small_grid.grid(data, {}), tmp_path / "runs", retry_failed=True, progress=False).done
+    assert not list((tmp_path / "runs").glob("*/messages.txt")), "those of the failed try are gone"
 
 
 # ------------------------------------------------------------------ kills and signals

@@ -17,7 +17,7 @@ from typing import Any
 from .._json import from_words, to_json
 from ..errors import TrainingInterrupted
 from ..files.locks import FolderInUse
-from .trial import MESSAGES, Trial
+from .trial import Trial
 from .work import run_trial
 
 
@@ -39,8 +39,6 @@ def main() -> int:
     tell({"what": trial.label})
     try:
         status = run_trial(folder, trial, job["keep_models"], job["measure"], job["retry_failed"], tell)
-        if os.fstat(2).st_size == 0:
-            (folder / trial.hash / MESSAGES).unlink(missing_ok=True)
         tell({"end": status})
     except FolderInUse as error:
         tell({"end": "locked", "folder": str(error.folder)})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._json import to_json
-from .trial import MESSAGES, Trial
+from .trial import FAILED, MESSAGES, Trial
 
 __all__ = ["Job", "Process"]
 
@@ -80,7 +80,8 @@ class Process:
         }  # fmt: skip
         own = job.folder / trial.hash
         own.mkdir(parents=True, exist_ok=True)
-        with (own / MESSAGES).open("ab") as messages:
+        self._messages = own / MESSAGES
+        with self._messages.open("wb" if (own / FAILED).exists() else "ab") as messages:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mom.sweep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
                 stderr=messages, start_new_session=True, text=True, encoding="utf-8",
@@ -100,6 +101,9 @@ class Process:
                     self.end = message
                 said.put((self, message))
         self._process.wait()
+        with contextlib.suppress(OSError):  # of a locked trial it is the file of another process
+            if self.end.get("end") != "locked" and self._messages.stat().st_size == 0:
+                self._messages.unlink()
         said.put((self, None))
 
     @property

@@ -23,7 +23,7 @@ from .sampling import Asked
 from .sources import Listed, Source
 from .tables import table
 from .trial import DONE, FAILED, LOCK, MESSAGES, Trial, read_words
-from .work import clean, write_failure
+from .work import clean, write_config, write_failure
 
 if TYPE_CHECKING:
     import pandas
@@ -291,6 +291,7 @@ class _Sweep:
         own = self.job.folder / trial.hash
         messages = own / MESSAGES
         said = messages.read_text("utf-8", "replace")[-4000:] if messages.is_file() else ""
+        write_config(own, trial)
         write_failure(own, f"its process ended {how}", said)
         self._settle(trial, process.place)
 

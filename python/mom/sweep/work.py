@@ -27,7 +27,7 @@ from ..training.pretraining import TrainingResult
 from .measures import MEASURES
 from .trial import CONFIG, DONE, FAILED, LOCK, Trial, evaluations_in, read_words
 
-__all__ = ["PHASE_ONE", "clean", "run_trial", "write_failure"]
+__all__ = ["PHASE_ONE", "clean", "run_trial", "write_config", "write_failure"]
 
 #: Folder, in that of the sweep, of the plain models that phases two begin with.
 PHASE_ONE = "phase-one"
@@ -92,7 +92,7 @@ def run_trial(
     own = folder / trial.hash
     own.mkdir(parents=True, exist_ok=True)
     with lock_folder(own, "dir", LOCK):
-        _write_config(own, trial)
+        write_config(own, trial)
         if kind_of(own / DONE) is not None:
             clean(own)
             return "done"
@@ -124,7 +124,7 @@ def clean(own: Path) -> None:
         remove_folder(path)
 
 
-def _write_config(own: Path, trial: Trial) -> None:
+def write_config(own: Path, trial: Trial) -> None:
     """Write ``config.json``, or add a new name of the trial to it."""
     before = read_words(own / CONFIG) if kind_of(own / CONFIG) is not None else {}
     names = list(before.get("names", []))
