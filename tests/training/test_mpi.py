@@ -48,7 +48,8 @@ mom.train(model, sys.argv[1], progress=False, **settings, **kept)
 model.save_pretrained(sys.argv[4])
 if sys.argv[2] == "fails later" and current().rank == 1:
     raise KeyError("mine")
-print(f"rank {current().rank} of {current().size}", flush=True)
+# One write for the whole line: `print` makes two where Python does not buffer, and lines of other ranks come between.
+sys.stdout.write(f"rank {current().rank} of {current().size}\\n")
 """
 
 
