@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#define MOM_RNG_GOLDEN UINT64_C(0x9e3779b97f4a7c15) /* 2^64 divided by the golden ratio */
+
 static inline uint64_t mom_rng_mix(uint64_t z) {
     z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
@@ -16,13 +18,13 @@ static inline uint64_t mom_rng_mix(uint64_t z) {
 }
 
 static inline uint64_t mom_rng_key(uint64_t seed, uint64_t counter, uint64_t site) {
-    uint64_t key = mom_rng_mix(seed + UINT64_C(0x9e3779b97f4a7c15));
-    key = mom_rng_mix(key + counter * UINT64_C(0x9e3779b97f4a7c15) + 1);
-    return mom_rng_mix(key + site * UINT64_C(0x9e3779b97f4a7c15) + 2);
+    uint64_t key = mom_rng_mix(seed + MOM_RNG_GOLDEN);
+    key = mom_rng_mix(key + counter * MOM_RNG_GOLDEN + 1);
+    return mom_rng_mix(key + site * MOM_RNG_GOLDEN + 2);
 }
 
 static inline uint64_t mom_rng_u64(uint64_t key, uint64_t index) {
-    return mom_rng_mix(mom_rng_mix(key + index * UINT64_C(0x9e3779b97f4a7c15)) ^ key);
+    return mom_rng_mix(mom_rng_mix(key + index * MOM_RNG_GOLDEN) ^ key);
 }
 
 /* Uniform in [0, 1), a multiple of 2^-24. */

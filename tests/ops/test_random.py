@@ -52,3 +52,14 @@ def test_dropout_keeps_the_mean_and_is_linear() -> None:
     assert set(np.unique(kept)) == {np.float32(0), np.float32(1) / (np.float32(1) - np.float32(0.3))}
     assert kept.mean() == pytest.approx(1.0, abs=0.02)
     assert np.array_equal(ops.dropout(ones, 0.0), ones)
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 500, 999])
+def test_dropout_decides_on_the_last_bit_of_a_draw(kernel_level: str, drawn: int) -> None:
+    """An element whose draw is exactly p is kept, and one whose draw is the number below p is dropped."""
+    draws = ops.random_uniform(1, 2, 3, 1000)
+    exact = float(draws[drawn])
+    for p in (exact, float(np.nextafter(np.float32(exact), np.float32(1))), 1e-30, float(np.float32(1) - 2**-24)):
+        factor = np.float32(1) / (np.float32(1) - np.float32(p))
+        expected = np.where(draws >= np.float32(p), factor, np.float32(0))
+        assert np.array_equal(ops.dropout(np.ones(1000, dtype=np.float32), p, 1, 2, 3), expected), p
