@@ -45,15 +45,16 @@ static inline mom_work mom_count_work(const mom_exec *x, mom_work work) {
     return before;
 }
 
-/* Runs `tasks` tasks on x->threads threads; see mom_parallel_run. A dry run skips them. */
+/* Runs `tasks` tasks on x->threads threads; see base/parallel.h. A dry run skips them. */
 void mom_parallel_for(const mom_exec *x, size_t tasks, mom_task run, void *context);
+void mom_parallel_for_in_order(const mom_exec *x, size_t tasks, mom_task run, void *context);
 
 /* A part [begin, end) of a loop over rows or elements. */
 typedef void (*mom_rows_task)(const void *context, size_t begin, size_t end);
 /* Runs a loop over [0, n) in tasks of `most` rows, the last of which may be shorter. A dry run skips them. */
 void mom_parallel_rows(const mom_exec *x, size_t n, size_t most, mom_rows_task run, const void *context);
 
-/* memset with 0, and memcpy. A dry run does not write to `out`. */
+/* memset with 0, and memcpy, large ones on all threads. A dry run does not write to `out`. */
 void mom_zero(const mom_exec *x, void *out, size_t bytes);
 void mom_copy(const mom_exec *x, void *out, const void *from, size_t bytes);
 /* The same as MOM_ARENA_NEW, filled with zeros. */

@@ -25,18 +25,39 @@ static unsigned flush_denormals(void) { return 0; }
 static void restore_denormals(unsigned mode) { (void)mode; }
 #endif
 
+/* Tasks [next, end). Each counter has a cache line of its own, so that threads do not wait for each other's. */
 typedef struct {
-    atomic_size_t next;
-    size_t tasks;
+    _Alignas(MOM_CACHE_LINE) atomic_size_t next;
+    size_t end;
+} task_range;
+
+typedef struct {
+    task_range ranges[MOM_MAX_THREADS];
+    int count; /* of ranges: one per thread, or one for all */
     mom_task run;
     void *context;
 } task_loop;
 
+static void init_loop(task_loop *loop, int ranges, size_t tasks, mom_task run, void *context) {
+    loop->count = ranges;
+    loop->run = run;
+    loop->context = context;
+    for (int i = 0; i < ranges; i++) {
+        size_t begin;
+        mom_range(tasks, (size_t)ranges, (size_t)i, &begin, &loop->ranges[i].end);
+        atomic_init(&loop->ranges[i].next, begin);
+    }
+}
+
+/* What one thread does: first its own range, then the others. */
 static void run_tasks(task_loop *loop, int thread) {
     const unsigned mode = flush_denormals();
-    size_t task;
-    while ((task = atomic_fetch_add_explicit(&loop->next, 1, memory_order_relaxed)) < loop->tasks)
-        loop->run(loop->context, task, thread);
+    for (int i = 0; i < loop->count; i++) {
+        task_range *range = &loop->ranges[(thread + i) % loop->count];
+        size_t task;
+        while ((task = atomic_fetch_add_explicit(&range->next, 1, memory_order_relaxed)) < range->end)
+            loop->run(loop->context, task, thread);
+    }
     restore_denormals(mode);
 }
 
@@ -73,18 +94,29 @@ static int team_size(int threads) {
 }
 #endif
 
-void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context) {
-    task_loop loop = {.tasks = tasks, .run = run, .context = context};
+static void run_loop(int threads, int in_order, size_t tasks, mom_task run, void *context) {
+    task_loop loop;
 #ifdef _OPENMP
     if (threads > 1 && tasks > 1) { /* always the same team: libgomp ends threads that a smaller team does not need */
-#pragma omp parallel num_threads(team_size(threads))
+        const int team = team_size(threads);
+        init_loop(&loop, in_order ? 1 : team, tasks, run, context);
+#pragma omp parallel num_threads(team)
         run_tasks(&loop, omp_get_thread_num());
         return;
     }
 #else
-    (void)threads;
+    (void)threads, (void)in_order;
 #endif
+    init_loop(&loop, 1, tasks, run, context);
     run_tasks(&loop, 0);
+}
+
+void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context) {
+    run_loop(threads, 0, tasks, run, context);
+}
+
+void mom_parallel_run_in_order(int threads, size_t tasks, mom_task run, void *context) {
+    run_loop(threads, 1, tasks, run, context);
 }
 
 #define SPINS 2000 /* some microseconds */

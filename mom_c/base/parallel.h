@@ -1,7 +1,7 @@
-/* Threads: one primitive, a loop over tasks that are started in order.
+/* Threads: loops over tasks.
  *
  * Results do not depend on the number of threads or on which thread runs a task: no two tasks write the same output,
- * and every reduction inside a task has a fixed order. A task that reads the output of earlier tasks waits for them.
+ * and every reduction inside a task has a fixed order.
  * Without OpenMP the loop is serial.
  */
 #ifndef MOM_BASE_PARALLEL_H
@@ -11,13 +11,17 @@
 #include <stddef.h>
 
 #define MOM_MAX_THREADS 256
+#define MOM_CACHE_LINE 64 /* bytes; what threads write next to each other is kept so far apart */
 
 /* task < tasks; thread < threads tells which per-thread scratch may be used. */
 typedef void (*mom_task)(void *context, size_t task, int thread);
 
-/* Runs all tasks on at most `threads` threads, on fewer if the system refuses to create so many. Tasks are started in
- * order, so a task may wait for earlier tasks, but never for later ones. Operators use mom_parallel_for (base/exec.h). */
+/* Runs all tasks on at most `threads` threads, on fewer if the system refuses to create so many. Each thread has a range of
+ * tasks of its own and then helps the others with theirs. So loops over the same rows meet the same memory from the same
+ * threads, which counts on machines with several memories (NUMA). Operators use mom_parallel_for (base/exec.h). */
 void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context);
+/* The same for tasks that are started in order: a task may wait for earlier tasks, but never for later ones. */
+void mom_parallel_run_in_order(int threads, size_t tasks, mom_task run, void *context);
 /* Waits until other tasks have counted down to 0 (with memory_order_release). */
 void mom_wait_until_zero(const atomic_size_t *count);
 

@@ -217,7 +217,8 @@ static PyObject *network_plan(mom_network *self, PyObject *args) {
 static PyObject *network_zero_grad(mom_network *self, PyObject *Py_UNUSED(ignored)) {
     if (mom_network_enter(self) < 0)
         return NULL;
-    mom_gpt_zero_grad(&self->gpt);
+    const mom_exec exec = mom_network_exec(self);
+    MOM_WITHOUT_GIL(mom_gpt_zero_grad(&self->gpt, &exec));
     mom_network_leave(self);
     Py_RETURN_NONE;
 }
@@ -226,7 +227,8 @@ static PyObject *network_randomize(mom_network *self, PyObject *arg) {
     const unsigned long long seed = PyLong_AsUnsignedLongLong(arg);
     if ((seed == (unsigned long long)-1 && PyErr_Occurred()) || mom_network_enter(self) < 0)
         return NULL;
-    MOM_WITHOUT_GIL(mom_params_randomize(&self->gpt.params, seed));
+    const mom_exec exec = mom_network_exec(self);
+    MOM_WITHOUT_GIL(mom_params_randomize(&exec, &self->gpt.params, seed));
     mom_network_leave(self);
     Py_RETURN_NONE;
 }

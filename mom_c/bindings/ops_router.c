@@ -238,13 +238,13 @@ static void forced_choices_backward(mom_call *call) {
 static void ste_forward(mom_call *call) {
     const float *weight = mom_arg_f32(call, "weight", "...");
     float *out = mom_new_f32(call, "...");
-    MOM_RUN(call, mom_router_ste_forward(out, weight, mom_leading(call)));
+    MOM_RUN(call, mom_router_ste_forward(&call->exec, out, weight, mom_leading(call)));
 }
 
 static void ste_backward(mom_call *call) {
     const float *dout = mom_arg_f32(call, "dout", "...");
     float *out = mom_new_f32(call, "...");
-    MOM_RUN(call, mom_router_ste_backward(out, dout, mom_leading(call)));
+    MOM_RUN(call, mom_router_ste_backward(&call->exec, out, dout, mom_leading(call)));
 }
 
 static PyMethodDef functions[] = {

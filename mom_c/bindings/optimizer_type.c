@@ -211,7 +211,7 @@ static mom_status clipped_step(const mom_exec *exec, mom_optimizer *self, mom_ad
     if (self->ranks == 1)
         mom_gpt_forget_grad(gpt);
     else /* the gradients of the other ranks' shards are there still */
-        mom_gpt_zero_grad(gpt);
+        mom_gpt_zero_grad(gpt, exec);
     return MOM_OK;
 }
 

@@ -90,7 +90,7 @@ static double optimizer_step(optimizer *o, mom_gpt *gpt, const mom_exec *exec, d
     must(mom_grad_norm(exec, &norm, o->tensors, p->count, &err), &err);
     spec.grad_scale = mom_clip_factor(norm, 1.0);
     mom_adamw_step(exec, o->tensors, p->count, &spec);
-    mom_gpt_zero_grad(gpt);
+    mom_gpt_zero_grad(gpt, exec);
     return norm;
 }
 
@@ -172,7 +172,7 @@ int main(int argc, char **argv) {
     mom_gpt gpt;
     optimizer o;
     must(mom_gpt_init(&gpt, &config, &err), &err);
-    mom_params_randomize(&gpt.params, SEED);
+    mom_params_randomize(&exec, &gpt.params, SEED);
     optimizer_init(&o, &gpt.params);
     printf("%zu parameters, level %s, %d threads, %zu bytes of text\n", gpt.params.total, exec.k->name, exec.threads, size);
 

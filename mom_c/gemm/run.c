@@ -104,7 +104,7 @@ static mom_status run_slab(const mom_slab *all, mom_error *err) {
     if (s.x->dry_run)
         return MOM_OK;
     list_tasks(&s, &job, &arrays);
-    mom_parallel_for(s.x, sizes.packs + sizes.blocks, mom_slab_task, &job);
+    mom_parallel_for_in_order(s.x, sizes.packs + sizes.blocks, mom_slab_task, &job);
     return MOM_OK;
 }
 

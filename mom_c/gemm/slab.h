@@ -21,7 +21,7 @@ typedef struct {
     const mom_gemm *g;
     const mom_item *b;      /* packed, or NULL if each task packs its own columns or reads b where it lies */
     size_t columns, first;  /* packed columns, rounded up to nr; the first one's place in c */
-    atomic_size_t unpacked; /* tasks that pack it and are not done */
+    _Alignas(MOM_CACHE_LINE) atomic_size_t unpacked; /* tasks that pack it and are not done */
 } mom_slab_product;
 
 /* Computes rows [i0, i0 + m), columns [j0, j0 + n) of c. With m = 0: the sums over these columns of b, for k_sums. */

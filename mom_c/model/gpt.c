@@ -131,7 +131,7 @@ mom_status mom_gpt_backward(mom_gpt *gpt, const mom_exec *exec, const float scal
     if (status == MOM_OK) {
         mark_all_used(gpt);
     } else { /* a part of the sums has been added */
-        mom_gpt_zero_grad(gpt);
+        mom_gpt_zero_grad(gpt, exec);
         gpt->counter = gpt->last.pass.counter;
     }
     return status;
@@ -145,8 +145,8 @@ void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained) {
     mom_gpt_forget_plans(gpt);
 }
 
-void mom_gpt_zero_grad(mom_gpt *gpt) {
-    mom_gradients_zero(&gpt->gradients, &gpt->params);
+void mom_gpt_zero_grad(mom_gpt *gpt, const mom_exec *exec) {
+    mom_gradients_zero(exec, &gpt->gradients, &gpt->params);
     mom_balance_step_clear(&gpt->step, &gpt->config);
 }
 
@@ -157,8 +157,9 @@ void mom_gpt_forget_grad(mom_gpt *gpt) {
 
 void mom_gpt_abandon_pass(mom_gpt *gpt) {
     const size_t limit = gpt->memory.limit;
+    const mom_exec alone = {.threads = 1}; /* the parent's threads do not exist here */
     mom_memory_init(&gpt->memory);
     gpt->memory.limit = limit;
     memset(&gpt->last, 0, sizeof gpt->last);
-    mom_gpt_zero_grad(gpt);
+    mom_gpt_zero_grad(gpt, &alone);
 }

@@ -52,7 +52,7 @@ void mom_gpt_set_trained(mom_gpt *gpt, const uint8_t *trained);
  * all gradients. The memory may be half made, so it is not freed. */
 void mom_gpt_abandon_pass(mom_gpt *gpt);
 
-void mom_gpt_zero_grad(mom_gpt *gpt);
+void mom_gpt_zero_grad(mom_gpt *gpt, const mom_exec *exec);
 /* The same for gradients with memory that has been zeroed already: see mom_gradients_forget. */
 void mom_gpt_forget_grad(mom_gpt *gpt);
 

@@ -118,23 +118,33 @@ mom_status mom_gradients_lend(mom_gradients *g, const mom_params *p, mom_error *
     return MOM_OK;
 }
 
-/* Zeroes the touched rows of an embedding's gradient that no caller has seen. */
-static void zero_touched(float *values, const mom_param *param, const uint8_t *touched) {
-    const size_t rows = param->dims[0], width = param->dims[1];
-    for (size_t r = 0; r < rows; r++)
-        if (touched[r])
-            memset(values + r * width, 0, width * sizeof *values);
+#define ZERO_ROWS ((size_t)256) /* rows per task */
+
+typedef struct {
+    float *values;
+    const uint8_t *touched;
+    size_t width;
+} embedding_job;
+
+static void zero_touched(const void *context, size_t begin, size_t end) {
+    const embedding_job *job = context;
+    for (size_t r = begin; r < end; r++)
+        if (job->touched[r])
+            memset(job->values + r * job->width, 0, job->width * sizeof *job->values);
 }
 
-void mom_gradients_zero(mom_gradients *g, const mom_params *p) {
+void mom_gradients_zero(const mom_exec *x, mom_gradients *g, const mom_params *p) {
     for (size_t i = 0; i < p->count && g->values; i++) {
         const mom_gradient *gradient = &g->table[i];
         if (!g->shown && (!gradient->written || gradient->overwrite))
             continue;
-        if (!g->shown && gradient->touched)
-            zero_touched(mom_param_grad(g, p, i), &p->table[i], gradient->touched);
-        else
-            memset(mom_param_grad(g, p, i), 0, p->table[i].count * sizeof(float));
+        float *values = mom_param_grad(g, p, i);
+        if (!g->shown && gradient->touched) { /* no caller has seen the other rows */
+            const embedding_job job = {values, gradient->touched, p->table[i].dims[1]};
+            mom_parallel_rows(x, p->table[i].dims[0], ZERO_ROWS, zero_touched, &job);
+        } else {
+            mom_zero(x, values, p->table[i].count * sizeof *values);
+        }
     }
     mom_gradients_forget(g, p);
 }

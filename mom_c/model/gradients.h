@@ -57,7 +57,7 @@ mom_status mom_gradients_show(mom_gradients *g, const mom_params *params, mom_er
  * as zero. From now on the memory is not freed before the network is. */
 mom_status mom_gradients_lend(mom_gradients *g, const mom_params *params, mom_error *err);
 
-void mom_gradients_zero(mom_gradients *g, const mom_params *params);
+void mom_gradients_zero(const mom_exec *x, mom_gradients *g, const mom_params *params);
 /* Forgets the gradients without zeroing. The caller has already zeroed what mom_gradients_zero would zero. */
 void mom_gradients_forget(mom_gradients *g, const mom_params *params);
 /* Zeroes the memory of one parameter's gradient where it counts as zero. */

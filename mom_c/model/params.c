@@ -223,20 +223,35 @@ void mom_params_free(mom_params *p) {
     memset(p, 0, sizeof *p);
 }
 
-void mom_params_randomize(mom_params *p, uint64_t seed) {
+#define RANDOM_NUMBERS ((size_t)8192) /* per task */
+
+typedef struct {
+    float *out;
+    double std;
+    float value; /* with a standard deviation of 0 */
+    uint64_t key;
+} random_job;
+
+static void fill_task(const void *context, size_t begin, size_t end) {
+    const random_job *job = context;
+    for (size_t j = begin; j < end; j++)
+        job->out[j] = job->value;
+}
+
+/* Box-Muller; the radius uses a draw in (0, 1]. */
+static void normal_task(const void *context, size_t begin, size_t end) {
+    const random_job *job = context;
+    for (size_t j = begin; j < end; j++) {
+        const double u = 1.0 - (double)(mom_rng_u64(job->key, 2 * j) >> 11) * 0x1p-53;
+        const double v = (double)(mom_rng_u64(job->key, 2 * j + 1) >> 11) * 0x1p-53;
+        job->out[j] = (float)(job->std * sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+    }
+}
+
+void mom_params_randomize(const mom_exec *x, mom_params *p, uint64_t seed) {
     for (size_t i = 0; i < p->count; i++) {
         const mom_param *param = &p->table[i];
-        float *out = p->values + param->offset;
-        const uint64_t key = mom_rng_key(seed, 0, i);
-        for (size_t j = 0; j < param->count; j++) {
-            if (param->init_std == 0.0f) {
-                out[j] = param->init_value;
-                continue;
-            }
-            /* Box-Muller; the radius uses a draw in (0, 1]. */
-            const double u = 1.0 - (double)(mom_rng_u64(key, 2 * j) >> 11) * 0x1p-53;
-            const double v = (double)(mom_rng_u64(key, 2 * j + 1) >> 11) * 0x1p-53;
-            out[j] = (float)((double)param->init_std * sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
-        }
+        const random_job job = {p->values + param->offset, (double)param->init_std, param->init_value, mom_rng_key(seed, 0, i)};
+        mom_parallel_rows(x, param->count, RANDOM_NUMBERS, param->init_std == 0.0f ? fill_task : normal_task, &job);
     }
 }

@@ -74,7 +74,7 @@ void mom_params_free(mom_params *params);
 
 /* Fills the parameters with initial values: normal with each tensor's own standard deviation, LayerNorm weights 1,
  * biases 0. They depend only on the seed and on the tensor's position in the table. */
-void mom_params_randomize(mom_params *params, uint64_t seed);
+void mom_params_randomize(const mom_exec *x, mom_params *params, uint64_t seed);
 
 /* Allocates the pointer arrays of `tensors` from `arena` and points them into `block`, which is laid out like the
  * parameters. Does the same for `router` if the pool is routed. */

@@ -267,8 +267,7 @@ static mom_status dispatch(const mom_pass *pass, const mom_pool *pool, mom_route
     const size_t n = N * r->plan.K;
     const float *weights = r->used;
     MOM_ARENA_NEW(r->used, pass->saved, n, pass->err);
-    if (!x->dry_run)
-        mom_router_ste_forward(r->used, weights, n);
+    mom_router_ste_forward(x, r->used, weights, n);
     return MOM_OK;
 }
 
@@ -316,12 +315,12 @@ void mom_route_leave_out(const mom_pass *pass, const mom_pool *pool, mom_route *
  * be NULL. */
 static void join_uses(const mom_exec *x, float *dused, float *dused2, int straight_through, size_t n) {
     if (straight_through) {
-        mom_router_ste_backward(dused, dused, n);
+        mom_router_ste_backward(x, dused, dused, n);
         if (dused2)
-            mom_router_ste_backward(dused2, dused2, n);
+            mom_router_ste_backward(x, dused2, dused2, n);
     }
     if (dused2)
-        x->k->vec.add(dused, dused2, n);
+        mom_scaled_add(x, dused, 1.0f, dused2, n);
 }
 
 /* dbias (S), a count in place of a gradient: how many more real tokens made each choice than its equal share. */
@@ -377,8 +376,7 @@ mom_status mom_route_backward(const mom_pass *pass, const mom_half_round *at, co
     const mom_exec *x = pass->exec;
     const mom_balance_terms *balance = &b->balance;
     const size_t N = pass->N, S = pool->S, width = pool->M * sizeof(float);
-    if (!x->dry_run)
-        join_uses(x, dused, dused2, c->use_ste, N * r->plan.K);
+    join_uses(x, dused, dused2, c->use_ste, N * r->plan.K);
 
     const mom_topk_spec topk = topk_of(pass, pool, r);
     float *dscores;

@@ -4,6 +4,7 @@
 
 #define ROWS ((size_t)32)     /* tokens per task, forward */
 #define COLUMNS ((size_t)32)  /* channels per task, backward */
+#define GROUPS ((size_t)4)    /* into which the rows of a table fall, backward */
 
 typedef struct {
     const mom_kernels *k;
@@ -36,31 +37,35 @@ void mom_embedding_forward(const mom_exec *x, float *out, const int32_t *tokens,
 
 typedef struct {
     const mom_kernels *k;
-    float *dwte, *dwpe;
+    float *table[2];        /* dwte, dwpe */
+    const int32_t *rows[2]; /* tokens, positions */
     const float *dout;
-    const int32_t *tokens, *positions;
     mom_dropout dropout;
     size_t N, C;
 } backward_job;
 
+/* Some columns of a group of rows of one table: those with row % GROUPS == group. Each row's sum runs in the order of the
+ * tokens. */
 static void backward_task(void *context, size_t task, int thread) {
     const backward_job *job = context;
-    const size_t C = job->C, begin = task * COLUMNS, width = mom_min(C - begin, COLUMNS);
+    const size_t C = job->C, of = task / GROUPS % 2, begin = task / GROUPS / 2 * COLUMNS, width = mom_min(C - begin, COLUMNS);
     float kept[COLUMNS];
     (void)thread;
     for (size_t t = 0; t < job->N; t++) {
+        const size_t row = (size_t)job->rows[of][t];
+        if (row % GROUPS != task % GROUPS)
+            continue;
         const float *dout = job->dout + t * C + begin;
         if (job->dropout.p > 0.0f) {
             job->k->vec.dropout(kept, dout, job->dropout, t * C + begin, width);
             dout = kept;
         }
-        job->k->vec.add(job->dwte + (size_t)job->tokens[t] * C + begin, dout, width);
-        job->k->vec.add(job->dwpe + (size_t)job->positions[t] * C + begin, dout, width);
+        job->k->vec.add(job->table[of] + row * C + begin, dout, width);
     }
 }
 
 void mom_embedding_backward(const mom_exec *x, float *dwte, float *dwpe, const float *dout, const int32_t *tokens,
                             const int32_t *positions, mom_dropout dropout, size_t N, size_t C) {
-    backward_job job = {x->k, dwte, dwpe, dout, tokens, positions, dropout, N, C};
-    mom_parallel_for(x, mom_div_up(C, COLUMNS), backward_task, &job);
+    backward_job job = {x->k, {dwte, dwpe}, {tokens, positions}, dout, dropout, N, C};
+    mom_parallel_for(x, 2 * GROUPS * mom_div_up(C, COLUMNS), backward_task, &job);
 }

@@ -1,11 +1,11 @@
-/* Routing plan: a stable counting sort of the choices by module. Contracts: routing_plan.h.
- *
- * Two passes over index (N, K) and one over M. They are serial, because a few operations per choice are little beside the
- * products of a whole row of a module.
- */
+/* Routing plan: a stable counting sort of the choices by module. Contracts: routing_plan.h. */
 #include "ops/routing_plan.h"
 
 #include <string.h>
+
+#include "base/sizes.h"
+
+#define PART_TOKENS ((size_t)512) /* tokens of a task */
 
 static mom_status check_size(size_t N, size_t K, mom_error *err) {
     if (K && N > INT32_MAX / K)
@@ -22,47 +22,65 @@ static mom_status allocate(mom_routing_plan *plan, mom_arena *arena, mom_error *
     return MOM_OK;
 }
 
-/* Slots are given out in order of (token, choice), so they rise by token within each module. Meanwhile offsets[m] is the next
- * free slot of module m. */
-static mom_status sort_choices(mom_routing_plan *plan, mom_arena *arena, const int16_t *index, mom_error *err) {
-    const size_t choices = plan->N * plan->K, M = plan->M;
-    MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
-    int32_t *offsets = plan->offsets;
+/* Choices are sorted in parts of consecutive tokens. next (parts, M): first how many choices of a part are of each module,
+ * then the slot that the part's next choice of the module gets. */
+typedef struct {
+    mom_routing_plan *plan;
+    const int16_t *index;
+    int32_t *next;
+} sort_job;
 
-    /* pass 1: count */
-    memset(offsets, 0, (M + 1) * sizeof *offsets);
-    for (size_t i = 0; i < choices; i++)
-        if ((size_t)index[i] < M)
-            offsets[(size_t)index[i] + 1]++;
-    for (size_t m = 0; m < M; m++)
-        offsets[m + 1] += offsets[m];
-    plan->slots = (size_t)offsets[M];
-    MOM_TRY(allocate(plan, arena, err));
+static void count_part(const void *context, size_t begin, size_t end) {
+    const sort_job *job = context;
+    const size_t K = job->plan->K, M = job->plan->M;
+    int32_t *count = job->next + begin / PART_TOKENS * M;
+    memset(count, 0, M * sizeof *count);
+    for (size_t choice = begin * K; choice < end * K; choice++)
+        if ((size_t)job->index[choice] < M)
+            count[job->index[choice]]++;
+}
 
-    /* pass 2: give out slots */
-    for (size_t t = 0; t < plan->N; t++) {
+static void fill_part(const void *context, size_t begin, size_t end) {
+    const sort_job *job = context;
+    const mom_routing_plan *plan = job->plan;
+    int32_t *next = job->next + begin / PART_TOKENS * plan->M;
+    for (size_t t = begin; t < end; t++) {
         for (size_t k = 0; k < plan->K; k++) {
-            const size_t choice = t * plan->K + k, m = (size_t)index[choice];
-            if (m >= M) {
+            const size_t choice = t * plan->K + k, m = (size_t)job->index[choice];
+            if (m >= plan->M) {
                 plan->slot[choice] = -1;
                 continue;
             }
-            const int32_t slot = offsets[m]++;
+            const int32_t slot = next[m]++;
             plan->slot[choice] = slot;
             plan->token[slot] = (int32_t)t;
             plan->choice[slot] = (int32_t)k;
         }
     }
+}
 
-    /* Each offset has moved on to its module's end, which is the next module's beginning. */
-    memmove(offsets + 1, offsets, M * sizeof *offsets);
-    offsets[0] = 0;
+/* Slots are given out in order of (token, choice), so they rise by token within each module. */
+static mom_status sort_choices(const mom_exec *x, mom_routing_plan *plan, mom_arena *arena, sort_job *job, mom_error *err) {
+    const size_t M = plan->M, parts = mom_div_up(plan->N, PART_TOKENS);
+    mom_parallel_rows(x, plan->N, PART_TOKENS, count_part, job);
+    int32_t slots = 0;
+    for (size_t m = 0; m < M; m++) {
+        plan->offsets[m] = slots;
+        for (size_t part = 0; part < parts; part++) {
+            const int32_t count = job->next[part * M + m];
+            job->next[part * M + m] = slots;
+            slots += count;
+        }
+    }
+    plan->offsets[M] = slots;
+    plan->slots = (size_t)slots;
+    MOM_TRY(allocate(plan, arena, err));
+    mom_parallel_rows(x, plan->N, PART_TOKENS, fill_part, job);
     return MOM_OK;
 }
 
 static mom_status spread_evenly(mom_routing_plan *plan, mom_arena *arena, mom_error *err) {
     plan->slots = plan->N * (plan->K < plan->M ? plan->K : plan->M);
-    MOM_ARENA_NEW(plan->offsets, arena, plan->M + 1, err);
     for (size_t m = 0; m <= plan->M; m++)
         plan->offsets[m] = (int32_t)(plan->slots * m / plan->M);
     return allocate(plan, arena, err);
@@ -72,7 +90,10 @@ mom_status mom_routing_plan_init(const mom_exec *x, mom_routing_plan *plan, mom_
                                  size_t K, size_t M, mom_error *err) {
     MOM_TRY(check_size(N, K, err));
     *plan = (mom_routing_plan){.N = N, .K = K, .M = M};
-    return x->dry_run ? spread_evenly(plan, arena, err) : sort_choices(plan, arena, index, err);
+    sort_job job = {.plan = plan, .index = index};
+    MOM_ARENA_NEW(plan->offsets, arena, M + 1, err);
+    MOM_ARENA_NEW(job.next, arena, mom_div_up(N, PART_TOKENS) * M, err);
+    return x->dry_run ? spread_evenly(plan, arena, err) : sort_choices(x, plan, arena, &job, err);
 }
 
 /* All slots of one module. */

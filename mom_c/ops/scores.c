@@ -139,12 +139,28 @@ void mom_router_topk_backward(const mom_exec *x, float *dscores, const float *dw
     mom_parallel_rows(x, spec->N, TASK_ROWS, topk_backward_task, &job);
 }
 
-void mom_router_ste_forward(float *out, const float *weight, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        out[i] = (float)((weight[i] > 0.0f) - (weight[i] < 0.0f));
+/* ---- straight-through sign */
+
+#define STE_NUMBERS ((size_t)4096) /* per task */
+
+static void ste_task(const void *context, size_t begin, size_t end) {
+    const scores_job *job = context;
+    for (size_t i = begin; i < end; i++)
+        job->out[i] = (float)((job->inp[i] > 0.0f) - (job->inp[i] < 0.0f));
 }
 
-void mom_router_ste_backward(float *out, const float *dweight, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        out[i] = dweight[i] < -1.0f ? -1.0f : dweight[i] > 1.0f ? 1.0f : dweight[i];
+void mom_router_ste_forward(const mom_exec *x, float *out, const float *weight, size_t n) {
+    const scores_job job = {.out = out, .inp = weight};
+    mom_parallel_rows(x, n, STE_NUMBERS, ste_task, &job);
+}
+
+static void ste_backward_task(const void *context, size_t begin, size_t end) {
+    const scores_job *job = context;
+    for (size_t i = begin; i < end; i++)
+        job->out[i] = job->inp[i] < -1.0f ? -1.0f : job->inp[i] > 1.0f ? 1.0f : job->inp[i];
+}
+
+void mom_router_ste_backward(const mom_exec *x, float *out, const float *dweight, size_t n) {
+    const scores_job job = {.out = out, .inp = dweight};
+    mom_parallel_rows(x, n, STE_NUMBERS, ste_backward_task, &job);
 }

@@ -33,7 +33,7 @@ void mom_router_topk_backward(const mom_exec *x, float *dscores, const float *dw
                               const float *weight, const float *scores, const mom_topk_spec *spec);
 
 /* Straight-through sign: out = sign(weight) (0 for 0); backward: out = clamp(dweight, -1, 1). In place allowed. */
-void mom_router_ste_forward(float *out, const float *weight, size_t n);
-void mom_router_ste_backward(float *out, const float *dweight, size_t n);
+void mom_router_ste_forward(const mom_exec *x, float *out, const float *weight, size_t n);
+void mom_router_ste_backward(const mom_exec *x, float *out, const float *dweight, size_t n);
 
 #endif

@@ -112,6 +112,7 @@ void check_routers(void);
 void check_modules(void);
 void check_losses(void);
 void check_training(void);
+void check_parallel(void);
 void check_network(void);
 void check_decoder(void);
 

@@ -11,7 +11,7 @@ typedef struct {
 } suite;
 
 static const suite suites[] = {
-    {"layers", check_layers},   {"products", check_products}, {"attention", check_attention},
+    {"parallel", check_parallel}, {"layers", check_layers},   {"products", check_products}, {"attention", check_attention},
     {"routers", check_routers}, {"modules", check_modules},   {"losses", check_losses},
     {"training", check_training}, {"network", check_network}, {"decoder", check_decoder},
 };

@@ -308,7 +308,7 @@ static mom_status life(void *context, mom_error *err) {
     if (status == MOM_OK)
         status = one_step(&gpt, &x, options, &losses, err);
     if (status == MOM_OK) {
-        mom_gpt_zero_grad(&gpt);
+        mom_gpt_zero_grad(&gpt, &x);
         status = one_step(&gpt, &x, options, &losses, err);
     }
     mom_gpt_free(&gpt);

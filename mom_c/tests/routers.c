@@ -430,10 +430,8 @@ static mom_status scores_run(check_case *c, const mom_exec *x, mom_error *err) {
     mom_router_topk_forward(x, check_i16(c, INDEX), check_f32(c, KEPT), check_f32(c, SCORES), &spec);
     mom_router_topk_backward(x, check_f32(c, DCHOSEN), check_f32(c, DWEIGHT), check_i16(c, INDEX), check_f32(c, KEPT),
                              check_f32(c, SCORES), &spec);
-    if (x->dry_run)
-        return MOM_OK; /* the sign is a plain loop of its caller's */
-    mom_router_ste_forward(check_f32(c, SIGN), check_f32(c, DWEIGHT), N * K);
-    mom_router_ste_backward(check_f32(c, DSIGN), check_f32(c, DWEIGHT), N * K);
+    mom_router_ste_forward(x, check_f32(c, SIGN), check_f32(c, DWEIGHT), N * K);
+    mom_router_ste_backward(x, check_f32(c, DSIGN), check_f32(c, DWEIGHT), N * K);
     return MOM_OK;
 }
 

@@ -61,6 +61,7 @@ void small_batch_init(small_batch *b, unsigned options) {
 mom_status small_init(mom_gpt *gpt, unsigned options, mom_error *err) {
     const mom_config config = small_config(options);
     MOM_TRY(mom_gpt_init(gpt, &config, err));
-    mom_params_randomize(&gpt->params, 5);
+    const mom_exec x = {.threads = 1};
+    mom_params_randomize(&x, &gpt->params, 5);
     return MOM_OK;
 }
