@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -62,3 +63,10 @@ def test_the_source_distribution_has_all_files(tmp_path: Path) -> None:
     assert "mom_c/flags.mk" in files
     assert sorted(files - distributed) == []
     assert [name for name in distributed if name.endswith((".so", ".pyc", ".o"))] == []
+
+
+def test_the_tests_of_wheels_exist() -> None:
+    """Those of hosted builds are named in `pyproject.toml`, where a missing folder would show only in a release."""
+    table = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.cibuildwheel]")[2]
+    names = re.findall(r"\{project\}/([\w/.]+)", table)
+    assert names and [name for name in names if not (ROOT / name).exists()] == []
