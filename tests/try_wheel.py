@@ -37,9 +37,9 @@ print("testing", mom.__file__, "with", *libraries)
 """
 
 
-def run(*command: str | Path, **options: object) -> None:
+def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
     """Run a command. If it fails, this script ends with its status."""
-    status = subprocess.run(command, **options).returncode  # type: ignore[call-overload]
+    status = subprocess.run(command, cwd=cwd, env=env).returncode
     if status:
         sys.exit(status)
 
@@ -52,10 +52,10 @@ def environment(folder: Path) -> Path:
 
 def time_of_commit() -> dict[str, str]:
     """The variable that gives all files of the wheel one time, unless it is set or the time is not known."""
-    if "SOURCE_DATE_EPOCH" in os.environ or not (ROOT / ".git").exists():
+    if "SOURCE_DATE_EPOCH" in os.environ or not (ROOT / ".git").exists() or not shutil.which("git"):
         return {}
-    command = ["git", "log", "-1", "--format=%ct"]
-    return {"SOURCE_DATE_EPOCH": subprocess.run(command, cwd=ROOT, text=True, capture_output=True).stdout.strip()}
+    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, text=True, capture_output=True)
+    return {"SOURCE_DATE_EPOCH": done.stdout.strip()} if done.returncode == 0 else {}
 
 
 def build(folder: Path) -> tuple[Path, Path]:
