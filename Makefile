@@ -29,7 +29,7 @@ NO_NEW_CALLS := --ignore tests/docs --ignore tests/reference --ignore tests/mode
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan \
-	notebooks docs fuzz faults coverage lint stubs bench dist clean
+	notebooks docs fuzz faults coverage lint stubs bench dist wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,10 @@ dist: ## source distribution and wheel in dist/
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) build
 	$(VENV)/bin/python -m build
+
+# PYTHON=python3.12 builds for another Python. The tests run from the source distribution, which is in dist/ afterwards, too.
+wheel: ## build a wheel for other Linux machines, with OpenMP inside, and run its tests without a compiler
+	$(PYTHON) tests/try_wheel.py -n $(JOBS) --dist worksteal $(TESTS)
 
 clean: ## remove everything that was built
 	rm -rf build dist docs/_build docs/api .venv .venv-test .venv-serial .venv-amx .venv-debug .venv-asan .venv-coverage $(ECOSYSTEM_VENV) $(DOCS_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -12,10 +12,12 @@ MOM_AMX_EMULATED=1  level amx on any processor with AVX-512, its instructions in
 """
 
 import os
+import platform
 import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +52,25 @@ def files(pattern: str) -> list[str]:
 
 #: Options of the compiler that decide for which processor and by which arithmetic it translates.
 _OWN = ("-m", "-O", "-ffast-math", "-funsafe-math-optimizations", "-ffinite-math-only", "-fassociative-math", "-flto")
+#: Options that begin like those, and choose neither.
+_KEPT = ("-m32", "-m64", "-mthreads", "-mmacosx-version-min")
 
 
 def without_own(command: list[str]) -> list[str]:
     """A compiler's command without options from CFLAGS that only `mom_c/flags.mk` may set."""
-    return [word for word in command if not word.startswith(_OWN) or word in ("-m32", "-m64", "-mthreads")]
+    return [word for word in command if not word.startswith(_OWN) or word.startswith(_KEPT)]
 
+
+# A Python for both kinds of Apple processors asks for code for both. One build is for one processor: this machine's.
+if sys.platform == "darwin":
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 
 NO_COMPILER = """mom is built from C, and no C compiler works here ({command}). Install one: \
 'apt install build-essential', 'dnf install gcc' or 'xcode-select --install'."""
 NO_HEADERS = """mom is built from C, and Python's header files are missing. Install them: \
 'apt install python3-dev' or 'dnf install python3-devel'."""
+TWO_PROCESSORS = """ARCHFLAGS: mom cannot be built for several processors at once ({names}), since each gets \
+instructions of its own. Build once for each, such as with ARCHFLAGS='-arch {name}'."""
 NO_OPENMP = """The C compiler has no OpenMP, so mom will compute on one thread. For all of them, install OpenMP \
 ('apt install libomp-dev' for Clang, 'brew install libomp' on macOS) or build with CC=gcc."""
 
@@ -136,7 +146,10 @@ class BuildCore(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type == "msvc":
             raise RuntimeError("mom needs GCC or Clang; build with --compiler=mingw32")
-        self.compiler.compiler_so = without_own(self.compiler.compiler_so)
+        command = self.compiler.compiler_so = without_own(self.compiler.compiler_so)
+        names = sorted({name for option, name in pairwise(command) if option == "-arch"})
+        if len(names) > 1:
+            sys.exit(TWO_PROCESSORS.format(names=", ".join(names), name=names[0]))
         has_openmp = self.check_tools()
         flags = self.common_flags()
         link_flags = ["-lm"]

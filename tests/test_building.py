@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -33,7 +35,38 @@ def test_options_for_one_processor_do_not_reach_the_compiler(tmp_path: Path) -> 
     compiler, told = tmp_path / "cc", tmp_path / "told"
     compiler.write_text(f'#!/bin/sh\necho "$@" >> {told}\nexit 1\n')
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    build(tmp_path, CC=str(compiler), CFLAGS="-march=native -mavx512f -Ofast -ffast-math -DKEPT=1")
-    options = told.read_text().split()
-    assert "-DKEPT=1" in options
-    assert not [option for option in options if option.startswith(("-m", "-Ofast", "-ffast-math"))]
+    kept = {"-DKEPT=1", "-mmacosx-version-min=15.0"}
+    build(tmp_path, CC=str(compiler), CFLAGS=f"-march=native -mavx512f -Ofast -ffast-math {' '.join(kept)}")
+    options = set(told.read_text().split())
+    assert kept <= options
+    assert not [option for option in options - kept if option.startswith(("-m", "-Ofast", "-ffast-math"))]
+
+
+def test_a_build_for_two_processors_is_refused(tmp_path: Path) -> None:
+    """Files of the levels have instructions of one processor, and OpenMP libraries are for one processor, too."""
+    done = build(tmp_path, CFLAGS="-arch x86_64 -arch arm64")
+    assert done.returncode != 0
+    assert done.stderr == (
+        "ARCHFLAGS: mom cannot be built for several processors at once (arm64, x86_64), since each gets instructions "
+        "of its own. Build once for each, such as with ARCHFLAGS='-arch arm64'.\n"
+    )
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="git says which files there are")
+def test_the_source_distribution_has_all_files(tmp_path: Path) -> None:
+    """But for those that only concern the repository and its hosts."""
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    distributed = set((tmp_path / "mom.egg-info/SOURCES.txt").read_text(encoding="utf-8").splitlines())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = {name for name in tracked.splitlines() if not name.startswith((".ci/", ".github/"))}
+    assert "mom_c/flags.mk" in files
+    assert sorted(files - distributed) == []
+    assert [name for name in distributed if name.endswith((".so", ".pyc", ".o"))] == []
+
+
+def test_the_tests_of_wheels_exist() -> None:
+    """Those of hosted builds are named in `pyproject.toml`, where a missing folder would show only in a release."""
+    table = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.cibuildwheel]")[2]
+    names = re.findall(r"\{project\}/([\w/.]+)", table)
+    assert names and [name for name in names if not (ROOT / name).exists()] == []

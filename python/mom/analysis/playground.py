@@ -293,7 +293,7 @@ def playground(model: MoM | PathLike, text: str | npt.ArrayLike, *, intervention
     Raises
     ------
     ImportError
-        Without anywidget, which ``pip install 'mom[notebook]'`` installs.
+        Without the package anywidget: ``pip install anywidget``.
     ValueError, TypeError
         As for `Playground`.
 
