@@ -45,7 +45,7 @@ typedef struct {
 #define MOM_MOST_MR 12      /* largest mr */
 #define MOM_MOST_TILE 512   /* largest mr * nr */
 #define MOM_MOST_MC 256     /* largest mc */
-#define MOM_COLUMN_UNIT 128 /* a multiple of every nr */
+#define MOM_MOST_COLUMNS ((size_t)512) /* largest column_block */
 
 /* All entries give the same bits. With accumulate 1 the product is added to c, with 0 c is overwritten and not read.
  * `next` is any address; the first kc / 4 cache lines there may be fetched, since the caller will read them soon. */
@@ -103,6 +103,8 @@ typedef struct {
     const char *name, *bf16_name;
     size_t mr, nr;     /* micro-tile */
     size_t mc, kc, nc; /* blocks that stay in caches: rows of a, steps of k, columns of b */
+    size_t column_unit;  /* columns of a task of little work, such as packing; whole panels */
+    size_t column_block; /* most columns of a task; a multiple of column_unit, and nc is a multiple of it */
     size_t kc_bf16;    /* kc for factors in bfloat16, in steps of k */
     mom_gemm_f32_kernels f32;
     mom_gemm_bf16_kernels bf16;
