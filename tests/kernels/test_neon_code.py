@@ -1,7 +1,7 @@
 """The inner loops of the micro-kernels for AArch64, as a cross-compiler translates them.
 
-They need nearly all of the 32 vector registers. A compiler that runs out of registers stores some of them to the stack in
-every step. The results stay right but take longer, which no other test would notice.
+They need nearly all of the 32 vector registers. A compiler that runs out of registers stores some of them to the stack
+in every step. The results stay right but take longer, which no other test would notice.
 """
 
 from __future__ import annotations
