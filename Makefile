@@ -28,8 +28,8 @@ build_in = $(PYTHON) -m venv --clear $(1) && $(2) $(1)/bin/python -m pip install
 NO_NEW_CALLS := --ignore tests/docs --ignore tests/reference --ignore tests/model/test_curves.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev core test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated test-debug test-asan \
-	notebooks docs fuzz faults coverage lint stubs bench dist wheel clean
+.PHONY: help demo dev core core-aarch64 test test-ecosystem test-levels test-versions test-no-openmp test-amx-emulated \
+	test-debug test-asan notebooks docs fuzz faults coverage lint stubs bench dist wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ dev: ## editable install into .venv with everything that tests need, warnings as
 
 core: ## build the C core with a C compiler alone and test it, under sanitizers too; train its example (no Python)
 	$(MAKE) -C mom_c
+
+core-aarch64: ## build the C core for AArch64 with a cross-compiler and test it in QEMU at every level (no Python)
+	$(MAKE) -C mom_c aarch64
 
 test: ## install into a fresh .venv-test and run all tests
 	$(call build_in,$(TEST_VENV))

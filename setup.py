@@ -14,8 +14,10 @@ MOM_AMX_EMULATED=1  level amx on any processor with AVX-512, its instructions in
 import os
 import platform
 import re
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -85,12 +87,42 @@ def level_of(source: str) -> str | None:
     return stem.rsplit("_", 1)[1] if stem.startswith(("level_", "gemm_ukr_")) else None
 
 
+def levels_to_build(has: Callable[[str], bool]) -> list[str]:
+    """The level baseline, and those of the compiler's architecture that the compiler knows, best last."""
+    known = [level for name in words("ARCHITECTURES") if has(name) for level in words(f"LEVELS_{name}")]
+    return ["baseline", *(level for level in known if level not in words("PROBED_LEVELS") or has(level))]
+
+
+def homebrew_folder() -> list[str]:
+    """Where Homebrew keeps libomp, if there is a Homebrew."""
+    try:
+        done = subprocess.run(["brew", "--prefix", "libomp"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.split("\n")[:1] if done.returncode == 0 else []
+
+
+def openmp_choices(platform: str, environment: Mapping[str, str], prefix: str) -> list[tuple[list[str], list[str]]]:
+    """Options of the compiler and of the linker that may give OpenMP, to be tried in this order.
+
+    The clang of macOS has no OpenMP of its own. It takes the library libomp of Homebrew or conda.
+    """
+    choices = [(["-fopenmp"], ["-fopenmp"])]
+    if platform == "darwin":
+        folders = [*homebrew_folder(), *words("LIBOMP_FOLDERS"), environment.get("CONDA_PREFIX", ""), prefix]
+        for folder in dict.fromkeys(folders):
+            if folder and Path(folder, "include", "omp.h").is_file():
+                options = ["-Xpreprocessor", "-fopenmp", f"-I{folder}/include"]
+                choices.append((options, [f"-L{folder}/lib", f"-Wl,-rpath,{folder}/lib", "-lomp"]))
+    return choices
+
+
 class BuildCore(build_ext):
     """Compiles every file with its own flags, several at a time."""
 
-    def has(self, feature: str, link: bool = False) -> bool:
-        """Whether the compiler can compile a feature's test program."""
-        flags = words(f"PROBE_FLAGS_{feature}")
+    def has(self, feature: str, options: list[str] | None = None, link: list[str] | None = None) -> bool:
+        """Whether the compiler can compile a feature's test program, and link it with the options `link`."""
+        flags = [*words(f"PROBE_FLAGS_{feature}"), *(options or [])]
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "probe.c"
             source.write_text(FLAGS[f"PROBE_{feature}"] + "\n")
@@ -99,35 +131,39 @@ class BuildCore(build_ext):
                 objects = self.compiler.compile(
                     [str(source)], output_dir=folder, include_dirs=include, extra_postargs=flags
                 )
-                if link:
-                    self.compiler.link_executable(objects, str(Path(folder) / "probe"), extra_postargs=flags)
+                if link is not None:
+                    self.compiler.link_executable(objects, str(Path(folder) / "probe"), extra_postargs=link)
             except Exception:  # each compiler class has exceptions of its own
                 return False
         return True
 
-    def has_quietly(self, feature: str, link: bool = False) -> bool:
+    def has_quietly(self, feature: str, options: list[str] | None = None, link: list[str] | None = None) -> bool:
         """The same without the compiler's own messages."""
         saved = os.dup(2)
         null = os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(null, 2)
-            return self.has(feature, link)
+            return self.has(feature, options, link)
         finally:
             os.dup2(saved, 2)
             os.close(saved)
             os.close(null)
 
-    def check_tools(self) -> bool:
-        """Leave with one sentence if there is no compiler or no Python.h. Returns whether there is OpenMP."""
-        if not self.has_quietly("c", link=True):
+    def check_tools(self) -> None:
+        """Leave with one sentence if there is no compiler or no Python.h."""
+        if not self.has_quietly("c", link=[]):
             sys.exit(NO_COMPILER.format(command=" ".join(self.compiler.compiler_so[:1])))
         if not self.has_quietly("python"):
             sys.exit(NO_HEADERS)
-        wanted = enabled("MOM_OPENMP", default=True)
-        if wanted and not self.has_quietly("openmp", link=True):
+
+    def openmp_flags(self) -> tuple[list[str], list[str]]:
+        """Options of the compiler and of the linker for OpenMP; none without it."""
+        if enabled("MOM_OPENMP", default=True):
+            for options, link in openmp_choices(sys.platform, os.environ, sys.prefix):
+                if self.has_quietly("openmp", options, link):
+                    return options, link
             print(NO_OPENMP, file=sys.stderr, flush=True)
-            return False
-        return wanted
+        return [], []
 
     def common_flags(self) -> list[str]:
         flags = [*words("STANDARD"), f"-I{ROOT}", *words("DEBUG" if enabled("MOM_DEBUG") else "OPTIMISE")]
@@ -150,31 +186,24 @@ class BuildCore(build_ext):
         names = sorted({name for option, name in pairwise(command) if option == "-arch"})
         if len(names) > 1:
             sys.exit(TWO_PROCESSORS.format(names=", ".join(names), name=names[0]))
-        has_openmp = self.check_tools()
-        flags = self.common_flags()
-        link_flags = ["-lm"]
+        self.check_tools()
+        openmp, openmp_link = self.openmp_flags()
+        flags = [*self.common_flags(), *openmp]
+        link_flags = ["-lm", *openmp_link]
         if enabled("MOM_SANITIZE"):
             flags += words("SANITIZE")
             link_flags += words("SANITIZE")
         if enabled("MOM_COVERAGE"):
             flags += words("COVERAGE")
             link_flags += words("COVERAGE")
-        if has_openmp:
-            flags.append("-fopenmp")
-            link_flags.append("-fopenmp")
         level_flags = {level: words(f"LEVEL_{level}") for level in words("LEVELS")}
-        if not self.has_quietly("x86"):
-            flags.append("-DMOM_NO_X86_LEVELS")
-            ext.sources = [source for source in ext.sources if level_of(source) in (None, "baseline")]
-        else:
-            emulated = enabled("MOM_AMX_EMULATED")
-            if emulated:
-                flags.append("-DMOM_AMX_EMULATED")
-                level_flags["amx"] = level_flags["avx512"]
-            for level in ("avx512bf16", "amx"):
-                if not self.has_quietly(level) and not (emulated and level == "amx"):
-                    flags.append(f"-DMOM_NO_{level.upper()}")
-                    ext.sources = [source for source in ext.sources if level_of(source) != level]
+        levels = levels_to_build(self.has_quietly)
+        if enabled("MOM_AMX_EMULATED") and "avx512" in levels:
+            flags.append("-DMOM_AMX_EMULATED")
+            level_flags["amx"] = level_flags["avx512"]
+            levels = [level for level in levels if level != "amx"] + ["amx"]
+        flags += [f"-DMOM_HAS_{level.upper()}" for level in levels]
+        ext.sources = [source for source in ext.sources if level_of(source) in (None, *levels)]
         ext.extra_link_args = link_flags
         self.rebuild_if_changed("\n".join([*flags, "--", *link_flags]))
 

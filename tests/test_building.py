@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +73,62 @@ def test_the_tests_of_wheels_exist() -> None:
     table = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.cibuildwheel]")[2]
     names = re.findall(r"\{project\}/([\w/.]+)", table)
     assert names and [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The functions of `setup.py`, which builds nothing here."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    return runpy.run_path("setup.py")
+
+
+@pytest.mark.parametrize(
+    ("known", "levels"),
+    [
+        ({"x86"}, ["baseline", "avx2", "avx512"]),
+        ({"x86", "avx512bf16", "amx"}, ["baseline", "avx2", "avx512", "avx512bf16", "amx"]),
+        ({"aarch64"}, ["baseline", "neon"]),
+        ({"aarch64", "neonbf16"}, ["baseline", "neon", "neonbf16"]),
+        (set(), ["baseline"]),
+    ],
+)
+def test_levels_are_those_of_the_architecture_that_the_compiler_knows(
+    known: set[str], levels: list[str], script: dict[str, Any]
+) -> None:
+    assert script["levels_to_build"](lambda feature: feature in known) == levels
+    sources = {path.stem for path in (ROOT / "mom_c/kernels").glob("*.c")}
+    assert sources >= {f"{kind}_{level}" for level in levels for kind in ("level", "gemm_ukr")}
+
+
+def with_libomp(folder: Path) -> str:
+    (folder / "include").mkdir(parents=True)
+    (folder / "include" / "omp.h").touch()
+    return str(folder)
+
+
+def test_libomp_is_found_in_homebrew_and_conda_on_macos(
+    script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices: Callable[..., list[tuple[list[str], list[str]]]] = script["openmp_choices"]
+    brew, conda, prefix = (with_libomp(tmp_path / name) for name in ("opt/libomp", "conda", "prefix"))
+    program = tmp_path / "bin/brew"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$*" = "--prefix libomp" ] && echo {brew}\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    plain = (["-fopenmp"], ["-fopenmp"])
+
+    def with_library(folder: str) -> tuple[list[str], list[str]]:
+        library = f"{folder}/lib"
+        compiling = ["-Xpreprocessor", "-fopenmp", f"-I{folder}/include"]
+        return compiling, [f"-L{library}", f"-Wl,-rpath,{library}", "-lomp"]
+
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert choices("linux", {"CONDA_PREFIX": conda}, prefix) == [plain]
+    found = choices("darwin", {"CONDA_PREFIX": conda}, prefix)
+    assert found[0] == plain
+    assert [choice for choice in found[1:] if str(tmp_path) in choice[0][2]] == [
+        with_library(brew), with_library(conda), with_library(prefix),
+    ]  # fmt: skip
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert with_library(brew) not in choices("darwin", {}, str(tmp_path / "elsewhere"))

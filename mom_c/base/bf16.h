@@ -1,8 +1,8 @@
 /* bfloat16: the upper 16 bits of a float32. It is used for storage and for the factors of products; every sum is float32.
  *
  * Rounding is to nearest, ties to even; NaN stays NaN. The conversions here are integer arithmetic and keep denormal numbers.
- * Products treat them differently. On x86 a denormal factor counts as zero, because tasks run with denormals switched
- * off (base/parallel.c) and because the processor's bfloat16 instructions ignore denormals, too.
+ * Products treat them differently. On x86 and AArch64 a denormal factor counts as zero, because tasks run with denormals
+ * switched off (base/parallel.c) and because the processors' bfloat16 instructions ignore denormals, too.
  */
 #ifndef MOM_BASE_BF16_H
 #define MOM_BASE_BF16_H

@@ -7,6 +7,11 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "base/cpu.h"
 
@@ -38,20 +43,39 @@ static int detect_amx(void) {
 }
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+/* Copied from asm/hwcap.h, since older systems have that header without this constant. */
+#define HAS_BF16 (1ul << 14) /* HWCAP2_BF16 */
+
+static int detect_neonbf16(void) { return (getauxval(AT_HWCAP2) & HAS_BF16) != 0; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+static int detect_neonbf16(void) {
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, NULL, 0) == 0 && found;
+}
+#elif defined(__aarch64__)
+static int detect_neonbf16(void) { return 0; }
+#endif
+
 mom_cpu_features mom_cpu_detect(void) {
-    mom_cpu_features f = {0, 0, 0, 0};
+    mom_cpu_features f = {0};
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
     /* The compiler's run-time support reads CPUID and XGETBV, so it also checks what the system saves. */
     __builtin_cpu_init();
     f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#ifndef MOM_NO_AVX512BF16
+#ifdef MOM_HAS_AVX512BF16
     f.avx512bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
 #endif
 #ifdef X86_64
     f.amx = f.avx512bf16 && detect_amx();
+#endif
+#if defined(__aarch64__)
+    f.neon = 1;
+    f.neonbf16 = detect_neonbf16();
 #endif
     return f;
 }

@@ -8,6 +8,8 @@ typedef struct {
     int avx512;     /* AVX-512 F, BW, DQ and VL */
     int avx512bf16; /* the above and BF16 */
     int amx;        /* the above, tile registers and products of bfloat16 on them */
+    int neon;       /* AArch64 */
+    int neonbf16;   /* the above and BF16: BFDOT and BFMMLA */
 } mom_cpu_features;
 
 /* Also looks at whether the operating system saves the wide registers. */

@@ -1,6 +1,7 @@
 #include "base/parallel.h"
 
 #include <sched.h>
+#include <stdint.h>
 #include <string.h>
 
 #ifdef _OPENMP
@@ -10,19 +11,27 @@
 
 /* While tasks run, denormal numbers count as zero. They cost a hundred times as much as normal numbers and do not
  * matter here: they occur in the tails of softmaxes and in the moments of rows that have long been unused. The caller's
- * mode is restored afterwards. */
+ * mode is restored afterwards. `rest` tells the processor that a thread only waits. */
 #if defined(__SSE2__)
 #include <immintrin.h>
-#define FLUSH_AND_ZERO 0x8040u
-static unsigned flush_denormals(void) {
-    const unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | FLUSH_AND_ZERO);
+#define FLUSH_AND_ZERO 0x8040u /* of MXCSR: results, and inputs */
+static uint64_t float_mode(void) { return _mm_getcsr(); }
+static void set_float_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
+static void rest(void) { _mm_pause(); }
+#elif defined(__aarch64__)
+#define FLUSH_AND_ZERO (1u << 24) /* of FPCR: FZ, which counts for results and inputs */
+static uint64_t float_mode(void) {
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
     return mode;
 }
-static void restore_denormals(unsigned mode) { _mm_setcsr(mode); }
+static void set_float_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
+static void rest(void) { __asm__ volatile("yield"); }
 #else
-static unsigned flush_denormals(void) { return 0; }
-static void restore_denormals(unsigned mode) { (void)mode; }
+#define FLUSH_AND_ZERO 0u
+static uint64_t float_mode(void) { return 0; }
+static void set_float_mode(uint64_t mode) { (void)mode; }
+static void rest(void) {}
 #endif
 
 /* Tasks [next, end). Each counter has a cache line of its own, so that threads do not wait for each other's. */
@@ -51,14 +60,15 @@ static void init_loop(task_loop *loop, int ranges, size_t tasks, mom_task run, v
 
 /* What one thread does: first its own range, then the others. */
 static void run_tasks(task_loop *loop, int thread) {
-    const unsigned mode = flush_denormals();
+    const uint64_t mode = float_mode();
+    set_float_mode(mode | FLUSH_AND_ZERO);
     for (int i = 0; i < loop->count; i++) {
         task_range *range = &loop->ranges[(thread + i) % loop->count];
         size_t task;
         while ((task = atomic_fetch_add_explicit(&range->next, 1, memory_order_relaxed)) < range->end)
             loop->run(loop->context, task, thread);
     }
-    restore_denormals(mode);
+    set_float_mode(mode);
 }
 
 #ifdef _OPENMP
@@ -123,9 +133,7 @@ void mom_parallel_run_in_order(int threads, size_t tasks, mom_task run, void *co
 
 void mom_wait_until_zero(const atomic_size_t *count) {
     for (unsigned spins = 0; atomic_load_explicit(count, memory_order_acquire); spins++) {
-#if defined(__SSE2__)
-        _mm_pause();
-#endif
+        rest();
         if (spins >= SPINS)
             sched_yield();
     }

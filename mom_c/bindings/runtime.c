@@ -105,12 +105,13 @@ static PyObject *get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSE
 static PyObject *cpu_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
     const mom_cpu_features f = mom_cpu_detect();
     const mom_exec exec = mom_current_exec(NULL);
-    return Py_BuildValue("{s:s, s:N, s:s, s:s, s:N, s:i, s:i, s:{s:N, s:N, s:N, s:N}, s:s}", "level", exec.k->name,
+    return Py_BuildValue("{s:s, s:N, s:s, s:s, s:N, s:i, s:i, s:{s:N, s:N, s:N, s:N, s:N, s:N}, s:s}", "level", exec.k->name,
                          "levels", level_names(), "gemm", exec.k->gemm.name, "gemm_bf16", exec.k->gemm.bf16_name,
                          "openmp", PyBool_FromLong(mom_have_openmp()),
                          "threads", exec.threads, "cpus", mom_available_cpus(), "features", "avx2",
                          PyBool_FromLong(f.avx2), "avx512", PyBool_FromLong(f.avx512), "avx512bf16",
-                         PyBool_FromLong(f.avx512bf16), "amx", PyBool_FromLong(f.amx), "compiler",
+                         PyBool_FromLong(f.avx512bf16), "amx", PyBool_FromLong(f.amx), "neon", PyBool_FromLong(f.neon),
+                         "neonbf16", PyBool_FromLong(f.neonbf16), "compiler",
 #if defined(__clang__)
                          __VERSION__
 #elif defined(__GNUC__)

@@ -12,8 +12,9 @@
  * BITS        Within a block of k, each element of c is one chain of multiply-adds over p; the blocks' sums are added in
  *             order. So a result does not depend on the threads, on other rows or on the group. Multiply-adds are fused
  *             wherever the level's processors have the instruction, which is everywhere but at the level baseline on x86.
- *             On tiles (level amx, in bfloat16) an element is one chain of sums of 32 steps each. The tile adds the 32
- *             steps in the order described in kernels/gemm_ukr_amx.c. The blocks of k do not change such results.
+ *             On tiles (in bfloat16) an element is one chain of sums of 32 steps at the level amx, of 4 steps at the level
+ *             neonbf16. kernels/gemm_ukr_<level>.c says in which order these steps are added. The blocks of k do not change
+ *             such results.
  */
 #ifndef MOM_GEMM_GEMM_H
 #define MOM_GEMM_GEMM_H
@@ -22,12 +23,8 @@
 
 typedef struct mom_gemm mom_gemm;
 
-/* Most columns of a block that `finish` gets. */
-#define MOM_FINISH_COLUMNS ((size_t)512)
-_Static_assert(MOM_FINISH_COLUMNS % MOM_COLUMN_UNIT == 0, "blocks for `finish` are whole panels at every level");
-
 /* Takes rows [i0, i0 + m), columns [j0, j0 + n) of the product: sums (m, n) with row stride ld, which it may overwrite.
- * Runs on any thread, once for each block. */
+ * A block has at most gemm.column_block columns. Runs on any thread, once for each block. */
 typedef void (*mom_gemm_finish)(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m,
                                 size_t j0, size_t n);
 
@@ -45,8 +42,8 @@ struct mom_gemm {
     mom_dtype precision;
     const void *packed_b; /* NULL, or b as mom_gemm_pack left it (with k_scale) */
     mom_gemm_finish finish;
-    /* All blocks that `finish` gets begin at multiples of MOM_FINISH_COLUMNS and end there or with the row. So a sum over
-     * a row can be kept as one number per block, whatever the number of threads. */
+    /* All blocks that `finish` gets begin at multiples of the level's gemm.column_block and end there or with the row. So
+     * a sum over a row can be kept as one number per block, whatever the number of threads. */
     int whole_blocks;
     const void *context;  /* for finish */
     mom_part part;    /* what the product counts as; MOM_PART_NONE: what mom_count_part has set */

@@ -7,20 +7,20 @@ void mom_pack_columns(const mom_kernels *k, const mom_pack_task *t) {
 }
 
 size_t mom_count_packs(const mom_kernels *k, mom_dtype precision, size_t n, size_t kk) {
-    return kk ? mom_div_up(n, MOM_PACK_COLUMNS) * mom_div_up(kk, mom_block_depth(k, precision, kk)) : 0;
+    return kk ? mom_div_up(n, k->gemm.column_unit) * mom_div_up(kk, mom_block_depth(k, precision, kk)) : 0;
 }
 
 size_t mom_list_packs(const mom_kernels *k, mom_pack_task *tasks, const mom_pack_task *shared, size_t n, size_t kk) {
     const size_t depth = mom_block_depth(k, shared->precision, kk);
     size_t count = 0;
     for (size_t p0 = 0; p0 < kk; p0 += depth) {
-        for (size_t j0 = 0; j0 < n; j0 += MOM_PACK_COLUMNS) {
+        for (size_t j0 = 0; j0 < n; j0 += k->gemm.column_unit) {
             mom_pack_task *task = &tasks[count++];
             *task = *shared;
             task->p0 = p0;
             task->kc = mom_min(depth, kk - p0);
             task->j0 = j0;
-            task->n = mom_min(MOM_PACK_COLUMNS, n - j0);
+            task->n = mom_min(k->gemm.column_unit, n - j0);
             task->columns = mom_round_up(n, k->gemm.nr);
         }
     }

@@ -8,9 +8,7 @@
 
 #include "gemm/blocking.h"
 
-#define MOM_PACK_COLUMNS ((size_t)MOM_COLUMN_UNIT) /* columns of a task: enough work to be worth one, and whole panels */
-
-/* Packs a part of b: one block of k of some columns. */
+/* Packs a part of b: one block of k of some columns, at most the level's column_unit: enough work to be worth a task. */
 typedef struct {
     mom_item *dst; /* of the whole packed b */
     const mom_matrix *b;

@@ -18,15 +18,16 @@
 static void write_empty(const mom_kernels *k, const mom_gemm *g) {
     if (g->accumulate)
         return;
-    float row[MOM_FINISH_COLUMNS];
+    const size_t block = k->gemm.column_block;
+    float row[MOM_MOST_COLUMNS];
     for (size_t i = 0; i < g->m; i++) {
-        for (size_t j0 = 0; j0 < g->n; j0 += MOM_FINISH_COLUMNS) {
-            const size_t n = mom_min(MOM_FINISH_COLUMNS, g->n - j0);
+        for (size_t j0 = 0; j0 < g->n; j0 += block) {
+            const size_t n = mom_min(block, g->n - j0);
             float *c = g->finish ? row : g->c + i * g->ldc + j0;
             for (size_t j = 0; j < n; j++)
                 c[j] = g->bias ? g->bias[j0 + j] : 0.0f;
             if (g->finish)
-                g->finish(k, g, row, MOM_FINISH_COLUMNS, i, 1, j0, n);
+                g->finish(k, g, row, block, i, 1, j0, n);
         }
     }
 }
@@ -112,7 +113,7 @@ static mom_status run_slab(const mom_slab *all, mom_error *err) {
  * slab large. Has no effect on the bits. */
 static size_t slab_width(const mom_kernels *k, const mom_gemm *products, size_t count) {
     mom_slab slab = {.width = k->gemm.nc};
-    for (; slab.width % (2 * MOM_FINISH_COLUMNS) == 0; slab.width /= 2) {
+    for (; slab.width % (2 * k->gemm.column_block) == 0; slab.width /= 2) {
         size_t packed = 0;
         for (size_t i = 0; i < count; i++)
             if (!products[i].packed_b)

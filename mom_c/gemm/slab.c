@@ -2,12 +2,12 @@
 #include "gemm/slab.h"
 
 #define LEAST_ROW_PANELS 2 /* of a task, because each task reads the panels of b from the second cache or beyond */
-#define FEW_ROWS_COLUMNS ((size_t)128) /* of a task with few rows, because each task packs a again */
 
+/* A task with few rows has few columns, although each of them packs a again. */
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
     if (g->whole_blocks)
-        return MOM_FINISH_COLUMNS;
-    return mom_has_few_rows(k, g) && g->m <= k->gemm.mr ? mom_min(FEW_ROWS_COLUMNS, columns) : columns;
+        return k->gemm.column_block;
+    return mom_has_few_rows(k, g) && g->m <= k->gemm.mr ? mom_min(k->gemm.column_unit, columns) : columns;
 }
 
 /* Columns of c that a task computes: as many as stay in the second cache from one block of k to the next, or fewer if
@@ -15,7 +15,7 @@ static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t column
 size_t mom_slab_task_columns(const mom_slab *s) {
     const mom_kernels *k = s->x->k;
     const size_t nr = k->gemm.nr, threads = (size_t)s->x->threads, wanted = threads > 1 ? 4 * threads : 1;
-    size_t columns = mom_min(MOM_FINISH_COLUMNS, mom_round_up(s->width, nr));
+    size_t columns = mom_min(k->gemm.column_block, mom_round_up(s->width, nr));
     for (; columns > nr; columns = mom_round_up(columns / 2, nr)) {
         size_t tasks = 0;
         for (size_t i = 0; i < s->count; i++)
@@ -58,11 +58,12 @@ size_t mom_slab_blocks(const mom_slab *s, const mom_slab_product *products, mom_
             left -= (double)rows * (double)n * (double)g->k;
         }
     }
+    const size_t unit = s->x->k->gemm.column_unit;
     for (size_t i = 0; i < s->count; i++) {
         const size_t n = s->products[i].k_sums ? mom_slab_columns(s, &s->products[i]) : 0;
-        for (size_t j0 = 0; j0 < n; j0 += MOM_PACK_COLUMNS, tasks++)
+        for (size_t j0 = 0; j0 < n; j0 += unit, tasks++)
             if (blocks)
-                blocks[tasks] = (mom_block_task){&products[i], 0, 0, s->begin + j0, mom_min(MOM_PACK_COLUMNS, n - j0)};
+                blocks[tasks] = (mom_block_task){&products[i], 0, 0, s->begin + j0, mom_min(unit, n - j0)};
     }
     return tasks;
 }
@@ -110,7 +111,7 @@ static mom_slab_sizes measure_any_routes(const mom_slab *s) {
         const size_t depth = mom_items(k, g->precision, mom_min(steps, mom_most_depth(k, g->precision)));
         const int in_place = mom_reads_rows(k, g) || mom_reads_columns(k, g);
         if (g->finish)
-            sizes.sums = mom_max(sizes.sums, mom_block_rows(k, g, rows) * MOM_FINISH_COLUMNS);
+            sizes.sums = mom_max(sizes.sums, mom_block_rows(k, g, rows) * k->gemm.column_block);
         sizes.a = mom_max(sizes.a, (in_place ? k->gemm.mr : mom_block_rows(k, g, rows)) * depth);
         sizes.blocks += SPARE_TASKS;
         if (g->packed_b)

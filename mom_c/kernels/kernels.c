@@ -11,23 +11,34 @@
 static size_t collect(const mom_kernels **tables) {
     size_t n = 0;
     tables[n++] = &mom_kernels_baseline;
-#ifndef MOM_NO_X86_LEVELS
     const mom_cpu_features cpu = mom_cpu_detect();
+    (void)cpu; /* if there is no other level */
+#ifdef MOM_HAS_AVX2
     if (cpu.avx2)
         tables[n++] = &mom_kernels_avx2;
+#endif
+#ifdef MOM_HAS_AVX512
     if (cpu.avx512)
         tables[n++] = &mom_kernels_avx512;
-#ifndef MOM_NO_AVX512BF16
+#endif
+#ifdef MOM_HAS_AVX512BF16
     if (cpu.avx512bf16)
         tables[n++] = &mom_kernels_avx512bf16;
 #endif
 #if defined(MOM_AMX_EMULATED)
     if (cpu.avx512)
         tables[n++] = &mom_kernels_amx;
-#elif !defined(MOM_NO_AMX)
+#elif defined(MOM_HAS_AMX)
     if (cpu.amx && mom_cpu_allow_amx())
         tables[n++] = &mom_kernels_amx;
 #endif
+#ifdef MOM_HAS_NEON
+    if (cpu.neon)
+        tables[n++] = &mom_kernels_neon;
+#endif
+#ifdef MOM_HAS_NEONBF16
+    if (cpu.neonbf16)
+        tables[n++] = &mom_kernels_neonbf16;
 #endif
     return n;
 }

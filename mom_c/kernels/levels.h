@@ -16,7 +16,7 @@ extern const mom_kernels mom_kernels_baseline;
 void mom_gemm_f32_4x8_baseline(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                                const void *next);
 
-#ifndef MOM_NO_X86_LEVELS
+#if defined(__x86_64__)
 extern const mom_kernels mom_kernels_avx2, mom_kernels_avx512, mom_kernels_avx512bf16, mom_kernels_amx;
 void mom_gemm_f32_6x16_avx2(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
                             const void *next);
@@ -46,6 +46,20 @@ void mom_tiles_bf16f32_24x32_amx(size_t chunks, size_t panels, const mom_bf16 *a
                                  int accumulate, const void *next);
 void mom_tiles_begin_amx(void);
 void mom_tiles_end_amx(void);
+#endif
+
+#if defined(__aarch64__)
+extern const mom_kernels mom_kernels_neon, mom_kernels_neonbf16;
+void mom_gemm_f32_8x12_neon(size_t kc, const float *a, const float *b, float *c, size_t ldc, int accumulate,
+                            const void *next);
+void mom_gemm_f32_b_rows_8x12_neon(size_t kc, const float *a, const float *b, size_t ldb, float *c, size_t ldc,
+                                   int accumulate);
+void mom_gemm_bf16f32_8x12_neonbf16(size_t pairs, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                                    int accumulate, const void *next);
+void mom_tiles_bf16f32_8x12_neonbf16(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
+                                     int accumulate, const void *next);
+void mom_tiles_begin_neonbf16(void);
+void mom_tiles_end_neonbf16(void);
 #endif
 
 #endif

@@ -4,7 +4,8 @@
  * holds mr rows, a panel of b holds nr columns, side by side and step after step of k:
  *     float32    a (k, mr)          b (k, nr)
  *     bfloat16   a (pairs, mr, 2)   b (pairs, nr, 2), a pair being two consecutive steps of k
- * Panels are aligned to 64 bytes; c may be unaligned and has row stride ldc.
+ * With nr = 16 or 32 panels of b are aligned to 64 bytes, since whole factors are. c may be unaligned and has row stride
+ * ldc.
  */
 #ifndef MOM_KERNELS_PRODUCT_KERNELS_H
 #define MOM_KERNELS_PRODUCT_KERNELS_H
@@ -45,7 +46,7 @@ typedef struct {
 #define MOM_MOST_MR 12      /* largest mr */
 #define MOM_MOST_TILE 512   /* largest mr * nr */
 #define MOM_MOST_MC 256     /* largest mc */
-#define MOM_COLUMN_UNIT 128 /* a multiple of every nr */
+#define MOM_MOST_COLUMNS ((size_t)512) /* largest column_block */
 
 /* All entries give the same bits. With accumulate 1 the product is added to c, with 0 c is overwritten and not read.
  * `next` is any address; the first kc / 4 cache lines there may be fetched, since the caller will read them soon. */
@@ -82,16 +83,19 @@ typedef struct {
                       const void *next);
 } mom_gemm_bf16_kernels;
 
-/* Products of bfloat16 on tile registers. A level has all of these entries, or `items` is 0 and they are NULL.
- * A tile takes `items` pairs of steps at a time: a chunk. Both factors are padded with zeros to whole chunks. */
+/* Products of bfloat16 by instructions that multiply small matrices. A level has all of these entries, or `items` is 0 and
+ * they are NULL. An instruction takes `items` pairs of steps at a time: a chunk. Both factors are padded with zeros to whole
+ * chunks. */
 typedef struct {
     size_t items;
     /* c (panels * mr, nr) = or += a * b for 1 or 2 consecutive panels of a, packed by `pack`; b is packed as for the
-     * other kernels. The sum begins with c or zero and proceeds chunk by chunk, so its bits do not depend on the number
-     * of panels. The first 4 * panels cache lines per chunk at `next` may be fetched. */
+     * other kernels if `joined` is 0. The sum begins with c or zero and proceeds chunk by chunk, so its bits do not depend on the number
+     * of panels. The first panels * chunks * items / 4 cache lines at `next` may be fetched. */
     void (*multiply)(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                      int accumulate, const void *next);
-    /* A thread calls `begin` before `multiply` and `end` after it, to set up and release its tile registers. */
+    /* 1: panels of b hold whole chunks, too: (chunks, nr, items, 2). */
+    int joined;
+    /* A thread calls `begin` before `multiply` and `end` after it, to set up and release tile registers. */
     void (*begin)(void);
     void (*end)(void);
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels (chunks, mr, items, 2), rounded to nearest. Rows
@@ -103,6 +107,8 @@ typedef struct {
     const char *name, *bf16_name;
     size_t mr, nr;     /* micro-tile */
     size_t mc, kc, nc; /* blocks that stay in caches: rows of a, steps of k, columns of b */
+    size_t column_unit;  /* columns of a task of little work, such as packing; whole panels */
+    size_t column_block; /* most columns of a task; a multiple of column_unit, and nc is a multiple of it */
     size_t kc_bf16;    /* kc for factors in bfloat16, in steps of k */
     mom_gemm_f32_kernels f32;
     mom_gemm_bf16_kernels bf16;
@@ -115,7 +121,7 @@ typedef struct {
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
      * item of 32 bits for each of its rows. In MOM_F32 an item is the element of step p. In MOM_BF16 it is the pair of
      * steps 2p and 2p + 1, rounded to nearest; k is padded with zeros to whole pairs, at a level with tiles to whole
-     * chunks. Rows past m are zero. k_scale (all steps of src) or NULL multiplies step p. */
+     * chunks, and with `tiles.joined` the items of a chunk lie side by side for each row. Rows past m are zero. k_scale (all steps of src) or NULL multiplies step p. */
     void (*factor)(void *dst, mom_dtype precision, size_t width, const mom_matrix *src, const float *k_scale, size_t i0,
                    size_t m, size_t p0, size_t k);
     /* out (n) += the sums over k of a panel (items, nr) of packed b; n <= nr */

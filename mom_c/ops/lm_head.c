@@ -23,8 +23,6 @@
 #define MOST_ROWS ((size_t)1024)
 #define TASK_ROWS ((size_t)8)
 
-static size_t column_blocks(size_t V) { return mom_div_up(V, MOM_FINISH_COLUMNS); }
-
 typedef struct {
     const mom_kernels *k;
     void *tile; /* (rows, V), row stride ld, of type dtype: exp(logit - block's maximum), then the gradient of the logits;
@@ -50,7 +48,7 @@ static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, siz
     const tile_job *job = g->context;
     for (size_t i = i0; i < i0 + m; i++) {
         float *row = sums + (i - i0) * ld;
-        const size_t block = i * job->blocks + j0 / MOM_FINISH_COLUMNS, label = (size_t)job->labels[i];
+        const size_t block = i * job->blocks + j0 / k->gemm.column_block, label = (size_t)job->labels[i];
         if (label >= j0 && label < j0 + n)
             job->label[i] = row[label - j0];
         float *out = job->tile && job->dtype == MOM_F32 ? tile_at(job, i, j0) : row;
@@ -65,7 +63,7 @@ static void finish_exp(const mom_kernels *k, const mom_gemm *g, float *sums, siz
 static void softmax_task(const void *context, size_t begin, size_t end) {
     const tile_job *job = context;
     const mom_kernels *k = job->k;
-    float buffer[MOM_FINISH_COLUMNS];
+    float buffer[MOM_MOST_COLUMNS];
     for (size_t i = begin; i < end; i++) {
         const float *max = job->max + i * job->blocks, *sum = job->sum + i * job->blocks;
         const double largest = (double)k->vec.max(max, job->blocks);
@@ -76,7 +74,7 @@ static void softmax_task(const void *context, size_t begin, size_t end) {
         const size_t label = (size_t)job->labels[i];
         job->loss[i] = lse - (double)job->label[i];
         for (size_t b = 0; job->tile && b < job->blocks; b++) {
-            const size_t j0 = b * MOM_FINISH_COLUMNS, n = mom_min(MOM_FINISH_COLUMNS, job->V - j0);
+            const size_t j0 = b * k->gemm.column_block, n = mom_min(k->gemm.column_block, job->V - j0);
             float *row = job->dtype == MOM_BF16 ? buffer : tile_at(job, i, j0);
             if (job->dtype == MOM_BF16)
                 k->vec.from_bf16(row, tile_at(job, i, j0), n);
@@ -127,7 +125,8 @@ mom_status mom_lm_head_gradient(const mom_exec *x, double *loss_sum, float *dhid
     *loss_sum = 0.0;
     if (!n)
         return MOM_OK;
-    const size_t blocks = column_blocks(V), most = mom_min(n, mom_min(MOST_ROWS, mom_max(TILE / V, LEAST_ROWS)));
+    const size_t blocks = mom_div_up(V, x->k->gemm.column_block);
+    const size_t most = mom_min(n, mom_min(MOST_ROWS, mom_max(TILE / V, LEAST_ROWS)));
     tile_job job = {.k = x->k, .ld = row_stride(V), .dtype = x->precision, .V = V, .blocks = blocks};
     float *selected = NULL;
     if (dhidden) {

@@ -19,8 +19,10 @@ static size_t choices_of(const mom_made_choices *in, size_t t) {
 
 static double log_sum_exp(const mom_made_choices *in, const float *outputs) {
     double most = -INFINITY, sum = 0.0;
-    for (size_t s = 0; s < in->S; s++)
-        most = fmax(most, (double)outputs[s] / (double)in->temperature);
+    for (size_t s = 0; s < in->S; s++) { /* GCC 12 fails with an internal error here on AArch64 if this calls fmax */
+        const double value = (double)outputs[s] / (double)in->temperature;
+        most = value > most ? value : most;
+    }
     for (size_t s = 0; s < in->S; s++)
         sum += exp((double)outputs[s] / (double)in->temperature - most);
     return most + log(sum);

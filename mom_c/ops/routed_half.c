@@ -45,7 +45,7 @@ static void score_task(const void *context, size_t begin, size_t end) {
     const mom_half_score_job *job = context;
     const mom_kernels *k = job->half->exec->k;
     const mom_routing_plan *plan = job->half->plan;
-    float buffer[MOM_FINISH_COLUMNS];
+    float buffer[MOM_MOST_COLUMNS];
     size_t m = 0;
     for (size_t s = begin; s < end; s++) {
         while ((size_t)plan->offsets[m + 1] <= s)
@@ -54,8 +54,8 @@ static void score_task(const void *context, size_t begin, size_t end) {
         float sum = 0.0f;
         for (size_t b = 0; b < job->blocks; b++)
             sum += job->partial[s * job->blocks + b];
-        for (size_t j = 0; j < job->Out; j += MOM_FINISH_COLUMNS) {
-            const size_t n = mom_min(job->Out - j, MOM_FINISH_COLUMNS);
+        for (size_t j = 0; j < job->Out; j += k->gemm.column_block) {
+            const size_t n = mom_min(job->Out - j, k->gemm.column_block);
             const void *row = mom_half_at(job->dout, job->dtype, job->by_token ? t : s, job->Out, j);
             sum += k->vec.dot(mom_half_load_row(k, buffer, row, job->dtype, n), job->bias[m] + j, n);
         }

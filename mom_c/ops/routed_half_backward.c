@@ -65,7 +65,7 @@ static void list_last_inputs(mom_half_products *list, const mom_half *half, cons
     const mom_routing_plan *plan = half->plan;
     const size_t In = l->layer->In, C = l->layer->Out;
     const mom_half_block shared = {.half = half, .width = In, .inner = l->inner, .weight = l->output->weight,
-                                   .partial = l->partial, .blocks = mom_column_blocks(In),
+                                   .partial = l->partial, .blocks = mom_column_blocks(half, In),
                                    .out = l->dslots ? l->dslots : l->dinner,
                                    .out_dtype = l->dslots ? MOM_F32 : half->dtype, .by_token = !l->dslots};
     for (size_t m = 0; m < plan->M; m++) {
@@ -82,7 +82,7 @@ static void list_last_inputs(mom_half_products *list, const mom_half *half, cons
 static mom_status last_layer_backward(const mom_half *half, last_layer *l, float *dscore) {
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
-    const size_t In = l->layer->In, C = l->layer->Out, blocks = mom_column_blocks(In);
+    const size_t In = l->layer->In, C = l->layer->Out, blocks = mom_column_blocks(half, In);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, half, 2 * plan->M));
@@ -164,7 +164,7 @@ static void list_first_inputs(mom_half_products *list, const first_layer *f, con
         g->b = mom_matrix_transposed(f->layer->weight[m] + part->begin, f->layer->Out);
         g->packed_b = f->count > 1 ? NULL : mom_packed_of(f->layer, m);
         const mom_half_block block = {.half = half, .width = C, .out = f->dxn, .weight = f->weight, .partial = f->partial,
-                                      .blocks = mom_column_blocks(C)};
+                                      .blocks = mom_column_blocks(half, C)};
         if (f->weight) {
             mom_half_set_finish(list, g, mom_half_finish_scored_norm, m, block);
         } else if (!last) {
@@ -190,7 +190,7 @@ static mom_status first_layer_backward(first_layer *f, float *dx, float *dscore)
     const mom_half *half = &f->parts[f->count - 1].half;
     const mom_exec *x = half->exec;
     const mom_routing_plan *plan = half->plan;
-    const size_t C = f->layer->In, blocks = mom_column_blocks(C);
+    const size_t C = f->layer->In, blocks = mom_column_blocks(half, C);
     const mom_arena_mark mark = mom_arena_get_mark(x->workspace);
     mom_half_products list;
     MOM_TRY(mom_half_products_init(&list, half, 2 * f->count * plan->M));

@@ -64,7 +64,7 @@ void mom_half_finish_residual(const mom_kernels *k, const mom_gemm *g, float *su
 void mom_half_finish_gelu_backward(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m,
                                    size_t j0, size_t n) {
     const mom_half_block *f = g->context;
-    float buffer[MOM_FINISH_COLUMNS];
+    float buffer[MOM_MOST_COLUMNS];
     for (size_t r = 0; r < m; r++) {
         const row_place p = place_of(f, i0 + r);
         float *row = sums + r * ld;
@@ -72,7 +72,7 @@ void mom_half_finish_gelu_backward(const mom_kernels *k, const mom_gemm *g, floa
         const float *v = mom_half_load_row(k, buffer, inner, f->half->dtype, n);
         const float score = k->vec.gelu_backward_score(row, v, p.weight, n);
         if (f->partial)
-            f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] = score;
+            f->partial[p.slot * f->blocks + j0 / k->gemm.column_block] = score;
         mom_half_store_row(k, inner, f->half->dtype, row, 1.0f, n);
     }
 }
@@ -81,13 +81,13 @@ void mom_half_finish_gelu_backward(const mom_kernels *k, const mom_gemm *g, floa
 void mom_half_finish_scored(const mom_kernels *k, const mom_gemm *g, float *sums, size_t ld, size_t i0, size_t m,
                             size_t j0, size_t n) {
     const mom_half_block *f = g->context;
-    float buffer[MOM_FINISH_COLUMNS];
+    float buffer[MOM_MOST_COLUMNS];
     for (size_t r = 0; r < m; r++) {
         const row_place p = place_of(f, i0 + r);
         float *row = sums + r * ld;
         if (f->partial) {
             const void *inner = mom_half_at(f->inner, f->half->dtype, p.token, f->width, j0);
-            f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] =
+            f->partial[p.slot * f->blocks + j0 / k->gemm.column_block] =
                 k->vec.dot(row, mom_half_load_row(k, buffer, inner, f->half->dtype, n), n);
         }
         void *out = mom_half_at(f->out, f->out_dtype, f->by_token ? p.token : p.slot, f->width, j0);
@@ -108,12 +108,12 @@ void mom_half_finish_scored_norm(const mom_kernels *k, const mom_gemm *g, float 
                                  size_t j0, size_t n) {
     const mom_half_block *f = g->context;
     const mom_half *half = f->half;
-    float xn[MOM_FINISH_COLUMNS];
+    float xn[MOM_MOST_COLUMNS];
     for (size_t r = 0; r < m; r++) {
         const row_place p = place_of(f, i0 + r);
         k->norm.apply(xn, half->x + p.token * half->C + j0, half->mean[p.token], half->rstd[p.token],
                            half->ln_weight[f->m] + j0, half->ln_bias[f->m] + j0, n);
-        f->partial[p.slot * f->blocks + j0 / MOM_FINISH_COLUMNS] = k->vec.dot(sums + r * ld, xn, n);
+        f->partial[p.slot * f->blocks + j0 / k->gemm.column_block] = k->vec.dot(sums + r * ld, xn, n);
         k->vec.scale((float *)f->out + p.slot * f->width + j0, p.weight, sums + r * ld, n);
     }
 }

@@ -1,7 +1,7 @@
 /* What the files of a half-round share. Public functions are in routed_half.h.
  *
  * DESIGN  Every layer is one grouped product (gemm/gemm.h). Its results go to a `finish` function, which sees blocks of
- *         at most MOM_FINISH_COLUMNS columns while they are in cache. With one slot per token a result goes straight to
+ *         at most gemm.column_block columns while they are in cache. With one slot per token a result goes straight to
  *         its token's row. With several it is kept by slot, and a pass over tokens adds them up in the order of the
  *         token's choices.
  * COST    Beside the products: forward one pass over the residual stream, backward two over the slots. LayerNorm's and
@@ -19,7 +19,9 @@ static inline const void *mom_packed_of(const mom_half_layer *layer, size_t m) {
     return layer->packed ? layer->packed[m] : NULL;
 }
 
-static inline size_t mom_column_blocks(size_t width) { return mom_div_up(width, MOM_FINISH_COLUMNS); }
+static inline size_t mom_column_blocks(const mom_half *half, size_t width) {
+    return mom_div_up(width, half->exec->k->gemm.column_block);
+}
 
 /* Where row `row` of an array of `width` columns begins, from column j on. */
 static inline void *mom_half_at(const void *data, mom_dtype dtype, size_t row, size_t width, size_t j) {

@@ -1,4 +1,5 @@
-/* Runs all tests of the core, or the suites that the command line names: test [--quick] [SUITE...] */
+/* Runs all tests of the core, or the suites that the command line names: test [--quick] [SUITE...]
+ * test --levels only names the levels of this machine. */
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -31,6 +32,8 @@ int main(int argc, char **argv) {
     for (const char *const *level = mom_kernels_available(); *level; level++)
         printf(" %s", *level);
     printf("\n");
+    if (argc == 2 && strcmp(argv[1], "--levels") == 0)
+        return 0;
     size_t ran = 0;
     for (size_t i = 0; i < CHECK_LENGTH(suites); i++) {
         if (!wanted(suites[i].name, argc, argv))

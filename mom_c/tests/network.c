@@ -182,8 +182,10 @@ static void take_step(result *r, const mom_exec *x, unsigned options) {
 static double largest_difference(const result *a, const result *b) {
     double worst = 0.0, largest = 0.0;
     for (size_t i = 0; i < CHECK_LENGTH(a->gradients); i++) {
-        worst = fmax(worst, fabs((double)a->gradients[i] - (double)b->gradients[i]));
-        largest = fmax(largest, fabs((double)a->gradients[i]));
+        /* No calls of fmax: with them GCC 12 fails on AArch64 with an internal error. */
+        const double off = fabs((double)a->gradients[i] - (double)b->gradients[i]), size = fabs((double)a->gradients[i]);
+        worst = off > worst ? off : worst;
+        largest = size > largest ? size : largest;
     }
     return worst / largest;
 }

@@ -188,4 +188,30 @@ static const check_operator operators[] = {
     {"gemv", gemv_setup, gemv_define, gemv_run, 1e-5, gemv_cases, CHECK_LENGTH(gemv_cases)},
 };
 
-void check_products(void) { check_operators(operators, CHECK_LENGTH(operators)); }
+#if defined(__SSE2__) || defined(__aarch64__)
+static void halve_task(void *context, size_t task, int thread) {
+    volatile float *numbers = context;
+    (void)thread;
+    numbers[task] *= 0.5f;
+}
+
+/* While tasks run, a denormal number counts as zero, as a factor and as a result. The caller's mode stays. */
+static void check_denormals(void) {
+    for (int threads = 1; threads <= 2; threads++) {
+        volatile float numbers[] = {1e-40f, 1.5e-38f, 1.0f}, outside = 1.5e-38f;
+        mom_parallel_run(threads, CHECK_LENGTH(numbers), halve_task, (void *)(uintptr_t)numbers);
+        check_that(numbers[0] == 0.0f && numbers[1] == 0.0f && numbers[2] == 0.5f,
+                   "%d threads: halves of 1e-40, 1.5e-38 and 1 are %g, %g and %g", threads, (double)numbers[0],
+                   (double)numbers[1], (double)numbers[2]);
+        outside *= 0.5f;
+        check_that(outside > 0.0f, "%d threads: denormal numbers are still switched off after the tasks", threads);
+    }
+}
+#else
+static void check_denormals(void) {}
+#endif
+
+void check_products(void) {
+    check_operators(operators, CHECK_LENGTH(operators));
+    check_denormals();
+}

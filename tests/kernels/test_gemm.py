@@ -196,8 +196,11 @@ def test_tiles_sum_in_the_order_of_their_definition(k: int, rng: np.random.Gener
         assert ops.gemm(a, b, c=c, precision="bfloat16").tobytes() == expected.tobytes()
 
 
-def test_float32_has_the_same_bits_at_all_levels_of_avx512(rng: np.random.Generator) -> None:
-    levels = [level for level in mom.cpu_info()["levels"] if level in ("avx512", "avx512bf16", "amx")]
+@pytest.mark.parametrize("sharing", [("avx512", "avx512bf16", "amx"), ("neon", "neonbf16")])
+def test_float32_has_the_same_bits_at_all_levels_that_share_its_kernels(
+    sharing: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    levels = [level for level in mom.cpu_info()["levels"] if level in sharing]
     a, b = rng.standard_normal((61, 1100), np.float32), rng.standard_normal((1100, 77), np.float32)
     results = set()
     for level in levels:
@@ -207,6 +210,7 @@ def test_float32_has_the_same_bits_at_all_levels_of_avx512(rng: np.random.Genera
 
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+AARCH64 = platform.machine().lower() in ("aarch64", "arm64")
 
 
 def test_multiply_adds_are_fused_everywhere_but_at_baseline_on_x86(kernel_level: str) -> None:
@@ -222,7 +226,7 @@ def test_multiply_adds_are_fused_everywhere_but_at_baseline_on_x86(kernel_level:
         assert np.array_equal(ops.gemm(a, b), np.full((m, 37), error if fused else 0.0, np.float32))
 
 
-@pytest.mark.skipif(not X86, reason="denormal numbers are switched off on x86 only")
+@pytest.mark.skipif(not (X86 or AARCH64), reason="denormal numbers are switched off on x86 and AArch64 only")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_denormal_factors_count_as_zero(kernel_level: str, precision: str) -> None:
     denormal = np.full((13, 4), 1e-40, np.float32)

@@ -25,9 +25,9 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_cpu_info_describes_the_active_level(kernel_level: str) -> None:
     info = mom.cpu_info()
     assert info["level"] == kernel_level
-    float32_level = "avx512" if kernel_level in ("avx512bf16", "amx") else kernel_level
+    float32_level = {"avx512bf16": "avx512", "amx": "avx512", "neonbf16": "neon"}.get(kernel_level, kernel_level)
     assert info["gemm"].startswith("mom_gemm_f32_") and info["gemm"].endswith(float32_level)
-    own = kernel_level in ("avx512bf16", "amx")
+    own = kernel_level in ("avx512bf16", "amx", "neonbf16")
     assert info["gemm_bf16"].removesuffix(", emulated").endswith(kernel_level if own else "widened to float32")
     assert not own or info["features"][kernel_level] or info["gemm_bf16"].endswith(", emulated")
     assert info["levels"][0] == "baseline"
@@ -56,7 +56,7 @@ def test_environment_chooses_the_level() -> None:
         assert done.stdout.strip() == level, done.stderr
 
 
-@pytest.mark.parametrize("level", ["sse9", "avx2", "avx512", "avx512bf16", "amx"])
+@pytest.mark.parametrize("level", ["sse9", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"])
 def test_level_in_the_environment_that_this_machine_lacks_fails_the_import(level: str) -> None:
     if level in mom.cpu_info()["levels"]:
         pytest.skip("this machine has it")
