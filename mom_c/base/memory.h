@@ -13,7 +13,7 @@
 
 #include "base/status.h"
 
-#define MOM_ALIGNMENT 64
+#define MOM_ALIGNMENT 64 /* bytes: of blocks, and of a cache line */
 
 /* Returns NULL and sets MOM_ERR_MEMORY if count * size overflows or memory is refused. `what` names the thing in the
  * message. A request for zero bytes gives a valid pointer. calloc's memory is zero; large blocks cost nothing until

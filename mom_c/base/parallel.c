@@ -1,5 +1,7 @@
 #include "base/parallel.h"
 
+#include "base/memory.h"
+
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
@@ -36,7 +38,7 @@ static void rest(void) {}
 
 /* Tasks [next, end). Each counter has a cache line of its own, so that threads do not wait for each other's. */
 typedef struct {
-    _Alignas(MOM_CACHE_LINE) atomic_size_t next;
+    _Alignas(MOM_ALIGNMENT) atomic_size_t next;
     size_t end;
 } task_range;
 

@@ -11,7 +11,6 @@
 #include <stddef.h>
 
 #define MOM_MAX_THREADS 256
-#define MOM_CACHE_LINE 64 /* bytes; what threads write next to each other is kept so far apart */
 
 /* task < tasks; thread < threads tells which per-thread scratch may be used. */
 typedef void (*mom_task)(void *context, size_t task, int thread);

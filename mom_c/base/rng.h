@@ -11,9 +11,14 @@
 
 #define MOM_RNG_GOLDEN UINT64_C(0x9e3779b97f4a7c15) /* 2^64 divided by the golden ratio */
 
-static inline uint64_t mom_rng_mix(uint64_t z) {
+/* The finaliser without its last step, which does not change the upper 31 bits. */
+static inline uint64_t mom_rng_mix_upper(uint64_t z) {
     z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+}
+
+static inline uint64_t mom_rng_mix(uint64_t z) {
+    z = mom_rng_mix_upper(z);
     return z ^ (z >> 31);
 }
 

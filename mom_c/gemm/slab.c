@@ -3,7 +3,7 @@
 
 #define LEAST_ROW_PANELS 2 /* of a task, because each task reads the panels of b from the second cache or beyond */
 
-/* A task with few rows has few columns, although each of them packs a again. */
+/* With few rows there are more tasks of fewer columns, although each task packs a again. */
 static size_t column_step(const mom_kernels *k, const mom_gemm *g, size_t columns) {
     if (g->whole_blocks)
         return k->gemm.column_block;

@@ -21,7 +21,8 @@ typedef struct {
     const mom_gemm *g;
     const mom_item *b;      /* packed, or NULL if each task packs its own columns or reads b where it lies */
     size_t columns, first;  /* packed columns, rounded up to nr; the first one's place in c */
-    _Alignas(MOM_CACHE_LINE) atomic_size_t unpacked; /* tasks that pack it and are not done */
+    /* Tasks that pack it and are not done. The counter has a cache line of its own, since many threads read the rest. */
+    _Alignas(MOM_ALIGNMENT) atomic_size_t unpacked;
 } mom_slab_product;
 
 /* Computes rows [i0, i0 + m), columns [j0, j0 + n) of c. With m = 0: the sums over these columns of b, for k_sums. */

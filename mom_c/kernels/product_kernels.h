@@ -4,7 +4,7 @@
  * holds mr rows, a panel of b holds nr columns, side by side and step after step of k:
  *     float32    a (k, mr)          b (k, nr)
  *     bfloat16   a (pairs, mr, 2)   b (pairs, nr, 2), a pair being two consecutive steps of k
- * With nr = 16 or 32 panels of b are aligned to 64 bytes, since whole factors are. c may be unaligned and has row stride
+ * Whole factors are aligned to 64 bytes, and so are panels of b if nr is 16 or 32. c may be unaligned and has row stride
  * ldc.
  */
 #ifndef MOM_KERNELS_PRODUCT_KERNELS_H
@@ -89,8 +89,8 @@ typedef struct {
 typedef struct {
     size_t items;
     /* c (panels * mr, nr) = or += a * b for 1 or 2 consecutive panels of a, packed by `pack`; b is packed as for the
-     * other kernels if `joined` is 0. The sum begins with c or zero and proceeds chunk by chunk, so its bits do not depend on the number
-     * of panels. The first panels * chunks * items / 4 cache lines at `next` may be fetched. */
+     * other kernels if `joined` is 0. The sum begins with c or zero and proceeds chunk by chunk, so its bits do not
+     * depend on the number of panels. The first panels * chunks * items / 4 cache lines at `next` may be fetched. */
     void (*multiply)(size_t chunks, size_t panels, const mom_bf16 *a, const mom_bf16 *b, float *c, size_t ldc,
                      int accumulate, const void *next);
     /* 1: panels of b hold whole chunks, too: (chunks, nr, items, 2). */
@@ -121,7 +121,8 @@ typedef struct {
     /* Packs rows [i0, i0 + m), steps [p0, p0 + k) of src into panels of `width` rows. Panel q holds, step after step, one
      * item of 32 bits for each of its rows. In MOM_F32 an item is the element of step p. In MOM_BF16 it is the pair of
      * steps 2p and 2p + 1, rounded to nearest; k is padded with zeros to whole pairs, at a level with tiles to whole
-     * chunks, and with `tiles.joined` the items of a chunk lie side by side for each row. Rows past m are zero. k_scale (all steps of src) or NULL multiplies step p. */
+     * chunks, and with `tiles.joined` the items of a chunk lie side by side for each row. Rows past m are zero. k_scale
+     * (all steps of src) or NULL multiplies step p. */
     void (*factor)(void *dst, mom_dtype precision, size_t width, const mom_matrix *src, const float *k_scale, size_t i0,
                    size_t m, size_t p0, size_t k);
     /* out (n) += the sums over k of a panel (items, nr) of packed b; n <= nr */

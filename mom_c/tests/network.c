@@ -184,6 +184,8 @@ static double largest_difference(const result *a, const result *b) {
     for (size_t i = 0; i < CHECK_LENGTH(a->gradients); i++) {
         /* No calls of fmax: with them GCC 12 fails on AArch64 with an internal error. */
         const double off = fabs((double)a->gradients[i] - (double)b->gradients[i]), size = fabs((double)a->gradients[i]);
+        if (!isfinite(off))
+            return INFINITY;
         worst = off > worst ? off : worst;
         largest = size > largest ? size : largest;
     }

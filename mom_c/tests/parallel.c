@@ -30,8 +30,8 @@ static void check_loop(int threads, size_t tasks, int in_order) {
     counts.in_order = in_order;
     (in_order ? mom_parallel_run_in_order : mom_parallel_run)(threads, tasks, count_run, &counts);
     for (size_t i = 0; i < MOST_TASKS; i++)
-        check_that(atomic_load(&counts.runs[i]) == (i < tasks), "task %zu of %zu on %d threads, in order %d: %zu runs", i, tasks,
-                   threads, in_order, atomic_load(&counts.runs[i]));
+        check_that(atomic_load(&counts.runs[i]) == (i < tasks), "task %zu of %zu on %d threads, in order %d: %zu runs",
+                   i, tasks, threads, in_order, atomic_load(&counts.runs[i]));
     check_that(!atomic_load(&counts.wrong_threads), "a thread that is none of %d", threads);
 }
 
