@@ -16,8 +16,8 @@
 typedef void (*mom_task)(void *context, size_t task, int thread);
 
 /* Runs all tasks on at most `threads` threads, on fewer if the system refuses to create so many. Each thread has a range of
- * tasks of its own and then helps the others with theirs. So loops over the same rows meet the same memory from the same
- * threads, which counts on machines with several memories (NUMA). Operators use mom_parallel_for (base/exec.h). */
+ * tasks of its own and then helps the others. So a thread meets the same rows in every loop, and their memory is near it on
+ * machines with several memories (NUMA). Operators use mom_parallel_for (base/exec.h). */
 void mom_parallel_run(int threads, size_t tasks, mom_task run, void *context);
 /* The same for tasks that are started in order: a task may wait for earlier tasks, but never for later ones. */
 void mom_parallel_run_in_order(int threads, size_t tasks, mom_task run, void *context);
