@@ -114,12 +114,12 @@ def levers(results: Path) -> str:
             for figure, digits in (("kept", 2), ("distinct", 1), ("skip", 2)) for half in ("attn", "ffn")
         ]  # fmt: skip
         rows.append([
-            name, str(len(records)), losses(records), difference(folder, name, "MoM"),
-            difference(folder, name, "GPT-2"), *moves,
+            name, number(mean(records, "parameters") / 1e6), str(len(records)), losses(records),
+            difference(folder, name, "MoM"), difference(folder, name, "GPT-2"), *moves,
         ])  # fmt: skip
-    rows.sort(key=lambda row: float(row[2].split()[0]))
-    head = ["what is changed", "seeds", "loss", "minus MoM's", "minus GPT-2's", "stay: attention", "feed-forward",
-            "met: attention", "feed-forward", "SKIP: attention", "feed-forward"]  # fmt: skip
+    rows.sort(key=lambda row: float(row[3].split()[0]))
+    head = ["what is changed", "million parameters", "seeds", "loss", "minus MoM's", "minus GPT-2's", "stay: attention",
+            "feed-forward", "met: attention", "feed-forward", "SKIP: attention", "feed-forward"]  # fmt: skip
     return markdown(head, rows)
 
 

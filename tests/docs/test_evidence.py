@@ -124,7 +124,9 @@ def test_losses_and_differences(results: Path) -> None:
     assert rows["one choice"][-1].startswith(f"{less:+.3f} (") and rows["GPT-2"][-1] == ""
     assert rows["GPT-2"][3:5] == ["6.0", "6.0"], "layers of the plain model"
     kept = {row[0]: row for row in cells(tables.levers(results))}
-    assert [len(kept[name]) for name in ("GPT-2", "MoM")] == [11, 11] and kept["GPT-2"][5:] == [""] * 6
+    assert [len(kept[name]) for name in ("GPT-2", "MoM")] == [12, 12] and kept["GPT-2"][6:] == [""] * 6
+    sizes = {record.done["parameters"] for record in read_records(results / "levers") if "MoM" in record.names}
+    assert kept["MoM"][1] == f"{sizes.pop() / 1e6:.2f}" and not sizes
     assert [row[0] for row in cells(tables.sharing(results))] == ["nothing shared", "both shared"]
 
 
